@@ -1,0 +1,97 @@
+"""The random number generators of a process: seeded, captured and restored together.
+
+Python's, NumPy's (global), torch's CPU generator and that of every CUDA device. A generator that a state lacks
+is an error, never a shrug: a resumed run that draws other numbers is another run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import UsageError
+
+_MASK = (1 << 64) - 1
+
+
+def fold(*values: int) -> int:
+    """One 63-bit seed from several integers; every change of any value, or of their order, gives another.
+
+    SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014) over a running state.
+
+    >>> fold(0, 1) != fold(1, 0)
+    True
+    """
+    state = 0x9E3779B97F4A7C15
+    for value in values:
+        state = (state ^ (value & _MASK)) & _MASK
+        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator of this process from one integer."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(fold(seed) & 0xFFFFFFFF)
+    # torch.manual_seed reaches CUDA's generators too, lazily where CUDA is not yet in use.
+    torch.manual_seed(seed)
+
+
+def capture() -> dict[str, Any]:
+    """The state of every generator, as plain values and tensors (uint8 and int64, on the CPU)."""
+    import numpy
+    import torch
+
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": {
+            "version": version,
+            "state": torch.tensor(internal, dtype=torch.int64),
+            "gauss": gauss,
+        },
+        "numpy": {
+            "name": name,
+            "keys": torch.from_numpy(keys.astype(numpy.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": [],
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = [generator.clone() for generator in torch.cuda.get_rng_state_all()]
+    return state
+
+
+def restore(state: Mapping[str, Any]) -> None:
+    """Put every generator back to a captured `state`.
+
+    Raises UsageError where the state lacks a generator, or holds another number of CUDA devices.
+    """
+    import numpy
+    import torch
+
+    missing = [name for name in ("python", "numpy", "torch", "cuda") if name not in state]
+    if missing:
+        raise UsageError(f"random state: {', '.join(missing)} missing; the run cannot go on exactly without it")
+    # CUDA is checked first so that a refusal leaves every generator as it was.
+    cuda = state["cuda"]
+    if cuda and (not torch.cuda.is_available() or torch.cuda.device_count() != len(cuda)):
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise UsageError(f"random state: saved for {len(cuda)} CUDA devices, found {here} here")
+    python, np = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
+    keys = np["keys"].numpy().astype(numpy.uint32)
+    numpy.random.set_state((np["name"], keys, np["position"], np["has_gauss"], np["cached"]))
+    torch.set_rng_state(state["torch"])
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
