@@ -273,7 +273,11 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(annotation))
+        options = typing.get_args(annotation)
+        if float in options and isinstance(value, list | tuple):
+            # `lr: float | Tensor` means one number; a list fits only where nothing but a tensor is taken.
+            options = tuple(o for o in options if getattr(o, "__name__", "") != "Tensor")
+        return any(_fits(value, option) for option in options)
     if origin is typing.Literal:
         return any(value == option and type(value) is type(option) for option in typing.get_args(annotation))
     if annotation is None or annotation is type(None):
@@ -309,7 +313,7 @@ def _tensor_from_list(value: Any, target: Callable[..., Any], argument: str) -> 
         return value
     hint = _hints(target).get(argument)
     names = {getattr(option, "__name__", "") for option in (typing.get_args(hint) or (hint,))}
-    if "Tensor" not in names or names & {"list", "tuple", "List", "Tuple"}:
+    if "Tensor" not in names or names & {"float", "list", "tuple", "List", "Tuple"}:
         return value
     import torch
 
