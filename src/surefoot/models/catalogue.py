@@ -1,0 +1,65 @@
+"""Names to model classes, and from a live model back to the name and arguments that rebuild it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from ..catalog import Catalog, Entry, Range
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CLASSES = Range(low=1)
+_CHANNELS = Range(low=1)
+
+MODELS = Catalog(
+    "model",
+    "models",
+    [
+        Entry(
+            "LeNet5",
+            "surefoot.models.lenet:LeNet5",
+            "two 5x5 convolutions and three linear layers, the tutorial's GarmentClassifier",
+            limits={"classes": _CLASSES, "channels": _CHANNELS},
+            facts={"input": "(N, channels, 28, 28)", "parameters": "44,426"},
+        ),
+        Entry(
+            "MLP",
+            "surefoot.models.mlp:MLP",
+            "linear layers with ReLU between them",
+            limits={
+                "in_features": Range(low=1),
+                "classes": _CLASSES,
+                "dropout": Range(low=0, high=1, high_open=True),
+            },
+            facts={"input": "(N, ...) of in_features numbers", "parameters": "203,530"},
+        ),
+        Entry(
+            "SmallResNet",
+            "surefoot.models.resnet:SmallResNet",
+            "a small residual network with batch norm, for 28x28 or 32x32 images",
+            limits={
+                "classes": _CLASSES,
+                "channels": _CHANNELS,
+                "width": Range(low=1),
+                "blocks": Range(low=1),
+            },
+            facts={"input": "(N, channels, H, W)", "parameters": "289,514"},
+        ),
+    ],
+)
+
+
+def spec_of(model: nn.Module) -> dict[str, Any] | None:
+    """The catalogue name and arguments that rebuild `model`; None for a class that is not in the catalogue.
+
+    >>> from surefoot.models import MLP
+    >>> spec_of(MLP(in_features=4, hidden=[8], classes=3))
+    {'name': 'MLP', 'args': {'in_features': 4, 'hidden': [8], 'classes': 3, 'dropout': 0.0}}
+    """
+    for entry in MODELS:
+        # The exact class only: a subclass may have changed anything and cannot be rebuilt from this name.
+        if type(model).__qualname__ == entry.name and type(model) is entry.load():
+            return {"name": entry.name, "args": copy.deepcopy(model.arguments)}
+    return None

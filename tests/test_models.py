@@ -1,0 +1,119 @@
+"""The models of the catalogue: what they take and give, and that each is rebuilt from its record."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from surefoot.errors import UsageError
+from surefoot.models import MLP, MODELS, LeNet5, SmallResNet, spec_of
+
+
+class GarmentClassifier(nn.Module):
+    """The tutorial's class, letter by letter: the oracle for LeNet5."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * 4 * 4, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.conv1(x)))
+        x = self.pool(F.relu(self.conv2(x)))
+        x = x.view(-1, 16 * 4 * 4)
+        x = F.relu(self.fc1(x))
+        x = F.relu(self.fc2(x))
+        x = self.fc3(x)
+        return x
+
+
+def test_lenet5_is_the_tutorials_model_bit_for_bit():
+    torch.manual_seed(7)
+    oracle = GarmentClassifier()
+    torch.manual_seed(7)
+    model = LeNet5()
+    assert list(model.state_dict()) == list(oracle.state_dict())
+    batch = torch.randn(5, 1, 28, 28)
+    assert torch.equal(model(batch), oracle(batch))
+
+
+@pytest.mark.parametrize(
+    "name, args, shape",
+    [
+        ("LeNet5", {}, (1, 28, 28)),
+        ("LeNet5", {"classes": 3, "channels": 2}, (2, 28, 28)),
+        ("MLP", {}, (1, 28, 28)),
+        ("MLP", {"in_features": 12, "hidden": [], "classes": 3}, (12,)),
+        ("MLP", {"in_features": 12, "hidden": [8, 6], "dropout": 0.5}, (3, 4)),
+        ("SmallResNet", {"width": 4}, (1, 28, 28)),
+        ("SmallResNet", {"width": 4, "blocks": 2, "channels": 3, "classes": 7}, (3, 32, 32)),
+    ],
+)
+def test_a_model_is_rebuilt_from_its_own_record(name, args, shape):
+    model = MODELS.build(name, args)
+    spec = spec_of(model)
+    assert spec["name"] == name
+    assert spec["args"].items() >= args.items()
+    again = MODELS.build(spec["name"], spec["args"])
+    again.load_state_dict(model.state_dict())
+    batch = torch.randn(3, *shape)
+    model.eval(), again.eval()
+    assert torch.equal(model(batch), again(batch))
+    assert model(batch).shape == (3, args.get("classes", 10))
+
+
+def test_changing_a_record_does_not_change_the_model():
+    model = MLP(hidden=[8])
+    spec_of(model)["args"]["hidden"].append(9)
+    assert model.arguments["hidden"] == [8]
+
+
+def test_a_subclass_is_not_taken_for_its_parent():
+    class Mine(LeNet5):
+        pass
+
+    Mine.__qualname__ = "LeNet5"
+    assert spec_of(Mine()) is None
+    assert spec_of(nn.Linear(1, 1)) is None
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_the_parameters_that_the_list_shows_are_the_ones_there(name):
+    count = sum(p.numel() for p in MODELS.build(name).parameters())
+    assert MODELS[name].facts["parameters"] == f"{count:,}"
+
+
+@pytest.mark.parametrize(
+    "name, args, said",
+    [
+        ("LeNet5", {"clases": 10}, "did you mean 'classes'"),
+        ("LeNet5", {"classes": 0}, "below 1"),
+        ("MLP", {"hidden": [0]}, "at least one"),
+        ("MLP", {"dropout": 1.0}, "not below 1"),
+        ("SmallResNet", {"width": "wide"}, "whole number"),
+        ("LeNet", {}, "did you mean 'LeNet5'"),
+    ],
+)
+def test_wrong_arguments_are_told(name, args, said):
+    with pytest.raises(UsageError, match=said):
+        MODELS.build(name, args)
+
+
+def test_every_parameter_of_the_resnet_gets_a_gradient():
+    model = SmallResNet(width=4, blocks=2)
+    model(torch.randn(4, 1, 28, 28)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_listing_the_names_does_not_import_torch():
+    code = "import sys; from surefoot.models import MODELS; MODELS.names(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
