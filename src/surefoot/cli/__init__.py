@@ -1,0 +1,76 @@
+"""The command `surefoot`: argv to one verb, what is printed, exit codes.
+
+0 done, 2 bad input, 1 failed, 130 and 143 stopped by a signal. Each verb is a file of its own that imports what
+it needs when it runs, so that `surefoot --help` imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import SurefootError
+from ..version import __version__
+
+# verb -> (module, one line for --help), in the order of a run's life.
+VERBS = {
+    "train": ("train", "train a model from a recipe"),
+    "resume": ("resume", "go on with a run that was stopped"),
+    "check": ("check", "check a recipe and its first batch, and train nothing"),
+    "plan": ("plan", "draw the learning rate of the whole run before it is spent"),
+    "lr-find": ("lr_find", "range test: which learning rates this model can bear"),
+    "tune": ("tune", "measure how a step runs fastest on this machine"),
+    "eval": ("evaluate", "evaluate a run or a saved model on validation data"),
+    "predict": ("predict", "classify images with a saved model"),
+    "export": ("export", "write a model as .safetensors, .pth, .pt2 or .onnx"),
+    "import": ("import_", "take in weights made elsewhere"),
+    "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
+    "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
+    "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),
+    "schema": ("schema", "print the JSON Schema of a recipe"),
+}
+
+
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The command line. With `only`, the arguments of just that verb are filled in (the others import nothing)."""
+    parser = argparse.ArgumentParser(
+        prog="surefoot",
+        description="Trains PyTorch models: exact resume, a plan you see before you spend it.",
+        epilog="`surefoot VERB --help` tells a verb's arguments; `surefoot train` alone trains the packaged quickstart.",
+    )
+    parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (module, line) in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
+        if only in (verb, None):
+            implementation = importlib.import_module(f".{module}", __package__)
+            implementation.add_arguments(verb_parser)
+            verb_parser.set_defaults(run=implementation.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. Prints one message, never a traceback, for what a user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in argv if not word.startswith("-")), "")
+    arguments = make_parser(only=verb).parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except SurefootError as error:
+        print(f"surefoot: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("surefoot: interrupted", file=sys.stderr, flush=True)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing is left to tell it, and the interpreter's own flush must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from .tracebacks import tell
+
+        tell(error)
+        return 1

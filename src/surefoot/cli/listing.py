@@ -1,0 +1,54 @@
+"""`surefoot list KIND`: what a recipe can name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+KINDS = ("losses", "optimizers", "schedulers", "warmups", "models", "data", "augmentations", "recipes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """KIND and --json."""
+    parser.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
+    parser.add_argument("--json", action="store_true", help="one JSON list for machines")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the entries of one kind: name, summary, arguments with their defaults, further facts."""
+    rows = _recipes() if arguments.kind == "recipes" else _entries(arguments.kind)
+    if arguments.json:
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+        return 0
+    for row in rows:
+        print(f"{row['name']}: {row['summary']}")
+        for fact, value in row.items():
+            if fact in ("name", "summary"):
+                continue
+            if fact == "arguments":
+                value = ", ".join(n if d is None else f"{n}={d}" for n, d in value.items()) or "none"
+            print(f"    {fact}: {value}")
+    return 0
+
+
+def _entries(kind: str) -> list[dict]:
+    import inspect
+
+    from .. import build
+
+    rows = []
+    for entry in build.catalogues()[kind]:
+        arguments = {
+            name: None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
+            for name, parameter in entry.parameters().items()
+        }
+        rows.append({"name": entry.name, "summary": entry.summary, "arguments": arguments, **entry.facts})
+    return rows
+
+
+def _recipes() -> list[dict]:
+    from .. import recipe
+
+    return [{"name": name, "summary": recipe.packaged_summary(name)} for name in recipe.packaged_names()]
