@@ -1,0 +1,231 @@
+"""Durable files: what these functions have written is on the disk when they return, whole or not at all.
+
+Every system call that writes goes through `system`, so that a test can make the disk fill up, the
+power fail or the process die before any one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class System:
+    """The system calls behind a durable write, one method each; tests replace single ones.
+
+    >>> System().exists(".")
+    True
+    """
+
+    def open(self, path: str | Path, flags: int, mode: int = 0o666) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def mkdir(self, path: str | Path) -> None:
+        os.mkdir(path)
+
+    def rename(self, source: str | Path, target: str | Path) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: str | Path) -> None:
+        os.unlink(path)
+
+    def rmdir(self, path: str | Path) -> None:
+        os.rmdir(path)
+
+    def exists(self, path: str | Path) -> bool:
+        return os.path.lexists(path)
+
+
+system = System()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: size in bytes and SHA-256 as hex digits."""
+
+    bytes: int
+    sha256: str
+
+
+# One write(2) moves at most 0x7ffff000 bytes; smaller pieces also let a signal be noticed in between.
+_PIECE = 64 * 1024 * 1024
+
+
+def write_new(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written:
+    """Write a file that does not exist yet, chunk by chunk, and fsync it; not yet its directory.
+
+    Raises `FileExistsError` for a name that is taken, a symbolic link included, and `OSError` for whatever
+    the disk answers. After an error the file may be there in part; the caller discards it. An fsync that
+    failed is never tried again: the kernel may have dropped the data and would then answer "done".
+    """
+    digest = hashlib.sha256()
+    total = 0
+    descriptor = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B") if not isinstance(chunk, bytes) else memoryview(chunk)
+            digest.update(view)
+            total += view.nbytes
+            _write_all(descriptor, view)
+        system.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            system.close(descriptor)
+        raise
+    system.close(descriptor)
+    return Written(total, digest.hexdigest())
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while view.nbytes:
+        count = system.write(descriptor, view[:_PIECE])
+        if count <= 0:
+            raise OSError(errno.EIO, "the disk took no bytes")
+        view = view[count:]
+
+
+def fsync_directory(path: str | Path) -> None:
+    """Make the names in a directory durable.
+
+    >>> fsync_directory(".")
+    """
+    descriptor = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        system.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            system.close(descriptor)
+        raise
+    system.close(descriptor)
+
+
+def write_durably(path: str | Path, data: bytes) -> Written:
+    """Replace or make `path`: after a crash at any instant it holds the old bytes or the new, no mixture.
+
+    When it returns, the new bytes are on the disk under their name.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     write_durably(Path(d, "a.txt"), b"hello").bytes
+    5
+    """
+    return replace_durably(path, [data])
+
+
+def replace_durably(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written:
+    """`write_durably` for a file that comes in pieces."""
+    return _replace(Path(path), chunks, durable=True)
+
+
+def write_atomically(path: str | Path, data: bytes) -> Written:
+    """Like `write_durably`, but after a power cut the old bytes may be back: the name is not awaited."""
+    return _replace(Path(path), [data], durable=False)
+
+
+def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool) -> Written:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        written = write_new(temporary, chunks)
+        system.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            system.unlink(temporary)
+        raise
+    if durable:
+        fsync_directory(path.parent)
+    return written
+
+
+class NotRegular(OSError):
+    """The name is a symbolic link, a directory, a device or a pipe where a plain file was expected."""
+
+
+def open_regular(path: str | Path) -> int:
+    """Open a plain file for reading and return its descriptor; never follows a link, never blocks on a pipe.
+
+    Raises `NotRegular` for anything but a regular file, `OSError` when it cannot be opened.
+    """
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise NotRegular(errno.EINVAL, f"is {_kind(found.st_mode)}, not a regular file", str(path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegular(errno.EINVAL, "is a symbolic link, not a regular file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # swapped between lstat and open
+        os.close(descriptor)
+        raise NotRegular(errno.EINVAL, "is not a regular file", str(path))
+    return descriptor
+
+
+def _kind(mode: int) -> str:
+    for test, name in (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    ):
+        if test(mode):
+            return name
+    return "a device"
+
+
+class TooLarge(OSError):
+    """A file holds more bytes than its reader is willing to take."""
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes; more raises `TooLarge` before they are read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     _ = write_durably(Path(d, "a"), b"12345")
+    ...     read_bounded(Path(d, "a"), 5)
+    b'12345'
+    """
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise TooLarge(errno.EFBIG, f"holds {size} bytes; at most {limit} are read", str(path))
+        data = bytearray()
+        while piece := file.read(limit + 1 - len(data)):
+            data += piece
+            if len(data) > limit:  # it grew while it was read
+                raise TooLarge(errno.EFBIG, f"holds more than {limit} bytes", str(path))
+    return bytes(data)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a regular file as hex digits, in bounded memory.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     _ = write_durably(Path(d, "a"), b"abc")
+    ...     sha256_of(Path(d, "a"))[:8]
+    'ba7816bf'
+    """
+    digest = hashlib.sha256()
+    buffer = bytearray(1 << 20)
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
