@@ -1,0 +1,184 @@
+"""What a loss's mean divides by, so that means over epochs and micro-batches are means over samples.
+
+A mean of batch means is not the mean when the last batch is short, when classes are weighted or when positions are
+ignored. Here is the denominator of each of torch's losses; with it, losses of several batches add up to exactly the
+loss of one large batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calling import convention_of
+from .composite import WeightedSum
+from .known import ignored, known, option, reduction
+
+# Losses whose mean is over all elements. The others average over samples, or over classes' weights (below).
+_OVER_ELEMENTS = frozenset(
+    {
+        "L1Loss",
+        "MSELoss",
+        "SmoothL1Loss",
+        "HuberLoss",
+        "BCELoss",
+        "BCEWithLogitsLoss",
+        "KLDivLoss",
+        "PoissonNLLLoss",
+        "GaussianNLLLoss",
+        "SoftMarginLoss",
+        "HingeEmbeddingLoss",
+    }
+)
+_OVER_CLASSES = frozenset({"CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss"})
+
+
+def weighs_by(loss: Any) -> str:
+    """What the loss's mean is over: ``"samples"``, ``"elements"`` or ``"targets"`` (their classes' weights).
+
+    The first two are known from shapes alone; only the last looks at the targets' values.
+
+    >>> weighs_by(torch.nn.MSELoss()), weighs_by(torch.nn.CrossEntropyLoss()), weighs_by(torch.nn.CTCLoss())
+    ('elements', 'targets', 'samples')
+    """
+    name = known(loss)
+    if isinstance(loss, WeightedSum):
+        kinds = {weighs_by(part) for part in loss.parts}
+        if len(kinds) == 1 and kinds <= {"samples", "elements"}:
+            return kinds.pop()
+        if kinds == {"targets"} and all(_same_weighing(loss.parts[0], part) for part in loss.parts):
+            return "targets"
+        return "samples"
+    if reduction(loss) == "sum" or name is None:
+        return "samples"
+    if name in _OVER_CLASSES:
+        return "targets" if reduction(loss) == "mean" else "elements"
+    if name in _OVER_ELEMENTS and reduction(loss) != "batchmean":
+        return "elements"
+    return "samples"
+
+
+def is_summed(loss: Any) -> bool:
+    """Whether the loss of a batch is a sum over its samples (``reduction="sum"``) and not a mean."""
+    if isinstance(loss, WeightedSum):
+        return all(is_summed(part) for part in loss.parts)
+    return reduction(loss) == "sum"
+
+
+def batch_size(batch: Any) -> int:
+    """The number of samples of a batch: the length of its first part.
+
+    >>> batch_size((torch.zeros(4, 3), torch.zeros(4)))
+    4
+    """
+    first = batch
+    while isinstance(first, list | tuple | dict):
+        first = next(iter(first.values() if isinstance(first, dict) else first))
+    return len(first)
+
+
+def sample_weight(loss: Any, outputs: Any, targets: Any) -> int | Tensor:
+    """What the mean of this batch's loss was divided by: samples, elements, or the sum of its classes' weights.
+
+    ``sum(loss_i * weight_i) / sum(weight_i)`` over any split of a batch is the loss of the whole batch. It needs
+    `outputs` only where there are no targets (triplets). An int where shapes tell; otherwise a tensor of one number
+    on the targets' device (float64 for class weights), so that nothing waits for the device.
+
+    >>> targets = torch.tensor([0, 1, -100])
+    >>> sample_weight(torch.nn.CrossEntropyLoss(), None, targets)
+    tensor(2)
+    >>> sample_weight(torch.nn.MSELoss(), None, torch.zeros(4, 3))
+    12
+    """
+    kind = weighs_by(loss)
+    if isinstance(loss, WeightedSum) and kind == "targets":
+        loss = loss.parts[0]
+    if kind == "targets":
+        return _weight_of_classes(loss, targets)
+    if kind == "elements" and isinstance(targets, Tensor):
+        return targets.numel()
+    return samples_of(loss, outputs, targets)
+
+
+def samples_of(loss: Any, outputs: Any, targets: Any) -> int:
+    """The number of samples in a batch, from its targets (or outputs, where there are no targets)."""
+    if convention_of(loss).name == "ctc":
+        targets = targets[2]
+    of = outputs if targets is None else targets
+    while isinstance(of, list | tuple | dict):
+        of = next(iter(of.values() if isinstance(of, dict) else of))
+    return 1 if of.dim() == 0 else of.shape[0]
+
+
+def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
+    """`sample_weight` of many batches at once, as numbers: one look at the device for all of them.
+
+    Each number is the same as for its batch alone, to the last bit.
+    """
+    if isinstance(loss, WeightedSum):
+        loss = loss.parts[0]
+    if option(loss, "weight") is None and not any(t.is_floating_point() for t in targets):
+        try:
+            joined = torch.cat(targets)
+        except RuntimeError:  # of several shapes
+            joined = torch.cat([t.reshape(-1) for t in targets])
+        if not bool((joined == ignored(loss)).any()):
+            return [t.numel() for t in targets]
+    weights = [_weight_of_classes(loss, t) for t in targets]
+    if all(isinstance(w, Tensor) for w in weights):
+        return torch.stack(weights).tolist()
+    return [float(w) for w in weights]
+
+
+def shares(loss: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
+    """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
+
+    Known before any forward pass, from the targets alone. One entry per micro-batch, for `calling.apply(...,
+    share=...)`: None (one micro-batch, or a summed loss), a number, a tensor of one number, or a tuple
+    (a `WeightedSum`, whose parts may divide by different things).
+
+    >>> x = torch.arange(6.)
+    >>> shares(torch.nn.MSELoss(), [(x[:4], x[:4]), (x[4:], x[4:])])
+    [0.6666666666666666, 0.3333333333333333]
+    """
+    if len(batches) == 1:
+        return [None]
+    if isinstance(loss, WeightedSum):
+        by_part = [shares(part, batches) for part in loss.parts]
+        return [tuple(part[i] for part in by_part) for i in range(len(batches))]
+    if is_summed(loss):
+        return [None] * len(batches)
+    weights = [_weight_of_batch(loss, batch) for batch in batches]
+    total = sum(weights)
+    if isinstance(total, Tensor):
+        return [(w / total).to(torch.get_default_dtype()) for w in weights]
+    return [w / total for w in weights]
+
+
+def _weight_of_batch(loss: Any, batch: Any) -> int | Tensor:
+    convention = convention_of(loss).name
+    if convention in ("pair", "gaussian", "adaptive") and len(batch) == 2:
+        if weighs_by(loss) == "samples":
+            return batch_size(batch)
+        return sample_weight(loss, None, batch[1])
+    return batch_size(batch)
+
+
+def _weight_of_classes(loss: Any, targets: Tensor) -> int | Tensor:
+    if targets.is_floating_point():  # class probabilities (C,) or (N, C, d1, ...): torch divides by N * d1 * ...
+        return targets.numel() // targets.shape[1 if targets.dim() > 1 else 0]
+    counted = targets != ignored(loss)
+    weight = option(loss, "weight")
+    if weight is None:
+        return counted.sum()
+    return (weight.double()[targets.where(counted, 0)] * counted).sum()
+
+
+def _same_weighing(a: Any, b: Any) -> bool:
+    if ignored(a) != ignored(b):
+        return False
+    first, second = option(a, "weight"), option(b, "weight")
+    return first is second or (first is not None and second is not None and torch.equal(first, second))

@@ -1,0 +1,192 @@
+"""How each loss is called: what a batch holds, what of it the model sees, and what the loss is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .known import family
+
+
+class LossValue(NamedTuple):
+    """The loss of one batch (a tensor of one number, with its graph), and what it was computed from."""
+
+    loss: Tensor
+    outputs: Any
+    targets: Any
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way of calling a loss: `forward` runs the model on a batch, `value` gives the loss of its outputs."""
+
+    name: str
+    batch: str
+    forward: Callable[[Any, Sequence[Any]], tuple[Any, Any]]
+    value: Callable[[Any, Any, Any], Any]
+
+
+def _forward_pair(model, batch):
+    try:
+        inputs, targets = batch
+    except (TypeError, ValueError):
+        raise _unfit(batch, 2, PAIR.batch) from None
+    return model(inputs), targets
+
+
+def _value_pair(loss, outputs, targets):
+    return loss(outputs, targets)
+
+
+def _forward_triplet(model, batch):
+    try:
+        anchor, positive, negative = batch
+    except (TypeError, ValueError):
+        raise _unfit(batch, 3, TRIPLET.batch) from None
+    return (model(anchor), model(positive), model(negative)), None
+
+
+def _value_triplet(loss, outputs, targets):
+    return loss(*outputs)
+
+
+def _forward_two_inputs(model, batch):
+    try:
+        first, second, targets = batch
+    except (TypeError, ValueError):
+        raise _unfit(batch, 3, TWO_INPUTS.batch) from None
+    return (model(first), model(second)), targets
+
+
+def _value_two_inputs(loss, outputs, targets):
+    return loss(*outputs, targets)
+
+
+def _forward_ctc(model, batch):
+    if isinstance(batch, Tensor) or len(batch) not in (3, 4):
+        raise _unfit(batch, "3 or 4", CTC.batch)
+    log_probs = model(batch[0])
+    if len(batch) == 4:
+        return log_probs, (batch[1], batch[2], batch[3])
+    samples = log_probs.shape[1] if log_probs.dim() == 3 else 1
+    lengths = torch.full((samples,), log_probs.shape[0], dtype=torch.long)
+    return log_probs, (batch[1], lengths if log_probs.dim() == 3 else lengths[0], batch[2])
+
+
+def _value_ctc(loss, outputs, targets):
+    return loss(outputs, *targets)
+
+
+def _value_gaussian(loss, outputs, targets):
+    try:
+        mean, variance = outputs
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"GaussianNLLLoss needs a model that returns (mean, variance); this one returned {_look(outputs)}"
+        ) from None
+    return loss(mean, targets, variance)
+
+
+def _value_adaptive(loss, outputs, targets):
+    return loss(outputs, targets).loss
+
+
+PAIR = Convention("pair", "(inputs, targets)", _forward_pair, _value_pair)
+TRIPLET = Convention("triplet", "(anchor, positive, negative)", _forward_triplet, _value_triplet)
+TWO_INPUTS = Convention("two inputs", "(first, second, targets)", _forward_two_inputs, _value_two_inputs)
+CTC = Convention("ctc", "(inputs, targets, [input_lengths,] target_lengths)", _forward_ctc, _value_ctc)
+GAUSSIAN = Convention("gaussian", PAIR.batch, _forward_pair, _value_gaussian)
+ADAPTIVE = Convention("adaptive", PAIR.batch, _forward_pair, _value_adaptive)
+
+_BY_NAME = {
+    "TripletMarginLoss": TRIPLET,
+    "TripletMarginWithDistanceLoss": TRIPLET,
+    "MarginRankingLoss": TWO_INPUTS,
+    "CosineEmbeddingLoss": TWO_INPUTS,
+    "CTCLoss": CTC,
+    "GaussianNLLLoss": GAUSSIAN,
+    "AdaptiveLogSoftmaxWithLoss": ADAPTIVE,
+}
+
+
+def convention_of(loss: Any) -> Convention:
+    """How `loss` is called; a user's own function is called as ``loss(outputs, targets)``.
+
+    A class of one's own that needs more carries a `convention` (one of this module's, or a new one).
+
+    >>> convention_of(nn.TripletMarginLoss()).batch
+    '(anchor, positive, negative)'
+    """
+    # On the class, since asking a module for an attribute that it lacks costs more than the rest of this together.
+    if hasattr(type(loss), "convention"):
+        return loss.convention
+    return _BY_NAME.get(family(loss), PAIR)
+
+
+def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any = None) -> LossValue:
+    """The loss of one batch, called as its kind of loss wants it.
+
+    `batch` is ``(inputs, targets)``, or what `convention_of(loss).batch` says. A loss with ``reduction="none"``
+    (or a user's own that returns one value a sample) is averaged over its elements. `share` is this
+    micro-batch's part of a larger batch, from `averaging.shares`; the loss is multiplied by it. Raises UsageError
+    for a batch of the wrong make-up or a loss that returns no tensor.
+
+    >>> batch = (torch.ones(4, 3), torch.zeros(4, 3))
+    >>> apply(nn.MSELoss(), nn.Identity(), batch).loss
+    tensor(1.)
+    """
+    convention = convention_of(loss)
+    outputs, targets = convention.forward(model, batch)
+    if isinstance(share, tuple):  # a sum of losses: each part has a share of its own
+        return LossValue(loss(outputs, targets, shares=share), outputs, targets)
+    value = scalar(convention.value(loss, outputs, targets), loss)
+    if share is not None:
+        value = weighed(value, share)
+    return LossValue(value, outputs, targets)
+
+
+def value_of(loss: Any, outputs: Any, targets: Any) -> Tensor:
+    """The loss of outputs that are already there, as a tensor of one number."""
+    return scalar(convention_of(loss).value(loss, outputs, targets), loss)
+
+
+def weighed(value: Tensor, share: float | Tensor | None) -> Tensor:
+    """A micro-batch's loss times its share."""
+    if isinstance(share, Tensor):
+        # The mean over a micro-batch in which every position is ignored is 0/0; it has no part in the whole.
+        return torch.where(share == 0, torch.zeros_like(value), value * share)
+    return value if share is None else value * share
+
+
+def scalar(value: Any, loss: Any) -> Tensor:
+    """`value` as one number: the mean of a loss that gives one value a sample."""
+    if not isinstance(value, Tensor):
+        raise UsageError(
+            f"the loss {describe(loss)} returned {type(value).__name__}; it must return a tensor (of one number, "
+            "or of one value a sample) that leads back to the model's outputs"
+        )
+    return value.mean() if value.dim() else value
+
+
+def describe(loss: Any) -> str:
+    """A loss by the name that its user knows it by."""
+    if isinstance(loss, nn.Module):
+        return type(loss).__name__
+    return getattr(loss, "__name__", None) or getattr(getattr(loss, "func", None), "__name__", type(loss).__name__)
+
+
+def _look(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"{len(value)} values"
+    return f"a {type(value).__name__}"
+
+
+def _unfit(batch: Any, wanted: int | str, meaning: str) -> UsageError:
+    return UsageError(f"a batch for this loss holds {wanted} parts, {meaning}; this one is {_look(batch)}")

@@ -1,0 +1,235 @@
+"""Running means of loss and accuracy over samples: cheap to add to, exact, the same whenever they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+
+_KINDS = ("classes", "logits", "probabilities", "signs")
+
+
+class RunningMetrics:
+    """Sums of what an epoch (and the stretch since the last log line) has given so far.
+
+    `add` keeps references and computes nothing; the work is done in bulk when a value is asked for, or when what is
+    held passes `hold_bytes` or `hold_batches`. Sums are float64, added batch after batch in order, and counts are
+    whole numbers, so that when it is done changes no bit of the result. Nothing in `add` waits for a device, unless
+    the bounds are passed.
+
+    `accuracy` says how outputs are read, or None for no accuracy: ``"classes"`` (the highest of (N, C) or
+    (N, C, d1, ...), targets are indices or class probabilities), ``"logits"`` (above 0), ``"probabilities"``
+    (above 0.5), ``"signs"`` (above 0, targets 1 or -1). `ignore_index` is left out of the accuracy. `confusion`
+    is the number of classes of a confusion matrix, for ``"classes"`` only. The loss of a batch weighs by its
+    number of samples, or by `weigh(outputs, targets)`, which may look at shapes only, or by
+    `weigh_many(list of targets)`. With `summed` the batch's loss is a sum and not a mean.
+    `losses.metric_options(loss)` gives these arguments for a loss.
+
+    A tensor that is added must not be overwritten later.
+
+    >>> running = RunningMetrics(accuracy="classes")
+    >>> running.add(torch.tensor(0.5), torch.eye(4), torch.tensor([0, 1, 2, 0]), 4)
+    >>> running.add(torch.tensor(2.0), torch.eye(4)[:1], torch.tensor([0]), 1)
+    >>> running.result()
+    {'loss': 0.8, 'accuracy': 0.8}
+    """
+
+    def __init__(
+        self,
+        *,
+        accuracy: str | None = None,
+        ignore_index: int = -100,
+        confusion: int | None = None,
+        summed: bool = False,
+        weigh: Callable[[Any, Any], int] | None = None,
+        weigh_many: Callable[[Sequence[Tensor]], list[float]] | None = None,
+        hold_bytes: int = 32 << 20,
+        hold_batches: int = 4096,
+    ):
+        if accuracy is not None and accuracy not in _KINDS:
+            raise UsageError(f"accuracy: {accuracy!r} is not one of {', '.join(_KINDS)}")
+        if confusion is not None and accuracy != "classes":
+            raise UsageError("a confusion matrix needs accuracy='classes'")
+        self.accuracy = accuracy
+        self.ignore_index = ignore_index
+        self.confusion = confusion
+        self.summed = summed
+        self.weigh = weigh
+        self.weigh_many = weigh_many
+        self.hold_bytes = hold_bytes
+        self.hold_batches = hold_batches
+        self._keeps_outputs = accuracy is not None
+        self._keeps_targets = accuracy is not None or weigh_many is not None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: a new epoch begins."""
+        self._held: list[tuple] = []
+        self._held_bytes = 0
+        self._epoch = _Sums()
+        self._window = _Sums()
+        self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
+
+    def add(self, loss: Tensor, outputs: Any, targets: Any, n: int) -> None:
+        """One batch: its loss (a tensor of one number), the model's outputs, the targets, its number of samples."""
+        # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
+        if self._keeps_outputs:
+            outputs = outputs.data
+            self._held_bytes += outputs.nbytes + 512
+        elif self.weigh is not None:
+            n, outputs = (n, self.weigh(outputs, targets)), None
+            self._held_bytes += 512
+        else:
+            outputs = None
+            self._held_bytes += 512
+        if not self._keeps_targets:
+            targets = None
+        self._held.append((loss.data, outputs, targets, n))
+        if self._held_bytes > self.hold_bytes or len(self._held) >= self.hold_batches:
+            self.flush()
+
+    def flush(self) -> None:
+        """Turn what is held into sums."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        if not held:
+            return
+        losses, outputs, targets, samples = zip(*held, strict=True)
+        values = _numbers(losses)
+        if self.weigh_many is not None:
+            weights = self.weigh_many(targets)
+        elif self._keeps_outputs and self.weigh is not None:
+            weights = [self.weigh(o, t) for o, t in zip(outputs, targets, strict=True)]
+        elif self.weigh is not None:
+            weights = [weight for _, weight in samples]
+            samples = [n for n, _ in samples]
+        else:
+            weights = samples
+        right, seen = self._count(outputs, targets) if self.accuracy is not None else (0, 0)
+        for sums in (self._epoch, self._window):
+            for value, weight, n in zip(values, weights, samples, strict=True):
+                sums.add(value, weight, n, self.summed)
+            sums.right += right
+            sums.seen += seen
+
+    def result(self) -> dict[str, float]:
+        """Means over everything since `reset`; ``nan`` before anything was added."""
+        self.flush()
+        return self._epoch.means(self.accuracy is not None)
+
+    def window(self) -> dict[str, float]:
+        """Means over what was added since the last call of `window` (or `reset`)."""
+        self.flush()
+        means = self._window.means(self.accuracy is not None)
+        self._window = _Sums()
+        return means
+
+    @property
+    def samples(self) -> int:
+        """The number of samples since `reset`."""
+        self.flush()
+        return self._epoch.samples
+
+    def matrix(self) -> Tensor:
+        """The confusion matrix (C, C), int64: rows are true classes, columns predicted ones."""
+        self.flush()
+        return self._matrix.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers; floats come back bit for bit from JSON (which must allow NaN)."""
+        self.flush()
+        return {"epoch": self._epoch.state(), "window": self._window.state(), "matrix": self._matrix.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; what was added before is forgotten."""
+        if len(state["matrix"]) != (self.confusion or 0):
+            raise UsageError(
+                f"the saved confusion matrix has {len(state['matrix'])} classes and this one {self.confusion or 0}"
+            )
+        self.reset()
+        self._epoch = _Sums(**state["epoch"])
+        self._window = _Sums(**state["window"])
+        if self.confusion:
+            self._matrix = torch.tensor(state["matrix"], dtype=torch.long)
+
+    def _count(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[int, int]:
+        """How many answers are right, and how many there were."""
+        # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
+        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for i, (o, t) in enumerate(zip(outputs, targets, strict=True)):
+            shape, of = o.shape, t.shape
+            key = (*shape[1:], t.dtype, *of[1:]) if len(shape) and len(of) else i
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = ([], [])
+            group[0].append(o)
+            group[1].append(t)
+        totals = None
+        for some, theirs in groups.values():
+            if len(some) == 1:
+                counts = self._count_one(some[0], theirs[0])
+            else:
+                counts = self._count_one(torch.cat(some), torch.cat(theirs))
+            totals = counts if totals is None else totals + counts
+        right, seen = totals.tolist()
+        return right, seen
+
+    def _count_one(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.accuracy == "classes":
+            dim = 1 if outputs.dim() > 1 else 0
+            answers = outputs.argmax(dim)
+            if targets.is_floating_point() and targets.dim() == outputs.dim():
+                targets = targets.argmax(dim)
+            counted = targets != self.ignore_index
+            if self.confusion:
+                self._tally(answers, targets, counted)
+            return torch.stack([((answers == targets) & counted).sum(), counted.sum()])
+        # (N, 1) against (N) is reshaped here and never broadcast; telling the user is the lint's work.
+        outputs, targets = outputs.reshape(-1), targets.reshape(-1)
+        yes = outputs > (0.5 if self.accuracy == "probabilities" else 0)
+        right = yes == (targets > (0 if self.accuracy == "signs" else 0.5))
+        return torch.stack([right.sum(), right.new_tensor(right.numel(), dtype=torch.long)])
+
+    def _tally(self, answers: Tensor, targets: Tensor, counted: Tensor) -> None:
+        size = self.confusion
+        truth, answers = targets[counted], answers[counted]
+        cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
+        self._matrix += cells.cpu()
+
+
+class _Sums:
+    """The sums of one stretch of batches."""
+
+    __slots__ = ("loss", "right", "samples", "seen", "weight")
+
+    def __init__(self, loss: float = 0.0, weight: float = 0, samples: int = 0, right: int = 0, seen: int = 0):
+        self.loss, self.weight, self.samples, self.right, self.seen = loss, weight, samples, right, seen
+
+    def add(self, value: float, weight: float, samples: int, summed: bool) -> None:
+        if summed:
+            self.loss += value
+        elif weight:  # the mean over no position at all (every one ignored) is 0/0 and has no part
+            self.loss += value * weight
+        self.weight += weight
+        self.samples += samples
+
+    def means(self, accuracy: bool) -> dict[str, float]:
+        means = {"loss": self.loss / self.weight if self.weight else math.nan}
+        if accuracy:
+            means["accuracy"] = self.right / self.seen if self.seen else math.nan
+        return means
+
+    def state(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def _numbers(tensors: Sequence[Tensor]) -> list[float]:
+    """The values of many one-number tensors, with one look at the device where they are alike."""
+    try:
+        return torch.stack(tensors).reshape(-1).tolist()
+    except RuntimeError:  # of several shapes or devices: one by one
+        return [t.item() for t in tensors]
