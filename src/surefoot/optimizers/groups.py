@@ -1,0 +1,255 @@
+"""Parameter groups: which parameter gets which hyperparameters, each in exactly one group."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..catalog import Range, describe, did_you_mean
+from ..errors import Problems, UsageError
+
+NORM_AND_BIAS = "norm_and_bias"
+_DECAY_RANGE = Range(low=0, high=1, low_open=True)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A trainable parameter under its one name, with what decides its group."""
+
+    name: str
+    parameter: nn.Parameter
+    layer: int
+    norm_or_bias: bool
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that can learn, by name; a tied one once, under its first name.
+
+    >>> list(trainable(nn.Linear(2, 1)))
+    ['weight', 'bias']
+    """
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+    no_decay: str | Sequence[str] | None = None,
+    layer_decay: float | None = None,
+    *,
+    only: set[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The model's trainable parameters, sorted into groups for an optimizer.
+
+    `groups` is a list of ``{"match": pattern or patterns, **hyperparameters}``; patterns are those of the shell
+    (``"features.*"``, ``"*.bias"``) over the names of ``model.named_parameters()``, and the first match counts.
+    `no_decay` is ``"norm_and_bias"`` or a list of patterns: these get ``weight_decay=0`` unless their entry in
+    `groups` sets a weight decay itself. `layer_decay` multiplies the rate by ``layer_decay ** (layers after
+    this one)`` (Howard & Ruder 2018, arxiv.org/abs/1801.06146), unless the entry sets ``lr`` itself; it needs `lr`.
+    Frozen parameters are left out; `only` restricts to these names (see `missing_groups`).
+
+    Each group holds ``name``, ``params`` as (name, parameter) pairs, from which torch fills ``param_names``, and
+    its hyperparameters. Raises UsageError for a pattern without a parameter of its own and for bad values.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+    >>> for group in param_groups(model, no_decay="norm_and_bias"):
+    ...     print(group["name"], [name for name, _ in group["params"]], group.get("weight_decay"))
+    default ['0.weight', '2.weight'] None
+    no_decay ['0.bias', '1.weight', '1.bias', '2.bias'] 0.0
+    """
+    entries = [_entry(index, given) for index, given in enumerate(groups or ())]
+    if layer_decay is not None:
+        _check_layer_decay(layer_decay, lr)
+    every = dict(model.named_parameters())
+    owners = _owners(entries, every)
+    exempt = _exempt(no_decay, model, every)
+    layers, layer_count = _layers(model) if layer_decay is not None else ({}, 1)
+
+    sorted_groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    for name, parameter in every.items():
+        if not parameter.requires_grad or (only is not None and name not in only):
+            continue
+        owner = owners.get(name, len(entries))
+        given = entries[owner][1] if owner < len(entries) else {}
+        spared = name in exempt and "weight_decay" not in given
+        scaled = layer_decay is not None and "lr" not in given
+        layer = layers[name] if scaled else -1
+        group = sorted_groups.get((owner, layer, spared))
+        if group is None:
+            title = _title(entries[owner][0][0] if owner < len(entries) else "", layer, spared)
+            group = {"name": title, "params": [], **given}
+            if lr is not None:
+                group.setdefault("lr", lr)
+            if scaled:
+                group["lr"] = lr * layer_decay ** (layer_count - 1 - layer)
+            if spared:
+                group["weight_decay"] = 0.0
+            sorted_groups[owner, layer, spared] = group
+        group["params"].append((name, parameter))
+    # The unmatched rest comes first, so that group 0 is what most people mean by "the learning rate".
+    order = sorted(sorted_groups, key=lambda key: (key[0] != len(entries), key))
+    return [sorted_groups[key] for key in order]
+
+
+def missing_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, suffix: str = "", **how: Any
+) -> list[dict[str, Any]]:
+    """Groups for the trainable parameters that `optimizer` does not hold: what unfreezing has added.
+
+    `how` is as for `param_groups`; `suffix` is appended to each group's name. Give each to
+    ``optimizer.add_param_group`` and call ``schedule.adopt_groups()``.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    only = {name for name, p in trainable(model).items() if id(p) not in held}
+    added = param_groups(model, only=only, **how) if only else []
+    for group in added:
+        group["name"] += suffix
+    return added
+
+
+def named_groups(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> list[tuple[str, list[str]]]:
+    """(group name, parameter names) of each group; parameters that `model` does not know are ``"?"``.
+
+    >>> model = nn.Linear(2, 1)
+    >>> named_groups(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    [('0', ['weight', 'bias'])]
+    """
+    names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+    told = []
+    for index, group in enumerate(optimizer.param_groups):
+        known = group.get("param_names") or ["?"] * len(group["params"])
+        members = [names.get(id(p), k) for p, k in zip(group["params"], known, strict=True)]
+        told.append((str(group.get("name", index)), members))
+    return told
+
+
+def _entry(index: int, given: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The patterns and the hyperparameters of one item of `groups`."""
+    where = f"groups[{index}]"
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{where}: {describe(given)} is not a mapping with 'match'")
+    rest = dict(given)
+    match = rest.pop("match", None)
+    patterns = [match] if isinstance(match, str) else match
+    if not patterns or not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        raise UsageError(
+            f"{where}: 'match' must be a name pattern or a list of them, e.g. '*.bias'; found {describe(match)}"
+        )
+    rest.pop("params", None)
+    return list(patterns), {"name": rest.pop("name"), **rest} if "name" in rest else rest
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _owners(entries: list[tuple[list[str], dict[str, Any]]], every: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Which entry takes each parameter: the first that matches. A pattern left with nothing is an error."""
+    owners: dict[str, int] = {}
+    problems = []
+    for index, (patterns, _) in enumerate(entries):
+        for pattern in patterns:
+            hits = [name for name in every if _matches(pattern, name)]
+            free = [name for name in hits if owners.get(name, index) == index]
+            for name in free:
+                owners[name] = index
+            if not hits:
+                problems.append(f"groups[{index}].match: {_unmatched(pattern, every)}")
+            elif not free:
+                taken = sorted({owners[name] for name in hits})
+                problems.append(
+                    f"groups[{index}].match: all that {pattern!r} matches is already in groups"
+                    f"{taken}; put the more special pattern first"
+                )
+    if problems:
+        raise Problems(problems)
+    return owners
+
+
+def _unmatched(pattern: str, every: Mapping[str, nn.Parameter]) -> str:
+    prefixes = {".".join(name.split(".")[:depth]) + ".*" for name in every for depth in range(1, name.count(".") + 1)}
+    meant = did_you_mean(pattern, [*every, *sorted(prefixes)])
+    shown = ", ".join(list(every)[:4]) + (", ..." if len(every) > 4 else "")
+    return f"{pattern!r} matches no parameter{meant or '; the names are: ' + shown}"
+
+
+def _exempt(no_decay: str | Sequence[str] | None, model: nn.Module, every: Mapping[str, nn.Parameter]) -> set[str]:
+    """The names that weight decay spares."""
+    if no_decay is None:
+        return set()
+    if no_decay == NORM_AND_BIAS:
+        return _norm_and_bias(model, every)
+    patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
+    problems, found = [], set()
+    for pattern in patterns:
+        hits = {name for name in every if _matches(pattern, name)}
+        if not hits:
+            meant = did_you_mean(pattern, [NORM_AND_BIAS]) or _unmatched(pattern, every).partition("parameter")[2]
+            problems.append(f"no_decay: {pattern!r} matches no parameter{meant}")
+        found |= hits
+    if problems:
+        raise Problems(problems)
+    return found
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _norm_and_bias(model: nn.Module, every: Mapping[str, nn.Parameter]) -> set[str]:
+    found = set()
+    for prefix, module in model.named_modules():
+        # A norm of one's own making is known by its class's name, as everybody names them so.
+        norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+        for leaf, parameter in module.named_parameters(recurse=False):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            # RNNs say bias_ih_l0, attention says in_proj_bias.
+            bias = leaf.startswith("bias") or leaf.endswith("bias")
+            if name in every and (bias or (norm and parameter.ndim <= 1)):
+                found.add(name)
+    return found
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, int], int]:
+    """The layer of each parameter, counted from the input, and how many layers there are.
+
+    A layer is a child of the model; a Sequential or ModuleList stands for its items. Parameters that the model
+    holds itself (a class token, position embeddings) count to the first layer.
+    """
+    layers: dict[str, int] = {}
+    count = 0
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        nonlocal count
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if isinstance(child, nn.Sequential | nn.ModuleList):
+                walk(child, path + ".")
+                continue
+            inside = [f"{path}.{leaf}" for leaf, _ in child.named_parameters()]
+            layers.update({leaf: count for leaf in inside if leaf not in layers})
+            count += bool(inside)
+
+    walk(model, "")
+    every = {name: layers.get(name, 0) for name, _ in model.named_parameters()}
+    return every, max(count, 1)
+
+
+def _check_layer_decay(layer_decay: float, lr: float | None) -> None:
+    if isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float):
+        raise UsageError(f"layer_decay: {describe(layer_decay)} is not a number; give a factor such as 0.9")
+    wrong = _DECAY_RANGE.violation(layer_decay)
+    if wrong:
+        raise UsageError(f"layer_decay: {wrong}; give a factor above 0 and at most 1, e.g. 0.9")
+    if lr is None:
+        raise UsageError("layer_decay needs the optimizer's lr, which it scales; give lr")
+
+
+def _title(pattern: str, layer: int, spared: bool) -> str:
+    parts = [pattern, f"layer{layer}" if layer >= 0 else "", "no_decay" if spared else ""]
+    return "/".join(part for part in parts if part) or "default"
