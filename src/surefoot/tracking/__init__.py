@@ -1,0 +1,19 @@
+"""What a run leaves to be read: the journal (the truth), TensorBoard's events, progress lines, a report."""
+
+from __future__ import annotations
+
+from .journal import Journal, read_records
+from .progress import Progress, RunInfo, Summary, make_progress
+from .report import write_report
+from .tensorboard import TensorBoard
+
+__all__ = [
+    "Journal",
+    "Progress",
+    "RunInfo",
+    "Summary",
+    "TensorBoard",
+    "make_progress",
+    "read_records",
+    "write_report",
+]
