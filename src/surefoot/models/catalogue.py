@@ -43,7 +43,7 @@ MODELS = Catalog(
                 "classes": _CLASSES,
                 "channels": _CHANNELS,
                 "width": Range(low=1),
-                "blocks": Range(low=1),
+                "blocks": Range(low=1, high=64),
             },
             facts={"input": "(N, channels, H, W)", "parameters": "289,514"},
         ),

@@ -1,0 +1,156 @@
+"""What the Hugging Face hub's tools look for beside the weights: config.json and a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .info import ModelInfo
+
+
+def config_json(info: ModelInfo) -> dict[str, Any]:
+    """config.json: the class, its arguments at the top level (`PyTorchModelHubMixin` takes them), class names."""
+    config: dict[str, Any] = {"model_type": "surefoot", "architectures": [info.model_name]}
+    if info.classes:
+        config["id2label"] = {str(i): name for i, name in enumerate(info.classes)}
+        config["label2id"] = {name: i for i, name in enumerate(info.classes)}
+    return {**(info.model["args"] or {}), **config}
+
+
+def model_card(
+    info: ModelInfo, stored: Mapping[str, Any], history: Sequence[Mapping[str, Any]], pictures: Sequence[str]
+) -> tuple[str, dict[str, str]]:
+    """README.md with front matter, results, use and plots; and the plots drawn here, SVG text by file name.
+
+    `stored` is the "weights" of model.json, `pictures` the names of image files under plots/.
+    """
+    title = _line(info.title or info.model_name)
+    drawn = {}
+    chart = _loss_chart(history)
+    if chart:
+        drawn["loss.svg"] = chart
+    front = [
+        "---",
+        "library_name: surefoot",
+        "tags:",
+        "- pytorch",
+        "- surefoot",
+        f"- {json.dumps(info.model_name)}",
+        *_model_index(title, info),
+        "---",
+    ]
+    body = [f"# {title}", "", _summary(info, stored), "", *_results(info)]
+    body += [
+        "## Use",
+        "",
+        "```python",
+        "import surefoot",
+        "",
+        'model = surefoot.open_model("path/to/this/directory")',
+        "probabilities = model.predict(images)  # raw images, as described above",
+        "```",
+        "",
+    ]
+    if drawn or pictures:
+        body += ["## Plots", "", *(f"![{_line(name)}](plots/{name})\n" for name in [*drawn, *pictures])]
+    body += ["## Made with", "", *(f"- {name} {version}" for name, version in info.versions.items())]
+    if info.recipe_digest:
+        body.append(f"- recipe {info.recipe_digest}")
+    return "\n".join([*front, "", *body, ""]), drawn
+
+
+def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
+    lines = [f"{_line(info.model_name)}, {stored['parameters']:,} parameters, {stored['bytes']:,} bytes."]
+    if info.input_shape:
+        shape = ", ".join(map(str, info.input_shape))
+        lines.append(f"It takes raw batches (N, {shape}) of {info.input_dtype or 'float32'}.")
+    if info.preprocessing:
+        p = info.preprocessing
+        scale = "" if p.scale is None else f" * {p.scale:.6g}"
+        lines.append(
+            f"They are mapped to (raw{scale} - mean) / std with mean {list(p.mean)} and std {list(p.std)}."
+        )
+    if info.classes:
+        names = [_line(name) for name in info.classes[:50]]
+        more = f" and {len(info.classes) - 50} more" if len(info.classes) > 50 else ""
+        lines.append(f"It tells {len(info.classes)} classes apart: {', '.join(names)}{more}.")
+    return " ".join(lines)
+
+
+def _results(info: ModelInfo) -> list[str]:
+    rows = [(k, v) for k, v in info.metrics.items() if isinstance(v, int | float | str)]
+    if not rows:
+        return []
+    return ["## Results", "", "| metric | value |", "|---|---|", *(f"| {_cell(k)} | {_cell(v)} |" for k, v in rows), ""]
+
+
+def _model_index(title: str, info: ModelInfo) -> list[str]:
+    """The hub's results table wants a type and a finite value for each metric."""
+    finite = {k: v for k, v in info.metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+    if not finite or not info.classes:
+        return []
+    lines = ["model-index:", f"- name: {json.dumps(title)}", "  results:", "  - task:"]
+    lines += ["      type: image-classification", "    dataset:"]
+    lines += [f"      type: {json.dumps(title)}", f"      name: {json.dumps(title)}", "    metrics:"]
+    for name, value in finite.items():
+        kind = name.rpartition("/")[2]
+        lines += [f"    - type: {json.dumps(kind)}", f"      name: {json.dumps(name)}", f"      value: {value!r}"]
+    return lines
+
+
+def _line(text: str) -> str:
+    return " ".join(str(text).split())[:200]
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else _line(value)
+    return text.replace("|", "\\|")
+
+
+_WIDTH, _HEIGHT, _MARGIN = 640, 360, 48
+_COLOURS = {"train": "#1f77b4", "val": "#d95f02"}
+
+
+def _loss_chart(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Training and validation loss by epoch, as SVG text; None where there are no two points to join."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for record in history:
+        epoch, loss, split = record.get("epoch"), record.get("loss"), record.get("split")
+        numbers = isinstance(epoch, int) and isinstance(loss, int | float) and math.isfinite(loss)
+        if record.get("kind", "epoch") == "epoch" and split in _COLOURS and numbers:
+            lines.setdefault(split, []).append((epoch, loss))
+    points = [point for line in lines.values() for point in line]
+    if len({x for x, _ in points}) < 2:
+        return None
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    top = max(y for _, y in points)
+    bottom = min(0.0, min(y for _, y in points))
+    tall = (top - bottom) or 1.0
+
+    def place(x: float, y: float) -> str:
+        across = _MARGIN + (x - left) / (right - left) * (_WIDTH - 2 * _MARGIN)
+        down = _HEIGHT - _MARGIN - (y - bottom) / tall * (_HEIGHT - 2 * _MARGIN)
+        return f"{across:.1f},{down:.1f}"
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="13">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<polyline points="{place(left, top)} {place(left, bottom)} {place(right, bottom)}" '
+        'fill="none" stroke="#888"/>',
+        f'<text x="{_MARGIN}" y="24">Training vs. validation loss</text>',
+        f'<text x="4" y="{_MARGIN + 4}">{top:.3g}</text>',
+        f'<text x="4" y="{_HEIGHT - _MARGIN}">{bottom:.3g}</text>',
+        f'<text x="{_MARGIN}" y="{_HEIGHT - _MARGIN + 18}">{left}</text>',
+        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - _MARGIN + 18}" text-anchor="end">epoch {right}</text>',
+    ]
+    for row, (split, line) in enumerate(sorted(lines.items())):
+        path = " ".join(place(x, y) for x, y in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{_COLOURS[split]}" stroke-width="2"/>')
+        parts.append(
+            f'<text x="{_WIDTH - _MARGIN}" y="{24 + 16 * row}" text-anchor="end" '
+            f'fill="{_COLOURS[split]}">{split}</text>'
+        )
+    return "\n".join([*parts, "</svg>", ""])

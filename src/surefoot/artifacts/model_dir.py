@@ -1,0 +1,249 @@
+"""A saved model: a directory of model.safetensors, model.json, config.json and README.md."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import files, safe_tensors
+from ..errors import UsageError
+from ..models import MODELS
+from ..preprocessing import Preprocessing
+from ..safe_tensors import BadFile
+from . import weights
+from .card import config_json, model_card
+from .info import ModelInfo, describe_model
+from .swap import new_directory
+
+WEIGHTS = "model.safetensors"
+INFO = "model.json"
+_JSON_LIMIT = 16 * 1024 * 1024
+
+
+def save_model(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] | None = None,
+    input_shape: Sequence[int] | None = None,
+    input_dtype: str | torch.dtype | None = None,
+    loss: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    recipe_digest: str | None = None,
+    title: str | None = None,
+    source: tuple[str, Mapping[str, Any]] | None = None,
+    plots: Iterable[str | Path] = (),
+    history: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write `model` to `directory` so that it needs nobody's code to be read; returns the directory.
+
+    Any device, dtype and memory layout; tied weights are written once. A directory that already holds a model
+    is replaced as a whole, so that at every instant either the old model or the new one is there, complete;
+    other entries in it stay. When it returns, all is on the disk.
+
+    `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
+    ``{"val/accuracy": 0.95}``; `source` tells the import path and arguments of a user's own class; `plots` are
+    image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
+    losses. Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
+
+    >>> import tempfile; from surefoot.models import MLP
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     where = save_model(MLP(in_features=4, hidden=[], classes=2), Path(d, "m"), classes=["cat", "dog"])
+    ...     load_model(where)(torch.zeros(1, 4)).shape
+    torch.Size([1, 2])
+    """
+    model = weights.unwrap(model)
+    found = weights.collect(model)
+    info = describe_model(
+        model,
+        preprocessing=preprocessing,
+        classes=classes,
+        input_shape=input_shape,
+        input_dtype=input_dtype,
+        loss=loss,
+        metrics=metrics,
+        recipe_digest=recipe_digest,
+        title=title,
+        source=source,
+    )
+    pictures = {Path(p).name: Path(p) for p in plots}
+    directory = Path(directory)
+    _refuse_foreign(directory)
+    with new_directory(directory) as new:
+        written = files.write_new(
+            new / WEIGHTS, safe_tensors.chunks(found.tensors, metadata={"format": "pt"})
+        )
+        described = info.to_json() | {
+            "weights": {
+                "file": WEIGHTS,
+                "bytes": written.bytes,
+                "sha256": written.sha256,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "tied": found.tied,
+            }
+        }
+        _write_json(new / INFO, described)
+        _write_json(new / "config.json", config_json(info))
+        card, drawn = model_card(info, described["weights"], history, sorted(pictures))
+        if pictures or drawn:
+            (new / "plots").mkdir()
+        for name, path in pictures.items():
+            files.write_new(new / "plots" / name, [path.read_bytes()])
+        for name, text in drawn.items():
+            files.write_new(new / "plots" / name, [text.encode()])
+        files.write_new(new / "README.md", [card.encode()])
+    return directory
+
+
+def load_model(directory: str | Path, model: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
+    """The model that `save_model` wrote to `directory`, on the CPU, in eval mode, with its weights' dtypes.
+
+    A model of the catalogue is rebuilt. For a user's own class pass an instance as `model`, which is filled in
+    place, or say ``trust_code=True`` to have the class that the file names imported and called: do so only
+    for files that you would run as a program. Everything is checked first; a `model` passed in is untouched when
+    anything does not fit. Raises `UsageError`.
+    """
+    info, described = read_described(directory)
+    loaded = _read_weights(Path(directory) / WEIGHTS, described)
+    state = {**loaded.tensors, **{name: loaded.tensors[kept] for name, kept in described["tied"].items()}}
+    where = str(Path(directory) / WEIGHTS)
+    if model is not None:
+        weights.put(state, weights.unwrap(model), where)
+        return model.eval()
+    built = build(info, Path(directory) / INFO, trust_code=trust_code)
+    weights.put(state, built, where, adopt_dtypes=True)
+    if info.memory_format == "channels_last":
+        built = built.to(memory_format=torch.channels_last)
+    return built.eval()
+
+
+def read_info(directory: str | Path) -> ModelInfo:
+    """What the model in `directory` says about itself; no weights are read. Raises `UsageError`."""
+    return read_described(directory)[0]
+
+
+def read_described(directory: str | Path) -> tuple[ModelInfo, dict[str, Any]]:
+    """The info of a model directory, and what it says of its weights: bytes, sha256, tied."""
+    directory = Path(directory)
+    path = directory / INFO
+    if not directory.is_dir():
+        raise BadFile(directory, "is not a directory" if directory.exists() else "does not exist")
+    data = read_json(path)
+    info = ModelInfo.from_json(data, path)
+    described = data.get("weights")
+    if not isinstance(described, dict) or described.get("file") != WEIGHTS:
+        raise BadFile(path, f"weights: its file is not {WEIGHTS}, beside it")
+    tied = described.get("tied", {})
+    if not isinstance(tied, dict) or not all(isinstance(kept, str) for kept in tied.values()):
+        raise BadFile(path, "weights.tied: not an object of names")
+    if type(described.get("bytes")) is not int or not isinstance(described.get("sha256"), str):
+        raise BadFile(path, "weights: bytes and sha256 are missing")
+    return info, described | {"tied": tied}
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file from outside, checked in bounded memory. Raises `BadFile`."""
+    try:
+        data = files.read_bounded(path, _JSON_LIMIT)
+    except FileNotFoundError:
+        raise BadFile(path, "is missing: this is no directory that `surefoot.save_model` wrote") from None
+    except OSError as error:
+        raise BadFile(path, error.strerror or str(error)) from error
+    return safe_tensors.parse_json(path, data, "the file", max_containers=100_000)
+
+
+def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn.Module:
+    """The model that `info` names, with fresh weights. Raises `UsageError`; imports a user's class only if told to."""
+    if "name" in info.model:
+        name, args = info.model["name"], info.model["args"]
+        if name not in MODELS:
+            raise BadFile(where, f"model: {name!r} is not a model that this Surefoot knows; update it")
+        _refuse_giant(name, args, where)
+        try:
+            return MODELS.build(name, args)
+        except UsageError as error:
+            raise BadFile(where, f"model: {error}") from error
+    path, args = info.model["class"], info.model["args"]
+    if not trust_code:
+        raise BadFile(
+            where,
+            f"the model is of the class {path}, which is not part of Surefoot; pass an instance of it "
+            "(`load_model(DIR, model=...)`), or, if you trust whoever made the file, trust_code=True",
+        )
+    if args is None:
+        raise BadFile(where, f"the arguments of {path} were not saved; pass an instance as `model`")
+    module, _, attribute = path.partition(":")
+    try:
+        target: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError) as error:
+        raise BadFile(where, f"{path} cannot be imported here ({error}); pass an instance as `model`") from error
+    try:
+        built = target(**args)
+    except (TypeError, ValueError) as error:
+        raise BadFile(where, f"{path} did not take the saved arguments: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise BadFile(where, f"{path} made a {type(built).__name__}, not a torch.nn.Module")
+    return built
+
+
+def _refuse_giant(name: str, args: Mapping[str, Any], where: str | Path) -> None:
+    """Refuse arguments that would take all memory before the weights could show that they do not fit."""
+    if len(repr(args)) > MAX_ARGUMENTS:
+        raise BadFile(where, f"model: the arguments of {name} are longer than {MAX_ARGUMENTS} characters")
+    with torch.device("meta"):
+        try:
+            size = sum(t.numel() for t in MODELS.build(name, args).state_dict().values())
+        except UsageError as error:
+            raise BadFile(where, f"model: {error}") from error
+        except (RuntimeError, OverflowError) as error:  # sizes beyond what torch can count
+            raise BadFile(where, f"model: {name} cannot be built with these arguments: {error}") from error
+    if size > MAX_REBUILT:
+        raise BadFile(where, f"model: {name} with these arguments holds {size} numbers; at most {MAX_REBUILT}")
+
+
+# Far above what the catalogue's models are for; a user's own class is not bound by it.
+MAX_REBUILT = 2**30
+MAX_ARGUMENTS = 4000
+
+
+def _read_weights(path: Path, described: Mapping[str, Any]) -> safe_tensors.Loaded:
+    header = safe_tensors.read_header(path)
+    names = {entry.name for entry in header.entries}
+    for name, kept in described["tied"].items():
+        if kept not in names or name in names:
+            raise BadFile(path, f"does not go with {INFO}: {name!r} is tied to {kept!r} there")
+    if header.bytes != described["bytes"]:
+        raise BadFile(path, f"holds {header.bytes} bytes, {INFO} tells of {described['bytes']}: damaged or mixed up")
+    loaded = safe_tensors.load(path)
+    if loaded.sha256 != described["sha256"]:
+        raise BadFile(path, f"its SHA-256 is not the one in {INFO}: damaged, or not the file it was saved with")
+    return loaded
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """A directory that holds other things than a model is not taken over."""
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        raise UsageError(f"{directory}: is not a directory; give a name that is free or holds a saved model")
+    entries = list(directory.iterdir())
+    if (directory / INFO).exists() or all((entry / INFO).is_file() for entry in entries):
+        return
+    raise UsageError(
+        f"{directory}: holds files and no model ({INFO}); give a name that is free or holds a saved model"
+    )
+
+
+def _write_json(path: Path, data: Any) -> None:
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    files.write_new(path, [text.encode() + b"\n"])

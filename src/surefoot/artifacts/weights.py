@@ -1,0 +1,228 @@
+"""A model's tensors as named data: which are tied, whether they fit another model, and how they are put into it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..catalog import did_you_mean
+from ..errors import Problems, UsageError
+
+# How many differences of one kind are told one by one; a file for another model would fill the screen.
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name; `tied` maps each further name of a tensor to the one under which it is kept."""
+
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    tied: dict[str, str]
+
+    def all(self) -> dict[str, torch.Tensor]:
+        """Every name with its tensor, the tied ones included (they share the tensor)."""
+        return {**self.tensors, **{name: self.tensors[kept] for name, kept in self.tied.items()}}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of `torch.compile` and DistributedDataParallel.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> unwrap(nn.DataParallel(layer)) is layer
+    True
+    """
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def collect(model: nn.Module) -> Weights:
+    """The parameters and persistent buffers of `model`, each memory once. Raises `UsageError` for what has none.
+
+    >>> layer = nn.Linear(2, 2, bias=False)
+    >>> collect(nn.Sequential(layer, layer)).tied
+    {'1.weight': '0.weight'}
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[tuple, str] = {}
+    problems = []
+    for name, value in model.state_dict().items():
+        reason = _unsavable(value)
+        if reason:
+            problems.append(f"{name}: {reason}")
+            continue
+        memory = _memory(value)
+        if memory in seen:
+            tied[name] = seen[memory]
+            continue
+        if memory is not None:
+            seen[memory] = name
+        tensors[name] = value
+    if problems:
+        raise Problems(problems)
+    return Weights(tensors, tied)
+
+
+def differences(state: Mapping[str, torch.Tensor], model: nn.Module, *, dtypes: bool = True) -> list[str]:
+    """Why `state` does not fit `model`, every reason at once; empty when it does.
+
+    Names, shapes and (with `dtypes`) dtypes are compared. A name that the model ties to another one may be
+    absent; tied names that are both there must agree.
+    """
+    wanted = model.state_dict()
+    groups = tie_groups(wanted)
+    absent = [name for name in wanted if name not in state]
+    missing = [name for name in absent if not any(twin in state for twin in groups.get(name, ()))]
+    unexpected = [name for name in state if name not in wanted]
+    found = _listed(
+        [f"missing: {name} {_form(wanted[name])}{did_you_mean(name, unexpected)}" for name in missing],
+        "missing",
+    )
+    found += _listed(
+        [f"unexpected: {name} {_form(state[name])}{did_you_mean(name, missing)}" for name in unexpected],
+        "unexpected",
+    )
+    wrong = []
+    for name, value in state.items():
+        if name not in wanted:
+            continue
+        target = wanted[name]
+        if tuple(value.shape) != tuple(target.shape):
+            wrong.append(f"{name}: its shape is {_shape(value)}, the model's is {_shape(target)}")
+        elif dtypes and value.dtype != target.dtype:
+            wrong.append(f"{name}: it holds {_dtype(value)}, the model {_dtype(target)}")
+    found += _listed(wrong, "different")
+    if not wrong:
+        found += _listed(_disagreeing(state, groups), "disagreeing")
+    return found
+
+
+def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adopt_dtypes: bool = False) -> None:
+    """Copy `state` into `model`, or raise `Problems` with every difference and leave the model as it was.
+
+    `where` begins each message. With `adopt_dtypes` the model takes the dtypes of `state` first.
+    """
+    found = differences(state, model, dtypes=not adopt_dtypes)
+    if found:
+        raise Problems([f"{where}: {line}" for line in found])
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if adopt_dtypes:
+        _take_dtypes(state, model)
+    wanted = model.state_dict()
+    groups = tie_groups(wanted)
+    full = dict(state)
+    for name in wanted:
+        if name not in full:
+            full[name] = next(state[twin] for twin in groups[name] if twin in state)
+    try:
+        model.load_state_dict(full)
+    except Exception as error:  # a class with loading code of its own may refuse or break halfway
+        if adopt_dtypes:
+            _take_dtypes(before, model)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                value.copy_(before[name])
+        raise UsageError(f"{where}: {type(model).__name__} refused the weights: {error}") from error
+
+
+def tie_groups(state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """For each name that shares its memory, all names of that memory."""
+    by_memory: dict[tuple, list[str]] = defaultdict(list)
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and (memory := _memory(value)) is not None:
+            by_memory[memory].append(name)
+    return {name: names for names in by_memory.values() if len(names) > 1 for name in names}
+
+
+def memory_format(model: nn.Module) -> str:
+    """"channels_last" when every four-dimensional parameter lies so and one says so beyond doubt, else "contiguous".
+
+    A weight with one input channel or a 1x1 kernel lies both ways at once and says nothing.
+    """
+    says = False
+    for parameter in model.parameters():
+        if parameter.dim() != 4:
+            continue
+        if not parameter.is_contiguous(memory_format=torch.channels_last):
+            return "contiguous"
+        says = says or not parameter.is_contiguous()
+    return "channels_last" if says else "contiguous"
+
+
+def _unsavable(value: object) -> str | None:
+    if not isinstance(value, torch.Tensor):
+        return f"a state_dict entry of type {type(value).__name__} cannot be saved without pickle; make it a tensor"
+    if isinstance(value, nn.parameter.UninitializedTensorMixin):
+        return "not initialised yet; run one batch through the model first"
+    if value.layout is not torch.strided or value.is_quantized:
+        return f"a tensor of layout {value.layout} cannot be saved; make it dense"
+    if value.is_meta:
+        return "has no data (device meta); load or initialise the model first"
+    return None
+
+
+def _memory(value: torch.Tensor) -> tuple | None:
+    # An empty tensor has no memory that it could share.
+    if isinstance(value, nn.parameter.UninitializedTensorMixin) or value.layout is not torch.strided:
+        return None
+    if value.is_meta or value.numel() == 0:
+        return None
+    return value.data_ptr(), value.device, tuple(value.shape), value.stride(), value.dtype
+
+
+def _disagreeing(state: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> list[str]:
+    found = []
+    for name, group in groups.items():
+        there = [twin for twin in group if twin in state]
+        if there and name == there[0]:
+            others = [o for o in there[1:] if not _same_bytes(state[name], state[o])]
+            found += [f"{other}: the model ties it to {name}, the file gives two different values" for other in others]
+    return found
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one is other:
+        return True
+    flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    return torch.equal(*flat)
+
+
+def _take_dtypes(state: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    # A parameter object is kept (and so are its ties), only its data changes; buffers are replaced in their module.
+    for prefix, module in model.named_modules():
+        prefix = prefix + "." if prefix else ""
+        for own, parameter in module._parameters.items():
+            value = state.get(prefix + own)
+            if parameter is not None and value is not None and parameter.dtype != value.dtype:
+                parameter.data = parameter.data.to(value.dtype)
+        for own, buffer in module._buffers.items():
+            value = state.get(prefix + own)
+            if buffer is not None and value is not None and buffer.dtype != value.dtype:
+                module._buffers[own] = buffer.to(value.dtype)
+
+
+def _listed(lines: list[str], kind: str) -> list[str]:
+    if len(lines) <= SHOWN:
+        return lines
+    return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more {kind}"]
+
+
+def _form(value: torch.Tensor) -> str:
+    return f"({_dtype(value)} {_shape(value)})"
+
+
+def _shape(value: torch.Tensor) -> str:
+    return str(list(value.shape))
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
