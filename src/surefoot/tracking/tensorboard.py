@@ -61,15 +61,17 @@ class TensorBoard:
     def rebuild(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Start over with `records`: what a resumed run does, so that no point appears twice."""
         self.close()
-        number = 0
         try:
-            for path in self._event_files():
-                number = max(number, _number_of(path) + 1)
+            *older, newest = [None, *self._event_files()]
+            for path in filter(None, older):
                 path.unlink()
+            if newest is not None:
+                # Emptied and not removed: a TensorBoard that is reading it would never go on to the next file.
+                os.truncate(newest, 0)
         except OSError as error:
             raise RunFailed(f"{self.directory}: old events cannot be removed: {error.strerror}") from error
         self._lr_step = -1
-        self._open(number)
+        self._open()
         frames: list[bytes] = []
         for record in records:
             frames.append(self._frame_of(record))
@@ -101,9 +103,8 @@ class TensorBoard:
     def _event_files(self) -> list[Path]:
         return sorted(self.directory.glob("events.out.tfevents.*"))
 
-    def _open(self, number: int | None = None) -> None:
-        if number is None:
-            number = max((_number_of(path) + 1 for path in self._event_files()), default=0)
+    def _open(self) -> None:
+        number = max((_number_of(path) + 1 for path in self._event_files()), default=0)
         # TensorBoard reads files in the order of their names and never returns to an earlier one.
         path = self.directory / f"events.out.tfevents.{int(self._started):010d}.surefoot.{number:06d}"
         try:
