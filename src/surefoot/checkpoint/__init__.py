@@ -1,0 +1,27 @@
+"""Checkpoints: taken between two steps, durable, verified, never pickled; and the run directory around them."""
+
+from __future__ import annotations
+
+from .checkpointer import Checkpointer, Restored, scan
+from .contract import Change, ConditionsChanged, code_of, compare, environment, flatten, require_same
+from .policy import Every, Keep
+from .run import RunDirectory, read_about
+from .store import CheckpointStatus
+
+__all__ = [
+    "Change",
+    "CheckpointStatus",
+    "Checkpointer",
+    "ConditionsChanged",
+    "Every",
+    "Keep",
+    "Restored",
+    "RunDirectory",
+    "code_of",
+    "compare",
+    "environment",
+    "flatten",
+    "read_about",
+    "require_same",
+    "scan",
+]

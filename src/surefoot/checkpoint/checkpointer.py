@@ -1,0 +1,581 @@
+"""The Checkpointer: five lines in a hand-written loop make it resumable, exactly, from any instant."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import rng, safe_tensors
+from ..errors import RunFailed, Stopped, SurefootError, UsageError
+from ..signals import SignalWatch
+from . import capture, contract, store
+from .codec import Corrupt, Decoder, Encoder, storable
+from .copies import HostCopies
+from .policy import Every, Keep
+from .run import RunDirectory
+from .store import CheckpointStatus
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a resume found: the place, what was stepped over, and which changed conditions were allowed."""
+
+    step: int
+    epoch: int
+    path: Path
+    metrics: dict[str, Any]
+    skipped: tuple[CheckpointStatus, ...] = ()
+    changes: tuple[contract.Change, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A moment of the run in memory of its own: the JSON state and both tables of copied tensors."""
+
+    step: int
+    state: dict[str, Any]
+    model: dict[str, Any]
+    other: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves a run while it trains and puts it back after any end, bit for bit.
+
+        with Checkpointer("runs/mine", model=model, optimizer=optimizer, schedule=schedule, loader=loader) as saver:
+            saver.resume()
+            while loader.epoch < epochs:
+                for inputs, targets in loader:
+                    ...                                  # the step, as it was
+                    saver.step()
+                saver.epoch({"val/loss": validate()})
+
+    - `run`: the run's directory, made when it is not there; or a `RunDirectory`, which then stays the caller's.
+    - `objects` by keyword: modules, optimizers, anything with state_dict and load_state_dict (schedulers,
+      warmups, loaders, GradScalers), plain dicts. The random number generators are always kept.
+    - `every`: "1 epoch", "500 steps", "10 min", or None to save only when asked, on a signal and at the end.
+    - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best` in `mode`.
+    - `background`: write in a thread, over a copy; training waits for the copy only.
+    - `conditions`: what else the run depends on, as plain values; compared on resume with the environment and
+      the code of the modules. `allow` names those that may differ; the run is then marked inexact.
+    - `journal`: an object with `offset`, `sync()` and `truncate(offset)`: cut back to the checkpoint on resume.
+    - `tell`: called with a line for the user; by default it goes to standard error.
+    - `signals`: note SIGTERM, SIGINT and SIGUSR1 (main thread only).
+
+    Raises `UsageError` for what cannot be saved, before anything is written.
+    """
+
+    def __init__(
+        self,
+        run: str | Path | RunDirectory,
+        *,
+        every: str | None = "1 epoch",
+        keep_last: int | None = 3,
+        keep_best: str | None = None,
+        mode: str = "min",
+        background: bool = True,
+        conditions: Mapping[str, Any] | None = None,
+        allow: Collection[str] = (),
+        journal: Any = None,
+        tell: Callable[[str], None] | None = None,
+        signals: bool = True,
+        **objects: Any,
+    ):
+        if not objects:
+            raise UsageError("Checkpointer: nothing to save; give model=, optimizer= and what else the run has")
+        self._every = Every.parse(every) if every is not None else None
+        self._keep = Keep(keep_last, keep_best, mode)
+        capture.check_objects(objects)
+        self._objects = dict(objects)
+        self._journal = journal
+        self._allow = tuple(allow)
+        self._background = background
+        self._tell = tell or _to_stderr
+        self.steps = 0
+        self.epochs = 0
+        self._copies = (HostCopies(), HostCopies())
+        self._encode({})  # what cannot be saved is told now, not at the first checkpoint
+        self.conditions = plain({**self._own_conditions(), **(conditions or {})})
+        self._owns_run = not isinstance(run, RunDirectory)
+        self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
+        store.sweep(self.run.checkpoints)
+        self._known = store.listed(self.run.checkpoints)
+        self._begun = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._last_save = time.monotonic()
+        self._progress = (0, 0)
+        self._saved_progress: tuple[int, int] | None = None
+        self._watch = SignalWatch()
+        if signals:
+            self._watch.open()
+        # Without close() the last save would end with the interpreter.
+        self._at_exit = _await_at_exit(self)
+
+    # ------------------------------------------------------------------------------------------ the loop's calls
+
+    def resume(self) -> Restored | None:
+        """Go on from the newest valid checkpoint; None when the run has none yet and starts fresh.
+
+        Damaged checkpoints are named and stepped over. Everything is compared before anything is loaded:
+        raises `UsageError` when none is valid, when the objects do not fit (all differences at once), or
+        when conditions changed (`ConditionsChanged`); the objects are then as they were.
+        """
+        if self._begun:
+            raise UsageError(f"{self.run.path}: resume() comes before the first step")
+        if not self._known:
+            self._start_fresh()
+            return None
+        content, status, tree, skipped = self._newest()
+        changes = contract.require_same(content.manifest["conditions"], self.conditions, self._allow)
+        if found := capture.problems(self._objects, tree):
+            listed = "\n".join(f"  {text}" for text in found[:50])
+            raise UsageError(f"{status.path}: does not fit what was built here:\n{listed}")
+        self._try_random_state(status.path, tree["rng"])
+        if self._journal is not None:
+            self._journal.truncate(tree["journal"] or 0)
+        capture.restore(self._objects, tree)
+        rng.restore(tree["rng"])
+        self.steps, self.epochs = tree["step"], tree["epoch"]
+        self._progress = self._saved_progress = (self.steps, self.epochs)
+        self._begin(content.manifest, changes)
+        return Restored(
+            self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes)
+        )
+
+    def step(self) -> None:
+        """Count one update; save when due; after SIGTERM or SIGINT save and raise `Stopped`.
+
+        Raises `RunFailed` when the save before this one could not be written.
+        """
+        self.steps += 1
+        self._advance()
+        due = self._every is not None and self._every.after_step(self.steps, time.monotonic() - self._last_save)
+        self._save_or_stop(due, {})
+
+    def epoch(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Count one epoch, after its validation and the schedule's epoch; save when due. Raises as `step`."""
+        found = plain(dict(metrics or {}))
+        best = self._keep.best
+        if best is not None and best not in found:
+            names = ", ".join(sorted(found)) or "none"
+            raise UsageError(f"keep_best: {best!r} is not among the epoch's metrics ({names})")
+        self.epochs += 1
+        self._advance()
+        due = self._every is not None and self._every.after_epoch(self.epochs, time.monotonic() - self._last_save)
+        if best is not None and not due:
+            known = [status.metrics for status in self._known if status.valid is not False]
+            index = self._keep.best_of(known)
+            due = self._keep.better(found[best], None if index is None else known[index][best])
+        self._save_or_stop(due, found)
+
+    def save(self, metrics: Mapping[str, float] | None = None, *, wait: bool = True) -> None:
+        """Save now. With `wait` the checkpoint is on the disk on return. Raises `RunFailed`."""
+        self._require_begun()
+        self.wait()
+        self._last_save = time.monotonic()
+        snapshot = self._snapshot(plain(dict(metrics or {})))
+        self._saved_progress = self._progress
+        if self._background:
+            self._thread = threading.Thread(target=self._write_safely, args=(snapshot,), daemon=True)
+            self._thread.start()
+        else:
+            self._write_safely(snapshot)
+        if wait or not self._background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in flight; raises `RunFailed` if it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM or SIGINT came; for long work between two steps, which then calls `stop`."""
+        return self._watch.stop_requested is not None
+
+    def check_signals(self) -> None:
+        """Save after SIGUSR1, save and raise `Stopped` after SIGTERM or SIGINT; else nothing."""
+        self._save_or_stop(False, {})
+
+    def stop(self) -> None:
+        """Save and raise `Stopped`, as after a signal."""
+        self.save()
+        self._raise_stopped()
+
+    def close(self) -> None:
+        """Await the last save, put the signal handlers back, leave the run; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.wait()
+        finally:
+            self._watch.close()
+            atexit.unregister(self._at_exit)
+            if self._owns_run:
+                self.run.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        status = "done" if error is None else "interrupted" if _is_stop(error) else "failed"
+        try:
+            if error is None and self._begun and self._saved_progress != self._progress:
+                self.save()
+            if self._watch.at_once:
+                self._thread = None  # asked to stop at once: what is in flight is not awaited, nor missed
+            if self._owns_run and self._begun:
+                self._end(status, error)
+        finally:
+            if error is None:
+                self.close()
+            else:
+                with contextlib.suppress(SurefootError):  # the first error is the one to tell
+                    self.close()
+
+    # ------------------------------------------------------------------------------------------ beginning
+
+    def _take(self, path: Path) -> RunDirectory:
+        if RunDirectory.holds_run(path):
+            return RunDirectory.open(path)
+        return RunDirectory.create(path, conditions=self.conditions)
+
+    def _own_conditions(self) -> dict[str, Any]:
+        modules = [capture.unwrap(value) for value in self._objects.values() if isinstance(value, nn.Module)]
+        found = {**contract.environment(), **contract.code_of(modules)}
+        for key, value in self._objects.items():
+            fingerprint = getattr(getattr(value, "source", None), "fingerprint", None)
+            if callable(fingerprint):
+                found[f"data.{key}"] = fingerprint()
+        return found
+
+    def _start_fresh(self) -> None:
+        if self.run.about.get("saved"):
+            raise UsageError(
+                f"{self.run.checkpoints}: this run was saved before, and its checkpoints are gone; restore them "
+                "from a copy, or start a new run in another directory"
+            )
+        if self.run.about.get("id") is None:
+            raise UsageError(f"{self.run.path}: run.json is damaged and there is no checkpoint; start a new run")
+        if self._journal is not None:
+            self._journal.truncate(0)
+        self._begin({"run": self.run.id, "conditions": self.conditions}, [])
+
+    def _newest(self) -> tuple[store.Content, CheckpointStatus, dict[str, Any], list[CheckpointStatus]]:
+        """The newest valid checkpoint, read and decoded; what was stepped over is told."""
+        skipped: list[CheckpointStatus] = []
+        for i in range(len(self._known) - 1, -1, -1):
+            status = self._known[i]
+            try:
+                content = store.load(status, self.run.about.get("id"))
+                tree = _decode(content)
+                self._check_journal(status.path, tree)
+            except safe_tensors.BadFile as error:
+                self._known[i] = _judged(status, False, str(error), {})
+                skipped.append(self._known[i])
+                self._tell(f"{error}; this checkpoint is stepped over")
+                continue
+            self._known[i] = status = _judged(status, True, "", content.manifest["metrics"])
+            for j in range(i):
+                self._known[j] = self._glance(self._known[j])
+            return content, status, tree, skipped
+        reasons = "\n".join(f"  {status.reason}" for status in skipped)
+        raise UsageError(
+            f"{self.run.checkpoints}: none of {len(skipped)} checkpoints is valid, so the run cannot go on:\n"
+            f"{reasons}\nRestore one from a copy, or start a new run in another directory"
+        )
+
+    def _glance(self, status: CheckpointStatus) -> CheckpointStatus:
+        """The metrics of an older checkpoint, from its manifest; its content is not read."""
+        try:
+            return _judged(status, None, "", store.read_manifest(status, self.run.about.get("id"))["metrics"])
+        except safe_tensors.BadFile as error:
+            return _judged(status, False, str(error), {})
+
+    def _check_journal(self, path: Path, tree: dict[str, Any]) -> None:
+        if self._journal is None:
+            return
+        if tree["journal"] is None:
+            raise UsageError(f"{path}: was saved without a journal; its records cannot go on exactly")
+        if self._journal.offset < tree["journal"]:
+            raise store.Damaged(
+                path,
+                f"needs {tree['journal']} bytes of the journal, which holds {self._journal.offset}: it was cut",
+            )
+
+    def _try_random_state(self, path: Path, state: Any) -> None:
+        before = rng.capture()
+        try:
+            rng.restore(state)
+        except (UsageError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+            raise UsageError(f"{path}: its random state cannot be used: {error}") from error
+        finally:
+            rng.restore(before)
+
+    def _begin(self, manifest: Mapping[str, Any], changes: list[contract.Change]) -> None:
+        about = self.run.about
+        lost = about.get("id") is None
+        if lost:
+            self._tell(f"{self.run.path}/run.json was lost or damaged; written again from the checkpoint")
+        inexact = [*about.get("inexact", []), *(str(change) for change in changes)]
+        fields: dict[str, Any] = {"id": manifest["run"], "status": "running", "conditions": self.conditions}
+        if changes:
+            self._tell("resumed under changed conditions, so no longer exact: " + "; ".join(map(str, changes)))
+        if lost or inexact:
+            fields["inexact"] = list(dict.fromkeys(inexact))
+        self._record(**fields)
+        self._begun = True
+
+    def _end(self, status: str, error: BaseException | None) -> None:
+        if error is None:
+            self._record(status=status)
+        else:
+            with contextlib.suppress(SurefootError):  # the first error is the one to tell
+                self._record(status=status)
+
+    def _record(self, **fields: Any) -> None:
+        try:
+            self.run.record(**fields)
+        except OSError as error:
+            raise RunFailed(f"{self.run.path}/run.json: cannot be written: {error.strerror or error}") from error
+
+    def _require_begun(self) -> None:
+        if self._begun:
+            return
+        if self._known or self.run.about.get("id") is None:
+            raise UsageError(
+                f"{self.run.path}: holds checkpoints already; call resume() before the first step, or name "
+                "another directory"
+            )
+        self._start_fresh()
+
+    # ------------------------------------------------------------------------------------------ saving
+
+    def _advance(self) -> None:
+        self._require_begun()
+        self._progress = (self.steps, self.epochs)
+        if self._failure is not None or (self._thread is not None and not self._thread.is_alive()):
+            self.wait()
+
+    def _save_or_stop(self, due: bool, metrics: dict[str, Any]) -> None:
+        asked = self._watch.take_save_request()
+        stopping = self.stop_requested
+        if due or asked or stopping:
+            self.save(metrics, wait=stopping or asked)
+        if asked:
+            self._tell(f"saved at step {self.steps}")
+        if stopping:
+            self._raise_stopped()
+
+    def _raise_stopped(self) -> None:
+        import signal
+
+        signum = self._watch.stop_requested or signal.SIGTERM
+        raise Stopped(
+            signum, f"stopped by {signal.Signals(signum).name} after step {self.steps}; saved in {self.run.path}"
+        )
+
+    def _encode(self, metrics: dict[str, Any]) -> tuple[dict[str, Any], Encoder, Encoder]:
+        """The state as JSON, and both tables of tensors, still those of the live objects."""
+        tree = capture.capture(self._objects)
+        model, other = Encoder(), Encoder()
+        several = len(tree["modules"]) > 1
+        modules = {}
+        for key, found in tree["modules"].items():
+            tensors = {
+                name: model.encode(tensor, f"{key}.{name}" if several else name)
+                for name, tensor in found["tensors"].items()
+            }
+            extra = other.encode(found["extra"], f"modules/{key}/extra")
+            modules[key] = {**found, "tensors": tensors, "extra": extra}
+        state = {
+            "format": STATE_FORMAT,
+            "step": self.steps,
+            "epoch": self.epochs,
+            "journal": None if self._journal is None else self._journal.offset,
+            "modules": modules,
+            "optimizers": other.encode(tree["optimizers"], "optimizers"),
+            "objects": other.encode(tree["objects"], "objects"),
+            "rng": other.encode(rng.capture(), "rng"),
+        }
+        return state, model, other
+
+    def _snapshot(self, metrics: dict[str, Any]) -> _Snapshot:
+        state, model, other = self._encode(metrics)
+        copied = [
+            copies.copy({name: storable(tensor) for name, tensor in encoder.tensors.items()})
+            for copies, encoder in zip(self._copies, (model, other), strict=True)
+        ]
+        return _Snapshot(self.steps, state, *copied, metrics)
+
+    def _write_safely(self, snapshot: _Snapshot) -> None:
+        """Write in any thread; what goes wrong is kept for the loop to raise."""
+        try:
+            self._write(snapshot)
+        except SurefootError as error:
+            self._failure = error
+        except OSError as error:
+            self._failure = self._told(snapshot, error)
+            self._failure.__cause__ = error
+
+    def _write(self, snapshot: _Snapshot) -> None:
+        text = json.dumps(snapshot.state, separators=(",", ":"), allow_nan=False)
+        data = text.encode()
+        if len(data) > store.MAX_STATE_BYTES:
+            raise RunFailed(
+                f"the state of step {snapshot.step} takes {len(data)} bytes without its tensors; at most "
+                f"{store.MAX_STATE_BYTES} can be read back; keep long lists as tensors"
+            )
+        status = store.commit(
+            self.run.checkpoints,
+            snapshot.step,
+            {
+                store.MODEL: safe_tensors.chunks(snapshot.model, metadata={"format": "pt"}),
+                store.OPTIMIZER: safe_tensors.chunks(snapshot.other),
+                store.STATE: [data],
+            },
+            {
+                "run": self.run.id,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "metrics": snapshot.metrics,
+                "conditions": self.conditions,
+            },
+            self._journal.sync if self._journal is not None else lambda: None,
+        )
+        self._known.append(status)
+        self._known.sort(key=lambda known: (known.step, known.revision))
+        if not self.run.about.get("saved"):
+            self.run.record(saved=True)
+        self._retain()
+
+    def _retain(self) -> None:
+        """Remove what may go. A checkpoint that cannot be removed is told; the run goes on."""
+        good = [status for status in self._known if status.valid is not False]
+        surplus = [good[i] for i in self._keep.surplus([status.metrics for status in good])]
+        if self._keep.last is not None and len(good) >= self._keep.last:
+            oldest_kept = good[-self._keep.last]
+            surplus += [s for s in self._known if s.valid is False and s.step < oldest_kept.step]
+        for status in surplus:
+            try:
+                store.remove(status.path)
+            except FileNotFoundError:
+                pass  # someone else took it away
+            except OSError as error:
+                self._tell(f"{status.path}: cannot be removed: {error.strerror or error}")
+                continue
+            self._known.remove(status)
+
+    def _told(self, snapshot: _Snapshot, error: OSError) -> RunFailed:
+        good = [status.step for status in self._known if status.valid is not False]
+        kept = f"the run is kept up to step {max(good)}" if good else "no checkpoint of this run exists yet"
+        where = error.filename or self.run.checkpoints
+        return RunFailed(
+            f"{where}: the checkpoint of step {snapshot.step} could not be written: {error.strerror or error}; "
+            f"{kept}; free or repair the disk, then resume"
+        )
+
+
+def _decode(content: store.Content) -> dict[str, Any]:
+    """The tree behind a verified checkpoint. Raises `Damaged` for one that no Checkpointer wrote."""
+    state, path = content.state, content.path / store.STATE
+    kinds = {"step": int, "epoch": int, "modules": dict, "optimizers": dict, "objects": dict, "rng": dict}
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise store.Damaged(path, "is not a state that this version of surefoot reads")
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind):
+            raise store.Damaged(path, f"lacks {key!r}")
+    if state["step"] != content.manifest["step"] or type(state.get("journal")) not in (int, type(None)):
+        raise store.Damaged(path, "does not agree with its manifest")
+    model, other = Decoder(content.model), Decoder(content.other)
+    try:
+        modules = {}
+        for key, found in state["modules"].items():
+            if not isinstance(found, dict):
+                raise Corrupt(f"module {key[:80]!r} is no table")
+            modules[key] = {
+                **found,
+                "tensors": model.decode(found.get("tensors")),
+                "extra": other.decode(found.get("extra")),
+            }
+        decoded = {key: other.decode(state[key]) for key in ("optimizers", "objects", "rng")}
+    except Corrupt as error:
+        raise store.Damaged(path, str(error)) from error
+    if unused := model.unused | other.unused:
+        raise store.Damaged(path, f"does not use tensor {min(unused)[:80]!r}")
+    return {**state, "modules": modules, **decoded}
+
+
+def _judged(status: CheckpointStatus, valid: bool | None, reason: str, metrics: dict[str, Any]) -> CheckpointStatus:
+    return CheckpointStatus(status.step, status.revision, status.path, valid, reason, status.bytes, metrics)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON would give it back: tuples as lists, numbers that are not finite as words, the rest as text.
+
+    >>> plain({"loss": float("nan"), "betas": (0.9, 1)})
+    {'loss': 'nan', 'betas': [0.9, 1]}
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else repr(float(value))
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    return str(value)
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, (Stopped, KeyboardInterrupt))
+
+
+def _to_stderr(line: str) -> None:
+    print(f"surefoot: {line}", file=sys.stderr, flush=True)
+
+
+def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:
+    reference = weakref.ref(saver)
+
+    def await_last_save() -> None:
+        found = reference()
+        if found is not None and found._thread is not None and not found._watch.at_once:
+            found.wait()
+
+    atexit.register(await_last_save)
+    return await_last_save
+
+
+def scan(run: str | Path) -> Iterator[CheckpointStatus]:
+    """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
+    from .run import CHECKPOINTS, read_about
+
+    about = read_about(run)
+    for status in store.listed(Path(run) / CHECKPOINTS):
+        yield store.verified(status, about["id"] if about else None)

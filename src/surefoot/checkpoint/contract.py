@@ -1,0 +1,171 @@
+"""What a run was, against what it is now: every condition that changes bits, compared field by field.
+
+Conditions are a flat table of names and plain values ("versions.torch": "2.13.0"). They are recorded in
+run.json and in every manifest; a resume under others is refused unless each change is allowed by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+
+from ..errors import UsageError
+from ..version import __version__
+
+Conditions = dict[str, Any]
+_HOUSE = ("torch", "surefoot", "builtins", "numpy")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One condition that differs: its name, what was recorded and what is found now (None: absent)."""
+
+    name: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: was {_shown(self.was)}, is {_shown(self.now)}"
+
+
+class ConditionsChanged(UsageError):
+    """A run that would go on under other conditions; `changes` lists those that were not allowed."""
+
+    def __init__(self, changes: list[Change]):
+        self.changes = tuple(changes)
+        lines = "\n".join(f"  {change}" for change in changes)
+        names = " ".join(f"--allow {change.name}" for change in changes[:3])
+        more = " ..." if len(changes) > 3 else ""
+        super().__init__(
+            f"this run was made under other conditions, so it would not go on exactly:\n{lines}\n"
+            f"Bring them back, or go on inexactly with {names}{more}"
+        )
+
+
+def environment() -> Conditions:
+    """What of this process and machine changes the bits of a result.
+
+    >>> environment()["versions.surefoot"] == __version__
+    True
+    """
+    found: Conditions = {
+        "versions.python": platform.python_version(),
+        "versions.torch": str(torch.__version__),
+        "versions.numpy": numpy.__version__,
+        "versions.surefoot": __version__,
+        "device.cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "device.accelerator": _accelerator(),
+        "threads": torch.get_num_threads(),
+        "flags.deterministic": torch.are_deterministic_algorithms_enabled(),
+        "flags.mkldnn": bool(torch.backends.mkldnn.enabled),  # type: ignore[attr-defined]
+        "flags.matmul_precision": torch.get_float32_matmul_precision(),
+        "flags.default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+    }
+    if torch.cuda.is_available():
+        found["versions.cuda"] = str(torch.version.cuda)
+        found["versions.cudnn"] = torch.backends.cudnn.version()
+        found["flags.cudnn_benchmark"] = torch.backends.cudnn.benchmark
+        found["flags.cudnn_deterministic"] = torch.backends.cudnn.deterministic
+        found["flags.cudnn_tf32"] = torch.backends.cudnn.allow_tf32
+    return found
+
+
+def _accelerator() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def flatten(prefix: str, values: Mapping[str, Any]) -> Conditions:
+    """A nested table as dotted names; lists and scalars stay whole.
+
+    >>> flatten("recipe", {"optimizer": {"lr": 0.1}, "epochs": 3})
+    {'recipe.optimizer.lr': 0.1, 'recipe.epochs': 3}
+    """
+    found: Conditions = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping) and value:
+            found |= flatten(name, value)
+        else:
+            found[name] = value
+    return found
+
+
+def code_of(parts: Iterable[Any]) -> Conditions:
+    """SHA-256 of the source of user-supplied classes and functions; torch's and surefoot's own count by version.
+
+    `parts` are classes, functions or instances; of a module all its submodules are looked at as well.
+    """
+    found: Conditions = {}
+    for part in parts:
+        members = part.modules() if isinstance(part, torch.nn.Module) else [part]
+        for member in members:
+            code = member if inspect.isclass(member) or inspect.isroutine(member) else type(member)
+            home = getattr(code, "__module__", None) or "builtins"
+            if home.partition(".")[0] not in _HOUSE:
+                found[f"code.{home}:{code.__qualname__}"] = _source_hash(code)
+    return found
+
+
+def _source_hash(code: Any) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+    except (OSError, TypeError):  # typed into a prompt, or made at run time
+        return "no source"
+
+
+def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Every difference, by name.
+
+    >>> [str(change) for change in compare({"threads": 2, "seed": 0}, {"threads": 1, "seed": 0})]
+    ['threads: was 2, is 1']
+    """
+    names = sorted(set(saved) | set(now))
+    return [
+        Change(name, saved.get(name), now.get(name))
+        for name in names
+        if name not in saved or name not in now or not _same(saved[name], now[name])
+    ]
+
+
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Iterable[str] = ()) -> list[Change]:
+    """The allowed differences. Raises `ConditionsChanged` when there are others.
+
+    A name in `allow` stands for itself and for everything below it ("versions" for "versions.torch"); "all"
+    allows everything.
+    """
+    allowed = tuple(allow)
+    changes = compare(saved, now)
+    refused = [change for change in changes if not any(_covers(name, change.name) for name in allowed)]
+    if refused:
+        raise ConditionsChanged(refused)
+    return changes
+
+
+def _covers(allowed: str, name: str) -> bool:
+    return allowed in ("all", name) or name.startswith((f"{allowed}.", f"{allowed}:"))
+
+
+def _same(one: Any, other: Any) -> bool:
+    # 1 and 1.0 and True are equal to Python and not the same condition; tuples come back from JSON as lists.
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "absent"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:12] + "..." + text[-6:]

@@ -1,0 +1,111 @@
+"""When to save and what to keep: pure decisions, no disk."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+
+_UNITS = {
+    "step": ("steps", 1.0),
+    "epoch": ("epochs", 1.0),
+    "s": ("seconds", 1.0),
+    "sec": ("seconds", 1.0),
+    "second": ("seconds", 1.0),
+    "min": ("seconds", 60.0),
+    "minute": ("seconds", 60.0),
+    "h": ("seconds", 3600.0),
+    "hour": ("seconds", 3600.0),
+}
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often to save: `amount` of "steps", "epochs" or "seconds".
+
+    >>> Every.parse("500 steps"), Every.parse("10 min")
+    (Every(amount=500, unit='steps'), Every(amount=600.0, unit='seconds'))
+    """
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Every:
+        """From "1 epoch", "500 steps", "10 min", "30 s" or "2 h". Raises `UsageError`."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text) if isinstance(text, str) else None
+        word = match[2] if match else ""
+        unit, factor = _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or (None, 0.0)
+        amount = float(match[1]) if match else 0.0
+        if unit is None or amount <= 0 or (unit != "seconds" and amount != int(amount)):
+            raise UsageError(f'every: {text!r} is not an interval; write "1 epoch", "500 steps" or "10 min"')
+        return cls(amount * factor, unit) if unit == "seconds" else cls(int(amount), unit)
+
+    def after_step(self, step: int, seconds: float) -> bool:
+        """Whether a save is due after `step` updates and `seconds` since the last save began."""
+        return (self.unit == "steps" and step % self.amount == 0) or self._after(seconds)
+
+    def after_epoch(self, epoch: int, seconds: float) -> bool:
+        """Whether a save is due after `epoch` whole epochs."""
+        return (self.unit == "epochs" and epoch % self.amount == 0) or self._after(seconds)
+
+    def _after(self, seconds: float) -> bool:
+        return self.unit == "seconds" and seconds >= self.amount
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest `last` (None: all), and the best by the metric named `best`.
+
+    `mode` is "min" or "max". Raises `UsageError` for anything else.
+    """
+
+    last: int | None = 3
+    best: str | None = None
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.last is not None and (not isinstance(self.last, int) or self.last < 1):
+            raise UsageError(f"keep_last: {self.last!r} is not a count of 1 or more; give null to keep all")
+        if self.mode not in ("min", "max"):
+            raise UsageError(f'mode: {self.mode!r} is neither "min" nor "max"')
+
+    def better(self, value: Any, than: Any) -> bool:
+        """Whether a metric beats another; NaN and None beat nothing, anything else beats them."""
+        if not _counts(value):
+            return False
+        if not _counts(than):
+            return True
+        return value < than if self.mode == "min" else value > than
+
+    def best_of(self, metrics: Sequence[dict[str, Any]]) -> int | None:
+        """Index of the best entry, the earliest of equals; None when no entry has the metric.
+
+        >>> Keep(best="val/loss").best_of([{"val/loss": 2.0}, {"val/loss": float("nan")}, {"val/loss": 1.0}, {}])
+        2
+        """
+        best = None
+        if self.best is not None:
+            for i, found in enumerate(metrics):
+                if self.better(found.get(self.best), None if best is None else metrics[best].get(self.best)):
+                    best = i
+        return best
+
+    def surplus(self, metrics: Sequence[dict[str, Any]]) -> list[int]:
+        """Indices that may go, of checkpoints in order from oldest to newest; never the newest, never the best.
+
+        >>> Keep(last=1, best="v").surplus([{"v": 3}, {"v": 1}, {"v": 2}])
+        [0]
+        """
+        if self.last is None:
+            return []
+        best = self.best_of(metrics)
+        return [i for i in range(len(metrics) - self.last) if i != best]
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not math.isnan(value)

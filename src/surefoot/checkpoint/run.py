@@ -1,0 +1,242 @@
+"""The run directory: made once, locked while in use, described by run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import files, safe_tensors
+from ..errors import UsageError
+
+RUN, LOCK, CHECKPOINTS = "run.json", "LOCK", "checkpoints"
+_TRACES = (RUN, CHECKPOINTS, "metrics.jsonl")
+_MAX_RUN_BYTES = 4 * 1024 * 1024
+STATUSES = ("running", "interrupted", "done", "failed")
+
+
+class RunDirectory:
+    """A run's directory, held by this process until `close`.
+
+    `about` is the content of run.json: "id", "created", "status" (running, interrupted, done, failed),
+    "conditions", "inexact" (changes that were allowed) and whatever `record` adds.
+
+    >>> import tempfile
+    >>> with RunDirectory.create(tempfile.mkdtemp() + "/run") as run:
+    ...     run.record(status="done")
+    >>> with RunDirectory.open(run.path) as again:
+    ...     again.about["status"], again.id == run.id
+    ('done', True)
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], lock: Lock):
+        self.path = path
+        self.about = about
+        self._lock = lock
+
+    @property
+    def id(self) -> str:
+        """The run's own name, drawn when it was made; every manifest repeats it."""
+        return self.about["id"]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @staticmethod
+    def holds_run(path: str | Path) -> bool:
+        """Whether a directory holds a run, whole or in traces."""
+        return any(os.path.lexists(Path(path) / name) for name in _TRACES)
+
+    @classmethod
+    def create(cls, path: str | Path, **about: Any) -> RunDirectory:
+        """Make a new run. Raises `UsageError` where one lies already or nothing can be written; leaves nothing then."""
+        path = Path(path)
+        made = _make_directories(path)
+        lock = None
+        try:
+            lock = Lock.take(path)
+            if cls.holds_run(path):
+                raise UsageError(
+                    f"{path}: already holds a run; resume it (`surefoot resume {path}`) or name another directory"
+                )
+            content = {
+                "id": secrets.token_hex(8),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "status": "running",
+                "inexact": [],
+                **about,
+            }
+            run = cls(path, content, lock)
+            run._write()
+            files.fsync_directory(path)
+            return run
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
+            if made:
+                with contextlib.suppress(OSError):
+                    (path / LOCK).unlink(missing_ok=True)
+                for directory in made:
+                    with contextlib.suppress(OSError):
+                        directory.rmdir()
+            if isinstance(error, OSError):
+                raise unusable(path, error) from error
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """Take a run that is there. Raises `UsageError` when there is none or another process has it.
+
+        When run.json is lost or damaged, `about` comes back with "id" None: the newest valid checkpoint knows it.
+        """
+        path = Path(path)
+        if not cls.holds_run(path):
+            raise UsageError(f"{path}: holds no run ({RUN} is missing)")
+        lock = Lock.take(path)
+        return cls(path, read_about(path) or {"id": None, "status": "running", "inexact": []}, lock)
+
+    def record(self, **fields: Any) -> None:
+        """Set fields of run.json, durably; unchanged ones cost nothing. Raises `OSError`."""
+        assert fields.get("status", "running") in STATUSES, fields
+        if any(self.about.get(key) != value for key, value in fields.items()):
+            self.about |= fields
+            self._write()
+
+    def _write(self) -> None:
+        self.about["sha256"] = _own_hash(self.about)
+        files.write_durably(self.path / RUN, json.dumps(self.about, indent=1).encode() + b"\n")
+
+    def close(self) -> None:
+        """Give the lock back; a second call does nothing."""
+        self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_about(path: str | Path) -> dict[str, Any] | None:
+    """The content of a run's run.json, or None when it is lost or was changed; needs no lock."""
+    try:
+        data = files.read_bounded(Path(path) / RUN, _MAX_RUN_BYTES)
+        about = safe_tensors.parse_json(Path(path) / RUN, data, "it", max_containers=100_000)
+    except (OSError, safe_tensors.BadFile):
+        return None
+    if not isinstance(about, dict) or about.get("sha256") != _own_hash(about) or not isinstance(about.get("id"), str):
+        return None
+    return about
+
+
+def _own_hash(about: dict[str, Any]) -> str:
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def unusable(path: Path, error: OSError) -> UsageError:
+    """What to tell about a directory that the system refuses."""
+    advice = {
+        errno.EACCES: "you may not write there; name another directory",
+        errno.EPERM: "you may not write there; name another directory",
+        errno.EROFS: "name a directory on a disk that can be written",
+        errno.ENOSPC: "free some space or name a directory on another disk",
+        errno.EDQUOT: "free some space or name a directory on another disk",
+        errno.ENOTDIR: "a part of this path is a file; name another directory",
+        errno.EEXIST: "a file has this name; name another directory",
+        errno.ENAMETOOLONG: "give a shorter name",
+    }.get(error.errno or 0, "name another directory")
+    return UsageError(f"{path}: cannot be used as a run directory: {error.strerror or error}; {advice}")
+
+
+def _make_directories(path: Path) -> list[Path]:
+    """Make `path` and its missing parents; returns what was made, deepest first."""
+    missing = []
+    current = path
+    while not current.exists() and current != current.parent:
+        missing.append(current)
+        current = current.parent
+    made: list[Path] = []
+    try:
+        if not missing and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another process made it just now
+                directory.mkdir()
+                made.insert(0, directory)
+            files.fsync_directory(directory.parent)
+    except OSError as error:
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise unusable(path, error) from error
+    return made
+
+
+class Lock:
+    """The run's LOCK, held through fcntl.lockf: gone with its owner, and not inherited by worker processes.
+
+    A file that a killed owner left is no obstacle. POSIX locks do not hold within one process and fall with
+    any descriptor of the file, so a second taking in the same process is refused before the file is opened.
+    """
+
+    _held: dict[tuple[int, int], int] = {}
+
+    def __init__(self, descriptor: int, identity: tuple[int, int]):
+        self._descriptor: int | None = descriptor
+        self._identity = identity
+        self._owner = os.getpid()
+
+    @classmethod
+    def take(cls, directory: Path) -> Lock:
+        """Lock a run directory, or raise `UsageError` naming who has it."""
+        path = directory / LOCK
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(path)
+            if cls._held.get((found.st_dev, found.st_ino)) == os.getpid():
+                raise UsageError(f"{directory}: this run is already open in this process; close it first")
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise unusable(directory, error) from error
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            note = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(note).encode() + b"\n", 0)
+        except OSError as error:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UsageError(
+                    f"{directory}: this run is in use by {holder}; wait until it ends, or stop it first"
+                ) from None
+            raise unusable(directory, error) from error
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        cls._held[identity] = os.getpid()
+        return cls(descriptor, identity)
+
+    def release(self) -> None:
+        if self._descriptor is not None and os.getpid() == self._owner:
+            os.close(self._descriptor)
+            self._held.pop(self._identity, None)
+        self._descriptor = None
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        note = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {int(note['pid'])} on {str(note['host'])[:80]} since {str(note['since'])[:19]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

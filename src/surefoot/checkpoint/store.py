@@ -1,0 +1,298 @@
+"""Directories of checkpoints: commit, verify, retain. Nothing is trusted but a manifest whose every hash holds.
+
+Commit: a temporary directory beside the target; each file written and fsynced; MANIFEST.json last, with size
+and SHA-256 of each; the directory fsynced; renamed to a name that does not exist; the parent fsynced. Only
+then is it committed, and only then may an older one go: first renamed out of the way, then deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import files, safe_tensors
+from ..safe_tensors import BadFile
+
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
+PARTS = (MODEL, OPTIMIZER, STATE)
+FORMAT = "surefoot-checkpoint"
+VERSION = 1
+MAX_STATE_BYTES = 32 * 1024 * 1024
+MAX_STATE_CONTAINERS = 2_000_000
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+_NAME = re.compile(r"step-(\d{9,18})(?:-(\d{1,6}))?")
+_LEFTOVER = re.compile(r"\.(?:tmp|old)-step-\d{9,18}(?:-\d{1,6})?-[0-9a-f]{8}")
+
+
+class Damaged(BadFile):
+    """A checkpoint that cannot be trusted: `path` is the file or directory at fault, `reason` says why."""
+
+
+@dataclass(frozen=True)
+class CheckpointStatus:
+    """One checkpoint directory: `valid` None means not looked at yet; `reason` says why it is not valid."""
+
+    step: int
+    revision: int
+    path: Path
+    valid: bool | None = None
+    reason: str = ""
+    bytes: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A checkpoint as read and verified: its manifest, the JSON state, and both tables of tensors."""
+
+    path: Path
+    manifest: dict[str, Any]
+    state: Any = field(repr=False)
+    model: dict[str, torch.Tensor] = field(repr=False)
+    other: dict[str, torch.Tensor] = field(repr=False)
+
+
+def listed(directory: Path) -> list[CheckpointStatus]:
+    """The checkpoints by name, oldest first, by step and never by time; none is opened."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            if match := _NAME.fullmatch(entry.name):
+                found.append(CheckpointStatus(int(match[1]), int(match[2] or 0), Path(entry.path)))
+    return sorted(found, key=lambda status: (status.step, status.revision))
+
+
+def scan(directory: Path, run_id: str | None = None) -> list[CheckpointStatus]:
+    """Every checkpoint, oldest first, verified to the last byte."""
+    return [verified(status, run_id) for status in listed(directory)]
+
+
+def verified(status: CheckpointStatus, run_id: str | None = None) -> CheckpointStatus:
+    """The status of one checkpoint after its files were read and hashed."""
+    try:
+        manifest = read_manifest(status, run_id)
+        for name, told in manifest["files"].items():
+            path = status.path / name
+            try:
+                digest = files.sha256_of(path)
+            except OSError as error:
+                raise Damaged(path, f"cannot be read: {error.strerror}") from error
+            _compare(path, digest, told)
+    except BadFile as error:
+        return CheckpointStatus(status.step, status.revision, status.path, False, str(error))
+    return CheckpointStatus(
+        status.step,
+        status.revision,
+        status.path,
+        True,
+        "",
+        sum(told["bytes"] for told in manifest["files"].values()),
+        manifest["metrics"],
+        manifest["created"],
+    )
+
+
+def load(status: CheckpointStatus, run_id: str | None = None) -> Content:
+    """Read and verify a checkpoint in one pass. Raises `Damaged` or `BadFile`; nothing outside is touched."""
+    manifest = read_manifest(status, run_id)
+    told = manifest["files"]
+    data = _read(status.path / STATE, MAX_STATE_BYTES)
+    _compare(status.path / STATE, hashlib.sha256(data).hexdigest(), told[STATE])
+    state = safe_tensors.parse_json(status.path / STATE, data, "it", max_containers=MAX_STATE_CONTAINERS)
+    tables = []
+    for name in (MODEL, OPTIMIZER):
+        loaded = safe_tensors.load(status.path / name)
+        _compare(status.path / name, loaded.sha256, told[name])
+        tables.append(loaded.tensors)
+    return Content(status.path, manifest, state, *tables)
+
+
+def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[str, Any]:
+    """The checked manifest: its own hash, version, step, run, the exact set of files and their sizes."""
+    directory = status.path
+    _require_directory(directory)
+    path = directory / MANIFEST
+    manifest = safe_tensors.parse_json(path, _read(path, MAX_MANIFEST_BYTES), "it", max_containers=100_000)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise Damaged(path, "is not the manifest of a checkpoint")
+    if manifest.get("version") != VERSION:
+        found = str(manifest.get("version"))[:20]
+        raise Damaged(path, f"has format version {found}; this version of surefoot reads version {VERSION}")
+    if manifest.get("sha256") != _own_hash(manifest):
+        raise Damaged(path, "was changed: its own hash does not hold")
+    kinds = {"run": str, "step": int, "files": dict, "metrics": dict, "conditions": dict, "created": str}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
+            raise Damaged(path, f"lacks {key!r}")
+    if manifest["step"] != status.step:
+        raise Damaged(path, f"tells of step {manifest['step']}, its directory of step {status.step}")
+    if run_id is not None and manifest["run"] != run_id:
+        raise Damaged(path, f"belongs to run {manifest['run'][:40]!r}, not to this run ({run_id})")
+    if set(manifest["files"]) != set(PARTS):
+        raise Damaged(path, f"must list exactly {', '.join(PARTS)}")
+    _check_files(directory, manifest)
+    return manifest
+
+
+def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
+    present = set(os.listdir(directory))
+    for name in sorted(present - {MANIFEST, *PARTS}):
+        raise Damaged(directory / name[:100], "is not listed in the manifest")
+    for name, told in manifest["files"].items():
+        if not isinstance(told, dict) or type(told.get("bytes")) is not int or not isinstance(told.get("sha256"), str):
+            raise Damaged(directory / MANIFEST, f"does not tell size and sha256 of {name}")
+        if name not in present:
+            raise Damaged(directory / name, "is missing")
+        found = os.lstat(directory / name)
+        if not stat.S_ISREG(found.st_mode):
+            raise Damaged(directory / name, "is not a regular file")
+        if found.st_size != told["bytes"]:
+            raise Damaged(directory / name, f"holds {found.st_size} bytes; its manifest tells of {told['bytes']}")
+
+
+def _require_directory(directory: Path) -> None:
+    try:
+        mode = os.lstat(directory).st_mode
+    except OSError as error:
+        raise Damaged(directory, error.strerror or "is missing") from error
+    if not stat.S_ISDIR(mode):
+        raise Damaged(directory, "is not a directory" if not stat.S_ISLNK(mode) else "is a symbolic link")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise Damaged(directory, "cannot be read: permission denied")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        return files.read_bounded(path, limit)
+    except FileNotFoundError:
+        raise Damaged(path, "is missing") from None
+    except OSError as error:
+        raise Damaged(path, error.strerror or str(error)) from error
+
+
+def _compare(path: Path, digest: str, told: Mapping[str, Any]) -> None:
+    if digest != told["sha256"]:
+        raise Damaged(path, "was changed: its SHA-256 is not the one in the manifest")
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def next_name(directory: Path, step: int) -> str:
+    """A name that is free: step-000000123, or step-000000123-1 when that step was saved before."""
+    revisions = [status.revision for status in listed(directory) if status.step == step]
+    base = f"step-{step:09d}"
+    return f"{base}-{max(revisions) + 1}" if revisions else base
+
+
+def commit(
+    directory: Path,
+    step: int,
+    parts: Mapping[str, Iterable[bytes | memoryview]],
+    manifest: Mapping[str, Any],
+    before_manifest: Callable[[], None] = lambda: None,
+) -> CheckpointStatus:
+    """Write a checkpoint so that it is there whole, and on the disk, or not at all.
+
+    `parts` gives the chunks of each file of PARTS; `before_manifest` runs once they are on the disk (what the
+    checkpoint refers to elsewhere is made durable there). Raises `OSError`; what was begun is then removed.
+    """
+    assert set(parts) == set(PARTS), "a checkpoint has exactly these files"
+    _make_directory(directory)
+    name = next_name(directory, step)
+    target = directory / name
+    temporary = directory / f".tmp-{name}-{secrets.token_hex(4)}"
+    files.system.mkdir(temporary)
+    standing = temporary
+    try:
+        written = {part: files.write_new(temporary / part, chunks) for part, chunks in parts.items()}
+        before_manifest()
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": step,
+            **manifest,
+            "files": {part: {"bytes": w.bytes, "sha256": w.sha256} for part, w in written.items()},
+        }
+        content["sha256"] = _own_hash(content)
+        files.write_new(temporary / MANIFEST, [json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"])
+        files.fsync_directory(temporary)
+        if files.system.exists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        files.system.rename(temporary, target)
+        standing = target
+        files.fsync_directory(directory)
+    except BaseException:
+        # A checkpoint of which the disk did not say that it is there must not count as one.
+        discard(standing)
+        raise
+    total = sum(w.bytes for w in written.values())
+    revision = int((_NAME.fullmatch(name) or [None] * 3)[2] or 0)
+    return CheckpointStatus(
+        step, revision, target, True, "", total, dict(manifest["metrics"]), str(manifest["created"])
+    )
+
+
+def _make_directory(directory: Path) -> None:
+    if not files.system.exists(directory):
+        files.system.mkdir(directory)
+        files.fsync_directory(directory.parent)
+
+
+def remove(path: Path) -> None:
+    """Take a checkpoint away so that no instant shows half of it under its name. Raises `OSError`."""
+    old = path.with_name(f".old-{path.name}-{secrets.token_hex(4)}")
+    files.system.rename(path, old)
+    # Awaited, so that a power cut cannot bring the name back over files already deleted.
+    files.fsync_directory(path.parent)
+    _delete(old)
+
+
+def discard(path: Path) -> None:
+    """Remove what was never committed, as far as the disk lets us."""
+    with contextlib.suppress(OSError):
+        if _NAME.fullmatch(path.name):
+            remove(path)
+        else:
+            _delete(path)
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Delete what a killed process left half-written or half-deleted; returns what it removed.
+
+    Only names that `commit` and `remove` make, and only real directories. The caller holds the run's lock.
+    """
+    removed = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)):
+            path = directory / name
+            if _LEFTOVER.fullmatch(name) and stat.S_ISDIR(os.lstat(path).st_mode):
+                with contextlib.suppress(OSError):  # a later sweep tries again; nothing depends on it
+                    _delete(path)
+                    removed.append(path)
+    return removed
+
+
+def _delete(path: Path) -> None:
+    for name in os.listdir(path):
+        files.system.unlink(path / name)
+    files.system.rmdir(path)

@@ -1,0 +1,91 @@
+"""Signals asked for politely: SIGTERM and SIGINT stop at the next step boundary, SIGUSR1 saves and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from .errors import Stopped
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class SignalWatch:
+    """While open, notes signals instead of dying of them; the loop asks between two steps.
+
+    The first SIGTERM or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
+    `at_once` true; a third ends the process without a word. SIGUSR1 sets `save_requested`. The handlers go in
+    only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what was there
+    before comes back on closing. A process forked while the watch is open falls back on the old ways.
+
+    >>> with SignalWatch() as watch:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     watch.stop_requested == signal.SIGTERM
+    True
+    """
+
+    def __init__(self) -> None:
+        self.stop_requested: int | None = None
+        self.save_requested = False
+        self.at_once = False
+        self._before: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    def open(self) -> SignalWatch:
+        """Install the handlers; does nothing when they are in place or outside the main thread."""
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return self
+        self._owner = os.getpid()
+        for signum in (*_STOPPING, signal.SIGUSR1):
+            # None: a handler that C code installed; Python could not put it back, so it stays.
+            if signal.getsignal(signum) is not None:
+                self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def close(self) -> None:
+        """Put back the handlers that were there before."""
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self._before.items():
+                # Only where ours is still in place: a handler installed since then is not ours to remove.
+                if signal.getsignal(signum) == self._handle:
+                    signal.signal(signum, handler)
+            self._before = {}
+
+    def check(self) -> None:
+        """Raise `Stopped` when a stop was asked for."""
+        if self.stop_requested is not None:
+            raise Stopped(self.stop_requested)
+
+    def take_save_request(self) -> bool:
+        """Whether SIGUSR1 came since the last call."""
+        asked, self.save_requested = self.save_requested, False
+        return asked
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a worker process forked from ours: die as it would have
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        if signum == signal.SIGUSR1:
+            self.save_requested = True
+        elif self.at_once:
+            os._exit(128 + signum)
+        elif self.stop_requested is not None:
+            self.at_once = True
+            raise Stopped(signum, f"stopped at once by a second {signal.Signals(signum).name}")
+        else:
+            self.stop_requested = signum
+
+    def __enter__(self) -> SignalWatch:
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
