@@ -1,0 +1,198 @@
+"""Samples of a Dataset, each read under random numbers of its own, here or in worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from ..errors import SurefootError, UsageError
+from ..rng import fold
+
+_PR_SET_PDEATHSIG = 1
+
+
+def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int) -> list[Any]:
+    """The samples at `indices`, each read with Python's, NumPy's and torch's generators seeded for it.
+
+    The seed is a function of (seed, epoch, index); the generators are afterwards as they were.
+    """
+    with _generators_kept():
+        samples = []
+        for index in indices:
+            own = fold(seed, epoch, index)
+            random.seed(own)
+            numpy.random.seed(own & 0xFFFFFFFF)
+            torch.default_generator.manual_seed(own)
+            samples.append(dataset[index])
+        return samples
+
+
+def apply_to_each(function: Callable[[Any], Any], items: Any, indices: Sequence[int], seed: int, epoch: int):
+    """Stack ``function(item)`` of each item, called under the random numbers of its index."""
+    return torch.stack(fetch(_Mapped(function, dict(zip(indices, items, strict=True))), indices, seed, epoch))
+
+
+class _Mapped:
+    def __init__(self, function: Callable[[Any], Any], items: dict[int, Any]):
+        self.function = function
+        self.items = items
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(self.items[index])
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    # Not rng.capture: CUDA's generators are not touched here, and reading them would wait for the device.
+    states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+class BatchReader:
+    """Makes the batch of ``(epoch, indices)``; travels to worker processes."""
+
+    def __init__(self, dataset: Any, seed: int, collate: Callable[[list], Any] | None):
+        self.dataset = dataset
+        self.seed = seed
+        self.collate = collate or default_collate
+
+    def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Any, ...]:
+        epoch, indices = key
+        samples = fetch(self.dataset, indices, self.seed, epoch)
+        batch = self.collate(samples)
+        return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+
+    # torch's fetcher hands a whole batch to this method where there is one.
+    __getitems__ = __getitem__
+
+
+class Workers:
+    """Worker processes that read batches ahead, in the order asked for.
+
+    They outlive an epoch. `batches` starts over from any place; `close` ends them. A worker that dies ends the
+    iteration with SurefootError; what the data set itself raises is raised here.
+    """
+
+    def __init__(self, reader: BatchReader, workers: int):
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            reader,  # type: ignore[arg-type]
+            batch_sampler=self._plan,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_unchanged,
+            # A thread's workers may outlive the thread: only those of the main thread die with it.
+            worker_init_fn=functools.partial(_start_worker, threading.current_thread() is threading.main_thread()),
+            persistent_workers=True,
+            # torch draws a base seed for its workers; from this generator, and not from the global one.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Any, ...]]:
+        """The batches of the given indices, in order."""
+        self._plan.keys = [(epoch, indices) for indices in batches]
+        try:
+            with _sigchld_kept():
+                iterator = iter(self._loader)
+            yield from iterator
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            self.close()
+            raise SurefootError(
+                f"data: a worker process ended unexpectedly ({_first_line(error)}); memory that ran out is the usual "
+                "cause: try fewer workers, or workers: 0 to read the data in this process"
+            ) from error
+
+    def close(self) -> None:
+        """End the processes."""
+        # torch has no public way. Dropping the iterator would do it too, but only once nothing refers to it any
+        # more, and the traceback of an error does.
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
+class _Plan:
+    """torch's batch sampler: what is to be read next."""
+
+    keys: Sequence[tuple[int, Sequence[int]]] = ()
+
+    def __iter__(self):
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+@contextlib.contextmanager
+def _sigchld_kept() -> Iterator[None]:
+    """Undo the SIGCHLD handler that torch installs with its first workers.
+
+    It raises a RuntimeError wherever the main thread happens to be, in the middle of an update too. A dead worker
+    is found without it when the next batch is asked for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _start_worker(dies_with_parent: bool, worker: int) -> None:
+    """Leave signals to the parent, and do not outlive it.
+
+    Ctrl-C, and a scheduler's SIGTERM or SIGUSR1 to all processes, reach workers too; the parent answers them and
+    still needs its batches until the step ends. It is SIGTERM from the parent that means us.
+    """
+    signal.set_wakeup_fd(-1)
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = os.getppid()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()
+    if dies_with_parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _end_when_told(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(0)
+
+
+def check_workers(workers: int) -> None:
+    """Raise UsageError for a number of workers that cannot be."""
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise UsageError(f"data: workers: {workers!r} is not a whole number of 0 or more")

@@ -1,0 +1,350 @@
+"""Batches in an order that is a pure function of (seed, epoch), from any position at once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Problems, UsageError
+from ..preprocessing import Preprocessing
+from ..rng import fold
+from .draws import Draws
+from .fetching import BatchReader, Workers, apply_to_each, check_workers
+from .sources import Source, TensorSource, as_source
+
+# Small batches are made many at a time: one indexed read and one conversion for about this many bytes of input,
+# which stay in the processor's cache until the last of them is used.
+CHUNK_BYTES = 1 << 19
+# Data are normalised once, instead of at each use, where the result is at most this large.
+NORMALIZED_BYTES = 1 << 30
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    """The order of `samples` indices in one epoch: int64 (samples,), a function of its arguments only.
+
+    >>> epoch_order(5, seed=0, epoch=1).tolist() == epoch_order(5, seed=0, epoch=1).tolist()
+    True
+    """
+    generator = torch.Generator().manual_seed(fold(seed, epoch))
+    return torch.randperm(samples, generator=generator)
+
+
+class Loader:
+    """Batches ``(inputs, targets, ...)`` of a source, in an order that can be gone on with anywhere.
+
+    Iterating gives the rest of the current epoch: break out and iterate again, and it goes on at `position`, the
+    number of this epoch's batches given so far (counted before the batch is handed out). When an epoch is
+    exhausted, `epoch` is one more and `position` 0.
+
+    - `source`: a Source, a tuple of tensors (N, ...), or a map-style torch Dataset.
+    - `batch_size`: samples a batch; the last batch of an epoch is shorter, or left out with `drop_last`.
+    - `shuffle`, `seed`: the order is ``epoch_order(N, seed, epoch)``, or the data's own.
+    - `augment`: random transforms of the raw inputs, each called with ``(inputs (N, C, H, W), draws)`` if it has a
+      true attribute ``batched``, else with one sample's input under random numbers of its own. What a sample
+      gets depends on (seed, epoch, index) only.
+    - `preprocessing`: maps raw inputs to what the model takes, after `augment`.
+    - `workers`: processes that read a Dataset ahead; data in memory need none. No bit depends on it.
+    - `device`: where batches are put. Data in memory that fit go there once.
+    - `normalize_once`: keep the preprocessed data in memory instead of preprocessing at each use; same bits.
+      ``"auto"``: where there is no augmentation and they take at most 1 GiB.
+
+    The process's random number generators are never drawn from. Raises UsageError for an empty data set, a batch
+    larger than the data, and arguments that cannot be.
+
+    >>> loader = Loader((torch.arange(5.0), torch.arange(5)), batch_size=2, shuffle=False)
+    >>> [targets.tolist() for inputs, targets in loader]
+    [[0, 1], [2, 3], [4]]
+    >>> loader.epoch, loader.position
+    (1, 0)
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        preprocessing: Preprocessing | None = None,
+        augment: Sequence[Callable[..., Any]] = (),
+        workers: int = 0,
+        device: torch.device | str | None = None,
+        normalize_once: bool | str = "auto",
+    ):
+        self.source: Source = as_source(source)
+        count = len(self.source)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"data: batch_size: {batch_size!r} is not a whole number of 1 or more")
+        if batch_size > count:
+            raise UsageError(
+                f"data: batch_size: {batch_size} is larger than the data set of {count} samples; give at most {count}"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise UsageError(f"data: seed: {seed!r} is not a whole number")
+        if normalize_once not in (True, False, "auto"):
+            raise UsageError(f"data: normalize_once: {normalize_once!r} is not true, false or 'auto'")
+        if normalize_once is True and augment:
+            raise UsageError("data: normalize_once: augmentation works on raw data; leave one of them out")
+        check_workers(workers)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.preprocessing = preprocessing
+        self.augment = tuple(augment)
+        self.workers = workers
+        self.epoch = 0
+        self.position = 0
+        self._device = torch.device(device) if device is not None else torch.device("cpu")
+        self._normalize_once = normalize_once
+        self._order: tuple[int, Tensor] | None = None
+        self._last_of_epoch: Tensor | None = None
+        self._prepared: tuple[Tensor, ...] | None = None
+        self._prepared_normalized = False
+        self._workers: Workers | None = None
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        whole, rest = divmod(len(self.source), self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in an epoch."""
+        count = len(self.source)
+        return count - count % self.batch_size if self.drop_last else count
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are put. Setting it takes effect at the next iteration."""
+        return self._device
+
+    @device.setter
+    def device(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._prepared = None
+
+    @property
+    def last_indices(self) -> Tensor | None:
+        """The data set indices of the last batch that was given, int64 (n,); None before the first."""
+        if self.position:
+            return self.indices_at(self.epoch, self.position - 1)
+        return self._last_of_epoch
+
+    def order(self, epoch: int) -> Tensor:
+        """The data set indices of one epoch in order, int64 (samples,)."""
+        if self._order is None or self._order[0] != epoch:
+            count = len(self.source)
+            order = epoch_order(count, self.seed, epoch) if self.shuffle else torch.arange(count)
+            self._order = epoch, order[: self.samples]
+        return self._order[1]
+
+    def indices_at(self, epoch: int, position: int) -> Tensor:
+        """The data set indices of one batch, int64 (n,)."""
+        return self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def batch_at(self, epoch: int, position: int) -> tuple[Any, ...]:
+        """One batch as iterating would give it, made here and now; no counter moves."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"batch {position} of an epoch of {len(self)}")
+        indices = self.indices_at(epoch, position)
+        if isinstance(self.source, TensorSource):
+            return self._gather(epoch, indices)
+        return self._finish(self._reader()[epoch, indices.tolist()], epoch, indices)
+
+    def peek(self) -> tuple[Any, ...]:
+        """The next batch, without counting it; at the end of an epoch, the first of the next."""
+        if self.position < len(self):
+            return self.batch_at(self.epoch, self.position)
+        return self.batch_at(self.epoch + 1, 0)
+
+    def seek(self, epoch: int, position: int = 0) -> None:
+        """Go to a place at once: nothing is read or replayed. Raises UsageError for a place that is none."""
+        if epoch < 0 or not 0 <= position <= len(self):
+            raise UsageError(f"data: there is no batch {position} in epoch {epoch}; an epoch has {len(self)} batches")
+        self.epoch, self.position = epoch, position
+        self._last_of_epoch = None
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        epoch, position = self.epoch, self.position
+        for batches in self._chunks(epoch, position):
+            for batch in batches:
+                if self.position != position or self.epoch != epoch:
+                    raise UsageError(_MOVED)
+                position += 1
+                self.position = position
+                yield batch
+        if self.position != position or self.epoch != epoch:
+            raise UsageError(_MOVED)
+        self._last_of_epoch = self.last_indices
+        self.epoch, self.position = epoch + 1, 0
+
+    def _chunks(self, epoch: int, position: int) -> Iterator[Any]:
+        """The rest of an epoch as iterables of batches."""
+        if not isinstance(self.source, TensorSource):
+            yield self._read(epoch, position)
+            return
+        order, size = self.order(epoch), self.batch_size
+        step = size * self._batches_in_chunk()
+        for first in range(position * size, len(order), step):
+            chunk = self._gather(epoch, order[first : first + step])
+            # Not `split`: its views would share one version counter, so that an in-place change of one batch would
+            # spoil the backward pass of another; it costs more, too.
+            yield zip(*(torch.unsafe_split(tensor, size) for tensor in chunk), strict=True)
+
+    def _batches_in_chunk(self) -> int:
+        tensors = self._in_memory()
+        numbers = sum(tensor[0].numel() for tensor in tensors)
+        return max(1, CHUNK_BYTES // (4 * numbers * self.batch_size))
+
+    def _gather(self, epoch: int, indices: Tensor) -> tuple[Any, ...]:
+        """Samples of data in memory, finished; one indexed read of each tensor."""
+        tensors = self._in_memory()
+        there = indices.to(tensors[0].device)
+        read = tuple(tensor.index_select(0, there) for tensor in tensors)
+        if self._prepared_normalized:
+            return _moved(read, self._device)
+        return self._finish(read, epoch, indices)
+
+    def _finish(self, batch: tuple[Any, ...], epoch: int, indices: Tensor) -> tuple[Any, ...]:
+        """Moved to the device, augmented and preprocessed; only the first of a batch's values are inputs."""
+        inputs, *rest = batch = _moved(batch, self._device)
+        if not isinstance(inputs, Tensor):
+            return batch
+        for number, transform in enumerate(self.augment):
+            # Each transform has numbers of its own, so that what one draws does not shift the next.
+            seed = fold(self.seed, number)
+            if getattr(transform, "batched", False):
+                inputs = transform(inputs, Draws(seed, epoch, indices.to(inputs.device)))
+            else:
+                inputs = apply_to_each(transform, inputs, indices.tolist(), seed, epoch)
+        if self.preprocessing is not None:
+            inputs = self.preprocessing(inputs)
+        return (inputs, *rest)
+
+    def _in_memory(self) -> tuple[Tensor, ...]:
+        """The source's tensors where they are best kept: on the device, preprocessed, or as they are."""
+        if self._prepared is None:
+            tensors = self.source.tensors
+            self._prepared_normalized = self._normalizes_once(tensors[0])
+            if self._prepared_normalized:
+                tensors = (_preprocessed(tensors[0], self.preprocessing), *tensors[1:])
+            if self._device.type == "cuda" and _fits(tensors, self._device):
+                tensors = tuple(tensor.to(self._device) for tensor in tensors)
+            self._prepared = tensors
+        return self._prepared
+
+    def _normalizes_once(self, inputs: Tensor) -> bool:
+        if self.preprocessing is None or self.augment:
+            return False
+        if self._normalize_once != "auto":
+            return bool(self._normalize_once)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return inputs.numel() * 4 <= min(NORMALIZED_BYTES, memory // 8)
+
+    def _reader(self) -> BatchReader:
+        return BatchReader(self.source.dataset, self.seed, self.source.collate)
+
+    def _read(self, epoch: int, position: int) -> Iterator[tuple[Any, ...]]:
+        """Batches of a Dataset, read in this process or by the workers."""
+        order = self.order(epoch)[position * self.batch_size :]
+        if not len(order):
+            return
+        indices = order.split(self.batch_size)
+        if self.workers:
+            if self._workers is None:
+                self._workers = Workers(self._reader(), self.workers)
+            batches = self._workers.batches(epoch, [part.tolist() for part in indices])
+        else:
+            batches = map(self._reader().__getitem__, zip(itertools.repeat(epoch), (p.tolist() for p in indices)))
+        for batch, part in zip(batches, indices, strict=True):
+            yield self._finish(batch, epoch, part)
+
+    def close(self) -> None:
+        """End the worker processes, if any; they start again when needed."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data, and what it is a place in; plain numbers."""
+        return {"epoch": self.epoch, "position": self.position, **self._setting()}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
+        """Go to the place that `state_dict` told.
+
+        Raises UsageError where the saved loader had another seed, batch_size, number of samples, shuffle or
+        drop_last: its next batch would be another one. `allow` names those that may differ; with another
+        batch_size, or fewer samples, the place is the first batch that holds no sample already seen, or the last.
+        """
+        setting = self._setting()
+        missing = [name for name in ("epoch", "position", *setting) if name not in state]
+        if missing:
+            raise UsageError(f"loader state: {', '.join(missing)} missing; the order cannot be gone on with")
+        problems = [
+            f"loader state: {name}: the saved run has {state[name]!r}, this one {value!r}"
+            for name, value in setting.items()
+            if state[name] != value and name not in allow
+        ]
+        if problems:
+            raise Problems([*problems, "the data would go on in another order; give the saved settings"])
+        epoch, position = state["epoch"], state["position"]
+        for name, value in (("epoch", epoch), ("position", position)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UsageError(f"loader state: {name}: {value!r} is not a whole number of 0 or more")
+        if state["batch_size"] != self.batch_size:
+            position = -(-position * state["batch_size"] // self.batch_size)
+        if state["samples"] != setting["samples"] or state["batch_size"] != self.batch_size:
+            position = min(position, len(self))
+        if position > len(self):
+            raise UsageError(f"loader state: position: {position} lies beyond the epoch's {len(self)} batches")
+        self.seek(epoch, position)
+
+    def _setting(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "samples": len(self.source),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
+
+
+_MOVED = (
+    "data: the loader was moved during an iteration, by another iteration, a seek or a restored state; iterate one "
+    "loader at a time, and begin a new iteration after moving it"
+)
+
+
+def _moved(batch: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    if device.type == "cpu":
+        return batch
+    return tuple(_put(value, device) if isinstance(value, Tensor) else value for value in batch)
+
+
+def _put(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # Pinned memory lets the copy go on while the device still works on the batch before.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether the tensors take at most a quarter of the device's free memory."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) <= free // 4
+
+
+def _preprocessed(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """All inputs preprocessed, a block at a time: no second copy of the whole is ever needed."""
+    out = torch.empty(inputs.shape, dtype=torch.float32)
+    block = max(1, (1 << 22) // max(1, inputs[0].numel()))
+    for first in range(0, len(inputs), block):
+        out[first : first + block] = preprocessing(inputs[first : first + block])
+    return out

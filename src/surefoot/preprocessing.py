@@ -1,0 +1,158 @@
+"""From raw data to what a model takes: the one deterministic mapping that training, evaluation and use share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """``(raw * scale - mean) / std`` for each channel, in float32.
+
+    `scale` is usually 1/255 (pixels of 0 to 255 become 0 to 1), or None for data that needs no scaling; `mean`
+    and `std` hold one number, or one for each channel. The arithmetic is that of torchvision's ToTensor and
+    Normalize, bit for bit: a scale of 1/n divides by n.
+
+    Takes (N, C, H, W) or (C, H, W), uint8 or float; any other shape where there is one mean and one std. The
+    input is left as it is. Raises UsageError for numbers that cannot be used and for another count of channels.
+
+    >>> Preprocessing()(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+    tensor([[[[-1.,  1.]]]])
+    """
+
+    scale: float | None = 1 / 255
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            value = (value,) if isinstance(value, int | float) else value
+            try:
+                numbers = tuple(float(v) for v in value)
+            except (TypeError, ValueError):
+                raise UsageError(f"preprocessing: {name}: {value!r} is not a number or a list of numbers") from None
+            if not numbers or not all(map(math.isfinite, numbers)):
+                raise UsageError(f"preprocessing: {name}: {value!r}; give one finite number, or one a channel")
+            object.__setattr__(self, name, numbers)
+        if min(self.std) <= 0:
+            raise UsageError(f"preprocessing: std: {min(self.std)} is not above 0")
+        if len(self.mean) != len(self.std):
+            raise UsageError(
+                f"preprocessing: mean has {len(self.mean)} numbers and std {len(self.std)}; give as many of each"
+            )
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise UsageError(f"preprocessing: scale: {self.scale} is not a number above 0 (or null)")
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """The model's input for `raw`: float32, same shape, on the same device."""
+        if len(self.mean) > 1 and (raw.dim() < 3 or raw.shape[-3] != len(self.mean)):
+            raise UsageError(
+                f"preprocessing: mean and std are for {len(self.mean)} channels, the data has the shape "
+                f"{tuple(raw.shape)}; (N, {len(self.mean)}, H, W) was expected"
+            )
+        return _apply(raw, *_constants(self, raw.device))
+
+    def module(self) -> nn.Module:
+        """The same mapping as a module without parameters, to be exported together with a model.
+
+        >>> Preprocessing(scale=None, mean=1, std=2).module()(torch.tensor([3.0]))
+        tensor([1.])
+        """
+        return PreprocessingModule(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` takes; floats survive JSON exactly.
+
+        >>> Preprocessing.from_json(Preprocessing().to_json()) == Preprocessing()
+        True
+        """
+        return {"scale": self.scale, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
+        """The preprocessing that `to_json` wrote. Raises UsageError for missing, unknown or unusable fields."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != names:
+            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise UsageError(f"preprocessing: found {found}, expected the fields {sorted(names)}")
+        scale = data["scale"]
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise UsageError(f"preprocessing: scale: {scale!r} is not a number or null")
+        return cls(scale=scale, mean=data["mean"], std=data["std"])
+
+
+class PreprocessingModule(nn.Module):
+    """A Preprocessing as a module; its constants are buffers, so that it moves and exports with a model."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        super().__init__()
+        self.preprocessing = preprocessing
+        constants = _constants(preprocessing, torch.device("cpu"))
+        for name, constant in zip(_CONSTANTS, constants, strict=True):
+            self.register_buffer(name, constant, persistent=False)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return _apply(raw, *(getattr(self, name) for name in _CONSTANTS))
+
+
+_CONSTANTS = ("divisor", "factor", "mean", "std", "gain")
+
+
+def _apply(
+    raw: Tensor,
+    divisor: Tensor | None,
+    factor: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    gain: Tensor | None,
+) -> Tensor:
+    x = raw.to(torch.float32)
+    # The first operation makes a tensor of its own unless the conversion did; the rest then works in place.
+    if divisor is not None:
+        x = x.div_(divisor) if x is not raw else x.div(divisor)
+    if factor is not None:
+        x = x.mul_(factor) if x is not raw else x.mul(factor)
+    if mean is not None:
+        x = x.sub_(mean) if x is not raw else x.sub(mean)
+    if std is not None:
+        x = x.div_(std) if x is not raw else x.div(std)
+    if gain is not None:
+        x = x.mul_(gain) if x is not raw else x.mul(gain)
+    return x
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor | None, ...]:
+    """What `_apply` takes, None where it would change nothing.
+
+    Tensors and no Python numbers: CUDA multiplies by the reciprocal of a number, which has other last bits.
+    Dividing by a power of two is multiplying by its inverse, exactly and three times faster.
+    """
+
+    def tensor(*numbers: float) -> Tensor:
+        # One number stays 0-dim, so that it fits data of any shape.
+        shape = (len(numbers), 1, 1) if len(numbers) > 1 else ()
+        return torch.tensor(numbers, dtype=torch.float32, device=device).view(shape)
+
+    scale, mean, std = preprocessing.scale, preprocessing.mean, preprocessing.std
+    divides = scale is not None and scale < 1 and 1 / round(1 / scale) == scale
+    divides = divides and math.frexp(scale)[0] != 0.5
+    multiplies = all(math.frexp(s)[0] == 0.5 for s in std)
+    changes = set(std) != {1.0}
+    return (
+        tensor(round(1 / scale)) if divides else None,
+        tensor(scale) if scale not in (None, 1.0) and not divides else None,
+        tensor(*mean) if any(mean) else None,
+        tensor(*std) if changes and not multiplies else None,
+        tensor(*(1 / s for s in std)) if changes and multiplies else None,
+    )

@@ -1,0 +1,247 @@
+"""A Dataset read sample by sample: same bits with and without workers, and no hang when one dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from surefoot import rng
+from surefoot.data.loader import Loader
+from surefoot.data.sources import DatasetSource
+from surefoot.errors import SurefootError, UsageError
+from surefoot.preprocessing import Preprocessing
+
+
+class Noisy(Dataset):
+    """Every sample draws from all three generators."""
+
+    def __init__(self, count: int = 22):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        noise = torch.tensor([random.random(), numpy.random.random(), torch.rand(()).item(), os.getpid() * 0.0])
+        return noise[:, None, None] + index, index
+
+
+class Deadly(Noisy):
+    """Kills the process that reads sample 13, unless it is the main one."""
+
+    def __init__(self):
+        super().__init__()
+        self.parent = os.getpid()
+
+    def __getitem__(self, index: int):
+        if index == 13 and os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+class Faulty(Noisy):
+    def __getitem__(self, index: int):
+        if index == 13:
+            raise KeyError("sample 13 is broken")
+        return super().__getitem__(index)
+
+
+def batches(loader: Loader, epochs: int = 2) -> list[tuple[torch.Tensor, ...]]:
+    everything = [tuple(t.clone() for t in batch) for _ in range(epochs) for batch in loader]
+    loader.close()
+    return everything
+
+
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+class Shift:
+    batched = True
+
+    def __call__(self, inputs, draws):
+        return inputs + draws.uniform()[:, None, None, None].float()
+
+
+def test_workers_change_no_bit():
+    settings = {"batch_size": 4, "seed": 2, "augment": [Shift()], "preprocessing": Preprocessing(scale=None)}
+    none = batches(Loader(Noisy(), **settings))
+    two = batches(Loader(Noisy(), workers=2, **settings))
+    assert len(none) == 12
+    assert same(none, two)
+    # The noise is another one in each epoch.
+    assert not torch.equal(
+        torch.cat([x for x, _ in none[:6]]).sort(0)[0], torch.cat([x for x, _ in none[6:]]).sort(0)[0]
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_is_gone_on_with_in_mid_epoch(workers):
+    whole = batches(Loader(Noisy(), 4))
+    loader = Loader(Noisy(), 4, workers=workers)
+    given = []
+    for batch in loader:
+        given.append(tuple(t.clone() for t in batch))
+        if len(given) == 3:
+            break
+    # Breaking out and going on, with the same workers.
+    for batch in loader:
+        given.append(tuple(t.clone() for t in batch))
+        if len(given) == 5:
+            break
+    loader.close()
+    resumed = Loader(Noisy(), 4, workers=2 - workers)
+    resumed.load_state_dict(loader.state_dict())
+    given += batches(resumed)
+    assert same(given, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_generators_are_left_alone(workers):
+    rng.seed_all(5)
+    expected = random.random(), numpy.random.random(), torch.rand(3).tolist()
+    rng.seed_all(5)
+    loader = Loader(Noisy(6), 4, workers=workers)
+    batches(loader)
+    loader.peek()
+    loader.source.fingerprint()
+    assert (random.random(), numpy.random.random(), torch.rand(3).tolist()) == expected
+
+
+def test_a_killed_worker_is_told_and_does_not_hang():
+    loader = Loader(Deadly(), 4, workers=2)
+    handler = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(SurefootError, match="a worker process ended unexpectedly") as told:
+        for _ in loader:
+            # torch's own handler would raise here, in the middle of an update.
+            assert signal.getsignal(signal.SIGCHLD) == handler
+    assert told.value.exit_code == 1
+    assert not isinstance(told.value, UsageError)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_dataset_raises_comes_through(workers):
+    loader = Loader(Faulty(), 4, workers=workers)
+    with pytest.raises(KeyError, match="sample 13 is broken"):
+        list(loader)
+    loader.close()
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    """Runs `code` in a process group of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+
+
+READING = """
+    import os, signal, subprocess, sys
+    import torch
+    from surefoot.data.loader import Loader
+
+    class Data:
+        def __len__(self): return 40
+        def __getitem__(self, index): return torch.tensor([index]), os.getpid()
+
+    def ignore():
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(name, signal.SIG_IGN)
+
+    stopped = []
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, lambda number, frame: stopped.append(number))
+    loader = Loader(Data(), 4, workers=2)
+    batches = iter(loader)
+    pids = set(next(batches)[1].tolist() + next(batches)[1].tolist())
+"""
+
+
+def test_signals_to_the_whole_group_stop_the_parent_only():
+    done = run(
+        READING
+        + """
+    for name in ("INT", "TERM", "USR1"):
+        # Sent by another process: SIGTERM from the parent is how it ends its workers.
+        subprocess.run(["kill", f"-{name}", "--", f"-{os.getpgid(0)}"], preexec_fn=ignore)
+    rest = list(batches)
+    assert len(pids) == 2 and pids == {int(p) for _, ps in rest for p in ps}, (pids, rest)
+    assert set(stopped) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}, stopped
+    loader.close()
+    print("read", len(rest))
+    """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "read 8\n", "")
+
+
+def test_workers_die_with_a_killed_parent():
+    done = run(
+        READING
+        + """
+    print(*pids, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    )
+    # The pipe of standard output closes only when the last process that holds it has gone: the workers too.
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    assert all(map(has_ended, pids))
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    # Readable once the process has ended, even where nobody buries it; far sooner than the limit.
+    readable, _, _ = select.select([process], [], [], 10)
+    os.close(process)
+    return bool(readable)
+
+
+def test_closing_ends_the_workers():
+    done = run(
+        READING
+        + """
+    batches.close()
+    loader.close()
+    import multiprocessing
+    print(len(multiprocessing.active_children()))
+    """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_a_sample_may_be_one_value_and_collate_ones_own():
+    class Single:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return float(index)
+
+    (values,) = next(iter(Loader(Single(), 4, shuffle=False)))
+    assert values.tolist() == [0, 1, 2, 3]
+    source = DatasetSource(Single(), collate=lambda samples: (torch.tensor(samples) * 2, "kept"))
+    values, kept = next(iter(Loader(source, 4, shuffle=False)))
+    assert (values.tolist(), kept) == ([0, 2, 4, 6], "kept")
