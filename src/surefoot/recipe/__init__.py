@@ -1,1 +1,51 @@
-"""x"""
+"""The recipe: one YAML file to a frozen, typed value, every mistake told with file, line and column."""
+
+from __future__ import annotations
+
+from .check import all_catalogues
+from .frozen import Frozen, freeze, thaw
+from .load import load_recipe, packaged_names, packaged_summary
+from .model import (
+    CheckpointSection,
+    DataSection,
+    EarlyStopping,
+    Ema,
+    ExecutionSection,
+    Group,
+    LossTerm,
+    Normalize,
+    OptimizerSection,
+    Part,
+    Recipe,
+    SchedulerSection,
+    Unfreeze,
+    WarmupSection,
+)
+from .parse import parse_recipe
+from .schema import json_schema
+
+__all__ = [
+    "CheckpointSection",
+    "DataSection",
+    "EarlyStopping",
+    "Ema",
+    "ExecutionSection",
+    "Frozen",
+    "Group",
+    "LossTerm",
+    "Normalize",
+    "OptimizerSection",
+    "Part",
+    "Recipe",
+    "SchedulerSection",
+    "Unfreeze",
+    "WarmupSection",
+    "all_catalogues",
+    "freeze",
+    "json_schema",
+    "load_recipe",
+    "packaged_names",
+    "packaged_summary",
+    "parse_recipe",
+    "thaw",
+]

@@ -1,0 +1,246 @@
+"""What no single key shows: defaults that follow from other keys, arguments by the catalogues, keys that clash."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..catalog import Catalog, did_you_mean
+from .kinds import Reading, join
+from .model import Part, Recipe, SchedulerSection, keys_of
+
+PLATEAU = "ReduceLROnPlateau"
+COMPOSITES = ("SequentialLR", "ChainedScheduler")
+# The schedulers that torch's documentation moves after every batch.
+BY_STEP = ("OneCycleLR", "CyclicLR")
+
+# Where the catalogue of each kind of part is; loaded when a recipe is checked, because most of them need torch.
+_CATALOGUES = {
+    "model": ("surefoot.models", "MODELS"),
+    "data": ("surefoot.data", "DATA"),
+    "loss": ("surefoot.losses", "LOSSES"),
+    "optimizer": ("surefoot.optimizers", "OPTIMIZERS"),
+    "scheduler": ("surefoot.schedules", "SCHEDULERS"),
+    "warmup": ("surefoot.schedules", "WARMUPS"),
+    "augmentation": ("surefoot.data", "AUGMENTATIONS"),
+}
+
+
+def all_catalogues() -> dict[str, Catalog]:
+    """Surefoot's own catalogues, by the kind of part. Imports torch."""
+    return {kind: getattr(importlib.import_module(m), name) for kind, (m, name) in _CATALOGUES.items()}
+
+
+def better(metric: str | None) -> str:
+    """Whether a lower ("min") or a higher ("max") value of a metric is better."""
+    return "max" if metric is not None and metric.endswith("accuracy") else "min"
+
+
+def settle(recipe: Recipe, reading: Reading) -> Recipe:
+    """`recipe` with the defaults that follow from other keys: modes, and what schedulers count and watch."""
+    changes: dict[str, Any] = {}
+    if recipe.early_stopping is not None and recipe.early_stopping.mode is None:
+        changes["early_stopping"] = replace(recipe.early_stopping, mode=better(recipe.early_stopping.monitor))
+    if recipe.checkpoint is not None and recipe.checkpoint.mode is None:
+        changes["checkpoint"] = replace(recipe.checkpoint, mode=better(recipe.checkpoint.keep_best))
+    if recipe.scheduler is not None and recipe.scheduler.part is not None:
+        changes["scheduler"] = _settle_scheduler(recipe.scheduler, "scheduler", reading)
+    return replace(recipe, **changes) if changes else recipe
+
+
+def _settle_scheduler(section: SchedulerSection, path: str, reading: Reading) -> SchedulerSection:
+    by = section.by
+    if by is None:
+        usual = {"step" if part.name in BY_STEP else "epoch": part.name for part in _leaves(section)}
+        if len(usual) > 1:
+            message = f"{usual['step']} usually goes by step and {usual['epoch']} by epoch; give by: step or by: epoch"
+            reading.refuse(reading.where(path), path, message)
+        by = "epoch" if "epoch" in usual else "step"
+    watched = dict.fromkeys(_monitors(section))
+    if len(watched) > 1:
+        told = " and ".join(watched)
+        reading.refuse(reading.where(path), path, f"its parts watch {told}; one metric can be watched")
+    monitor = next(iter(watched), "val/loss") if any(p.name == PLATEAU for p in _leaves(section)) else None
+    return _spread(section, by, monitor, path, reading)
+
+
+def _spread(
+    section: SchedulerSection, by: str, monitor: str | None, path: str, reading: Reading
+) -> SchedulerSection:
+    """`section` and its parts, all counting `by` and, where they can, watching `monitor`."""
+    if section.by not in (None, by):
+        where = reading.where(join(path, "by"))
+        reading.refuse(where, join(path, "by"), f"{section.by} differs from the {by} of the scheduler around it")
+    children = [
+        child if child.part is None else _spread(child, by, monitor, f"{path}.schedulers.{i}", reading)
+        for i, child in enumerate(section.children)
+    ]
+    watches = any(part.name == PLATEAU for part in _leaves(section))
+    if section.monitor is not None and not watches:
+        message = f"{section.part.name} watches no metric; only {PLATEAU} does"
+        reading.refuse(reading.where(join(path, "monitor")), join(path, "monitor"), message)
+    return replace(section, by=by, monitor=monitor if watches else None, children=tuple(children))
+
+
+def _leaves(section: SchedulerSection) -> Iterator[Part]:
+    """The parts that set a rate themselves; none is imported under a name of torch's."""
+    if section.children:
+        for child in section.children:
+            yield from _leaves(child)
+    elif section.part is not None:
+        yield section.part
+
+
+def _monitors(section: SchedulerSection) -> Iterator[str]:
+    if section.monitor is not None:
+        yield section.monitor
+    for child in section.children:
+        yield from _monitors(child)
+
+
+def check_parts(recipe: Recipe, reading: Reading, catalogues: Mapping[str, Catalog] | None) -> None:
+    """Note what the catalogues refuse: unknown names, arguments unknown, missing, of a wrong type or out of range.
+
+    A user's own imported part is checked when it is built. `catalogues` None stands for all of Surefoot's.
+    """
+    if catalogues is None:
+        catalogues = all_catalogues()
+    for kind, part, section in _parts(recipe):
+        if part is None or part.imported or kind not in catalogues:
+            continue
+        _check_part(part, catalogues[kind], keys_of(section) if section else {}, reading)
+    optimizer = recipe.optimizer
+    if optimizer is None or optimizer.part is None or optimizer.part.imported or "optimizer" not in catalogues:
+        return
+    for index, group in enumerate(optimizer.groups):
+        path = f"optimizer.groups.{index}"
+        options = Part(optimizer.part.name, group.args, path=path)
+        _check_part(options, catalogues["optimizer"], keys_of(type(group)), reading, partial=True)
+
+
+def _check_part(
+    part: Part, catalogue: Catalog, reserved: Mapping[str, Any], reading: Reading, *, partial: bool = False
+) -> None:
+    """One part's problems; with `partial`, the arguments are some of them and the name is checked elsewhere."""
+    if part.name not in catalogue:
+        if not partial:
+            near = did_you_mean(part.name, catalogue.names())
+            told = near or "; the names are: " + ", ".join(catalogue.names())
+            message = f"unknown {catalogue.kind} {part.name!r}{told}"
+            reading.refuse(_name_place(part, reading), part.path, message)
+        return
+    parameters = catalogue[part.name].parameters()
+    for problem in catalogue.problems(part.name, part.args):
+        argument = problem.argument
+        if argument is None:
+            if not partial:
+                reading.refuse(_name_place(part, reading), part.path, problem.message)
+        elif argument in part.args and argument not in parameters and argument in problem.message:
+            meant = did_you_mean(argument, [*parameters, *reserved])
+            here = join(part.path, argument)
+            message = problem.message
+            if meant and "did you mean" not in message:
+                message = f"{part.name} has no argument {argument!r}{meant}"
+            reading.refuse(reading.keys.get(here, reading.where(here)), part.path, message)
+        else:
+            here = join(part.path, argument)
+            reading.refuse(reading.where(here), here, problem.message)
+
+
+def _name_place(part: Part, reading: Reading) -> Any:
+    return reading.values.get(join(part.path, "name")) or reading.where(part.path)
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, Part | None, type | None]]:
+    """Every part of a recipe: its kind, itself (None where it is wrong), and the section that it stands in."""
+    yield "model", recipe.model, None
+    for kind in ("data", "optimizer", "warmup"):
+        section = getattr(recipe, kind)
+        if section is not None:
+            yield kind, section.part, type(section)
+    for part in recipe.data.augment if recipe.data else ():
+        yield "augmentation", part, None
+    for term in recipe.loss or ():
+        yield "loss", term.part, type(term)
+    if recipe.scheduler is not None:
+        yield from _schedulers(recipe.scheduler)
+
+
+def _schedulers(section: SchedulerSection) -> Iterator[tuple[str, Part | None, type]]:
+    yield "scheduler", section.part, type(section)
+    for child in section.children:
+        yield from _schedulers(child)
+
+
+def check_together(recipe: Recipe, reading: Reading) -> None:
+    """Note keys that are right on their own and clash with one another."""
+    _check_mode(recipe.early_stopping, "monitor", "early_stopping", reading)
+    _check_mode(recipe.checkpoint, "keep_best", "checkpoint", reading)
+    if recipe.scheduler is not None:
+        _check_scheduler(recipe.scheduler, "scheduler", reading)
+    if recipe.data is not None and recipe.data.normalize not in (None, "auto"):
+        means, deviations = len(recipe.data.normalize.mean), len(recipe.data.normalize.std)
+        if means != deviations:
+            message = f"mean has {means} numbers and std has {deviations}; give as many of each"
+            reading.refuse(reading.where("data.normalize"), "data.normalize", message)
+    if recipe.unfreeze and not recipe.freeze and "freeze" not in reading.values:
+        message = "nothing is frozen; give freeze: with the patterns of what starts frozen"
+        reading.refuse(reading.where("unfreeze"), "unfreeze", message)
+    for index, unfreeze in enumerate(recipe.unfreeze):
+        path = f"unfreeze.{index}.epoch"
+        if None not in (unfreeze.epoch, recipe.epochs) and unfreeze.epoch >= recipe.epochs:
+            message = f"epoch {unfreeze.epoch} never comes: epochs are counted from 0 and the run has {recipe.epochs}"
+            reading.refuse(reading.where(path), path, message)
+
+
+def _check_mode(section: Any, metric: str, path: str, reading: Reading) -> None:
+    if section is None or getattr(section, metric) is None:
+        return
+    watched = getattr(section, metric)
+    if _had_problem(path, reading):
+        return
+    if section.mode != better(watched):
+        here = join(path, "mode")
+        message = f"{section.mode} would take the worst {watched} for the best; leave mode out, or give {better(watched)}"
+        reading.refuse(reading.where(here), here, message)
+
+
+def _check_scheduler(section: SchedulerSection, path: str, reading: Reading) -> None:
+    part = section.part
+    if part is None:
+        return
+    where = reading.where(path)
+    if part.name in COMPOSITES and not part.imported:
+        if not section.children and join(path, "schedulers") not in reading.values:
+            reading.refuse(where, path, f"{part.name} needs schedulers: a list of its parts")
+        elif not section.children and not _had_problem(join(path, "schedulers"), reading):
+            here = join(path, "schedulers")
+            reading.refuse(reading.where(here), here, f"{part.name} needs at least one scheduler")
+        milestones = part.args.get("milestones")
+        if part.name == "SequentialLR" and section.children and isinstance(milestones, tuple):
+            wanted = len(section.children) - 1
+            if len(milestones) != wanted:
+                here = join(path, "milestones")
+                message = f"{len(milestones)} milestones for {wanted + 1} schedulers; give one fewer than schedulers, {wanted}"
+                reading.refuse(reading.where(here), here, message)
+    elif section.children:
+        here = join(path, "schedulers")
+        reading.refuse(reading.where(here), here, f"{part.name} has no parts; {' and '.join(COMPOSITES)} have")
+    if part.name == PLATEAU and not part.imported:
+        if path == "scheduler" and section.by == "step":
+            here = join(path, "by")
+            message = f"{PLATEAU} watches {section.monitor}, which is known once an epoch; leave by out"
+            reading.refuse(reading.where(here), here, message)
+        mode = part.args.get("mode", "min")
+        if mode in ("min", "max") and section.monitor and mode != better(section.monitor):
+            here = join(path, "mode" if "mode" in part.args else "monitor")
+            message = f"mode {mode} would take the worst {section.monitor} for the best; give mode: {better(section.monitor)}"
+            reading.refuse(reading.where(here), here, message)
+    for index, child in enumerate(section.children):
+        _check_scheduler(child, f"{path}.schedulers.{index}", reading)
+
+
+def _had_problem(path: str, reading: Reading) -> bool:
+    return any(problem.path.startswith(path) for problem in reading.problems)

@@ -1,0 +1,48 @@
+"""Plain values to YAML that every reader takes alike, be it of YAML 1.1 or 1.2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from .yaml_source import resolve
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that YAML 1.1 (PyYAML's own rules) or YAML 1.2 would take for something else; uses no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    # 1e-3 and 0o17 are text in YAML 1.1, so PyYAML leaves them bare.
+    style = "'" if not isinstance(_resolved(value), str) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+def _resolved(value: str) -> Any:
+    try:
+        return resolve(value)
+    except ValueError:  # digits beyond what Python reads as a number
+        return None
+
+
+def _list(dumper: _Dumper, value: list) -> yaml.SequenceNode:
+    flat = not any(isinstance(item, dict | list) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
+
+
+def _mapping(dumper: _Dumper, value: dict) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=not value)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, _list)
+_Dumper.add_representer(dict, _mapping)
+
+
+def to_yaml(plain: dict[str, Any]) -> str:
+    """`plain` (dicts, lists, scalars) as block YAML, keys in their order."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))

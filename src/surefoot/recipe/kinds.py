@@ -1,0 +1,384 @@
+"""The kinds of value that a recipe's keys take: each reads a node, names itself in messages and docs, and has a schema.
+
+A kind is what one key needs to be read, dumped, documented and described to an editor, told once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..catalog import Range, describe, did_you_mean
+from .frozen import thaw
+from .yaml_source import Broken, Entries, Items, Node, Problem, Scalar, Where, resolve
+
+INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
+
+METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
+
+
+@dataclass
+class Reading:
+    """One reading of a recipe: the problems found so far, and where each key and value stands."""
+
+    problems: list[Problem] = field(default_factory=list)
+    values: dict[str, Where] = field(default_factory=dict)
+    keys: dict[str, Where] = field(default_factory=dict)
+
+    def refuse(self, where: Where, path: str, message: str) -> Any:
+        """Note a problem; returns INVALID."""
+        self.problems.append(Problem(where, path, message))
+        return INVALID
+
+    def where(self, path: str) -> Where:
+        """Where the value of `path` stands, or the nearest thing around it where it was left out."""
+        while path not in self.values:
+            path = path.rpartition(".")[0]
+        return self.values[path]
+
+
+class Kind:
+    """What a value may be. `told` completes "... is not" in a message, and the column "value" in the docs."""
+
+    told = "a value"
+
+    def read(self, node: Node, path: str, reading: Reading) -> Any:
+        """The value of `node`, or INVALID with every problem noted in `reading`."""
+        reading.values[path] = node.where
+        if isinstance(node, Broken):
+            return INVALID
+        return self.take(node, path, reading)
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        raise NotImplementedError
+
+    def plain(self, value: Any) -> Any:
+        """What `to_yaml` writes for `value`."""
+        return thaw(value)
+
+    def schema(self, builder: Any) -> dict[str, Any]:
+        """The JSON Schema of the value; `builder` (a SchemaBuilder) has those of sections and parts."""
+        raise NotImplementedError
+
+    def not_told(self, node: Node, path: str, reading: Reading, remedy: str = "") -> Any:
+        message = f"{describe_node(node)} is not {self.told}{remedy}"
+        return reading.refuse(node.where, path, message)
+
+
+def describe_node(node: Node) -> str:
+    """A node as a user would recognise it."""
+    if isinstance(node, Entries):
+        return "a mapping"
+    if isinstance(node, Items):
+        return "a list"
+    assert isinstance(node, Scalar)
+    return "an empty value" if node.value is None and not node.text else describe(node.value)
+
+
+def _flag_remedy(node: Node) -> str:
+    """What to write for a truth value of YAML 1.1, or a quoted one."""
+    if not isinstance(node, Scalar) or not isinstance(node.value, str):
+        return ""
+    words = {"yes": "true", "on": "true", "no": "false", "off": "false", "true": "true", "false": "false"}
+    word = words.get(node.value.strip().lower())
+    return f"; write {word}" if word else ""
+
+
+def _number_remedy(node: Node) -> str:
+    """What to write for a number that was quoted or written with separators."""
+    if not isinstance(node, Scalar) or not isinstance(node.value, str):
+        return ""
+    text = node.value.strip()
+    bare = text.replace("_", "").replace(",", "").replace("'", "")
+    if text and len(text) <= 40 and isinstance(resolve(bare), int | float) and not isinstance(resolve(bare), bool):
+        return "; write it without quotation marks" if bare == text else f"; write {bare}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """true or false."""
+
+    told = "true or false"
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if isinstance(node, Scalar) and isinstance(node.value, bool):
+            return node.value
+        return self.not_told(node, path, reading, _flag_remedy(node))
+
+    def schema(self, builder):
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """A whole number of at least `low`; `hint` says what to give instead of a smaller one."""
+
+    low: int
+    hint: str = ""
+    high: int | None = None
+
+    @property
+    def told(self) -> str:
+        return f"a whole number, {self.low} or more"
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        value = node.value if isinstance(node, Scalar) else None
+        if isinstance(value, bool) or not isinstance(value, int):
+            near = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+            return self.not_told(node, path, reading, f"; write {int(value)}" if near else _number_remedy(node))
+        if value < self.low:
+            return reading.refuse(node.where, path, f"{value} is below {self.low}; {self.hint or self._example()}")
+        if self.high is not None and value > self.high:
+            return reading.refuse(node.where, path, f"{describe(value)} is above {self.high}")
+        return value
+
+    def _example(self) -> str:
+        return f"give {self.low} or more"
+
+    def schema(self, builder):
+        limits = {"minimum": self.low} | ({} if self.high is None else {"maximum": self.high})
+        return {"type": "integer", **limits}
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number within `range`, always read as a float."""
+
+    range: Range
+    hint: str
+
+    @property
+    def told(self) -> str:
+        low, high = self.range.low, self.range.high
+        bounds = []
+        if low > float("-inf"):
+            bounds.append(f"above {low:g}" if self.range.low_open else f"{low:g} or more")
+        if high < float("inf"):
+            bounds.append(f"below {high:g}" if self.range.high_open else f"at most {high:g}")
+        return "a number" + (", " + " and ".join(bounds) if bounds else "")
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        value = node.value if isinstance(node, Scalar) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return self.not_told(node, path, reading, _number_remedy(node))
+        wrong = self.range.violation(value)
+        if wrong is None and abs(value) > 1e308:
+            wrong = f"{describe(value)} is not a finite number"
+        if wrong:
+            return reading.refuse(node.where, path, f"{wrong}; {self.hint}")
+        return float(value)
+
+    def schema(self, builder):
+        told: dict[str, Any] = {"type": "number"}
+        if self.range.low > float("-inf"):
+            told["exclusiveMinimum" if self.range.low_open else "minimum"] = self.range.low
+        if self.range.high < float("inf"):
+            told["exclusiveMaximum" if self.range.high_open else "maximum"] = self.range.high
+        return told
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A text; where there is a `pattern`, all of it must match, and `meaning` says what that is."""
+
+    meaning: str = "a text"
+    pattern: str = r"(?s).+"
+    remedy: str = ""
+
+    @property
+    def told(self) -> str:
+        return self.meaning
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if not isinstance(node, Scalar) or not isinstance(node.value, str):
+            quote = isinstance(node, Scalar) and node.text and node.value is not None
+            return self.not_told(node, path, reading, self.remedy or ("; put it in quotation marks" if quote else ""))
+        if not re.fullmatch(self.pattern, node.value):
+            return self.not_told(node, path, reading, self.remedy)
+        return node.value
+
+    def schema(self, builder):
+        return {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words."""
+
+    options: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        return self.options[0] if len(self.options) == 1 else "one of " + ", ".join(self.options)
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if isinstance(node, Scalar) and node.value in self.options:
+            return node.value
+        meant = ""
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            meant = did_you_mean(node.value, self.options)
+        return self.not_told(node, path, reading, meant)
+
+    def schema(self, builder):
+        return {"enum": list(self.options)}
+
+
+@dataclass(frozen=True)
+class Maybe(Kind):
+    """null (None), or what `kind` takes."""
+
+    kind: Kind
+
+    @property
+    def told(self) -> str:
+        return f"{self.kind.told}, or null"
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if isinstance(node, Scalar) and node.value is None:
+            return None
+        return self.kind.take(node, path, reading)
+
+    def plain(self, value: Any) -> Any:
+        return None if value is None else self.kind.plain(value)
+
+    def schema(self, builder):
+        return {"anyOf": [{"type": "null"}, self.kind.schema(builder)]}
+
+
+@dataclass(frozen=True)
+class Or(Kind):
+    """One of a few words, or what `kind` takes."""
+
+    words: tuple[str, ...]
+    kind: Kind
+
+    @property
+    def told(self) -> str:
+        return f"{', '.join(self.words)} or {self.kind.told}"
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if not isinstance(node, Scalar) or (isinstance(self.kind, Flag | Whole) and not isinstance(node.value, str)):
+            return self.kind.take(node, path, reading)
+        if node.value in self.words and isinstance(node.value, str):
+            return node.value
+        if isinstance(self.kind, Several) and not (isinstance(node.value, str) and self._misspelt(node.value)):
+            return self.kind.take(node, path, reading)
+        meant = did_you_mean(node.value, self.words) if isinstance(node.value, str) else ""
+        return self.not_told(node, path, reading, meant or (_flag_remedy(node) if isinstance(self.kind, Flag) else ""))
+
+    def _misspelt(self, text: str) -> bool:
+        """Whether a text that could be a pattern is more likely one of the words."""
+        return not set(text) & set("*?[.") and bool(did_you_mean(text, self.words))
+
+    def plain(self, value: Any) -> Any:
+        return value if isinstance(value, str) and value in self.words else self.kind.plain(value)
+
+    def schema(self, builder):
+        return {"anyOf": [{"enum": list(self.words)}, self.kind.schema(builder)]}
+
+
+@dataclass(frozen=True)
+class Several(Kind):
+    """A list of what `kind` takes, as a tuple; with `one`, a single value stands for a list of one."""
+
+    kind: Kind
+    least: int = 0
+    one: bool = False
+
+    @property
+    def told(self) -> str:
+        every = f"a list, each {self.kind.told}"
+        return f"{self.kind.told}, or a list of such" if self.one else every
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if not isinstance(node, Items):
+            single = self.one and not (isinstance(node, Scalar) and node.value is None)
+            if single:
+                value = self.kind.take(node, path, reading)
+                return INVALID if value is INVALID else (value,)
+            return reading.refuse(node.where, path, f"{describe_node(node)} is not a list{self._bracket(node)}")
+        if len(node.items) < self.least:
+            return reading.refuse(node.where, path, f"{len(node.items) or 'no'} items are fewer than {self.least}")
+        values = [self.kind.read(item, f"{path}.{i}", reading) for i, item in enumerate(node.items)]
+        return INVALID if any(value is INVALID for value in values) else tuple(values)
+
+    def _bracket(self, node: Node) -> str:
+        if isinstance(node, Scalar) and node.text and len(node.text) <= 40 and node.value is not None:
+            return f"; write [{node.text}]"
+        return "; begin each of its items with '- '" if isinstance(node, Entries) else "; write [] for none"
+
+    @property
+    def example(self) -> str:
+        return getattr(self.kind, "example", "") if self.one else ""
+
+    def plain(self, value: Any) -> Any:
+        plain = [self.kind.plain(item) for item in value]
+        return plain[0] if self.one and len(plain) == 1 else plain
+
+    def schema(self, builder):
+        each = self.kind.schema(builder)
+        several = {"type": "array", "items": each} | ({"minItems": self.least} if self.least else {})
+        return {"anyOf": [each, several]} if self.one else several
+
+
+@dataclass(frozen=True)
+class Arguments(Kind):
+    """Any plain value: the arguments of a part, which its catalogue checks."""
+
+    told = "any value"
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        if isinstance(node, Scalar):
+            return node.value
+        if isinstance(node, Items):
+            values = [self.read(item, f"{path}.{i}", reading) for i, item in enumerate(node.items)]
+            return INVALID if any(value is INVALID for value in values) else tuple(values)
+        taken = {key: self.read(value, f"{path}.{key}", reading) for key, value in node.entries.items()}
+        return INVALID if any(value is INVALID for value in taken.values()) else taken
+
+    def schema(self, builder):
+        return {}
+
+
+class Section(Kind):
+    """A mapping with keys of its own, read by the dataclass that `cls` returns."""
+
+    def __init__(self, cls: Callable[[], type]):
+        self.cls = cls
+
+    @property
+    def told(self) -> str:
+        return self.cls().told()
+
+    @property
+    def example(self) -> str:
+        return self.cls().example()
+
+    def take(self, node: Node, path: str, reading: Reading) -> Any:
+        from .parse import read_section
+
+        return read_section(self.cls(), node, path, reading)
+
+    def plain(self, value: Any) -> Any:
+        return value.plain()
+
+    def schema(self, builder):
+        return builder.section(self.cls())
+
+
+def join(path: str, key: str) -> str:
+    """`path` extended by `key`; a key that cannot be shown as it is, is shown as Python would."""
+    shown = key if key.isprintable() and key else repr(key)
+    return f"{path}.{shown}" if path else shown
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | tuple[str, ...], elsewhere: str) -> str:
+    """The message for a key that is not one of `known`; `elsewhere` is where it would belong, if anywhere."""
+    shown = repr(key if len(key) <= 60 else key[:57] + "...")
+    if elsewhere:
+        return f"unknown key {shown}; {elsewhere}"
+    meant = did_you_mean(key, known)
+    return f"unknown key {shown}{meant or '; the keys here are: ' + ', '.join(known)}"

@@ -1,0 +1,84 @@
+"""A recipe by name or path: the packaged ones, and files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from ..catalog import Catalog, did_you_mean
+from ..errors import UsageError
+from .model import Recipe
+from .parse import parse_recipe
+from .yaml_source import read_text
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def load_recipe(
+    source: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    catalogues: Mapping[str, Catalog] | None = None,
+) -> Recipe:
+    """The recipe `source`, changed by `overrides` (``"optimizer.lr=3e-4"``) and checked.
+
+    A bare word is the name of a packaged recipe; anything with a slash or a suffix is a file. Raises UsageError
+    for a name or file that is not there or cannot be read, Problems with every mistake in it; see `parse_recipe`.
+
+    >>> load_recipe("quickstrat")
+    Traceback (most recent call last):
+    ...
+    surefoot.errors.UsageError: no packaged recipe 'quickstrat'; did you mean 'quickstart'? packaged are: fashion_mnist, \
+fashion_mnist_best, quickstart; a file is given by its path, e.g. recipe.yaml
+    """
+    path = Path(source)
+    if isinstance(source, str) and source in packaged_names():
+        path = _packaged(source)
+        return parse_recipe(read_text(path), path.name, overrides, catalogues=catalogues, source=str(path))
+    if not path.exists():
+        raise UsageError(_not_found(str(source)))
+    return parse_recipe(read_text(path), str(source), overrides, catalogues=catalogues, source=str(path))
+
+
+def packaged_names() -> list[str]:
+    """The names of the recipes that come with Surefoot."""
+    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def packaged_summary(name: str) -> str:
+    """The first line of a packaged recipe, which says what it is for. Raises UsageError for an unknown name."""
+    if name not in packaged_names():
+        raise UsageError(_not_found(name))
+    first = read_text(_packaged(name)).partition("\n")[0]
+    return first.lstrip("# ").strip()
+
+
+def _folder() -> Path:
+    # Surefoot is installed as plain files (torch cannot live in a zip either), so resources have paths.
+    return Path(str(resources.files("surefoot") / "recipes"))
+
+
+def _packaged(name: str) -> Path:
+    return _folder() / f"{name}.yaml"
+
+
+def _not_found(name: str) -> str:
+    packaged = packaged_names()
+    names = ", ".join(packaged)
+    if "/" not in name and os.sep not in name and not name.endswith(_SUFFIXES):
+        near = [n for n in (name + suffix for suffix in _SUFFIXES) if Path(n).is_file()]
+        if near:
+            return f"no packaged recipe {name!r}; for the file, give {near[0]}"
+        meant = did_you_mean(name, packaged) or ";"
+        return f"no packaged recipe {name!r}{meant} packaged are: {names}; a file is given by its path, e.g. recipe.yaml"
+    path = Path(name)
+    if path.parent.is_dir():
+        beside = [p.name for p in path.parent.iterdir() if p.suffix in _SUFFIXES]
+        meant = did_you_mean(path.name, beside)
+        if meant:
+            return f"{name}: no such file{meant}"
+    if path.stem in packaged:
+        return f"{name}: no such file; the packaged recipe is called {path.stem}"
+    return f"{name}: no such file; a packaged recipe goes by its name: {names}"

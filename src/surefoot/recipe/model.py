@@ -1,0 +1,492 @@
+"""The recipe as a frozen, typed value: one dataclass for each mapping of the file, one field for each key.
+
+A field's metadata holds the kind of its value and what it means; reading, writing, the JSON Schema and
+docs/recipe.md all come from there, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..catalog import Range
+from .frozen import Frozen, thaw
+from .kinds import METRICS, Choice, Flag, Kind, Maybe, Number, Or, Section, Several, Text, Whole
+
+REQUIRED: Any = dataclasses.MISSING
+
+# One or more module names, a colon, the name of a class or function in it.
+IMPORT_PATTERN = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of one key: its name in the file, its kind, its meaning, and how the docs show its default."""
+
+    name: str
+    attribute: str
+    kind: Kind
+    doc: str
+    default: Any
+    shown: str
+
+
+def key(kind: Kind, doc: str, default: Any = REQUIRED, *, name: str = "", shown: str = "") -> Any:
+    """A dataclass field for one key of the recipe."""
+    metadata = {"kind": kind, "doc": doc, "name": name, "shown": shown}
+    return field(default=default, metadata=metadata) if default is not REQUIRED else field(metadata=metadata)
+
+
+def keys_of(cls: type) -> dict[str, Key]:
+    """The keys of a section, by their names in the file, in the order in which they are written."""
+    keys = {}
+    for f in dataclasses.fields(cls):
+        if "kind" in f.metadata:
+            name = f.metadata["name"] or f.name
+            keys[name] = Key(name, f.name, f.metadata["kind"], f.metadata["doc"], f.default, f.metadata["shown"])
+    return keys
+
+
+@dataclass(frozen=True)
+class Part:
+    """A name of a catalogue, or a user's own ``module:Name`` (`imported`), with its arguments.
+
+    `where` is the place of the name (``recipe.yaml:4:8``, or the overriding argument), `path` its key
+    (``"optimizer"``, ``"loss.1"``): for messages about what only shows when it is built.
+
+    >>> Part("MLP", Frozen({"hidden": [256]})).arguments()
+    {'hidden': [256]}
+    """
+
+    name: str
+    args: Frozen = Frozen()
+    imported: bool = False
+    where: str = field(default="", compare=False)
+    path: str = field(default="", compare=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as plain dicts and lists, yours to change."""
+        return thaw(self.args)
+
+    def plain(self) -> Any:
+        """The mapping that the recipe would hold; the bare name where there are no arguments."""
+        if not self.args and not self.imported:
+            return self.name
+        return self.mapping()
+
+    def mapping(self) -> dict[str, Any]:
+        return {"import" if self.imported else "name": self.name, **thaw(self.args)}
+
+
+# How messages call a part of each catalogue, and one that they can show.
+TITLES = {
+    "model": "model",
+    "data": "data source",
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+    "warmup": "warmup",
+    "augmentation": "augmentation",
+}
+EXAMPLES = {
+    "model": "LeNet5",
+    "data": "garments",
+    "loss": "CrossEntropyLoss",
+    "optimizer": "{name: SGD, lr: 0.1}",
+    "scheduler": "{name: StepLR, step_size: 5}",
+    "warmup": "{name: LinearWarmup, warmup_period: 100}",
+    "augmentation": "{name: RandomCrop, padding: 2}",
+}
+
+
+def a(noun: str) -> str:
+    """`noun` with its article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def part_told(catalogue: str) -> str:
+    """What a value that names a part is, in messages and docs."""
+    return f"the name of {a(TITLES[catalogue])}, or a mapping with it"
+
+
+class Keyed:
+    """A section: something with keys. One with a field `part` holds the keys of that part of `catalogue` too."""
+
+    catalogue: ClassVar[str] = ""
+
+    @classmethod
+    def told(cls) -> str:
+        return part_told(cls.catalogue) if cls.catalogue else "a mapping"
+
+    @classmethod
+    def example(cls) -> str:
+        return EXAMPLES.get(cls.catalogue, "")
+
+    @classmethod
+    def open_ended(cls) -> bool:
+        """Whether keys beyond its own are arguments of something: `args` holds them."""
+        return any(f.metadata.get("rest") for f in dataclasses.fields(cls))
+
+    def plain(self) -> dict[str, Any]:
+        """The section as plain dicts, lists and scalars, every default filled in, in the file's order."""
+        part: Part | None = getattr(self, "part", None)
+        told = {} if part is None else {"import" if part.imported else "name": part.name}
+        settings = {n: k.kind.plain(getattr(self, k.attribute)) for n, k in keys_of(type(self)).items()}
+        if part is None:
+            return {**settings, **thaw(getattr(self, "args", {}))}
+        return {**told, **thaw(part.args), **settings}
+
+
+class PartKind(Kind):
+    """A name of one catalogue (``"model"``), or a mapping of it and its arguments."""
+
+    def __init__(self, catalogue: str):
+        self.catalogue = catalogue
+
+    @property
+    def told(self) -> str:
+        return part_told(self.catalogue)
+
+    @property
+    def example(self) -> str:
+        return EXAMPLES[self.catalogue]
+
+    def take(self, node, path, reading):
+        from .parse import read_part
+
+        return read_part(node, path, reading, self.catalogue, {})
+
+    def plain(self, value: Part) -> Any:
+        return value.plain()
+
+    def schema(self, builder):
+        return builder.part(self.catalogue)
+
+
+_PATTERN = Text("a pattern of parameter names such as '*.bias'")
+_PATTERNS = Several(_PATTERN, least=1, one=True)
+_BETTER = "min for a loss, max for an accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalize(Keyed):
+    """How pixels become inputs: ``(pixel / 255 - mean) / std``."""
+
+    mean: tuple[float, ...] = key(
+        Several(Number(Range(), "give a finite number"), least=1, one=True),
+        "One number, or one for each channel, of pixels scaled to 0..1.",
+        (0.5,),
+    )
+    std: tuple[float, ...] = key(
+        Several(Number(Range(low=0, low_open=True), "give a deviation above 0, e.g. 0.5"), least=1, one=True),
+        "One number, or one for each channel.",
+        (0.5,),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection(Keyed):
+    """A data source with its arguments, and how its samples are served."""
+
+    catalogue: ClassVar[str] = "data"
+
+    part: Part
+    batch_size: int = key(Whole(1, "give at least one sample"), "Samples in a batch.", 64)
+    eval_batch_size: int | None = key(
+        Maybe(Whole(1, "give at least one sample")), "Samples in a batch of validation; null: chosen.", None
+    )
+    shuffle: bool = key(Flag(), "Training samples in a new order each epoch.", True)
+    drop_last: bool = key(Flag(), "Leave out a last batch that is not full.", False)
+    workers: int = key(Whole(0, "give 0 for none"), "Processes that load ahead; 0 loads in this one.", 0)
+    normalize: Normalize | str | None = key(
+        Maybe(Or(("auto",), Section(lambda: Normalize))),
+        "How raw values become inputs: auto is as the source says; null leaves them as they are.",
+        "auto",
+    )
+    augment: tuple[Part, ...] = key(
+        Several(PartKind("augmentation")), "Random changes to training batches, in order.", ()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm(Keyed):
+    """One loss, and what it counts in the sum."""
+
+    catalogue: ClassVar[str] = "loss"
+
+    part: Part
+    factor: float = key(Number(Range(), "give a finite number"), "What this loss is multiplied by in a sum.", 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Keyed):
+    """Parameters with hyperparameters of their own: `args` are arguments of the optimizer."""
+
+    match: tuple[str, ...] = key(_PATTERNS, "Which parameters: a shell pattern over their names, or several.")
+    name: str | None = key(Maybe(Text()), "How the group is called in records; null: by its pattern.", None)
+    args: Frozen = field(default=Frozen(), metadata={"rest": True})
+
+    def options(self) -> dict[str, Any]:
+        """The group as `surefoot.optimizers.param_groups` takes it."""
+        named = {} if self.name is None else {"name": self.name}
+        return {"match": list(self.match), **named, **thaw(self.args)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSection(Keyed):
+    """An optimizer of torch.optim with its arguments, and its parameter groups."""
+
+    catalogue: ClassVar[str] = "optimizer"
+
+    part: Part
+    groups: tuple[Group, ...] = key(
+        Several(Section(lambda: Group)), "Parameters with their own hyperparameters; the first match counts.", ()
+    )
+    no_decay: str | tuple[str, ...] | None = key(
+        Maybe(Or(("norm_and_bias",), _PATTERNS)), "Which parameters weight decay spares.", None
+    )
+    layer_decay: float | None = key(
+        Maybe(Number(Range(low=0, high=1, low_open=True), "give a factor such as 0.9")),
+        "The rate of each layer over that of the layer after it.",
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSection(Keyed):
+    """A scheduler of torch.optim.lr_scheduler with its arguments."""
+
+    catalogue: ClassVar[str] = "scheduler"
+
+    part: Part
+    by: str = key(
+        Maybe(Choice(("step", "epoch"))),
+        "What its counts are in.",
+        None,
+        shown="step for OneCycleLR and CyclicLR, else epoch",
+    )
+    monitor: str | None = key(
+        Maybe(Choice(METRICS)), "What ReduceLROnPlateau watches.", None, shown="val/loss where it watches"
+    )
+    children: tuple[SchedulerSection, ...] = key(
+        Several(Section(lambda: SchedulerSection)),
+        "The parts of a SequentialLR or ChainedScheduler.",
+        (),
+        name="schedulers",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupSection(Keyed):
+    """A warmup, which dampens whatever the scheduler gives."""
+
+    catalogue: ClassVar[str] = "warmup"
+
+    part: Part
+    by: str = key(Choice(("step", "epoch")), "What its period is counted in.", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema(Keyed):
+    """A running average of the weights, used for validation and saved as the model."""
+
+    decay: float = key(
+        Number(Range(low=0, high=1, high_open=True), "give a decay such as 0.999"),
+        "How much of the average stays at each step.",
+        0.999,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfreeze(Keyed):
+    """Frozen parameters that begin to learn."""
+
+    epoch: int = key(Whole(0, "epochs are counted from 0"), "The epoch, counted from 0, at whose start this happens.")
+    match: tuple[str, ...] = key(_PATTERNS, "Which parameters: a shell pattern over their names, or several.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping(Keyed):
+    """End the run when a metric no longer gets better."""
+
+    monitor: str = key(Choice(METRICS), "The metric.", "val/loss")
+    mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
+    patience: int = key(Whole(1, "give at least one epoch"), "Epochs without improvement before the end.", 5)
+    min_delta: float = key(Number(Range(low=0), "give 0 or more"), "What does not count as improvement.", 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSection(Keyed):
+    """When the run is saved, so that it can go on after any end, and which saves are kept."""
+
+    every: str | None = key(
+        Maybe(
+            Text(
+                "a count and its unit",
+                r"0*[1-9][0-9]{0,11} (epochs?|steps?|s|min|h)",
+                "; write for example 1 epoch, 500 steps, 10 min or 30 s",
+            )
+        ),
+        "How often: `N epochs`, `N steps`, `N s`, `N min` or `N h`; null saves only when the run ends or is stopped.",
+        "1 epoch",
+    )
+    keep_last: int | None = key(
+        Maybe(Whole(1, "one is needed to go on from")), "How many of the newest are kept; null keeps all.", 3
+    )
+    keep_best: str | None = key(
+        Maybe(Choice(METRICS)), "The metric whose best model is kept as `model/best`; null keeps none.", None
+    )
+    mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
+
+
+_AUTO = ("auto",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSection(Keyed):
+    """How a step runs on this machine; what is auto is measured."""
+
+    threads: int | str = key(Or(_AUTO, Whole(1, "give at least one")), "Threads of one operation on the CPU.", "auto")
+    onednn: bool | str = key(Or(_AUTO, Flag()), "Whether convolutions use oneDNN.", "auto")
+    memory_format: str = key(
+        Choice(("auto", "contiguous", "channels_last")), "How images lie in memory.", "auto"
+    )
+    optimizer_impl: str = key(
+        Choice(("auto", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
+    )
+    compile: bool | str = key(Or(_AUTO, Flag()), "Whether the step is compiled, once its gradients are checked.", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Keyed):
+    """Everything that a run is made from. Made by `load_recipe` and `parse_recipe`, which check it.
+
+    `source` is the file it was read from (None for a text), `places` where each of its keys stands.
+    """
+
+    name: str = key(
+        Text(
+            "a name for a directory: at most 100 characters, no slash, not beginning with a dot",
+            r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}",
+        ),
+        "What the run's directory is called: `runs/NAME/TIMESTAMP`.",
+        shown="the file's name",
+    )
+    seed: int = key(
+        Whole(0, "give 0 or more", high=2**63 - 1), "Where every random draw starts: initial weights, order, dropout.", 0
+    )
+    epochs: int = key(Whole(1, "give at least one epoch"), "Passes over the training data.")
+    model: Part = key(PartKind("model"), "The model and its arguments.")
+    data: DataSection = key(Section(lambda: DataSection), "The data and how it is served.")
+    loss: tuple[LossTerm, ...] = key(
+        Several(Section(lambda: LossTerm), least=1, one=True), "The loss and its arguments, or a list: a weighted sum."
+    )
+    optimizer: OptimizerSection = key(Section(lambda: OptimizerSection), "The optimizer and its arguments.")
+    scheduler: SchedulerSection | None = key(
+        Maybe(Section(lambda: SchedulerSection)), "What the learning rate does after warmup.", None
+    )
+    warmup: WarmupSection | None = key(
+        Maybe(Section(lambda: WarmupSection)), "How the learning rate begins, over any scheduler.", None
+    )
+    grad_accum_steps: int = key(
+        Whole(1, "1 accumulates nothing"), "Micro-batches in one step; the mean is over all their samples.", 1
+    )
+    max_grad_norm: float | None = key(
+        Maybe(Number(Range(low=0, low_open=True), "give a norm above 0, or null for no clipping")),
+        "Gradients are scaled down to this norm.",
+        None,
+    )
+    clip_value: float | None = key(
+        Maybe(Number(Range(low=0, low_open=True), "give a value above 0, or null for no clipping")),
+        "Each gradient is cut to this size.",
+        None,
+    )
+    precision: str = key(
+        Choice(("float32", "bf16", "fp16")), "float32, or autocast to bf16 or fp16 (with a GradScaler).", "float32"
+    )
+    ema: Ema | None = key(Maybe(Section(lambda: Ema)), "A running average of the weights.", None)
+    freeze: tuple[str, ...] = key(Several(_PATTERN, one=True), "Parameters that do not learn, by patterns.", ())
+    unfreeze: tuple[Unfreeze, ...] = key(
+        Several(Section(lambda: Unfreeze)), "Frozen parameters that learn from an epoch on.", ()
+    )
+    early_stopping: EarlyStopping | None = key(
+        Maybe(Section(lambda: EarlyStopping)), "When to end before `epochs`.", None
+    )
+    on_nonfinite: str = key(
+        Choice(("stop", "skip")), "What a loss or gradient of NaN or infinity does: end the run, or skip the step.", "stop"
+    )
+    deterministic: bool = key(Flag(), "Only torch's deterministic algorithms.", False)
+    strict: bool = key(Flag(), "What the first batch's check finds ends the run.", False)
+    lint_off: tuple[str, ...] = key(
+        Several(Text("the name of a check"), one=True), "Checks of the first batch that are not made.", ()
+    )
+    metrics: str = key(Choice(("auto",)), "auto: the loss, and the accuracy where the targets are classes.", "auto")
+    log_every: int | None = key(
+        Maybe(Whole(1, "1 records every step")), "Steps between two records; null: about 50 records an epoch.", None
+    )
+    tensorboard: bool = key(Flag(), "Write TensorBoard's event files.", True)
+    device: str = key(
+        Text("auto, cpu, cuda, cuda:N or mps", r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", "; a GPU is cuda"),
+        "Where it runs; auto takes a GPU where there is one.",
+        "auto",
+    )
+    execution: ExecutionSection | str = key(
+        Or(_AUTO, Section(lambda: ExecutionSection)), "How a step runs here; auto measures and chooses.", "auto"
+    )
+    checkpoint: CheckpointSection | None = key(
+        Maybe(Section(lambda: CheckpointSection)),
+        "When the run is saved; null saves nothing but the model.",
+        CheckpointSection(mode="min"),
+        shown="its defaults",
+    )
+    source: str | None = field(default=None, compare=False, repr=False)
+    places: Mapping[str, str] = field(default=Frozen(), compare=False, repr=False)
+
+    def where(self, path: str) -> str:
+        """Where the value of a dotted key stands, or what is nearest around it; "" for a recipe without a text.
+
+        >>> from surefoot.recipe import parse_recipe
+        >>> text = "epochs: 1\\nmodel: M\\ndata: D\\nloss: L\\noptimizer: {name: O, lr: 1}"
+        >>> parse_recipe(text, "r.yaml", catalogues={}).where("optimizer.lr")
+        'r.yaml:5:25'
+        """
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, "")
+
+    def problem(self, path: str, message: str) -> str:
+        """A message about the dotted key `path`, with its place: ``recipe.yaml:7:8: optimizer.lr: ...``."""
+        where = self.where(path)
+        return f"{where}: {path}: {message}" if where else f"{path}: {message}"
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML with every default filled in; it loads back as an equal recipe."""
+        from .dump import to_yaml
+
+        return to_yaml(self.plain())
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that the recipe says, defaults included; of no comment and no order."""
+        canonical = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+SECTIONS: tuple[type, ...] = (
+    Recipe,
+    DataSection,
+    Normalize,
+    LossTerm,
+    OptimizerSection,
+    Group,
+    SchedulerSection,
+    WarmupSection,
+    Ema,
+    Unfreeze,
+    EarlyStopping,
+    CheckpointSection,
+    ExecutionSection,
+)

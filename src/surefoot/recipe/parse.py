@@ -1,0 +1,253 @@
+"""A tree of nodes to a Recipe: every mistake is noted with its place, and all are told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from ..catalog import Catalog, did_you_mean
+from ..errors import Problems
+from .frozen import Frozen
+from .kinds import INVALID, Arguments, Reading, describe_node, join, unknown_key
+from .model import EXAMPLES, IMPORT_PATTERN, REQUIRED, TITLES, Part, Recipe, a, keys_of, part_told
+from .overrides import apply_overrides
+from .yaml_source import Entries, Items, Node, Problem, Refused, Scalar, Where, read_tree
+
+# What other tools call a key, for those who come from there.
+ALIASES = {
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "momentum": "optimizer.momentum",
+    "weight_decay": "optimizer.weight_decay",
+    "optim": "optimizer",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "dataset": "data",
+    "dataloader": "data",
+    "net": "model",
+    "network": "model",
+    "architecture": "model",
+    "criterion": "loss",
+    "loss_fn": "loss",
+    "lr_scheduler": "scheduler",
+    "sched": "scheduler",
+    "lr_warmup": "warmup",
+    "batch": "data.batch_size",
+    "val_batch_size": "data.eval_batch_size",
+    "num_workers": "data.workers",
+    "transforms": "data.augment",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "accumulate_grad_batches": "grad_accum_steps",
+    "accumulation_steps": "grad_accum_steps",
+    "gradient_clip_val": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "clip_grad_value": "clip_value",
+    "amp": "precision",
+    "mixed_precision": "precision",
+    "dtype": "precision",
+    "random_seed": "seed",
+    "save_every": "checkpoint.every",
+    "log_interval": "log_every",
+    "log_every_n_steps": "log_every",
+}
+_FOR_NAME = {"type": "name", "class": "name", "_target_": "import", "target": "import"}
+
+
+def parse_recipe(
+    text: str,
+    name: str = "recipe.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    catalogues: Mapping[str, Catalog] | None = None,
+    source: str | None = None,
+) -> Recipe:
+    """The recipe that the YAML `text` stands for, changed by `overrides` (``"optimizer.lr=3e-4"``).
+
+    `name` is how messages call the text; its stem is the recipe's default name. `catalogues` are those that
+    parts are looked up in, by kind (``"model"``, ``"optimizer"``): all of Surefoot's unless given, and a kind that
+    is left out is not checked. Raises Problems with every mistake, in the order of the text.
+
+    >>> parse_recipe("epochs: 0\\nmodle: M\\nloss: L\\noptimizer: O\\nmodel: M", "r.yaml", catalogues={})
+    Traceback (most recent call last):
+    ...
+    surefoot.errors.Problems: r.yaml:1:1: data: missing; give the name of a data source, or a mapping with it, e.g. data: garments
+    r.yaml:1:9: epochs: 0 is below 1; give at least one epoch
+    r.yaml:2:1: unknown key 'modle'; did you mean 'model'?
+    """
+    from .check import check_parts, check_together, settle
+
+    problems: list[Problem] = []
+    try:
+        tree = read_tree(text, name, problems)
+    except Refused as error:
+        raise Problems([*map(str, _in_order(problems)), str(error)]) from None
+    if tree is None:
+        tree = Entries({}, Where((0, 0, 0), f"{name}:1:1"))
+        if not overrides:
+            raise Problems([f"{tree.where}: the recipe is empty; `surefoot list recipes` shows some to begin with"])
+    if not isinstance(tree, Entries):
+        message = f"{describe_node(tree)} stands where the recipe's keys were expected; write 'epochs: 10' and so on"
+        raise Problems([*map(str, problems), f"{tree.where}: {message}"])
+    tree = apply_overrides(tree, overrides, problems)
+    reading = Reading(problems)
+    stem = Scalar(PurePath(name).stem, tree.where, "")
+    named = Entries({"name": stem, **tree.entries}, tree.where, {"name": tree.where, **tree.keys})
+    recipe = settle(read_section(Recipe, named, "", reading), reading)
+    check_parts(recipe, reading, catalogues)
+    check_together(recipe, reading)
+    if reading.problems:
+        raise Problems([str(problem) for problem in _in_order(reading.problems)])
+    places = Frozen({path: str(where) for path, where in reading.values.items()})
+    return dataclasses.replace(recipe, source=source, places=places)
+
+
+def _in_order(problems: list[Problem]) -> list[Problem]:
+    """By place, each once: a mistake under an anchor is met once for every alias."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: problem.where)
+
+
+def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
+    """The section `cls` that `node` stands for, as far as it can be had; a key that is wrong has its default.
+
+    Where a key without a default is wrong or missing, its field is None. INVALID where there is no section at all.
+    """
+    keys = keys_of(cls)
+    catalogue = getattr(cls, "catalogue", "")
+    reading.values[path] = node.where
+    given: dict[str, Any] = {}
+    if catalogue:
+        part = read_part(node, path, reading, catalogue, keys)
+        if part is INVALID and not isinstance(node, Entries):
+            return INVALID
+        given["part"] = None if part is INVALID else part
+        node = node if isinstance(node, Entries) else Entries({}, node.where)
+    elif not isinstance(node, Entries):
+        hint = next((f"; write {{{n}: {node.text}}}" for n in keys), "") if isinstance(node, Scalar) and node.text else ""
+        return reading.refuse(node.where, path, f"{describe_node(node)} is not a mapping{hint}")
+    rest: dict[str, Any] = {}
+    takes_rest = cls.open_ended()
+    meant: set[str] = set()
+    for name, value in node.entries.items():
+        here = join(path, name)
+        reading.keys[here] = node.keys.get(name, node.where)
+        if name in keys:
+            given[keys[name].attribute] = keys[name].kind.read(value, here, reading)
+        elif takes_rest:
+            rest[name] = _ARGUMENT.read(value, here, reading)
+        elif not catalogue:
+            message = unknown_key(name, tuple(keys), _elsewhere(name, path, tuple(keys)))
+            reading.refuse(reading.keys[here], path, message)
+            meant |= {key for key in keys if f" {key!r}" in message}
+    if takes_rest:
+        given["args"] = Frozen({n: v for n, v in rest.items() if v is not INVALID})
+    for key in keys.values():
+        if given.get(key.attribute, INVALID) is INVALID:
+            # A key that was misspelt is not told again as missing.
+            if key.default is REQUIRED and key.name not in node.entries and key.name not in meant:
+                example = getattr(key.kind, "example", "")
+                told = f"missing; give {key.kind.told}" + (f", e.g. {key.name}: {example}" if example else "")
+                reading.refuse(node.where, join(path, key.name), told)
+            given[key.attribute] = None if key.default is REQUIRED else key.default
+    return cls(**given)
+
+
+def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved: Mapping[str, Any]) -> Any:
+    """The Part that `node` names: a bare name, ``{name: ..., **arguments}`` or ``{import: ..., **arguments}``.
+
+    `reserved` are the keys of the section around it, which are no arguments. INVALID where it has no usable name.
+    """
+    if isinstance(node, Scalar) and isinstance(node.value, str) and node.value:
+        return _named(node, {}, path, reading, catalogue)
+    if not isinstance(node, Entries):
+        message = f"{describe_node(node)} is not {part_told(catalogue)}, e.g. {EXAMPLES[catalogue]}"
+        return reading.refuse(node.where, path, message)
+    if "import" in node.entries:
+        title, imported = node.entries["import"], True
+    elif "name" in node.entries:
+        title, imported = node.entries["name"], False
+    else:
+        near = next((k for k in node.entries if k not in reserved and k in _FOR_NAME), None)
+        remedy = f"write {_FOR_NAME[near]!r} for {near!r}" if near else f"give its name, e.g. {EXAMPLES[catalogue]}"
+        reading.refuse(node.where, path, f"no {TITLES[catalogue]} is named; {remedy}")
+        return INVALID
+    label = "import" if imported else "name"
+    args: dict[str, Any] = {}
+    for name, value in node.entries.items():
+        if name != label and name not in reserved:
+            here = join(path, name)
+            reading.keys[here] = node.keys.get(name, node.where)
+            args[name] = _ARGUMENT.read(value, here, reading)
+    here = join(path, label)
+    reading.keys[here] = node.keys.get(label, node.where)
+    reading.values[here] = title.where
+    if not isinstance(title, Scalar) or not isinstance(title.value, str) or not title.value:
+        if isinstance(title, Scalar | Items | Entries):
+            meant = "a text module:Name" if imported else f"the name of {a(TITLES[catalogue])}"
+            reading.refuse(title.where, here, f"{describe_node(title)} is not {meant}")
+        return INVALID
+    if imported:
+        if not re.fullmatch(IMPORT_PATTERN, title.value):
+            return reading.refuse(title.where, here, _import_message(title.value))
+        if any(value is INVALID for value in args.values()):
+            return INVALID
+        return Part(title.value, Frozen(args), True, str(title.where), path)
+    return _named(title, args, path, reading, catalogue)
+
+
+def _named(title: Scalar, args: dict[str, Any], path: str, reading: Reading, catalogue: str) -> Any:
+    if ":" in title.value and re.fullmatch(IMPORT_PATTERN, title.value):
+        message = f"{title.value!r} is no name of a catalogue; to use your own, write {{import: {title.value}}}"
+        return reading.refuse(title.where, path, message)
+    if any(value is INVALID for value in args.values()):
+        return INVALID
+    return Part(title.value, Frozen(args), False, str(title.where), path)
+
+
+def _import_message(text: str) -> str:
+    shown = repr(text if len(text) <= 60 else text[:57] + "...")
+    if re.fullmatch(r"\w+(\.\w+)+", text):
+        module, _, name = text.rpartition(".")
+        return f"{shown} has no colon; write {module}:{name}"
+    if "/" in text or text.endswith(".py") or ".py:" in text:
+        return f"{shown} is a file; give the module and the name in it, e.g. my_package.models:Net"
+    return f"{shown} is not of the form module:Name, e.g. my_package.models:Net"
+
+
+def _elsewhere(name: str, path: str, keys: tuple[str, ...]) -> str:
+    """Where a key that is unknown at `path` would belong, when that is clear."""
+    alias = ALIASES.get(name.lower())
+    if alias and alias.rpartition(".")[0] != path and alias not in keys:
+        return f"it is {alias!r} here" if "." not in alias else f"it belongs under {alias.split('.')[0]!r}: {alias}"
+    if alias in keys:
+        return f"it is called {alias!r} here"
+    if did_you_mean(name, keys):
+        return ""
+    if path and name in keys_of(Recipe):
+        return "it stands at the top level of the recipe"
+    homes = sorted(p for p in _HOMES.get(name, ()) if p != path)
+    return "it belongs under " + " or ".join(f"{p!r}" for p in homes) if homes and not path else ""
+
+
+_ARGUMENT = Arguments()
+
+
+def _homes() -> dict[str, set[str]]:
+    """The top-level keys under which each key of a section stands."""
+    homes: dict[str, set[str]] = {}
+    for top, key in keys_of(Recipe).items():
+        kind = key.kind
+        while hasattr(kind, "kind"):
+            kind = kind.kind
+        if hasattr(kind, "cls"):
+            for name in keys_of(kind.cls()):
+                homes.setdefault(name, set()).add(top)
+    return homes
+
+
+_HOMES = _homes()

@@ -1,0 +1,153 @@
+"""The JSON Schema of a recipe (draft 2020-12), for editors: keys, values, names and their arguments."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ..catalog import Catalog, Entry, Range
+from .check import all_catalogues
+from .model import IMPORT_PATTERN, REQUIRED, TITLES, Keyed, Recipe, a, keys_of
+
+
+def json_schema(catalogues: Mapping[str, Catalog] | None = None) -> dict[str, Any]:
+    """The schema of a recipe file; `catalogues` are those whose names and arguments it lists, all unless given.
+
+    An editor that knows it (yaml-language-server: ``# yaml-language-server: $schema=recipe.schema.json``)
+    completes keys and names and marks most mistakes; `surefoot check` knows more than a schema can say.
+
+    >>> json_schema({})["properties"]["epochs"]["minimum"]
+    1
+    """
+    builder = SchemaBuilder(all_catalogues() if catalogues is None else catalogues)
+    body = builder.mapping(Recipe, {})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Surefoot recipe",
+        **body,
+        "required": [name for name, key in keys_of(Recipe).items() if key.default is REQUIRED and name != "name"],
+        "$defs": builder.definitions,
+    }
+
+
+class SchemaBuilder:
+    """Collects the definitions that the schema refers to, so that a section may hold itself."""
+
+    def __init__(self, catalogues: Mapping[str, Catalog]):
+        self.catalogues = catalogues
+        self.definitions: dict[str, Any] = {}
+
+    def section(self, cls: type[Keyed]) -> dict[str, Any]:
+        """A reference to the schema of a section."""
+        if cls.__name__ not in self.definitions:
+            self.definitions[cls.__name__] = {}  # known before it is made: SchedulerSection holds itself
+            made = self.part(cls.catalogue, cls) if cls.catalogue else self.mapping(cls, {})
+            self.definitions[cls.__name__] = made
+        return {"$ref": f"#/$defs/{cls.__name__}"}
+
+    def mapping(self, cls: type[Keyed], more: Mapping[str, Any]) -> dict[str, Any]:
+        """The schema of a mapping with the keys of `cls` and `more` properties."""
+        keys = keys_of(cls)
+        open_ended = cls.open_ended()
+        return {
+            "type": "object",
+            "description": (cls.__doc__ or "").partition("\n")[0],
+            "properties": {**more, **self.keys(cls)},
+            "required": [name for name, key in keys.items() if key.default is REQUIRED],
+            **({} if open_ended else {"additionalProperties": False}),
+        }
+
+    def keys(self, cls: type[Keyed] | None) -> dict[str, Any]:
+        """The properties of a section's own keys."""
+        properties = {}
+        for name, key in keys_of(cls).items() if cls else ():
+            told = {"description": key.doc}
+            if key.default is not REQUIRED and not key.shown:
+                told["default"] = key.kind.plain(key.default)
+            properties[name] = {**key.kind.schema(self), **told}
+        return properties
+
+    def part(self, catalogue: str, cls: type[Keyed] | None = None) -> dict[str, Any]:
+        """The schema of a name, a mapping with a name and its arguments, or one with an import."""
+        own = self.keys(cls)
+        known = self.catalogues.get(catalogue)
+        pattern = f"^{IMPORT_PATTERN.replace('[^\\W\\d]', '[A-Za-z_]')}$"
+        imported = {
+            "type": "object",
+            "properties": {
+                "import": {"type": "string", "pattern": pattern, "description": "Your own: module:Name."},
+                **own,
+            },
+            "required": ["import"],
+        }
+        if known is None:
+            named = {"type": "object", "properties": {"name": {"type": "string"}, **own}, "required": ["name"]}
+            return {"anyOf": [{"type": "string", "minLength": 1}, named, imported]}
+        words = {"enum": known.names(), "description": f"The name of {a(TITLES[catalogue])}."}
+        return {"anyOf": [words, *(_entry_schema(known, entry, own) for entry in known), imported]}
+
+
+def _entry_schema(catalogue: Catalog, entry: Entry, own: Mapping[str, Any]) -> dict[str, Any]:
+    target = entry.load()
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+    arguments, required = {}, ["name"]
+    missing = [problem.message for problem in catalogue.problems(entry.name, {}) if problem.argument is None]
+    for name, parameter in entry.parameters().items():
+        schema = _type_schema(hints.get(name, parameter.annotation))
+        if name in entry.limits and schema.get("type") in ("number", "integer"):
+            schema |= _limits(entry.limits[name])
+        if isinstance(parameter.default, bool | int | float | str) and not _odd(parameter.default):
+            schema["default"] = parameter.default
+        arguments[name] = schema
+        if any(repr(name) in message for message in missing):
+            required.append(name)
+    return {
+        "type": "object",
+        "description": entry.summary,
+        "properties": {"name": {"const": entry.name, "description": entry.summary}, **arguments, **own},
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null", None: "null"}
+
+
+def _type_schema(annotation: Any) -> dict[str, Any]:
+    """The schema of an annotated argument; {} (anything) where the annotation says nothing that JSON could."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in _JSON_TYPES:
+        return {"type": _JSON_TYPES[annotation]}
+    if origin in (typing.Union, types.UnionType):
+        options = [_type_schema(option) for option in inner]
+        return {"anyOf": options} if all(options) else {}
+    if origin is typing.Literal:
+        return {"enum": list(inner)}
+    plain = origin or annotation
+    if plain in (list, tuple):
+        each = _type_schema(inner[0]) if inner else {}
+        return {"type": "array", "items": each} if each else {"type": "array"}
+    if plain is dict:
+        return {"type": "object"}
+    return {}
+
+
+def _limits(limit: Range) -> dict[str, float]:
+    told = {}
+    if math.isfinite(limit.low):
+        told["exclusiveMinimum" if limit.low_open else "minimum"] = limit.low
+    if math.isfinite(limit.high):
+        told["exclusiveMaximum" if limit.high_open else "maximum"] = limit.high
+    return told
+
