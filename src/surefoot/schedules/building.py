@@ -1,0 +1,136 @@
+"""A run's schedule from names: what the run's length answers is filled in, what cannot work is refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from ..catalog import argument_problems
+from ..errors import Problems, UsageError
+from .catalogue import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is: updates an epoch, and epochs."""
+
+    steps_per_epoch: int
+    epochs: int
+
+    def calls(self, unit: str) -> int:
+        """How often a scheduler is called that goes by `unit`."""
+        return self.epochs if unit == EPOCH else self.epochs * self.steps_per_epoch
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    scheduler: SchedulerSpec | None,
+    warmup: WarmupSpec | None,
+    steps_per_epoch: int,
+    epochs: int,
+) -> Schedule:
+    """The schedule of a run of `epochs` times `steps_per_epoch` updates.
+
+    OneCycleLR's ``total_steps`` and CosineAnnealingLR's ``T_max`` are the run's length where absent, in the
+    scheduler's unit (inside a SequentialLR: the length of their part). Raises UsageError for bad arguments.
+
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    >>> spec = SchedulerSpec("CosineAnnealingLR")
+    >>> build_schedule(optimizer, spec, None, steps_per_epoch=10, epochs=4).scheduler.T_max
+    4
+    """
+    if steps_per_epoch < 1 or epochs < 1:
+        raise UsageError(f"a run of {epochs} epochs of {steps_per_epoch} updates has nothing to schedule")
+    length = RunLength(steps_per_epoch, epochs)
+    unit = scheduler.unit if scheduler is not None else EPOCH
+    homes = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = float(group["lr"])
+    try:
+        made = None
+        if scheduler is not None:
+            scheduler = filled_in(scheduler, length.calls(unit))
+            made = _built(scheduler, optimizer)
+    finally:
+        for group, home in zip(optimizer.param_groups, homes, strict=True):
+            if isinstance(home, torch.Tensor):
+                home.fill_(group["lr"])
+                group["lr"] = home
+    warmed = _make(WARMUPS, warmup.name, warmup.args, optimizer) if warmup is not None else None
+    schedule = Schedule(
+        optimizer,
+        made,
+        warmed,
+        by=unit,
+        warmup_by=warmup.by if warmup is not None else STEP,
+        monitor=scheduler.monitor if scheduler is not None else "val/loss",
+    )
+    schedule.horizon = horizon(scheduler, unit, length) if scheduler is not None else None
+    return schedule
+
+
+def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
+    """`spec` with the arguments that the number of `calls` answers, its parts' too."""
+    args = dict(spec.args)
+    for argument in FILLED_IN.get(spec.title, ()):
+        given = argument in args or (argument == "total_steps" and {"epochs", "steps_per_epoch"} <= set(args))
+        if not given:
+            args[argument] = max(1, calls)
+    children = tuple(filled_in(child, part) for child, part in zip(spec.children, _parts(spec, calls), strict=True))
+    return SchedulerSpec(spec.name, args, spec.by, spec.monitor, children)
+
+
+def horizon(spec: SchedulerSpec, unit: str, length: RunLength) -> dict[str, Any] | None:
+    """What of the schedule depends on the run's length, as plain data; None where nothing does."""
+    names = sorted(_horizon_names(spec))
+    if not names:
+        return None
+    return {"names": names, "by": unit, "steps_per_epoch": length.steps_per_epoch, "epochs": length.epochs}
+
+
+def horizon_of(schedule: Schedule) -> dict[str, Any] | None:
+    """The horizon that `schedule` was built for (``names``, ``by``, ``steps_per_epoch``, ``epochs``), or None."""
+    return schedule.horizon
+
+
+def _horizon_names(spec: SchedulerSpec) -> set[str]:
+    names = {f"{spec.title}.{argument}" for argument in FILLED_IN.get(spec.title, ())}
+    return names.union(*(_horizon_names(child) for child in spec.children))
+
+
+def _parts(spec: SchedulerSpec, calls: int) -> list[int]:
+    """How many calls each part of a composite gets."""
+    if spec.title != "SequentialLR":
+        return [calls] * len(spec.children)
+    edges = [0, *(spec.args.get("milestones") or ()), calls]
+    lengths = [max(1, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return (lengths + [calls] * len(spec.children))[: len(spec.children)]
+
+
+def _built(spec: SchedulerSpec, optimizer: Optimizer) -> Any:
+    if spec.title in COMPOSITES:
+        if not spec.children:
+            raise UsageError(f"{spec.title} needs 'schedulers', the list of its parts")
+        parts = [_built(child, optimizer) for child in spec.children]
+        return SCHEDULERS.build(spec.title, spec.args, optimizer=optimizer, schedulers=parts)
+    if spec.children:
+        raise UsageError(f"{spec.title} takes no 'schedulers'; only {' and '.join(COMPOSITES)} do")
+    return _make(SCHEDULERS, spec.name, spec.args, optimizer)
+
+
+def _make(catalog: Any, name: str | Callable[..., Any], args: Mapping[str, Any], optimizer: Optimizer) -> Any:
+    if isinstance(name, str):
+        return catalog.build(name, args, optimizer=optimizer)
+    title = getattr(name, "__name__", str(name))
+    hidden = {"optimizer", "self", "last_epoch", "last_step"}
+    parameters = {n: p for n, p in inspect.signature(name).parameters.items() if n not in hidden}
+    problems = argument_problems(title, name, args, parameters)
+    if problems:
+        raise Problems([p.message for p in problems])
+    return name(optimizer, **args)

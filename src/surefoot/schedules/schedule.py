@@ -1,0 +1,267 @@
+"""One schedule for a run: a scheduler by step or by epoch, under a warmup by step or by epoch."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ..errors import UsageError
+from .adopting import adopt
+from .catalogue import EPOCH, STEP
+from .composite import advance, advance_plateaus, leaves
+from .state import decode, encode
+from .warmup import BaseWarmup, Undampened, watch
+
+_FORMAT = 1
+_UNITS = (EPOCH, STEP)
+# What torch keeps as tensors where the optimizer's rate is one; here the rates are float64 until they are written.
+_RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr", "base_momentums", "max_momentums")
+
+
+class Schedule:
+    """The learning rates of a run: `step()` after each update, `epoch(metric)` after each epoch.
+
+    `scheduler` is any scheduler of torch (or one with `step`, `state_dict` and `load_state_dict`), moved `by`
+    ``"epoch"`` or ``"step"``; `warmup` any of `WARMUPS`, counted by `warmup_by`. Make the scheduler first, then the
+    warmup. ReduceLROnPlateau watches the metric given to `epoch`; where it goes by step, `step` takes the metric.
+    An update that was skipped (a GradScaler's) simply has no `step()`.
+
+    Groups added to the optimizer later are scheduled as if they had been there from the start (their ``lr`` is
+    their first rate) and warmed from their own first step; see `adopt_groups`.
+
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    >>> from surefoot.schedules import LinearWarmup
+    >>> schedule = Schedule(optimizer, scheduler, LinearWarmup(optimizer, warmup_period=2))
+    >>> rates = []
+    >>> for epoch in range(2):
+    ...     for _ in range(2):
+    ...         rates += schedule.lrs
+    ...         _ = optimizer.step()
+    ...         schedule.step()
+    ...     schedule.epoch()
+    >>> rates
+    [0.5, 1.0, 0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        scheduler: Any = None,
+        warmup: BaseWarmup | None = None,
+        *,
+        by: str = EPOCH,
+        warmup_by: str = STEP,
+        monitor: str = "val/loss",
+    ):
+        for name, unit in (("by", by), ("warmup_by", warmup_by)):
+            if unit not in _UNITS:
+                raise UsageError(f"{name}: {unit!r} is neither 'step' nor 'epoch'")
+        for part in (scheduler, warmup):
+            if part is not None and getattr(part, "optimizer", optimizer) is not optimizer:
+                raise UsageError(f"{type(part).__name__} belongs to another optimizer than the schedule")
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.warmup = warmup
+        self.by = by
+        self.warmup_by = warmup_by
+        self.monitor = monitor
+        self.steps = 0
+        self.epochs = 0
+        self.calls = 0
+        self.hold_after: int | None = None
+        self.horizon: dict[str, Any] | None = None
+        _as_float64(optimizer, scheduler)
+        self._dampener = warmup if warmup is not None else Undampened(optimizer)
+        self._dampener.stop_watching()
+        parts = list(leaves(scheduler)) if scheduler is not None else []
+        self._plateau_leaves = [part for part in parts if isinstance(part, ReduceLROnPlateau)]
+        self._reductions: list[list[list[int]]] = [[] for _ in self._plateau_leaves]
+        self._watch = watch(optimizer, weakref.WeakMethod(self.adopt_groups))
+
+    @property
+    def lrs(self) -> list[float]:
+        """The rate that each param group has now, dampening included (reading a tensor rate on a GPU waits for it)."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    @property
+    def undampened_lrs(self) -> list[float]:
+        """The rate that each group would have without the warmup."""
+        return list(self._dampener.lrs)
+
+    @property
+    def needs_metric(self) -> bool:
+        """Whether `epoch` must be given the monitored value."""
+        return bool(self._plateau_leaves) and not self.needs_step_metric
+
+    @property
+    def needs_step_metric(self) -> bool:
+        """Whether `step` must be given the monitored value: a plateau of its own, by step."""
+        return self.by == STEP and isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def step(self, metric: float | None = None) -> None:
+        """After each update."""
+        turn = self.warmup is not None and self.warmup_by == STEP
+        self.steps += 1
+        if self.scheduler is not None and self.by == STEP:
+            self._move(metric, plateaus=self.needs_step_metric, turn=turn)
+        elif turn:
+            self.adopt_groups()
+            self._dampener.advance()
+
+    def epoch(self, metric: float | None = None) -> None:
+        """After each epoch, with the monitored value where `needs_metric`; raises UsageError where it is missing."""
+        if self.needs_metric and metric is None:
+            raise UsageError(
+                f"ReduceLROnPlateau watches {self.monitor!r}, but the epoch ended without it; "
+                "validate each epoch or set the scheduler's monitor to something that is measured"
+            )
+        turn = self.warmup is not None and self.warmup_by == EPOCH
+        self.epochs += 1
+        if self.scheduler is not None and self.by == EPOCH:
+            self._move(metric, plateaus=True, turn=turn)
+        elif self.needs_metric:
+            self.adopt_groups()
+            with self._dampener.lifted(advance=turn), _Reductions(self):
+                advance_plateaus(self.scheduler, metric)
+        elif turn:
+            self.adopt_groups()
+            self._dampener.advance()
+
+    def adopt_groups(self) -> None:
+        """Take in groups that were added to the optimizer: schedule, then warm them.
+
+        A new group's ``lr`` is its first rate: it gets the rate that it would have now, had it been there from the
+        start; its warmup begins now. Called before each ``optimizer.step()`` and in `step` and `epoch`, so only a loop
+        that updates parameters without the optimizer must call it.
+        """
+        known = len(self._dampener.lrs)
+        added = self.optimizer.param_groups[known:]
+        if not added:
+            return
+        first = [float(group["lr"]) for group in added]
+        now = first
+        if self.scheduler is not None:
+            now = adopt(
+                self.scheduler,
+                added,
+                first,
+                calls=self.calls if self.hold_after is None else min(self.calls, self.hold_after),
+                reductions=self._reductions,
+                fed=self.needs_metric and self.by == STEP,
+                undampened=self._dampener.lrs[0],
+            )
+        self._dampener.adopt_groups(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data (JSON-able, and tensors where a scheduler of one's own has some)."""
+        state = {} if self.scheduler is None else encode(self.scheduler.state_dict(), type(self.scheduler).__name__)
+        return {
+            "format": _FORMAT,
+            "kind": self._kind(),
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "calls": self.calls,
+            "hold_after": self.hold_after,
+            "horizon": self.horizon,
+            "reductions": [[list(pair) for pair in times] for times in self._reductions],
+            "scheduler": state,
+            "rates": self._dampener.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, and set the groups' rates; load the optimizer's state after it (or before: both work).
+
+        Raises UsageError where the state is of another schedule: other scheduler, warmup, units or groups.
+        """
+        if state.get("format") != _FORMAT:
+            raise UsageError(f"the saved schedule has format {state.get('format')!r}; this version reads {_FORMAT}")
+        mine, saved = self._kind(), state["kind"]
+        different = [
+            f"{key} was {saved.get(key)!r} and is {mine[key]!r}" for key in mine if saved.get(key) != mine[key]
+        ]
+        if different:
+            raise UsageError(f"the saved schedule is another one: {'; '.join(different)}; resume with the same")
+        groups = self.optimizer.param_groups
+        if len(state["rates"]["lrs"]) != len(groups):
+            raise UsageError(
+                f"the saved schedule has {len(state['rates']['lrs'])} param groups, the optimizer has {len(groups)}; "
+                "add the same groups before loading"
+            )
+        self.adopt_groups()
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(decode(state["scheduler"]))
+        self.steps, self.epochs, self.calls = state["steps"], state["epochs"], state["calls"]
+        self.hold_after, self.horizon = state["hold_after"], state["horizon"]
+        self._reductions = [[list(pair) for pair in times] for times in state["reductions"]]
+        self._dampener.load_state_dict(state["rates"])
+
+    def _move(self, metric: float | None, *, plateaus: bool, turn: bool) -> None:
+        self.adopt_groups()
+        with self._dampener.lifted(advance=turn), _Reductions(self):
+            self.calls += 1
+            if self.hold_after is None or self.calls <= self.hold_after:
+                # torch warns where it sees no optimizer.step(); here the update is done, however it was done.
+                self.optimizer._opt_called = True  # type: ignore[attr-defined]
+                advance(self.scheduler, metric, plateaus=plateaus)
+
+    def _kind(self) -> dict[str, Any]:
+        return {
+            "scheduler": _names(self.scheduler),
+            "by": self.by if self.scheduler is not None else None,
+            "warmup": type(self.warmup).__name__ if self.warmup is not None else None,
+            "warmup_by": self.warmup_by if self.warmup is not None else None,
+        }
+
+
+class _Reductions:
+    """Notes at which call a plateau reduced the rates: what a group that comes later has missed."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+
+    def __enter__(self) -> None:
+        self.before = [_due(plateau) for plateau in self.schedule._plateau_leaves]
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            return
+        for plateau, (due, count, best), times in zip(
+            self.schedule._plateau_leaves, self.before, self.schedule._reductions, strict=True
+        ):
+            # It was called, it was due, and what it was told was no better.
+            if due and plateau.last_epoch != count and plateau.best == best:
+                times.append([plateau.last_epoch, self.schedule.calls])
+
+
+def _due(plateau: ReduceLROnPlateau) -> tuple[bool, int, float]:
+    due = not plateau.in_cooldown and plateau.num_bad_epochs + 1 > plateau.patience
+    return due, plateau.last_epoch, plateau.best
+
+
+def _names(scheduler: Any) -> Any:
+    """A scheduler's class, with its parts' classes where it is a composite."""
+    if scheduler is None:
+        return None
+    children = getattr(scheduler, "_schedulers", None)
+    name = type(scheduler).__name__
+    return name if children is None else {name: [_names(child) for child in children]}
+
+
+def _as_float64(optimizer: Optimizer, scheduler: Any) -> None:
+    """Python's floats in place of the tensors that torch copies from a tensor rate."""
+    for group in optimizer.param_groups:
+        for key in ("initial_lr", "max_lr", "min_lr", "swa_lr"):
+            if isinstance(group.get(key), torch.Tensor):
+                group[key] = float(group[key])
+    if scheduler is None:
+        return
+    for part in (scheduler, *leaves(scheduler)):
+        for name in _RATE_LISTS:
+            values = getattr(part, name, None)
+            if isinstance(values, list):
+                setattr(part, name, [float(v) if isinstance(v, torch.Tensor) else v for v in values])

@@ -1,0 +1,228 @@
+"""Warmups equal pytorch_warmup 0.2.0 to the last bit, and have none of its faults."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import pytorch_warmup
+import torch
+from test_schedules_table import NO_METRIC, SPECS, WARM, adam, metric_at, plain_torch, rates_of
+
+import surefoot.schedules as schedules
+from surefoot.errors import UsageError
+from surefoot.schedules import LinearWarmup, Schedule
+
+STEPS = 1000
+WARMUP_NAMES = [name for name in WARM if name != "none"]
+
+
+def theirs(scheduler_name, warmup_name, steps=STEPS):
+    """pytorch_warmup's rates in a hand-written loop over plain torch."""
+    optimizer = adam()
+    scheduler = plain_torch(SPECS[scheduler_name], optimizer)
+    warmup = getattr(pytorch_warmup, warmup_name)(optimizer, **WARM[warmup_name].args)
+    rates = []
+    for step in range(steps):
+        rates.append(rates_of(optimizer))
+        optimizer.step()
+        with warmup.dampening():
+            scheduler.step(*([metric_at(step)] if scheduler_name == "ReduceLROnPlateau" else []))
+    return rates
+
+
+@pytest.mark.parametrize("scheduler_name", [*NO_METRIC, "ReduceLROnPlateau"])
+@pytest.mark.parametrize("warmup_name", WARMUP_NAMES)
+def test_equal_to_pytorch_warmup_to_the_last_bit(scheduler_name, warmup_name):
+    expected = theirs(scheduler_name, warmup_name)
+    metric = scheduler_name == "ReduceLROnPlateau"
+
+    optimizer = adam()
+    scheduler = plain_torch(SPECS[scheduler_name], optimizer)
+    warmup = getattr(schedules, warmup_name)(optimizer, **WARM[warmup_name].args)
+    by_hand = []
+    for step in range(STEPS):
+        by_hand.append(rates_of(optimizer))
+        optimizer.step()
+        with warmup.dampening():
+            scheduler.step(*([metric_at(step)] if metric else []))
+    assert by_hand == expected
+
+    optimizer = adam()
+    scheduler = plain_torch(SPECS[scheduler_name], optimizer)
+    warmup = getattr(schedules, warmup_name)(optimizer, **WARM[warmup_name].args)
+    schedule = Schedule(optimizer, scheduler, warmup, by="step", warmup_by="step")
+    through_schedule = []
+    for step in range(STEPS):
+        through_schedule.append(schedule.lrs)
+        optimizer.step()
+        schedule.step(*([metric_at(step)] if metric else []))
+    assert through_schedule == expected
+
+
+def linear(rates=(1.0,), period=4, **more):
+    optimizer = adam(rates, **more)
+    return optimizer, LinearWarmup(optimizer, period)
+
+
+def test_a_plateau_outside_dampening_is_kept():
+    optimizer, warmup = linear(period=10)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    plateau.step(1.0)
+    plateau.step(1.0)
+    for _ in range(12):
+        warmup.advance()
+    assert rates_of(optimizer) == [0.5]
+
+
+def test_a_plateau_outside_dampening_after_the_warmup_is_exact():
+    optimizer, warmup = linear(rates=(0.3,), period=2)
+    for _ in range(5):
+        warmup.advance()
+    optimizer.param_groups[0]["lr"] *= 0.1
+    warmup.advance()
+    assert rates_of(optimizer) == [0.3 * 0.1]
+
+
+def test_a_tensor_rate_stays_the_same_tensor():
+    optimizer, warmup = linear(tensor=True)
+    before = optimizer.param_groups[0]["lr"]
+    told = []
+    for _ in range(5):
+        told.append(float(before))
+        optimizer.step()
+        with warmup.dampening():
+            pass
+    assert optimizer.param_groups[0]["lr"] is before
+    assert told == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_after_an_exception_the_rates_are_what_they_were():
+    optimizer, warmup = linear()
+    with pytest.raises(KeyError), warmup.dampening():
+        optimizer.param_groups[0]["lr"] = 123.0
+        raise KeyError("scheduler failed")
+    assert rates_of(optimizer) == [0.25]
+    warmup.advance()
+    assert rates_of(optimizer) == [0.5]
+
+
+def test_a_group_added_later_is_warmed_from_its_own_first_step():
+    optimizer, warmup = linear()
+    for _ in range(6):
+        optimizer.step()
+        warmup.advance()
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 2.0})
+    rates = []
+    for _ in range(5):
+        optimizer.step()
+        rates.append(rates_of(optimizer))
+        warmup.advance()
+    assert rates == [[1.0, 0.5], [1.0, 1.0], [1.0, 1.5], [1.0, 2.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("loaded_first", [True, False])
+def test_a_restart_without_the_warmups_state_is_told(loaded_first):
+    optimizer, warmup = linear(period=10)
+    for _ in range(3):
+        warmup.advance()
+    saved, mine = optimizer.state_dict(), warmup.state_dict()
+
+    again = adam((1.0,))
+    if loaded_first:
+        again.load_state_dict(saved)
+    fresh = LinearWarmup(again, 10)
+    if not loaded_first:
+        again.load_state_dict(saved)
+    with pytest.raises(UsageError, match="warmup step 3.*was not restored"):
+        fresh.advance()
+    fresh.load_state_dict(mine)
+    assert rates_of(again) == rates_of(optimizer) == [0.4]
+
+
+def test_a_second_warmup_in_the_same_process_starts_from_undampened_rates():
+    optimizer, warmup = linear(period=10)
+    warmup.advance()
+    LinearWarmup(optimizer, 4)
+    assert rates_of(optimizer) == [0.25]
+
+
+def test_a_scheduler_made_after_the_warmup_is_told():
+    optimizer, warmup = linear()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.step()
+    with pytest.raises(UsageError, match="make the scheduler first"), warmup.dampening():
+        scheduler.step()
+
+
+def test_a_state_of_pytorch_warmup_is_understood():
+    optimizer = adam((1.0, 0.5))
+    theirs_ = pytorch_warmup.LinearWarmup(optimizer, 10)
+    for _ in range(3):
+        with theirs_.dampening():
+            pass
+    mine_optimizer = adam((1.0, 0.5))
+    mine = LinearWarmup(mine_optimizer, 10)
+    mine.load_state_dict(theirs_.state_dict())
+    mine_optimizer.load_state_dict(optimizer.state_dict())
+    with theirs_.dampening():
+        pass
+    mine.advance()
+    assert rates_of(mine_optimizer) == rates_of(optimizer)
+
+
+@pytest.mark.parametrize("name", WARMUP_NAMES)
+@pytest.mark.parametrize("stop", [0, 1, 7, 40])
+def test_resumed_equals_untouched(name, stop):
+    def run(steps, optimizer, warmup):
+        rates = []
+        for _ in range(steps):
+            rates.append(rates_of(optimizer))
+            warmup.advance()
+        return rates
+
+    kind = getattr(schedules, name)
+    whole = adam()
+    expected = run(60, whole, kind(whole, **WARM[name].args))
+    first = adam()
+    warmup = kind(first, **WARM[name].args)
+    told = run(stop, first, warmup)
+    state = json.loads(json.dumps(warmup.state_dict(), allow_nan=False))
+    second = adam()
+    resumed = kind(second, **WARM[name].args)
+    resumed.load_state_dict(state)
+    second.load_state_dict(first.state_dict())
+    assert told + run(60 - stop, second, resumed) == expected
+
+
+def test_another_warmups_state_is_refused():
+    optimizer, warmup = linear()
+    with pytest.raises(UsageError, match="is 'LinearWarmup', not 'ExponentialWarmup'"):
+        schedules.ExponentialWarmup(adam((1.0,)), 4).load_state_dict(warmup.state_dict())
+    with pytest.raises(UsageError, match="has 1 param groups, the optimizer has 2"):
+        LinearWarmup(adam(), 4).load_state_dict(warmup.state_dict())
+
+
+@pytest.mark.parametrize("period", [0, -1, 2.5, True, "4", [4, 4, 4], [0, 1]])
+def test_a_bad_warmup_period_is_told(period):
+    with pytest.raises(UsageError, match="warmup_period"):
+        LinearWarmup(adam(), period)
+
+
+def test_untuned_warmups_need_betas():
+    for name in ("UntunedLinearWarmup", "UntunedExponentialWarmup", "RAdamWarmup"):
+        with pytest.raises(UsageError, match="needs an optimizer with betas"):
+            getattr(schedules, name)(adam(kind=torch.optim.SGD))
+
+
+def test_a_warmup_leaves_with_its_optimizer():
+    import gc
+    import weakref
+
+    optimizer, warmup = linear()
+    gone = weakref.ref(warmup)
+    del warmup
+    gc.collect()
+    optimizer.step()
+    assert gone() is None
+    assert not optimizer._optimizer_step_pre_hooks
