@@ -203,7 +203,8 @@ def _check_mode(section: Any, metric: str, path: str, reading: Reading) -> None:
         return
     if section.mode != better(watched):
         here = join(path, "mode")
-        message = f"{section.mode} would take the worst {watched} for the best; leave mode out, or give {better(watched)}"
+        remedy = f"leave mode out, or give {better(watched)}"
+        message = f"{section.mode} would take the worst {watched} for the best; {remedy}"
         reading.refuse(reading.where(here), here, message)
 
 
@@ -223,7 +224,7 @@ def _check_scheduler(section: SchedulerSection, path: str, reading: Reading) -> 
             wanted = len(section.children) - 1
             if len(milestones) != wanted:
                 here = join(path, "milestones")
-                message = f"{len(milestones)} milestones for {wanted + 1} schedulers; give one fewer than schedulers, {wanted}"
+                message = f"{len(milestones)} milestones for {wanted + 1} schedulers; give one fewer, {wanted}"
                 reading.refuse(reading.where(here), here, message)
     elif section.children:
         here = join(path, "schedulers")
@@ -236,7 +237,8 @@ def _check_scheduler(section: SchedulerSection, path: str, reading: Reading) -> 
         mode = part.args.get("mode", "min")
         if mode in ("min", "max") and section.monitor and mode != better(section.monitor):
             here = join(path, "mode" if "mode" in part.args else "monitor")
-            message = f"mode {mode} would take the worst {section.monitor} for the best; give mode: {better(section.monitor)}"
+            remedy = f"give mode: {better(section.monitor)}"
+            message = f"mode {mode} would take the worst {section.monitor} for the best; {remedy}"
             reading.refuse(reading.where(here), here, message)
     for index, child in enumerate(section.children):
         _check_scheduler(child, f"{path}.schedulers.{index}", reading)

@@ -30,8 +30,8 @@ def load_recipe(
     >>> load_recipe("quickstrat")
     Traceback (most recent call last):
     ...
-    surefoot.errors.UsageError: no packaged recipe 'quickstrat'; did you mean 'quickstart'? packaged are: fashion_mnist, \
-fashion_mnist_best, quickstart; a file is given by its path, e.g. recipe.yaml
+    surefoot.errors.UsageError: no packaged recipe 'quickstrat'; did you mean 'quickstart'? packaged \
+are: fashion_mnist, fashion_mnist_best, quickstart; a file is given by its path, e.g. recipe.yaml
     """
     path = Path(source)
     if isinstance(source, str) and source in packaged_names():
@@ -72,7 +72,8 @@ def _not_found(name: str) -> str:
         if near:
             return f"no packaged recipe {name!r}; for the file, give {near[0]}"
         meant = did_you_mean(name, packaged) or ";"
-        return f"no packaged recipe {name!r}{meant} packaged are: {names}; a file is given by its path, e.g. recipe.yaml"
+        remedy = f"packaged are: {names}; a file is given by its path, e.g. recipe.yaml"
+        return f"no packaged recipe {name!r}{meant} {remedy}"
     path = Path(name)
     if path.parent.is_dir():
         beside = [p.name for p in path.parent.iterdir() if p.suffix in _SUFFIXES]

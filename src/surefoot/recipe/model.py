@@ -358,7 +358,7 @@ class ExecutionSection(Keyed):
     optimizer_impl: str = key(
         Choice(("auto", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
     )
-    compile: bool | str = key(Or(_AUTO, Flag()), "Whether the step is compiled, once its gradients are checked.", "auto")
+    compile: bool | str = key(Or(_AUTO, Flag()), "Whether the step is compiled, its gradients checked.", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +377,7 @@ class Recipe(Keyed):
         shown="the file's name",
     )
     seed: int = key(
-        Whole(0, "give 0 or more", high=2**63 - 1), "Where every random draw starts: initial weights, order, dropout.", 0
+        Whole(0, "give 0 or more", high=2**63 - 1), "Where every random draw starts: weights, order, dropout.", 0
     )
     epochs: int = key(Whole(1, "give at least one epoch"), "Passes over the training data.")
     model: Part = key(PartKind("model"), "The model and its arguments.")
@@ -417,7 +417,7 @@ class Recipe(Keyed):
         Maybe(Section(lambda: EarlyStopping)), "When to end before `epochs`.", None
     )
     on_nonfinite: str = key(
-        Choice(("stop", "skip")), "What a loss or gradient of NaN or infinity does: end the run, or skip the step.", "stop"
+        Choice(("stop", "skip")), "What a NaN or infinite loss or gradient does: end the run, or skip the step.", "stop"
     )
     deterministic: bool = key(Flag(), "Only torch's deterministic algorithms.", False)
     strict: bool = key(Flag(), "What the first batch's check finds ends the run.", False)

@@ -76,7 +76,8 @@ def parse_recipe(
     >>> parse_recipe("epochs: 0\\nmodle: M\\nloss: L\\noptimizer: O\\nmodel: M", "r.yaml", catalogues={})
     Traceback (most recent call last):
     ...
-    surefoot.errors.Problems: r.yaml:1:1: data: missing; give the name of a data source, or a mapping with it, e.g. data: garments
+    surefoot.errors.Problems: r.yaml:1:1: data: missing; give the name of a data source, or a mapping with it, \
+e.g. data: garments
     r.yaml:1:9: epochs: 0 is below 1; give at least one epoch
     r.yaml:2:1: unknown key 'modle'; did you mean 'model'?
     """
@@ -128,7 +129,7 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
         given["part"] = None if part is INVALID else part
         node = node if isinstance(node, Entries) else Entries({}, node.where)
     elif not isinstance(node, Entries):
-        hint = next((f"; write {{{n}: {node.text}}}" for n in keys), "") if isinstance(node, Scalar) and node.text else ""
+        hint = f"; write {{{next(iter(keys))}: {node.text}}}" if isinstance(node, Scalar) and node.text else ""
         return reading.refuse(node.where, path, f"{describe_node(node)} is not a mapping{hint}")
     rest: dict[str, Any] = {}
     takes_rest = cls.open_ended()

@@ -75,7 +75,8 @@ class SchemaBuilder:
         """The schema of a name, a mapping with a name and its arguments, or one with an import."""
         own = self.keys(cls)
         known = self.catalogues.get(catalogue)
-        pattern = f"^{IMPORT_PATTERN.replace('[^\\W\\d]', '[A-Za-z_]')}$"
+        # JavaScript's \\w is ASCII; a name in other letters is only marked by the editor.
+        pattern = "^" + IMPORT_PATTERN.replace(r"[^\W\d]", "[A-Za-z_]") + "$"
         imported = {
             "type": "object",
             "properties": {
