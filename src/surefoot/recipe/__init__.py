@@ -15,7 +15,6 @@ from .model import (
     LossTerm,
     Normalize,
     OptimizerSection,
-    Part,
     Recipe,
     SchedulerSection,
     Unfreeze,
@@ -23,6 +22,7 @@ from .model import (
 )
 from .parse import parse_recipe
 from .schema import json_schema
+from .sections import Part
 
 __all__ = [
     "CheckpointSection",

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..catalog import Catalog, did_you_mean
 from .kinds import Reading, join
-from .model import Part, Recipe, SchedulerSection, keys_of
+from .model import Recipe, SchedulerSection
+from .sections import Part, keys_of
 
 PLATEAU = "ReduceLROnPlateau"
 COMPOSITES = ("SequentialLR", "ChainedScheduler")
@@ -66,9 +67,7 @@ def _settle_scheduler(section: SchedulerSection, path: str, reading: Reading) ->
     return _spread(section, by, monitor, path, reading)
 
 
-def _spread(
-    section: SchedulerSection, by: str, monitor: str | None, path: str, reading: Reading
-) -> SchedulerSection:
+def _spread(section: SchedulerSection, by: str, monitor: str | None, path: str, reading: Reading) -> SchedulerSection:
     """`section` and its parts, all counting `by` and, where they can, watching `monitor`."""
     if section.by not in (None, by):
         where = reading.where(join(path, "by"))

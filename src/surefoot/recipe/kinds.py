@@ -44,6 +44,11 @@ class Kind:
 
     told = "a value"
 
+    @property
+    def example(self) -> str:
+        """A value that messages can show, or an empty text."""
+        return ""
+
     def read(self, node: Node, path: str, reading: Reading) -> Any:
         """The value of `node`, or INVALID with every problem noted in `reading`."""
         reading.values[path] = node.where
@@ -52,6 +57,7 @@ class Kind:
         return self.take(node, path, reading)
 
     def take(self, node: Node, path: str, reading: Reading) -> Any:
+        """As `read`, of a node that is not Broken and whose place is noted."""
         raise NotImplementedError
 
     def plain(self, value: Any) -> Any:
@@ -63,6 +69,7 @@ class Kind:
         raise NotImplementedError
 
     def not_told(self, node: Node, path: str, reading: Reading, remedy: str = "") -> Any:
+        """Note that `node` is not what was `told`; returns INVALID."""
         message = f"{describe_node(node)} is not {self.told}{remedy}"
         return reading.refuse(node.where, path, message)
 
@@ -312,7 +319,7 @@ class Several(Kind):
 
     @property
     def example(self) -> str:
-        return getattr(self.kind, "example", "") if self.one else ""
+        return self.kind.example if self.one else ""
 
     def plain(self, value: Any) -> Any:
         plain = [self.kind.plain(item) for item in value]

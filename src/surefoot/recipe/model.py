@@ -6,7 +6,6 @@ docs/recipe.md all come from there, so that they cannot disagree.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,157 +14,8 @@ from typing import Any, ClassVar
 
 from ..catalog import Range
 from .frozen import Frozen, thaw
-from .kinds import METRICS, Choice, Flag, Kind, Maybe, Number, Or, Section, Several, Text, Whole
-
-REQUIRED: Any = dataclasses.MISSING
-
-# One or more module names, a colon, the name of a class or function in it.
-IMPORT_PATTERN = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
-
-
-@dataclass(frozen=True)
-class Key:
-    """What is known of one key: its name in the file, its kind, its meaning, and how the docs show its default."""
-
-    name: str
-    attribute: str
-    kind: Kind
-    doc: str
-    default: Any
-    shown: str
-
-
-def key(kind: Kind, doc: str, default: Any = REQUIRED, *, name: str = "", shown: str = "") -> Any:
-    """A dataclass field for one key of the recipe."""
-    metadata = {"kind": kind, "doc": doc, "name": name, "shown": shown}
-    return field(default=default, metadata=metadata) if default is not REQUIRED else field(metadata=metadata)
-
-
-def keys_of(cls: type) -> dict[str, Key]:
-    """The keys of a section, by their names in the file, in the order in which they are written."""
-    keys = {}
-    for f in dataclasses.fields(cls):
-        if "kind" in f.metadata:
-            name = f.metadata["name"] or f.name
-            keys[name] = Key(name, f.name, f.metadata["kind"], f.metadata["doc"], f.default, f.metadata["shown"])
-    return keys
-
-
-@dataclass(frozen=True)
-class Part:
-    """A name of a catalogue, or a user's own ``module:Name`` (`imported`), with its arguments.
-
-    `where` is the place of the name (``recipe.yaml:4:8``, or the overriding argument), `path` its key
-    (``"optimizer"``, ``"loss.1"``): for messages about what only shows when it is built.
-
-    >>> Part("MLP", Frozen({"hidden": [256]})).arguments()
-    {'hidden': [256]}
-    """
-
-    name: str
-    args: Frozen = Frozen()
-    imported: bool = False
-    where: str = field(default="", compare=False)
-    path: str = field(default="", compare=False)
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments as plain dicts and lists, yours to change."""
-        return thaw(self.args)
-
-    def plain(self) -> Any:
-        """The mapping that the recipe would hold; the bare name where there are no arguments."""
-        if not self.args and not self.imported:
-            return self.name
-        return self.mapping()
-
-    def mapping(self) -> dict[str, Any]:
-        return {"import" if self.imported else "name": self.name, **thaw(self.args)}
-
-
-# How messages call a part of each catalogue, and one that they can show.
-TITLES = {
-    "model": "model",
-    "data": "data source",
-    "loss": "loss",
-    "optimizer": "optimizer",
-    "scheduler": "scheduler",
-    "warmup": "warmup",
-    "augmentation": "augmentation",
-}
-EXAMPLES = {
-    "model": "LeNet5",
-    "data": "garments",
-    "loss": "CrossEntropyLoss",
-    "optimizer": "{name: SGD, lr: 0.1}",
-    "scheduler": "{name: StepLR, step_size: 5}",
-    "warmup": "{name: LinearWarmup, warmup_period: 100}",
-    "augmentation": "{name: RandomCrop, padding: 2}",
-}
-
-
-def a(noun: str) -> str:
-    """`noun` with its article."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def part_told(catalogue: str) -> str:
-    """What a value that names a part is, in messages and docs."""
-    return f"the name of {a(TITLES[catalogue])}, or a mapping with it"
-
-
-class Keyed:
-    """A section: something with keys. One with a field `part` holds the keys of that part of `catalogue` too."""
-
-    catalogue: ClassVar[str] = ""
-
-    @classmethod
-    def told(cls) -> str:
-        return part_told(cls.catalogue) if cls.catalogue else "a mapping"
-
-    @classmethod
-    def example(cls) -> str:
-        return EXAMPLES.get(cls.catalogue, "")
-
-    @classmethod
-    def open_ended(cls) -> bool:
-        """Whether keys beyond its own are arguments of something: `args` holds them."""
-        return any(f.metadata.get("rest") for f in dataclasses.fields(cls))
-
-    def plain(self) -> dict[str, Any]:
-        """The section as plain dicts, lists and scalars, every default filled in, in the file's order."""
-        part: Part | None = getattr(self, "part", None)
-        told = {} if part is None else {"import" if part.imported else "name": part.name}
-        settings = {n: k.kind.plain(getattr(self, k.attribute)) for n, k in keys_of(type(self)).items()}
-        if part is None:
-            return {**settings, **thaw(getattr(self, "args", {}))}
-        return {**told, **thaw(part.args), **settings}
-
-
-class PartKind(Kind):
-    """A name of one catalogue (``"model"``), or a mapping of it and its arguments."""
-
-    def __init__(self, catalogue: str):
-        self.catalogue = catalogue
-
-    @property
-    def told(self) -> str:
-        return part_told(self.catalogue)
-
-    @property
-    def example(self) -> str:
-        return EXAMPLES[self.catalogue]
-
-    def take(self, node, path, reading):
-        from .parse import read_part
-
-        return read_part(node, path, reading, self.catalogue, {})
-
-    def plain(self, value: Part) -> Any:
-        return value.plain()
-
-    def schema(self, builder):
-        return builder.part(self.catalogue)
-
+from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Section, Several, Text, Whole
+from .sections import Keyed, Part, PartKind, key
 
 _PATTERN = Text("a pattern of parameter names such as '*.bias'")
 _PATTERNS = Several(_PATTERN, least=1, one=True)
@@ -352,9 +202,7 @@ class ExecutionSection(Keyed):
 
     threads: int | str = key(Or(_AUTO, Whole(1, "give at least one")), "Threads of one operation on the CPU.", "auto")
     onednn: bool | str = key(Or(_AUTO, Flag()), "Whether convolutions use oneDNN.", "auto")
-    memory_format: str = key(
-        Choice(("auto", "contiguous", "channels_last")), "How images lie in memory.", "auto"
-    )
+    memory_format: str = key(Choice(("auto", "contiguous", "channels_last")), "How images lie in memory.", "auto")
     optimizer_impl: str = key(
         Choice(("auto", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
     )
@@ -452,7 +300,7 @@ class Recipe(Keyed):
         >>> from surefoot.recipe import parse_recipe
         >>> text = "epochs: 1\\nmodel: M\\ndata: D\\nloss: L\\noptimizer: {name: O, lr: 1}"
         >>> parse_recipe(text, "r.yaml", catalogues={}).where("optimizer.lr")
-        'r.yaml:5:25'
+        'r.yaml:5:26'
         """
         while path and path not in self.places:
             path = path.rpartition(".")[0]

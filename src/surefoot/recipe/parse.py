@@ -12,8 +12,9 @@ from ..catalog import Catalog, did_you_mean
 from ..errors import Problems
 from .frozen import Frozen
 from .kinds import INVALID, Arguments, Reading, describe_node, join, unknown_key
-from .model import EXAMPLES, IMPORT_PATTERN, REQUIRED, TITLES, Part, Recipe, a, keys_of, part_told
+from .model import Recipe
 from .overrides import apply_overrides
+from .sections import EXAMPLES, IMPORT_PATTERN, REQUIRED, TITLES, Part, a, keys_of, part_told
 from .yaml_source import Entries, Items, Node, Problem, Refused, Scalar, Where, read_tree
 
 # What other tools call a key, for those who come from there.
@@ -151,7 +152,7 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
         if given.get(key.attribute, INVALID) is INVALID:
             # A key that was misspelt is not told again as missing.
             if key.default is REQUIRED and key.name not in node.entries and key.name not in meant:
-                example = getattr(key.kind, "example", "")
+                example = key.kind.example
                 told = f"missing; give {key.kind.told}" + (f", e.g. {key.name}: {example}" if example else "")
                 reading.refuse(node.where, join(path, key.name), told)
             given[key.attribute] = None if key.default is REQUIRED else key.default

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..catalog import Catalog, Entry, Range
 from .check import all_catalogues
-from .model import IMPORT_PATTERN, REQUIRED, TITLES, Keyed, Recipe, a, keys_of
+from .model import Recipe
+from .sections import IMPORT_PATTERN, REQUIRED, TITLES, Keyed, a, keys_of
 
 
 def json_schema(catalogues: Mapping[str, Catalog] | None = None) -> dict[str, Any]:
@@ -151,4 +152,3 @@ def _limits(limit: Range) -> dict[str, float]:
     if math.isfinite(limit.high):
         told["exclusiveMaximum" if limit.high_open else "maximum"] = limit.high
     return told
-

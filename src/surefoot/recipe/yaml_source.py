@@ -99,12 +99,12 @@ def read_text(path: Path) -> str:
     Raises UsageError for a file that is missing, not a file, not readable, too large or not UTF-8.
     """
     try:
-        if path.is_dir():
-            raise UsageError(f"{path}: this is a directory; give the recipe file in it")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: this is a directory; give the recipe file in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path}: cannot be read: {reason}") from None
