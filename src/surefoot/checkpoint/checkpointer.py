@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
-import math
+import signal
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,12 @@ from .. import rng, safe_tensors
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..signals import SignalWatch
 from . import capture, contract, store
-from .codec import Corrupt, Decoder, Encoder, storable
-from .copies import HostCopies
+from .contract import plain
 from .policy import Every, Keep
-from .run import RunDirectory
+from .run import CHECKPOINTS, RunDirectory, read_about
+from .snapshot import Snapshots, decode
 from .store import CheckpointStatus
-
-STATE_FORMAT = 1
+from .writer import Writer
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,6 @@ class Restored:
     metrics: dict[str, Any]
     skipped: tuple[CheckpointStatus, ...] = ()
     changes: tuple[contract.Change, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """A moment of the run in memory of its own: the JSON state and both tables of copied tensors."""
-
-    step: int
-    state: dict[str, Any]
-    model: dict[str, Any]
-    other: dict[str, Any]
-    metrics: dict[str, Any]
 
 
 class Checkpointer:
@@ -104,21 +89,25 @@ class Checkpointer:
         self._objects = dict(objects)
         self._journal = journal
         self._allow = tuple(allow)
-        self._background = background
         self._tell = tell or _to_stderr
         self.steps = 0
         self.epochs = 0
-        self._copies = (HostCopies(), HostCopies())
-        self._encode({})  # what cannot be saved is told now, not at the first checkpoint
+        self._snapshots = Snapshots(self._objects)
+        self._snapshots.check()  # what cannot be saved is told now, not at the first checkpoint
         self.conditions = plain({**self._own_conditions(), **(conditions or {})})
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
-        store.sweep(self.run.checkpoints)
-        self._known = store.listed(self.run.checkpoints)
+        self._writer = Writer(
+            self.run,
+            self._keep,
+            conditions=self.conditions,
+            background=background,
+            before_manifest=journal.sync if journal is not None else lambda: None,
+            tell=self._tell,
+        )
+        self._best: Any = None
         self._begun = False
         self._closed = False
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
         self._last_save = time.monotonic()
         self._progress = (0, 0)
         self._saved_progress: tuple[int, int] | None = None
@@ -139,7 +128,7 @@ class Checkpointer:
         """
         if self._begun:
             raise UsageError(f"{self.run.path}: resume() comes before the first step")
-        if not self._known:
+        if not self._writer.known:
             self._start_fresh()
             return None
         content, status, tree, skipped = self._newest()
@@ -154,7 +143,11 @@ class Checkpointer:
         rng.restore(tree["rng"])
         self.steps, self.epochs = tree["step"], tree["epoch"]
         self._progress = self._saved_progress = (self.steps, self.epochs)
+        metrics = [known.metrics for known in self._writer.standing()]
+        if (best := self._keep.best_of(metrics)) is not None:
+            self._best = metrics[best][self._keep.best]
         self._begin(content.manifest, changes)
+        self._writer.set_aside(self.steps)
         return Restored(
             self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes)
         )
@@ -179,10 +172,8 @@ class Checkpointer:
         self.epochs += 1
         self._advance()
         due = self._every is not None and self._every.after_epoch(self.epochs, time.monotonic() - self._last_save)
-        if best is not None and not due:
-            known = [status.metrics for status in self._known if status.valid is not False]
-            index = self._keep.best_of(known)
-            due = self._keep.better(found[best], None if index is None else known[index][best])
+        if best is not None and self._keep.better(found[best], self._best):
+            self._best, due = found[best], True
         self._save_or_stop(due, found)
 
     def save(self, metrics: Mapping[str, float] | None = None, *, wait: bool = True) -> None:
@@ -190,24 +181,18 @@ class Checkpointer:
         self._require_begun()
         self.wait()
         self._last_save = time.monotonic()
-        snapshot = self._snapshot(plain(dict(metrics or {})))
+        offset = None if self._journal is None else self._journal.offset
+        snapshot = self._snapshots.take(
+            step=self.steps, epoch=self.epochs, journal=offset, metrics=plain(dict(metrics or {}))
+        )
         self._saved_progress = self._progress
-        if self._background:
-            self._thread = threading.Thread(target=self._write_safely, args=(snapshot,), daemon=True)
-            self._thread.start()
-        else:
-            self._write_safely(snapshot)
-        if wait or not self._background:
+        self._writer.start(snapshot)
+        if wait:
             self.wait()
 
     def wait(self) -> None:
         """Wait for the save in flight; raises `RunFailed` if it could not be written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        self._writer.wait()
 
     @property
     def stop_requested(self) -> bool:
@@ -231,6 +216,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            self._writer.close()
             self._watch.close()
             atexit.unregister(self._at_exit)
             if self._owns_run:
@@ -245,7 +231,7 @@ class Checkpointer:
             if error is None and self._begun and self._saved_progress != self._progress:
                 self.save()
             if self._watch.at_once:
-                self._thread = None  # asked to stop at once: what is in flight is not awaited, nor missed
+                self._writer.abandon()
             if self._owns_run and self._begun:
                 self._end(status, error)
         finally:
@@ -286,20 +272,19 @@ class Checkpointer:
     def _newest(self) -> tuple[store.Content, CheckpointStatus, dict[str, Any], list[CheckpointStatus]]:
         """The newest valid checkpoint, read and decoded; what was stepped over is told."""
         skipped: list[CheckpointStatus] = []
-        for i in range(len(self._known) - 1, -1, -1):
-            status = self._known[i]
+        for status in reversed(self._writer.known.copy()):
             try:
                 content = store.load(status, self.run.about.get("id"))
-                tree = _decode(content)
+                tree = decode(content)
                 self._check_journal(status.path, tree)
             except safe_tensors.BadFile as error:
-                self._known[i] = _judged(status, False, str(error), {})
-                skipped.append(self._known[i])
+                foreign = isinstance(error, store.Foreign)
+                skipped.append(self._writer.judge(status, valid=False, reason=str(error), foreign=foreign))
                 self._tell(f"{error}; this checkpoint is stepped over")
                 continue
-            self._known[i] = status = _judged(status, True, "", content.manifest["metrics"])
-            for j in range(i):
-                self._known[j] = self._glance(self._known[j])
+            status = self._writer.judge(status, valid=True, metrics=content.manifest["metrics"])
+            for older in self._writer.known[: self._writer.known.index(status)]:
+                self._glance(older)
             return content, status, tree, skipped
         reasons = "\n".join(f"  {status.reason}" for status in skipped)
         raise UsageError(
@@ -307,12 +292,14 @@ class Checkpointer:
             f"{reasons}\nRestore one from a copy, or start a new run in another directory"
         )
 
-    def _glance(self, status: CheckpointStatus) -> CheckpointStatus:
-        """The metrics of an older checkpoint, from its manifest; its content is not read."""
+    def _glance(self, status: CheckpointStatus) -> None:
+        """Note the metrics of an older checkpoint, from its manifest; its content is not read."""
         try:
-            return _judged(status, None, "", store.read_manifest(status, self.run.about.get("id"))["metrics"])
+            metrics = store.read_manifest(status, self.run.about.get("id"))["metrics"]
+            self._writer.judge(status, metrics=metrics)
         except safe_tensors.BadFile as error:
-            return _judged(status, False, str(error), {})
+            foreign = isinstance(error, store.Foreign)
+            self._writer.judge(status, valid=False, reason=str(error), foreign=foreign)
 
     def _check_journal(self, path: Path, tree: dict[str, Any]) -> None:
         if self._journal is None:
@@ -364,7 +351,7 @@ class Checkpointer:
     def _require_begun(self) -> None:
         if self._begun:
             return
-        if self._known or self.run.about.get("id") is None:
+        if self._writer.known or self.run.about.get("id") is None:
             raise UsageError(
                 f"{self.run.path}: holds checkpoints already; call resume() before the first step, or name "
                 "another directory"
@@ -376,8 +363,8 @@ class Checkpointer:
     def _advance(self) -> None:
         self._require_begun()
         self._progress = (self.steps, self.epochs)
-        if self._failure is not None or (self._thread is not None and not self._thread.is_alive()):
-            self.wait()
+        if not self._writer.in_flight:
+            self.wait()  # takes no time; raises what the last save met
 
     def _save_or_stop(self, due: bool, metrics: dict[str, Any]) -> None:
         asked = self._watch.take_save_request()
@@ -390,167 +377,10 @@ class Checkpointer:
             self._raise_stopped()
 
     def _raise_stopped(self) -> None:
-        import signal
-
         signum = self._watch.stop_requested or signal.SIGTERM
         raise Stopped(
             signum, f"stopped by {signal.Signals(signum).name} after step {self.steps}; saved in {self.run.path}"
         )
-
-    def _encode(self, metrics: dict[str, Any]) -> tuple[dict[str, Any], Encoder, Encoder]:
-        """The state as JSON, and both tables of tensors, still those of the live objects."""
-        tree = capture.capture(self._objects)
-        model, other = Encoder(), Encoder()
-        several = len(tree["modules"]) > 1
-        modules = {}
-        for key, found in tree["modules"].items():
-            tensors = {
-                name: model.encode(tensor, f"{key}.{name}" if several else name)
-                for name, tensor in found["tensors"].items()
-            }
-            extra = other.encode(found["extra"], f"modules/{key}/extra")
-            modules[key] = {**found, "tensors": tensors, "extra": extra}
-        state = {
-            "format": STATE_FORMAT,
-            "step": self.steps,
-            "epoch": self.epochs,
-            "journal": None if self._journal is None else self._journal.offset,
-            "modules": modules,
-            "optimizers": other.encode(tree["optimizers"], "optimizers"),
-            "objects": other.encode(tree["objects"], "objects"),
-            "rng": other.encode(rng.capture(), "rng"),
-        }
-        return state, model, other
-
-    def _snapshot(self, metrics: dict[str, Any]) -> _Snapshot:
-        state, model, other = self._encode(metrics)
-        copied = [
-            copies.copy({name: storable(tensor) for name, tensor in encoder.tensors.items()})
-            for copies, encoder in zip(self._copies, (model, other), strict=True)
-        ]
-        return _Snapshot(self.steps, state, *copied, metrics)
-
-    def _write_safely(self, snapshot: _Snapshot) -> None:
-        """Write in any thread; what goes wrong is kept for the loop to raise."""
-        try:
-            self._write(snapshot)
-        except SurefootError as error:
-            self._failure = error
-        except OSError as error:
-            self._failure = self._told(snapshot, error)
-            self._failure.__cause__ = error
-
-    def _write(self, snapshot: _Snapshot) -> None:
-        text = json.dumps(snapshot.state, separators=(",", ":"), allow_nan=False)
-        data = text.encode()
-        if len(data) > store.MAX_STATE_BYTES:
-            raise RunFailed(
-                f"the state of step {snapshot.step} takes {len(data)} bytes without its tensors; at most "
-                f"{store.MAX_STATE_BYTES} can be read back; keep long lists as tensors"
-            )
-        status = store.commit(
-            self.run.checkpoints,
-            snapshot.step,
-            {
-                store.MODEL: safe_tensors.chunks(snapshot.model, metadata={"format": "pt"}),
-                store.OPTIMIZER: safe_tensors.chunks(snapshot.other),
-                store.STATE: [data],
-            },
-            {
-                "run": self.run.id,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "metrics": snapshot.metrics,
-                "conditions": self.conditions,
-            },
-            self._journal.sync if self._journal is not None else lambda: None,
-        )
-        self._known.append(status)
-        self._known.sort(key=lambda known: (known.step, known.revision))
-        if not self.run.about.get("saved"):
-            self.run.record(saved=True)
-        self._retain()
-
-    def _retain(self) -> None:
-        """Remove what may go. A checkpoint that cannot be removed is told; the run goes on."""
-        good = [status for status in self._known if status.valid is not False]
-        surplus = [good[i] for i in self._keep.surplus([status.metrics for status in good])]
-        if self._keep.last is not None and len(good) >= self._keep.last:
-            oldest_kept = good[-self._keep.last]
-            surplus += [s for s in self._known if s.valid is False and s.step < oldest_kept.step]
-        for status in surplus:
-            try:
-                store.remove(status.path)
-            except FileNotFoundError:
-                pass  # someone else took it away
-            except OSError as error:
-                self._tell(f"{status.path}: cannot be removed: {error.strerror or error}")
-                continue
-            self._known.remove(status)
-
-    def _told(self, snapshot: _Snapshot, error: OSError) -> RunFailed:
-        good = [status.step for status in self._known if status.valid is not False]
-        kept = f"the run is kept up to step {max(good)}" if good else "no checkpoint of this run exists yet"
-        where = error.filename or self.run.checkpoints
-        return RunFailed(
-            f"{where}: the checkpoint of step {snapshot.step} could not be written: {error.strerror or error}; "
-            f"{kept}; free or repair the disk, then resume"
-        )
-
-
-def _decode(content: store.Content) -> dict[str, Any]:
-    """The tree behind a verified checkpoint. Raises `Damaged` for one that no Checkpointer wrote."""
-    state, path = content.state, content.path / store.STATE
-    kinds = {"step": int, "epoch": int, "modules": dict, "optimizers": dict, "objects": dict, "rng": dict}
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise store.Damaged(path, "is not a state that this version of surefoot reads")
-    for key, kind in kinds.items():
-        if not isinstance(state.get(key), kind):
-            raise store.Damaged(path, f"lacks {key!r}")
-    if state["step"] != content.manifest["step"] or type(state.get("journal")) not in (int, type(None)):
-        raise store.Damaged(path, "does not agree with its manifest")
-    model, other = Decoder(content.model), Decoder(content.other)
-    try:
-        modules = {}
-        for key, found in state["modules"].items():
-            if not isinstance(found, dict):
-                raise Corrupt(f"module {key[:80]!r} is no table")
-            modules[key] = {
-                **found,
-                "tensors": model.decode(found.get("tensors")),
-                "extra": other.decode(found.get("extra")),
-            }
-        decoded = {key: other.decode(state[key]) for key in ("optimizers", "objects", "rng")}
-    except Corrupt as error:
-        raise store.Damaged(path, str(error)) from error
-    if unused := model.unused | other.unused:
-        raise store.Damaged(path, f"does not use tensor {min(unused)[:80]!r}")
-    return {**state, "modules": modules, **decoded}
-
-
-def _judged(status: CheckpointStatus, valid: bool | None, reason: str, metrics: dict[str, Any]) -> CheckpointStatus:
-    return CheckpointStatus(status.step, status.revision, status.path, valid, reason, status.bytes, metrics)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON would give it back: tuples as lists, numbers that are not finite as words, the rest as text.
-
-    >>> plain({"loss": float("nan"), "betas": (0.9, 1)})
-    {'loss': 'nan', 'betas': [0.9, 1]}
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else repr(float(value))
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return plain(value.item())
-    return str(value)
-
 
 def _is_stop(error: BaseException) -> bool:
     return isinstance(error, (Stopped, KeyboardInterrupt))
@@ -565,7 +395,7 @@ def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:
 
     def await_last_save() -> None:
         found = reference()
-        if found is not None and found._thread is not None and not found._watch.at_once:
+        if found is not None and not found._watch.at_once:
             found.wait()
 
     atexit.register(await_last_save)
@@ -574,8 +404,6 @@ def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:
 
 def scan(run: str | Path) -> Iterator[CheckpointStatus]:
     """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
-    from .run import CHECKPOINTS, read_about
-
     about = read_about(run)
     for status in store.listed(Path(run) / CHECKPOINTS):
         yield store.verified(status, about["id"] if about else None)

@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,16 @@ class Damaged(BadFile):
     """A checkpoint that cannot be trusted: `path` is the file or directory at fault, `reason` says why."""
 
 
+class Foreign(Damaged):
+    """A checkpoint of another run."""
+
+
 @dataclass(frozen=True)
 class CheckpointStatus:
-    """One checkpoint directory: `valid` None means not looked at yet; `reason` says why it is not valid."""
+    """One checkpoint directory: `valid` None means not looked at yet; `reason` says why it is not.
+
+    `bytes` is the size of its files, `foreign` that it belongs to another run (such a one is never removed).
+    """
 
     step: int
     revision: int
@@ -53,6 +60,7 @@ class CheckpointStatus:
     bytes: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     created: str = ""
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,10 @@ def verified(status: CheckpointStatus, run_id: str | None = None) -> CheckpointS
                 raise Damaged(path, f"cannot be read: {error.strerror}") from error
             _compare(path, digest, told)
     except BadFile as error:
-        return CheckpointStatus(status.step, status.revision, status.path, False, str(error))
-    return CheckpointStatus(
-        status.step,
-        status.revision,
-        status.path,
-        True,
-        "",
-        sum(told["bytes"] for told in manifest["files"].values()),
-        manifest["metrics"],
-        manifest["created"],
+        return replace(status, valid=False, reason=str(error), foreign=isinstance(error, Foreign))
+    total = sum(told["bytes"] for told in manifest["files"].values())
+    return replace(
+        status, valid=True, bytes=total, metrics=manifest["metrics"], created=manifest["created"]
     )
 
 
@@ -141,7 +143,7 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
     if manifest["step"] != status.step:
         raise Damaged(path, f"tells of step {manifest['step']}, its directory of step {status.step}")
     if run_id is not None and manifest["run"] != run_id:
-        raise Damaged(path, f"belongs to run {manifest['run'][:40]!r}, not to this run ({run_id})")
+        raise Foreign(path, f"belongs to run {manifest['run'][:40]!r}, not to this run ({run_id})")
     if set(manifest["files"]) != set(PARTS):
         raise Damaged(path, f"must list exactly {', '.join(PARTS)}")
     _check_files(directory, manifest)
@@ -265,6 +267,14 @@ def remove(path: Path) -> None:
     # Awaited, so that a power cut cannot bring the name back over files already deleted.
     files.fsync_directory(path.parent)
     _delete(old)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a checkpoint a name that is none, so that it does not count and nothing ever deletes it."""
+    kept = path.with_name(f"damaged-{path.name}-{secrets.token_hex(4)}")
+    files.system.rename(path, kept)
+    files.fsync_directory(path.parent)
+    return kept
 
 
 def discard(path: Path) -> None:

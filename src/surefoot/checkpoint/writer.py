@@ -1,0 +1,168 @@
+"""Writes snapshots, in a thread of its own where wanted, and lets the surplus go once the new one is safe."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from .. import safe_tensors
+from ..errors import RunFailed, SurefootError
+from . import store
+from .policy import Keep
+from .run import RunDirectory
+from .snapshot import Snapshot
+from .store import CheckpointStatus
+
+
+class Writer:
+    """One save in flight at most; `known` are the run's checkpoints, oldest first, as far as they were judged."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        keep: Keep,
+        *,
+        conditions: Mapping[str, Any],
+        background: bool,
+        before_manifest: Callable[[], None],
+        tell: Callable[[str], None],
+    ):
+        store.sweep(run.checkpoints)
+        self.known = store.listed(run.checkpoints)
+        self._run = run
+        self._keep = keep
+        self._conditions = conditions
+        self._background = background
+        self._before_manifest = before_manifest
+        self._tell = tell
+        self._jobs: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._idle = threading.Event()
+        self._idle.set()
+        self._failure: Exception | None = None
+
+    def judge(self, status: CheckpointStatus, **found: Any) -> CheckpointStatus:
+        """Note what was found out about a checkpoint."""
+        judged = replace(status, **found)
+        self.known[self.known.index(status)] = judged
+        return judged
+
+    def standing(self) -> list[CheckpointStatus]:
+        """The checkpoints that are not known to be damaged."""
+        return [status for status in self.known if status.valid is not False]
+
+    def set_aside(self, step: int) -> None:
+        """Rename damaged checkpoints beyond `step`, where the run now goes its way again; they are kept to look at."""
+        for status in self.known:
+            if status.valid is False and not status.foreign and status.step >= step:
+                try:
+                    kept = store.set_aside(status.path)
+                except OSError as error:
+                    self._tell(f"{status.path}: cannot be renamed: {error.strerror or error}")
+                    continue
+                self.known = [known for known in self.known if known is not status]
+                self._tell(f"{status.path.name}: kept to look at as {kept.name}")
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Begin to write; the snapshot before must have been awaited."""
+        assert not self.in_flight, "two saves in flight"
+        self._idle.clear()
+        if not self._background:
+            self._write_safely(snapshot)
+            return
+        if self._thread is None:
+            # A daemon, so that a program that is asked to end at once can; close() and exit await it otherwise.
+            # One thread for all saves: starting one would wait until it runs, and lose the interpreter to it.
+            self._thread = threading.Thread(target=self._work, name="surefoot-save", daemon=True)
+            self._thread.start()
+        self._jobs.put(snapshot)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is being written."""
+        return not self._idle.is_set()
+
+    def wait(self) -> None:
+        """Wait for the save in flight; raises what kept it from being written."""
+        self._idle.wait()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def abandon(self) -> None:
+        """Do not wait for the save in flight: it ends as if the process were killed, whole or not at all."""
+        self._idle.set()
+
+    def close(self) -> None:
+        """End the thread once it has written what it was given."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (snapshot := self._jobs.get()) is not None:
+            self._write_safely(snapshot)
+
+    def _write_safely(self, snapshot: Snapshot) -> None:
+        """Write in any thread; what goes wrong is kept for the loop to raise."""
+        try:
+            self._write(snapshot)
+        except SurefootError as error:
+            self._failure = error
+        except OSError as error:
+            self._failure = self._told(snapshot, error)
+            self._failure.__cause__ = error
+        except Exception as error:  # a mistake of ours: raised where it is seen, not lost with this thread
+            self._failure = error
+        finally:
+            self._idle.set()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        status = store.commit(
+            self._run.checkpoints,
+            snapshot.step,
+            {
+                store.MODEL: safe_tensors.chunks(snapshot.model, metadata={"format": "pt"}),
+                store.OPTIMIZER: safe_tensors.chunks(snapshot.other),
+                store.STATE: [snapshot.state_bytes()],
+            },
+            {
+                "run": self._run.id,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "metrics": snapshot.metrics,
+                "conditions": self._conditions,
+            },
+            self._before_manifest,
+        )
+        self.known = sorted([*self.known, status], key=lambda known: (known.step, known.revision))
+        if not self._run.about.get("saved"):
+            self._run.record(saved=True)
+        self._retain()
+
+    def _retain(self) -> None:
+        """Remove what may go. A checkpoint that cannot be removed is told; the run goes on."""
+        good = self.standing()
+        surplus = [good[i] for i in self._keep.surplus([status.metrics for status in good])]
+        if self._keep.last is not None and len(good) >= self._keep.last:
+            oldest_kept = good[-self._keep.last]
+            surplus += [s for s in self.known if s.valid is False and not s.foreign and s.step < oldest_kept.step]
+        for status in surplus:
+            try:
+                store.remove(status.path)
+            except FileNotFoundError:
+                pass  # someone else took it away
+            except OSError as error:
+                self._tell(f"{status.path}: cannot be removed: {error.strerror or error}")
+                continue
+            self.known = [known for known in self.known if known is not status]
+
+    def _told(self, snapshot: Snapshot, error: OSError) -> RunFailed:
+        steps = [status.step for status in self.standing()]
+        kept = f"the run is kept up to step {max(steps)}" if steps else "no checkpoint of this run exists yet"
+        where = error.filename or self._run.checkpoints
+        return RunFailed(
+            f"{where}: the checkpoint of step {snapshot.step} could not be written: {error.strerror or error}; "
+            f"{kept}; free or repair the disk, then resume"
+        )
