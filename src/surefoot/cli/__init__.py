@@ -39,7 +39,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="surefoot",
         description="Trains PyTorch models: exact resume, a plan you see before you spend it.",
-        epilog="`surefoot VERB --help` tells a verb's arguments; `surefoot train` alone trains the packaged quickstart.",
+        epilog="`surefoot VERB --help` tells a verb's arguments; `surefoot train` alone trains the quickstart.",
     )
     parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

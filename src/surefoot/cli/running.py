@@ -1,0 +1,75 @@
+"""One training from the command line: built, run, summed up. Shared by train and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..build import Built
+    from ..recipe import Recipe
+    from ..training import FitResult
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    allow: Sequence[str] = (),
+    horizon: str | None = None,
+) -> int:
+    """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code."""
+    from ..build import build
+    from ..tracking import make_progress
+    from ..training import fit
+
+    progress = make_progress()
+    try:
+        built = build(recipe, say=progress.message)
+        result = fit(
+            built.model,
+            built.loss,
+            built.optimizer,
+            built.train,
+            **built.settings(),
+            run_dir=run_dir,
+            resume=resume,
+            allow=allow,
+            progress=progress,
+        )
+        progress.finish(summary(built, result))
+    finally:
+        progress.close()
+    return 0
+
+
+def summary(built: Built, result: FitResult):
+    """The last table: what was reached, where it lies, what to try next."""
+    from ..tracking import Summary, duration
+
+    assert result.run_dir is not None, "a run from the command line has a directory"
+    rows = {name: figure(name, value) for name, value in result.metrics.items()}
+    if result.best is not None and result.best.value is not None and built.recipe.checkpoint:
+        name = built.recipe.checkpoint.keep_best
+        rows[f"best {name}"] = f"{figure(name, result.best.value)} in epoch {result.best.epoch + 1}"
+    ended = " (stopped early)" if result.stopped_early else ""
+    rows["trained"] = f"{result.epochs} epochs, {result.steps} steps in {duration(result.wall_s)}{ended}"
+    rows["run"] = str(result.run_dir)
+    rows["model"] = str(result.run_dir / "model")
+    rows["report"] = str(result.run_dir / "report.html")
+    commands = [
+        (f"surefoot eval {result.run_dir}", "accuracy by class, confusion matrix"),
+        (f"surefoot predict {result.run_dir}/model IMAGE...", "classify pictures"),
+        (f"surefoot export {result.run_dir} --to model.onnx", "take the model elsewhere"),
+        (f"surefoot resume {result.run_dir} epochs={2 * built.recipe.epochs}", "train on"),
+    ]
+    if built.recipe.tensorboard:
+        commands.append((f"tensorboard --logdir {result.run_dir}", "curves in a browser"))
+    return Summary(f"{built.recipe.name}: done", rows, commands)
+
+
+def figure(name: str, value: float) -> str:
+    """A metric for people: accuracies in percent."""
+    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"

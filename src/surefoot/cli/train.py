@@ -1,0 +1,68 @@
+"""`surefoot train`: a recipe in, a trained model out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import datetime
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, --run, --resume, overrides."""
+    parser.add_argument(
+        "recipe_and_overrides",
+        nargs="*",
+        metavar="[RECIPE] [key=value ...]",
+        help="a recipe's file or packaged name (default: quickstart); overrides such as optimizer.lr=3e-4 epochs=2",
+    )
+    parser.add_argument("--run", metavar="DIR", help="the run directory (default: runs/NAME/TIMESTAMP)")
+    parser.add_argument("--resume", action="store_true", help="go on if DIR holds a run already, else begin it")
+    add_resume_arguments(parser)
+
+
+def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """--allow and --horizon, which only count when a run goes on."""
+    parser.add_argument(
+        "--allow",
+        metavar="CHANGE",
+        action="append",
+        default=[],
+        help="a changed condition to go on with all the same, by the name in the refusal; marks the run inexact",
+    )
+    parser.add_argument(
+        "--horizon",
+        choices=("keep", "stretch"),
+        help="with another number of epochs: keep the schedule's length, or stretch it to the new one",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or go on with --resume."""
+    from .. import recipe
+    from ..errors import UsageError
+    from .running import train
+
+    name, overrides = recipe_and_overrides(arguments.recipe_and_overrides)
+    if arguments.resume and not arguments.run:
+        raise UsageError("--resume needs --run DIR: which run is to go on?")
+    loaded = recipe.load_recipe(name, overrides)
+    run_dir = Path(arguments.run) if arguments.run else new_run_directory(loaded.name)
+    return train(loaded, run_dir, resume=arguments.resume, allow=arguments.allow, horizon=arguments.horizon)
+
+
+def recipe_and_overrides(words: list[str]) -> tuple[str, list[str]]:
+    """The recipe's name and the overrides, told apart by the first word's "="; a file's name may have one too."""
+    if words and ("=" not in words[0] or os.path.isfile(words[0])):
+        return words[0], words[1:]
+    return "quickstart", words
+
+
+def new_run_directory(name: str) -> Path:
+    """`runs/NAME/TIMESTAMP`, local time to the second; a second run within the second gets a suffix."""
+    base = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path

@@ -1,0 +1,19 @@
+"""The visible loop: fit, evaluate, predict."""
+
+from __future__ import annotations
+
+from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
+from .fit import About, FitResult, fit
+from .state import Checkpoints, EarlyStopping
+
+__all__ = [
+    "EVAL_BATCH",
+    "About",
+    "Checkpoints",
+    "EarlyStopping",
+    "Evaluation",
+    "FitResult",
+    "evaluate",
+    "fit",
+    "predict",
+]

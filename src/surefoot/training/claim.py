@@ -1,0 +1,59 @@
+"""A run directory for the time of one fit: made or taken, its status told at the end, undone if nothing began."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .. import files
+from ..checkpoint import RunDirectory
+from ..errors import RunFailed, Stopped, UsageError
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -> Iterator[RunDirectory]:
+    """Hold the run directory `path`, locked; `texts` are files that it has from the start (``recipe.yaml``).
+
+    Raises UsageError where it already holds a run and `resume` is not asked for, or where nothing can be written.
+    A new directory is taken away again when the run fails before its status is "running".
+    """
+    there = RunDirectory.holds_run(path)
+    if there and not resume:
+        raise UsageError(
+            f"{path}: already holds a run; go on with it (`surefoot resume {path}`) or name another directory"
+        )
+    existed = path.exists()
+    run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")
+    try:
+        for file, text in texts.items():
+            # Also for a run that was killed before it had them.
+            if not (path / file).exists():
+                files.write_durably(path / file, text.encode())
+        yield run
+        run.record(status="done")
+    except BaseException as error:
+        if not there and run.about["status"] != "running":
+            _discard(path, texts, whole=not existed)
+        else:
+            stopped = isinstance(error, Stopped | KeyboardInterrupt)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                run.record(status="interrupted" if stopped else "failed")
+        if isinstance(error, OSError) and error.filename and Path(error.filename).is_relative_to(path):
+            raise RunFailed(f"{error.filename}: {error.strerror}; make room or mend the disk, then resume") from error
+        raise
+    finally:
+        run.close()
+
+
+def _discard(path: Path, texts: Mapping[str, str], *, whole: bool) -> None:
+    """Take away what a run that never began has made; in a directory that was there before, nothing else."""
+    if whole:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for file in ("run.json", "metrics.jsonl", "LOCK", *texts):
+        with contextlib.suppress(OSError):
+            (path / file).unlink(missing_ok=True)
+    for folder in ("tensorboard", "checkpoints"):
+        shutil.rmtree(path / folder, ignore_errors=True)

@@ -1,0 +1,331 @@
+"""fit: live objects and plain arguments in, a trained model and its run directory out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import rng
+from ..artifacts import save_model
+from ..checkpoint import Checkpointer, Restored
+from ..data import Loader, as_source
+from ..errors import Problems
+from ..losses import lint, metric_options
+from ..metrics import RunningMetrics
+from ..preprocessing import Preprocessing
+from ..schedules import Schedule
+from ..step import TrainStep
+from ..tracking import Progress, RunInfo, read_records, write_report
+from .claim import claimed
+from .evaluation import EVAL_BATCH
+from .loop import Loop
+from .records import Recorder
+from .state import Best, Checkpoints, EarlyStopping, RunState
+from .unfreezing import Unfreezing
+
+RECORDS_AN_EPOCH = 50
+ON_NONFINITE = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class About:
+    """What is written about a run beside its numbers, for those who read it later.
+
+    `files` are further files of the run directory (``recipe.yaml``); `conditions` are what a resume must find
+    unchanged, beside versions, device, threads and data, which are always compared; `details` are told in the
+    first line. The rest goes into the saved model: names of the classes, the preprocessing that raw inputs need,
+    their shape (one sample, without N) and dtype, the recipe's digest, and as `source` the import path and the
+    arguments of a model class of the user's own.
+    """
+
+    name: str = "run"
+    files: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] | None = None
+    preprocessing: Preprocessing | None = None
+    loss_name: Any = None
+    recipe_digest: str | None = None
+    source: tuple[str, Mapping[str, Any]] | None = None
+    input_shape: Sequence[int] | None = None
+    input_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run reached.
+
+    `metrics` holds the last epoch's values by name (``train/loss``, ``val/accuracy``), `best` the monitored
+    metric's best value with its epoch, or None. `steps` are updates done, `wall_s` seconds, earlier sittings
+    included.
+    """
+
+    epochs: int
+    steps: int
+    metrics: dict[str, float]
+    best: Best | None
+    stopped_early: bool
+    run_dir: Path | None
+    wall_s: float
+
+
+_NOTHING_TOLD = About()
+_DEFAULT_CHECKPOINTS = Checkpoints()
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    data: Any,
+    *,
+    epochs: int,
+    val: Any = None,
+    schedule: Schedule | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    grad_accum_steps: int = 1,
+    max_grad_norm: float | None = None,
+    clip_value: float | None = None,
+    precision: str = "float32",
+    ema_decay: float | None = None,
+    early_stopping: EarlyStopping | None = None,
+    on_nonfinite: str = "stop",
+    unfreeze: Sequence[tuple[int, str]] = (),
+    metrics: Any = "auto",
+    log_every: int | None = None,
+    strict: bool = False,
+    lint_off: Sequence[str] = (),
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    allow: Sequence[str] = (),
+    checkpoints: Checkpoints | None = _DEFAULT_CHECKPOINTS,
+    tensorboard: bool = True,
+    progress: Progress | None = None,
+    about: About = _NOTHING_TOLD,
+) -> FitResult:
+    """Train `model` for `epochs` passes over `data`, validating on `val` after each.
+
+    `data` and `val` are a Loader, a Source, a torch Dataset or a pair ``(inputs (N, ...), targets (N, ...))``;
+    what is not a Loader yet is read in batches of `batch_size`, in an order that is a pure function of `seed` and
+    epoch. One update takes `grad_accum_steps` such batches and is the update of the mean over all their samples.
+    `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer.
+
+    With a `run_dir` the run is recorded there (``metrics.jsonl``, TensorBoard, checkpoints, the model); with
+    `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
+    is none. `log_every` counts steps between two records (default: about 50 an epoch).
+
+    The first batch is looked over before anything is spent: findings are printed, or raised with `strict`; those
+    named in `lint_off` are not looked for. Raises UsageError for what cannot be trained, RunFailed for a run that
+    cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
+
+    >>> import torch
+    >>> x = torch.randn(64, 3); y = (x.sum(1) > 0).long()
+    >>> model = torch.nn.Linear(3, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> result = fit(model, torch.nn.CrossEntropyLoss(), optimizer, (x, y), epochs=2, batch_size=8)
+    >>> result.steps
+    16
+    """
+    progress = progress if progress is not None else Progress()
+    _check(epochs, grad_accum_steps, log_every, on_nonfinite)
+    rng.seed_all(seed)
+    loader = _loader(data, batch_size, seed)
+    val_loader = None if val is None else _loader(val, EVAL_BATCH, seed, shuffle=False)
+    schedule = schedule if schedule is not None else Schedule(optimizer)
+    unfreezing = Unfreezing(model, optimizer, unfreeze) if unfreeze else None
+    step = TrainStep(
+        model,
+        loss,
+        optimizer,
+        max_grad_norm=max_grad_norm,
+        clip_value=clip_value,
+        precision=precision,
+        ema=None if ema_decay is None else _moving_average(model, ema_decay),
+        check_finite=on_nonfinite == "skip" or loader.device.type == "cpu",
+    )
+    running = RunningMetrics(**metric_options(loss, metrics))
+    checkpoints = checkpoints if checkpoints is not None else Checkpoints(every=None)
+    state = RunState(best=Best(checkpoints.mode))
+    if early_stopping is not None:
+        state.patience_best = Best(early_stopping.mode, early_stopping.min_delta)
+    _check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
+    _look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress)
+    steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.close)
+        stack.callback(loader.close)
+        checkpointer = None
+        recorder = Recorder(None, tensorboard=False, progress=progress)
+        if run_dir is not None:
+            run_dir = Path(run_dir)
+            run = stack.enter_context(claimed(run_dir, resume=resume, texts=about.files, name=about.name))
+            recorder = stack.enter_context(Recorder(run_dir, tensorboard=tensorboard, progress=progress))
+            checkpointer = stack.enter_context(
+                Checkpointer(
+                    run,
+                    **vars(checkpoints),
+                    conditions=about.conditions,
+                    allow=allow,
+                    journal=recorder.journal,
+                    tell=progress.message,
+                    model=model,
+                    optimizer=optimizer,
+                    schedule=schedule,
+                    loader=loader,
+                    step=step,
+                    progress=state,
+                    running=running,
+                )
+            )
+            restored = checkpointer.resume()
+            if restored is not None:
+                _tell_restored(restored, progress)
+            recorder.rebuild()
+            run.record(status="running", conditions=checkpointer.conditions)
+        progress.start(
+            RunInfo(
+                about.name,
+                epochs,
+                steps_per_epoch,
+                first_step=state.step,
+                samples_per_step=loader.batch_size * grad_accum_steps,
+                details=about.details,
+            )
+        )
+        save = functools.partial(_save_model, about, run_dir, recorder) if run_dir is not None else None
+        loop = Loop(
+            step=step,
+            loader=loader,
+            val_loader=val_loader,
+            schedule=schedule,
+            state=state,
+            running=running,
+            recorder=recorder,
+            checkpointer=checkpointer,
+            epochs=epochs,
+            log_every=log_every or max(1, round(steps_per_epoch / RECORDS_AN_EPOCH)),
+            grad_accum_steps=grad_accum_steps,
+            metrics=metrics,
+            on_nonfinite=on_nonfinite,
+            monitor=checkpoints.keep_best,
+            early_stopping=early_stopping,
+            unfreezing=unfreezing,
+            save_best=save and functools.partial(save, "model/best"),
+        )
+        loop.run()
+        if save is not None:
+            save("model", loop.evaluated_model, state.last)
+            write_report(run_dir)
+    return FitResult(
+        epochs=state.epoch,
+        steps=state.step,
+        metrics=dict(state.last),
+        best=state.best if checkpoints.keep_best else None,
+        stopped_early=state.stopped_early,
+        run_dir=run_dir,
+        wall_s=state.wall_s(),
+    )
+
+
+def _check(epochs: int, grad_accum_steps: int, log_every: int | None, on_nonfinite: str) -> None:
+    problems = [
+        f"{name}: {value!r} is not a whole number of 1 or more"
+        for name, value in (("epochs", epochs), ("grad_accum_steps", grad_accum_steps), ("log_every", log_every))
+        if not (value is None and name == "log_every") and (type(value) is not int or value < 1)
+    ]
+    if on_nonfinite not in ON_NONFINITE:
+        problems.append(f"on_nonfinite: {on_nonfinite!r} is not one of {', '.join(ON_NONFINITE)}")
+    if problems:
+        raise Problems(problems)
+
+
+def _loader(data: Any, batch_size: int, seed: int, *, shuffle: bool = True) -> Loader:
+    if isinstance(data, Loader):
+        return data
+    source = as_source(data)
+    return Loader(source, batch_size if shuffle else min(batch_size, len(source)), shuffle=shuffle, seed=seed)
+
+
+def _moving_average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _check_monitors(
+    running: RunningMetrics,
+    val_loader: Loader | None,
+    keep_best: str | None,
+    early_stopping: EarlyStopping | None,
+    schedule: Schedule,
+) -> None:
+    """Raise Problems for a monitored metric that this run will never have."""
+    measured = ["loss"] + (["accuracy"] if running.accuracy is not None else [])
+    splits = ["train"] + (["val"] if val_loader is not None else [])
+    names = [f"{split}/{name}" for split in splits for name in measured]
+    monitored = {
+        "checkpoint.keep_best": keep_best,
+        "early_stopping.monitor": early_stopping.monitor if early_stopping else None,
+        "scheduler.monitor": schedule.monitor if schedule.needs_metric else None,
+    }
+    problems = [
+        f"{where}: {name!r} is not measured in this run; measured are: {', '.join(names)}"
+        for where, name in monitored.items()
+        if name is not None and name not in names
+    ]
+    if problems:
+        raise Problems(problems)
+
+
+def _look_over_first_batch(
+    model: nn.Module,
+    loss: Any,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    classes: Sequence[str] | None,
+    off: Sequence[str],
+    strict: bool,
+    progress: Progress,
+) -> None:
+    findings = lint(model, loss, optimizer, loader.peek(), classes=classes and len(classes), off=off)
+    told = [str(finding) for finding in findings]
+    if strict and told:
+        raise Problems(told)
+    for text in told:
+        progress.message(text)
+
+
+def _tell_restored(restored: Restored, progress: Progress) -> None:
+    for change in restored.changes:
+        progress.message(f"going on inexactly: {change}")
+
+
+def _save_model(
+    about: About, run_dir: Path, recorder: Recorder, where: str, model: nn.Module, metrics: Mapping[str, float]
+) -> None:
+    """Write the model, with all that is needed to use it, to a directory below the run's."""
+    (run_dir / where).parent.mkdir(exist_ok=True)
+    assert recorder.journal is not None, "a model is saved in a run directory, which has a journal"
+    save_model(
+        model,
+        run_dir / where,
+        preprocessing=about.preprocessing,
+        classes=about.classes,
+        input_shape=about.input_shape,
+        input_dtype=about.input_dtype,
+        loss=about.loss_name,
+        metrics=dict(metrics),
+        recipe_digest=about.recipe_digest,
+        title=about.name,
+        source=about.source,
+        history=[record for record in read_records(recorder.journal.path) if record["kind"] == "epoch"],
+    )

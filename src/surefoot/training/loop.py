@@ -1,0 +1,192 @@
+"""The loop itself: epochs of updates, validation, records, checkpoints between steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .. import rng
+from ..checkpoint import Checkpointer
+from ..data import Loader
+from ..errors import RunFailed
+from ..metrics import RunningMetrics
+from ..schedules import Schedule
+from ..step import NonFiniteLoss, TrainStep
+from .evaluation import evaluate
+from .records import Recorder
+from .state import EarlyStopping, RunState
+from .unfreezing import Unfreezing
+
+# A run in which this many updates in a row had to be skipped learns nothing and would never end by itself.
+MOST_SKIPS_IN_A_ROW = 100
+
+
+@dataclass
+class Loop:
+    """One run, from where its `state` stands to the last epoch. Every part is a live object of the floors below."""
+
+    step: TrainStep
+    loader: Loader
+    val_loader: Loader | None
+    schedule: Schedule
+    state: RunState
+    running: RunningMetrics
+    recorder: Recorder
+    checkpointer: Checkpointer | None
+    epochs: int
+    log_every: int
+    grad_accum_steps: int = 1
+    metrics: Any = "auto"
+    on_nonfinite: str = "stop"
+    monitor: str | None = None
+    early_stopping: EarlyStopping | None = None
+    unfreezing: Unfreezing | None = None
+    save_best: Callable[[nn.Module, dict[str, float]], None] | None = None
+    lr_monitor: str = "val/loss"
+
+    def run(self) -> None:
+        """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
+        state = self.state
+        while state.epoch < self.epochs and not state.stopped_early:
+            if state.phase == "train":
+                self.train_epoch()
+            values = self.validate()
+            self.finish_epoch(values)
+
+    def train_epoch(self) -> None:
+        """The updates that are left of this epoch, and its record."""
+        state, step, schedule, running, loader = self.state, self.step, self.schedule, self.running, self.loader
+        checkpointer, log_every = self.checkpointer, self.log_every
+        if self.unfreezing is not None:
+            self.unfreezing.begin(state.epoch)
+        skipped_in_a_row = 0
+        for micro_batches in grouped(loader, self.grad_accum_steps):
+            try:
+                result = step(micro_batches)
+            except NonFiniteLoss as error:
+                skipped_in_a_row += 1
+                self.nonfinite(error, len(micro_batches), skipped_in_a_row)
+                continue
+            skipped_in_a_row = 0
+            state.step += 1
+            if result.updated:
+                schedule.step()
+            running.add(result.loss, result.outputs, result.targets, result.samples)
+            if state.step % log_every == 0:
+                self.record_step(result.grad_norm)
+            if checkpointer is not None:
+                checkpointer.step()
+        means = running.result()
+        self.record("epoch", "train", means)
+        state.last = {f"train/{name}": value for name, value in means.items()}
+        running.reset()
+        state.phase = "validate"
+
+    def record_step(self, grad_norm: Any) -> None:
+        """The means since the last such record. This is where losses are read back from the device."""
+        means = self.running.window()
+        if grad_norm is not None:
+            means["grad_norm"] = float(grad_norm)
+        self.record("step", "train", means)
+        if not math.isfinite(means["loss"]):
+            self.fail_nonfinite(f"the mean loss up to step {self.state.step} is {means['loss']}")
+
+    def validate(self) -> dict[str, float]:
+        """One pass over the validation data; returns the epoch's values by name (``train/loss``, ``val/loss``)."""
+        values = dict(self.state.last)
+        if self.val_loader is not None:
+            # A model that draws random numbers even in evaluation must find them as they were, should the run be
+            # stopped in here: it then begins this validation again.
+            before = rng.capture() if self.checkpointer is not None else None
+            result = evaluate(
+                self.evaluated_model,
+                self.step.loss,
+                self.val_loader,
+                metrics=self.metrics,
+                precision=self.step.precision,
+                between=lambda: self.stop_in_validation(before),
+            )
+            self.record("epoch", "val", result.metrics)
+            values |= {f"val/{name}": value for name, value in result.metrics.items()}
+        self.state.last = values
+        return values
+
+    def stop_in_validation(self, rng_before: Any) -> None:
+        """Between two validation batches: save and stop if a signal asks for it."""
+        if self.checkpointer is not None and self.checkpointer.stop_requested:
+            rng.restore(rng_before)
+            self.checkpointer.stop()
+
+    def finish_epoch(self, values: dict[str, float]) -> None:
+        """The schedule's epoch, the best model, early stopping; then the next epoch."""
+        state = self.state
+        self.schedule.epoch(values.get(self.schedule.monitor) if self.schedule.needs_metric else None)
+        if self.monitor is not None and state.best.improves(values[self.monitor], state.epoch) and self.save_best:
+            self.save_best(self.evaluated_model, values)
+        if self.early_stopping is not None:
+            better = state.patience_best.improves(values[self.early_stopping.monitor], state.epoch)
+            state.stale_epochs = 0 if better else state.stale_epochs + 1
+            state.stopped_early = state.stale_epochs >= self.early_stopping.patience
+        state.epoch += 1
+        state.phase = "train"
+        self.recorder.progress.epoch_done(values)
+        if self.checkpointer is not None:
+            self.checkpointer.epoch(values)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The moving average where there is one, else the model itself."""
+        return self.step.model if self.step.ema is None else self.step.ema.module
+
+    def record(self, kind: str, split: str, values: dict[str, float]) -> None:
+        """Write one record of this moment."""
+        state = self.state
+        self.recorder.write(kind, split, state.epoch, state.step, values, self.schedule.lrs, state.wall_s())
+
+    def nonfinite(self, error: NonFiniteLoss, micro_batches: int, in_a_row: int) -> None:
+        """A loss that is NaN or infinite: skip the update and say so, or stop with the last finite state kept."""
+        first = self.loader.position - micro_batches
+        indices = self.loader.indices_of(self.state.epoch, first + error.micro_batch).tolist()
+        shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
+        what = f"epoch {self.state.epoch}, step {self.state.step}: the loss is {error.value} on samples [{shown}]"
+        if self.on_nonfinite == "stop":
+            self.fail_nonfinite(what)
+        self.state.skipped += 1
+        if in_a_row >= MOST_SKIPS_IN_A_ROW:
+            self.fail_nonfinite(f"{what}, as on the {in_a_row - 1} batches before it")
+        self.recorder.progress.message(f"{what}; this update is skipped")
+        if self.checkpointer is not None:
+            self.checkpointer.check_signals()
+
+    def fail_nonfinite(self, what: str) -> None:
+        """End the run over a loss that is not finite."""
+        advice = "lower the learning rate, limit max_grad_norm, or look at these samples"
+        bad = next((n for n, p in self.step.model.named_parameters() if not bool(p.isfinite().all())), None)
+        if bad is not None:
+            kept = f"the parameters are no longer finite ({bad}); what was saved before is kept"
+        elif self.checkpointer is not None:
+            self.checkpointer.save()
+            kept = "the parameters are finite and saved; `surefoot resume` goes on after this batch"
+        else:
+            kept = "the parameters are still finite"
+        raise RunFailed(f"{what}; {kept}; {advice}")
+
+
+def grouped(loader: Loader, size: int) -> Iterator[list[tuple]]:
+    """The loader's batches in lists of `size`, the last list of an epoch perhaps shorter."""
+    if size == 1:
+        for batch in loader:
+            yield [batch]
+        return
+    group: list[tuple] = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,113 @@
+"""Where a run is: epoch, step, phase, best value so far, patience left; plain numbers that a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UsageError
+
+MODES = ("min", "max")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """When a run is saved and what is kept.
+
+    `every` is ``"1 epoch"``, ``"500 steps"`` or ``"10 min"``; None saves only when the run stops. `keep_last`
+    newest ones stay, and with `keep_best` (``"val/loss"``) the best one by that metric in `mode` too.
+    """
+
+    every: str | None = "1 epoch"
+    keep_last: int = 3
+    keep_best: str | None = None
+    mode: str = "min"
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop after `patience` epochs in which `monitor` did not improve by more than `min_delta`."""
+
+    monitor: str = "val/loss"
+    mode: str = "min"
+    patience: int = 5
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"early_stopping.mode: {self.mode!r} is not one of min, max")
+        if self.patience < 1:
+            raise UsageError(f"early_stopping.patience: {self.patience} is below 1 epoch")
+
+
+@dataclass
+class Best:
+    """The best value of one metric so far, and when it was reached."""
+
+    mode: str = "min"
+    min_delta: float = 0.0
+    value: float | None = None
+    epoch: int | None = None
+
+    def improves(self, value: float, epoch: int) -> bool:
+        """Take `value` in; True where it is the best yet. NaN never is."""
+        if math.isnan(value):
+            return False
+        sign = 1.0 if self.mode == "min" else -1.0
+        if self.value is not None and not sign * value < sign * self.value - self.min_delta:
+            return False
+        self.value, self.epoch = value, epoch
+        return True
+
+
+@dataclass
+class RunState:
+    """Everything of a run's progress that is not in the model, optimizer, schedule or loader.
+
+    `phase` is ``"train"`` within an epoch's updates and ``"validate"`` once they are done and recorded, so that a
+    run stopped while validating begins that validation again.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    phase: str = "train"
+    stopped_early: bool = False
+    stale_epochs: int = 0
+    skipped: int = 0
+    best: Best = field(default_factory=Best)
+    patience_best: Best = field(default_factory=Best)
+    last: dict[str, float] = field(default_factory=dict)
+    wall_before: float = 0.0
+    _started: float = field(default_factory=time.monotonic, repr=False)
+
+    def wall_s(self) -> float:
+        """Seconds spent in this run, earlier sittings included."""
+        return round(self.wall_before + time.monotonic() - self._started, 3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and text."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "phase": self.phase,
+            "stopped_early": self.stopped_early,
+            "stale_epochs": self.stale_epochs,
+            "skipped": self.skipped,
+            "best": vars(self.best).copy(),
+            "patience_best": vars(self.patience_best).copy(),
+            "last": dict(self.last),
+            "wall_s": self.wall_s(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; the modes and deltas stay as this run's settings have them."""
+        for name in ("epoch", "step", "phase", "stopped_early", "stale_epochs", "skipped"):
+            setattr(self, name, state[name])
+        for name in ("best", "patience_best"):
+            mine: Best = getattr(self, name)
+            mine.value, mine.epoch = state[name]["value"], state[name]["epoch"]
+        self.last = dict(state["last"])
+        self.wall_before = state["wall_s"]
+        self._started = time.monotonic()
