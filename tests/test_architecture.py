@@ -1,0 +1,190 @@
+"""The building stands: imports point down, files are short and say what they are for, nothing unpickles."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+PACKAGE = SRC / "surefoot"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
+
+# From the ground up. A module imports from lower floors and from its own package only.
+FLOORS = (
+    {"version", "errors", "catalog", "rng", "files", "signals", "safe_tensors"},
+    {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics"},
+    {"data", "artifacts", "tracking"},
+    {"step", "execution", "checkpoint"},
+    {"training"},
+    {"recipe"},
+    {"build"},
+    {"cli"},
+    {"__init__", "__main__"},  # the public names, and `python -m surefoot`
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+MOST_LINES = 450
+LONGEST_LINE = 120
+
+
+@pytest.fixture(params=FILES, ids=NAMES)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def tree(path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def part_of(path: Path) -> str:
+    """The top-level module or package that a file belongs to: `losses/calling.py` -> `losses`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_parts(path: Path, tree: ast.Module):
+    """(line, top-level part) of each import from the package, wherever in the file it stands."""
+    package = dotted(path).split(".") if path.name == "__init__.py" else dotted(path).split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from .. import rng` names modules; `from ..rng import fold` names one in `module` itself.
+            targets = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            parts = target.split(".")
+            if parts[0] == "surefoot":
+                yield node.lineno, parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_the_floors_name_every_module():
+    there = {part_of(path) for path in FILES} - {"recipes"}
+    assert there <= set(FLOOR), f"give these a floor in FLOORS: {sorted(there - set(FLOOR))}"
+
+
+def test_imports_point_down(path, tree):
+    here = part_of(path)
+    wrong = [
+        f"line {line}: {here} (floor {FLOOR[here]}) imports {there} (floor {FLOOR.get(there, 'unknown')})"
+        for line, there in imported_parts(path, tree)
+        if there != here and FLOOR.get(there, 99) >= FLOOR[here]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_wrong_import_would_be_found():
+    """The test above sees each way of writing an import."""
+    source = "from ..training import fit\nfrom .. import cli\nimport surefoot.build\ndef f():\n    from ..recipe.load import x\n"
+    found = list(imported_parts(PACKAGE / "losses" / "calling.py", ast.parse(source)))
+    assert found == [(1, "training"), (2, "cli"), (3, "build"), (5, "recipe")]
+
+
+def test_a_file_is_short_and_its_first_line_says_what_it_is_for(path, tree):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES, f"{len(lines)} lines: make it a folder of files with one job each"
+    docstring = ast.get_docstring(tree)
+    assert docstring and len(docstring.splitlines()[0]) > 15
+    long = [number for number, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
+    assert not long, f"longer than {LONGEST_LINE} characters: lines {long}"
+
+
+def test_every_public_name_is_documented(path, tree):
+    module = importlib.import_module(dotted(path))
+    bare = []
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            bare.append(node.name)
+        if isinstance(node, ast.ClassDef):
+            owner = getattr(module, node.name)
+            for member in node.body:
+                # A method that a base class documents (`nn.Module.forward`) needs no second text.
+                if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                    if not inspect.getdoc(getattr(owner, member.name)):
+                        bare.append(f"{node.name}.{member.name}")
+    assert not bare, f"without a docstring: {', '.join(bare)}"
+
+
+def test_examples_in_docstrings_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(dotted(path))
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
+    assert not list(tmp_path.iterdir()), "an example left files in the working directory"
+
+
+def calls_in(tree: ast.Module):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def test_nothing_is_unpickled_or_evaluated(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in ("pickle", "marshal", "shelve"), f"line {node.lineno}"
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+            assert not names & {"marshal", "shelve", "dill", "cloudpickle", "joblib"}, f"line {node.lineno}"
+    for call, name in calls_in(tree):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", (
+                f"line {call.lineno}: torch.load without weights_only=True"
+            )
+        assert given.get("allow_pickle", "False") == "False", f"line {call.lineno}"
+        assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"), (
+            call.lineno
+        )
+
+
+def test_no_error_is_swallowed_and_nothing_is_left_for_later(path, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            empty = all(isinstance(statement, ast.Pass) for statement in node.body)
+            assert not (broad and empty), f"line {node.lineno}: swallows every error"
+    text = path.read_text(encoding="utf-8")
+    for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X"):
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import surefoot",
+        "import surefoot.errors, surefoot.catalog, surefoot.rng, surefoot.files",
+        "import surefoot.tracking",
+        "from surefoot.cli import main; main(['--help'])",
+        "from surefoot.cli import main; main(['--version'])",
+    ],
+)
+def test_torch_is_imported_only_when_it_is_needed(code):
+    """Importing torch takes a second: help, versions and shell completion do not wait for it."""
+    check = (
+        "import sys\n"
+        f"try:\n    {code}\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
