@@ -1,0 +1,209 @@
+"""Plain state survives JSON and safetensors bit for bit; what needs pickle is refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter, OrderedDict, deque
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surefoot import safe_tensors
+from surefoot.checkpoint.codec import Corrupt, Decoder, Encoder, storable
+from surefoot.errors import UsageError
+
+
+def through_files(tmp_path, value):
+    """`value` written as a checkpoint writes it, and read back."""
+    encoder = Encoder()
+    text = json.dumps(encoder.encode(value, "root"), allow_nan=False)
+    path = tmp_path / "t.safetensors"
+    safe_tensors.save(path, {name: storable(tensor) for name, tensor in encoder.tensors.items()})
+    decoder = Decoder(safe_tensors.load(path).tensors)
+    found = decoder.decode(json.loads(text))
+    assert not decoder.unused
+    return found
+
+
+def same(one, other) -> bool:
+    """Equal in type, order and every bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        raw = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*raw)
+    if isinstance(one, float):
+        return struct.pack("d", one) == struct.pack("d", other)
+    if isinstance(one, numpy.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple, deque)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+VALUES = {
+    "none": None,
+    "bools are not ints": [True, 1, False, 0],
+    "floats": [0.1, -0.0, 0.0, 1e-320, 1.7976931348623157e308, math.inf, -math.inf, math.nan],
+    "large ints": [2**63 - 1, -(2**63), 2**63, 10**5000],
+    "strings": ["", "Größe", "\ud800", "\0", "$"],
+    "key $": {"$": "tensor", "at": "x"},
+    "int keys": {0: "a", -1: "b", True: "c"},
+    "tuple keys": {(1, "a"): 2, None: 3, 0.5: 4},
+    "mixed keys": {"a": 1, 2: 3},
+    "order of keys": {"b": 1, "a": 2},
+    "tuples in lists": [(1, (2,)), ()],
+    "bytes": [b"\0\xff", bytearray(b"ab")],
+    "sets": [{1, 2}, frozenset({"a", "b"})],
+    "counter": Counter({3: 1, 5: 2}),
+    "ordered": OrderedDict([("z", 1), ("a", 2)]),
+    "deque": deque([1, 2], maxlen=3),
+    "complex": complex(0.1, -0.0),
+    "torch's": [torch.float32, torch.device("cpu"), torch.Size([2, 3])],
+    "numpy scalars": [numpy.float64(0.1), numpy.int32(-3), numpy.bool_(True), numpy.float16(1.5)],
+    "numpy arrays": [numpy.arange(6, dtype=">i4").reshape(2, 3).T, numpy.zeros(0)],
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_come_back_in_type_order_and_bits(tmp_path, name):
+    assert same(through_files(tmp_path, VALUES[name]), VALUES[name])
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.complex128, torch.float8_e4m3fn],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
+def test_tensors_of_any_dtype(tmp_path, dtype, shape):
+    tensor = torch.ones(shape).to(dtype)
+    assert same(through_files(tmp_path, {"t": tensor}), {"t": tensor})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0).reshape(2, 3).t(),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(2, 1, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(1, 3, 1, 1).to(memory_format=torch.channels_last),
+        torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+    ],
+    ids=lambda t: str(tuple(t.stride())),
+)
+def test_the_order_in_memory_comes_back(tmp_path, tensor):
+    found = through_files(tmp_path, tensor)
+    assert same(found, tensor) and found.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(1).expand(4), torch.arange(10.0)[::3]], ids=["expanded", "sliced"])
+def test_strides_with_holes_or_overlap_become_plain(tmp_path, tensor):
+    found = through_files(tmp_path, tensor)
+    assert same(found, tensor) and found.is_contiguous()
+
+
+def test_a_tensor_that_occurs_twice_is_stored_once_and_stays_one(tmp_path):
+    tensor = torch.ones(3)
+    encoder = Encoder()
+    encoder.encode({"a": tensor, "b": [tensor]}, "root")
+    assert len(encoder.tensors) == 1
+    found = through_files(tmp_path, {"a": tensor, "b": [tensor], "view": tensor[:2]})
+    assert found["a"] is found["b"][0] and found["view"] is not found["a"]
+
+
+def test_names_that_meet_do_not_mix(tmp_path):
+    value = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}}
+    assert same(through_files(tmp_path, value), value)
+
+
+class Custom:
+    pass
+
+
+def _cycle() -> list:
+    value: list = []
+    value.append(value)
+    return value
+
+
+REFUSED = {
+    "an object": (Custom(), "Custom cannot be saved without pickle"),
+    "a function": (lambda: 0, "function cannot be saved"),
+    "a subclass of int": (type("Level", (int,), {})(1), "Level cannot be saved"),
+    "numpy objects": (numpy.array([Custom()], dtype=object), "ndarray cannot be saved"),
+    "a sparse tensor": (torch.eye(2).to_sparse(), "sparse"),
+    "a meta tensor": (torch.empty(2, device="meta"), "meta device"),
+    "itself": (_cycle(), "refers to itself"),
+    "a tensor as key": ({torch.ones(1): 1}, "as a key"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_needs_pickle_is_refused_where_it_stands(name):
+    value, told = REFUSED[name]
+    with pytest.raises(UsageError, match=told) as caught:
+        Encoder().encode({"deep": [value]}, "loader")
+    assert str(caught.value).startswith("loader/deep/0")
+
+
+_PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.booleans(), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_PLAIN)
+def test_any_plain_value_comes_back(value):
+    text = json.dumps(Encoder().encode(value, "root"), allow_nan=False)
+    found = Decoder({}).decode(json.loads(text))
+    # NaN may change its payload; Python's own repr is what is compared for the rest.
+    assert repr(found) == repr(value)
+
+
+HOSTILE = {
+    "unknown tag": {"$": "os.system", "v": "true"},
+    "tag is a list": {"$": ["tuple"], "v": []},
+    "missing tensor": {"$": "tensor", "at": "nowhere"},
+    "tensor without a name": {"$": "tensor"},
+    "impossible strides": {"$": "tensor", "at": "t", "stride": [2**40]},
+    "strides of another rank": {"$": "tensor", "at": "t", "stride": [1, 1]},
+    "dtype that is a function": {"$": "tensor", "at": "t", "dtype": "load", "shape": [4]},
+    "shape that does not fit": {"$": "tensor", "at": "u", "dtype": "complex128", "shape": [1000]},
+    "dtype by another name": {"$": "dtype", "v": "save"},
+    "numpy objects": {"$": "numpy", "dtype": "|O", "v": "AAAAAAAAAAA="},
+    "unhashable key": {"$": "dict", "v": [[[1], 2]]},
+    "dict without pairs": {"$": "dict", "v": [1]},
+    "tuple without a list": {"$": "tuple", "v": 3},
+    "float of a word": {"$": "float", "v": "__import__"},
+    "bytes of nonsense": {"$": "bytes", "v": "!!"},
+    "array of a huge shape": {"$": "ndarray", "dtype": "<f8", "shape": [2**40], "v": ""},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_trees_that_no_encoder_wrote_are_refused(name):
+    tensors = {"t": torch.ones(4), "u": torch.ones(4, dtype=torch.uint8)}
+    with pytest.raises(Corrupt):
+        Decoder(tensors).decode([HOSTILE[name]])
+
+
+def test_deep_trees_are_refused_and_not_recursed():
+    tree: list = []
+    for _ in range(500):
+        tree = [tree]
+    with pytest.raises(Corrupt, match="deeply"):
+        Decoder({}).decode(tree)
