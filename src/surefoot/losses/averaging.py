@@ -154,7 +154,7 @@ def shares(loss: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
     weights = [_weight_of_batch(loss, batch) for batch in batches]
     total = sum(weights)
     if isinstance(total, Tensor):
-        return [(w / total).to(torch.get_default_dtype()) for w in weights]
+        return [w.double() / total for w in weights]
     return [w / total for w in weights]
 
 

@@ -159,7 +159,7 @@ def weighed(value: Tensor, share: float | Tensor | None) -> Tensor:
     """A micro-batch's loss times its share."""
     if isinstance(share, Tensor):
         # The mean over a micro-batch in which every position is ignored is 0/0; it has no part in the whole.
-        return torch.where(share == 0, torch.zeros_like(value), value * share)
+        return torch.where(share == 0, torch.zeros_like(value), value * share.to(value.dtype))
     return value if share is None else value * share
 
 

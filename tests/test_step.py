@@ -1,0 +1,175 @@
+"""One update: equal to plain torch bit for bit, and to one large batch when accumulated."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from surefoot.errors import UsageError
+from surefoot.step import NonFiniteLoss, TrainStep
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 4))
+
+
+def batches(count: int, size: int = 8):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(count):
+        yield torch.randn(size, 6, generator=generator), torch.randint(4, (size,), generator=generator)
+
+
+def plain_torch(model, loss, optimizer, data, *, max_norm=None, clip_value=None, dtype=None) -> list[float]:
+    """The loop as a tutorial writes it."""
+    losses = []
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            value = loss(model(inputs), targets)
+        value.backward()
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        if clip_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), clip_value)
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"max_grad_norm": 0.1}, {"max_norm": 0.1}),
+        ({"clip_value": 0.01}, {"clip_value": 0.01}),
+        ({"max_grad_norm": 0.1, "clip_value": 0.01}, {"max_norm": 0.1, "clip_value": 0.01}),
+        ({"precision": "bf16"}, {"dtype": torch.bfloat16}),
+    ],
+)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_step_is_plain_torch_bit_for_bit(name, ours, theirs):
+    model, oracle, loss = small_model(), small_model(), nn.CrossEntropyLoss()
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.05)
+    expected = plain_torch(oracle, loss, getattr(torch.optim, name)(oracle.parameters(), lr=0.05), batches(6), **theirs)
+    step = TrainStep(model, loss, optimizer, **ours)
+    assert [step([batch]).loss.item() for batch in batches(6)] == expected
+    assert same(model, oracle)
+
+
+def test_lbfgs_runs_its_closure():
+    model, oracle, loss = nn.Linear(6, 4), nn.Linear(6, 4), nn.CrossEntropyLoss()
+    oracle.load_state_dict(model.state_dict())
+    step = TrainStep(model, loss, torch.optim.LBFGS(model.parameters(), lr=0.1))
+    optimizer = torch.optim.LBFGS(oracle.parameters(), lr=0.1)
+    for inputs, targets in batches(3):
+
+        def closure(inputs=inputs, targets=targets):
+            optimizer.zero_grad()
+            value = loss(oracle(inputs), targets)
+            value.backward()
+            return value
+
+        first = optimizer.step(closure)
+        assert step([(inputs, targets)]).loss.item() == first.item()
+    assert same(model, oracle)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(weight=torch.tensor([0.1, 2.0, 1.0, 0.5])),
+        nn.CrossEntropyLoss(ignore_index=2),
+        nn.CrossEntropyLoss(reduction="sum"),
+    ],
+    ids=["mean", "weighted", "ignoring", "sum"],
+)
+def test_accumulated_micro_batches_are_one_large_batch(loss):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4).double()
+    whole = copy.deepcopy(model)
+    ((inputs, targets),) = batches(1, size=11)
+    inputs = inputs.double()
+    if loss.weight is not None:
+        loss = nn.CrossEntropyLoss(weight=loss.weight.double())
+    # A short last micro-batch is where a mean of means goes wrong.
+    micro = [(inputs[:4], targets[:4]), (inputs[4:8], targets[4:8]), (inputs[8:], targets[8:])]
+    accumulated = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1))(micro)
+    at_once = TrainStep(whole, loss, torch.optim.SGD(whole.parameters(), lr=0.1))([(inputs, targets)])
+    torch.testing.assert_close(model.weight, whole.weight, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(accumulated.loss, at_once.loss, rtol=1e-12, atol=1e-14)
+    assert accumulated.samples == at_once.samples == 11
+    assert torch.equal(accumulated.targets, targets)
+
+
+def test_the_norm_before_clipping_is_told():
+    model, loss = small_model(), nn.CrossEntropyLoss()
+    (batch,) = batches(1)
+    loss(model(batch[0]), batch[1]).backward()
+    expected = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model = small_model()
+    result = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), max_grad_norm=1e-3)([batch])
+    torch.testing.assert_close(result.grad_norm, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(bad):
+    model = small_model().eval()
+    before = copy.deepcopy(model)
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    (batch,) = batches(1)
+    broken = (batch[0].clone().fill_(bad), batch[1])
+    with pytest.raises(NonFiniteLoss) as caught:
+        step([batch, broken])
+    assert caught.value.micro_batch == 1
+    assert same(model, before)
+
+
+def test_an_overflow_in_fp16_skips_the_update_and_says_so():
+    model = nn.Linear(6, 4)
+    before = copy.deepcopy(model)
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision="fp16")
+    (batch,) = batches(1)
+    # The loss is finite; its gradients, multiplied by the scale, are beyond fp16's 65504.
+    assert step([(batch[0] * 1000, batch[1])]).updated is False
+    assert same(model, before)
+    assert step([batch]).updated is True
+    assert not same(model, before)
+
+
+def test_the_moving_average_follows_the_parameters():
+    model = nn.Linear(6, 4)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), ema=average)
+    expected = None
+    for batch in batches(4):
+        step([batch])
+        now = model.weight.detach().clone()
+        expected = now if expected is None else expected * 0.9 + now * 0.1
+    torch.testing.assert_close(average.module.weight, expected)
+
+
+def test_a_saved_state_of_other_settings_is_refused():
+    model = nn.Linear(6, 4)
+    plain = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    scaled = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision="fp16")
+    scaled.load_state_dict(scaled.state_dict())
+    with pytest.raises(UsageError, match="scaler"):
+        scaled.load_state_dict(plain.state_dict())
+    with pytest.raises(UsageError, match="scaler"):
+        plain.load_state_dict(scaled.state_dict())
+
+
+def test_an_unknown_precision_is_told():
+    model = nn.Linear(6, 4)
+    with pytest.raises(UsageError, match="float64"):
+        TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision="float64")
