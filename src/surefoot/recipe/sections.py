@@ -67,7 +67,8 @@ class Part:
     def plain(self) -> Any:
         """The mapping that the recipe would hold; the bare name where there are no arguments."""
         if not self.args and not self.imported:
-    XX
+            return self.name
+        return self.mapping()
 
     def mapping(self) -> dict[str, Any]:
         """The mapping that the recipe would hold."""
