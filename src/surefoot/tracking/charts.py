@@ -26,7 +26,7 @@ svg.chart text.key { fill: var(--text); }
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: `points` (x, y) in the order of x; `marks` draws a dot on each, `faint` a thin line."""
+    """A line of a chart: `points` (x, y) in the order of x; `marks` puts a dot on each, `faint` is thin."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -77,9 +77,10 @@ def line_chart(
             if line.marks and len(stretch) <= 60:
                 for x, y in stretch:
                     shown = f"{100 * y:.2f} %" if percent else _number(y, digits=5)
+                    told = f"{line.label}: {shown} at {x_label} {_number(x)}"
                     parts.append(
                         f'<circle class="c{line.colour % 4}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="3.5">'
-                        f"<title>{escape(line.label)}: {shown} at {escape(x_label)} {_number(x)}</title></circle>"
+                        f"<title>{escape(told)}</title></circle>"
                     )
     parts.append(_legend(lines))
     parts.append("</svg>")
@@ -94,9 +95,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """
     if high <= low:
         return [low]
-    rough = (high - low) / max(most - 1, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(f * power for f in (1, 2, 5, 10, 20) if (high - low) / (f * power) <= most + 1e-9)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
@@ -155,9 +155,8 @@ def _legend(lines: Sequence[Line]) -> str:
     for line in lines:
         y = HEIGHT - 12
         faint = ' style="opacity:.45"' if line.faint else ""
-        parts.append(
-            f'<line class="c{line.colour % 4}" stroke-width="3" x1="{at}" x2="{at + 18}" y1="{y}" y2="{y}"{faint}/>'
-        )
+        key = f'<line class="c{line.colour % 4}" stroke-width="3" x1="{at}" x2="{at + 18}"'
+        parts.append(f'{key} y1="{y}" y2="{y}"{faint}/>')
         parts.append(f'<text class="key" x="{at + 24}" y="{y + 4}">{escape(line.label)}</text>')
         at += 42 + 7 * len(line.label)
     return "\n".join(parts)

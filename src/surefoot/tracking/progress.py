@@ -152,21 +152,18 @@ class PlainProgress(Progress):
             self._stream.write(text + "\n")
             self._stream.flush()
         except UnicodeEncodeError:
-            plain = text.encode("ascii", "replace").decode()
-            self._stream.write(plain + "\n")
-        except (BrokenPipeError, ValueError):  # ValueError: the stream is closed
+            self._stream.write(text.encode("ascii", "replace").decode() + "\n")
+        except (OSError, ValueError):  # the reader left, the disk is full, the stream is closed
+            _silence(self._stream)
             self._stream = None
-            _silence(sys.stdout)
 
 
 class RichProgress(Progress):
     """A live bar with rich: epoch, step, loss, learning rate, samples a second, time left."""
 
     def __init__(self, stream: TextIO):
-        from rich.console import Console
-
         super().__init__()
-        self._console = Console(file=stream, highlight=False)
+        self._console = _console(stream)
         self._bar: Any = None
         self._task: Any = None
         self._drawn = 0.0
@@ -248,13 +245,10 @@ class RichProgress(Progress):
 
     def _quietly(self, call: Any, *arguments: Any, **named: Any) -> None:
         """Call, and go on without a terminal if it has gone away."""
-        from rich.console import Console
-
         try:
             call(*arguments, **named)
-        except (OSError, ValueError):
-            self._bar = None
-            self._console = Console(quiet=True)
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            self._console.quiet = True
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:
@@ -372,6 +366,18 @@ def _rates(rates: Sequence[float]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _console(stream: TextIO) -> Any:
+    """A rich console that falls silent when its reader leaves, where rich's own would end the process."""
+    from rich.console import Console
+
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            _silence(stream)
+
+    return Patient(file=stream, highlight=False)
 
 
 def _escaped(text: str) -> str:

@@ -17,10 +17,11 @@ from .journal import read_records
 from .progress import duration
 
 _STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea; --card: #f6f7f9;
-  --c0: #2166c4; --c1: #d0590b; --c2: #23863b; --c3: #8a45c4; --heat: 33, 102, 196; }
-@media (prefers-color-scheme: dark) { :root { --back: #14171b; --text: #e4e7eb; --dim: #98a1ad; --line: #2b3038;
-  --card: #1c2026; --c0: #6ba7ff; --c1: #ffa25c; --c2: #66cc80; --c3: #c79bff; --heat: 107, 167, 255; } }
+:root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea;
+  --card: #f6f7f9; --c0: #2166c4; --c1: #d0590b; --c2: #23863b; --c3: #8a45c4; --heat: 33, 102, 196; }
+@media (prefers-color-scheme: dark) { :root {
+  --back: #14171b; --text: #e4e7eb; --dim: #98a1ad; --line: #2b3038; --card: #1c2026;
+  --c0: #6ba7ff; --c1: #ffa25c; --c2: #66cc80; --c3: #c79bff; --heat: 107, 167, 255; } }
 body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
@@ -29,9 +30,10 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .
 .tile { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; }
 .tile b { display: block; font-size: 1.3rem; } .tile span { color: var(--dim); font-size: .85rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { text-align: left; }
-table.settings td { text-align: left; overflow-wrap: anywhere; } table.confusion td { text-align: center; min-width: 2.2rem; }
+table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.confusion td { text-align: center; min-width: 2.2rem; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: 13px; }
 summary { cursor: pointer; color: var(--dim); }
 """
@@ -45,8 +47,8 @@ def write_report(
 ) -> Path:
     """Write `run_dir`/report.html from what the directory holds, and return its path.
 
-    `confusion` (C, C) counts samples, with true classes as rows, and `classes` names them. Only metrics.jsonl has
-    to be there. Raises UsageError if it cannot be read, RunFailed if the report cannot be written.
+    `confusion` (C, C) counts samples, with true classes as rows, and `classes` names them. Only metrics.jsonl
+    has to be there. Raises UsageError if it cannot be read, RunFailed if the report cannot be written.
     """
     run_dir = Path(run_dir)
     page = render_report(
@@ -162,7 +164,7 @@ def _metric_chart(records: Sequence[Mapping[str, Any]], key: str, percent: bool 
 def _rate_chart(records: Sequence[Mapping[str, Any]]) -> str:
     """The rate of each param group; groups that never differ share a line."""
     own = [record for record in records if record.get("lr") and record["split"] == "train"]
-    # An epoch's record repeats the rate of its last step, or the one after it: steps alone, where there are any.
+    # An epoch's record repeats a rate: steps alone are drawn, where there are any.
     own = [record for record in own if record["kind"] == "step"] or own
     courses: dict[tuple[float, ...], list[int]] = {}
     for group in range(max((len(record["lr"]) for record in own), default=0)):
@@ -176,8 +178,9 @@ def _rate_chart(records: Sequence[Mapping[str, Any]]) -> str:
         )
         for colour, (course, groups) in enumerate(courses.items())
     ]
-    positive = [rate for course in courses for rate in course if rate > 0]
-    log = bool(positive) and max(positive) / min(positive) > 100
+    # Logarithmic where rates are decades apart for most of the time, not just in the last steps of a cosine.
+    rates = sorted(rate for course in courses for rate in course if rate > 0)
+    log = bool(rates) and rates[-1] / rates[len(rates) // 10] > 50
     return line_chart(lines, x_label="step", y_label="learning rate", log=log) if lines else ""
 
 
@@ -233,11 +236,10 @@ def _confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str])
 def _settings(run: Mapping[str, Any]) -> str:
     """run.json, one row a value."""
     rows = "\n".join(f"<tr><td>{escape(key)}</td><td>{escape(text)}</td></tr>" for key, text in _flat(run))
-    return (
-        f'<details><summary>run.json</summary><div class="scroll"><table class="settings">{rows}</table></div></details>'
-        if rows
-        else ""
-    )
+    if not rows:
+        return ""
+    table = f'<div class="scroll"><table class="settings">{rows}</table></div>'
+    return f"<details><summary>run.json</summary>{table}</details>"
 
 
 def _flat(value: Any, key: str = "") -> Iterable[tuple[str, str]]:

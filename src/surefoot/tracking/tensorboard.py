@@ -66,7 +66,7 @@ class TensorBoard:
             for path in filter(None, older):
                 path.unlink()
             if newest is not None:
-                # Emptied and not removed: a TensorBoard that is reading it would never go on to the next file.
+                # Emptied, not removed: a TensorBoard that is reading it would never go on to the next file.
                 os.truncate(newest, 0)
         except OSError as error:
             raise RunFailed(f"{self.directory}: old events cannot be removed: {error.strerror}") from error
