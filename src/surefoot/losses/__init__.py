@@ -6,12 +6,15 @@ from .averaging import batch_size, is_summed, many_weights, sample_weight, share
 from .balance import class_weights, positive_weight
 from .calling import Convention, LossValue, apply, convention_of, value_of
 from .catalogue import LOSSES, build_loss, needs_targets
+from .checks import FINDINGS, Finding, lint
 from .composite import WeightedSum
 from .scoring import accuracy_kind, default_metrics, metric_options
 
 __all__ = [
+    "FINDINGS",
     "LOSSES",
     "Convention",
+    "Finding",
     "LossValue",
     "WeightedSum",
     "accuracy_kind",
@@ -22,6 +25,7 @@ __all__ = [
     "convention_of",
     "default_metrics",
     "is_summed",
+    "lint",
     "many_weights",
     "metric_options",
     "needs_targets",

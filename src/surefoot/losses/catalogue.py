@@ -176,6 +176,7 @@ def build_loss(
     whole training set; `classes` is the number of classes where it is known. Raises UsageError for an unknown loss, an
     argument that it does not take, or a class without samples.
 
+    >>> import torch
     >>> build_loss("CrossEntropyLoss", {"weight": "balanced"}, targets=torch.tensor([0, 0, 0, 1])).weight
     tensor([0.6667, 2.0000])
     """

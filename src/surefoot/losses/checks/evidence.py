@@ -1,0 +1,178 @@
+"""The first batch, run once: what the model gave, what the loss and its gradients were, what each layer saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calling import convention_of, scalar
+from ..composite import WeightedSum
+from ..known import known
+
+# Operations that move numbers about without changing them.
+# fmt: off
+_MOVES = frozenset([
+    "View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "MovedimInt",
+    "Select", "Slice", "Split", "SplitWithSizes", "Unbind", "Index", "Unfold", "Expand", "Clone", "Alias", "ToCopy",
+])
+# fmt: on
+
+
+@dataclass
+class Layer:
+    """One call of a module without children."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    gave: Tensor | None
+
+    @property
+    def label(self) -> str:
+        """``'fc1' (Linear)``"""
+        return f"{self.name!r} ({type(self.module).__name__})" if self.name else type(self.module).__name__
+
+
+@dataclass
+class Evidence:
+    """What the checks look at. The parts from `value` on are there only after the loss was computed."""
+
+    model: nn.Module
+    loss: Any
+    batch: Any
+    optimizer: Any
+    classes: int | None
+    outputs: Any = None
+    targets: Any = None
+    layers: list[Layer] = field(default_factory=list)
+    value: float | None = None
+    part_values: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[tuple[str | None, Any]]:
+        """``(torch's name or None, loss)`` of each loss that is summed; usually one."""
+        losses = self.loss.parts if isinstance(self.loss, WeightedSum) else (self.loss,)
+        return [(known(loss), loss) for loss in losses]
+
+    def inputs(self) -> list[Tensor]:
+        """The tensors of the batch that the model was given."""
+        convention = convention_of(self.loss).name
+        number = {"triplet": 3, "two inputs": 2}.get(convention, 1)
+        return [t for part in self.batch[:number] for t in tensors_in(part)]
+
+    def targets_given(self) -> list[Tensor]:
+        """All tensors among the targets."""
+        return list(tensors_in(self.targets))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest of lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def last_operation(tensor: Tensor) -> str | None:
+    """The operation that computed a tensor, moves of numbers left out: ``"Softmax"``, ``"Addmm"``; None if unknown.
+
+    >>> last_operation(torch.ones(2, 3, requires_grad=True).softmax(1).reshape(3, 2))
+    'Softmax'
+    """
+    node = tensor.grad_fn
+    while node is not None:
+        name = node.name().partition("Backward")[0]
+        if name not in _MOVES:
+            return name
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+class Watch:
+    """Notes each call of each module while it is on; knows where a crash happened."""
+
+    def __init__(self, model: nn.Module):
+        self.layers: list[Layer] = []
+        self.stack: list[Layer] = []
+        self._hooks: list[Any] = []
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            self._hooks.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leave))
+
+    def _enter(self, name: str):
+        def hook(module, args, kwargs):
+            given = next(tensors_in((args, kwargs)), None)
+            self.stack.append(Layer(name, module, given, None))
+
+        return hook
+
+    def _leave(self, module, args, output):
+        layer = self.stack.pop()
+        if next(module.children(), None) is None:
+            layer.gave = next(tensors_in(output), None)
+            self.layers.append(layer)
+
+    def off(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def plain_module(model: nn.Module) -> nn.Module:
+    """The module inside wrappers (torch.compile, DistributedDataParallel), which a look must not set in motion."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def run_loss(evidence: Evidence) -> None:
+    """Compute the loss and all gradients, into `evidence`; whatever torch raises comes through."""
+    losses = evidence.loss.parts if isinstance(evidence.loss, WeightedSum) else (evidence.loss,)
+    factors = evidence.loss.factors if isinstance(evidence.loss, WeightedSum) else (1.0,)
+    total = None
+    for factor, loss in zip(factors, losses, strict=True):
+        value = scalar(convention_of(loss).value(loss, evidence.outputs, evidence.targets), loss)
+        evidence.part_values.append(float(value.detach()))
+        total = value * factor if total is None else total + value * factor
+    evidence.value = float(total.detach())
+    trained = {n: p for n, p in evidence.parameters.items() if p.requires_grad}
+    if not total.requires_grad:
+        evidence.gradients = dict.fromkeys(trained)
+        return
+    evidence.gradients = dict(zip(trained, _gradients(total, list(trained.values())), strict=True))
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    if not parameters:
+        return []
+    try:
+        # Not `backward`: it would add to `.grad` and set off hooks that step an optimizer during the backward pass.
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+    except RuntimeError as error:
+        if "Checkpointing is not compatible with .grad()" not in str(error):
+            raise
+    held = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        loss.backward()
+        return [p.grad for p in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, held, strict=True):
+            parameter.grad = gradient

@@ -1,0 +1,91 @@
+"""Checks of what goes in: finite, not all the same, of a scale that a fresh network can use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .evidence import Evidence, Layer
+from .findings import Finding, error, warning
+
+# The first layer sets the scale by itself, or takes indices.
+_SETS_SCALE = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+# Beyond these a mean or a spread is no longer that of data brought near zero mean and unit variance. Pixels of 0 to 255
+# have a spread of about 80, those scaled twice one of about 0.001.
+_LARGE, _SMALL = 10.0, 5e-3
+
+
+def check_data(seen: Evidence) -> Iterator[Finding]:
+    """Whether inputs and targets are finite; told before the model runs."""
+    for what, tensors in (("inputs", seen.inputs()), ("targets", seen.targets_given())):
+        for tensor in tensors:
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                bad = ~tensor.isfinite()
+                rows = bad.flatten(1).any(1) if tensor.dim() > 1 else bad
+                where = f", first in sample {int(rows.nonzero()[0, 0])}" if tensor.dim() else ""
+                yield error(
+                    "nan-in-data",
+                    f"{int(bad.sum())} of {tensor.numel()} numbers in the first batch's {what} "
+                    f"are NaN or infinite{where}",
+                    "remove or fill them before training",
+                )
+                break
+
+
+def check_inputs(seen: Evidence) -> Iterator[Finding]:
+    """Whether what the first layer with weights sees is of a usable scale."""
+    inputs = seen.inputs()
+    if inputs and all(t.dim() and len(t) >= 2 and t.numel() and bool((t == t[:1]).all()) for t in inputs):
+        what = "zero" if not bool(inputs[0].any()) else "the same"
+        yield warning(
+            "constant-inputs",
+            f"all {len(inputs[0])} inputs of the first batch are {what}",
+            "look where the inputs come from: a wrong scaling or conversion often leaves zeros",
+        )
+        return
+    first = _first_with_weights(seen.layers)
+    if first is not None and isinstance(first.module, _SETS_SCALE):
+        return
+    given = first.given if first is not None else next(iter(inputs), None)
+    if given is None or not given.is_floating_point() or given.numel() < 16 or _one_hot(given):
+        return
+    values = given.detach().float()
+    spread, mean = float(values.std()), float(values.mean())
+    low, high = float(values.min()), float(values.max())
+    seen_by = f"layer {first.label} is given" if first is not None and first.name else "the model is given"
+    scale = f"{seen_by} inputs of {low:.3g} to {high:.3g}, with mean {mean:.3g} and standard deviation {spread:.3g}"
+    pixels = low >= 0 and 100 < high <= 255
+    if spread > _LARGE or abs(mean) > _LARGE:
+        fix = (
+            "divide pixels by 255 and normalise (data.normalize: {mean: 0.5, std: 0.5})"
+            if pixels
+            else "normalise: subtract the mean, divide by the standard deviation"
+        )
+        yield warning("inputs-not-normalised", f"{scale}; networks start rightly near mean 0 and deviation 1", fix)
+    elif spread < _SMALL and max(abs(low), abs(high)) < 4 * _SMALL:
+        yield warning(
+            "inputs-not-normalised",
+            f"{scale}; so small a scale leaves nothing to learn from",
+            "check that the inputs are scaled once only, and normalise them",
+        )
+
+
+def _first_with_weights(layers: list[Layer]) -> Layer | None:
+    for layer in layers:
+        if isinstance(layer.module, _SETS_SCALE) or next(layer.module.parameters(recurse=False), None) is not None:
+            return layer
+    return None
+
+
+def _one_hot(values: Tensor) -> bool:
+    return bool(torch.logical_or(values == 0, values == 1).all())

@@ -1,0 +1,201 @@
+"""Checks after the loss: is it finite, is it where chance would put it, does it reach what is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calling import convention_of, scalar
+from .evidence import Evidence, Layer, last_operation, tensors_in
+from .findings import Finding, error, warning
+
+
+def check_learning(seen: Evidence) -> Iterator[Finding]:
+    """Everything that the loss and its gradients tell."""
+    yield from _finite(seen)
+    yield from _gradients(seen)
+    yield from _dead(seen)
+    yield from _chance(seen)
+
+
+def check_optimizer(seen: Evidence) -> Iterator[Finding]:
+    """Whether the optimizer holds what is to be trained."""
+    if seen.optimizer is None:
+        return
+    held = {id(p) for group in seen.optimizer.param_groups for p in group["params"]}
+    trained = {n: p for n, p in seen.parameters.items() if p.requires_grad}
+    missing = [n for n, p in trained.items() if id(p) not in held]
+    if not missing:
+        return
+    if not held & {id(p) for p in seen.parameters.values()}:
+        yield error(
+            "not-in-optimizer",
+            "the optimizer holds none of the model's parameters: it would train another model, "
+            "or an older copy of this one",
+            "make the optimizer from this model's parameters, after the model is complete",
+        )
+        return
+    of_loss = all(n.startswith("loss.") for n in missing)
+    yield warning(
+        "not-in-optimizer",
+        f"{names(missing)} require a gradient and are in no parameter group: they stay as they are",
+        "give the loss's parameters to the optimizer as well"
+        if of_loss
+        else "give them to the optimizer, or set requires_grad=False where they are meant to stay",
+    )
+
+
+def names(of: list[str]) -> str:
+    """``'a', 'b' and 7 more parameters``"""
+    shown = ", ".join(map(repr, of[:3]))
+    if len(of) > 3:
+        return f"{shown} and {len(of) - 3} more parameters"
+    return f"the parameter{'s' if len(of) > 1 else ''} {shown}"
+
+
+def _finite(seen: Evidence) -> Iterator[Finding]:
+    if not math.isfinite(seen.value):
+        where = _first_not_finite(seen.layers)
+        begins = f"; the first layer whose output is not finite is {where.label}" if where else ""
+        if where is None and all(bool(t.isfinite().all()) for t in tensors_in(seen.outputs) if t.is_floating_point()):
+            begins = "; the model's outputs are finite, so that the loss itself makes it"
+        yield error(
+            "nan-at-start",
+            f"the loss is {seen.value} before the first update{begins}",
+            "look there for a division by zero, a log or root of a number that is not positive, or an overflow",
+        )
+        return
+    bad = [n for n, g in seen.gradients.items() if g is not None and not bool(g.isfinite().all())]
+    if bad:
+        yield error(
+            "nan-at-start",
+            f"the loss is finite and the gradient of {names(bad)} is not",
+            "look for a root, norm or log at zero, whose slope is infinite; add a small number before it",
+        )
+
+
+def _first_not_finite(layers: list[Layer]) -> Layer | None:
+    for layer in layers:
+        if layer.gave is not None and layer.gave.is_floating_point() and not bool(layer.gave.isfinite().all()):
+            return layer
+    return None
+
+
+def _gradients(seen: Evidence) -> Iterator[Finding]:
+    if not seen.gradients:
+        if seen.parameters:
+            yield error(
+                "no-gradient",
+                "no parameter requires a gradient: there is nothing to train",
+                "set requires_grad=True for what is to be trained",
+            )
+        return
+    without = [n for n, g in seen.gradients.items() if g is None]
+    if len(without) == len(seen.gradients):
+        yield error(
+            "no-gradient",
+            "the loss does not reach any parameter: the graph is cut between the model and the loss",
+            "look for detach(), item(), no_grad(), argmax or a new tensor made from numbers in the model or the loss",
+        )
+    elif without:
+        yield warning(
+            "no-gradient",
+            f"the loss does not reach {names(without)}: unused in this forward pass, or cut off by detach()",
+            "use them, remove them, or set requires_grad=False",
+        )
+    reached = [g for g in seen.gradients.values() if g is not None]
+    if reached and seen.value and math.isfinite(seen.value) and not any(bool((g != 0).any()) for g in reached):
+        yield warning(
+            "zero-gradient",
+            f"the loss is {seen.value:.3g} and its gradient is exactly zero everywhere: nothing will be learnt",
+            "look for saturated activations, dead ReLUs, rounding, or a loss that does not depend on the outputs",
+        )
+
+
+def _dead(seen: Evidence) -> Iterator[Finding]:
+    for layer in seen.layers:
+        given = layer.given
+        if (
+            isinstance(layer.module, nn.Linear | nn.modules.conv._ConvNd)
+            and given is not None
+            and len(given) >= 4
+            and given[0].numel() >= 8
+            and last_operation(given) in ("Relu", "Threshold")
+            and not bool(given.any())
+        ):
+            yield warning(
+                "dead-outputs",
+                f"layer {layer.label} is given only zeros: the ReLU before it lets nothing through, "
+                f"for any of {len(given)} samples",
+                "check the initialisation and the scale of the inputs; LeakyReLU keeps units alive",
+            )
+            return
+    outputs = next(tensors_in(seen.outputs), None)
+    inputs = seen.inputs()
+    if outputs is None or outputs.dim() < 2 or not inputs or convention_of(seen.loss).name == "ctc":
+        return
+    batch = inputs[0]
+    if len(outputs) < 4 or len(batch) != len(outputs) or not outputs.is_floating_point() or outputs.grad_fn is None:
+        return
+    if not bool((batch != batch[:1]).any()) or any(map(_starts_at_zero, seen.parameters.values())):
+        return
+    values = outputs.detach()
+    if not bool(((values - values[:1]).abs() > 1e-7 * values.abs().amax()).any()):
+        yield warning(
+            "dead-outputs",
+            f"all {len(values)} samples give the same output: it does not depend on the input",
+            "check the initialisation, the scale of the inputs, and that the model uses its input",
+        )
+
+
+def _starts_at_zero(parameter: Tensor) -> bool:
+    """A weight that is all zeros is a known way to begin (a last layer, a residual branch), and no fault."""
+    return parameter.dim() > 1 and not bool(parameter.detach().any())
+
+
+# Losses whose value at chance is that of equal scores for everything.
+_NEUTRAL = {
+    "CrossEntropyLoss": torch.zeros_like,
+    "BCEWithLogitsLoss": torch.zeros_like,
+    "MultiLabelSoftMarginLoss": torch.zeros_like,
+    "BCELoss": lambda outputs: torch.full_like(outputs, 0.5),
+    "NLLLoss": lambda outputs: torch.zeros_like(outputs).log_softmax(1 if outputs.dim() > 1 else 0),
+}
+# A first loss may be this many times the one at chance. Freshly initialised networks of torch stay below 1.5 times
+# (they begin near equal scores); a wrong scale of inputs or of the last layer goes far beyond.
+_FAR = 2.0
+
+
+def _chance(seen: Evidence) -> Iterator[Finding]:
+    for (name, loss), value in zip(seen.parts, seen.part_values, strict=True):
+        if name not in _NEUTRAL or not math.isfinite(value) or not isinstance(seen.outputs, Tensor):
+            continue
+        chance = _at_chance(name, loss, seen.outputs.detach(), seen.targets)
+        if chance > 0 and value > _FAR * chance + chance / math.log(max(_classes(name, seen.outputs), 2)):
+            kinds = _classes(name, seen.outputs)
+            known_as = (
+                f"ln {kinds} = {math.log(kinds):.3g}"
+                if math.isclose(chance, math.log(kinds), rel_tol=1e-3)
+                else f"{chance:.3g}"
+            )
+            yield warning(
+                "loss-far-from-chance",
+                f"the first loss is {value:.3g}; equal scores for everything would give {known_as}",
+                "check the scale of the inputs and the initialisation of the last layer, "
+                "and that each target belongs to its input",
+            )
+
+
+def _classes(name: str, outputs: Tensor) -> int:
+    if name in ("CrossEntropyLoss", "NLLLoss"):
+        return outputs.shape[1] if outputs.dim() > 1 else outputs.shape[0]
+    return 2
+
+
+def _at_chance(name: str, loss: Any, outputs: Tensor, targets: Any) -> float:
+    with torch.no_grad():
+        return float(scalar(convention_of(loss).value(loss, _NEUTRAL[name](outputs), targets), loss))

@@ -1,0 +1,93 @@
+"""A model that raised an error on the first batch: which layer, what it was given, what it takes."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from .evidence import Layer
+
+_PACKAGE = Path(__file__).parents[2]
+_TORCH = Path(torch.__file__).parent
+
+
+def refused_by_model(error: Exception, stack: list[Layer], batch: Any) -> UsageError:
+    """The error to raise from the one that the model raised; `stack` holds the modules that ran, outermost first."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    inner = stack[-1] if stack else None
+    told = "the model cannot run on the first batch"
+    if inner is not None and inner.given is not None:
+        told += f": {_where(inner)} was given {look(inner.given)}"
+    told += f": {text}"
+    line = _users_line(error)
+    if line:
+        told += f" (at {line})"
+    return UsageError(f"{told}; {_advice(inner, text)}")
+
+
+def look(tensor: Tensor) -> str:
+    """A tensor as a user would tell it: ``(4, 10) float32``."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _where(layer: Layer) -> str:
+    name = type(layer.module).__name__
+    if len(list(layer.module.children())) == 0 and layer.module.extra_repr():
+        name = f"{name}({layer.module.extra_repr()})"
+    return f"layer {layer.name!r}, {name}," if layer.name else f"the model, {name},"
+
+
+def _users_line(error: Exception) -> str:
+    """The last line of code in the traceback that is neither torch's nor Surefoot's."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if _TORCH not in path.parents and _PACKAGE not in path.parents and frame.line:
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return ""
+
+
+def _advice(layer: Layer | None, text: str) -> str:
+    module = layer.module if layer else None
+    given = layer.given if layer else None
+    weight = getattr(module, "weight", None)
+    if given is not None and isinstance(weight, Tensor) and not isinstance(module, nn.Embedding):
+        if given.device != weight.device:
+            return f"the layer is on {weight.device} and its input on {given.device}: move both to one device"
+        if given.dtype != weight.dtype:
+            wanted = str(weight.dtype).removeprefix("torch.")
+            return (
+                f"the layer computes in {wanted}: convert the inputs (`inputs.to(torch.{wanted})`), scaled as it needs"
+            )
+    if isinstance(module, nn.Linear) and given is not None and given.shape[-1:] != (module.in_features,):
+        flat = given.shape[1:].numel()
+        if given.dim() > 2 and flat == module.in_features:
+            return "flatten its input first (nn.Flatten)"
+        return (
+            f"its last dimension must be {module.in_features}: set in_features={given.shape[-1]}, "
+            "or change what comes before"
+        )
+    channels = getattr(module, "in_channels", None)
+    if channels is not None and given is not None and given.dim() > 1 and given.shape[1] != channels:
+        return (
+            f"it takes {channels} channels, (N, {channels}, ...): change in_channels, "
+            "or the order of the input's dimensions"
+        )
+    features = getattr(module, "num_features", None)
+    if features is not None and given is not None:
+        if "more than 1 value per channel" in text:
+            return "batch norm needs more than one sample in training: raise batch_size, or drop_last: true"
+        if given.dim() > 1 and given.shape[1] != features:
+            return f"set num_features={given.shape[1]}, or change what comes before"
+    if isinstance(module, nn.Embedding) and given is not None:
+        if given.is_floating_point():
+            return "an embedding takes whole numbers: give int64 indices"
+        return (
+            f"its indices go from 0 to {module.num_embeddings - 1}; "
+            f"this batch has {int(given.min())} to {int(given.max())}"
+        )
+    return "the model and the data's shapes do not fit together"
