@@ -49,7 +49,7 @@ def evaluate(
     `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``. `confusion` is the number of classes
     to count a confusion matrix for. `between` is called between two batches, and may raise to stop.
     """
-    loader = data if isinstance(data, Loader) else Loader(as_source(data), batch_size, shuffle=False)
+    loader = evaluation_loader(data, batch_size)
     options = metric_options(loss, metrics)
     if confusion is not None and options.get("accuracy") == "classes":
         options["confusion"] = confusion
@@ -63,6 +63,14 @@ def evaluate(
                 between()
     matrix = running.matrix() if "confusion" in options else None
     return Evaluation(running.result(), loader.samples, matrix)
+
+
+def evaluation_loader(data: Any, batch_size: int = EVAL_BATCH) -> Loader:
+    """A loader that reads `data` in its own order; a Loader is taken as it is."""
+    if isinstance(data, Loader):
+        return data
+    source = as_source(data)
+    return Loader(source, min(batch_size, len(source)), shuffle=False)
 
 
 def predict(

@@ -25,7 +25,7 @@ from ..schedules import Schedule
 from ..step import TrainStep
 from ..tracking import Progress, RunInfo, read_records, write_report
 from .claim import claimed
-from .evaluation import EVAL_BATCH
+from .evaluation import evaluation_loader
 from .loop import Loop
 from .records import Recorder
 from .state import Best, Checkpoints, EarlyStopping, RunState
@@ -138,8 +138,8 @@ def fit(
     progress = progress if progress is not None else Progress()
     _check(epochs, grad_accum_steps, log_every, on_nonfinite)
     rng.seed_all(seed)
-    loader = _loader(data, batch_size, seed)
-    val_loader = None if val is None else _loader(val, EVAL_BATCH, seed, shuffle=False)
+    loader = data if isinstance(data, Loader) else Loader(as_source(data), batch_size, seed=seed)
+    val_loader = None if val is None else evaluation_loader(val)
     schedule = schedule if schedule is not None else Schedule(optimizer)
     unfreezing = Unfreezing(model, optimizer, unfreeze) if unfreeze else None
     step = TrainStep(
@@ -247,13 +247,6 @@ def _check(epochs: int, grad_accum_steps: int, log_every: int | None, on_nonfini
         problems.append(f"on_nonfinite: {on_nonfinite!r} is not one of {', '.join(ON_NONFINITE)}")
     if problems:
         raise Problems(problems)
-
-
-def _loader(data: Any, batch_size: int, seed: int, *, shuffle: bool = True) -> Loader:
-    if isinstance(data, Loader):
-        return data
-    source = as_source(data)
-    return Loader(source, batch_size if shuffle else min(batch_size, len(source)), shuffle=shuffle, seed=seed)
 
 
 def _moving_average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:

@@ -150,7 +150,7 @@ class Loop:
     def nonfinite(self, error: NonFiniteLoss, micro_batches: int, in_a_row: int) -> None:
         """A loss that is NaN or infinite: skip the update and say so, or stop with the last finite state kept."""
         first = self.loader.position - micro_batches
-        indices = self.loader.indices_of(self.state.epoch, first + error.micro_batch).tolist()
+        indices = self.loader.indices_at(self.state.epoch, first + error.micro_batch).tolist()
         shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
         what = f"epoch {self.state.epoch}, step {self.state.step}: the loss is {error.value} on samples [{shown}]"
         if self.on_nonfinite == "stop":
