@@ -13,6 +13,7 @@ from .model import Recipe, SchedulerSection
 from .sections import Part, keys_of
 
 PLATEAU = "ReduceLROnPlateau"
+NORM_AND_BIAS = "norm_and_bias"
 COMPOSITES = ("SequentialLR", "ChainedScheduler")
 # The schedulers that torch's documentation moves after every batch.
 BY_STEP = ("OneCycleLR", "CyclicLR")
@@ -179,6 +180,10 @@ def check_together(recipe: Recipe, reading: Reading) -> None:
     _check_mode(recipe.checkpoint, "keep_best", "checkpoint", reading)
     if recipe.scheduler is not None:
         _check_scheduler(recipe.scheduler, "scheduler", reading)
+    spared = recipe.optimizer.no_decay if recipe.optimizer is not None else None
+    if isinstance(spared, tuple) and NORM_AND_BIAS in spared:
+        message = f"{NORM_AND_BIAS} stands alone and not in a list, which is one of patterns"
+        reading.refuse(reading.where("optimizer.no_decay"), "optimizer.no_decay", message)
     if recipe.data is not None and recipe.data.normalize not in (None, "auto"):
         means, deviations = len(recipe.data.normalize.mean), len(recipe.data.normalize.std)
         if means != deviations:

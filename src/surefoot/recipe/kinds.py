@@ -12,7 +12,8 @@ from typing import Any
 
 from ..catalog import Range, describe, did_you_mean
 from .frozen import thaw
-from .yaml_source import Broken, Entries, Items, Node, Problem, Scalar, Where, resolve
+from .nodes import Broken, Entries, Items, Node, Problem, Scalar, Where
+from .yaml_source import resolve
 
 INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
 
@@ -213,9 +214,10 @@ class Text(Kind):
 
 @dataclass(frozen=True)
 class Choice(Kind):
-    """One of a few words."""
+    """One of a few words; `synonyms` are what others call them."""
 
     options: tuple[str, ...]
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def told(self) -> str:
@@ -225,12 +227,18 @@ class Choice(Kind):
         if isinstance(node, Scalar) and node.value in self.options:
             return node.value
         meant = ""
-        if isinstance(node, Scalar) and isinstance(node.value, str):
+        if isinstance(node, Scalar) and node.text.lower() in self.synonyms:
+            meant = f"; write {self.synonyms[node.text.lower()]}"
+        elif isinstance(node, Scalar) and isinstance(node.value, str):
             meant = did_you_mean(node.value, self.options)
         return self.not_told(node, path, reading, meant)
 
     def schema(self, builder):
         return {"enum": list(self.options)}
+
+
+# What people write for null who come from Python, or from YAML 1.1.
+_NOTHING = ("none", "nil", "no", "off", "false")
 
 
 @dataclass(frozen=True)
@@ -246,6 +254,10 @@ class Maybe(Kind):
     def take(self, node: Node, path: str, reading: Reading) -> Any:
         if isinstance(node, Scalar) and node.value is None:
             return None
+        # A text may be "none" where any text may stand.
+        free = isinstance(self.kind, Several) or self.kind == Text()
+        if isinstance(node, Scalar) and node.text.lower() in _NOTHING and not free:
+            return self.not_told(node, path, reading, "; write null")
         return self.kind.take(node, path, reading)
 
     def plain(self, value: Any) -> Any:

@@ -19,6 +19,12 @@ from .sections import Keyed, Part, PartKind, key
 
 _PATTERN = Text("a pattern of parameter names such as '*.bias'")
 _PATTERNS = Several(_PATTERN, least=1, one=True)
+# What torch, other trainers and papers call the precisions.
+_PRECISIONS = {
+    **dict.fromkeys(("fp32", "f32", "float", "32", "full"), "float32"),
+    **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
+    **dict.fromkeys(("float16", "half", "16", "16-mixed", "amp"), "fp16"),
+}
 _BETTER = "min for a loss, max for an accuracy"
 
 
@@ -254,7 +260,9 @@ class Recipe(Keyed):
         None,
     )
     precision: str = key(
-        Choice(("float32", "bf16", "fp16")), "float32, or autocast to bf16 or fp16 (with a GradScaler).", "float32"
+        Choice(("float32", "bf16", "fp16"), _PRECISIONS),
+        "float32, or autocast to bf16 or (with a GradScaler) fp16.",
+        "float32",
     )
     ema: Ema | None = key(Maybe(Section(lambda: Ema)), "A running average of the weights.", None)
     freeze: tuple[str, ...] = key(Several(_PATTERN, one=True), "Parameters that do not learn, by patterns.", ())

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .kinds import describe_node
-from .yaml_source import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where, read_value
+from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
+from .yaml_source import read_value
 
 # Keys whose value may be a bare name, which a dotted override turns into a mapping with that name.
 _PARTS = ("model", "data", "loss", "optimizer", "scheduler", "warmup")

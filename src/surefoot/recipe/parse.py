@@ -13,9 +13,10 @@ from ..errors import Problems
 from .frozen import Frozen
 from .kinds import INVALID, Arguments, Reading, describe_node, join, unknown_key
 from .model import Recipe
+from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 from .overrides import apply_overrides
 from .sections import EXAMPLES, IMPORT_PATTERN, REQUIRED, TITLES, Part, a, keys_of, part_told
-from .yaml_source import Entries, Items, Node, Problem, Refused, Scalar, Where, read_tree
+from .yaml_source import read_tree
 
 # What other tools call a key, for those who come from there.
 ALIASES = {
@@ -93,6 +94,8 @@ e.g. data: garments
         tree = Entries({}, Where((0, 0, 0), f"{name}:1:1"))
         if not overrides:
             raise Problems([f"{tree.where}: the recipe is empty; `surefoot list recipes` shows some to begin with"])
+    if isinstance(tree, Broken):
+        raise Problems([str(problem) for problem in _in_order(problems)])
     if not isinstance(tree, Entries):
         message = f"{describe_node(tree)} stands where the recipe's keys were expected; write 'epochs: 10' and so on"
         raise Problems([*map(str, problems), f"{tree.where}: {message}"])

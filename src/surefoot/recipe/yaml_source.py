@@ -9,88 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UsageError
+from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 
 # A recipe is written by hand; these bounds only stop files that were made to hurt.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
 MAX_NODES = 50_000
-
-
-@dataclass(frozen=True, order=True)
-class Where:
-    """A place that a message can point at: a position in a file, or an argument of the command line.
-
-    Places sort in the order in which a reader meets them: the file from its top, then the arguments.
-    """
-
-    order: tuple[int, int, int]
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A leaf: its value (None, bool, int, float or str), and the text it was written as."""
-
-    value: Any
-    where: Where
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Items:
-    """A list of nodes."""
-
-    items: tuple[Node, ...]
-    where: Where
-
-
-@dataclass(frozen=True)
-class Entries:
-    """A mapping: the nodes by key, and where each key stands."""
-
-    entries: dict[str, Node]
-    where: Where
-    keys: dict[str, Where] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """Stands where a value was refused, so that the rest is still read and told about."""
-
-    where: Where
-
-
-Node = Scalar | Items | Entries | Broken
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake: where it stands, the key it concerns ("" for none), and what to do about it."""
-
-    where: Where
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.path}: {self.message}" if self.path else f"{self.where}: {self.message}"
-
-
-class Refused(UsageError):
-    """A text that is no tree at all; unlike a wrong value, it hides what comes after it."""
-
-    def __init__(self, where: Where, message: str):
-        self.where = where
-        super().__init__(f"{where}: {message}")
 
 
 def read_text(path: Path) -> str:
@@ -233,7 +163,7 @@ def _compose(text: str, at: At, problems: list[Problem]) -> Node | None:
         where = at(line, len(before) - before.rfind("\n") - 1)
         raise Refused(where, f"the character U+{ord(text[error.position]):04X} cannot stand in YAML") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark = error.context_mark if _names_anchor(error) else error.problem_mark or error.context_mark
         where = at(mark.line, mark.column) if mark else at(0, 0)
         raise Refused(where, _syntax_message(error, text)) from None
     except (ValueError, OverflowError) as error:
@@ -243,6 +173,11 @@ def _compose(text: str, at: At, problems: list[Problem]) -> Node | None:
         raise Refused(builder.last, f"not valid YAML after this: {error}") from None
 
 
+def _names_anchor(error: yaml.MarkedYAMLError) -> bool:
+    """Whether an unquoted text beginning with * or & was taken for an alias or an anchor."""
+    return (error.context or "").startswith(("while scanning an alias", "while scanning an anchor"))
+
+
 def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
     """PyYAML's words, put plainly, with the remedy where one is known."""
     problem, mark = error.problem or "it cannot be read", error.problem_mark
@@ -250,6 +185,8 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
     before = lines[mark.line][: mark.column + 1] if mark and mark.line < len(lines) else ""
     if "'\\t'" in problem or "\t" in before:
         return "a tab stands where YAML wants spaces; indent with spaces"
+    if _names_anchor(error):
+        return "not valid YAML: a text that begins with * or & needs quotation marks"
     if "mapping values are not allowed" in problem:
         return (
             "not valid YAML: a ':' that nothing expects; look at the indentation here and on the line above, "

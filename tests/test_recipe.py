@@ -1,0 +1,561 @@
+"""A recipe is read whole or refused whole: every mistake told at once, with its place and what to do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from surefoot.catalog import Catalog, Entry, Range
+from surefoot.errors import Problems, UsageError
+from surefoot.recipe import Frozen, load_recipe, packaged_names, packaged_summary, parse_recipe
+from surefoot.recipe.check import BY_STEP
+
+
+def lenet(classes: int = 10, channels: int = 1): ...
+def sgd(params, lr: float = 0.001, momentum: float = 0, weight_decay: float = 0, *, nesterov: bool = False): ...
+def garments(train_size: int = 1000, seed: int = 0): ...
+def cross_entropy(label_smoothing: float = 0.0, reduction: str = "mean"): ...
+def step_lr(optimizer, step_size: int, gamma: float = 0.1): ...
+def linear_warmup(optimizer, warmup_period: int): ...
+def random_crop(padding: int): ...
+
+
+FAKES = {
+    "model": Catalog("model", "models", [Entry("LeNet5", lenet)]),
+    "data": Catalog("data source", "data", [Entry("garments", garments)]),
+    "loss": Catalog("loss", "losses", [Entry("CrossEntropyLoss", cross_entropy)]),
+    "optimizer": Catalog(
+        "optimizer",
+        "optimizers",
+        [Entry("SGD", sgd, provided=("params",), limits={"lr": Range(low=0, hint="give a positive rate, e.g. 0.001")})],
+    ),
+    "scheduler": Catalog("scheduler", "schedulers", [Entry("StepLR", step_lr, provided=("optimizer",))]),
+    "warmup": Catalog("warmup", "warmups", [Entry("LinearWarmup", linear_warmup, provided=("optimizer",))]),
+    "augmentation": Catalog("augmentation", "augmentations", [Entry("RandomCrop", random_crop)]),
+}
+
+BASE = """\
+epochs: 3
+model: LeNet5
+data: {name: garments, batch_size: 32}
+loss: CrossEntropyLoss
+optimizer:
+  name: SGD
+  lr: 0.1
+"""
+
+
+def read(text: str = BASE, *overrides: str, catalogues=FAKES):
+    return parse_recipe(text, "r.yaml", overrides, catalogues=catalogues)
+
+
+def told(text: str = BASE, *overrides: str, catalogues=FAKES) -> list[str]:
+    with pytest.raises(Problems) as caught:
+        read(text, *overrides, catalogues=catalogues)
+    return list(caught.value.problems)
+
+
+def test_keys_become_typed_fields_with_their_defaults():
+    recipe = read()
+    assert (recipe.name, recipe.seed, recipe.epochs, recipe.precision) == ("r", 0, 3, "float32")
+    assert recipe.model.name == "LeNet5" and recipe.model.args == {}
+    assert recipe.data.part.name == "garments" and recipe.data.batch_size == 32 and recipe.data.shuffle is True
+    assert recipe.optimizer.part.args == {"lr": 0.1} and recipe.optimizer.groups == ()
+    assert recipe.loss[0].part.name == "CrossEntropyLoss" and recipe.loss[0].factor == 1.0
+    assert recipe.checkpoint.every == "1 epoch" and recipe.scheduler is None
+
+
+def test_one_name_is_a_mapping_with_only_that_name():
+    assert read() == read(BASE.replace("model: LeNet5", "model: {name: LeNet5}"))
+
+
+def test_a_part_knows_where_it_stands():
+    recipe = read(BASE, "model.classes=7")
+    assert recipe.optimizer.part.where == "r.yaml:6:9" and recipe.optimizer.part.path == "optimizer"
+    assert recipe.where("optimizer.lr") == "r.yaml:7:7"
+    assert recipe.where("model.classes") == "argument 'model.classes=7'"
+    assert recipe.where("data.workers") == recipe.where("data") == "r.yaml:3:7"
+    assert recipe.problem("optimizer.lr", "too large") == "r.yaml:7:7: optimizer.lr: too large"
+
+
+def test_numbers_are_of_the_kind_that_the_key_has():
+    recipe = read(BASE + "max_grad_norm: 1\n")
+    assert type(recipe.max_grad_norm) is float and type(read(BASE, "epochs=012").epochs) is int
+
+
+def test_the_issue_s_example_is_told_as_the_issue_says():
+    text = BASE.replace("lr: 0.1", "lr: -0.1")
+    assert told(text) == ["r.yaml:7:7: optimizer.lr: -0.1 is below 0; give a positive rate, e.g. 0.001"]
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file():
+    text = """\
+epochs: 0
+modle: LeNet5
+data: {name: garment, batch_size: none, batchsize: 3}
+loss: {name: CrossEntropyLoss, label_smoothin: 0.1}
+optimizer: {name: SGD, lr: fast, momentun: 0.9}
+scheduler: {name: StepLR}
+early_stopping: {monitor: val/acc}
+loss: MSELoss
+"""
+    assert told(text, "seed=-1", "precison=bf16") == [
+        "r.yaml:1:9: epochs: 0 is below 1; give at least one epoch",
+        "r.yaml:2:1: unknown key 'modle'; did you mean 'model'?",
+        "r.yaml:3:14: data: unknown data source 'garment'; did you mean 'garments'?",
+        "r.yaml:3:35: data.batch_size: the text 'none' is not a whole number, 1 or more",
+        "r.yaml:4:32: loss: CrossEntropyLoss has no argument 'label_smoothin'; did you mean 'label_smoothing'?",
+        "r.yaml:5:28: optimizer.lr: the text 'fast' is not a number",
+        "r.yaml:5:34: optimizer: SGD has no argument 'momentun'; did you mean 'momentum'?",
+        "r.yaml:6:19: scheduler: StepLR needs the argument 'step_size'",
+        "r.yaml:7:27: early_stopping.monitor: the text 'val/acc' is not one of val/loss, val/accuracy, train/loss, "
+        "train/accuracy; did you mean 'val/accuracy'?",
+        "r.yaml:8:1: 'loss' is given twice; it first stands at r.yaml:4:1",
+        "argument 'seed=-1': seed: -1 is below 0; give 0 or more",
+        "argument 'precison=bf16': unknown key 'precison'; did you mean 'precision'?",
+    ]
+
+
+def test_a_misspelt_key_of_a_section_is_found_among_the_section_s_own():
+    (message,) = told(BASE.replace("batch_size", "batchsize"))
+    assert message == "r.yaml:3:24: data: garments has no argument 'batchsize'; did you mean 'batch_size'?"
+
+
+# One line added to (or put in the place of a line of) the base recipe, and what is told about it.
+LINES = [
+    ("batch_size: 3", "8:1: unknown key 'batch_size'; it belongs under 'data'"),
+    ("learning_rate: 3", "8:1: unknown key 'learning_rate'; it belongs under 'optimizer': optimizer.lr"),
+    ("num_epochs: 3", "8:1: unknown key 'num_epochs'; it is called 'epochs' here"),
+    ("gradient_clip_val: 3", "8:1: unknown key 'gradient_clip_val'; it is called 'max_grad_norm' here"),
+    ("patience: 3", "8:1: unknown key 'patience'; it belongs under 'early_stopping'"),
+    ("checkpoint: {seed: 1}", "8:14: checkpoint: unknown key 'seed'; it stands at the top level of the recipe"),
+    ("epochs: true", "1:9: epochs: true is not a whole number, 1 or more"),
+    ("epochs: 2.0", "1:9: epochs: 2.0 is not a whole number, 1 or more; write 2"),
+    ("epochs: '3'", "1:9: epochs: the text '3' is not a whole number, 1 or more; write it without quotation marks"),
+    ("epochs: 60_000", "1:9: epochs: the text '60_000' is not a whole number, 1 or more; write 60000"),
+    ("epochs: [3]", "1:9: epochs: a list is not a whole number, 1 or more"),
+    ("epochs:", "1:8: epochs: an empty value is not a whole number, 1 or more"),
+    ("strict: yes", "8:9: strict: the text 'yes' is not true or false; write true"),
+    ("tensorboard: 'false'", "8:14: tensorboard: the text 'false' is not true or false; write false"),
+    ("strict: 1", "8:9: strict: 1 is not true or false"),
+    ("precision: fp32", "8:12: precision: the text 'fp32' is not one of float32, bf16, fp16; write float32"),
+    ("max_grad_norm: 0", "8:16: max_grad_norm: 0 is not above 0; give a norm above 0, or null for no clipping"),
+    (
+        "max_grad_norm: .inf",
+        "8:16: max_grad_norm: inf is not a finite number; give a norm above 0, or null for no clip",
+    ),
+    ("clip_value: none", "8:13: clip_value: the text 'none' is not a number, above 0, or null; write null"),
+    (
+        "scheduler: none",
+        "8:12: scheduler: the text 'none' is not the name of a scheduler, or a mapping with it, or null; w",
+    ),
+    ("checkpoint: false", "8:13: checkpoint: false is not a mapping, or null; write null"),
+    ("precision: 16", "8:12: precision: 16 is not one of float32, bf16, fp16; write fp16"),
+    ("ema: 0.99", "8:6: ema: 0.99 is not a mapping; write {decay: 0.99}"),
+    ("ema: {decay: 1}", "8:14: ema.decay: 1 is not below 1; give a decay such as 0.999"),
+    ("name: a/b", "8:7: name: the text 'a/b' is not a name for a directory"),
+    ("name: 7", "8:7: name: 7 is not a name for a directory"),
+    ("name: ..", "8:7: name: the text '..' is not a name for a directory"),
+    ("seed: 9223372036854775808", "8:7: seed: 9223372036854775808 is above 9223372036854775807"),
+    ("device: gpu", "8:9: device: the text 'gpu' is not auto, cpu, cuda, cuda:N or mps; a GPU is cuda"),
+    ("execution: fast", "8:12: execution: the text 'fast' is not auto or a mapping"),
+    ("execution: {threads: 0}", "8:22: execution.threads: 0 is below 1; give at least one"),
+    ("execution: {onednn: no}", "8:21: execution.onednn: the text 'no' is not auto or true or false; write false"),
+    ("freeze: [1]", "8:10: freeze.0: 1 is not a pattern of parameter names such as '*.bias'"),
+    ("freeze: {a: b}", "8:9: freeze: a mapping is not a pattern of parameter names"),
+    ("unfreeze: 3", "8:11: unfreeze: 3 is not a list; write [3]"),
+    ("unfreeze: [{match: a, epoch: 1}]", "8:11: unfreeze: nothing is frozen; give freeze:"),
+    ("checkpoint: 500", "8:13: checkpoint: 500 is not a mapping; write {every: 500}"),
+    ("checkpoint: {every: 500}", "8:21: checkpoint.every: 500 is not a count and its unit; write for example 1 epoch"),
+    ("checkpoint: {every: 0 steps}", "8:21: checkpoint.every: the text '0 steps' is not a count and its unit"),
+    ("checkpoint: {every: 2 weeks}", "8:21: checkpoint.every: the text '2 weeks' is not a count and its unit"),
+    ("checkpoint: {keep_last: 0}", "8:25: checkpoint.keep_last: 0 is below 1; one is needed to go on from"),
+    ("checkpoint: {keep_best: loss}", "8:25: checkpoint.keep_best: the text 'loss' is not one of val/loss"),
+    (
+        "checkpoint: {keep_best: val/accuracy, mode: min}",
+        "8:45: checkpoint.mode: min would take the worst val/accuracy for the best; leave mode out, or give max",
+    ),
+    ("early_stopping: {mode: max}", "8:24: early_stopping.mode: max would take the worst val/loss for the best"),
+    ("early_stopping: {patience: 0}", "8:28: early_stopping.patience: 0 is below 1; give at least one epoch"),
+    ("model:", "2:7: model: an empty value is not the name of a model, or a mapping with it, e.g. LeNet5"),
+    ("model: {classes: 3}", "2:8: model: no model is named; give its name, e.g. LeNet5"),
+    ("model: {type: LeNet5}", "2:8: model: no model is named; write 'name' for 'type'"),
+    ("model: {name: [LeNet5]}", "2:15: model.name: a list is not the name of a model"),
+    ("model: [LeNet5]", "2:8: model: a list is not the name of a model, or a mapping with it, e.g. LeNet5"),
+    ("model: Lenet", "2:8: model: unknown model 'Lenet'; did you mean 'LeNet5'?"),
+    ("model: VGG", "2:8: model: unknown model 'VGG'; the names are: LeNet5"),
+    ("model: a.b:C", "2:8: model: 'a.b:C' is no name of a catalogue; to use your own, write {import: a.b:C}"),
+    ("model: {import: a.b.C}", "2:17: model.import: 'a.b.C' has no colon; write a.b:C"),
+    ("model: {import: a/b.py:C}", "2:17: model.import: 'a/b.py:C' is a file; give the module and the name in it"),
+    ("model: {import: 'a b:C'}", "2:17: model.import: 'a b:C' is not of the form module:Name"),
+    ("model: {import: 3}", "2:17: model.import: 3 is not a text module:Name"),
+    ("data: {name: garments, normalize: {mean: [0.1, 0.2], std: 1}}", "3:35: data.normalize: mean has 2 numbers and"),
+    ("data: {name: garments, normalize: {std: 0}}", "3:41: data.normalize.std: 0 is not above 0; give a deviation"),
+    ("data: {name: garments, normalize: atuo}", "3:35: data.normalize: the text 'atuo' is not auto or a mapping"),
+    ("data: {name: garments, augment: RandomCrop}", "3:33: data.augment: the text 'RandomCrop' is not a list; write ["),
+    ("data: {name: garments, augment: [{name: RandomCrop}]}", "3:41: data.augment.0: RandomCrop needs the argument"),
+    ("loss: []", "4:7: loss: no items are fewer than 1"),
+    ("loss: [CrossEntropyLoss, {name: CrossEntropyLoss, factor: x}]", "4:59: loss.1.factor: the text 'x' is not a num"),
+    ("optimizer: {name: SGD, groups: [{weight_decay: 0}]}", "5:33: optimizer.groups.0.match: missing; give a pattern"),
+    (
+        "optimizer: {name: SGD, groups: [{match: '*', lr: -1}]}",
+        "5:50: optimizer.groups.0.lr: -1 is below 0; give a positive rate",
+    ),
+    (
+        "optimizer: {name: SGD, groups: [{match: '*', weight_deacy: 1}]}",
+        "5:46: optimizer.groups.0: SGD has no argument 'weight_deacy'; did you mean 'weight_decay'?",
+    ),
+    ("optimizer: {name: SGD, no_decay: norm_and_bais}", "5:34: optimizer.no_decay: the text 'norm_and_bais' is not no"),
+    ("optimizer: {name: SGD, no_decay: [norm_and_bias]}", "5:34: optimizer.no_decay: norm_and_bias stands alone"),
+    ("optimizer: {name: SGD, layer_decay: 1.5}", "5:37: optimizer.layer_decay: 1.5 is above 1; give a factor such"),
+    ("scheduler: {name: StepLR, step_size: 3, by: batch}", "8:45: scheduler.by: the text 'batch' is not one of step"),
+    (
+        "scheduler: {name: StepLR, step_size: 3, monitor: val/loss}",
+        "8:50: scheduler.monitor: StepLR watches no metric; only ReduceLROnPlateau does",
+    ),
+    (
+        "scheduler: {name: StepLR, step_size: 3, schedulers: [StepLR]}",
+        "8:53: scheduler.schedulers: StepLR has no parts; SequentialLR and ChainedScheduler have",
+    ),
+]
+TOPS = ("epochs", "model", "data", "loss", "optimizer")
+
+
+@pytest.mark.parametrize(("line", "message"), LINES, ids=[line for line, _ in LINES])
+def test_a_mistake_is_told_with_place_key_and_remedy(line, message):
+    top = line.partition(":")[0]
+    if top in TOPS:
+        kept = BASE.splitlines()[:4] + ["optimizer: {name: SGD}"]
+        text = "\n".join(line if known == top else old for known, old in zip(TOPS, kept, strict=True))
+    else:
+        text = BASE + line
+    messages = told(text)
+    assert any(found.startswith(f"r.yaml:{message}") for found in messages), messages
+    assert len(messages) == 1 or "needs the argument" in "".join(messages), messages
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("{name: SequentialLR}", "SequentialLR needs schedulers: a list of its parts"),
+        ("{name: SequentialLR, schedulers: []}", "SequentialLR needs at least one scheduler"),
+        (
+            "{name: SequentialLR, milestones: [1, 2], schedulers: [StepLR, StepLR]}",
+            "2 milestones for 2 schedulers; give one fewer, 1",
+        ),
+        (
+            "{name: ChainedScheduler, schedulers: [OneCycleLR, StepLR]}",
+            "OneCycleLR usually goes by step and StepLR by epoch; give by: step or by: epoch",
+        ),
+        (
+            "{name: ChainedScheduler, by: step, schedulers: [{name: StepLR, by: epoch}]}",
+            "schedulers.0.by: epoch differs from the step of the scheduler around it",
+        ),
+        ("{name: ReduceLROnPlateau, by: step}", "watches val/loss, which is known once an epoch; leave by out"),
+        (
+            "{name: ReduceLROnPlateau, monitor: val/accuracy}",
+            "monitor: mode min would take the worst val/accuracy for the best; give mode: max",
+        ),
+        (
+            "{name: ReduceLROnPlateau, mode: max}",
+            "scheduler.mode: mode max would take the worst val/loss for the best; give mode: min",
+        ),
+        (
+            "{name: ChainedScheduler, schedulers: [ReduceLROnPlateau, {name: ReduceLROnPlateau, monitor: train/loss}],"
+            " monitor: val/loss}",
+            "its parts watch val/loss and train/loss; one metric can be watched",
+        ),
+    ],
+)
+def test_schedulers_that_do_not_fit_together_are_told(scheduler, message):
+    (found,) = told(f"{BASE}scheduler: {scheduler}", catalogues={})
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "by", "monitor"),
+    [
+        ("StepLR", "epoch", None),
+        ("{name: StepLR, by: step}", "step", None),
+        ("OneCycleLR", "step", None),
+        ("CyclicLR", "step", None),
+        ("ReduceLROnPlateau", "epoch", "val/loss"),
+        ("{name: ReduceLROnPlateau, mode: max, monitor: val/accuracy}", "epoch", "val/accuracy"),
+        ("{name: SequentialLR, milestones: [2], schedulers: [LinearLR, ReduceLROnPlateau]}", "epoch", "val/loss"),
+        ("{name: ChainedScheduler, schedulers: [OneCycleLR, CyclicLR]}", "step", None),
+        ("{import: my.module:Scheduler}", "epoch", None),
+    ],
+)
+def test_what_a_scheduler_counts_and_watches_is_settled(scheduler, by, monitor):
+    section = read(f"{BASE}scheduler: {scheduler}", catalogues={}).scheduler
+    assert (section.by, section.monitor) == (by, monitor)
+    assert all(child.by == by for child in section.children)
+
+
+def test_the_usual_units_are_those_of_the_catalogue():
+    from surefoot.schedules import SCHEDULERS
+
+    assert tuple(sorted(e.name for e in SCHEDULERS if e.facts["by"] == "step")) == tuple(sorted(BY_STEP))
+
+
+def test_modes_follow_the_metric():
+    text = BASE + "early_stopping: {monitor: val/accuracy}\ncheckpoint: {keep_best: train/loss}"
+    recipe = read(text)
+    assert recipe.early_stopping.mode == "max" and recipe.checkpoint.mode == "min"
+
+
+def test_an_unfreezing_that_never_comes_is_told():
+    (message,) = told(BASE + "freeze: a.*\nunfreeze: [{epoch: 3, match: a.*}]")
+    assert message.endswith("epoch 3 never comes: epochs are counted from 0 and the run has 3")
+
+
+def test_an_imported_part_takes_any_arguments_even_one_called_name():
+    recipe = read(BASE.replace("LeNet5", "{import: torchvision.models:get_model, name: resnet18, weights: null}"))
+    assert recipe.model.imported and recipe.model.name == "torchvision.models:get_model"
+    assert recipe.model.args == {"name": "resnet18", "weights": None}
+    assert parse_recipe(recipe.to_yaml(), catalogues=FAKES) == recipe
+
+
+def test_a_weighted_sum_is_a_list_of_losses():
+    recipe = read(BASE.replace("loss: CrossEntropyLoss", "loss: [CrossEntropyLoss, {import: a:b, factor: 0.5}]"))
+    assert [(term.part.name, term.factor) for term in recipe.loss] == [("CrossEntropyLoss", 1.0), ("a:b", 0.5)]
+    assert [term.part.path for term in recipe.loss] == ["loss.0", "loss.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "r.yaml:1:1: the recipe is empty; `surefoot list recipes` shows some to begin with"),
+        ("# only this\n", "r.yaml:1:1: the recipe is empty"),
+        ("- epochs: 1", "r.yaml:1:1: a list stands where the recipe's keys were expected; write 'epochs: 10'"),
+        ("epochs=1", "r.yaml:1:1: the text 'epochs=1' stands where the recipe's keys were expected"),
+        ("!!python/object:x {}", "r.yaml:1:1: the tag '!!python/object:x' is not supported"),
+        ("a: [", "r.yaml:1:5: not valid YAML"),
+    ],
+)
+def test_what_is_no_recipe_at_all_is_one_message(text, message):
+    (found,) = told(text)
+    assert found.startswith(message)
+
+
+def test_a_mistake_under_an_anchor_is_told_once():
+    text = BASE.replace("LeNet5", "{name: LeNet5, classes: &n !bad 3}") + "  momentum: *n\n"
+    (message,) = told(text)
+    assert message.startswith("r.yaml:2:32: the tag '!bad'")
+
+
+# --- Overrides ---------------------------------------------------------------------------------------------------
+
+
+def test_overrides_change_values_and_later_ones_win():
+    recipe = read(BASE, "optimizer.lr=3e-4", "epochs=2", "epochs=5", "data.shuffle=false")
+    assert (recipe.optimizer.part.args["lr"], recipe.epochs, recipe.data.shuffle) == (3e-4, 5, False)
+
+
+def test_a_bare_name_becomes_a_mapping_when_an_argument_is_set():
+    recipe = read(BASE, "loss.label_smoothing=0.1")
+    assert recipe.loss[0].part.name == "CrossEntropyLoss" and recipe.loss[0].part.args == {"label_smoothing": 0.1}
+
+
+def test_a_whole_section_is_replaced_by_its_name():
+    assert read(BASE, "optimizer=SGD").optimizer.part.args == {}
+
+
+@pytest.mark.parametrize(
+    ("argument", "path", "value"),
+    [
+        ("optimizer.groups=[{match: '*.bias', lr: 1}]", "optimizer.groups.0.args", {"lr": 1}),
+        ("early_stopping.patience=2", "early_stopping.patience", 2),
+        ("execution.threads=1", "execution.threads", 1),
+        ("data.normalize.mean=0.2", "data.normalize.mean", (0.2,)),
+        ("data.normalize=null", "data.normalize", None),
+        ("checkpoint=null", "checkpoint", None),
+        ("checkpoint=", "checkpoint", None),
+        ("name=a: b #c", "name", "a: b #c"),
+        ("name='007'", "name", "007"),
+        ("freeze=*.bias", "freeze", ("*.bias",)),
+        ("freeze=[a, b]", "freeze", ("a", "b")),
+        ("warmup={name: LinearWarmup, warmup_period: 5}", "warmup.part.args", {"warmup_period": 5}),
+        ("model={import: my.models:Net, width: 3}", "model.args", {"width": 3}),
+        ("checkpoint.every=500 steps", "checkpoint.every", "500 steps"),
+    ],
+)
+def test_override_values_are_plain_scalars_or_flow_yaml(argument, path, value):
+    found = read(BASE, argument)
+    for name in path.split("."):
+        found = found[int(name)] if name.isdigit() else getattr(found, name)
+    assert found == value
+
+
+def test_list_items_are_reached_by_index():
+    recipe = read(BASE + "  groups: [{match: a}, {match: b, lr: 1}]\n", "optimizer.groups.1.lr=2")
+    assert [group.args for group in recipe.optimizer.groups] == [{}, {"lr": 2}]
+
+
+def test_an_override_of_an_aliased_value_changes_that_place_only():
+    text = BASE.replace("lr: 0.1", "groups:\n  - &g {match: a, lr: 1}\n  - *g")
+    recipe = read(text, "optimizer.groups.1.lr=2")
+    assert [group.args["lr"] for group in recipe.optimizer.groups] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr: the text 'abc' is not a number"),
+        ("lr=0.1", "unknown key 'lr'; it belongs under 'optimizer': optimizer.lr"),
+        ("optmizer.lr=0.1", "unknown key 'optmizer'; did you mean 'optimizer'?"),
+        ("optimizer.momentun=0.1", "optimizer: SGD has no argument 'momentun'; did you mean 'momentum'?"),
+        ("epochs", "not of the form key=value or section.key=value"),
+        ("=3", "not of the form key=value"),
+        ("a..b=3", "not of the form key=value"),
+        ("epochs.x=3", "'epochs' is 3, and has no 'x' in it"),
+        ("optimizer.groups.0.lr=3", "'optimizer.groups' has no item '0'; give the whole list: optimizer.groups=[...]"),
+        ("epochs=[3", "not valid YAML"),
+        ("model.0=3", "'model' is the text 'LeNet5', and has no '0' in it"),
+        ("warmup.warmup_period=5", "warmup: no warmup is named; give its name, e.g. {name: LinearWarmup"),
+        ("epochs=" + "9" * 5000, "a number of 5000 digits"),
+        (".".join("a" * 50) + "=1", "names a key deeper than any recipe has"),
+    ],
+)
+def test_a_wrong_override_is_told_with_its_text(argument, message):
+    (found,) = told(BASE, argument)
+    shown = repr(argument if len(argument) <= 80 else argument[:77] + "...")
+    assert found.startswith(f"argument {shown}: {message}"), found
+
+
+def test_an_index_beyond_the_list_is_told():
+    (message,) = told(BASE + "freeze: [a]\n", "freeze.1=b")
+    assert message == "argument 'freeze.1=b': 'freeze' is a list and has no item '1'; its items are 0 to 0"
+
+
+def test_overrides_alone_can_make_a_recipe():
+    given = ("epochs=1", "model=LeNet5", "data=garments", "loss=CrossEntropyLoss", "optimizer.name=SGD")
+    assert read("", *given).optimizer.part.name == "SGD"
+
+
+# --- What a recipe is --------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_cannot_change_and_is_hashable():
+    recipe = read(BASE, "model={import: a:b, x: [1, {y: 2}]}")
+    assert isinstance(recipe.model.args["x"][1], Frozen) and hash(recipe) == hash(copy.deepcopy(recipe))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.epochs = 4
+    with pytest.raises(TypeError):
+        recipe.model.args["x"] = 1
+    arguments = recipe.model.arguments()
+    arguments["x"].append(3)
+    assert recipe.model.args["x"] == (1, {"y": 2})
+
+
+def test_a_recipe_survives_pickling_and_copying():
+    recipe = read()
+    assert pickle.loads(pickle.dumps(recipe)) == copy.deepcopy(recipe) == recipe
+
+
+def test_the_dump_holds_every_default_and_loads_back_equal():
+    recipe = read(BASE + "scheduler: {name: StepLR, step_size: 2}\nema: {}\n")
+    text = recipe.to_yaml()
+    again = parse_recipe(text, "elsewhere.yaml", catalogues=FAKES)
+    assert again == recipe and again.digest() == recipe.digest() and again.to_yaml() == text
+    for key in ("seed: 0", "grad_accum_steps: 1", "shuffle: true", "by: epoch", "decay: 0.999", "keep_last: 3"):
+        assert key in text
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-3", "no", "012", "0o7", "null", "~", "1:30", "", " a ", "a: b", "#", "\n", "é\u2028"]
+)
+def test_texts_that_look_like_other_values_are_quoted_in_the_dump(text):
+    import yaml
+
+    recipe = dataclasses.replace(read(), model=dataclasses.replace(read().model, args=Frozen({"x": text})))
+    dumped = recipe.to_yaml()
+    assert parse_recipe(dumped, catalogues={}).model.args["x"] == text
+    assert yaml.safe_load(dumped)["model"]["x"] == text
+
+
+def test_the_dump_means_the_same_to_a_reader_of_yaml_1_1():
+    import yaml
+
+    recipe = read(BASE, "optimizer.lr=1e-05", "max_grad_norm=1e300", "model={import: a:b, x: 1e22}")
+    assert yaml.safe_load(recipe.to_yaml()) == recipe.plain()
+
+
+def test_the_digest_is_of_what_a_recipe_says_not_of_how():
+    same = "# a comment\nname: r\noptimizer: {lr: 1e-1, name: SGD}\nseed: 0\n" + BASE.partition("optimizer")[0]
+    assert read(same).digest() == read().digest()
+    assert read(BASE, "optimizer.lr=0.2").digest() != read().digest()
+    assert len(read().digest()) == 64
+
+
+# --- Files and packaged recipes ----------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_and_named_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(BASE.replace("lr: 0.1", "lr: x"))
+    with pytest.raises(Problems, match=r"^mine.yaml:7:7: optimizer.lr: "):
+        load_recipe("mine.yaml", catalogues=FAKES)
+    recipe = load_recipe("mine.yaml", ["optimizer.lr=1"], catalogues=FAKES)
+    assert recipe.name == "mine" and recipe.source == "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("quickstrat", "no packaged recipe 'quickstrat'; did you mean 'quickstart'? packaged are: fashion_mnist"),
+        ("mien.yaml", "mien.yaml: no such file; did you mean 'mine.yaml'?"),
+        ("mine", "no packaged recipe 'mine'; for the file, give mine.yaml"),
+        ("quickstart.yaml", "quickstart.yaml: no such file; the packaged recipe is called quickstart"),
+        ("no/where.yaml", "no/where.yaml: no such file; a packaged recipe goes by its name: fashion_mnist"),
+        ("folder", "folder: this is a directory; give the recipe file in it"),
+        ("latin.yaml", "latin.yaml:1:7: byte 0xe9 is not UTF-8"),
+        ("huge.yaml", "huge.yaml: larger than 1 MiB, which no recipe is"),
+        ("nul\0.yaml", "nul"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_one_message(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(BASE)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    (tmp_path / "huge.yaml").write_bytes(b"# " + b"x" * (1 << 20))
+    with pytest.raises(UsageError) as caught:
+        load_recipe(source, catalogues=FAKES)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_one_message(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(BASE)
+    path.chmod(0)
+    with pytest.raises(UsageError, match="cannot be read: Permission denied"):
+        load_recipe(path, catalogues=FAKES)
+
+
+@pytest.mark.parametrize("name", packaged_names())
+def test_packaged_recipes_say_what_they_are_for_and_are_right(name):
+    assert len(packaged_summary(name)) > 20
+    recipe = load_recipe(name, catalogues={})
+    assert recipe.name == name and parse_recipe(recipe.to_yaml(), catalogues={}) == recipe
+
+
+def test_the_three_packaged_recipes_are_there():
+    assert set(packaged_names()) >= {"quickstart", "fashion_mnist", "fashion_mnist_best"}
+
+
+def test_reading_a_recipe_needs_no_torch():
+    code = (
+        "import sys; from surefoot.recipe import load_recipe, json_schema\n"
+        "load_recipe('quickstart', ['epochs=1'], catalogues={}); json_schema({})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
