@@ -9,6 +9,9 @@ _HOMES = {
     "TensorSource": "sources",
     "DatasetSource": "sources",
     "as_source": "sources",
+    "DataSplits": "splits",
+    "DATA": "catalogue",
+    "AUGMENTATIONS": "catalogue",
 }
 
 __all__ = list(_HOMES)

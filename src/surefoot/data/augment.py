@@ -1,0 +1,264 @@
+"""Random transforms of whole batches of raw images; names and arguments as torchvision.transforms has them.
+
+Each takes images (N, C, H, W) of any number type and the draws of their samples, and gives new images of the same
+type. What a sample gets does not depend on the others in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .draws import Draws
+
+
+class BatchTransform(Protocol):
+    """What the loader takes as a batched augmentation: `batched` is true, and a call maps images to images."""
+
+    batched: bool
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
+
+
+class RandomHorizontalFlip:
+    """Mirrors left and right with probability `p`.
+
+    >>> RandomHorizontalFlip(p=1)(torch.arange(3).view(1, 1, 1, 3), Draws(0, 0, torch.tensor([0]))).flatten()
+    tensor([2, 1, 0])
+    """
+
+    batched = True
+    _axis = -1
+
+    def __init__(self, p: float = 0.5):
+        self.p = _probability(p)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return torch.where(_a_sample(draws.happens(self.p)), images.flip(self._axis), images)
+
+
+class RandomVerticalFlip(RandomHorizontalFlip):
+    """Mirrors top and bottom with probability `p`."""
+
+    _axis = -2
+
+
+class RandomCrop:
+    """A window of `size` (height and width, or one number; the image's own size by default) at a random place.
+
+    The image is first padded on all sides by `padding` pixels (one number, or left-right and top-bottom), with
+    `fill` or, by `padding_mode`, with its ``edge`` or its reflection. Raises UsageError where the window is larger
+    than the padded image.
+    """
+
+    batched = True
+
+    def __init__(
+        self,
+        size: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] | None = None,
+        fill: float = 0,
+        padding_mode: Literal["constant", "edge", "reflect"] = "constant",
+    ):
+        self.size = _pair("size", size, least=1) if size is not None else None
+        self.padding = _pair("padding", padding if padding is not None else 0, least=0)
+        self.fill = fill
+        if padding_mode not in ("constant", "edge", "reflect"):
+            raise UsageError(f"padding_mode: {padding_mode!r} is not constant, edge or reflect")
+        self.padding_mode = padding_mode
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[-2:]
+        size = self.size or (height, width)
+        # torchvision gives padding as (left and right, top and bottom), sizes as (height, width).
+        rows = self._lines(height, size[0], self.padding[1], draws)
+        columns = self._lines(width, size[1], self.padding[0], draws)
+        out = _pixels(images, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :])
+        if self.padding_mode != "constant" or self.padding == (0, 0):
+            return out
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        return torch.where(inside[:, None], out, torch.tensor(self.fill, dtype=images.dtype, device=images.device))
+
+    def _lines(self, whole: int, size: int, padding: int, draws: Draws) -> Tensor:
+        """The rows (or columns) that each sample's window shows, (N, size); outside 0 .. whole - 1 lies the fill."""
+        room = whole + 2 * padding - size
+        if room < 0:
+            raise UsageError(
+                f"RandomCrop: a window of {size} does not fit in {whole} pixels padded by {padding}; "
+                "give a smaller size or more padding"
+            )
+        if self.padding_mode == "reflect" and padding >= whole:
+            raise UsageError(f"RandomCrop: reflecting {padding} pixels needs more than the image's {whole}")
+        first = draws.integers(0, room + 1) - padding
+        lines = first[:, None] + torch.arange(size, device=first.device)
+        if self.padding_mode == "reflect":
+            lines = lines.abs()
+            lines = (whole - 1) - ((whole - 1) - lines).abs()
+        return lines
+
+
+class RandomErasing:
+    """Paints `value` over a rectangle, with probability `p`.
+
+    The rectangle covers a share of the image within `scale`, its height over width lies within `ratio`; of ten
+    tries the first that fits is used (Zhong et al. 2017, "Random erasing data augmentation"). Unlike torchvision's
+    on normalised images, `value` is a raw one.
+    """
+
+    batched = True
+    _TRIES = 10
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        scale: Sequence[float] = (0.02, 0.33),
+        ratio: Sequence[float] = (0.3, 3.3),
+        value: float = 0,
+    ):
+        self.p = _probability(p)
+        self.scale = _range("scale", scale, low=0, high=1)
+        self.ratio = _range("ratio", ratio, low=1e-6, high=math.inf)
+        self.value = value
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[-2:]
+        chosen = draws.happens(self.p)
+        tall = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        wide = tall.clone()
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(self._TRIES):
+            area = draws.uniform(*self.scale) * (height * width)
+            ratio = draws.uniform(low, high).exp()
+            rows, columns = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+            fits = (rows < height) & (columns < width) & (tall == 0)
+            tall, wide = torch.where(fits, rows, tall), torch.where(fits, columns, wide)
+        top = (draws.uniform() * (height - tall + 1)).long()
+        left = (draws.uniform() * (width - wide + 1)).long()
+        row = torch.arange(height, device=images.device)
+        column = torch.arange(width, device=images.device)
+        in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
+        in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
+        erased = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
+        return torch.where(erased, torch.tensor(self.value, dtype=images.dtype, device=images.device), images)
+
+
+class RandomAffine:
+    """Turns by an angle within `degrees`, shifts, scales and shears about the centre.
+
+    `degrees` and `shear` are ranges in degrees, or one number for -n to n (a shear of four numbers is two ranges,
+    along x and along y); `translate` holds the largest shifts as shares of width and height; `scale` is a range of
+    factors. What comes from outside is `fill`.
+    """
+
+    batched = True
+
+    def __init__(
+        self,
+        degrees: float | Sequence[float],
+        translate: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        shear: float | Sequence[float] | None = None,
+        interpolation: Literal["nearest", "bilinear"] = "nearest",
+        fill: float = 0,
+    ):
+        self.degrees = _symmetric("degrees", degrees)
+        self.translate = tuple(translate) if translate is not None else (0.0, 0.0)
+        if len(self.translate) != 2 or not all(0 <= t <= 1 for t in self.translate):
+            raise UsageError(f"translate: {translate!r} is no pair of shares between 0 and 1")
+        self.scale = _range("scale", scale if scale is not None else (1.0, 1.0), low=1e-6, high=math.inf)
+        self.shear_y = (0.0, 0.0)
+        if isinstance(shear, Sequence) and len(shear) == 4:
+            self.shear_y = _symmetric("shear", shear[2:])
+            shear = shear[:2]
+        self.shear_x = _symmetric("shear", shear if shear is not None else 0.0)
+        if interpolation not in ("nearest", "bilinear"):
+            raise UsageError(f"interpolation: {interpolation!r} is not nearest or bilinear")
+        self.interpolation = interpolation
+        self.fill = fill
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[-2:]
+        turn = torch.deg2rad(draws.uniform(*self.degrees))
+        shift_x = (draws.uniform(-1, 1) * (self.translate[0] * width)).round()
+        shift_y = (draws.uniform(-1, 1) * (self.translate[1] * height)).round()
+        scale = draws.uniform(*self.scale)
+        slant_x = torch.deg2rad(draws.uniform(*self.shear_x))
+        slant_y = torch.deg2rad(draws.uniform(*self.shear_y))
+        # torchvision's matrix, rotation times shear times scale, inverted: where does each pixel come from?
+        a = (turn - slant_y).cos() / slant_y.cos()
+        b = -(turn - slant_y).cos() * slant_x.tan() / slant_y.cos() - turn.sin()
+        c = (turn - slant_y).sin() / slant_y.cos()
+        d = -(turn - slant_y).sin() * slant_x.tan() / slant_y.cos() + turn.cos()
+        y = torch.arange(height, dtype=torch.float64, device=images.device) - (height - 1) / 2
+        x = torch.arange(width, dtype=torch.float64, device=images.device) - (width - 1) / 2
+        out_x = x[None, None, :] - shift_x[:, None, None]
+        out_y = y[None, :, None] - shift_y[:, None, None]
+        from_x = (d[:, None, None] * out_x - b[:, None, None] * out_y) / scale[:, None, None] + (width - 1) / 2
+        from_y = (a[:, None, None] * out_y - c[:, None, None] * out_x) / scale[:, None, None] + (height - 1) / 2
+        if self.interpolation == "nearest":
+            return self._at(images, from_y.round().long(), from_x.round().long())
+        return self._between(images, from_y, from_x)
+
+    def _at(self, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        out = _pixels(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
+        return torch.where(inside[:, None], out, torch.tensor(self.fill, dtype=images.dtype, device=images.device))
+
+    def _between(self, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """The weighted mean of the four nearest pixels, rounded again where pixels are whole numbers."""
+        top, left = y.floor(), x.floor()
+        down, right = (y - top)[:, None], (x - left)[:, None]
+        rows, columns = top.long(), left.long()
+        out = torch.zeros((), dtype=torch.float64, device=images.device)
+        for row, weight_y in ((rows, 1 - down), (rows + 1, down)):
+            for column, weight_x in ((columns, 1 - right), (columns + 1, right)):
+                out = out + self._at(images, row, column) * (weight_y * weight_x)
+        return (out if images.is_floating_point() else out.round()).to(images.dtype)
+
+
+def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``images[n, :, rows[n], columns[n]]`` for all n: (N, C, h, w)."""
+    samples, channels, height, width = images.shape
+    places = rows * width + columns
+    flat = places.reshape(samples, 1, -1).expand(-1, channels, -1)
+    return images.reshape(samples, channels, height * width).gather(2, flat).view(samples, channels, *places.shape[1:])
+
+
+def _a_sample(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def _probability(p: float) -> float:
+    if not 0 <= p <= 1:
+        raise UsageError(f"p: {p!r} is not a probability between 0 and 1")
+    return p
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+        raise UsageError(f"{name}: {value!r} is not one or two whole numbers of {least} or more")
+    return pair
+
+
+def _range(name: str, value: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    pair = tuple(value)
+    if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
+        raise UsageError(f"{name}: {value!r} is no pair of rising numbers between {low:g} and {high:g}")
+    return pair
+
+
+def _symmetric(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+    if isinstance(value, int | float):
+        if value < 0:
+            raise UsageError(f"{name}: {value!r} is below 0; give a positive number or a pair")
+        return -value, value
+    return _range(name, value, low=-360, high=360)

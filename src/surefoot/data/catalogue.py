@@ -1,0 +1,68 @@
+"""Names to data sets and to augmentations; listing them imports nothing."""
+
+from __future__ import annotations
+
+from ..catalog import Catalog, Entry, Range
+
+_AT_LEAST_ONE = Range(low=1)
+_PROBABILITY = Range(low=0, high=1)
+
+DATA = Catalog(
+    "data set",
+    "data",
+    [
+        Entry(
+            "garments",
+            "surefoot.data.garments:garments",
+            "ten kinds of garments drawn by Surefoot itself; no download",
+            limits={"train_size": _AT_LEAST_ONE, "val_size": _AT_LEAST_ONE},
+            facts={"samples": "12,000 + 2,000", "input": "(1, 28, 28)", "classes": "10"},
+        ),
+        Entry(
+            "fashion_mnist",
+            "surefoot.data.fashion_mnist:fashion_mnist",
+            "Fashion-MNIST from its four files, downloaded when absent",
+            provided=("progress",),
+            limits={
+                "train_size": Range(low=1, high=60_000),
+                "val_size": Range(low=1, high=10_000),
+            },
+            facts={"samples": "60,000 + 10,000", "input": "(1, 28, 28)", "classes": "10"},
+        ),
+    ],
+)
+
+AUGMENTATIONS = Catalog(
+    "augmentation",
+    "augmentations",
+    [
+        Entry(
+            "RandomHorizontalFlip",
+            "surefoot.data.augment:RandomHorizontalFlip",
+            "mirrors left and right",
+            limits={"p": _PROBABILITY},
+        ),
+        Entry(
+            "RandomVerticalFlip",
+            "surefoot.data.augment:RandomVerticalFlip",
+            "mirrors top and bottom",
+            limits={"p": _PROBABILITY},
+        ),
+        Entry(
+            "RandomCrop",
+            "surefoot.data.augment:RandomCrop",
+            "a window at a random place, after padding",
+        ),
+        Entry(
+            "RandomErasing",
+            "surefoot.data.augment:RandomErasing",
+            "paints over a random rectangle",
+            limits={"p": _PROBABILITY},
+        ),
+        Entry(
+            "RandomAffine",
+            "surefoot.data.augment:RandomAffine",
+            "turns, shifts, scales and shears",
+        ),
+    ],
+)

@@ -1,0 +1,141 @@
+"""Shapes on small grey images, many images at a time: distances, fills and random numbers, the same bits anywhere.
+
+Only operations that IEEE 754 rounds exactly (no sines, no sums in an order of the machine's choosing) and integer
+hashes are used, on float32, so that every machine draws the same picture.
+"""
+
+from __future__ import annotations
+
+import numpy
+from numpy import ndarray
+
+_GAMMA = 0x9E3779B97F4A7C15
+_WORD = (1 << 64) - 1
+
+
+def _mix(x: ndarray) -> ndarray:
+    """SplitMix64's output function on uint64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    x = x + numpy.uint64(_GAMMA)
+    x = (x ^ (x >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return x ^ (x >> numpy.uint64(31))
+
+
+class Dice:
+    """Random numbers of N images, shape (N, 1, 1); those of an image depend on `seed` and its index only."""
+
+    def __init__(self, seed: int, indices: ndarray):
+        self._keys = _mix(_mix(indices.astype(numpy.uint64)) ^ numpy.uint64(seed & _WORD))
+        self._calls = 0
+
+    def _bits(self) -> ndarray:
+        self._calls += 1
+        return _mix(self._keys + numpy.uint64(self._calls * _GAMMA & _WORD))
+
+    def __call__(self, low: float = 0.0, high: float = 1.0) -> ndarray:
+        """Float32 numbers, evenly between `low` and `high`."""
+        unit = (self._bits() >> numpy.uint64(40)).astype(numpy.float32) * numpy.float32(2.0**-24)
+        return (unit * numpy.float32(high - low) + numpy.float32(low))[:, None, None]
+
+    def bell(self, low: float, high: float) -> ndarray:
+        """Float32 numbers between `low` and `high`, most of them near the middle."""
+        return (self(low, high) + self(low, high)) * numpy.float32(0.5)
+
+    def chance(self, p: float) -> ndarray:
+        """True with probability `p`."""
+        return self() < numpy.float32(p)
+
+    def grain(self, height: int, width: int) -> ndarray:
+        """Noise for every pixel, (N, height, width), float32 from -1 to 1."""
+        self._calls += 1
+        words = -(-height * width // 8)
+        counters = numpy.arange(1, words + 1, dtype=numpy.uint64) * numpy.uint64(0xD1342543DE82EF95)
+        bits = _mix(_mix(self._keys + numpy.uint64(self._calls * _GAMMA & _WORD))[:, None] + counters)
+        # The bytes in the same order on a big-endian machine.
+        octets = bits.astype("<u8").view(numpy.uint8)[:, : height * width]
+        unit = octets.astype(numpy.float32) * numpy.float32(2 / 255) - numpy.float32(1)
+        return unit.reshape(-1, height, width)
+
+
+def clip(x: ndarray, low: float = 0.0, high: float = 1.0) -> ndarray:
+    """`x` kept between `low` and `high`."""
+    return numpy.minimum(numpy.maximum(x, numpy.float32(low)), numpy.float32(high))
+
+
+def smooth(x: ndarray) -> ndarray:
+    """From 0 at 0 to 1 at 1 without corners."""
+    x = clip(x)
+    return x * x * (3 - 2 * x)
+
+
+def wave(x: ndarray) -> ndarray:
+    """A periodic curve like a sine: period 1, from -1 to 1."""
+    x = x - numpy.floor(x) - numpy.float32(0.5)
+    return 16 * x * (numpy.abs(x) - numpy.float32(0.5))
+
+
+def curve(x: ndarray, *knots: tuple) -> ndarray:
+    """A smooth curve through ``(position, value)`` knots in rising order, level outside them."""
+    position, value = knots[0]
+    y = numpy.zeros_like(x) + value
+    for next_position, next_value in knots[1:]:
+        y = y + (next_value - value) * smooth((x - position) / (next_position - position))
+        position, value = next_position, next_value
+    return y
+
+
+# Distances to a shape, in the units of the coordinates u and v: below 0 inside, and about right near the edge.
+
+
+def union(*shapes: ndarray) -> ndarray:
+    """Inside any of the shapes."""
+    out = shapes[0]
+    for shape in shapes[1:]:
+        out = numpy.minimum(out, shape)
+    return out
+
+
+def without(shape: ndarray, hole: ndarray) -> ndarray:
+    """Inside `shape` and outside `hole`."""
+    return numpy.maximum(shape, -hole)
+
+
+def box(u: ndarray, v: ndarray, x, y, half_width, half_height, corner=0.0) -> ndarray:
+    """A rectangle about (x, y) with rounded corners."""
+    across = numpy.abs(u - x) - half_width + corner
+    along = numpy.abs(v - y) - half_height + corner
+    outside_x, outside_y = numpy.maximum(across, 0), numpy.maximum(along, 0)
+    outside = numpy.sqrt(outside_x * outside_x + outside_y * outside_y)
+    return outside + numpy.minimum(numpy.maximum(across, along), 0) - corner
+
+
+def ellipse(u: ndarray, v: ndarray, x, y, half_width, half_height) -> ndarray:
+    """An ellipse about (x, y)."""
+    across, along = (u - x) / half_width, (v - y) / half_height
+    return (numpy.sqrt(across * across + along * along) - 1) * numpy.minimum(half_width, half_height)
+
+
+def limb(u: ndarray, v: ndarray, start: tuple, end: tuple, start_radius, end_radius) -> ndarray:
+    """A straight sleeve or strap from `start` to `end`, cut square at both ends."""
+    run_x, run_y = end[0] - start[0], end[1] - start[1]
+    length = numpy.sqrt(run_x * run_x + run_y * run_y)
+    run_x, run_y = run_x / length, run_y / length
+    from_x, from_y = u - start[0], v - start[1]
+    along = from_x * run_x + from_y * run_y
+    aside = numpy.abs(from_y * run_x - from_x * run_y)
+    radius = start_radius + (end_radius - start_radius) * clip(along / length)
+    return numpy.maximum(aside - radius, numpy.maximum(along - length, -along))
+
+
+def stroke(u: ndarray, v: ndarray, start: tuple, end: tuple, radius) -> ndarray:
+    """A line with round ends."""
+    run_x, run_y = end[0] - start[0], end[1] - start[1]
+    from_x, from_y = u - start[0], v - start[1]
+    share = clip((from_x * run_x + from_y * run_y) / (run_x * run_x + run_y * run_y))
+    from_x, from_y = from_x - run_x * share, from_y - run_y * share
+    return numpy.sqrt(from_x * from_x + from_y * from_y) - radius
+
+
+def ring(u: ndarray, v: ndarray, x, y, half_width, half_height, radius) -> ndarray:
+    """The outline of an ellipse, drawn `radius` thick to both sides."""
+    return numpy.abs(ellipse(u, v, x, y, half_width, half_height)) - radius
