@@ -15,12 +15,12 @@ if sys.version_info < NEEDED:  # before anything that an older Python could not 
     from shutil import which
 
     for minor in range(19, NEEDED[1] - 1, -1):
-        newer = which("python3.%d" % minor)
+        newer = which(f"python3.{minor}")
         if newer:
             os.execv(newer, [newer] + sys.argv)
     sys.exit(
-        "dev.py: this is Python %d.%d; Surefoot needs 3.11 or newer. Install one (on Debian or Ubuntu:"
-        " apt install python3) and run it: python3.11 dev.py ..." % sys.version_info[:2]
+        f"dev.py: this is Python {sys.version.split()[0]}; Surefoot needs 3.11 or newer. Install one (from "
+        "python.org or by your system's packages) and run it: python3.11 dev.py ..."
     )
 if os.name != "posix":
     sys.exit("dev.py: Surefoot runs on Linux and macOS; on Windows, run it in WSL.")
@@ -35,6 +35,7 @@ STAMP = os.path.join(VENV, "ready")  # written last: what the finished set-up wa
 LOG = os.path.join(VENV, "setup.log")
 EXTRAS = ("test", "onnx")  # of pyproject.toml, beside its dependencies
 FORMAT = "1"  # raise it when the steps below change, so that everyone's .venv is made again
+NVIDIA = "/proc/driver/nvidia"  # there where an NVIDIA driver is loaded
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 
 HELP = """\
@@ -93,7 +94,9 @@ def needs_command(arguments):
 
 
 def needs_script(path):
-    return lambda arguments: "" if os.path.exists(os.path.join(ROOT, path)) else f"{path} is not in this clone"
+    return lambda arguments: (
+        "" if os.path.exists(os.path.join(ROOT, path)) else f"{path} is not in this clone"
+    )
 
 
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up
@@ -111,7 +114,9 @@ def misspelt(verb):
     import difflib
 
     near = difflib.get_close_matches(verb, [*VERBS, "help"], 1, 0.75)
-    return f"{verb!r} is not a verb; did you mean {near[0]!r}? (python3 dev.py help lists them)" if near else ""
+    return (
+        f"{verb!r} is not a verb; did you mean {near[0]!r}? (python3 dev.py help lists them)" if near else ""
+    )
 
 
 def plan(verb, arguments):
@@ -136,7 +141,9 @@ def hand_over(program, command, folder, verb):
     environment["PATH"] = os.path.join(VENV, "bin") + os.pathsep + environment.get("PATH", os.defpath)
     environment.pop("PYTHONHOME", None)
     if verb not in ("run", "test", "faults", "bench"):
-        environment["SUREFOOT_COMMAND"] = "python3 " + sys.argv[0]  # so that its hints can be typed as they are
+        environment["SUREFOOT_COMMAND"] = (
+            "python3 " + sys.argv[0]
+        )  # so that its hints can be typed as they are
     if folder:
         os.chdir(folder)
     sys.stdout.flush()
@@ -166,7 +173,7 @@ def is_ready():
     try:
         with open(STAMP, encoding="utf-8") as file:
             return file.read() == stamp() and os.access(PYTHON, os.X_OK)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -277,10 +284,9 @@ def install_pip(lock):
     wheel = bundled_pip()
     if wheel:
         return call(lock, [PYTHON, "-I", os.path.join(wheel, "pip"), "install", *QUIET, pinned])
-    if call(lock, [sys.executable, "-I", "-m", "pip", "--version"], check=False) == 0:
-        # `--python` came with pip 22.3; an older one is as good as none.
-        if call(lock, [sys.executable, "-I", "-m", "pip", "--python", PYTHON, "install", *QUIET, pinned], False) == 0:
-            return None
+    own = [sys.executable, "-I", "-m", "pip", "--python", PYTHON, "install", *QUIET, pinned]
+    if call(lock, own, check=False) == 0:  # fails without a pip, and with one older than 22.3 (no `--python`)
+        return None
     wheel = download_pip(pin("pip"), VENV)
     call(lock, [PYTHON, "-I", os.path.join(wheel, "pip"), "install", *QUIET, "--no-index", wheel])
     return os.unlink(wheel)
@@ -289,7 +295,7 @@ def install_pip(lock):
 def install_torch(lock):
     """torch first, alone, as it decides the size of everything: the CPU build where no NVIDIA driver is."""
     version_ = pin("torch")
-    if sys.platform == "linux" and not os.path.exists("/proc/driver/nvidia"):
+    if sys.platform == "linux" and not os.path.exists(NVIDIA):
         # PyPI's build for Linux brings gigabytes of CUDA. The CPU build may be where pip is told to look, or on
         # PyTorch's own index; where neither is reached, PyPI's works too.
         cpu = ["-c", CONSTRAINTS, "--no-deps", f"torch=={version_}+cpu"]
@@ -317,7 +323,15 @@ def call(lock, command, check=True):
     import subprocess
 
     # What would make pip install elsewhere, or other things, than asked.
-    astray = {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_CONSTRAINT", "PYTHONHOME"}
+    astray = {
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_ROOT",
+        "PIP_USER",
+        "PIP_PYTHON",
+        "PIP_CONSTRAINT",
+        "PYTHONHOME",
+    }
     environment = {name: value for name, value in os.environ.items() if name not in astray}
     shown = sys.stderr.isatty()
     width = os.get_terminal_size(2).columns - 4 if shown else 0
@@ -346,6 +360,8 @@ def call(lock, command, check=True):
             process.terminate()
             process.wait()
             raise
+        finally:
+            process.stdout.close()
     if code and check:
         raise Failed(explain(lines))
     return code
@@ -358,7 +374,9 @@ def explain(lines):
     advice = "the whole output is in .venv/setup.log; the next call tries again"
     if "No space left on device" in text:
         advice = "free about 3 GB (the environment, and pip's temporary files in $TMPDIR), then try again"
-    elif any(word in text for word in ("NewConnectionError", "NameResolutionError", "ConnectionError", "timed out")):
+    elif any(
+        word in text for word in ("NewConnectionError", "NameResolutionError", "ConnectionError", "timed out")
+    ):
         advice = (
             "the package index was not reached: check the network; behind a mirror or proxy, tell pip "
             "(PIP_INDEX_URL, HTTPS_PROXY or pip's configuration), then try again"
@@ -395,7 +413,7 @@ def pin(name):
 
 
 def version():
-    return "%d.%d" % sys.version_info[:2]
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def say(text):
@@ -442,7 +460,9 @@ def download_pip(version_, folder):
                         data = answer.read()
                     wanted = fragment.partition("sha256=")[2]
                     if wanted and hashlib.sha256(data).hexdigest() != wanted:
-                        raise Failed(f"{url}: the download is damaged (its SHA-256 is not the index's); try again")
+                        raise Failed(
+                            f"{url}: the download is damaged (its SHA-256 is not the index's); try again"
+                        )
                     path = os.path.join(folder, name)
                     with open(path, "wb") as file:
                         file.write(data)

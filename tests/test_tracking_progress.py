@@ -81,7 +81,7 @@ def test_off_a_terminal_there_are_only_plain_lines():
     assert type(progress) is PlainProgress
     assert stream.getvalue() == (
         "mine: 2 epochs of 100 steps (model LeNet5, on cpu)\n"
-        "epoch 1/2  step 100  train loss 0.5000 accuracy 90.00 %  val loss 0.2500 accuracy 90.00 %  lr 0.1  3.0 s  best\n"
+        "epoch 1/2  train loss 0.5000 accuracy 90.00 %  val loss 0.2500 accuracy 90.00 %  lr 0.1  3.0 s  best\n"
         "a finding [with brackets]\n"
         "\ndone in 12.0 s\n"
         "  val accuracy  96.00 %\n"
@@ -231,7 +231,7 @@ def test_hints_are_shown_as_this_user_has_to_type_them(monkeypatch):
 def test_an_epoch_without_validation_and_with_many_rates_is_one_line():
     (train, _) = epoch_records()
     line = epoch_line(INFO, train | {"lr": [0.1, 0.2, 0.3, 0.4]}, None)
-    assert line == "epoch 1/2  step 100  train loss 0.5000 accuracy 90.00 %  lr 0.1 0.2 0.3 ...  3.0 s"
+    assert line == "epoch 1/2  train loss 0.5000 accuracy 90.00 %  lr 0.1 0.2 0.3 ...  3.0 s"
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class PlainProgress(Progress):
     >>> progress.record({"kind": "epoch", "split": "train", "epoch": 0, "step": 100,
     ...                  "loss": 0.5, "accuracy": 0.8, "lr": [0.1], "wall_s": 3.2})
     >>> progress.epoch_done()
-    epoch 1/2  step 100  train loss 0.5000 accuracy 80.00 %  lr 0.1  3.2 s
+    epoch 1/2  train loss 0.5000 accuracy 80.00 %  lr 0.1  3.2 s
     """
 
     def __init__(self, stream: TextIO):
@@ -295,7 +295,7 @@ def epoch_line(
     """One line for an epoch's records (one of the two may be missing)."""
     last = val if val is not None else train
     assert last is not None, "an epoch without a record"
-    parts = [f"epoch {int(last['epoch']) + 1}/{info.epochs}", f"step {last['step']}"]
+    parts = [f"epoch {int(last['epoch']) + 1}/{info.epochs}"]
     for name, record in (("train", train), ("val", val)):
         if record is not None:
             parts.append(f"{name} {_figures(record)}")
