@@ -1,0 +1,224 @@
+"""Resumed equals untouched, as bytes: each scheduler, warmup, optimizer, and all else that has state."""
+
+from __future__ import annotations
+
+import random
+
+import numpy
+import pytest
+import torch
+from checkpoint_helpers import BATCH, EPOCHS, SAMPLES, Net, Run, assert_exact, digest
+from torch import nn
+
+from surefoot import files
+from surefoot.optimizers import OPTIMIZERS, build_optimizer
+from surefoot.schedules import WARMUPS, Schedule, SchedulerSpec, WarmupSpec, build_schedule
+
+STEPS = -(-SAMPLES // BATCH)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """What is durable is tested elsewhere; here it is what is saved."""
+    monkeypatch.setattr(files.System, "fsync", lambda *_: None)
+
+
+# Arguments with which each scheduler moves the rate within two epochs.
+SCHEDULERS = {
+    "none": None,
+    "StepLR": {"step_size": 1, "gamma": 0.5},
+    "MultiStepLR": {"milestones": [1, 4, 8]},
+    "ConstantLR": {"total_iters": 3},
+    "LinearLR": {"total_iters": 7},
+    "ExponentialLR": {"gamma": 0.9},
+    "PolynomialLR": {"total_iters": 9, "power": 2.0},
+    "CosineAnnealingLR": {},
+    "CosineAnnealingWarmRestarts": {"T_0": 4},
+    "ReduceLROnPlateau": {"patience": 0, "factor": 0.5},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3},
+    "OneCycleLR": {"max_lr": 0.1},
+}
+
+
+def scheduled(name: str, by: str, warmup: str | None):
+    args = SCHEDULERS[name]
+
+    def build(model: nn.Module):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        warm = None
+        if warmup is not None:
+            warm = WarmupSpec(warmup, {"warmup_period": 4} if warmup.startswith(("Linear", "Expo")) else {})
+        spec = None if args is None else SchedulerSpec(name, args, by=by)
+        schedule = build_schedule(optimizer, spec, warm, steps_per_epoch=STEPS, epochs=EPOCHS)
+        after_step = (lambda: schedule.step(1.0)) if schedule.needs_step_metric else schedule.step
+        return optimizer, after_step, schedule.epoch, {"schedule": schedule}
+
+    return build
+
+
+@pytest.mark.parametrize("warmup", [None, "LinearWarmup"])
+@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers(tmp_path, name, by, warmup):
+    assert_exact(tmp_path, scheduled(name, by, warmup))
+
+
+@pytest.mark.parametrize("warmup", ["LinearWarmup", "ExponentialWarmup"])
+def test_warmups(tmp_path, warmup):
+    assert_exact(tmp_path, scheduled("CosineAnnealingLR", "step", warmup))
+
+
+def test_every_warmup_is_tried():
+    tried = {"LinearWarmup", "ExponentialWarmup"}
+    derived = {"UntunedLinearWarmup", "UntunedExponentialWarmup", "RAdamWarmup"}  # with Adam, below
+    assert set(WARMUPS.names()) == tried | derived
+
+
+@pytest.mark.parametrize("warmup", ["UntunedLinearWarmup", "UntunedExponentialWarmup", "RAdamWarmup"])
+def test_warmups_that_read_the_optimizer(tmp_path, warmup):
+    def build(model: nn.Module):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        schedule = build_schedule(optimizer, None, WarmupSpec(warmup), steps_per_epoch=STEPS, epochs=EPOCHS)
+        return optimizer, schedule.step, schedule.epoch, {"schedule": schedule}
+
+    assert_exact(tmp_path, build)
+
+
+def idle(*_: object) -> None:
+    """No schedule."""
+
+
+ARGUMENTS = {"SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True}, "LBFGS": {"lr": 0.1, "max_iter": 3}}
+# Muon takes matrices only; SparseAdam sparse gradients only.
+OF_THEIR_OWN = {"Muon", "SparseAdam"}
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS.names()) - OF_THEIR_OWN))
+def test_optimizers(tmp_path, name):
+    def build(model: nn.Module):
+        return build_optimizer(name, {"lr": 0.01, **ARGUMENTS.get(name, {})}, model), idle, idle, {}
+
+    assert_exact(tmp_path, build)
+
+
+@pytest.mark.parametrize("arguments", [{"amsgrad": True}, {"foreach": True}, {"fused": True}, {"capturable": False}])
+def test_adam_in_its_forms(tmp_path, arguments):
+    assert_exact(tmp_path, lambda model: (torch.optim.Adam(model.parameters(), lr=0.01, **arguments), idle, idle, {}))
+
+
+def test_tensor_rates_and_groups_of_their_own(tmp_path):
+    def build(model: nn.Module):
+        groups = [
+            {"params": [model.conv.weight, model.conv.bias], "lr": torch.tensor(0.01)},
+            {"params": [p for n, p in model.named_parameters() if not n.startswith("conv")], "weight_decay": 0.1},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.02)
+        schedule = Schedule(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
+        return optimizer, schedule.step, schedule.epoch, {"schedule": schedule}
+
+    assert_exact(tmp_path, build)
+
+
+def test_torchs_schedulers_without_a_schedule(tmp_path):
+    def build(model: nn.Module):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5, 8])
+        return optimizer, scheduler.step, idle, {"scheduler": scheduler}
+
+    assert_exact(tmp_path, build)
+
+
+def test_other_generators_are_part_of_the_state(tmp_path):
+    def build(model: nn.Module):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def after_step() -> None:
+            noise = random.random() + float(numpy.random.rand())
+            optimizer.param_groups[0]["lr"] = 0.01 * noise
+
+        return optimizer, after_step, idle, {}
+
+    assert_exact(tmp_path, build)
+
+
+def test_moving_average_and_plain_numbers(tmp_path):
+    def build(model: nn.Module):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+        sums = {"steps": 0, "history": []}
+
+        def after_step() -> None:
+            average.update_parameters(model)
+            sums["steps"] += 1
+            sums["history"].append(float(model.head.bias.detach()[0]))
+
+        return optimizer, after_step, idle, {"average": average, "sums": sums}
+
+    assert_exact(tmp_path, build)
+
+
+def test_scaler_and_low_precision(tmp_path):
+    def build(model: nn.Module):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+
+        def after_step() -> None:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = model(torch.randn(2, 1, 4, 4)).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        return optimizer, after_step, idle, {"scaler": scaler}
+
+    assert_exact(tmp_path, build)
+
+
+class Jitter:
+    """Random noise, a batch at a time, from the draws that the loader hands out."""
+
+    batched = True
+
+    def __call__(self, inputs, draws):
+        return inputs * draws.uniform(0.5, 1.5).reshape(-1, 1, 1, 1).to(inputs.dtype)
+
+
+def plain_sgd(model: nn.Module):
+    return torch.optim.SGD(model.parameters(), lr=0.05), idle, idle, {}
+
+
+def test_augmentation(tmp_path):
+    assert_exact(tmp_path, plain_sgd, augment=[Jitter()])
+
+
+def test_short_batches_dropped_and_no_shuffle(tmp_path):
+    first = Run(tmp_path / "a", plain_sgd, seed=1, drop_last=True, shuffle=False)
+    first.train(4)
+    second = Run(tmp_path / "a", plain_sgd, seed=2, drop_last=True, shuffle=False)
+    assert second.train() == Run(tmp_path / "b", plain_sgd, seed=1, drop_last=True, shuffle=False).train()
+
+
+def test_a_checkpoint_at_every_step_restores_that_step(tmp_path):
+    """As grain tests its iterators: save at every step, restore each, compare the rest."""
+    whole = Run(tmp_path / "whole", plain_sgd, seed=1)
+    end = whole.train()
+    for kill_at in range(1, EPOCHS * STEPS + 1):
+        path = tmp_path / str(kill_at)
+        Run(path, plain_sgd, seed=1).train(kill_at)
+        assert Run(path, plain_sgd, seed=kill_at).train() == end, kill_at
+
+
+def test_killed_again_and_again(tmp_path):
+    end = Run(tmp_path / "whole", plain_sgd, seed=1).train()
+    for kill_at in (2, 3, 6, 7, 11):
+        Run(tmp_path / "run", plain_sgd, seed=kill_at if kill_at > 2 else 1).train(kill_at)
+    assert Run(tmp_path / "run", plain_sgd, seed=50).train() == end
+
+
+def test_the_digest_sees_one_bit():
+    model = Net()
+    before = digest({"model": model})
+    with torch.no_grad():
+        model.head.bias.view(torch.int32)[0] ^= 1
+    assert digest({"model": model}) != before
