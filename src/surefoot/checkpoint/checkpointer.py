@@ -119,8 +119,11 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------ the loop's calls
 
-    def resume(self) -> Restored | None:
+    def resume(self, prepare: Callable[[dict[str, Any]], None] | None = None) -> Restored | None:
         """Go on from the newest valid checkpoint; None when the run has none yet and starts fresh.
+
+        `prepare` is called with the saved states of the plain objects, by key, before anything is compared: for a
+        run that changes its make-up on the way (parameters that join the optimizer at a later epoch).
 
         Damaged checkpoints are named and stepped over. Everything is compared before anything is loaded:
         raises `UsageError` when none is valid, when the objects do not fit (all differences at once), or
@@ -130,9 +133,13 @@ class Checkpointer:
             raise UsageError(f"{self.run.path}: resume() comes before the first step")
         if not self._writer.known:
             self._start_fresh()
+            if self._journal is not None:
+                self._journal.truncate(0)  # records of a run killed before its first checkpoint
             return None
         content, status, tree, skipped = self._newest()
         changes = contract.require_same(content.manifest["conditions"], self.conditions, self._allow)
+        if prepare is not None:
+            prepare(tree["objects"])
         if found := capture.problems(self._objects, tree):
             listed = "\n".join(f"  {text}" for text in found[:50])
             raise UsageError(f"{status.path}: does not fit what was built here:\n{listed}")
@@ -265,8 +272,6 @@ class Checkpointer:
             )
         if self.run.about.get("id") is None:
             raise UsageError(f"{self.run.path}: run.json is damaged and there is no checkpoint; start a new run")
-        if self._journal is not None:
-            self._journal.truncate(0)
         self._begin({"run": self.run.id, "conditions": self.conditions}, [])
 
     def _newest(self) -> tuple[store.Content, CheckpointStatus, dict[str, Any], list[CheckpointStatus]]:
