@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .data import DataSplits, Loader
-    from .recipe import Part, Recipe
-    from .schedules import Schedule
+    from .recipe import Part, Recipe, SchedulerSection
+    from .schedules import Schedule, SchedulerSpec, WarmupSpec
     from .training import About
 
 
@@ -148,11 +148,13 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
 
     part = recipe.data.part
     with _at(recipe, "data"):
-        made = _make(part, DATA, {"say": say} if not part.imported and "say" in DATA[part.name].provided else {})
+        provided = () if part.imported else DATA[part.name].provided
+        made = _make(part, DATA, {"progress": _quarters(say)} if "progress" in provided else {})
         if not isinstance(made, DataSplits):
             pair = isinstance(made, tuple) and len(made) == 2 and not _is_tensor(made[0])
             train, val = made if pair else (made, None)
-            made = DataSplits(as_source(train), None if val is None else as_source(val))
+            source = as_source(train)
+            made = DataSplits(source, None if val is None else as_source(val), source.classes, None)
     normalize = recipe.data.normalize
     if normalize == "auto":
         return made
@@ -286,9 +288,8 @@ def _build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
     section = recipe.optimizer
     with _at(recipe, "optimizer"):
-        target = import_object(section.part.name) if section.part.imported else section.part.name
         return build_optimizer(
-            target,
+            _named(section.part),
             section.part.arguments(),
             model,
             groups=[group.options() for group in section.groups],
@@ -301,9 +302,43 @@ def _build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_
     from .schedules import build_schedule
 
     with _at(recipe, "scheduler" if recipe.scheduler else "warmup"):
-        return build_schedule(
-            optimizer, recipe.scheduler, recipe.warmup, steps_per_epoch=steps_per_epoch, epochs=recipe.epochs
-        )
+        return build_schedule(optimizer, *schedule_specs(recipe), steps_per_epoch, recipe.epochs)
+
+
+def schedule_specs(recipe: Recipe) -> tuple[SchedulerSpec | None, WarmupSpec | None]:
+    """The recipe's scheduler and warmup as the schedules know them, imported classes in place of their paths."""
+    from .schedules import WarmupSpec
+
+    warmup = recipe.warmup
+    return (
+        None if recipe.scheduler is None else _scheduler_spec(recipe.scheduler),
+        None if warmup is None else WarmupSpec(_named(warmup.part), _resolved(warmup.part), warmup.by),
+    )
+
+
+def _scheduler_spec(section: SchedulerSection) -> SchedulerSpec:
+    from .schedules import SchedulerSpec
+
+    children = tuple(_scheduler_spec(child) for child in section.children)
+    monitor = section.monitor or "val/loss"
+    return SchedulerSpec(_named(section.part), _resolved(section.part), section.by, monitor, children)
+
+
+def _named(part: Part) -> Any:
+    return import_object(part.name) if part.imported else part.name
+
+
+def _resolved(part: Part) -> dict[str, Any]:
+    """A part's arguments, a user's own functions (``{import: module:name}``) in place of their paths."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {"import"}:
+            return import_object(value["import"])
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        return value
+
+    return {name: resolve(value) for name, value in part.arguments().items()}
 
 
 def _augmentations(recipe: Recipe) -> list[Any]:
@@ -384,6 +419,19 @@ def _parts(recipe: Recipe) -> Iterator[Part]:
 
 def _source(part: Part) -> tuple[str, Mapping[str, Any]] | None:
     return (part.name, part.arguments()) if part.imported else None
+
+
+def _quarters(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """What a download is told by: a line at its begin and at each quarter, for a terminal and a log alike."""
+    told: dict[str, int] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        quarter = 4 * done // max(1, total)
+        if told.get(name) != quarter:
+            told[name] = quarter
+            say(f"downloading {name}: {25 * quarter} % of {total / 1e6:.1f} MB")
+
+    return progress
 
 
 def _is_tensor(value: Any) -> bool:

@@ -185,9 +185,10 @@ def fit(
                     step=step,
                     progress=state,
                     running=running,
+                    **({"unfreezing": unfreezing} if unfreezing else {}),
                 )
             )
-            restored = checkpointer.resume()
+            restored = checkpointer.resume(unfreezing and unfreezing.catch_up)
             if restored is not None:
                 _tell_restored(restored, progress)
             recorder.rebuild()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,10 +35,17 @@ class Unfreezing:
                 )
             frozen -= matched
 
-    def begin(self, epoch: int) -> list[str]:
-        """Thaw what is due by the begin of `epoch`, later calls for the same epoch do nothing; returns the names."""
-        thawed = []
-        while self._done < len(self.plan) and self.plan[self._done][0] <= epoch:
+    def begin(self, epoch: int) -> None:
+        """Thaw what is due by the begin of `epoch`; later calls for the same epoch do nothing."""
+        self._thaw(sum(1 for due, _ in self.plan if due <= epoch))
+
+    def catch_up(self, saved: Mapping[str, Any]) -> None:
+        """Give the optimizer the groups that a saved run had, before their state is loaded."""
+        self._thaw(saved.get("unfreezing", {}).get("done", 0))
+
+    def _thaw(self, count: int) -> None:
+        """Let the first `count` entries of the plan take effect."""
+        while self._done < min(count, len(self.plan)):
             pattern = self.plan[self._done][1]
             self._done += 1
             group = []
@@ -45,7 +53,16 @@ class Unfreezing:
                 if not parameter.requires_grad and fnmatchcase(name, pattern):
                     parameter.requires_grad_(True)
                     group.append((name, parameter))
-                    thawed.append(name)
-            named = "param_names" in self.optimizer.param_groups[0]
-            self.optimizer.add_param_group({"params": group if named else [p for _, p in group]})
-        return thawed
+            first = self.optimizer.param_groups[0]
+            named = "param_names" in first
+            added: dict[str, Any] = {"params": group if named else [p for _, p in group]}
+            self.optimizer.add_param_group(added | ({"name": pattern} if "name" in first else {}))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the plan has taken effect."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises UsageError unless `catch_up` was called for this state."""
+        if state["done"] != self._done:
+            raise UsageError(f"unfreeze: {state['done']} entries had taken effect in the saved run, here {self._done}")
