@@ -11,7 +11,7 @@ from torch import nn
 
 from ..catalog import argument_problems
 from ..errors import Problems, UsageError
-from .catalogue import OPTIMIZERS, beta_problems
+from .catalogue import OPTIMIZERS
 from .groups import param_groups
 
 
@@ -67,7 +67,7 @@ def check_groups(target: Callable[..., Any], title: str, groups: Sequence[Mappin
     for index, group in enumerate(groups):
         given = {k: v for k, v in group.items() if k not in ("match", "name", "params")}
         if title in OPTIMIZERS:
-            found = OPTIMIZERS[title].problems(given) + beta_problems(given)
+            found = OPTIMIZERS[title].problems(given)
         else:
             found = argument_problems(title, target, {"params": [], **given})
         for problem in found:

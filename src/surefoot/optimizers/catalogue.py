@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..catalog import ArgumentProblem, Catalog, Entry, Range, describe, type_violation
@@ -28,8 +29,16 @@ _LIMITS = {
 }
 
 
+@dataclass(frozen=True)
+class _OptimizerEntry(Entry):
+    """An entry with the one check that a signature cannot make: the numbers inside of `betas`."""
+
+    def problems(self, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
+        return super().problems(arguments) + beta_problems(arguments)
+
+
 def _entry(name: str, summary: str, state: str, paper: str) -> Entry:
-    return Entry(
+    return _OptimizerEntry(
         name,
         f"torch.optim:{name}",
         summary,
@@ -37,14 +46,6 @@ def _entry(name: str, summary: str, state: str, paper: str) -> Entry:
         limits=_LIMITS,
         facts={"state per parameter": state, "source": paper},
     )
-
-
-class _Optimizers(Catalog):
-    """The catalogue, with the one check that a signature cannot make: numbers inside of `betas`."""
-
-    def problems(self, name: str, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
-        found = super().problems(name, arguments)
-        return found + beta_problems(arguments) if name in self else found
 
 
 def beta_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
@@ -66,7 +67,7 @@ def beta_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
     return problems
 
 
-OPTIMIZERS: Catalog = _Optimizers(
+OPTIMIZERS = Catalog(
     "optimizer",
     "optimizers",
     [

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .building import build_schedule, horizon_of
     from .composite import ChainedScheduler, SequentialLR
     from .schedule import Schedule
+    from .simulation import LaterGroup, Simulation, simulate, simulate_schedule
     from .warmup import (
         ExponentialWarmup,
         LinearWarmup,
@@ -31,6 +32,10 @@ _HOMES = {
     "UntunedLinearWarmup": "warmup",
     "build_schedule": "building",
     "horizon_of": "building",
+    "LaterGroup": "simulation",
+    "Simulation": "simulation",
+    "simulate": "simulation",
+    "simulate_schedule": "simulation",
 }
 
 __all__ = [
@@ -38,16 +43,20 @@ __all__ = [
     "WARMUPS",
     "ChainedScheduler",
     "ExponentialWarmup",
+    "LaterGroup",
     "LinearWarmup",
     "RAdamWarmup",
     "Schedule",
     "SchedulerSpec",
     "SequentialLR",
+    "Simulation",
     "UntunedExponentialWarmup",
     "UntunedLinearWarmup",
     "WarmupSpec",
     "build_schedule",
     "horizon_of",
+    "simulate",
+    "simulate_schedule",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Param groups that come later: what a scheduler must know of them, and the rate that they begin with."""
+"""Param groups that come later: what a scheduler must know of them; and any group's rate, from the start again."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ from .kernels import Unknown, kernel_of
 _GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
 
 
-def adopt(
+def enter(scheduler: Any, added: list[dict[str, Any]], first: list[float]) -> None:
+    """Make groups, whose first rates are `first`, known to `scheduler` and its parts."""
+    model = scheduler.optimizer.param_groups[0]
+    for group, lr in zip(added, first, strict=True):
+        _enter_group(scheduler, group, lr, model)
+        for leaf in leaves(scheduler):
+            _extend(leaf, group, lr)
+
+
+def replay(
     scheduler: Any,
-    added: list[dict[str, Any]],
-    first: list[float],
+    groups: list[dict[str, Any]],
+    start: int = 0,
     *,
     calls: int,
     reductions: list[list[list[int]]],
     fed: bool,
     undampened: float,
 ) -> list[float]:
-    """Enter groups into `scheduler` and its parts; their rates after `calls` calls, as if there from the start.
+    """The rates of ``groups[start:]`` after `calls` calls, as if they had been there from the start.
 
-    `first` are their first rates; `reductions` holds for each plateau its ``[own call, call of the schedule]`` at
-    each reduction; `fed` says that plateaus go by epoch while the rest goes by step. A scheduler of one's own scales
-    a new group as it has scaled the first one, which is at `undampened` now.
-    """  # fmt: skip
-    groups = scheduler.optimizer.param_groups
-    for group, lr in zip(added, first, strict=True):
-        _enter_group(scheduler, group, lr, groups[0])
-        for leaf in leaves(scheduler):
-            _extend(leaf, group, lr)
+    `reductions` holds for each plateau its ``[own call, call of the schedule]`` at each reduction; `fed` says that
+    plateaus go by epoch while the rest goes by step. A scheduler of one's own scales a group as it has scaled the
+    first one, which is at `undampened` now.
+    """
     rates = []
-    for group, lr in zip(added, first, strict=True):
-        index = next(i for i, g in enumerate(groups) if g is group)
+    for index, group in enumerate(groups[start:], start):
+        lr = float(group.get("initial_lr", group["lr"]))
         try:
             rates.append(_replayed(scheduler, group, index, lr, calls, reductions, fed))
         except Unknown:
@@ -47,7 +51,8 @@ def adopt(
 
 
 def _enter_group(scheduler: Any, group: dict[str, Any], lr: float, model: dict[str, Any]) -> None:
-    group.setdefault("initial_lr", lr)
+    if "initial_lr" in model:
+        group.setdefault("initial_lr", lr)
     for leaf in leaves(scheduler):
         if isinstance(leaf, OneCycleLR | CyclicLR | SWALR):
             # These have their own rates; a later group gets those of the first.
@@ -75,7 +80,7 @@ def _extend(leaf: Any, group: dict[str, Any], lr: float) -> None:
             values.append(values[-1])
     bases = getattr(leaf, "base_lrs", None)
     if isinstance(bases, list) and "base_lrs" not in lists:
-        bases.append(group["initial_lr"] if isinstance(leaf, OneCycleLR) else lr)
+        bases.append(group.get("initial_lr", lr))
 
 
 def _replayed(

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..catalog import argument_problems
 from ..errors import Problems, UsageError
 from .catalogue import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
+from .horizon import horizons
 from .schedule import Schedule
 
 
@@ -34,11 +35,14 @@ def build_schedule(
     warmup: WarmupSpec | None,
     steps_per_epoch: int,
     epochs: int,
+    *,
+    refuse: bool = True,
 ) -> Schedule:
     """The schedule of a run of `epochs` times `steps_per_epoch` updates.
 
     OneCycleLR's ``total_steps`` and CosineAnnealingLR's ``T_max`` are the run's length where absent, in the
-    scheduler's unit (inside a SequentialLR: the length of their part). Raises UsageError for bad arguments.
+    scheduler's unit (inside a SequentialLR: the length of their part). Raises UsageError for bad arguments and,
+    if `refuse`, for what would fail in the midst of the run.
 
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     >>> spec = SchedulerSpec("CosineAnnealingLR")
@@ -51,27 +55,29 @@ def build_schedule(
     unit = scheduler.unit if scheduler is not None else EPOCH
     homes = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = float(group["lr"])
+        group["lr"] = float(group["lr"])  # first rates as float64, whatever the tensors round to
     try:
         made = None
         if scheduler is not None:
             scheduler = filled_in(scheduler, length.calls(unit))
+            if refuse:
+                _refuse_too_short(scheduler, length.calls(unit), unit)
             made = _built(scheduler, optimizer)
+        warmed = _make(WARMUPS, warmup.name, warmup.args, optimizer) if warmup is not None else None
+        schedule = Schedule(
+            optimizer,
+            made,
+            warmed,
+            by=unit,
+            warmup_by=warmup.by if warmup is not None else STEP,
+            monitor=scheduler.monitor if scheduler is not None else "val/loss",
+        )
     finally:
         for group, home in zip(optimizer.param_groups, homes, strict=True):
             if isinstance(home, torch.Tensor):
-                home.fill_(group["lr"])
                 group["lr"] = home
-    warmed = _make(WARMUPS, warmup.name, warmup.args, optimizer) if warmup is not None else None
-    schedule = Schedule(
-        optimizer,
-        made,
-        warmed,
-        by=unit,
-        warmup_by=warmup.by if warmup is not None else STEP,
-        monitor=scheduler.monitor if scheduler is not None else "val/loss",
-    )
-    schedule.horizon = horizon(scheduler, unit, length) if scheduler is not None else None
+    schedule.restore()
+    schedule.horizon = {"by": unit, "steps_per_epoch": steps_per_epoch, "epochs": epochs, "lengths": horizons(made)}
     return schedule
 
 
@@ -86,22 +92,12 @@ def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
     return SchedulerSpec(spec.name, args, spec.by, spec.monitor, children)
 
 
-def horizon(spec: SchedulerSpec, unit: str, length: RunLength) -> dict[str, Any] | None:
-    """What of the schedule depends on the run's length, as plain data; None where nothing does."""
-    names = sorted(_horizon_names(spec))
-    if not names:
-        return None
-    return {"names": names, "by": unit, "steps_per_epoch": length.steps_per_epoch, "epochs": length.epochs}
-
-
 def horizon_of(schedule: Schedule) -> dict[str, Any] | None:
-    """The horizon that `schedule` was built for (``names``, ``by``, ``steps_per_epoch``, ``epochs``), or None."""
+    """The run that `schedule` was built for, and the lengths in it that depend on that run; None if unknown.
+
+    ``{"by", "steps_per_epoch", "epochs", "lengths": {"CosineAnnealingLR.T_max": 4}}``
+    """
     return schedule.horizon
-
-
-def _horizon_names(spec: SchedulerSpec) -> set[str]:
-    names = {f"{spec.title}.{argument}" for argument in FILLED_IN.get(spec.title, ())}
-    return names.union(*(_horizon_names(child) for child in spec.children))
 
 
 def _parts(spec: SchedulerSpec, calls: int) -> list[int]:
@@ -111,6 +107,19 @@ def _parts(spec: SchedulerSpec, calls: int) -> list[int]:
     edges = [0, *(spec.args.get("milestones") or ()), calls]
     lengths = [max(1, b - a) for a, b in zip(edges, edges[1:], strict=False)]
     return (lengths + [calls] * len(spec.children))[: len(spec.children)]
+
+
+def _refuse_too_short(spec: SchedulerSpec, calls: int, unit: str) -> None:
+    if spec.title == "OneCycleLR":
+        args = spec.args
+        total = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
+        if isinstance(total, int) and 0 < total < calls:
+            raise UsageError(
+                f"OneCycleLR: total_steps is {total}, but the run calls it {calls} times (by {unit}), and torch "
+                f"stops it with an error after {total}; leave total_steps out, then it is {calls}"
+            )
+    for child, part in zip(spec.children, _parts(spec, calls), strict=True):
+        _refuse_too_short(child, part, unit)
 
 
 def _built(spec: SchedulerSpec, optimizer: Optimizer) -> Any:

@@ -53,8 +53,19 @@ _LIMITS = {
 }
 
 
+@dataclass(frozen=True)
+class _SchedulerEntry(Entry):
+    """An entry with the checks that torch's annotations do not carry, and without those that the run answers."""
+
+    def problems(self, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
+        filled = FILLED_IN.get(self.name, ())
+        found = super().problems(arguments)
+        found = [p for p in found if not (p.argument is None and any(f"{n!r}" in p.message for n in filled))]
+        return found + _milestone_problems(arguments)
+
+
 def _scheduler(name: str, summary: str, unit: str = EPOCH, module: str = "torch.optim.lr_scheduler") -> Entry:
-    return Entry(
+    return _SchedulerEntry(
         name,
         f"{module}:{name}",
         summary,
@@ -63,16 +74,6 @@ def _scheduler(name: str, summary: str, unit: str = EPOCH, module: str = "torch.
         limits=_LIMITS.get(name, {}),
         facts={"by": unit},
     )
-
-
-class _Schedulers(Catalog):
-    """The catalogue, with the checks that torch's annotations do not carry and the arguments that may be absent."""
-
-    def problems(self, name: str, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
-        found = super().problems(name, arguments)
-        filled = FILLED_IN.get(name, ())
-        found = [p for p in found if not (p.argument is None and any(f"{n!r}" in p.message for n in filled))]
-        return found + _milestone_problems(arguments)
 
 
 def _milestone_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
@@ -94,7 +95,7 @@ def _milestone_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
 # Arguments that torch insists on and that the length of the run answers.
 FILLED_IN: dict[str, tuple[str, ...]] = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("total_steps",)}
 
-SCHEDULERS: Catalog = _Schedulers(
+SCHEDULERS = Catalog(
     "scheduler",
     "schedulers",
     [

@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..errors import UsageError
-from .adopting import adopt
+from .adopting import enter, replay
 from .catalogue import EPOCH, STEP
 from .composite import advance, advance_plateaus, leaves
+from .horizon import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
 from .warmup import BaseWarmup, Undampened, watch
 
@@ -75,6 +76,8 @@ class Schedule:
         self.calls = 0
         self.hold_after: int | None = None
         self.horizon: dict[str, Any] | None = None
+        self.on_horizon: str | None = None
+        self._rewrite = False
         _as_float64(optimizer, scheduler)
         self._dampener = warmup if warmup is not None else Undampened(optimizer)
         self._dampener.stop_watching()
@@ -86,6 +89,8 @@ class Schedule:
     @property
     def lrs(self) -> list[float]:
         """The rate that each param group has now, dampening included (reading a tensor rate on a GPU waits for it)."""
+        if self._rewrite:
+            self.restore()
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     @property
@@ -137,8 +142,11 @@ class Schedule:
 
         A new group's ``lr`` is its first rate: it gets the rate that it would have now, had it been there from the
         start; its warmup begins now. Called before each ``optimizer.step()`` and in `step` and `epoch`, so only a loop
-        that updates parameters without the optimizer must call it.
+        that updates parameters without ``optimizer.step()`` must call it, after adding groups or loading.
         """
+        if self._rewrite:
+            self.restore()
+            self._rewrite = False
         known = len(self._dampener.lrs)
         added = self.optimizer.param_groups[known:]
         if not added:
@@ -146,16 +154,13 @@ class Schedule:
         first = [float(group["lr"]) for group in added]
         now = first
         if self.scheduler is not None:
-            now = adopt(
-                self.scheduler,
-                added,
-                first,
-                calls=self.calls if self.hold_after is None else min(self.calls, self.hold_after),
-                reductions=self._reductions,
-                fed=self.needs_metric and self.by == STEP,
-                undampened=self._dampener.lrs[0],
-            )
+            enter(self.scheduler, added, first)
+            now = self._replayed(known)
         self._dampener.adopt_groups(now)
+
+    def restore(self) -> None:
+        """Write the present rates into the param groups, whatever they hold."""
+        self._dampener.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data (JSON-able, and tensors where a scheduler of one's own has some)."""
@@ -174,7 +179,11 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, and set the groups' rates; load the optimizer's state after it (or before: both work).
+        """Go on from `state`, and set the groups' rates.
+
+        Load the optimizer's state first or after: both work. Where the run's length has changed under a scheduler
+        that depends on it (OneCycleLR, CosineAnnealingLR), `on_horizon` must be ``"keep"`` or ``"stretch"``; the
+        rates are then written again before the next update, since those of the optimizer's state are the old ones.
 
         Raises UsageError where the state is of another schedule: other scheduler, warmup, units or groups.
         """
@@ -193,12 +202,37 @@ class Schedule:
                 "add the same groups before loading"
             )
         self.adopt_groups()
+        before, now = state["horizon"], self.horizon
+        moved = bool(before and now) and asked(before, now, self.on_horizon)
+        built = horizons(self.scheduler)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(decode(state["scheduler"]))
         self.steps, self.epochs, self.calls = state["steps"], state["epochs"], state["calls"]
-        self.hold_after, self.horizon = state["hold_after"], state["horizon"]
+        self.hold_after, self.horizon = state["hold_after"], now or before
         self._reductions = [[list(pair) for pair in times] for times in state["reductions"]]
-        self._dampener.load_state_dict(state["rates"])
+        rates = dict(state["rates"])
+        if moved:
+            if self.on_horizon == STRETCH:
+                stretch(self.scheduler, built, calls_of(now) / calls_of(before))
+                self.hold_after = None
+            elif self.hold_after is None:
+                self.hold_after = calls_of(before) - 1
+            rates["lrs"] = self._replayed()
+            rates["written"] = None
+        self._dampener.load_state_dict(rates)
+        self._rewrite = moved
+
+    def _replayed(self, start: int = 0) -> list[float]:
+        """The undampened rates at this call of the groups from `start` on, computed from the start of the run."""
+        return replay(
+            self.scheduler,
+            self.optimizer.param_groups,
+            start,
+            calls=self.calls if self.hold_after is None else min(self.calls, self.hold_after),
+            reductions=self._reductions,
+            fed=self.needs_metric and self.by == STEP,
+            undampened=self._dampener.lrs[0],
+        )
 
     def _move(self, metric: float | None, *, plateaus: bool, turn: bool) -> None:
         self.adopt_groups()

@@ -135,6 +135,10 @@ class BaseWarmup:
             self._written.append((0.0, None, 0))
         self._write(first=known)
 
+    def restore(self) -> None:
+        """Write the rates as the warmup knows them, whatever the groups hold."""
+        self._write()
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings: all that `load_state_dict` needs."""
         return {
@@ -169,7 +173,9 @@ class BaseWarmup:
         self._written = [(0.0, None, 0)] * len(groups)
         self._unrestored = None
         self._write()
-        if not old:  # a rate changed by hand after the last dampening is what the run went on with
+        if (
+            not old and state["written"] is not None
+        ):  # a rate changed by hand after the last dampening is what the run went on with
             for index, (group, written) in enumerate(zip(groups, state["written"], strict=True)):
                 if written != self._written[index][0]:
                     self._put(index, group, written)
@@ -248,7 +254,8 @@ class BaseWarmup:
                     f"param group {index} was loaded from a run at warmup step {group[MARK]}, but the warmup is at "
                     f"step {self.last_step}: its own state was not restored; {how}"
                 )
-            if "initial_lr" in group and not self._scheduled[index]:
+            taken = None if self._scheduled[index] else group.get("initial_lr")
+            if taken is not None and float(taken) == self._written[index][0] != self.lrs[index]:
                 raise UsageError(
                     f"{mine}: the scheduler was made after the warmup and took a dampened rate for its first one; "
                     "make the scheduler first, then the warmup"
