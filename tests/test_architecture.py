@@ -19,7 +19,9 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
-    {"version", "errors", "catalog", "rng", "files", "signals", "safe_tensors"},
+    {"version", "errors"},
+    {"catalog", "rng", "files", "signals"},
+    {"safe_tensors"},
     {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics"},
     {"data", "artifacts", "tracking"},
     {"step", "execution", "checkpoint"},
@@ -31,7 +33,6 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MOST_LINES = 450
-LONGEST_LINE = 120
 
 
 @pytest.fixture(params=FILES, ids=NAMES)
@@ -90,7 +91,12 @@ def test_imports_point_down(path, tree):
 
 def test_a_wrong_import_would_be_found():
     """The test above sees each way of writing an import."""
-    source = "from ..training import fit\nfrom .. import cli\nimport surefoot.build\ndef f():\n    from ..recipe.load import x\n"
+    source = (
+        "from ..training import fit\n"
+        "from .. import cli\n"
+        "import surefoot.build\n"
+        "def f():\n    from ..recipe.load import x\n"
+    )
     found = list(imported_parts(PACKAGE / "losses" / "calling.py", ast.parse(source)))
     assert found == [(1, "training"), (2, "cli"), (3, "build"), (5, "recipe")]
 
@@ -100,8 +106,6 @@ def test_a_file_is_short_and_its_first_line_says_what_it_is_for(path, tree):
     assert len(lines) <= MOST_LINES, f"{len(lines)} lines: make it a folder of files with one job each"
     docstring = ast.get_docstring(tree)
     assert docstring and len(docstring.splitlines()[0]) > 15
-    long = [number for number, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
-    assert not long, f"longer than {LONGEST_LINE} characters: lines {long}"
 
 
 def test_every_public_name_is_documented(path, tree):
@@ -116,9 +120,10 @@ def test_every_public_name_is_documented(path, tree):
             owner = getattr(module, node.name)
             for member in node.body:
                 # A method that a base class documents (`nn.Module.forward`) needs no second text.
-                if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
-                    if not inspect.getdoc(getattr(owner, member.name)):
-                        bare.append(f"{node.name}.{member.name}")
+                if not isinstance(member, ast.FunctionDef) or member.name.startswith("_"):
+                    continue
+                if not inspect.getdoc(getattr(owner, member.name)):
+                    bare.append(f"{node.name}.{member.name}")
     assert not bare, f"without a docstring: {', '.join(bare)}"
 
 
