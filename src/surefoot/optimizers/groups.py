@@ -67,8 +67,9 @@ def param_groups(
     if layer_decay is not None:
         _check_layer_decay(layer_decay, lr)
     every = dict(model.named_parameters())
-    owners = _owners(entries, every)
-    exempt = _exempt(no_decay, model, every)
+    aliases = _aliases(model)
+    owners = _owners(entries, aliases)
+    exempt = _exempt(no_decay, model, aliases)
     layers, layer_count = _layers(model) if layer_decay is not None else ({}, 1)
 
     sorted_groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
@@ -108,8 +109,11 @@ def missing_groups(
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     only = {name for name, p in trainable(model).items() if id(p) not in held}
     added = param_groups(model, only=only, **how) if only else []
+    named = any("param_names" in group for group in optimizer.param_groups)
     for group in added:
         group["name"] += suffix
+        if not named:  # torch takes names for all groups or for none
+            group["params"] = [parameter for _, parameter in group["params"]]
     return added
 
 
@@ -149,50 +153,62 @@ def _matches(pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def _owners(entries: list[tuple[list[str], dict[str, Any]]], every: Mapping[str, nn.Parameter]) -> dict[str, int]:
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter, with its first name: a tied parameter may be matched by any of its names."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _owners(entries: list[tuple[list[str], dict[str, Any]]], aliases: Mapping[str, str]) -> dict[str, int]:
     """Which entry takes each parameter: the first that matches. A pattern left with nothing is an error."""
     owners: dict[str, int] = {}
     problems = []
     for index, (patterns, _) in enumerate(entries):
         for pattern in patterns:
-            hits = [name for name in every if _matches(pattern, name)]
+            hits = _hits(pattern, aliases)
             free = [name for name in hits if owners.get(name, index) == index]
-            for name in free:
-                owners[name] = index
+            owners.update(dict.fromkeys(free, index))
             if not hits:
-                problems.append(f"groups[{index}].match: {_unmatched(pattern, every)}")
+                problems.append(f"groups[{index}].match: {_unmatched(pattern, aliases)}")
             elif not free:
-                taken = sorted({owners[name] for name in hits})
+                taken = ", ".join(f"groups[{number}]" for number in sorted({owners[name] for name in hits}))
                 problems.append(
-                    f"groups[{index}].match: all that {pattern!r} matches is already in groups"
-                    f"{taken}; put the more special pattern first"
+                    f"groups[{index}].match: all that {pattern!r} matches is already in {taken}; "
+                    "put the more special pattern first"
                 )
     if problems:
         raise Problems(problems)
     return owners
 
 
-def _unmatched(pattern: str, every: Mapping[str, nn.Parameter]) -> str:
-    prefixes = {".".join(name.split(".")[:depth]) + ".*" for name in every for depth in range(1, name.count(".") + 1)}
-    meant = did_you_mean(pattern, [*every, *sorted(prefixes)])
-    shown = ", ".join(list(every)[:4]) + (", ..." if len(every) > 4 else "")
+def _hits(pattern: str, aliases: Mapping[str, str]) -> list[str]:
+    """The first names of the parameters that `pattern` matches, in the model's order."""
+    return list(dict.fromkeys(first for name, first in aliases.items() if fnmatch.fnmatchcase(name, pattern)))
+
+
+def _unmatched(pattern: str, aliases: Mapping[str, str]) -> str:
+    parts = [name.split(".") for name in aliases]
+    prefixes = {".".join(names[:depth]) + ".*" for names in parts for depth in range(1, len(names))}
+    meant = did_you_mean(pattern, [*aliases, *sorted(prefixes)])
+    shown = ", ".join(list(aliases)[:4]) + (", ..." if len(aliases) > 4 else "")
     return f"{pattern!r} matches no parameter{meant or '; the names are: ' + shown}"
 
 
-def _exempt(no_decay: str | Sequence[str] | None, model: nn.Module, every: Mapping[str, nn.Parameter]) -> set[str]:
-    """The names that weight decay spares."""
+def _exempt(no_decay: str | Sequence[str] | None, model: nn.Module, aliases: Mapping[str, str]) -> set[str]:
+    """The first names of the parameters that weight decay spares."""
     if no_decay is None:
         return set()
     if no_decay == NORM_AND_BIAS:
-        return _norm_and_bias(model, every)
-    patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
+        return _norm_and_bias(model, aliases)
     problems, found = [], set()
-    for pattern in patterns:
-        hits = {name for name in every if _matches(pattern, name)}
+    for pattern in [no_decay] if isinstance(no_decay, str) else no_decay:
+        hits = _hits(pattern, aliases)
         if not hits:
-            meant = did_you_mean(pattern, [NORM_AND_BIAS]) or _unmatched(pattern, every).partition("parameter")[2]
-            problems.append(f"no_decay: {pattern!r} matches no parameter{meant}")
-        found |= hits
+            meant = did_you_mean(pattern, [NORM_AND_BIAS])
+            problems.append(
+                f"no_decay: {repr(pattern) + ' is unknown' + meant if meant else _unmatched(pattern, aliases)}"
+            )
+        found.update(hits)
     if problems:
         raise Problems(problems)
     return found
@@ -201,17 +217,16 @@ def _exempt(no_decay: str | Sequence[str] | None, model: nn.Module, every: Mappi
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def _norm_and_bias(model: nn.Module, every: Mapping[str, nn.Parameter]) -> set[str]:
+def _norm_and_bias(model: nn.Module, aliases: Mapping[str, str]) -> set[str]:
     found = set()
     for prefix, module in model.named_modules():
         # A norm of one's own making is known by its class's name, as everybody names them so.
         norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
         for leaf, parameter in module.named_parameters(recurse=False):
-            name = f"{prefix}.{leaf}" if prefix else leaf
             # RNNs say bias_ih_l0, attention says in_proj_bias.
             bias = leaf.startswith("bias") or leaf.endswith("bias")
-            if name in every and (bias or (norm and parameter.ndim <= 1)):
-                found.add(name)
+            if bias or (norm and parameter.ndim <= 1):
+                found.add(aliases[f"{prefix}.{leaf}" if prefix else leaf])
     return found
 
 
