@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class Written:
 
 # One write(2) moves at most 0x7ffff000 bytes; smaller pieces also let a signal be noticed in between.
 _PIECE = 64 * 1024 * 1024
+_SMALL = 256 * 1024
 
 
 def write_new(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written:
@@ -78,8 +79,7 @@ def write_new(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written
     total = 0
     descriptor = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
     try:
-        for chunk in chunks:
-            view = memoryview(chunk).cast("B") if not isinstance(chunk, bytes) else memoryview(chunk)
+        for view in _gathered(chunks):
             digest.update(view)
             total += view.nbytes
             _write_all(descriptor, view)
@@ -90,6 +90,25 @@ def write_new(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written
         raise
     system.close(descriptor)
     return Written(total, digest.hexdigest())
+
+
+def _gathered(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same bytes, small chunks put together: a model of a thousand biases is not a thousand writes."""
+    small = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk).cast("B")
+        if len(small) + view.nbytes <= _SMALL:
+            small += view
+            continue
+        if small:
+            yield memoryview(small)
+            small = bytearray()
+        if view.nbytes <= _SMALL:
+            small += view
+        else:
+            yield view
+    if small:
+        yield memoryview(small)
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:

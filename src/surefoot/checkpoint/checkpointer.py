@@ -253,7 +253,7 @@ class Checkpointer:
     def _take(self, path: Path) -> RunDirectory:
         if RunDirectory.holds_run(path):
             return RunDirectory.open(path)
-        return RunDirectory.create(path, conditions=self.conditions)
+        return RunDirectory.create(path, adopt_journal=self._journal is not None, conditions=self.conditions)
 
     def _own_conditions(self) -> dict[str, Any]:
         modules = [capture.unwrap(value) for value in self._objects.values() if isinstance(value, nn.Module)]

@@ -17,8 +17,7 @@ from typing import Any
 from .. import files, safe_tensors
 from ..errors import UsageError
 
-RUN, LOCK, CHECKPOINTS = "run.json", "LOCK", "checkpoints"
-_TRACES = (RUN, CHECKPOINTS, "metrics.jsonl")
+RUN, LOCK, CHECKPOINTS, JOURNAL = "run.json", "LOCK", "checkpoints", "metrics.jsonl"
 _MAX_RUN_BYTES = 4 * 1024 * 1024
 STATUSES = ("running", "interrupted", "done", "failed")
 
@@ -53,18 +52,23 @@ class RunDirectory:
 
     @staticmethod
     def holds_run(path: str | Path) -> bool:
-        """Whether a directory holds a run, whole or in traces."""
-        return any(os.path.lexists(Path(path) / name) for name in _TRACES)
+        """Whether a directory holds a run: its run.json, or checkpoints that lost it."""
+        return any(os.path.lexists(Path(path) / name) for name in (RUN, CHECKPOINTS))
 
     @classmethod
-    def create(cls, path: str | Path, **about: Any) -> RunDirectory:
-        """Make a new run. Raises `UsageError` where one lies already or nothing can be written; leaves nothing then."""
+    def create(cls, path: str | Path, *, adopt_journal: bool = False, **about: Any) -> RunDirectory:
+        """Make a new run, with `about` in its run.json.
+
+        `adopt_journal`: a metrics.jsonl that is there already is the new run's own.
+
+        Raises `UsageError` where a run lies already or nothing can be written; leaves nothing then.
+        """
         path = Path(path)
         made = _make_directories(path)
         lock = None
         try:
             lock = Lock.take(path)
-            if cls.holds_run(path):
+            if cls.holds_run(path) or (not adopt_journal and _has_bytes(path / JOURNAL)):
                 raise UsageError(
                     f"{path}: already holds a run; resume it (`surefoot resume {path}`) or name another directory"
                 )
@@ -156,6 +160,12 @@ def unusable(path: Path, error: OSError) -> UsageError:
         errno.ENAMETOOLONG: "give a shorter name",
     }.get(error.errno or 0, "name another directory")
     return UsageError(f"{path}: cannot be used as a run directory: {error.strerror or error}; {advice}")
+
+
+def _has_bytes(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.lstat(path).st_size > 0
+    return False
 
 
 def _make_directories(path: Path) -> list[Path]:
