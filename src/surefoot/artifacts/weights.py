@@ -116,7 +116,7 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
         raise Problems([f"{where}: {line}" for line in found])
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if adopt_dtypes:
-        _take_dtypes(state, model)
+        take_dtypes(state, model)
     wanted = model.state_dict()
     groups = tie_groups(wanted)
     full = dict(state)
@@ -127,7 +127,7 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
         model.load_state_dict(full)
     except Exception as error:  # a class with loading code of its own may refuse or break halfway
         if adopt_dtypes:
-            _take_dtypes(before, model)
+            take_dtypes(before, model)
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 value.copy_(before[name])
@@ -184,19 +184,21 @@ def _disagreeing(state: Mapping[str, torch.Tensor], groups: Mapping[str, list[st
     for name, group in groups.items():
         there = [twin for twin in group if twin in state]
         if there and name == there[0]:
-            others = [o for o in there[1:] if not _same_bytes(state[name], state[o])]
+            others = [o for o in there[1:] if not same_bytes(state[name], state[o])]
             found += [f"{other}: the model ties it to {name}, the file gives two different values" for other in others]
     return found
 
 
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same bits, NaN included."""
     if one is other:
         return True
     flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
     return torch.equal(*flat)
 
 
-def _take_dtypes(state: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+def take_dtypes(state: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """Give the parameters and buffers of `model` the dtypes that `state` has under their names."""
     # A parameter object is kept (and so are its ties), only its data changes; buffers are replaced in their module.
     for prefix, module in model.named_modules():
         prefix = prefix + "." if prefix else ""

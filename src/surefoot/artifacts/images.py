@@ -1,0 +1,199 @@
+"""Files of images to raw batches, for `surefoot predict`: PNG, JPEG, .npy and idx, each checked before it is read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from ..errors import Problems
+from ..safe_tensors import BadFile
+from .archive import open_file
+
+MAX_FILE_BYTES = 2**30
+MAX_BATCH_BYTES = 4 * 2**30
+MAX_PIXELS = 64 * 2**20
+_IDX_DTYPES = {0x08: "uint8", 0x09: "int8", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """A raw batch (N, ...), a name for each sample, and what was done to make the files fit, one line each."""
+
+    batch: torch.Tensor = field(repr=False)
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_images(
+    paths: Sequence[str | Path], input_shape: Sequence[int], input_dtype: str | None = "uint8"
+) -> Images:
+    """The samples of all files, in order, as a model with `input_shape` (without N) takes them.
+
+    - PNG and JPEG: made grey where the model takes one channel and RGB where it takes three, resized where the
+      size differs; never inverted. Fashion-MNIST is white on black: a photo on a white ground is not like it.
+    - ``.npy``: one array of one sample or of many; ``(H, W)`` and ``(N, H, W)`` will do for one channel.
+    - idx files, as MNIST's, raw or ``.gz``.
+
+    Whatever was changed is told in the notes. Raises `Problems` with every file that cannot be used.
+    """
+    shape = tuple(input_shape)
+    dtype = input_dtype or "uint8"
+    batches, names, notes, problems = [], [], [], []
+    total = 0
+    for path in map(Path, paths):
+        try:
+            array, note = _read(path, shape, dtype)
+        except BadFile as error:
+            problems.append(str(error))
+            continue
+        total += array.nbytes
+        if total > MAX_BATCH_BYTES:
+            problems.append(f"{path}: with this file the batch is above {MAX_BATCH_BYTES} bytes; give fewer files")
+            break
+        batches.append(array)
+        names += [str(path)] if len(array) == 1 else [f"{path}[{i}]" for i in range(len(array))]
+        notes += [f"{path}: {note}"] if note else []
+    if not paths:
+        problems.append("no files were given")
+    if problems:
+        raise Problems(problems)
+    tensor = torch.from_numpy(np.ascontiguousarray(np.concatenate(batches)))
+    return Images(tensor, tuple(names), tuple(notes))
+
+
+def _read(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, str]:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise BadFile(path, f"holds {size} bytes; at most {MAX_FILE_BYTES} are read")
+        data = file.read(MAX_FILE_BYTES)
+    if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        return _read_picture(path, data, shape, dtype)
+    if data.startswith(b"\x93NUMPY"):
+        return _fitted(path, _read_npy(path, data), shape, dtype), ""
+    if data.startswith(b"\x1f\x8b"):
+        return _fitted(path, _read_idx(path, _Gunzip(path, data)), shape, dtype), ""
+    if data[:2] == b"\0\0" and data[2:3] and data[2] in _IDX_DTYPES:
+        return _fitted(path, _read_idx(path, io.BytesIO(data)), shape, dtype), ""
+    raise BadFile(path, "is no image that can be read (PNG, JPEG, .npy, or idx as MNIST's, raw or .gz)")
+
+
+def _read_picture(path: Path, data: bytes, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, str]:
+    from PIL import Image
+
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise BadFile(path, f"is a picture; the model takes {list(shape)}, not (1 or 3, height, width)")
+    channels, height, width = shape
+    notes = []
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            # The size is known before a pixel is unpacked.
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BadFile(path, f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
+            picture.load()
+            if picture.mode.startswith("I") or picture.mode == "F":
+                raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                # What shows through is the ground of the training images: black.
+                solid = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid)
+                notes.append("transparency put on black")
+            mode = "L" if channels == 1 else "RGB"
+            colours = picture.mode not in ("L", "1") and mode == "L"
+            picture = picture.convert(mode)
+            if picture.size != (width, height):
+                notes.append(f"{picture.width}x{picture.height} resized to {width}x{height}")
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(picture, dtype=np.uint8)
+    except BadFile:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for one thing: a damaged file
+        raise BadFile(path, f"cannot be read as a picture: {error}") from error
+    if colours:
+        notes.insert(0, "colours made grey")
+    array = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    if dtype not in ("uint8", "float32", "float64"):
+        raise BadFile(path, f"holds pixels; the model takes {dtype}")
+    return array[None].astype(dtype), ", ".join(notes)
+
+
+def _read_npy(path: Path, data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = reader(file)
+    except Exception as error:  # numpy parses the header as Python literals; many kinds for one damaged header
+        raise BadFile(path, f"its .npy header cannot be read: {str(error)[:200]}") from error
+    if dtype.hasobject or dtype.kind not in "uifb":
+        raise BadFile(path, f"holds {dtype}, not numbers; objects (pickle) are never loaded")
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        there = len(data) - file.tell()
+        raise BadFile(path, f"shape {list(shape)} of {dtype} does not go with its {there} bytes")
+    flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
+
+
+class _Gunzip:
+    """Reads a gzip file in pieces, so that what it unpacks to is bounded by what is asked for."""
+
+    def __init__(self, path: Path, data: bytes):
+        self.path = path
+        self.file = gzip.GzipFile(fileobj=io.BytesIO(data))
+
+    def read(self, count: int) -> bytes:
+        try:
+            return self.file.read(count)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadFile(self.path, f"its gzip data is damaged or was cut: {error}") from error
+
+
+def _read_idx(path: Path, file: BinaryIO | _Gunzip) -> np.ndarray:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_DTYPES or not 1 <= head[3] <= 4:
+        raise BadFile(path, "is not an idx file of images")
+    sizes = file.read(4 * head[3])
+    if len(sizes) != 4 * head[3]:
+        raise BadFile(path, "its idx header was cut")
+    shape = struct.unpack(f">{head[3]}I", sizes)
+    dtype = np.dtype(_IDX_DTYPES[head[2]])
+    expected = math.prod(shape) * dtype.itemsize
+    if expected > MAX_FILE_BYTES:
+        raise BadFile(path, f"tells of {expected} bytes of images; at most {MAX_FILE_BYTES} are read")
+    data = file.read(expected)
+    if len(data) != expected or file.read(1):
+        held = "more" if len(data) == expected else str(len(data))
+        raise BadFile(path, f"tells of {expected} bytes of images ({list(shape)}) and holds {held}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _fitted(path: Path, array: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """The array as (N, *shape): one sample or many, the channel left out where there is one."""
+    options = [shape, shape[1:]] if shape[:1] == (1,) and len(shape) > 1 else [shape]
+    for option in options:
+        if array.shape == option:
+            array = array.reshape(1, *shape)
+            break
+        if array.shape[1:] == option and array.ndim == len(option) + 1:
+            array = array.reshape(-1, *shape)
+            break
+    else:
+        raise BadFile(path, f"holds the shape {list(array.shape)}; the model takes {list(shape)}, or (N, ...) of it")
+    if not len(array):
+        raise BadFile(path, "holds no sample")
+    if str(array.dtype) != dtype:
+        if not (array.dtype == np.float64 and dtype == "float32"):
+            raise BadFile(path, f"holds {array.dtype}; the model takes raw data of {dtype}")
+        array = array.astype(np.float32)
+    return array

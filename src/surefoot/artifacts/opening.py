@@ -1,0 +1,215 @@
+"""One way to use a trained model, whatever it was saved as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..models import MODELS
+from ..preprocessing import Preprocessing
+from ..safe_tensors import BadFile
+from .archive import open_archive, open_file
+from .importing import import_weights, sniff
+from .info import ModelInfo, describe_model
+from .model_dir import INFO, load_model, read_info
+from .pt2 import read_program
+
+
+class Ready(nn.Module):
+    """A model behind its preprocessing: raw batch in, the model's own output out; what exports contain."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing | None):
+        super().__init__()
+        self.preprocessing = preprocessing.module() if preprocessing else None
+        self.model = model
+        floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self.dtype = next(floats, torch.float32)
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        x = raw if self.preprocessing is None else self.preprocessing(raw)
+        # Pixels that nobody scales are taken as numbers; other integers are indices (of an embedding) and stay.
+        if x.dtype != self.dtype and (x.is_floating_point() or x.dtype is torch.uint8):
+            x = x.to(self.dtype)
+        return self.model(x)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to use: call it on raw batches, whatever format it came from.
+
+    `format` is ``directory``, ``safetensors``, ``pth``, ``pt2`` or ``onnx``; `module` is the live model where
+    the format holds one (the first three), to be trained on or exported; `info` is what the file says.
+    """
+
+    path: Path
+    format: str
+    info: ModelInfo
+    run: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
+    module: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, in the order of the outputs."""
+        return self.info.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to a raw batch; calling the model does it already."""
+        return self.info.preprocessing
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """The shape of one raw sample, without N."""
+        return self.info.input_shape
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        """What the model itself returns (logits, as a rule) for a raw batch (N, ...) on the CPU.
+
+        Raises `UsageError` for a batch of another shape or dtype than the model takes.
+        """
+        shape, dtype = self.info.input_shape, self.info.input_dtype
+        if shape is not None and tuple(raw.shape[1:]) != shape:
+            raise UsageError(f"{self.path}: takes batches (N, {', '.join(map(str, shape))}), not {list(raw.shape)}")
+        if dtype is not None and raw.dtype != getattr(torch, dtype):
+            found = str(raw.dtype).removeprefix("torch.")
+            raise UsageError(f"{self.path}: takes raw data of {dtype}, not {found}")
+        with torch.inference_mode():
+            try:
+                return self.run(raw)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UsageError(
+                    f"{self.path}: does not take a batch of shape {list(raw.shape)}: {first_line}"
+                ) from error
+
+    def predict(self, raw: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """Probabilities (N, classes) for a raw batch of any length, computed `batch_size` samples at a time.
+
+        Softmax after losses that take logits or log-probabilities of classes, sigmoid after
+        BCEWithLogitsLoss; the model's own output where its loss is another one.
+        """
+        parts = [self(part) for part in raw.split(batch_size)] or [self(raw)]
+        outputs = torch.cat(parts).float()
+        kind = activation(self.info)
+        if kind == "softmax" and outputs.dim() >= 2:
+            return outputs.softmax(1)
+        return outputs.sigmoid() if kind == "sigmoid" else outputs
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data about the model, for people and for ``--json``."""
+        known = self.info.to_json()
+        del known["format"], known["format_version"]
+        return {"path": str(self.path), "format": self.format, **known}
+
+
+def activation(info: ModelInfo) -> str | None:
+    """"softmax", "sigmoid" or None: what turns the model's output into probabilities, by its loss."""
+    loss = info.loss.get("name") if isinstance(info.loss, Mapping) else info.loss
+    if loss in ("CrossEntropyLoss", "NLLLoss", "KLDivLoss") or (loss is None and info.classes):
+        return "softmax"
+    if loss in ("BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"):
+        return "sigmoid"
+    return None
+
+
+def open_model(
+    path: str | Path,
+    model: nn.Module | str | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] | None = None,
+    key: str | None = None,
+    trust_code: bool = False,
+) -> LoadedModel:
+    """Open a run directory, a model directory, ``.safetensors``, ``.pth``, ``.pt2`` or ``.onnx`` to use it.
+
+    The format is told by the content. Weights that do not name their model (``.pth``, foreign
+    ``.safetensors``) need `model`, a catalogue name or an instance; their `preprocessing` is the tutorial's
+    unless given: pixels of 0 to 255 to -1 to 1. `key` and `trust_code` are those of `import_weights` and
+    `load_model`. Raises `UsageError`.
+
+    >>> import tempfile; from surefoot.artifacts import save_model
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     where = save_model(MODELS.build("LeNet5"), Path(d, "model"), classes=[str(i) for i in range(10)])
+    ...     open_model(where).predict(torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 10])
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_directory(path, model, preprocessing, classes, trust_code)
+    with open_file(path) as file:
+        head = file.read(512)
+    kind = sniff(head)
+    if kind == "zip":
+        with open_archive(path) as archive:
+            program = "models/model.json" in archive.records
+        if program:
+            return _from_program(path, preprocessing, classes)
+    elif kind not in ("safetensors", "legacy", "pickle") and path.suffix == ".onnx":
+        from .onnx_file import read_onnx
+
+        session, info = read_onnx(path)
+        return LoadedModel(path, "onnx", _with(info, preprocessing, classes), session)
+    imported = import_weights(path, model, key=key)
+    info = imported.info or describe_model(
+        imported.model, preprocessing=Preprocessing(), input_shape=_usual_shape(imported.model)
+    )
+    info = _with(info, preprocessing, classes)
+    ready = Ready(imported.model, info.preprocessing).eval()
+    return LoadedModel(path, "safetensors" if kind == "safetensors" else "pth", info, ready, imported.model)
+
+
+def _from_directory(
+    path: Path,
+    model: nn.Module | str | None,
+    preprocessing: Preprocessing | None,
+    classes: Sequence[str] | None,
+    trust_code: bool,
+) -> LoadedModel:
+    found = next((p for p in (path, path / "model") if (p / INFO).exists()), None)
+    if found is None:
+        raise BadFile(path, f"holds no model: neither {INFO} nor model/{INFO} is there")
+    if isinstance(model, str):
+        model = MODELS.build(model)
+    info = _with(read_info(found), preprocessing, classes)
+    module = load_model(found, model, trust_code=trust_code)
+    return LoadedModel(found, "directory", info, Ready(module, info.preprocessing).eval(), module)
+
+
+def _from_program(
+    path: Path, preprocessing: Preprocessing | None, classes: Sequence[str] | None
+) -> LoadedModel:
+    if preprocessing is not None:
+        raise UsageError(f"{path}: a program holds its preprocessing; leave it out")
+    found = read_program(path)
+    program = found.program
+    dtype = str(program.dtype).removeprefix("torch.")
+    info = found.info or ModelInfo(model={"class": f"{path.name}:program", "args": None})
+    info = _replace(info, input_shape=program.shape[1:], input_dtype=dtype)
+    return LoadedModel(path, "pt2", _with(info, None, classes), program)
+
+
+def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> ModelInfo:
+    changes: dict[str, Any] = {}
+    if preprocessing is not None:
+        changes["preprocessing"] = preprocessing
+    if classes is not None:
+        changes["classes"] = tuple(classes)
+    return _replace(info, **changes) if changes else info
+
+
+def _replace(info: ModelInfo, **changes: Any) -> ModelInfo:
+    return ModelInfo(**{name: getattr(info, name) for name in info.__dataclass_fields__} | changes)
+
+
+def _usual_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """The one shape that LeNet5 takes; the other models take several and bare weights do not tell which."""
+    if type(model).__name__ == "LeNet5":
+        return (model.arguments["channels"], 28, 28)
+    return None
