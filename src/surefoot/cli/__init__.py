@@ -48,17 +48,28 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
         if only in (verb, None):
             implementation = importlib.import_module(f".{module}", __package__)
             implementation.add_arguments(verb_parser)
-            verb_parser.set_defaults(run=implementation.run)
+            verb_parser.set_defaults(execute=implementation.run)
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, overrides taken wherever they stand: argparse itself loses those that follow an option."""
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `surefoot {arguments.verb} --help`")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Prints one message, never a traceback, for what a user can mend."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), "")
-    arguments = make_parser(only=verb).parse_args(argv)
+    arguments = parse(make_parser(only=verb), argv)
     try:
-        return arguments.run(arguments) or 0
+        return arguments.execute(arguments) or 0
     except SurefootError as error:
         print(f"surefoot: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -11,7 +11,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, --run, --resume, overrides."""
     parser.add_argument(
-        "recipe_and_overrides",
+        "overrides",
         nargs="*",
         metavar="[RECIPE] [key=value ...]",
         help="a recipe's file or packaged name (default: quickstart); overrides such as optimizer.lr=3e-4 epochs=2",
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..errors import UsageError
     from .running import train
 
-    name, overrides = recipe_and_overrides(arguments.recipe_and_overrides)
+    name, overrides = recipe_and_overrides(arguments.overrides)
     if arguments.resume and not arguments.run:
         raise UsageError("--resume needs --run DIR: which run is to go on?")
     loaded = recipe.load_recipe(name, overrides)

@@ -104,6 +104,7 @@ def fit(
     log_every: int | None = None,
     strict: bool = False,
     lint_off: Sequence[str] = (),
+    execution: Any = "auto",
     run_dir: str | Path | None = None,
     resume: bool = False,
     allow: Sequence[str] = (),

@@ -1,0 +1,36 @@
+"""`surefoot check RECIPE`: everything that can be known before training, and nothing trained."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and overrides."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optimizer.lr=3e-4")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the recipe, build all of it, look over its first batch and its plan. 0 where nothing was found."""
+    from .. import recipe
+    from ..build import build
+    from ..losses import lint
+    from ..planning import mistakes
+
+    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    built = build(loaded, say=print)
+    classes = len(built.about.classes) if built.about.classes else None
+    findings = lint(
+        built.model, built.loss, built.optimizer, built.train.peek(), classes=classes, off=loaded.lint_off
+    )
+    for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
+        print(finding)
+    parameters = sum(p.numel() for p in built.model.parameters())
+    validation = f"{built.val.samples:,} to validate" if built.val is not None else "none to validate"
+    print(f"{loaded.name}: the recipe is sound")
+    print(f"  model   {loaded.model.name}, {parameters:,} parameters")
+    print(f"  data    {built.train.samples:,} samples to train, {validation}")
+    print(f"  run     {loaded.epochs} epochs of {built.steps_per_epoch:,} steps")
+    print(f"  check   {len(findings)} findings on the first batch")
+    return 2 if findings and loaded.strict else 0

@@ -1,0 +1,61 @@
+"""`surefoot checkpoints RUN`: which are there, which are whole, which would be resumed and why not the others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN and --json."""
+    parser.add_argument("run_dir", metavar="RUN", help="the run directory; it may be in use")
+    parser.add_argument("--json", action="store_true", help="one JSON list for machines")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify every checkpoint to the last byte. Exit code 1 where there are some and none is whole."""
+    from ..checkpoint import RunDirectory, scan
+    from ..errors import UsageError
+
+    run_dir = Path(arguments.run_dir)
+    if not RunDirectory.holds_run(run_dir):
+        raise UsageError(f"{run_dir}: holds no run (run.json is missing)")
+    found = list(scan(run_dir))
+    resumed = next((status for status in reversed(found) if status.valid), None)
+    if arguments.json:
+        rows = [
+            {
+                "step": status.step,
+                "path": str(status.path),
+                "valid": bool(status.valid),
+                "reason": status.reason,
+                "bytes": status.bytes,
+                "metrics": status.metrics,
+                "created": status.created,
+                "resumed": status is resumed,
+            }
+            for status in found
+        ]
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+    elif not found:
+        print(f"{run_dir}: no checkpoint yet; `surefoot resume {run_dir}` begins at the first step")
+    else:
+        for status in found:
+            print(_line(status, status is resumed))
+        newest = found[-1]
+        if resumed is None:
+            print("none can be resumed: restore one from a copy, or start a new run")
+        elif resumed is not newest:
+            print(f"a resume steps over what is damaged and goes on from step {resumed.step}")
+    return 1 if found and resumed is None else 0
+
+
+def _line(status, resumed: bool) -> str:
+    if not status.valid:
+        return f"step {status.step:>9,}  damaged  {status.reason}"
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in status.metrics.items() if isinstance(value, float))
+    line = f"step {status.step:>9,}  whole    {status.bytes / 1e6:8.2f} MB  {status.created}  {metrics}"
+    return line.rstrip() + ("  <- would be resumed" if resumed else "")

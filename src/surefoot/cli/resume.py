@@ -1,0 +1,24 @@
+"""`surefoot resume RUN`: go on with a run, bit for bit, or extend it with epochs=N."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .train import add_resume_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, overrides, --allow, --horizon."""
+    parser.add_argument("run_dir", metavar="RUN", help="the run directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="epochs=N trains longer")
+    add_resume_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Go on where the newest valid checkpoint stands."""
+    from .running import recipe_of_run, train
+
+    run_dir = Path(arguments.run_dir)
+    recipe = recipe_of_run(run_dir, arguments.overrides)
+    return train(recipe, run_dir, resume=True, allow=arguments.allow, horizon=arguments.horizon)

@@ -1,0 +1,199 @@
+"""The proof behind `surefoot verify`: train untouched, train while being killed, compare every byte that remains."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import RunFailed, UsageError
+
+# The one field of a record, and of the state, that may differ between two equal runs.
+TIME = "wall_s"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it: how many kills, and the first difference between the two runs, or None."""
+
+    kills: int
+    compared: int
+    difference: str | None
+    steps: tuple[int, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether the killed run ended as the untouched one."""
+        return self.difference is None
+
+    def told(self) -> str:
+        """The verdict in a line or two."""
+        where = ", ".join(f"{step:,}" for step in self.steps)
+        if self.same:
+            return (
+                f"identical: killed {self.kills} times (last record then: step {where}) and resumed, the run ended as "
+                f"the untouched one, {self.compared} items compared as bytes"
+            )
+        return f"DIFFERENT after {self.kills} kills (last record then: step {where}): {self.difference}"
+
+
+def prove(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    kills: int = 5,
+    seed: int = 0,
+    keep: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Verdict:
+    """Train `recipe` twice in processes of their own, the second killed `kills` times by SIGKILL, and compare.
+
+    The instants are drawn from `seed` over the time that the untouched run took, so that they fall into start-up,
+    steps, saves, validation and the writing of the model alike. Raises RunFailed where the recipe does not train
+    even untouched. With `keep` both runs stay there.
+    """
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        if any(keep.iterdir()):
+            raise UsageError(f"{keep}: is not empty; name a directory for the two runs that is new or empty")
+    home = keep if keep is not None else Path(tempfile.mkdtemp(prefix="surefoot-verify-"))
+    try:
+        untouched, killed = home / "untouched", home / "killed"
+        say("training once, untouched")
+        began = time.monotonic()
+        _finish(recipe, overrides, untouched)
+        took = time.monotonic() - began
+        say(f"untouched: {took:.1f} s; now the same, killed {kills} times")
+        instants, steps, done = random.Random(seed), [], 0
+        while done < kills:
+            process, began = _start(recipe, overrides, killed), time.monotonic()
+            try:
+                process.wait(instants.uniform(0.0, took))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                done += 1
+                steps.append(_last_step(killed))
+                say(f"kill {done} of {kills}: after step {steps[-1]:,}")
+                continue
+            if process.returncode != 0:
+                raise RunFailed(f"the resumed run failed (exit code {process.returncode}):\n{process.stderr.read()}")
+            if not (killed / "run.json").exists():
+                raise RunFailed("the run ended well and left no run directory")
+            # It reached its end before its instant came: the next life begins from nothing.
+            took = min(took, max(time.monotonic() - began, 1.0))
+            say("it reached its end first; the rest of the kills go to a new run")
+            difference, compared = compare(untouched, killed)
+            if difference:
+                return Verdict(done, compared, difference, tuple(steps))
+            shutil.rmtree(killed)
+        _finish(recipe, overrides, killed)
+        difference, compared = compare(untouched, killed)
+        return Verdict(done, compared, difference, tuple(steps))
+    finally:
+        if keep is None:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def compare(one: Path, other: Path) -> tuple[str | None, int]:
+    """The first difference between two finished runs, or None; and how many items were compared.
+
+    Records but for `wall_s`; the newest checkpoint's tensors and state; the saved models; every point in TensorBoard.
+    """
+    compared = 0
+    for (name, mine), (_, theirs) in zip(_items(one), _items(other), strict=True):
+        if mine != theirs:
+            return _told(name, mine, theirs), compared
+        compared += 1
+    return None, compared
+
+
+def _items(run: Path) -> Iterator[tuple[str, Any]]:
+    yield "run.json, conditions", json.loads((run / "run.json").read_text())["conditions"]
+    yield "metrics.jsonl", _records(run)
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    yield "newest checkpoint", newest.name
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        yield f"{newest.name}/{file}", (newest / file).read_bytes()
+    state = json.loads((newest / "state.json").read_text())
+    state["objects"].get("progress", {}).pop(TIME, None)
+    state.pop("journal")  # an offset in bytes, which hangs on how many digits the times have
+    yield f"{newest.name}/state.json", state
+    for folder in ("model", "model/best"):
+        for file in ("model.safetensors", "model.json"):
+            path = run / folder / file
+            yield f"{folder}/{file}", path.read_bytes() if path.exists() else None
+    yield "tensorboard", _points(run)
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    from .tracking import read_records
+
+    return [{k: _exact(v) for k, v in r.items() if k != TIME} for r in read_records(run / "metrics.jsonl")]
+
+
+def _exact(value: Any) -> Any:
+    # NaN is not equal to itself; its text is.
+    return repr(value) if isinstance(value, float) else value
+
+
+def _points(run: Path) -> list[tuple[str, int, float]]:
+    """Every scalar point in the order written: a point that appears twice is a difference."""
+    folder = run / "tensorboard"
+    if not folder.exists():
+        return []
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    points = [(tag, e.step, _exact(e.value)) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+    return points + [
+        (tag, e.step, _exact(float(e.tensor_proto.float_val[0]) if e.tensor_proto.float_val else 0.0))
+        for tag in events.Tags()["tensors"]
+        for e in events.Tensors(tag)
+    ]
+
+
+def _told(name: str, mine: Any, theirs: Any) -> str:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        key = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
+        return f"{name}: {key}: untouched has {str(mine.get(key))[:200]}, killed has {str(theirs.get(key))[:200]}"
+    if isinstance(mine, list) and isinstance(theirs, list):
+        for number, (a, b) in enumerate(zip(mine, theirs, strict=False), 1):
+            if a != b:
+                return f"{name}, entry {number}: untouched has {a}, killed has {b}"
+        return f"{name}: untouched has {len(mine)} entries, killed has {len(theirs)}"
+    if isinstance(mine, bytes) and isinstance(theirs, bytes):
+        pairs = enumerate(zip(mine, theirs, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
+        return f"{name}: first different byte is {at} of {len(mine)}"
+    return f"{name}: untouched has {str(mine)[:200]}, killed has {str(theirs)[:200]}"
+
+
+def _start(recipe: str, overrides: Sequence[str], run: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "surefoot", "train", recipe, "--run", str(run), "--resume", *overrides]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(recipe: str, overrides: Sequence[str], run: Path) -> None:
+    process = _start(recipe, overrides, run)
+    _, errors = process.communicate()
+    if process.returncode != 0:
+        raise RunFailed(f"the run failed (exit code {process.returncode}):\n{errors}")
+
+
+def _last_step(run: Path) -> int:
+    from .tracking import read_records
+
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    return max((record["step"] for record in read_records(path)), default=0)
