@@ -167,7 +167,8 @@ def test_a_transformer_of_ones_own_runs_from_a_program(batch, tmp_path):
     loaded = open_model(tmp_path / "m.pt2")
     reference = torch.export.load(tmp_path / "m.pt2").module()
     for count in (1, 2, 9):
-        assert torch.equal(loaded(batch[:count]), reference(batch[:count]))
+        with torch.inference_mode():  # with gradients torch picks another attention kernel
+            assert torch.equal(loaded(batch[:count]), reference(batch[:count]))
 
 
 # ------------------------------------------------------------------------------------- failures
