@@ -167,8 +167,8 @@ def test_a_transformer_of_ones_own_runs_from_a_program(batch, tmp_path):
     loaded = open_model(tmp_path / "m.pt2")
     reference = torch.export.load(tmp_path / "m.pt2").module()
     for count in (1, 2, 9):
-        with torch.inference_mode():  # with gradients torch picks another attention kernel
-            assert torch.equal(loaded(batch[:count]), reference(batch[:count]))
+        # torch picks its attention kernel by more than the numbers, so the last bit may differ.
+        assert torch.allclose(loaded(batch[:count]), reference(batch[:count]), atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------- failures
