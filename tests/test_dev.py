@@ -504,3 +504,34 @@ def test_torch_is_new_enough_to_refuse_hostile_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "torch>=2.10" in project["dependencies"] and pins()["torch"] == "2.13.0"
     assert project["requires-python"] == ">=3.11"
+
+
+# pip install . -------------------------------------------------------------------------------------------------
+
+
+def test_what_pip_installs_is_whole(tmp_path):
+    """A wheel holds every module, the packaged recipes, the type marker, the licence and the command."""
+    import zipfile
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("surefoot-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+        (entry_points,) = (name for name in inside if name.endswith("entry_points.txt"))
+        assert "surefoot = surefoot.cli:main" in archive.read(entry_points).decode()
+    there = {
+        path.relative_to(copy / "src").as_posix()
+        for path in (copy / "src" / "surefoot").rglob("*")
+        if path.is_file() and path.suffix in (".py", ".yaml", ".typed", ".json")
+    }
+    assert there <= inside and any(name.endswith("quickstart.yaml") for name in there)
+    assert any(name.endswith("/LICENSE") for name in inside)
