@@ -28,7 +28,7 @@ def random_crop(padding: int): ...
 
 FAKES = {
     "model": Catalog("model", "models", [Entry("LeNet5", lenet)]),
-    "data": Catalog("data source", "data", [Entry("garments", garments)]),
+    "data": Catalog("data set", "data", [Entry("garments", garments)]),
     "loss": Catalog("loss", "losses", [Entry("CrossEntropyLoss", cross_entropy)]),
     "optimizer": Catalog(
         "optimizer",
@@ -108,7 +108,7 @@ loss: MSELoss
     assert told(text, "seed=-1", "precison=bf16") == [
         "r.yaml:1:9: epochs: 0 is below 1; give at least one epoch",
         "r.yaml:2:1: unknown key 'modle'; did you mean 'model'?",
-        "r.yaml:3:14: data: unknown data source 'garment'; did you mean 'garments'?",
+        "r.yaml:3:14: data: unknown data set 'garment'; did you mean 'garments'?",
         "r.yaml:3:35: data.batch_size: the text 'none' is not a whole number, 1 or more",
         "r.yaml:4:32: loss: CrossEntropyLoss has no argument 'label_smoothin'; did you mean 'label_smoothing'?",
         "r.yaml:5:28: optimizer.lr: the text 'fast' is not a number",
@@ -543,8 +543,8 @@ def test_a_file_without_permission_is_one_message(tmp_path):
 @pytest.mark.parametrize("name", packaged_names())
 def test_packaged_recipes_say_what_they_are_for_and_are_right(name):
     assert len(packaged_summary(name)) > 20
-    recipe = load_recipe(name, catalogues={})
-    assert recipe.name == name and parse_recipe(recipe.to_yaml(), catalogues={}) == recipe
+    recipe = load_recipe(name)
+    assert recipe.name == name and parse_recipe(recipe.to_yaml()) == recipe
 
 
 def test_the_three_packaged_recipes_are_there():

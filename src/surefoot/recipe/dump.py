@@ -17,8 +17,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
-    # 1e-3 and 0o17 are text in YAML 1.1, so PyYAML leaves them bare.
-    style = "'" if not isinstance(_resolved(value), str) else None
+    style = None
+    if not value.isprintable():
+        style = '"'  # line breaks of every kind (YAML 1.1 folds NEL and U+2028) as escapes
+    elif not isinstance(_resolved(value), str):
+        style = "'"  # 1e-3 and 0o17 are text in YAML 1.1, so PyYAML would leave them bare
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

@@ -6,6 +6,7 @@ A kind is what one key needs to be read, dumped, documented and described to an 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,7 +174,7 @@ class Number(Kind):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return self.not_told(node, path, reading, _number_remedy(node))
         wrong = self.range.violation(value)
-        if wrong is None and abs(value) > 1e308:
+        if wrong is None and abs(value) > sys.float_info.max:
             wrong = f"{describe(value)} is not a finite number"
         if wrong:
             return reading.refuse(node.where, path, f"{wrong}; {self.hint}")

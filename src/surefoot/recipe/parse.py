@@ -78,7 +78,7 @@ def parse_recipe(
     >>> parse_recipe("epochs: 0\\nmodle: M\\nloss: L\\noptimizer: O\\nmodel: M", "r.yaml", catalogues={})
     Traceback (most recent call last):
     ...
-    surefoot.errors.Problems: r.yaml:1:1: data: missing; give the name of a data source, or a mapping with it, \
+    surefoot.errors.Problems: r.yaml:1:1: data: missing; give the name of a data set, or a mapping with it, \
 e.g. data: garments
     r.yaml:1:9: epochs: 0 is below 1; give at least one epoch
     r.yaml:2:1: unknown key 'modle'; did you mean 'model'?

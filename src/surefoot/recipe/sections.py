@@ -78,7 +78,7 @@ class Part:
 # How messages call a part of each catalogue, and one that they can show.
 TITLES = {
     "model": "model",
-    "data": "data source",
+    "data": "data set",
     "loss": "loss",
     "optimizer": "optimizer",
     "scheduler": "scheduler",
