@@ -341,11 +341,12 @@ def duration(seconds: float) -> str:
 
 
 def as_typed(command: str) -> str:
-    """`command` as this user has to type it; dev.py, which hides the environment, sets SUREFOOT_COMMAND."""
+    """`command` as this user has to type it: dev.py, which hides the environment, sets SUREFOOT_COMMAND."""
     prefix = os.environ.get("SUREFOOT_COMMAND")
-    if prefix and (command == "surefoot" or command.startswith("surefoot ")):
-        return prefix + command[len("surefoot") :]
-    return command
+    if not prefix:
+        return command
+    program, _, arguments = command.partition(" ")
+    return f"{prefix} {arguments}" if program == "surefoot" else f"{prefix} run {command}"
 
 
 def _figures(record: Mapping[str, Any]) -> str:
