@@ -50,8 +50,8 @@ class TrainStep:
     that the gradient is that of the mean over all their samples; then clipping, the optimizer and the moving
     average. With `max_grad_norm` the 2-norm is limited to it; with `clip_value` each element's magnitude.
     `precision` is ``float32``, ``bf16`` or ``fp16`` (the last two by autocast, fp16 with a GradScaler).
-    `ema` is a torch AveragedModel that follows the parameters. `update` replaces all of it by one prepared
-    function of the same shape (a compiled or captured step).
+    `ema` is a torch AveragedModel that follows the parameters. Set `update` to have one prepared function (a compiled
+    or captured step) run in the place of `plain`; it takes and gives the same.
 
     `check_finite` reads each loss back (free on a CPU; a synchronisation on CUDA) and raises NonFiniteLoss while
     the parameters are still as they were.
@@ -68,7 +68,6 @@ class TrainStep:
         precision: str = "float32",
         ema: torch.optim.swa_utils.AveragedModel | None = None,
         check_finite: bool = True,
-        update: Callable[[Sequence[Batch]], StepResult] | None = None,
     ):
         if precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
@@ -82,34 +81,33 @@ class TrainStep:
         self.precision = precision
         self.ema = ema
         self.check_finite = check_finite
-        self.update = update
+        self.update: Callable[[Sequence[Batch]], StepResult] | None = None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         self._needs_closure = isinstance(optimizer, torch.optim.LBFGS)
-        self._clips = max_grad_norm is not None or clip_value is not None
+        self.clips = max_grad_norm is not None or clip_value is not None
 
     def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
-        if self.update is not None:
-            result = self.update(micro_batches)
-        elif self._needs_closure:
-            result = self._step_with_closure(micro_batches)
-        else:
-            result = self._step(micro_batches)
+        result = self.plain(micro_batches) if self.update is None else self.update(micro_batches)
         if self.ema is not None and result.updated:
             self.ema.update_parameters(self.model)
         return result
+
+    def plain(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """The update as any PyTorch loop would run it, without the moving average."""
+        return self._step_with_closure(micro_batches) if self._needs_closure else self._step(micro_batches)
 
     def _step(self, micro_batches: Sequence[Batch]) -> StepResult:
         self.optimizer.zero_grad()
         seen = self._gradients(micro_batches)
         scaler = self.scaler
         if scaler is None:
-            norm = self._clip() if self._clips else None
+            norm = self.clip() if self.clips else None
             self.optimizer.step()
             return StepResult(*seen, norm, True)
-        if self._clips:
+        if self.clips:
             scaler.unscale_(self.optimizer)
-        norm = self._clip() if self._clips else None
+        norm = self.clip() if self.clips else None
         before = scaler.get_scale()
         scaler.step(self.optimizer)
         scaler.update()
@@ -124,7 +122,7 @@ class TrainStep:
             nonlocal first
             self.optimizer.zero_grad()
             seen = self._gradients(micro_batches)
-            norm = self._clip() if self._clips else None
+            norm = self.clip() if self.clips else None
             first = first or StepResult(*seen, norm, True)
             return seen[0]
 
@@ -158,7 +156,8 @@ class TrainStep:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss.detach(), _detached(outputs), targets, averaging.batch_size(batch)
 
-    def _clip(self) -> Tensor | None:
+    def clip(self) -> Tensor | None:
+        """Limit the gradients in place; their norm before, where `max_grad_norm` asks for it."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = None
         if self.max_grad_norm is not None:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..artifacts import save_model
-from ..checkpoint import Checkpointer, Restored
+from ..checkpoint import Checkpointer, Restored, flatten
 from ..data import Loader, as_source
 from ..errors import Problems
+from ..execution import prepare
 from ..losses import lint, metric_options
 from ..metrics import RunningMetrics
 from ..preprocessing import Preprocessing
@@ -27,6 +28,7 @@ from ..tracking import Progress, RunInfo, read_records, write_report
 from .claim import claimed
 from .evaluation import evaluation_loader
 from .loop import Loop
+from .plan import choose_plan, recorded_plan, use_plan
 from .records import Recorder
 from .state import Best, Checkpoints, EarlyStopping, RunState
 from .unfreezing import Unfreezing
@@ -124,6 +126,9 @@ def fit(
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
     is none. `log_every` counts steps between two records (default: about 50 an epoch).
 
+    How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
+    ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it.
+
     The first batch is looked over before anything is spent: findings are printed, or raised with `strict`; those
     named in `lint_off` are not looked for. Raises UsageError for what cannot be trained, RunFailed for a run that
     cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
@@ -165,6 +170,11 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         stack.callback(loader.close)
+        plan = recorded_plan(run_dir) if resume and run_dir is not None else None
+        if plan is None:
+            plan = choose_plan(execution, step, loader, epochs * steps_per_epoch, progress.message)
+        stack.enter_context(prepare(plan, model, optimizer))
+        use_plan(plan, step, loader)
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
@@ -175,7 +185,7 @@ def fit(
                 Checkpointer(
                     run,
                     **vars(checkpoints),
-                    conditions=about.conditions,
+                    conditions={**about.conditions, **flatten("execution", plan.to_json())},
                     allow=allow,
                     journal=recorder.journal,
                     tell=progress.message,
@@ -193,7 +203,7 @@ def fit(
             if restored is not None:
                 _tell_restored(restored, progress)
             recorder.rebuild()
-            run.record(status="running", conditions=checkpointer.conditions)
+            run.record(status="running", conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
             RunInfo(
                 about.name,
@@ -201,7 +211,7 @@ def fit(
                 steps_per_epoch,
                 first_step=state.step,
                 samples_per_step=loader.batch_size * grad_accum_steps,
-                details=about.details,
+                details={**about.details, "runs on": plan.describe()},
             )
         )
         save = functools.partial(_save_model, about, run_dir, recorder) if run_dir is not None else None

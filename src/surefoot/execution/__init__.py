@@ -1,0 +1,22 @@
+"""How a step runs on this machine: a plan that is measured, checked against eager gradients, and recorded."""
+
+from __future__ import annotations
+
+from .choose import Row, TuneTable, choose_execution, tune
+from .evaluation import evaluation_batch
+from .plan import Execution, as_torch_would, prepare
+from .update import make_update
+from .whole_step import CannotCompile
+
+__all__ = [
+    "CannotCompile",
+    "Execution",
+    "Row",
+    "TuneTable",
+    "as_torch_would",
+    "choose_execution",
+    "evaluation_batch",
+    "make_update",
+    "prepare",
+    "tune",
+]

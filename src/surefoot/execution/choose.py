@@ -1,0 +1,284 @@
+"""Choosing how a step runs: what was asked for, else what was measured here before, else what is fastest now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from . import cache as kept
+from .machine import describe_machine, describe_work, digest
+from .measure import Bench, Trial, fastest, race
+from .plan import Execution, as_torch_would, supports_fused
+from .whole_step import why_not
+
+# What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
+BUDGET_S = 1.0
+LONGEST_BUDGET_S = 5.0
+WORTH_MEASURING_STEPS = 400
+
+# A compiled step saves about this part of an eager one on a CPU; compiling costs about so many seconds.
+COMPILE_SAVES = 0.25
+COMPILE_S = 8.0
+COMPILE_S_PER_PARAMETER = 0.2
+
+FIELDS = ("threads", "onednn", "memory_format", "optimizer_impl", "compile")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate, its median time of a step in milliseconds (None: not run), and what was decided."""
+
+    execution: Execution
+    ms: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class TuneTable:
+    """What was tried, and what was chosen."""
+
+    rows: tuple[Row, ...]
+    best: Execution
+    wall_s: float
+
+    def render(self) -> str:
+        """The table as text, one candidate a line, the fastest first."""
+        order = sorted(self.rows, key=lambda row: (row.ms is None, row.ms or 0.0))
+        names = [row.execution.describe() for row in order]
+        width = max(map(len, names), default=0)
+        lines = [f"{'':{width}}  ms a step  "]
+        for name, row in zip(names, order, strict=True):
+            ms = "-" if row.ms is None else f"{row.ms:.3f}"
+            lines.append(f"{name:{width}}  {ms:>9}  {row.verdict}".rstrip())
+        lines.append(f"chosen: {self.best.describe()} ({self.wall_s:.1f} s of measuring)")
+        return "\n".join(lines)
+
+
+def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """The fields that a recipe's `execution` fixes; what is ``auto`` is left out.
+
+    >>> asked_for({"threads": 1, "onednn": "auto", "compile": True})
+    {'threads': 1, 'compile': 'gradients'}
+    """
+    if spec is None or spec == "auto":
+        return {}
+    if not isinstance(spec, Mapping):
+        raise UsageError(f"execution: {spec!r} is neither auto nor a mapping of {', '.join(FIELDS)}")
+    if unknown := sorted(set(spec) - set(FIELDS)):
+        raise UsageError(f"execution: unknown key {', '.join(unknown)}; there are {', '.join(FIELDS)}")
+    fixed = {name: value for name, value in spec.items() if value != "auto"}
+    if isinstance(fixed.get("compile"), bool):
+        fixed["compile"] = "gradients" if fixed["compile"] else "none"
+    return fixed
+
+
+def choose_execution(
+    spec: Mapping[str, Any] | str | None,
+    *,
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Sequence[Any]],
+    steps_expected: int,
+    precision: str = "float32",
+    max_grad_norm: float | None = None,
+    clip_value: float | None = None,
+    cache: bool = True,
+    say: Callable[[str], None] = print,
+) -> Execution:
+    """The plan for a run of `steps_expected` more steps on batches like `batches` (a few, of the full size).
+
+    `spec` is ``"auto"`` or fixes some of `FIELDS`. What was chosen before for the same work on the same machine and
+    versions is taken again. Otherwise candidates are timed on copies for about a second and checked against eager
+    gradients; compiling is tried where the run is long enough to earn it back. Model, optimizer, random numbers and
+    the process's settings are left bit for bit as they were. `say` is told what a user should know.
+    """
+    fixed = asked_for(spec)
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    plain = replace(as_torch_would(device, precision), **fixed)
+    if "compile" not in fixed:
+        plain = replace(plain, compile="none")
+    batches = [tuple(batch) for batch in batches]
+    if not _measurable(optimizer, batches, precision) or set(FIELDS) <= set(fixed):
+        return plain
+    if steps_expected < WORTH_MEASURING_STEPS and fixed.get("compile", "none") == "none":
+        return plain
+    work = describe_work(model, loss, optimizer, batches[0])
+    limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
+    long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
+    key = digest(describe_machine(device), work, fixed, precision, limits, long)
+    if cache and (known := kept.load(key)) is not None:
+        return known
+    table = tune(
+        fixed,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        batches=batches,
+        steps_expected=steps_expected,
+        precision=precision,
+        say=say,
+        **limits,
+    )
+    if cache:
+        facts = {row.execution.describe(): [row.ms, row.verdict] for row in table.rows}
+        kept.save(key, table.best, {"tried": facts, "machine": describe_machine(device)}, say)
+    return table.best
+
+
+def tune(
+    spec: Mapping[str, Any] | str | None,
+    *,
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Sequence[Any]],
+    steps_expected: int | None = None,
+    precision: str = "float32",
+    max_grad_norm: float | None = None,
+    clip_value: float | None = None,
+    budget_s: float = BUDGET_S,
+    thorough: bool = False,
+    say: Callable[[str], None] = print,
+) -> TuneTable:
+    """Time the candidates and choose. With `thorough` each is checked, compiled steps of both kinds included.
+
+    `steps_expected` is what compiling has to be worth it for; None leaves it out unless `thorough`.
+    """
+    began = time.perf_counter()
+    fixed = asked_for(spec)
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    plain = replace(as_torch_would(device, precision), **({"compile": "none"} | fixed))
+    batches = [tuple(batch) for batch in batches]
+    limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
+    with Bench(model, loss, optimizer, batches, precision=precision, **limits) as bench:
+        eager_plain = replace(plain, compile="none")
+        trials = [Trial(e) for e in candidates(eager_plain, fixed, model)]
+        race(bench, trials, 0.6 * budget_s)
+        best = _settle(bench, trials, thorough, say) or trials[0]
+        impls = [Trial(e) for e in implementations(best.execution, fixed, optimizer)]
+        if impls:
+            rivals = [Trial(best.execution, checked=best.checked), *impls]
+            race(bench, rivals, 0.4 * budget_s)
+            trials += impls
+            best = _settle(bench, rivals, thorough, say) or best
+        for kind in _worth_compiling(fixed, best, steps_expected, thorough, model, optimizer, say):
+            trial = Trial(replace(best.execution, compile=kind))
+            trials.append(trial)
+            say(f"compiling the step (about {_compile_seconds(model):.0f} s, once)")
+            rivals = [Trial(best.execution, checked=best.checked), trial]
+            bench.check(trial)
+            race(bench, rivals, 0.5)
+            if trial.refused:
+                say(f"the compiled step is not used: {trial.refused}")
+            elif fixed.get("compile") == kind:
+                best = trial
+            else:
+                best = _settle(bench, rivals, thorough, say) or best
+    rows = tuple(Row(t.execution, t.seconds and t.seconds * 1e3, _verdict(t, best)) for t in trials)
+    return TuneTable(rows, best.execution, time.perf_counter() - began)
+
+
+def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> list[Execution]:
+    """Threads, oneDNN and layout in all combinations that can matter, what torch does by itself first."""
+    formats = [plain.memory_format]
+    if "memory_format" not in fixed and any(p.dim() == 4 for p in model.parameters()):
+        formats.append("channels_last")
+    if plain.device != "cpu":
+        return [replace(plain, memory_format=f) for f in formats]
+    threads, most = [plain.threads], plain.threads
+    if "threads" not in fixed:
+        while most > 1:
+            most = most // 2 if most > 4 else most - 1 if most == 3 else most // 2
+            threads.append(most)
+    onednn = [plain.onednn]
+    if "onednn" not in fixed and torch.backends.mkldnn.is_available() and _may_use_onednn(model):
+        onednn.append(not plain.onednn)
+    made = [
+        replace(plain, threads=t, onednn=o, memory_format=f) for f in formats for o in onednn for t in threads
+    ]
+    return [e for e in made if e.onednn or e.memory_format == "contiguous" or "memory_format" in fixed]
+
+
+def implementations(best: Execution, fixed: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[Execution]:
+    """torch's other implementations of this optimizer's update, where the user chose none."""
+    if "optimizer_impl" in fixed or any(g.get("foreach") or g.get("fused") for g in optimizer.param_groups):
+        return []
+    found = ["fused"] if supports_fused(optimizer) else []
+    if "foreach" in optimizer.defaults:
+        found.append("foreach")
+    return [replace(best, optimizer_impl=impl) for impl in found]
+
+
+def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable[[str], None]) -> Trial | None:
+    """The fastest whose gradients are right; the rest is checked as well only when it is to be shown."""
+    if thorough:
+        for trial in trials:
+            bench.check(trial)
+    while (best := fastest(trials)) is not None:
+        if bench.check(best):
+            return best
+        say(f"{best.execution.describe()} is not used: {best.refused}")
+    return None
+
+
+def _worth_compiling(
+    fixed: Mapping[str, Any],
+    best: Trial,
+    steps_expected: int | None,
+    thorough: bool,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    say: Callable[[str], None],
+) -> list[str]:
+    asked = fixed.get("compile")
+    if asked == "none":
+        return []
+    reason = why_not(model, optimizer)
+    if reason is not None:
+        if asked or thorough:
+            say(f"the step is not compiled: {reason}")
+        return []
+    if asked:
+        return [asked]
+    if thorough:
+        return ["gradients", "step"]
+    if best.seconds is None or steps_expected is None or best.execution.device != "cpu":
+        return []
+    earned = steps_expected * best.seconds * COMPILE_SAVES
+    return ["gradients"] if earned > 1.5 * _compile_seconds(model) else []
+
+
+def _compile_seconds(model: nn.Module) -> float:
+    return COMPILE_S + COMPILE_S_PER_PARAMETER * sum(1 for _ in model.parameters())
+
+
+def _verdict(trial: Trial, best: Trial) -> str:
+    if trial.execution == best.execution:
+        return "chosen"
+    if trial.refused:
+        return f"thrown out: {trial.refused}"
+    if not trial.times:
+        return "not run: no time was left"
+    return "gradients agree" if trial.checked else ""
+
+
+def _measurable(optimizer: torch.optim.Optimizer, batches: Sequence[Any], precision: str) -> bool:
+    if precision == "fp16" or type(optimizer).__name__ == "LBFGS":
+        return False
+    return bool(batches) and all(isinstance(part, Tensor) for part in batches[0])
+
+
+def _may_use_onednn(model: nn.Module) -> bool:
+    kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.modules.pooling._MaxPoolNd)
+    return any(isinstance(module, kinds) for module in model.modules())
+
+
+def _log2(steps: int) -> int:
+    return max(steps, 1).bit_length()

@@ -1,0 +1,231 @@
+"""Ways of running a step, timed in turn on real batches and checked against plain eager gradients."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import rng
+from .parity import Gradients, eager_gradients, first_difference
+from .plan import Execution, prepare
+from .update import CompiledUpdate, make_update
+
+# A step that another beats by less than this is not beaten: the simpler one stays.
+MARGIN = 0.03
+# Time of one turn of a candidate; long enough for the clock, short enough that turns are taken often.
+TURN_S = 0.004
+
+
+@dataclass
+class Trial:
+    """One candidate: its plan, the times of its turns (seconds a step), and what is held against it."""
+
+    execution: Execution
+    times: list[float] = field(default_factory=list)
+    refused: str | None = None
+    checked: bool = False
+    verdict: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """The median time of a step; None before the first turn."""
+        return statistics.median(self.times) if self.times else None
+
+
+class Bench:
+    """Runs candidates on copies of model, loss and optimizer; the originals are never touched.
+
+    The copies' learning rate is 0, so that what is timed is always the same work on sound numbers. Use it as a
+    context manager: random numbers, threads and oneDNN are as before when it is left.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        batches: Sequence[Sequence[Any]],
+        *,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        precision: str = "float32",
+    ):
+        self._originals = (model, loss, optimizer)
+        self.batches = [tuple(batch) for batch in batches]
+        self.limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
+        self.precision = precision
+        self._copies: dict[Any, tuple[nn.Module, Any, torch.optim.Optimizer]] = {}
+        self._updates: dict[Execution, Callable[[Any], Any]] = {}
+        self._expected: list[Gradients] | None = None
+
+    def __enter__(self) -> Bench:
+        self._random = rng.capture()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        rng.restore(self._random)
+        self._copies.clear()
+        self._updates.clear()
+
+    def time(self, trial: Trial, steps: int | None = None) -> None:
+        """One turn: a few steps, the first of them unmeasured. What it raises is held against the candidate."""
+        try:
+            with self._running(trial.execution) as run:
+                run(0)
+                if steps is None:
+                    known = trial.seconds
+                    steps = 1 if known is None else max(1, min(64, round(TURN_S / known)))
+                self._wait()
+                start = time.perf_counter()
+                for i in range(steps):
+                    run(i)
+                self._wait()
+                trial.times.append((time.perf_counter() - start) / steps)
+        except Exception as error:  # the user's own forward runs here, under settings that it may not stand
+            trial.refused = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        if len(trial.times) == 2 and trial.times[0] > 1.5 * trial.times[1]:
+            del trial.times[0]  # the first turn paid for pages and caches
+
+    def check(self, trial: Trial) -> bool:
+        """Compare loss and every gradient on every batch; a difference is held against the candidate."""
+        if trial.checked or trial.refused:
+            return trial.refused is None
+        for index, batch in enumerate(self.batches):
+            try:
+                expected = self.expected()[index]
+                found = self.gradients(trial.execution, batch)
+            except Exception as error:
+                trial.refused = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                return False
+            if difference := first_difference(expected, found, self.precision):
+                trial.refused = f"it differs from eager by more than rounding: {difference}"
+                return False
+        trial.checked = True
+        return True
+
+    def expected(self) -> list[Gradients]:
+        """Loss and gradients of plain eager execution as torch would run it."""
+        if self._expected is None:
+            model, loss, _ = self._copy(None)
+            self._expected = []
+            for batch in self.batches:
+                rng.restore(self._random)
+                self._expected.append(eager_gradients(model, loss, batch, self.precision))
+        return self._expected
+
+    def gradients(self, execution: Execution, batch: Sequence[Any]) -> Gradients:
+        """Loss and gradients of one batch as `execution` runs it."""
+        model, loss, optimizer = self._copy(execution)
+        with prepare(execution, model, optimizer):
+            if execution.compile == "none":
+                rng.restore(self._random)
+                return eager_gradients(model, loss, batch, self.precision)
+            update = self._update(execution)
+            assert isinstance(update, CompiledUpdate)
+            rng.restore(self._random)
+            found, _ = update.step.tried(batch)
+            return update.step.gradients(found)
+
+    @contextmanager
+    def _running(self, execution: Execution) -> Iterator[Callable[[int], Any]]:
+        model, _, optimizer = self._copy(execution)
+        with prepare(execution, model, optimizer):
+            update = self._update(execution)
+            batches = [[batch] for batch in self.batches]
+            yield lambda i: update(batches[i % len(batches)])
+
+    def _update(self, execution: Execution) -> Callable[[Any], Any]:
+        if execution not in self._updates:
+            model, loss, optimizer = self._copy(execution)
+            limited = any(limit is not None for limit in self.limits.values())
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+            def clip() -> Tensor | None:
+                norm = None
+                if self.limits["max_grad_norm"] is not None:
+                    norm = nn.utils.clip_grad_norm_(parameters, self.limits["max_grad_norm"])
+                if self.limits["clip_value"] is not None:
+                    nn.utils.clip_grad_value_(parameters, self.limits["clip_value"])
+                return norm
+
+            update = make_update(
+                execution,
+                model,
+                loss,
+                optimizer,
+                example=self.batches[0],
+                plain=_unexpected,
+                result=lambda *values: values,
+                nonfinite=_accept if execution.device == "cpu" else None,
+                clip=clip if limited else None,
+                **self.limits,
+            )
+            assert update is not None
+            self._updates[execution] = update
+        return self._updates[execution]
+
+    def _copy(self, execution: Execution | None) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
+        """A copy for each layout, kind of state and kind of optimizer; None is the one that is never set up."""
+        key = None if execution is None else (execution.memory_format, execution.optimizer_impl, execution.compile)
+        if key not in self._copies:
+            model, loss, optimizer = copy.deepcopy(self._originals)
+            for group in optimizer.param_groups:
+                if isinstance(group.get("lr"), float):
+                    group["lr"] = 0.0
+            self._copies[key] = model, loss, optimizer
+        return self._copies[key]
+
+    def _wait(self) -> None:
+        if self.batches[0][0].device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def race(bench: Bench, trials: Sequence[Trial], budget_s: float, rounds: int = 9) -> None:
+    """Time `trials` in turn, a turn each a round, until `rounds` or the budget (seconds) is spent.
+
+    Those that are far behind drop out early. Every one gets its first turn unless the budget is gone.
+    """
+    start = time.perf_counter()
+
+    def left() -> float:
+        return budget_s - (time.perf_counter() - start)
+
+    for number in range(rounds):
+        best = min((t.seconds for t in trials if t.times and not t.refused), default=None)
+        behind = 2.0 if number == 1 else 1.3
+        for trial in trials:
+            if trial.refused:
+                continue
+            if number == 0:
+                if trial is not trials[0] and left() <= 0:
+                    return
+            elif best is None or not trial.times or trial.seconds > behind * best:
+                continue
+            elif left() < 2 * trial.seconds:  # a turn begins with a step that does not count
+                return
+            bench.time(trial)
+
+
+def fastest(trials: Sequence[Trial]) -> Trial | None:
+    """The fastest that nothing is held against; an earlier one where it is as good as that (`MARGIN`)."""
+    sound = [t for t in trials if t.times and not t.refused]
+    if not sound:
+        return None
+    best = min(t.seconds for t in sound)
+    return next(t for t in sound if t.seconds <= best * (1 + MARGIN))
+
+
+def _unexpected(micro_batches: Any) -> Any:
+    raise AssertionError("the measured step is one batch")
+
+
+def _accept(value: float, index: int) -> Exception:
+    return ArithmeticError(f"the loss is {value}")

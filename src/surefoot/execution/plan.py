@@ -1,0 +1,234 @@
+"""The plan: how a step runs on this machine, as plain data, and setting the process up for it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import Problems, UsageError
+
+MEMORY_FORMATS = ("contiguous", "channels_last")
+OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
+COMPILE = ("none", "gradients", "step")
+PRECISIONS = ("float32", "bf16", "fp16")
+
+_TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+_IMPL_FLAGS = {
+    "for_loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True, "fused": False},
+    "fused": {"foreach": False, "fused": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How one update runs. Every field can change bits, so a run records it and a resumed run takes it over.
+
+    `threads` are those of one operation on the CPU. `onednn` says whether convolutions and the like may use
+    oneDNN. `memory_format` is how the weights (and with them the activations) of images lie in memory.
+    `optimizer_impl` picks among torch's own implementations of the optimizer. `compile` is ``none``,
+    ``gradients`` (forward, loss and backward in one compiled graph, the update beside it) or ``step``
+    (clipping and update in the graph as well). `cuda_graph` replays a captured step on a GPU.
+
+    >>> Execution(threads=1, onednn=False).describe()
+    'cpu, 1 thread, oneDNN off'
+    >>> Execution.from_json(Execution(threads=2).to_json()) == Execution(threads=2)
+    True
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    onednn: bool = True
+    memory_format: str = "contiguous"
+    optimizer_impl: str = "default"
+    compile: str = "none"
+    precision: str = "float32"
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, options in (
+            ("memory_format", MEMORY_FORMATS),
+            ("optimizer_impl", OPTIMIZER_IMPLS),
+            ("compile", COMPILE),
+            ("precision", PRECISIONS),
+        ):
+            value = getattr(self, name)
+            if value not in options:
+                problems.append(f"execution: {name}: {value!r} is not one of {', '.join(options)}")
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
+            problems.append(f"execution: threads: {self.threads!r} is not a whole number of 1 or more")
+        for name in ("onednn", "cuda_graph"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"execution: {name}: {getattr(self, name)!r} is not true or false")
+        if problems:
+            raise Problems(problems)
+
+    def describe(self) -> str:
+        """The plan in one line, for people."""
+        parts = [self.device]
+        if self.device == "cpu":
+            parts.append(f"{self.threads} thread" + ("s" if self.threads > 1 else ""))
+            parts.append("oneDNN" if self.onednn else "oneDNN off")
+        if self.memory_format != "contiguous":
+            parts.append(self.memory_format)
+        if self.optimizer_impl != "default":
+            parts.append(f"{self.optimizer_impl.replace('_', '-')} optimizer")
+        if self.compile != "none":
+            parts.append(f"compiled {self.compile}")
+        if self.cuda_graph:
+            parts.append("CUDA graph")
+        if self.precision != "float32":
+            parts.append(self.precision)
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` gives the same plan back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Execution:
+        """The plan that `to_json` told of. Raises UsageError for a field that is none, or a value out of place."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise UsageError(f"execution: unknown field {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        return cls(**data)
+
+    def differences(self, other: Execution) -> list[str]:
+        """Field by field, what `other` does otherwise.
+
+        >>> Execution(threads=1).differences(Execution(threads=2))
+        ['threads: 1, now 2']
+        """
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{name}: {mine[name]}, now {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def as_torch_would(device: str = "cpu", precision: str = "float32") -> Execution:
+    """The plan of a plain PyTorch loop in this process: nothing set, nothing chosen."""
+    return Execution(
+        device=device,
+        threads=torch.get_num_threads(),
+        onednn=bool(torch.backends.mkldnn.enabled),
+        precision=precision,
+    )
+
+
+@contextlib.contextmanager
+def prepare(
+    execution: Execution, model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> Iterator[None]:
+    """Run what is inside as `execution` says: threads, oneDNN, memory layout, the optimizer's implementation.
+
+    Threads and oneDNN belong to the process and are put back on leaving. The layout of the model's weights and of
+    the optimizer's state, and the optimizer's flags, stay: they belong to the run. Numbers are not changed.
+    """
+    threads, onednn = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled)
+    try:
+        if execution.device == "cpu":
+            _set_threads(execution.threads)
+            torch._C._set_mkldnn_enabled(execution.onednn)
+            keep_freed_memory()
+        if model is not None:
+            set_layout(model, optimizer, execution.memory_format)
+        if optimizer is not None:
+            set_optimizer_impl(optimizer, execution.optimizer_impl)
+        yield
+    finally:
+        _set_threads(threads)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+def _set_threads(count: int) -> None:
+    # Setting what is set already is not free: OpenMP may rebuild its team.
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+
+
+def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory_format: str) -> None:
+    """Lay out weights, their gradients and optimizer state alike. Parameters stay the same objects."""
+    wanted = _TORCH_FORMATS[memory_format]
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.dim() == 4 and not tensor.is_contiguous(memory_format=wanted):
+                tensor.data = tensor.data.contiguous(memory_format=wanted)
+            if tensor.grad is not None and tensor.grad.stride() != tensor.stride():
+                tensor.grad = _laid_out_like(tensor.grad, tensor)
+    if optimizer is None:
+        return
+    for parameter, state in optimizer.state.items():
+        # Fused kernels walk through parameter and state as flat memory: other strides would mix up elements.
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = _laid_out_like(value, parameter)
+
+
+def _laid_out_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if value.stride() == like.stride():
+        return value
+    out = torch.empty_like(like, dtype=value.dtype)
+    return out.copy_(value)
+
+
+def set_optimizer_impl(optimizer: torch.optim.Optimizer, impl: str) -> None:
+    """Pick torch's implementation of the update; ``default`` leaves the optimizer as it was made.
+
+    Raises UsageError where ``fused`` was asked for and the class has none.
+    """
+    if impl == "default":
+        return
+    if impl == "fused" and not supports_fused(optimizer):
+        raise UsageError(
+            f"execution: optimizer_impl: {type(optimizer).__name__} has no fused implementation for these "
+            "parameters; leave it at auto, or choose foreach or for_loop"
+        )
+    for group in (optimizer.defaults, *optimizer.param_groups):
+        for name, value in _IMPL_FLAGS[impl].items():
+            if name in group:
+                group[name] = value
+    # GradScaler asks for this; torch sets it in the constructor only.
+    if impl == "fused" or hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer._step_supports_amp_scaling = impl == "fused"
+
+
+def supports_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch has a fused kernel for this optimizer on the device and type of its parameters."""
+    if type(optimizer).__name__ not in ("SGD", "Adam", "AdamW", "Adagrad"):
+        return False
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return False
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        return False
+    devices = ("cuda", "cpu") if type(optimizer).__name__ != "Adagrad" else ("cpu",)
+    return all(p.is_floating_point() and p.device.type in devices and not p.is_sparse for p in parameters)
+
+
+_kept = False
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep freed memory for the next step instead of giving it back to the system.
+
+    Large activations are otherwise mapped anew every step, and the kernel clears each page: a quarter of a
+    LeNet-5 step at batch 512. No bit changes; the process holds on to its peak. False where it cannot be asked
+    for (not glibc).
+    """
+    global _kept
+    if not _kept:
+        try:
+            mallopt = ctypes.CDLL(None).mallopt
+        except (OSError, AttributeError):
+            return False
+        trim_threshold, mmap_threshold = -1, -3
+        # glibc takes at most half a gigabyte on some versions; smaller asks are then tried.
+        asked = any(mallopt(mmap_threshold, size) for size in (1 << 30, 1 << 29, 32 << 20))
+        _kept = bool(asked and mallopt(trim_threshold, (1 << 31) - 1))
+    return _kept

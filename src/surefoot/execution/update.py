@@ -1,0 +1,113 @@
+"""From a plan to the function that makes one update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .direct import DirectUpdate
+from .eager import EagerUpdate, MicroBatches
+from .plan import Execution
+from .whole_step import CompiledStep, compile_step
+
+
+def make_update(
+    execution: Execution,
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: Any,
+    *,
+    example: Sequence[Any],
+    plain: Callable[[MicroBatches], Any],
+    result: Callable[..., Any],
+    nonfinite: Callable[[float, int], Exception] | None = None,
+    clip: Callable[[], Tensor | None] | None = None,
+    max_grad_norm: float | None = None,
+    clip_value: float | None = None,
+) -> Callable[[MicroBatches], Any] | None:
+    """The function that runs one update as `execution` says, or None where the plain step is all there is.
+
+    Call it inside of `prepare(execution, model, optimizer)`. It takes a list of micro-batches, as `plain` (the plain
+    step) does, and gives what `plain` gives: `result(loss, outputs, targets, samples, grad_norm, updated)`. `plain`
+    itself runs what the fast way cannot: several micro-batches, LBFGS, fp16. `clip` is the plain step's clipping,
+    with the limits `max_grad_norm` and `clip_value`; `nonfinite` makes its exception for a loss that is not
+    finite, and None means that losses are not looked at. `example` is a batch of the full size: a compiled step is
+    one for batches of its shape, and others (an epoch's short last one) run eagerly, whichever comes first.
+
+    Raises CannotCompile for a plan that says compiled where it cannot be.
+    """
+    if execution.precision == "fp16" or type(optimizer).__name__ == "LBFGS":
+        return None
+    eager = EagerUpdate(
+        model,
+        loss,
+        optimizer,
+        fallback=plain,
+        result=result,
+        nonfinite=nonfinite,
+        clip=clip,
+        precision=execution.precision,
+    )
+    if execution.compile == "none":
+        return eager
+
+    def compiled() -> CompiledStep:
+        return compile_step(
+            model,
+            loss,
+            optimizer,
+            example,
+            update=execution.compile == "step",
+            max_grad_norm=max_grad_norm,
+            clip_value=clip_value,
+            precision=execution.precision,
+            guard=nonfinite is not None,
+        )
+
+    return CompiledUpdate(compiled, eager)
+
+
+class CompiledUpdate:
+    """One update by a compiled graph; what the graph is not for goes to `eager`.
+
+    When other parameters are trained than before (some were unfrozen), the step is compiled anew.
+    """
+
+    def __init__(self, compiled: Callable[[], CompiledStep], eager: EagerUpdate):
+        self._compile = compiled
+        self._eager = eager
+        self._trained = self._trainable()
+        self.step = compiled()
+        self._update = None if self.step.kind == "step" else DirectUpdate(eager.optimizer)
+
+    def __call__(self, micro_batches: MicroBatches) -> Any:
+        if len(micro_batches) != 1:
+            return self._eager(micro_batches)
+        batch = micro_batches[0]
+        if not self.step.fits(batch):
+            if self._trainable() != self._trained:
+                self._trained = self._trainable()
+                self.step = self._compile()
+            if not self.step.fits(batch):
+                return self._eager(micro_batches)
+        eager = self._eager
+        found = self.step(batch)
+        if eager.nonfinite is not None:
+            number = found.loss.item()
+            if not math.isfinite(number):  # the graph left the parameters alone
+                raise eager.nonfinite(number, 0)
+        norm = found.norm
+        if self._update is not None:
+            for parameter, grad in zip(self.step.parameters, found.grads, strict=True):
+                parameter.grad = grad
+            if eager.clip is not None:
+                norm = eager.clip()
+            self._update()
+        return eager.result(found.loss, found.outputs, self.step.targets_of(batch), len(batch[0]), norm, True)
+
+    def _trainable(self) -> tuple[int, ...]:
+        groups = self._eager.optimizer.param_groups
+        return tuple(id(p) for group in groups for p in group["params"] if p.requires_grad)

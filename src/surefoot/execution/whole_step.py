@@ -1,0 +1,313 @@
+"""A step compiled as one graph: forward, loss, backward and, if wanted, clipping and update.
+
+The step is traced below autograd (`make_fx` over `functional_call`) and the graph is given to Inductor as it is. This
+is neither `torch.compile(model)`, which on torch 2.13's CPU gives LeNet-5's convolutions zero gradients, nor
+`torch.compile(step)`, whose guards cost 0.1 ms a call. Learning rate and the optimizer's other numbers go in as a
+tensor, so that no schedule recompiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import SurefootError
+from ..losses import calling
+from . import rules
+from .parity import AUTOCAST, Gradients
+
+
+# Where a batch holds its targets, by the convention that the loss is called in.
+_TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
+
+
+class CannotCompile(SurefootError):
+    """The step cannot be compiled here, and why; eager execution can run it."""
+
+
+class Found:
+    """What one run of a compiled step gave: loss, outputs, gradients by name (before clipping), the norm."""
+
+    __slots__ = ("grads", "loss", "norm", "outputs")
+
+    def __init__(self, loss: Tensor, outputs: Any, grads: list[Tensor | None], norm: Tensor | None):
+        self.loss, self.outputs, self.grads, self.norm = loss, outputs, grads, norm
+
+
+class _Bundle(nn.Module):
+    """Model and loss as one module, so that both of their tensors can be handed in."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]):
+        super().__init__()
+        self.model = model
+        self.loss = loss  # registered where it is a module
+        self.training = model.training
+
+    def forward(self, batch: Sequence[Any]) -> calling.LossValue:
+        return calling.apply(self.loss, self.model, batch)
+
+
+class CompiledStep:
+    """A compiled step for batches shaped like `batch`; made by `compile_step`.
+
+    Everything that it reads or changes is handed to the graph at each call: parameters, buffers, optimizer state.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: Sequence[Any],
+        *,
+        update: bool,
+        max_grad_norm: float | None,
+        clip_value: float | None,
+        precision: str,
+        guard: bool,
+    ):
+        self.kind = "step" if update else "gradients"
+        self.bundle = _Bundle(model, loss)
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        named = dict(self.bundle.named_parameters())
+        self.names = [name for name, p in named.items() if id(p) in trained]
+        self.parameters = [named[name] for name in self.names]
+        frozen = {name: p for name, p in named.items() if id(p) not in trained}
+        self._frozen = list(frozen.values())
+        # Where each buffer stands: an eager step or a load may put another tensor in its place.
+        self._buffers = [
+            (self.bundle.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+            for name, _ in self.bundle.named_buffers()
+        ]
+        self.other_names = [*frozen, *(name for name, _ in self.bundle.named_buffers())]
+        self.rules = rules.rules_for(optimizer, self.parameters) if update else None
+        self.max_grad_norm, self.clip_value = max_grad_norm, clip_value
+        self.precision = precision
+        self.guard = guard
+        if not all(isinstance(part, Tensor) for part in batch):
+            raise CannotCompile("its batches hold more than plain tensors")
+        convention = calling.convention_of(loss).name
+        if convention not in _TARGETS_AT:
+            raise CannotCompile(f"the {convention} loss looks at the values of its batch")
+        self._targets_at = _TARGETS_AT[convention]
+        self.signature = signature(batch)
+        self._graph: Callable[..., Any] | None = None
+        self._output_spec: Any = None
+        self._single = False
+        self._present: list[bool] = []
+
+    def trace(self, batch: Sequence[Any]) -> torch.fx.GraphModule:
+        """The step as a graph of primitive operations, for batches shaped like `batch`."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        arguments = self.arguments(batch)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's own, of its internals
+            return make_fx(self._flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+
+    def compile(self, batch: Sequence[Any]) -> None:
+        """Trace and compile. Raises whatever torch raises for a step that it cannot trace or compile."""
+        import torch._inductor
+        import torch._inductor.config as config
+
+        graph = self.trace(batch)
+        arguments = self.arguments(batch)
+        on_cpu = all(a.device.type == "cpu" for a in arguments)
+        # Random numbers come from torch's own generators, which a checkpoint holds. The wrapper in C++ halves
+        # what a call costs.
+        with config.patch(fallback_random=True, cpp_wrapper=on_cpu), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            self._graph = torch._inductor.compile(graph, arguments)
+
+    def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
+        """Everything that the graph reads, in its order."""
+        others = [*self._frozen, *(module._buffers[name] for module, name in self._buffers)]
+        state = self.rules.tensors() if self.rules is not None else []
+        return [*self.parameters, *others, *state, *batch]
+
+    def __call__(self, batch: Sequence[Any]) -> Found:
+        """Run on the live tensors: buffers move on, and with ``kind == "step"`` parameters and state too."""
+        if self.rules is not None:
+            self.rules.read()
+        return self.run(self.arguments(batch))
+
+    def tried(self, batch: Sequence[Any]) -> tuple[Found, dict[str, Tensor]]:
+        """Run on copies. Returns what was found and the parameters as they would be after."""
+        if self.rules is not None:
+            self.rules.read()
+        copies = [a.detach().clone() for a in self.arguments(batch)]
+        found = self.run(copies)
+        return found, dict(zip(self.names, copies, strict=False))
+
+    def run(self, arguments: Sequence[Tensor]) -> Found:
+        """Run the graph on `arguments`, which are in the order of `arguments()`."""
+        assert self._graph is not None, "compile() comes first"
+        was = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            values = self._graph(*arguments)
+        finally:
+            torch._C._set_grad_enabled(was)
+        loss, norm, rest = values[0], values[1], values[2:]
+        if self._single:  # what nearly every model gives; putting a tree together is not free
+            outputs, grads = rest[0], iter(rest[1:])
+        else:
+            count = self._output_spec.num_leaves
+            outputs = pytree.tree_unflatten(list(rest[:count]), self._output_spec)
+            grads = iter(rest[count:])
+        return Found(
+            loss,
+            outputs,
+            [next(grads) if present else None for present in self._present],
+            norm if self.max_grad_norm is not None else None,
+        )
+
+    def fits(self, batch: Sequence[Any]) -> bool:
+        """Whether the graph is one for this batch and for what is trained now."""
+        if not self.bundle.model.training or len(batch) != len(self.signature):
+            return False
+        for part, (shape, stride, dtype) in zip(batch, self.signature, strict=True):
+            if part.shape != shape or part.dtype != dtype or part.stride() != stride:
+                return False
+        return all(p.requires_grad for p in self.parameters) and not any(p.requires_grad for p in self._frozen)
+
+    def targets_of(self, batch: Sequence[Any]) -> Any:
+        """The part of a batch that the loss is given as targets; None where it has none."""
+        return None if self._targets_at is None else batch[self._targets_at]
+
+    def gradients(self, found: Found) -> Gradients:
+        """`found` by the names that `eager_gradients` uses."""
+        own = {
+            name.removeprefix("model."): grad
+            for name, grad in zip(self.names, found.grads, strict=True)
+            if name.startswith("model.")
+        }
+        return Gradients(found.loss, own)
+
+    def _flat(self, *tensors: Tensor) -> list[Tensor]:
+        first, second = len(self.parameters), len(self.parameters) + len(self.other_names)
+        third = second + len(self.rules.tensors() if self.rules is not None else [])
+        parameters, others, state, batch = tensors[:first], tensors[first:second], tensors[second:third], tensors[third:]
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        loss, outputs = self._forward(leaves, others, batch)
+        with torch.enable_grad():
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        self._present = [grad is not None for grad in grads]
+        grads = [None if g is None else _laid_out_like(g, p) for g, p in zip(grads, self.parameters, strict=True)]
+        present = [g for g in grads if g is not None]
+        norm = torch.zeros((), device=loss.device)
+        clipped = grads
+        if self.max_grad_norm is not None or self.clip_value is not None:
+            clipped, norm = rules.clip(grads, self.max_grad_norm, self.clip_value, norm)
+        loss = loss.detach()
+        if self.rules is not None:
+            sound = torch.isfinite(loss) if self.guard else None
+            self.rules.apply(list(parameters), clipped, list(state), sound)
+        flat_outputs, self._output_spec = pytree.tree_flatten(outputs)
+        self._single = isinstance(outputs, Tensor)
+        return [loss, norm, *(o.detach() for o in flat_outputs), *present]
+
+    def _forward(
+        self, leaves: Sequence[Tensor], others: Sequence[Tensor], batch: Sequence[Tensor]
+    ) -> tuple[Tensor, Any]:
+        given = dict(zip(self.names, leaves, strict=True)) | dict(zip(self.other_names, others, strict=True))
+        dtype = AUTOCAST.get(self.precision)
+        device = leaves[0].device.type
+        casting = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+        with torch.enable_grad(), casting:
+            value = torch.func.functional_call(self.bundle, given, (tuple(batch),))
+        for name, before in zip(self.other_names, others, strict=True):
+            if given[name] is not before:  # a buffer that was assigned anew instead of changed in place
+                before.copy_(given[name].detach())
+        return value.loss, value.outputs
+
+
+def compile_step(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Any],
+    *,
+    update: bool = False,
+    max_grad_norm: float | None = None,
+    clip_value: float | None = None,
+    precision: str = "float32",
+    guard: bool = True,
+) -> CompiledStep:
+    """Compile the step under the settings that now hold (threads, oneDNN, memory layout).
+
+    With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. `guard`
+    leaves parameters alone where the loss is not finite. Nothing that the run will see is changed. Raises
+    CannotCompile, with torch's reason, for what cannot be.
+    """
+    if reason := why_not(model, optimizer):
+        raise CannotCompile(reason)
+    try:
+        step = CompiledStep(
+            model,
+            loss,
+            optimizer,
+            batch,
+            update=update,
+            max_grad_norm=max_grad_norm,
+            clip_value=clip_value,
+            precision=precision,
+            guard=guard,
+        )
+        step.compile(batch)
+    except CannotCompile:
+        raise
+    except Exception as error:  # tracing runs the user's forward on stand-ins: anything may be raised
+        raise CannotCompile(_first_line(error)) from error
+    return step
+
+
+def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+    """Why this model's step cannot be compiled on this machine, or None."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    if device == "cpu" and compiler() is None:
+        return "there is no C++ compiler (g++ or clang++) on this machine"
+    if sys.platform == "win32":
+        return "compiling is not supported on Windows"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"module {name or type(model).__name__} has hooks, which a graph would leave out"
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return f"parameter {name} has hooks, which a graph would leave out"
+    return None
+
+
+def compiler() -> str | None:
+    """The C++ compiler that Inductor would use."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
+
+
+def signature(batch: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """What a graph is specialised to: each tensor's (shape, strides, dtype)."""
+    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch]
+
+
+def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_strided(parameter.shape, parameter.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
