@@ -97,7 +97,12 @@ def open_archive(path: str | Path) -> Iterator[Archive]:
     """Open and check a torch archive; closes it at the end of the block. Raises `BadFile`."""
     path = Path(path)
     with open_file(path) as file:
-        yield Archive(path, file, _records(path, file))
+        yield archive_in(path, file)
+
+
+def archive_in(path: Path, file: BinaryIO) -> Archive:
+    """The checked archive in an open file; `path` is how messages call it. Raises `BadFile`."""
+    return Archive(path, file, _records(path, file))
 
 
 @contextmanager
@@ -118,7 +123,7 @@ class _Reader:
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file = path, file
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = file.seek(0, os.SEEK_END)
 
     def at(self, offset: int, count: int) -> bytes:
         if offset < 0 or offset + count > self.size:

@@ -286,8 +286,8 @@ def _result(found: Any, known: set[str], bad: Any) -> Any:
 
 
 def _new(name: str, known: set[str], bad: Any) -> str:
-    if name in known:
-        raise bad(f"whose result {name[:80]!r} has the name of another")
+    if name in known or not name.isidentifier():
+        raise bad(f"whose result is called {name[:80]!r}, which is no name or taken")
     known.add(name)
     return name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from ..safe_tensors import BadFile, parse_json
-from .archive import Archive, open_archive
+from . import pickled
+from .archive import Archive, archive_in, open_archive
 from .info import ModelInfo
 from .program import DTYPES, Program, parse_nodes
 
@@ -24,6 +26,13 @@ _RECORD = re.compile(
     r"|data/constants/tensor_\d{1,9}|data/sample_inputs/model\.pt|extra/[\w.-]{1,100}"
     r"|archive_format|archive_version|byteorder|version|\.[A-Za-z_.]+|\.data/[A-Za-z_]+"
 )
+_EXAMPLES_LIMIT = 2**30
+_EXPRESSION = re.compile(r"(?:'[A-Za-z]\w*'|[A-Za-z]\w*|\d+|[-+*/%(),<>=&|~ ]){1,500}")
+_CALL = re.compile(r"(\w+)\s*\(")
+_CALLED = {
+    "Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv",
+    "Max", "Min", "Eq", "Ne", "Ge", "Gt", "Le", "Lt", "And", "Or", "Not", "Identity", "PowByNatural",
+}  # fmt: skip
 _SCHEMA = 8  # the major version of torch's format that this reader follows
 
 
@@ -44,6 +53,7 @@ def read_program(path: str | Path) -> ProgramFile:
         path = archive.path
         _check_records(archive)
         model = _json(archive, "models/model.json")
+        _check_for_others(archive, model)
         major = _at(model, "schema_version", "major", path=path)
         if major != _SCHEMA:
             raise BadFile(path, f"is of version {str(major)[:20]} of torch's format; this Surefoot reads {_SCHEMA}")
@@ -87,6 +97,43 @@ def _check_records(archive: Archive) -> None:
         raise BadFile(path, f"was written on a machine with another byte order than this one ({sys.byteorder})")
 
 
+def _check_for_others(archive: Archive, model: Any) -> None:
+    """Refuse what this reader never looks at but `torch.export.load` would run: a file that holds it is an attack.
+
+    Those are the pickled example inputs, the expressions for sizes (evaluated as Python) and the guards and names
+    (made into source code).
+    """
+    path = archive.path
+    name = "data/sample_inputs/model.pt"
+    if name in archive.records and archive.records[name].size:
+        inside = Path(f"{path}: {name}")
+        examples = archive_in(inside, io.BytesIO(archive.read(name, _EXAMPLES_LIMIT)))
+        pickled.followed(inside, examples.read("data.pkl", pickled.MAX_BYTES))
+    waiting: list[Any] = [model]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            for key, value in item.items():
+                if key == "expr_str" and not _is_expression(value):
+                    raise BadFile(path, f"gives {str(value)[:80]!r} as a size, which is no expression of sizes")
+                if key == "guards_code" and any(_code_in(guard) for guard in value or ()):
+                    raise BadFile(path, "its guards hold code that does more than compare sizes")
+                waiting.append(value)
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+def _is_expression(text: Any) -> bool:
+    """Whether a size is arithmetic on symbols, and calls nothing but sympy's own classes for that."""
+    if not isinstance(text, str) or len(text) > 2000 or not _EXPRESSION.fullmatch(text):
+        return False
+    return set(_CALL.findall(text)) <= _CALLED
+
+
+def _code_in(guard: Any) -> bool:
+    return not isinstance(guard, str) or "__" in guard or "import" in guard or "\n" in guard
+
+
 def _json(archive: Archive, name: str) -> Any:
     data = archive.read(name, _JSON_LIMIT)
     found = parse_json(archive.path, data, name, max_containers=_CONTAINERS)
@@ -118,10 +165,10 @@ def _inputs(archive: Archive, signature: Any) -> tuple[dict[str, torch.Tensor], 
                 raise BadFile(path, f"its program takes an input of the kind {str(kind)[:40]!r}, not a tensor")
         if found is None:
             raise BadFile(path, f"its program uses {stored[:80]!r}, which the file does not hold")
-        if name in given:
-            raise BadFile(path, f"gives the name {name[:80]!r} to two inputs")
+        if name in given or not name.isidentifier():
+            raise BadFile(path, f"gives the name {name[:80]!r} to an input, which is no name or taken")
         given[name] = found
-    if len(data_inputs) != 1 or data_inputs[0] in given:
+    if len(data_inputs) != 1 or data_inputs[0] in given or not data_inputs[0].isidentifier():
         raise BadFile(path, f"its program takes {len(data_inputs)} inputs; one batch is what Surefoot can give")
     return given, data_inputs[0]
 
