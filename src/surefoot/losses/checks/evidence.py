@@ -143,35 +143,48 @@ def plain_module(model: nn.Module) -> nn.Module:
 
 def run_loss(evidence: Evidence) -> None:
     """Compute the loss and all gradients, into `evidence`; whatever torch raises comes through."""
-    losses = evidence.loss.parts if isinstance(evidence.loss, WeightedSum) else (evidence.loss,)
-    factors = evidence.loss.factors if isinstance(evidence.loss, WeightedSum) else (1.0,)
-    total = None
-    for factor, loss in zip(factors, losses, strict=True):
-        value = scalar(convention_of(loss).value(loss, evidence.outputs, evidence.targets), loss)
-        evidence.part_values.append(float(value.detach()))
-        total = value * factor if total is None else total + value * factor
+    values = _part_values(evidence, evidence.outputs)
+    evidence.part_values = [float(value.detach()) for value in values]
+    total = _total(evidence.loss, values)
     evidence.value = float(total.detach())
     trained = {n: p for n, p in evidence.parameters.items() if p.requires_grad}
-    if not total.requires_grad:
+    if not total.requires_grad or not trained:
         evidence.gradients = dict.fromkeys(trained)
         return
-    evidence.gradients = dict(zip(trained, _gradients(total, list(trained.values())), strict=True))
-
-
-def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
-    if not parameters:
-        return []
     try:
         # Not `backward`: it would add to `.grad` and set off hooks that step an optimizer during the backward pass.
-        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+        gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
     except RuntimeError as error:
-        if "Checkpointing is not compatible with .grad()" not in str(error):
+        # Reentrant activation checkpointing knows `backward` only.
+        if "checkpoint" not in str(error).lower():
             raise
+        gradients = _by_backward(evidence, list(trained.values()))
+    evidence.gradients = dict(zip(trained, gradients, strict=True))
+
+
+def _part_values(evidence: Evidence, outputs: Any) -> list[Tensor]:
+    values = []
+    for _, loss in evidence.parts:
+        values.append(scalar(convention_of(loss).value(loss, outputs, evidence.targets), loss))
+    return values
+
+
+def _total(loss: Any, values: list[Tensor]) -> Tensor:
+    factors = loss.factors if isinstance(loss, WeightedSum) else (1.0,)
+    total = values[0] * factors[0]
+    for factor, value in zip(factors[1:], values[1:], strict=True):
+        total = total + value * factor
+    return total
+
+
+def _by_backward(evidence: Evidence, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """The gradients by `backward`, on a second forward pass, with `.grad` put back."""
     held = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
     try:
-        loss.backward()
+        outputs, _ = convention_of(evidence.loss).forward(evidence.model, evidence.batch)
+        _total(evidence.loss, _part_values(evidence, outputs)).backward()
         return [p.grad for p in parameters]
     finally:
         for parameter, gradient in zip(parameters, held, strict=True):

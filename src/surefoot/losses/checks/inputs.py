@@ -45,7 +45,7 @@ def check_data(seen: Evidence) -> Iterator[Finding]:
 def check_inputs(seen: Evidence) -> Iterator[Finding]:
     """Whether what the first layer with weights sees is of a usable scale."""
     inputs = seen.inputs()
-    if inputs and all(t.dim() and len(t) >= 2 and t.numel() and bool((t == t[:1]).all()) for t in inputs):
+    if inputs and all(map(_all_alike, inputs)):
         what = "zero" if not bool(inputs[0].any()) else "the same"
         yield warning(
             "constant-inputs",
@@ -78,6 +78,15 @@ def check_inputs(seen: Evidence) -> Iterator[Finding]:
             f"{scale}; so small a scale leaves nothing to learn from",
             "check that the inputs are scaled once only, and normalise them",
         )
+
+
+def _all_alike(inputs: Tensor) -> bool:
+    """Whether all samples are equal, and not by chance, as a few one-hot rows or tokens may be."""
+    if inputs.dim() == 0 or inputs.numel() < 16 or not bool((inputs == inputs[:1]).all()):
+        return False
+    if len(inputs) < 2 or not bool(inputs.any()):
+        return not bool(inputs.any())
+    return len(inputs) > 20 or (inputs.is_floating_point() and not bool((inputs == inputs.round()).all()))
 
 
 def _first_with_weights(layers: list[Layer]) -> Layer | None:

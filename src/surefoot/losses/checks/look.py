@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...catalog import did_you_mean
 from ...errors import UsageError
@@ -36,9 +37,9 @@ def lint(
     """Look for likely mistakes in how model, loss, optimizer and data fit together.
 
     `batch` is what training gives to `losses.apply` (on the model's device); `classes` is the number of classes of
-    the data, or their names; findings named in `off` are not told, and with ``"all"`` nothing is looked at. One forward and backward pass in training mode;
-    parameters, buffers, gradients, optimizer and random number generators are afterwards as they were. Run it under
-    `torch.autocast` where training is.
+    the data, or their names; findings named in `off` are not told, and with ``"all"`` nothing is looked at. One
+    forward and backward pass in training mode; parameters, buffers, gradients, optimizer and random number
+    generators are afterwards as they were. Run it under `torch.autocast` where training is.
 
     Raises UsageError, from the original error, where the model cannot run on the batch, and for an unknown name in
     `off`.
@@ -85,7 +86,7 @@ def _look(seen: Evidence) -> list[Finding]:
         raise
     except _REFUSALS as refusal:
         return [*found, _refused_by_loss(seen, refusal)]
-    found += _without_echoes(list(check_learning(seen)), before)
+    found += _without_echoes(list(check_learning(seen)), found)
     return found
 
 
@@ -114,27 +115,33 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
     told = f"{describe(seen.loss)} refuses outputs {outputs}" + (
         f" with targets {', '.join(map(look, targets))}" if targets else ""
     )
-    first = next(tensors_in(seen.outputs), None)
-    if isinstance(first, Tensor) and targets and targets[0].dtype != first.dtype and "type" in text.lower():
-        wanted = "long" if "Long" in text and first.is_floating_point() and targets[0].is_floating_point() else "float"
-        return error("target-dtype", f"{told}: {text}", f"give `targets.{wanted}()`")
-    if isinstance(first, Tensor) and targets and targets[0].dtype == torch.bool:
-        return error("target-dtype", f"{told}: {text}", "give `targets.float()`")
-    shapes = ("size", "shape", "dimension", "broadcast")
-    if any(word in text.lower() for word in shapes):
-        return error(
-            "shape-mismatch", f"{told}: {text}", "give outputs and targets the shapes that docs/losses.md names"
-        )
+    if all(name is not None for name, _ in seen.parts) and "weight" not in text:
+        if _TYPES.search(text) and targets:
+            wanted = "long" if "Long" in text and "found Float" in text else "float"
+            return error("target-dtype", f"{told}: {text}", f"give `targets.{wanted}()`")
+        if _SHAPES.search(text):
+            fix = "give outputs and targets the shapes that docs/losses.md names"
+            return error("shape-mismatch", f"{told}: {text}", fix)
     return error("loss-refused", f"{told}: {text}", "docs/losses.md says what each loss is given")
 
 
-# A finding that another one already explains: the loss is far off, or its gradient zero, because of that mistake.
+# How torch words a refusal of a type, and of a shape.
+_TYPES = re.compile(r"\b(dtype|scalar type|result type|bool tensors?|Integral inputs)\b")
+_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[01]D or [12]D|broadcast\w*)\b", re.I)
+
+# What another finding already explains is not told beside it: a zero gradient because of dead units, a loss far off
+# because of the inputs' scale or the outputs' kind.
+_BY_THEMSELVES = {"constant-target", "kl-reduction-mean", "not-in-optimizer", "no-gradient"}
 _ECHOES = {"loss-far-from-chance", "zero-gradient", "dead-outputs"}
 
 
 def _without_echoes(after: list[Finding], before: list[Finding]) -> list[Finding]:
-    causes = {finding.name for finding in before} - {"constant-target", "kl-reduction-mean"}
-    return [finding for finding in after if not causes or finding.name not in _ECHOES]
+    causes = {finding.name for finding in before} - _BY_THEMSELVES
+    names = {finding.name for finding in after}
+    hidden = set(_ECHOES) if causes or "nan-at-start" in names else set()
+    if "dead-outputs" in names:
+        hidden |= {"zero-gradient", "loss-far-from-chance"}
+    return [finding for finding in after if finding.name not in hidden]
 
 
 def _stops(found: Iterable[Finding], name: str) -> bool:

@@ -32,6 +32,8 @@ def check_outputs(seen: Evidence) -> Iterator[Finding]:
             )
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.numel() == 0:
             continue
+        if not bool(outputs.isfinite().all()):
+            continue  # NaN looks like nothing; the loss will tell
         check = _CHECKS.get(name)
         if check is not None:
             yield from check(name, loss, outputs)

@@ -71,9 +71,8 @@ class _Kept:
 def _refill(container: Any, was: Any) -> None:
     if type(container) is list:
         container[:] = was
-    elif type(container) is set:
-        container.clear()
-        container.update(was)
-    elif list(container) != list(was) or any(container[key] is not was[key] for key in was):
+        return
+    changed = list(container) != list(was) or (type(was) is dict and any(container[key] is not was[key] for key in was))
+    if changed:
         container.clear()
         container.update(was)

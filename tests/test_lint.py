@@ -1,0 +1,152 @@
+"""The lint finds what is wrong, and says it so that it can be mended."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from wrong_setups import WRONG, Then, body, setup, x, y
+
+from surefoot.errors import UsageError
+from surefoot.losses import FINDINGS, WeightedSum, lint
+
+DOCS = (Path(__file__).parent.parent / "docs" / "lint.md").read_text(encoding="utf-8")
+
+
+def found_in(arguments) -> dict:
+    arguments = dict(arguments)
+    return {
+        finding.name: finding
+        for finding in lint(
+            arguments.pop("model"),
+            arguments.pop("loss"),
+            arguments.pop("optimizer"),
+            arguments.pop("batch"),
+            **arguments,
+        )
+    }
+
+
+def test_every_finding_has_at_least_three_wrong_set_ups():
+    counts = Counter(finding for finding, _, _ in WRONG)
+    assert set(counts) == set(FINDINGS)
+    assert min(counts.values()) >= 3
+
+
+@pytest.mark.parametrize(("finding", "label", "make"), WRONG, ids=[f"{f}-{label}" for f, label, _ in WRONG])
+def test_a_wrong_set_up_is_named(finding, label, make):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = found_in(make())
+        assert finding in found, f"seed {seed}: {[str(f) for f in found.values()]}"
+        assert finding not in found_in({**make(), "off": [finding]})
+
+
+def test_every_finding_has_a_section_in_the_docs_and_nothing_else_has():
+    assert re.findall(r"^## ([a-z-]+)$", DOCS, re.M) == list(FINDINGS)
+
+
+def test_a_finding_says_what_was_seen_why_it_is_wrong_and_the_fix():
+    torch.manual_seed(0)
+    (finding,) = found_in(setup(body(5, nn.Softmax(1)), nn.CrossEntropyLoss(), (x(), y()))).values()
+    assert finding.severity == "warning"
+    assert "each row sums to 1" in finding.message and "applies softmax itself" in finding.message
+    assert finding.fix.startswith("take Softmax out")
+    assert finding.doc == "docs/lint.md#softmax-before-cross-entropy"
+    assert str(finding).startswith("softmax-before-cross-entropy: ") and finding.doc in str(finding)
+
+
+# What torch then raises, or worse, does not raise: training cannot go on after these.
+ERRORS = {"target-out-of-range", "target-dtype", "shape-mismatch", "loss-refused", "nan-in-data", "nan-at-start"}
+
+
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_what_cannot_be_trained_is_an_error(name):
+    for finding, _, make in WRONG:
+        if finding == name:
+            torch.manual_seed(0)
+            assert found_in(make())[name].severity == "error"
+
+
+def test_one_mistake_is_told_once():
+    """Nothing beside the finding itself, for every mistake that has no second side."""
+    alone = 0
+    for finding, _, make in WRONG:
+        torch.manual_seed(0)
+        alone += list(found_in(make())) == [finding]
+    assert alone / len(WRONG) > 0.8
+
+
+def test_the_parts_of_a_sum_are_looked_at_each():
+    both = WeightedSum([(1.0, nn.CrossEntropyLoss()), (0.1, nn.MultiMarginLoss())])
+    assert set(found_in(setup(body(5, nn.Softmax(1)), both, (x(), y())))) == {
+        "softmax-before-cross-entropy",
+        "probabilities-to-margin-loss",
+    }
+
+
+def test_an_unknown_name_to_switch_off_is_told():
+    with pytest.raises(UsageError, match="did you mean 'constant-target'"):
+        lint(**setup(body(), nn.CrossEntropyLoss(), (x(), y())), off=["constant-targets"])
+
+
+# --- a model that cannot run --------------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(400, 10)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "told"),
+    [
+        (
+            Own(),
+            torch.randn(2, 1, 8, 8),
+            "layer 'fc', Linear(in_features=400, out_features=10, bias=True), was given (2, 144)",
+        ),
+        (Own(), torch.randn(2, 1, 8, 8), "set in_features=144"),
+        (Own(), torch.randn(2, 1, 8, 8), "test_lint.py:"),
+        (Own(), torch.randn(2, 1, 8, 8), "return self.fc(self.conv(images).flatten(1))"),
+        (Own(), torch.randn(2, 3, 8, 8), "it takes 1 channels, (N, 1, ...)"),
+        (Own(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "convert the inputs (`inputs.to(torch.float32)`)"),
+        (nn.Linear(64, 3), torch.randn(2, 8, 8), "flatten its input first"),
+        (nn.Linear(64, 3), torch.randn(2, 64).double(), "(2, 64) float64"),
+        (nn.Sequential(nn.BatchNorm1d(4)), torch.randn(1, 4), "more than one sample"),
+        (nn.Sequential(nn.BatchNorm1d(4)), torch.randn(3, 5), "set num_features=5"),
+        (nn.Embedding(10, 3), torch.tensor([3, 10]), "its indices go from 0 to 9; this batch has 3 to 10"),
+        (nn.Embedding(10, 3), torch.tensor([0.5]), "give int64 indices"),
+    ],
+)
+def test_a_model_that_refuses_the_batch_is_told_by_layer_shapes_and_line(model, inputs, told):
+    with pytest.raises(UsageError) as refusal:
+        lint(model, nn.CrossEntropyLoss(), None, (inputs, torch.zeros(len(inputs), dtype=torch.long)))
+    assert told in str(refusal.value)
+    assert refusal.value.__cause__ is not None
+
+
+def test_a_fault_in_the_users_own_code_stays_what_it_is():
+    with pytest.raises(ZeroDivisionError):
+        lint(Then(body(), lambda o: o / (1 // 0)), nn.CrossEntropyLoss(), None, (x(), y()))
+
+
+def test_a_batch_of_the_wrong_make_up_is_told():
+    with pytest.raises(UsageError, match="holds 2 parts"):
+        lint(body(), nn.CrossEntropyLoss(), None, (x(), x(), y()))
+
+
+def test_every_finding_that_the_losses_page_names_exists():
+    page = (Path(__file__).parent.parent / "docs" / "losses.md").read_text(encoding="utf-8")
+    mistakes = "".join(re.findall(r"Common mistakes\*\*:(.*?)\n\n", page, re.S))
+    named = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", mistakes))
+    assert len(named) > 15 and named <= set(FINDINGS)
