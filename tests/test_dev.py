@@ -323,6 +323,46 @@ def test_two_at_once_take_turns_and_the_second_finds_it_done(clone):
     assert dev.is_ready()
 
 
+def a_set_up_under_way(clone):
+    """A dev.py that has come to pip, and the process id of that pip, which never ends by itself."""
+    told = clone.parent / "told"
+    os.mkfifo(told)
+    pip = f"import os, signal; open({str(told)!r}, 'w').write(str(os.getpid())); signal.pause()"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import dev\n"
+        f"dev.install_pip = lambda lock: dev.call(lock, [sys.executable, '-c', {pip!r}])\n"
+        "sys.exit(dev.main(['setup']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(clone)], stderr=subprocess.PIPE, text=True)
+    return process, int(told.read_text())
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "message"),
+    [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "the next call does it again")],
+)
+def test_a_signal_in_set_up_ends_pip_as_well(clone, signum, code, message):
+    process, pip = a_set_up_under_way(clone)
+    process.send_signal(signum)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == code and message in err and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(pip, 0)
+    assert not load(clone).is_ready()
+
+
+def test_a_pip_whose_dev_py_was_killed_is_still_waited_for(clone):
+    process, pip = a_set_up_under_way(clone)
+    process.kill()
+    process.communicate(timeout=60)
+    lock = os.open(clone / "dev.py", os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(pip, signal.SIGKILL)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # comes when the kernel has let go of the last holder
+    os.close(lock)
+
+
 def test_a_folder_that_cannot_be_written_is_told(clone, monkeypatch):
     dev = load(clone)
 
