@@ -32,7 +32,7 @@ FIELDS = ("threads", "onednn", "memory_format", "optimizer_impl", "compile")
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate, its median time of a step in milliseconds (None: not run), and what was decided."""
+    """A candidate, its time of a step in milliseconds (None: not run), and what was decided."""
 
     execution: Execution
     ms: float | None
@@ -164,7 +164,7 @@ def tune(
         best = _settle(bench, trials, thorough, say) or trials[0]
         impls = [Trial(e) for e in implementations(best.execution, fixed, optimizer)]
         if impls:
-            rivals = [Trial(best.execution, checked=best.checked), *impls]
+            rivals = [best, *impls]
             race(bench, rivals, 0.4 * budget_s)
             trials += impls
             best = _settle(bench, rivals, thorough, say) or best
@@ -172,7 +172,7 @@ def tune(
             trial = Trial(replace(best.execution, compile=kind))
             trials.append(trial)
             say(f"compiling the step (about {_compile_seconds(model):.0f} s, once)")
-            rivals = [Trial(best.execution, checked=best.checked), trial]
+            rivals = [best, trial]
             bench.check(trial)
             race(bench, rivals, 0.5)
             if trial.refused:
@@ -200,9 +200,7 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     onednn = [plain.onednn]
     if "onednn" not in fixed and torch.backends.mkldnn.is_available() and _may_use_onednn(model):
         onednn.append(not plain.onednn)
-    made = [
-        replace(plain, threads=t, onednn=o, memory_format=f) for f in formats for o in onednn for t in threads
-    ]
+    made = [replace(plain, threads=t, onednn=o, memory_format=f) for f in formats for o in onednn for t in threads]
     return [e for e in made if e.onednn or e.memory_format == "contiguous" or "memory_format" in fixed]
 
 

@@ -68,7 +68,9 @@ def describe_work(
         "parameters": parameters,
         "loss": f"{_kind(loss)}:{loss!r}" if isinstance(loss, nn.Module) else _kind(loss),
         "optimizer": [_kind(optimizer), groups],
-        "batch": [f"{tuple(t.shape)}:{t.dtype}:{t.device.type}" if isinstance(t, Tensor) else repr(type(t)) for t in batch],
+        "batch": [
+            f"{tuple(t.shape)}:{t.dtype}:{t.device.type}" if isinstance(t, Tensor) else repr(type(t)) for t in batch
+        ],
     }
 
 

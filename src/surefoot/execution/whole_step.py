@@ -25,7 +25,6 @@ from ..losses import calling
 from . import rules
 from .parity import AUTOCAST, Gradients
 
-
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
 
@@ -196,7 +195,12 @@ class CompiledStep:
     def _flat(self, *tensors: Tensor) -> list[Tensor]:
         first, second = len(self.parameters), len(self.parameters) + len(self.other_names)
         third = second + len(self.rules.tensors() if self.rules is not None else [])
-        parameters, others, state, batch = tensors[:first], tensors[first:second], tensors[second:third], tensors[third:]
+        parameters, others, state, batch = (
+            tensors[:first],
+            tensors[first:second],
+            tensors[second:third],
+            tensors[third:],
+        )
         leaves = [p.detach().requires_grad_() for p in parameters]
         loss, outputs = self._forward(leaves, others, batch)
         with torch.enable_grad():
@@ -309,5 +313,3 @@ def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
-
-
