@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def collect() -> None:
     """Fill `harness.CASES`."""
-    from . import kills
+    from . import damage, disks, kills, power
 
-    for part in (kills,):
+    for part in (kills, power, damage, disks):
         part.catalogue()

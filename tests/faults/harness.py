@@ -74,7 +74,7 @@ class Sitting:
     """A process that trains: forked here, so that Python and torch are warm."""
 
     def __init__(self, run: Path, settings: Settings, before: Callable[[], None] | None = None, *, hold: bool = False):
-        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._go_read, self._go_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -91,7 +91,7 @@ class Sitting:
             os.dup2(self._out.fileno(), 1)
             os.dup2(self._err.fileno(), 2)
             # New streams: what the parent had buffered is not ours.
-            sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w") for fd in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))
             os.read(self._go_read, 1)
             if before is not None:
                 before()
@@ -160,13 +160,13 @@ def reference(epochs: int = 2, width: int = 0) -> tuple[str, list[dict], float]:
 def expect_exact(run: Path, **settings: object) -> Result:
     """Resume, and end bit-identical to the untouched run: state, records, and no promised step lost."""
     promised = run.parent / f"{run.name}.promised"
-    steps = [int(line) for line in promised.read_text().split()] if promised.exists() else [0]
+    steps = [int(line) for line in promised.read_text().split()] if promised.exists() else []
     result = plain_run(run, **settings)
     whole, whole_records, _ = reference(int(settings.get("epochs", 2)), int(settings.get("width", 0)))  # type: ignore[call-overload]
     assert Path(run.parent, f"{run.name}.digest").read_text() == whole, "the resumed run ended in another state"
     assert records(run) == whole_records, "the records differ"
     resumed = result.resumed_at or 0
-    assert resumed >= max(steps), f"resumed at step {resumed}, though step {max(steps)} had been saved"
+    assert resumed >= max(steps, default=0), f"resumed at step {resumed}, though {max(steps)} had been saved"
     return result
 
 

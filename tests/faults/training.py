@@ -16,7 +16,7 @@ from checkpoint_helpers import Net, data, digest
 from torch import nn
 
 from surefoot import rng
-from surefoot.checkpoint import Checkpointer
+from surefoot.checkpoint import Checkpointer, RunDirectory
 from surefoot.data import Loader
 from surefoot.errors import SurefootError
 from surefoot.schedules import LinearWarmup, Schedule
@@ -62,14 +62,13 @@ def train(run: Path, settings: Settings) -> str:
     )
     sums = {"loss": 0.0, "count": 0}
     objects = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader, "sums": sums}
-    run.parent.mkdir(parents=True, exist_ok=True)
-    run.mkdir(exist_ok=True)
     if settings.on_built:
         settings.on_built()
     with (
+        RunDirectory.take(run) as directory,
         Journal(run / "metrics.jsonl") as journal,
         Checkpointer(
-            run,
+            directory,
             every=settings.every,
             keep_last=settings.keep_last,
             background=settings.background,

@@ -55,7 +55,8 @@ class Checkpointer:
       warmups, loaders, GradScalers), plain dicts. The random number generators are always kept.
     - `every`: "1 epoch", "500 steps", "10 min", or None to save only when asked, on a signal and at the end.
     - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best` in `mode`.
-    - `background`: write in a thread, over a copy; training waits for the copy only.
+    - `background`: write in a thread, over a copy; training waits for the copy only, and a save that failed is
+      raised by the next call. Without it each save is on the disk, or raised, before the call returns.
     - `conditions`: what else the run depends on, as plain values; compared on resume with the environment and
       the code of the modules. `allow` names those that may differ; the run is then marked inexact.
     - `journal`: an object with `offset`, `sync()` and `truncate(offset)`: cut back to the checkpoint on resume.
@@ -89,6 +90,7 @@ class Checkpointer:
         self._objects = dict(objects)
         self._journal = journal
         self._allow = tuple(allow)
+        self._background = background
         self._tell = tell or _to_stderr
         self.steps = 0
         self.epochs = 0
@@ -194,7 +196,7 @@ class Checkpointer:
         )
         self._saved_progress = self._progress
         self._writer.start(snapshot)
-        if wait:
+        if wait or not self._background:
             self.wait()
 
     def wait(self) -> None:
@@ -251,9 +253,7 @@ class Checkpointer:
     # ------------------------------------------------------------------------------------------ beginning
 
     def _take(self, path: Path) -> RunDirectory:
-        if RunDirectory.holds_run(path):
-            return RunDirectory.open(path)
-        return RunDirectory.create(path, adopt_journal=self._journal is not None, conditions=self.conditions)
+        return RunDirectory.take(path, adopt_journal=self._journal is not None, conditions=self.conditions)
 
     def _own_conditions(self) -> dict[str, Any]:
         modules = [capture.unwrap(value) for value in self._objects.values() if isinstance(value, nn.Module)]

@@ -108,6 +108,13 @@ class RunDirectory:
         lock = Lock.take(path)
         return cls(path, read_about(path) or {"id": None, "status": "running", "inexact": []}, lock)
 
+    @classmethod
+    def take(cls, path: str | Path, *, adopt_journal: bool = False, **about: Any) -> RunDirectory:
+        """`open` the run that is there, or `create` one."""
+        if cls.holds_run(path):
+            return cls.open(path)
+        return cls.create(path, adopt_journal=adopt_journal, **about)
+
     def record(self, **fields: Any) -> None:
         """Set fields of run.json, durably; unchanged ones cost nothing. Raises `OSError`."""
         assert fields.get("status", "running") in STATUSES, fields

@@ -128,13 +128,14 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
     directory = status.path
     _require_directory(directory)
     path = directory / MANIFEST
-    manifest = safe_tensors.parse_json(path, _read(path, MAX_MANIFEST_BYTES), "it", max_containers=100_000)
+    data = _read(path, MAX_MANIFEST_BYTES)
+    manifest = safe_tensors.parse_json(path, data, "it", max_containers=100_000)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Damaged(path, "is not the manifest of a checkpoint")
     if manifest.get("version") != VERSION:
         found = str(manifest.get("version"))[:20]
         raise Damaged(path, f"has format version {found}; this version of surefoot reads version {VERSION}")
-    if manifest.get("sha256") != _own_hash(manifest):
+    if manifest.get("sha256") != _own_hash(manifest) or data != _encoded(manifest):
         raise Damaged(path, "was changed: its own hash does not hold")
     kinds = {"run": str, "step": int, "files": dict, "metrics": dict, "conditions": dict, "created": str}
     for key, kind in kinds.items():
@@ -191,6 +192,10 @@ def _compare(path: Path, digest: str, told: Mapping[str, Any]) -> None:
         raise Damaged(path, "was changed: its SHA-256 is not the one in the manifest")
 
 
+def _encoded(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+
 def _own_hash(manifest: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -236,7 +241,7 @@ def commit(
             "files": {part: {"bytes": w.bytes, "sha256": w.sha256} for part, w in written.items()},
         }
         content["sha256"] = _own_hash(content)
-        files.write_new(temporary / MANIFEST, [json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"])
+        files.write_new(temporary / MANIFEST, [_encoded(content)])
         files.fsync_directory(temporary)
         if files.system.exists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
