@@ -547,6 +547,13 @@ def test_packaged_recipes_say_what_they_are_for_and_are_right(name):
     assert recipe.name == name and parse_recipe(recipe.to_yaml()) == recipe
 
 
+def test_real_catalogues_find_what_they_know():
+    text = BASE + "lint_off: [broadcats]\nscheduler: {name: LambdaLR, lr_lambda: {import: 'm:f'}}\n"
+    messages = told(text, "loss.weight=balanced", "optimizer.betas=[0.1, 2]", catalogues=None)
+    assert messages[0] == "r.yaml:8:12: lint_off.0: unknown check 'broadcats'; did you mean 'broadcast'?"
+    assert len(messages) == 2 and "SGD has no argument 'betas'" in messages[1]
+
+
 def test_the_three_packaged_recipes_are_there():
     assert set(packaged_names()) >= {"quickstart", "fashion_mnist", "fashion_mnist_best"}
 

@@ -107,6 +107,7 @@ def check_parts(recipe: Recipe, reading: Reading, catalogues: Mapping[str, Catal
     """
     if catalogues is None:
         catalogues = all_catalogues()
+        _check_lint_names(recipe, reading)
     for kind, part, section in _parts(recipe):
         if part is None or part.imported or kind not in catalogues:
             continue
@@ -132,21 +133,42 @@ def _check_part(
             reading.refuse(_name_place(part, reading), part.path, message)
         return
     parameters = catalogue[part.name].parameters()
+    unknown: set[str] = set()
     for problem in catalogue.problems(part.name, part.args):
         argument = problem.argument
         if argument is None:
             if not partial:
                 reading.refuse(_name_place(part, reading), part.path, problem.message)
-        elif argument in part.args and argument not in parameters and argument in problem.message:
+            continue
+        here = join(part.path, argument)
+        if argument in parameters:
+            # A function of the user's own is looked at when it is built.
+            if not _is_import(part.args.get(argument)):
+                reading.refuse(reading.where(here), here, problem.message)
+        elif argument not in unknown:
+            unknown.add(argument)
             meant = did_you_mean(argument, [*parameters, *reserved])
-            here = join(part.path, argument)
             message = problem.message
             if meant and "did you mean" not in message:
                 message = f"{part.name} has no argument {argument!r}{meant}"
             reading.refuse(reading.keys.get(here, reading.where(here)), part.path, message)
-        else:
-            here = join(part.path, argument)
-            reading.refuse(reading.where(here), here, problem.message)
+
+
+def _is_import(value: Any) -> bool:
+    """Whether an argument stands for a user's own function, ``{import: module:name}``, or is a list with such."""
+    if isinstance(value, tuple):
+        return any(map(_is_import, value))
+    return isinstance(value, Mapping) and set(value) == {"import"}
+
+
+def _check_lint_names(recipe: Recipe, reading: Reading) -> None:
+    from ..losses import FINDINGS
+
+    for index, name in enumerate(recipe.lint_off):
+        if name not in FINDINGS:
+            path = f"lint_off.{index}"
+            told = did_you_mean(name, FINDINGS) or "; docs/lint.md lists them"
+            reading.refuse(reading.where(path), path, f"unknown check {name!r}{told}")
 
 
 def _name_place(part: Part, reading: Reading) -> Any:

@@ -210,9 +210,13 @@ class ExecutionSection(Keyed):
     onednn: bool | str = key(Or(_AUTO, Flag()), "Whether convolutions use oneDNN.", "auto")
     memory_format: str = key(Choice(("auto", "contiguous", "channels_last")), "How images lie in memory.", "auto")
     optimizer_impl: str = key(
-        Choice(("auto", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
+        Choice(("auto", "default", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
     )
-    compile: bool | str = key(Or(_AUTO, Flag()), "Whether the step is compiled, its gradients checked.", "auto")
+    compile: bool | str = key(
+        Or(("auto", "none", "gradients", "step"), Flag()),
+        "What is compiled, once its gradients are checked; true is gradients.",
+        "auto",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +284,11 @@ class Recipe(Keyed):
     lint_off: tuple[str, ...] = key(
         Several(Text("the name of a check"), one=True), "Checks of the first batch that are not made.", ()
     )
-    metrics: str = key(Choice(("auto",)), "auto: the loss, and the accuracy where the targets are classes.", "auto")
+    metrics: str | tuple[str, ...] = key(
+        Or(_AUTO, Several(Choice(("accuracy",)))),
+        "What is measured beside the loss; auto is the accuracy where the loss is one of classes.",
+        "auto",
+    )
     log_every: int | None = key(
         Maybe(Whole(1, "1 records every step")), "Steps between two records; null: about 50 records an epoch.", None
     )
