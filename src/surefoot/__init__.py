@@ -2,6 +2,98 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import Problems, RunFailed, Stopped, SurefootError, UsageError
 from .version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .artifacts import LoadedModel, export, import_weights, load_model, open_model, save_model
+    from .build import build
+    from .checkpoint import Checkpointer
+    from .data import DataSplits, Loader, TensorSource
+    from .losses import lint
+    from .preprocessing import Preprocessing
+    from .recipe import load_recipe
+    from .schedules import Schedule
+    from .schedules.warmup import (
+        ExponentialWarmup,
+        LinearWarmup,
+        RAdamWarmup,
+        UntunedExponentialWarmup,
+        UntunedLinearWarmup,
+    )
+    from .training import Checkpoints, EarlyStopping, evaluate, fit, predict
+
+# Looked up when first used, so that `import surefoot` and `surefoot --help` import no torch.
+_HOMES = {
+    "Checkpointer": "checkpoint",
+    "Checkpoints": "training",
+    "DataSplits": "data",
+    "EarlyStopping": "training",
+    "ExponentialWarmup": "schedules",
+    "LinearWarmup": "schedules",
+    "LoadedModel": "artifacts",
+    "Loader": "data",
+    "Preprocessing": "preprocessing",
+    "RAdamWarmup": "schedules",
+    "Schedule": "schedules",
+    "TensorSource": "data",
+    "UntunedExponentialWarmup": "schedules",
+    "UntunedLinearWarmup": "schedules",
+    "build": "build",
+    "evaluate": "training",
+    "export": "artifacts",
+    "fit": "training",
+    "import_weights": "artifacts",
+    "lint": "losses",
+    "load_model": "artifacts",
+    "load_recipe": "recipe",
+    "open_model": "artifacts",
+    "predict": "training",
+    "save_model": "artifacts",
+}
+
+__all__ = [
+    "Checkpointer",
+    "Checkpoints",
+    "DataSplits",
+    "EarlyStopping",
+    "ExponentialWarmup",
+    "LinearWarmup",
+    "LoadedModel",
+    "Loader",
+    "Preprocessing",
+    "Problems",
+    "RAdamWarmup",
+    "RunFailed",
+    "Schedule",
+    "Stopped",
+    "SurefootError",
+    "TensorSource",
+    "UntunedExponentialWarmup",
+    "UntunedLinearWarmup",
+    "UsageError",
+    "__version__",
+    "build",
+    "evaluate",
+    "export",
+    "fit",
+    "import_weights",
+    "lint",
+    "load_model",
+    "load_recipe",
+    "open_model",
+    "predict",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    # `build` is a function and a module of that name; the import has just put the module here.
+    globals()[name] = found
+    return found

@@ -107,7 +107,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     rng.seed_all(recipe.seed)
     model = build_model(recipe, splits).to(device)
     _freeze(recipe, model)
-    loss = _build_loss(recipe, splits)
+    loss = build_loss_of(recipe, splits)
     if hasattr(loss, "to"):
         loss = loss.to(device)
     optimizer = _build_optimizer(recipe, model)
@@ -248,7 +248,8 @@ def import_object(path: str) -> Any:
     return found
 
 
-def _build_loss(recipe: Recipe, splits: DataSplits) -> Any:
+def build_loss_of(recipe: Recipe, splits: DataSplits) -> Any:
+    """The loss, or the weighted sum of losses; balanced weights come from the training targets."""
     from .losses import WeightedSum, build_loss, needs_targets
 
     terms = []

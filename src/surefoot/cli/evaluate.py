@@ -1,0 +1,166 @@
+"""`surefoot eval RUN|MODEL`: loss, accuracy, and who is taken for whom, on validation data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .opening import add_opening_arguments, opened
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..artifacts import LoadedModel
+    from ..data import DataSplits
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --data, --split, --best, --json and what opening a model needs."""
+    parser.add_argument("path", metavar="RUN|MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
+    parser.add_argument(
+        "--data",
+        metavar="NAME|RECIPE",
+        help="a data set (garments, fashion_mnist) or the recipe that has it (default: the run's own recipe)",
+    )
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="which samples (default: val)")
+    parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
+    parser.add_argument("--json", action="store_true", help="one JSON object for machines")
+    add_opening_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    path = Path(arguments.path)
+    found = evaluate_file(
+        path / "model" / "best" if arguments.best else path,
+        arguments,
+        data=arguments.data,
+        home=path,
+        split=arguments.split,
+    )
+    if arguments.json:
+        json.dump(found, sys.stdout, indent=2)
+        print()
+    else:
+        show(found)
+    return 0
+
+
+def evaluate_file(
+    path: Path, arguments: argparse.Namespace, *, data: str | None, home: Path, split: str
+) -> dict[str, Any]:
+    """Everything that is known of the model at `path` on that data, as plain values."""
+    import torch
+
+    from ..errors import UsageError
+    from ..losses import build_loss
+    from ..training import evaluate
+
+    model = opened(path, arguments)
+    splits, loss_given = _data(data, home, model)
+    source = getattr(splits, split)
+    if source is None:
+        raise UsageError(f"--split {split}: this data set has no samples to validate on")
+    kind = _loss_of(model) if loss_given is None else loss_given
+    loss = build_loss(**kind) if isinstance(kind, dict) else kind
+    if not isinstance(loss, torch.nn.Module) and not callable(loss):
+        raise UsageError(f"{path}: does not tell its loss; give --data RECIPE, whose loss is then used")
+    classes = len(splits.classes) if splits.classes else None
+    # The model maps raw samples itself, its preprocessing included, so the loader gives them raw.
+    result = evaluate(_as_module(model), loss, source, confusion=classes)
+    found: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": split}
+    found |= {"samples": result.samples, **result.metrics}
+    if result.confusion is not None:
+        names = list(model.classes or splits.classes or range(classes))
+        found["classes"] = [str(name) for name in names]
+        found["confusion"] = result.confusion.tolist()
+        found["by_class"] = _by_class(found["classes"], result.confusion)
+    return found
+
+
+def _as_module(model: LoadedModel) -> torch.nn.Module:
+    """A loaded model behind the face of a module: programs and onnx sessions are functions."""
+    import torch
+
+    class Loaded(torch.nn.Module):
+        def forward(self, raw: torch.Tensor) -> torch.Tensor:
+            return model(raw)
+
+    return Loaded()
+
+
+def _data(data: str | None, home: Path, model: LoadedModel) -> tuple[DataSplits, Any]:
+    """The data to evaluate on, and the loss where a recipe tells it."""
+    from .. import recipe
+    from ..build import build_data, build_loss_of
+    from ..data import DATA
+    from ..errors import UsageError
+
+    if data is not None and data in DATA and data not in recipe.packaged_names():
+        return DATA.build(data, {}, **({"progress": None} if DATA[data].provided else {})), None
+    if data is not None:
+        loaded = recipe.load_recipe(data)
+    else:
+        found = next((p for p in (home, *home.parents[:3]) if (p / "recipe.yaml").is_file()), None)
+        if found is None:
+            names = ", ".join(DATA.names())
+            raise UsageError(f"{home}: which data? give --data with a data set ({names}) or a recipe")
+        loaded = recipe.load_recipe(found / "recipe.yaml")
+    splits = build_data(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
+    return splits, build_loss_of(loaded, splits)
+
+
+def _loss_of(model: LoadedModel) -> Any:
+    """The loss that the file names, as arguments of build_loss; the usual one of classes where it names none."""
+    told = model.info.loss
+    if isinstance(told, dict) and "name" in told:
+        args = {key: value for key, value in told.items() if key != "name"}
+        # Weights that were computed from the training data are not in the file.
+        return {"name": told["name"], "args": {k: v for k, v in args.items() if v != "balanced"}}
+    if isinstance(told, str):
+        return {"name": told}
+    return {"name": "CrossEntropyLoss"}
+
+
+def _by_class(names: Sequence[str], confusion: torch.Tensor) -> list[dict[str, Any]]:
+    rows = []
+    for index, name in enumerate(names):
+        right, truth = int(confusion[index, index]), int(confusion[index].sum())
+        taken = int(confusion[:, index].sum())
+        others = confusion[index].clone()
+        others[index] = 0
+        rows.append(
+            {
+                "class": name,
+                "samples": truth,
+                "recall": right / truth if truth else None,
+                "precision": right / taken if taken else None,
+                "mistaken_for": names[int(others.argmax())] if int(others.sum()) else None,
+            }
+        )
+    return rows
+
+
+def show(found: dict[str, Any]) -> None:
+    """The figures for people: a line of totals, a row for each class."""
+    print(f"{found['model']} on {found['samples']:,} samples ({found['split']})")
+    from .running import figure
+
+    for name in ("loss", "accuracy"):
+        if name in found:
+            print(f"  {name:<9} {figure(name, found[name])}")
+    rows = found.get("by_class", [])
+    if rows:
+        width = max(len("class"), *(len(row["class"]) for row in rows))
+        print(f"\n  {'class':<{width}}  samples  recall  precision  mostly mistaken for")
+        for row in rows:
+            recall, precision = (
+                f"{100 * row[name]:6.1f} %" if row[name] is not None else "     -  " for name in ("recall", "precision")
+            )
+            print(
+                f"  {row['class']:<{width}}  {row['samples']:>7,} {recall} {precision}   {row['mistaken_for'] or '-'}"
+            )

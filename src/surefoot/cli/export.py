@@ -1,0 +1,48 @@
+"""`surefoot export RUN|MODEL --to FILE`: the model in another format, loaded again and compared before it is kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .opening import add_opening_arguments, opened
+
+SAMPLES = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN|MODEL, --to, --best and what opening a model needs."""
+    parser.add_argument("path", metavar="RUN|MODEL", help="a run, a model directory, .safetensors or .pth")
+    parser.add_argument("--to", required=True, metavar="FILE", help="ends in .safetensors, .pth, .pt2 or .onnx")
+    parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
+    add_opening_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, compare on real samples where the run's data are there, print the largest difference."""
+    from ..artifacts import export
+
+    path = Path(arguments.path)
+    model = opened(path / "model" / "best" if arguments.best else path, arguments)
+    print(export(model, arguments.to, batch=_real_samples(path)))
+    return 0
+
+
+def _real_samples(path: Path):
+    """The first validation samples of the run that `path` belongs to, raw; None where there is no such data."""
+    from .. import recipe
+    from ..build import build_data
+    from ..data import TensorSource
+    from ..errors import SurefootError
+
+    home = next((p for p in (path, *path.parents[:3]) if (p / "recipe.yaml").is_file()), None)
+    if home is None:
+        return None
+    try:
+        splits = build_data(recipe.load_recipe(home / "recipe.yaml"))
+    except SurefootError as error:
+        print(f"the run's data are not here ({error}); comparing on random samples", file=sys.stderr)
+        return None
+    source = splits.val or splits.train
+    return source.tensors[0][:SAMPLES] if isinstance(source, TensorSource) else None

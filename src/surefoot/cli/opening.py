@@ -1,0 +1,26 @@
+"""What every verb that takes a model has in common: how the file is opened."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..artifacts import LoadedModel
+
+
+def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --key, --trust-code."""
+    parser.add_argument("--model", metavar="NAME", help="the catalogue model that bare weights (.pth) are for")
+    parser.add_argument("--key", metavar="KEY", help="the entry of a checkpoint dictionary that holds the weights")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="import and call the model class that the file names"
+    )
+
+
+def opened(path: Path, arguments: argparse.Namespace) -> LoadedModel:
+    """The model at `path`. Raises UsageError for anything that is none, before any of it is used."""
+    from ..artifacts import open_model
+
+    return open_model(path, arguments.model, key=arguments.key, trust_code=arguments.trust_code)
