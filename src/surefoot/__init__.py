@@ -10,7 +10,6 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .artifacts import LoadedModel, export, import_weights, load_model, open_model, save_model
-    from .build import build
     from .checkpoint import Checkpointer
     from .data import DataSplits, Loader, TensorSource
     from .losses import lint
@@ -42,7 +41,6 @@ _HOMES = {
     "TensorSource": "data",
     "UntunedExponentialWarmup": "schedules",
     "UntunedLinearWarmup": "schedules",
-    "build": "build",
     "evaluate": "training",
     "export": "artifacts",
     "fit": "training",
@@ -76,7 +74,6 @@ __all__ = [
     "UntunedLinearWarmup",
     "UsageError",
     "__version__",
-    "build",
     "evaluate",
     "export",
     "fit",
@@ -93,7 +90,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    # `build` is a function and a module of that name; the import has just put the module here.
-    globals()[name] = found
-    return found
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
