@@ -44,8 +44,11 @@ PART_NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,8}", fullmatch=True).filter(
 )
 
 
+NOTHING = st.just({})
+
+
 @st.composite
-def parts(draw, extra=st.just({})):
+def parts(draw, extra=NOTHING):
     named = draw(st.one_of(PART_NAMES.map(lambda n: {"name": n}), st.just({"import": "pkg.mod:Name"})))
     return {**named, **draw(ARGUMENTS), **draw(extra)}
 

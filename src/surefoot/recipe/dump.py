@@ -49,3 +49,13 @@ _Dumper.add_representer(dict, _mapping)
 def to_yaml(plain: dict[str, Any]) -> str:
     """`plain` (dicts, lists, scalars) as block YAML, keys in their order."""
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def flow(plain: Any) -> str:
+    """A value on one line, as it would stand in a recipe.
+
+    >>> flow(["a", 1e-05, None])
+    '[a, 1.0e-05, null]'
+    """
+    text = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -103,8 +103,10 @@ def _entry_schema(catalogue: Catalog, entry: Entry, own: Mapping[str, Any]) -> d
     missing = [problem.message for problem in catalogue.problems(entry.name, {}) if problem.argument is None]
     for name, parameter in entry.parameters().items():
         schema = _type_schema(hints.get(name, parameter.annotation))
-        if name in entry.limits and schema.get("type") in ("number", "integer"):
-            schema |= _limits(entry.limits[name])
+        if name in entry.limits:
+            for option in schema.get("anyOf", [schema]):
+                if option.get("type") in ("number", "integer"):
+                    option |= _limits(entry.limits[name])
         if isinstance(parameter.default, bool | int | float | str) and not _odd(parameter.default):
             schema["default"] = parameter.default
         arguments[name] = schema
@@ -132,8 +134,13 @@ def _type_schema(annotation: Any) -> dict[str, Any]:
     if annotation in _JSON_TYPES:
         return {"type": _JSON_TYPES[annotation]}
     if origin in (typing.Union, types.UnionType):
-        options = [_type_schema(option) for option in inner]
-        return {"anyOf": options} if all(options) else {}
+        # `lr: float | Tensor` is a number in YAML; `weight: Tensor | None` may be a list or a word such as balanced.
+        tensors = [option for option in inner if getattr(option, "__name__", "") == "Tensor"]
+        options = [_type_schema(option) for option in inner if option not in tensors]
+        enough = not tensors or any(option != {"type": "null"} for option in options)
+        if not (enough and all(options)):
+            return {}
+        return options[0] if len(options) == 1 else {"anyOf": options}
     if origin is typing.Literal:
         return {"enum": list(inner)}
     plain = origin or annotation

@@ -1,0 +1,46 @@
+"""The tables of docs/recipe.md, made from the dataclasses: every key, what it takes, its default and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from .dump import flow
+from .kinds import Kind
+from .model import SECTIONS
+from .sections import REQUIRED, Key, Keyed, keys_of
+
+_BLOCK = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(cls: type[Keyed]) -> str:
+    """The Markdown table of one section's keys."""
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    rows += [f"| `{key.name}` | {_cell(key.kind.told)} | {_default(key)} | {_cell(key.doc)} |" for key in _keys(cls)]
+    return "\n".join(rows) + "\n"
+
+
+def filled(document: str) -> str:
+    """`document` with the table of each section written anew between ``<!-- keys of NAME -->`` and ``<!-- end -->``."""
+    sections = {cls.__name__: cls for cls in SECTIONS}
+    return _BLOCK.sub(lambda block: f"{block[1]}{table(sections[block[2]])}{block[3]}", document)
+
+
+def _keys(cls: type[Keyed]) -> list[Key]:
+    return list(keys_of(cls).values())
+
+
+def _default(key: Key) -> str:
+    if key.shown:
+        return _cell(key.shown)
+    if key.default is REQUIRED:
+        return "required"
+    return f"`{flow(_plain(key.kind, key.default))}`"
+
+
+def _plain(kind: Kind, value: object) -> object:
+    return kind.plain(value) if not dataclasses.is_dataclass(value) else value.plain()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
