@@ -54,6 +54,22 @@ class Built:
         """Updates in one epoch."""
         return -(-len(self.train) // self.recipe.grad_accum_steps)
 
+    def joining_groups(self) -> list[tuple[int, dict[str, Any]]]:
+        """The param groups that join while training, each with its epoch (0-based), by the recipe's `unfreeze`."""
+        groups = []
+        taken: set[str] = set()
+        for item in sorted(self.recipe.unfreeze, key=lambda item: item.epoch):
+            for pattern in item.match:
+                found = {
+                    name: p
+                    for name, p in self.model.named_parameters()
+                    if not p.requires_grad and name not in taken and fnmatchcase(name, pattern)
+                }
+                taken |= set(found)
+                defaults = {**self.optimizer.defaults, "name": pattern, "params": list(found.values())}
+                groups.append((item.epoch, defaults))
+        return groups
+
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `training.fit` that the recipe decides."""
         from .training import Checkpoints, EarlyStopping
@@ -149,7 +165,7 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
     part = recipe.data.part
     with _at(recipe, "data"):
         provided = () if part.imported else DATA[part.name].provided
-        made = _make(part, DATA, {"progress": _quarters(say)} if "progress" in provided else {})
+        made = _make(part, DATA, **({"progress": _quarters(say)} if "progress" in provided else {}))
         if not isinstance(made, DataSplits):
             pair = isinstance(made, tuple) and len(made) == 2 and not _is_tensor(made[0])
             train, val = made if pair else (made, None)
@@ -276,7 +292,7 @@ def _make_loss(part: Part) -> Any:
 
     found = import_object(part.name)
     if inspect.isclass(found):
-        return _call(found, part.name, part.arguments(), {})
+        return _call(found, part.name, part.arguments())
     if part.args:
         import functools
 
@@ -348,7 +364,7 @@ def _augmentations(recipe: Recipe) -> list[Any]:
     made = []
     for index, part in enumerate(recipe.data.augment):
         with _at(recipe, f"data.augment.{index}"):
-            made.append(_make(part, AUGMENTATIONS, {}))
+            made.append(_make(part, AUGMENTATIONS))
     return made
 
 
@@ -382,19 +398,23 @@ def _device(recipe: Recipe) -> torch.device:
     return torch.device(name)
 
 
-def _make(part: Part, catalogue: Catalog, fitting: Mapping[str, Any]) -> Any:
-    """The object of a part: from the catalogue, or imported and called with its arguments."""
+def _make(part: Part, catalogue: Catalog, fitting: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
+    """The object of a part: from the catalogue, or imported and called with its arguments.
+
+    `fitting` are arguments that the data decide unless the recipe does, `provided` those that are the house's own.
+    """
     if not part.imported:
-        return catalogue.build(part.name, {**fitting, **part.arguments()})
+        return catalogue.build(part.name, {**(fitting or {}), **part.arguments()}, **provided)
     found = import_object(part.name)
-    return _call(found, part.name, part.arguments(), fitting) if callable(found) else found
+    return _call(found, part.name, part.arguments()) if callable(found) else found
 
 
-def _call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], fitting: Mapping[str, Any]) -> Any:
+def _call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
+    """A user's own class or function, called; the arguments are checked by its signature first."""
     problems = argument_problems(name, target, arguments)
     if problems:
         raise Problems([p.message for p in problems])
-    return target(**arguments, **fitting)
+    return target(**arguments)
 
 
 @contextmanager

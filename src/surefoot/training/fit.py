@@ -148,15 +148,16 @@ def fit(
     val_loader = None if val is None else evaluation_loader(val)
     schedule = schedule if schedule is not None else Schedule(optimizer)
     unfreezing = Unfreezing(model, optimizer, unfreeze) if unfreeze else None
-    step = TrainStep(
+    step = make_step(
         model,
         loss,
         optimizer,
+        loader.device,
         max_grad_norm=max_grad_norm,
         clip_value=clip_value,
         precision=precision,
-        ema=None if ema_decay is None else _moving_average(model, ema_decay),
-        check_finite=on_nonfinite == "skip" or loader.device.type == "cpu",
+        ema_decay=ema_decay,
+        on_nonfinite=on_nonfinite,
     )
     running = RunningMetrics(**metric_options(loss, metrics))
     checkpoints = checkpoints if checkpoints is not None else Checkpoints(every=None)
@@ -261,9 +262,24 @@ def _check(epochs: int, grad_accum_steps: int, log_every: int | None, on_nonfini
         raise Problems(problems)
 
 
-def _moving_average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel:
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+def make_step(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    *,
+    ema_decay: float | None = None,
+    on_nonfinite: str = "stop",
+    **settings: Any,
+) -> TrainStep:
+    """The step of a run: with its moving average, and looking at each loss where that costs nothing or is needed."""
+    average = None
+    if ema_decay is not None:
+        follow = torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay)
+        average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    # On a GPU, reading a loss back waits for it; a loss that is not finite then shows at the next record.
+    check = on_nonfinite == "skip" or device.type == "cpu"
+    return TrainStep(model, loss, optimizer, ema=average, check_finite=check, **settings)
 
 
 def _check_monitors(

@@ -1,0 +1,105 @@
+"""`surefoot plan RECIPE`: the learning rate of the whole run, its length, memory and time, before it is spent."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, overrides, --png, --svg, --json."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as warmup.warmup_period=20")
+    parser.add_argument("--png", metavar="FILE", help="draw the chart into a PNG file as well")
+    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an SVG file as well")
+    parser.add_argument("--json", action="store_true", help="the numbers as one JSON object for machines")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build the recipe, draw its plan, time a few steps. Nothing is trained and nothing is written but the charts."""
+    from .. import recipe
+    from ..build import build
+    from ..losses import apply
+    from ..planning import plan_report
+    from ..schedules.simulation import LaterGroup
+
+    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    charts = [Path(path) for path in (arguments.png, arguments.svg) if path]
+    _check_writable(charts)
+    built = build(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
+    batch = built.train.peek()
+    later = [LaterGroup(epoch, group) for epoch, group in built.joining_groups()]
+    with contextlib.ExitStack() as stack:
+        report = plan_report(
+            built.schedule,
+            built.steps_per_epoch,
+            loaded.epochs,
+            title=loaded.name,
+            model=built.model,
+            batch=batch,
+            apply=lambda model, given: apply(built.loss, model, given).loss,
+            samples_per_epoch=built.train.samples,
+            step=_timed_step(built, stack),
+            later=later,
+        )
+    for chart in charts:
+        (report.save_png if chart == charts[0] and arguments.png else report.save_svg)(chart)
+    if arguments.json:
+        json.dump(report.to_json(), sys.stdout, indent=2)
+        print()
+        return 0
+    width = shutil.get_terminal_size((100, 24)).columns
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(report.render_terminal(min(width, 120), unicode, colour))
+    for chart in charts:
+        print(f"drawn: {chart}")
+    return 0
+
+
+def _timed_step(built, stack: contextlib.ExitStack):
+    """One update as the run would do it. The objects are this process's own and are thrown away afterwards."""
+    from ..execution import prepare
+    from ..training.fit import make_step
+    from ..training.plan import choose_plan, use_plan
+
+    recipe = built.recipe
+    step = make_step(
+        built.model,
+        built.loss,
+        built.optimizer,
+        built.train.device,
+        max_grad_norm=recipe.max_grad_norm,
+        clip_value=recipe.clip_value,
+        precision=recipe.precision,
+        ema_decay=recipe.ema.decay if recipe.ema else None,
+        on_nonfinite="skip",
+    )
+    batches = [built.train.batch_at(0, i) for i in range(min(recipe.grad_accum_steps, len(built.train)))]
+    state: list = []
+
+    def once() -> None:
+        if not state:
+            # Only now: what was told of the schedule and the memory is of untouched objects.
+            steps = recipe.epochs * built.steps_per_epoch
+            plan = choose_plan(built.settings()["execution"], step, built.train, steps, lambda text: None)
+            stack.enter_context(prepare(plan, built.model, built.optimizer))
+            use_plan(plan, step, built.train)
+            state.append(plan)
+        step(batches)
+
+    return once
+
+
+def _check_writable(charts: list[Path]) -> None:
+    from ..errors import Problems
+
+    problems = [f"{path}: the directory {path.parent} does not exist" for path in charts if not path.parent.is_dir()]
+    problems += [f"{path}: is a directory; give a file's name" for path in charts if path.is_dir()]
+    if problems:
+        raise Problems(problems)

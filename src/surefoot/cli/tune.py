@@ -1,0 +1,39 @@
+"""`surefoot tune RECIPE`: every way to run this recipe's step on this machine, timed and checked."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, overrides, --seconds."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as data.batch_size=512")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="what timing may take (default: 5)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Time every candidate, compiled ones too, against eager float32 gradients; print the table."""
+    from .. import recipe
+    from ..build import build
+    from ..execution import tune
+    from ..training.plan import BATCHES_TO_MEASURE
+
+    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    built = build(loaded, say=print)
+    table = tune(
+        built.settings()["execution"],
+        model=built.model,
+        loss=built.loss,
+        optimizer=built.optimizer,
+        batches=[built.train.batch_at(0, i) for i in range(min(BATCHES_TO_MEASURE, len(built.train)))],
+        steps_expected=loaded.epochs * built.steps_per_epoch,
+        precision=loaded.precision,
+        max_grad_norm=loaded.max_grad_norm,
+        clip_value=loaded.clip_value,
+        budget_s=arguments.seconds,
+        thorough=True,
+        say=lambda text: print(text, flush=True),
+    )
+    print(table.render())
+    return 0
