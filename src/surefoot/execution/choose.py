@@ -246,7 +246,7 @@ def _worth_compiling(
     if asked:
         return [asked]
     if thorough:
-        return ["gradients", "step"]
+        return ["gradients", "step", "module"]
     if best.seconds is None or steps_expected is None or best.execution.device != "cpu":
         return []
     earned = steps_expected * best.seconds * COMPILE_SAVES

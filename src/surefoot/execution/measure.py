@@ -129,8 +129,10 @@ class Bench:
                 rng.restore(self._random)
                 return eager_gradients(model, loss, batch, self.precision)
             update = self._update(execution)
-            assert isinstance(update, CompiledUpdate)
             rng.restore(self._random)
+            if execution.compile == "module":
+                return eager_gradients(model, loss, batch, self.precision, update.model)
+            assert isinstance(update, CompiledUpdate)
             found, _ = update.step.tried(batch)
             return update.step.gradients(found)
 

@@ -30,20 +30,26 @@ class Gradients:
 
 
 def eager_gradients(
-    model: nn.Module, loss: Callable[..., Tensor], batch: Sequence[Any], precision: str = "float32"
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    batch: Sequence[Any],
+    precision: str = "float32",
+    forward: Callable[..., Any] | None = None,
 ) -> Gradients:
     """Plain eager loss and gradients of one batch, under the settings that now hold.
 
-    The model's `.grad`s stay as they were; buffers and random numbers are used up as by any forward pass.
+    With `forward` the model is run by it (a compiled form of the same module). The model's `.grad`s stay as they
+    were; buffers and random numbers are used up as by any forward pass.
     """
+    forward = model if forward is None else forward
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.enable_grad():
         if precision in AUTOCAST:
             device = next(iter(named.values())).device.type
             with torch.autocast(device, dtype=AUTOCAST[precision]):
-                value = calling.apply(loss, model, batch).loss
+                value = calling.apply(loss, forward, batch).loss
         else:
-            value = calling.apply(loss, model, batch).loss
+            value = calling.apply(loss, forward, batch).loss
         grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     return Gradients(value.detach(), dict(zip(named, grads, strict=True)))
 

@@ -16,7 +16,7 @@ from ..errors import Problems, UsageError
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
-COMPILE = ("none", "gradients", "step")
+COMPILE = ("none", "gradients", "step", "module")
 PRECISIONS = ("float32", "bf16", "fp16")
 
 _TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -34,8 +34,9 @@ class Execution:
     `threads` are those of one operation on the CPU. `onednn` says whether convolutions and the like may use
     oneDNN. `memory_format` is how the weights (and with them the activations) of images lie in memory.
     `optimizer_impl` picks among torch's own implementations of the optimizer. `compile` is ``none``,
-    ``gradients`` (forward, loss and backward in one compiled graph, the update beside it) or ``step``
-    (clipping and update in the graph as well). `cuda_graph` replays a captured step on a GPU.
+    ``gradients`` (forward, loss and backward in one compiled graph, the update beside it), ``step`` (clipping
+    and update in the graph as well) or ``module`` (torch.compile of the model alone). `cuda_graph` replays a
+    captured step on a GPU.
 
     >>> Execution(threads=1, onednn=False).describe()
     'cpu, 1 thread, oneDNN off'

@@ -51,11 +51,13 @@ class UpdateRules:
         for group, indices in self.groups:
             for index in indices:
                 parameter = self.parameters[index]
+                if self.kind == "SGD" and not group["momentum"]:
+                    continue
                 state = self.optimizer.state[parameter]
                 if self.kind == "SGD":
                     # torch begins with a copy of the first gradient and no dampening; zeros give the same without
                     # dampening only.
-                    if group["momentum"] and state.get("momentum_buffer") is None:
+                    if state.get("momentum_buffer") is None:
                         if group["dampening"]:
                             raise ValueError("a graph's SGD begins without dampening")
                         state["momentum_buffer"] = torch.zeros_like(parameter)

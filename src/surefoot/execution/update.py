@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .direct import DirectUpdate
@@ -41,8 +42,9 @@ def make_update(
     """
     if execution.precision == "fp16" or type(optimizer).__name__ == "LBFGS":
         return None
+    forward = torch.compile(model) if execution.compile == "module" else model
     eager = EagerUpdate(
-        model,
+        forward,
         loss,
         optimizer,
         fallback=plain,
@@ -51,7 +53,7 @@ def make_update(
         clip=clip,
         precision=execution.precision,
     )
-    if execution.compile == "none":
+    if execution.compile in ("none", "module"):
         return eager
 
     def compiled() -> CompiledStep:

@@ -113,19 +113,15 @@ class CompiledStep:
             warnings.simplefilter("ignore")  # torch's own, of its internals
             return make_fx(self._flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
 
-    def compile(self, batch: Sequence[Any]) -> None:
-        """Trace and compile. Raises whatever torch raises for a step that it cannot trace or compile."""
-        import torch._inductor
-        import torch._inductor.config as config
+    def compile(self, batch: Sequence[Any], lower: Callable[..., Any] | None = None) -> None:
+        """Trace, and make code of the graph with `lower(graph, arguments)`, by default Inductor.
 
-        graph = self.trace(batch)
+        Raises whatever torch raises for a step that it cannot trace or compile.
+        """
         arguments = self.arguments(batch)
-        on_cpu = all(a.device.type == "cpu" for a in arguments)
-        # Random numbers come from torch's own generators, which a checkpoint holds. The wrapper in C++ halves
-        # what a call costs.
-        with config.patch(fallback_random=True, cpp_wrapper=on_cpu), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            self._graph = torch._inductor.compile(graph, arguments)
+        graph = self.trace(batch)
+        with torch.no_grad():
+            self._graph = (lower or by_inductor)(graph, arguments)
 
     def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
         """Everything that the graph reads, in its order."""
@@ -273,6 +269,19 @@ def compile_step(
     except Exception as error:  # tracing runs the user's forward on stand-ins: anything may be raised
         raise CannotCompile(_first_line(error)) from error
     return step
+
+
+def by_inductor(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callable[..., Any]:
+    """The graph as machine code."""
+    import torch._inductor
+    import torch._inductor.config as config
+
+    on_cpu = all(argument.device.type == "cpu" for argument in arguments)
+    # Random numbers come from torch's own generators, which a checkpoint holds. The wrapper in C++ halves what a
+    # call costs.
+    with config.patch(fallback_random=True, cpp_wrapper=on_cpu), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its internals
+        return torch._inductor.compile(graph, arguments)
 
 
 def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
