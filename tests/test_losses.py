@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,14 @@ def test_every_loss_class_of_torch_is_there_or_left_out_for_a_reason():
     in_torch = {n for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Module) and "Loss" in n}
     assert len(in_torch) >= 23
     assert in_torch == set(losses.LOSSES.names()) | set(LEFT_OUT)
+
+
+def test_the_catalogue_and_the_findings_are_read_without_torch():
+    code = (
+        "import sys; from surefoot.losses import FINDINGS, LOSSES; "
+        "assert len(LOSSES) > 20 and FINDINGS; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_entry_says_what_it_is_for_and_links_to_its_formula():

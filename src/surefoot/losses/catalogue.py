@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..catalog import ArgumentProblem, Catalog, Entry, Range, did_you_mean
 from ..errors import Problems, UsageError
-from .balance import class_weights, positive_weight
-from .calling import CTC, PAIR, TRIPLET, TWO_INPUTS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# What a batch holds; `calling` has the conventions themselves.
+PAIR = "(inputs, targets)"
+TRIPLET = "(anchor, positive, negative)"
+TWO_INPUTS = "(first, second, targets)"
+CTC = "(inputs, targets, [input_lengths,] target_lengths)"
 
 # Classes of torch.nn that are not in the catalogue, and why.
 LEFT_OUT = {"NLLLoss2d": "a deprecated alias; NLLLoss takes the same (N, C, d1, d2)"}
@@ -25,7 +32,7 @@ _POSITIVE = Range(low=0, low_open=True)
 _FRACTION = Range(low=0, high=1)
 
 
-def _entry(name, task, inputs, targets, shapes, summary, *, batch=PAIR.batch, limits=None):
+def _entry(name, task, inputs, targets, shapes, summary, *, batch=PAIR, limits=None):
     facts = {
         "task": task,
         "input": inputs,
@@ -114,25 +121,25 @@ _ENTRIES = [
     _entry(
         "CTCLoss", "a sequence without alignment", "log-probabilities (LogSoftmax)", "label indices, 0 is blank",
         "(T, N, C), and (N, S) or (sum of target lengths)", "connectionist temporal classification",
-        batch=CTC.batch, limits={"blank": Range(low=0)},
+        batch=CTC, limits={"blank": Range(low=0)},
     ),
     _entry(
         "CosineEmbeddingLoss", "alike or not", "two embeddings", "1 (alike) or -1", "(N, D), (N, D) and (N)",
         "one minus the cosine, or how far it is above a margin",
-        batch=TWO_INPUTS.batch, limits={"margin": Range(low=-1, high=1)},
+        batch=TWO_INPUTS, limits={"margin": Range(low=-1, high=1)},
     ),
     _entry(
         "MarginRankingLoss", "which of two is higher", "two scores", "1 (the first) or -1", "(N), (N) and (N)",
-        "hinge on the difference of two scores", batch=TWO_INPUTS.batch,
+        "hinge on the difference of two scores", batch=TWO_INPUTS,
     ),
     _entry(
         "TripletMarginLoss", "embeddings", "anchor, positive, negative", "none", "three of (N, D)",
         "nearer to the positive than to the negative, by a margin",
-        batch=TRIPLET.batch, limits={"margin": _POSITIVE, "p": _POSITIVE},
+        batch=TRIPLET, limits={"margin": _POSITIVE, "p": _POSITIVE},
     ),
     _entry(
         "TripletMarginWithDistanceLoss", "embeddings", "anchor, positive, negative", "none", "three of (N, D)",
-        "the same with a distance of one's own", batch=TRIPLET.batch, limits={"margin": _POSITIVE},
+        "the same with a distance of one's own", batch=TRIPLET, limits={"margin": _POSITIVE},
     ),
 ]
 # fmt: on
@@ -163,8 +170,16 @@ class LossCatalog(Catalog):
         return found
 
 
-# The newest of them (LinearCrossEntropyLoss) is not in every torch that Surefoot runs on.
-LOSSES = LossCatalog("loss", "losses", [entry for entry in _ENTRIES if hasattr(nn, entry.name)])
+def _in_this_torch() -> list[Entry]:
+    """All entries; the newest class is not in every torch that Surefoot runs on, told without importing torch."""
+    torch = importlib.util.find_spec("torch")
+    source = Path(torch.origin).parent / "nn" / "modules" / "loss.py" if torch and torch.origin else None
+    new = "LinearCrossEntropyLoss"
+    has_it = source is not None and f"class {new}(" in source.read_text(encoding="utf-8")
+    return [entry for entry in _ENTRIES if has_it or entry.name != new]
+
+
+LOSSES = LossCatalog("loss", "losses", _in_this_torch())
 
 
 def build_loss(
@@ -193,6 +208,8 @@ def build_loss(
 
 
 def _balanced(argument: str, args: Mapping[str, Any], targets: Tensor, classes: int | None) -> Tensor:
+    from .balance import class_weights, positive_weight
+
     if argument == "pos_weight":
         return positive_weight(targets)
     ignore = args.get("ignore_index")
