@@ -25,30 +25,39 @@ class System:
     """
 
     def open(self, path: str | Path, flags: int, mode: int = 0o666) -> int:
+        """`open(2)`, closed in child programs."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, descriptor: int, data: memoryview) -> int:
+        """`write(2)`: the number of bytes taken, perhaps fewer than given."""
         return os.write(descriptor, data)
 
     def fsync(self, descriptor: int) -> None:
+        """`fsync(2)`."""
         os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
+        """`close(2)`."""
         os.close(descriptor)
 
     def mkdir(self, path: str | Path) -> None:
+        """`mkdir(2)`."""
         os.mkdir(path)
 
     def rename(self, source: str | Path, target: str | Path) -> None:
+        """`rename(2)`: replaces what has the name `target`."""
         os.rename(source, target)
 
     def unlink(self, path: str | Path) -> None:
+        """`unlink(2)`."""
         os.unlink(path)
 
     def rmdir(self, path: str | Path) -> None:
+        """`rmdir(2)`."""
         os.rmdir(path)
 
     def exists(self, path: str | Path) -> bool:
+        """Whether the name is taken, by a broken link too."""
         return os.path.lexists(path)
 
 

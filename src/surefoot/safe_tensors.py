@@ -74,6 +74,7 @@ class Entry:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """Its dtype as torch names it."""
         import torch
 
         return getattr(torch, DTYPES[self.dtype][0])

@@ -48,6 +48,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
+        """The directory of its checkpoints."""
         return self.path / CHECKPOINTS
 
     @staticmethod
@@ -245,6 +246,7 @@ class Lock:
         return cls(descriptor, identity)
 
     def release(self) -> None:
+        """Give the lock back; in a child process that was forked, and the second time, nothing happens."""
         if self._descriptor is not None and os.getpid() == self._owner:
             os.close(self._descriptor)
             self._held.pop(self._identity, None)
