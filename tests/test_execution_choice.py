@@ -1,0 +1,277 @@
+"""The choice: what it respects, what it throws out, what it remembers, and that measuring leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from surefoot import rng
+from surefoot.errors import UsageError
+from surefoot.execution import Execution, TuneTable, as_torch_would, choose_execution, evaluation_batch, tune
+from surefoot.execution import cache as kept
+from surefoot.execution.choose import _settle, candidates
+from surefoot.execution.machine import describe_work, digest
+from surefoot.execution.measure import Bench, Trial, fastest, race
+from surefoot.execution.parity import Gradients, first_difference
+from surefoot.models import MODELS
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def work(size=4):
+    torch.manual_seed(0)
+    model = MODELS.build("LeNet5", {})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    pairs = [(torch.randn(size, 1, 28, 28), torch.randint(0, 10, (size,))) for _ in range(2)]
+    return {"model": model, "loss": nn.CrossEntropyLoss(), "optimizer": optimizer, "batches": pairs}
+
+
+def choose(spec="auto", steps=1000, **changes):
+    said = []
+    made = work() | changes
+    return choose_execution(spec, steps_expected=steps, say=said.append, **made), said
+
+
+def identical(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) and a.stride() == b.stride()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b
+
+
+def test_measuring_leaves_no_trace():
+    made = work()
+    model, optimizer = made["model"], made["optimizer"]
+    model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
+    optimizer.step()
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+
+    def everything():
+        grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        tensors = [p.detach().clone() for p in model.state_dict().values()]
+        return copy.deepcopy((tensors, optimizer.state_dict(), rng.capture())), grads
+
+    before, parameters = everything(), list(model.parameters())
+    table = tune("auto", budget_s=0.3, say=lambda text: None, **made)
+    (state, grads), (state_after, grads_after) = before, everything()
+    assert identical(state, state_after)
+    for a, b in zip(grads, grads_after, strict=True):
+        assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert (torch.get_num_threads(), torch.backends.mkldnn.enabled) == (threads, onednn)
+    assert len(table.rows) > 2
+
+
+def test_the_table_tells_each_candidate_its_time_and_what_was_decided():
+    rows = tune("auto", budget_s=0.2, say=lambda text: None, **work())
+    text = rows.render()
+    assert "ms a step" in text and text.count("chosen") == 2
+    assert all(row.execution.describe() in text for row in rows.rows)
+    empty = TuneTable((), Execution(), 0.0).render()
+    assert "chosen: cpu, 1 thread, oneDNN" in empty
+
+
+def test_what_a_recipe_fixes_is_kept():
+    plan, _ = choose({"threads": 1, "onednn": True, "memory_format": "auto", "compile": False})
+    assert (plan.threads, plan.onednn, plan.compile) == (1, True, "none")
+    fixed = {"threads": 2, "onednn": False, "memory_format": "channels_last", "optimizer_impl": "foreach"}
+    plan, _ = choose(fixed | {"compile": False})
+    assert plan == Execution(**fixed)
+    with pytest.raises(UsageError, match="unknown key thread"):
+        choose({"thread": 1})
+    with pytest.raises(UsageError, match="neither auto nor a mapping"):
+        choose("fast")
+
+
+def test_a_short_run_is_not_measured():
+    plan, _ = choose(steps=20)
+    assert plan == as_torch_would()
+
+
+def test_the_choice_is_kept_for_the_same_work_and_no_other(monkeypatch):
+    first, _ = choose()
+    files = list(kept.directory().glob("*.json"))
+    assert len(files) == 1
+    # What is in the file is what is taken: another plan written there comes back.
+    data = json.loads(files[0].read_text())
+    assert Execution.from_json(data["execution"]) == first
+    data["execution"] = Execution(threads=7, onednn=False).to_json()
+    files[0].write_text(json.dumps(data))
+    assert choose()[0].threads == 7
+    assert choose(**{"batches": work(size=5)["batches"]})[0].threads != 7
+    monkeypatch.setattr("surefoot.execution.machine.__version__", "0.0.0")
+    assert choose()[0].threads != 7
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}', '{"format": 1, "execution": {"threads": -1}}'])
+def test_a_damaged_cache_is_measured_again(damage):
+    choose()
+    file = next(kept.directory().glob("*.json"))
+    file.write_text(damage)
+    plan, _ = choose()
+    assert json.loads(file.read_text())["execution"] == plan.to_json()
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    _, said = choose()
+    assert any("not kept for the next run" in text for text in said)
+
+
+def test_an_edited_forward_is_other_work():
+    class A(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class B(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 3
+
+    B.__qualname__ = A.__qualname__
+    digests = []
+    for kind in (A, B):
+        model = kind(3, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        digests.append(digest(describe_work(model, nn.MSELoss(), optimizer, (torch.zeros(2, 3), torch.zeros(2, 3)))))
+    assert digests[0] != digests[1]
+
+
+class Views(nn.Module):
+    """Stands no channels_last: `view` wants contiguous activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(4 * 6 * 6, 10)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).view(len(x), -1))
+
+
+def test_a_candidate_that_fails_is_thrown_out_with_the_reason():
+    model = Views()
+    made = {
+        "model": model,
+        "loss": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "batches": [(torch.randn(4, 3, 8, 8), torch.randint(0, 10, (4,)))],
+    }
+    table = tune({"onednn": True}, budget_s=5.0, say=lambda text: None, **made)
+    (verdict,) = {r.verdict for r in table.rows if r.execution.memory_format == "channels_last"}
+    assert verdict.startswith("thrown out: it fails: RuntimeError: view size is not compatible")
+    assert table.best.memory_format == "contiguous"
+
+
+class WrongWithoutOneDNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.linear = nn.Linear(2 * 6 * 6, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if not torch.backends.mkldnn.enabled:
+            y = y.detach()
+        return self.linear(y.flatten(1))
+
+
+def test_a_candidate_with_wrong_gradients_is_thrown_out_by_the_parameters_name():
+    torch.manual_seed(0)
+    model = WrongWithoutOneDNN()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pairs = [(torch.randn(4, 1, 8, 8), torch.randint(0, 3, (4,)))]
+    right, wrong = Trial(Execution(), [1.0]), Trial(Execution(onednn=False), [0.1])
+    said = []
+    with Bench(model, nn.CrossEntropyLoss(), optimizer, pairs) as bench:
+        assert _settle(bench, [right, wrong], False, said.append) is right
+    assert said == [
+        "cpu, 1 thread, oneDNN off is not used: it differs from eager by more than rounding: "
+        f"the gradient of conv.weight is missing where eager has a 2-norm of {norm(bench, 'conv.weight'):.3g}"
+    ]
+
+
+def norm(bench, name):
+    return float(bench.expected()[0].grads[name].norm())
+
+
+def test_among_equals_the_first_is_taken():
+    plain, other = Trial(Execution(threads=1), [1.0, 1.0]), Trial(Execution(threads=2), [0.99, 0.99])
+    assert fastest([plain, other]) is plain
+    other.times = [0.9, 0.9]
+    assert fastest([plain, other]) is other
+    other.refused = "wrong"
+    assert fastest([plain, other]) is plain
+    plain.refused = "wrong"
+    assert fastest([plain, other]) is None
+
+
+def test_a_race_keeps_to_its_budget():
+    """Every candidate gets its first turn while there is time; the first one always."""
+    made = work()
+    calls = []
+
+    class Counting(Bench):
+        def time(self, trial, steps=None):
+            calls.append(trial)
+            trial.times.append(1.0)
+
+    with Counting(made["model"], made["loss"], made["optimizer"], made["batches"]) as bench:
+        trials = [Trial(Execution(threads=1)), Trial(Execution(threads=2))]
+        race(bench, trials, budget_s=0.0)
+        assert calls == trials[:1]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"w": torch.zeros(3)}, "all zeros"),
+        ({"w": torch.ones(3) * 1.01}, "off by 1.00%"),
+        ({"w": None}, "the gradient of w is missing"),
+        ({"w": torch.full((3,), torch.nan)}, "the gradient of w is off by nan"),
+        ({"w": torch.ones(2)}, "has shape (2,) where eager has (3,)"),
+        ({"w": torch.ones(3), "v": torch.ones(1)}, "the gradient of v is there where eager has none"),
+    ],
+)
+def test_a_difference_names_the_parameter(found, words):
+    expected = Gradients(torch.tensor(1.0), {"w": torch.ones(3), "v": None})
+    assert words in first_difference(expected, Gradients(torch.tensor(1.0), found))
+
+
+def test_rounding_is_no_difference_and_another_loss_is():
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(100, generator=generator)
+    expected = Gradients(torch.tensor(1.0), {"w": grad, "silent": torch.full((4,), 1e-9)})
+    rounded = {"w": grad * (1 + 1e-5), "silent": -torch.full((4,), 1e-9)}
+    assert first_difference(expected, Gradients(torch.tensor(1.00001), rounded)) is None
+    assert "the loss is 1.1" in first_difference(expected, Gradients(torch.tensor(1.1), dict(expected.grads)))
+
+
+def test_candidates_are_those_that_can_matter():
+    plain = Execution(threads=4)
+    convolution, linear = MODELS.build("LeNet5", {}), nn.Linear(3, 3)
+    threads = [e.threads for e in candidates(plain, {}, linear)]
+    assert threads == [4, 2, 1]
+    assert candidates(plain, {}, convolution)[0] == plain
+    assert {e.memory_format for e in candidates(plain, {}, convolution)} == {"contiguous", "channels_last"}
+    assert {e.memory_format for e in candidates(plain, {}, linear)} == {"contiguous"}
+    assert [e.threads for e in candidates(plain, {"threads": 4}, linear)] == [4]
+
+
+def test_evaluation_takes_large_batches_that_fit_the_cache_and_leaves_no_trace():
+    model = MODELS.build("LeNet5", {})
+    state = torch.get_rng_state()
+    assert evaluation_batch(model, torch.zeros(1, 1, 28, 28)) == 512
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks for m in model.modules())
+    assert evaluation_batch(nn.Conv2d(3, 64, 3, padding=1), torch.zeros(1, 3, 224, 224)) == 16
