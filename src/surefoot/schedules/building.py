@@ -54,8 +54,9 @@ def build_schedule(
     length = RunLength(steps_per_epoch, epochs)
     unit = scheduler.unit if scheduler is not None else EPOCH
     homes = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = float(group["lr"])  # first rates as float64, whatever the tensors round to
+    given = [float(home) for home in homes]
+    for group, lr in zip(optimizer.param_groups, given, strict=True):
+        group["lr"] = lr  # first rates as float64, whatever the tensors round to
     try:
         made = None
         if scheduler is not None:
@@ -77,6 +78,7 @@ def build_schedule(
             if isinstance(home, torch.Tensor):
                 group["lr"] = home
     schedule.restore()
+    schedule.given_rates = given
     schedule.horizon = {"by": unit, "steps_per_epoch": steps_per_epoch, "epochs": epochs, "lengths": horizons(made)}
     return schedule
 

@@ -77,6 +77,7 @@ class Schedule:
         self.hold_after: int | None = None
         self.horizon: dict[str, Any] | None = None
         self.on_horizon: str | None = None
+        self.given_rates: list[float] | None = None
         self._rewrite = False
         _as_float64(optimizer, scheduler)
         self._dampener = warmup if warmup is not None else Undampened(optimizer)

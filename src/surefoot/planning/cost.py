@@ -1,0 +1,158 @@
+"""What a run needs: memory, by tracing one batch, and time, by timing a few steps; nothing live is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .. import rng
+
+# State per parameter of the optimizers that cannot be tried on tensors without storage.
+_STATE_FACTOR = {"SparseAdam": 2.0, "Adafactor": 1.0}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training step needs at its peak, by what they hold; `activations` is None where not measured."""
+
+    parameters: int
+    buffers: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+    batch: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        parts = (self.parameters, self.buffers, self.gradients, self.optimizer, self.activations or 0, self.batch)
+        return sum(parts)
+
+    def plain(self) -> dict[str, int | None]:
+        """For JSON."""
+        return {**asdict(self), "total": self.total}
+
+
+def memory_of(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: tuple[Any, ...] | None = None,
+    apply: Callable[[nn.Module, tuple[Any, ...]], torch.Tensor] | None = None,
+) -> Memory:
+    """The memory of one training step of `model` under `optimizer`.
+
+    Activations are what autograd keeps of one forward pass over `batch` (saved tensors, each storage once), with
+    ``apply(model, batch)`` giving the loss. Buffers and random number generators are put back afterwards.
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    kept = None
+    if batch is not None and apply is not None:
+        kept = activation_bytes(model, batch, apply)
+    return Memory(
+        parameters=_bytes(model.parameters()),
+        buffers=_bytes(model.buffers()),
+        gradients=_bytes(learning),
+        optimizer=state_bytes(optimizer),
+        activations=kept,
+        batch=_bytes(_tensors(batch)) if batch is not None else 0,
+    )
+
+
+def activation_bytes(
+    model: nn.Module, batch: tuple[Any, ...], apply: Callable[[nn.Module, tuple[Any, ...]], torch.Tensor]
+) -> int:
+    """Bytes that autograd keeps for the backward pass, without parameters, buffers and the batch itself."""
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *_tensors(batch))}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)  # so that an address is not given away twice
+        return tensor
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    generators, mode = rng.capture(), model.training
+    try:
+        model.train()
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = apply(model, batch)
+        del loss
+    finally:
+        model.train(mode)
+        rng.restore(generators)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    return sum(kept.values())
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of the optimizer's state after its first step, found by a step on tensors without storage."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    kind = type(optimizer)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        # Two vectors for each step remembered, and three of its own.
+        return (2 * optimizer.param_groups[0]["history_size"] + 3) * _bytes(held)
+    if kind.__name__ in _STATE_FACTOR:
+        return int(_STATE_FACTOR[kind.__name__] * _bytes(held))
+    groups = []
+    for group in optimizer.param_groups:
+        hollow = {k: copy.copy(v) for k, v in group.items() if k not in ("params", "param_names")}
+        hollow |= {k: False for k in ("foreach", "fused", "capturable") if k in hollow}
+        hollow["lr"] = float(hollow["lr"])
+        hollow["params"] = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"]]
+        groups.append(hollow)
+    twin = copy.copy(optimizer)
+    Optimizer.__init__(twin, groups, dict(optimizer.defaults))
+    twin.step = kind.step.__get__(twin)  # type: ignore[method-assign]
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    # Most make their state before they read a tensor; what is there when one cannot be read is the state.
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        twin.step()
+    if any(twin.state.values()):
+        return _bytes(value for state in twin.state.values() for value in state.values() if torch.is_tensor(value))
+    return 0 if kind is torch.optim.SGD else 2 * _bytes(held)  # one of one's own; two moments are usual
+
+
+def seconds_a_step(step: Callable[[], Any], *, budget_s: float = 1.0, most: int = 50) -> float:
+    """The median time of one call of `step`, in seconds, after two calls to warm up, within about `budget_s`.
+
+    `step` must work on a copy of what will be trained.
+    """
+    begin = time.perf_counter()
+    for _ in range(2):
+        step()
+    times: list[float] = []
+    while len(times) < most and (len(times) < 3 or time.perf_counter() - begin < budget_s):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,267 @@
+"""Mistakes in a schedule that show before the run: each with its name, what is seen and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.optim import RAdam
+from torch.optim import lr_scheduler as t
+
+from ..schedules.composite import leaves
+from ..schedules.schedule import Schedule
+from ..schedules.simulation import NEVER, LaterGroup, Simulation, simulate_schedule
+from .events import warm_after
+
+# Each name has a section in docs/schedules.md.
+MISTAKES = {
+    "warmup-longer-than-run": "the warmup does not end before the run does",
+    "warmup-redundant": "a warmup over an optimizer that has its own",
+    "onecycle-total-steps": "OneCycleLR's cycle and the run have different lengths",
+    "per-step-scheduler-by-epoch": "a scheduler that is made to go by step goes by epoch",
+    "rises-again": "CosineAnnealingLR passes T_max, and the rate rises again",
+    "cosine-unfinished": "the run ends long before T_max",
+    "milestones-past-end": "milestones that the run does not reach",
+    "step-size-past-end": "StepLR's step_size is longer than the run",
+    "unfinished": "a scheduler that has not done its total_iters when the run ends",
+    "no-restart": "the first period of CosineAnnealingWarmRestarts is longer than the run",
+    "ends-after-restart": "the run ends at a high rate, right after a restart",
+    "plateau-cannot-trigger": "ReduceLROnPlateau's patience is longer than the run",
+    "rate-vanishes": "the rate is too small to change anything for much of the run",
+    "rate-negative": "the rate is below zero",
+    "groups-flattened": "one max_lr for groups that were given different rates",
+    "scheduler-fails": "the scheduler raises an error in the midst of the run",
+}
+_TINY = 1e-8
+_MUCH = 0.1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One likely mistake: what was seen and why it is wrong (`message`), and what to do (`fix`)."""
+
+    name: str
+    severity: str
+    message: str
+    fix: str
+
+    @property
+    def doc(self) -> str:
+        """The section of the documentation that explains it."""
+        return f"docs/schedules.md#{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}. Fix: {self.fix} ({self.doc})"
+
+
+def mistakes(
+    schedule: Schedule, steps_per_epoch: int, epochs: int, *, later: Sequence[LaterGroup] = ()
+) -> list[Finding]:
+    """What is likely wrong with a schedule that has not begun, for a run of this length; nothing is touched.
+
+    `later` are the groups that join, as for `simulate`.
+    """
+    return list(found_in(simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later), schedule))
+
+
+def found_in(run: Simulation, schedule: Schedule) -> Iterator[Finding]:
+    """The mistakes in a simulated run of `schedule`."""
+    yield from _of_warmup(run, schedule.optimizer)
+    if schedule.scheduler is not None:
+        by_step = schedule.by == "step"
+        yield from _of_scheduler(schedule.scheduler, run.steps if by_step else run.epochs, schedule.by, True)
+        yield from _of_groups(schedule)
+    yield from _of_rates(run)
+
+
+def _warn(name: str, message: str, fix: str) -> Finding:
+    assert name in MISTAKES, name
+    return Finding(name, "warning", message, fix)
+
+
+def _of_warmup(run: Simulation, optimizer: Any) -> Iterator[Finding]:
+    warmup, unit = run.schedule.warmup, run.schedule.warmup_by
+    if warmup is None:
+        return
+    title = type(warmup).__name__
+    counts = run.steps if unit == "step" else run.epochs
+    for group, params in enumerate(warmup.warmup_params[:1]):
+        done = warm_after(run, group)
+        if done is None or done >= counts:
+            reached = warmup.warmup_factor(counts - 1, **params)
+            yield _warn(
+                "warmup-longer-than-run",
+                f"{title} is not done when the run ends after {_count(counts, unit)}: the last factor is {reached:.2g}"
+                + (f" (warmup_period {params['warmup_period']})" if "warmup_period" in params else ""),
+                f"give a warmup_period below {counts}, or count it by {'epoch' if unit == 'step' else 'step'}",
+            )
+    if isinstance(optimizer, RAdam):
+        yield _warn(
+            "warmup-redundant", f"RAdam has its own warmup, and {title} dampens it again", "leave one of them out"
+        )
+
+
+def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[Finding]:
+    """`calls` is what this scheduler gets of the run; `whole` says that it runs from its first step to its last."""
+    name = type(scheduler).__name__
+    if isinstance(scheduler, t.SequentialLR):
+        late = [m for m in scheduler._milestones if m >= calls]
+        if late:
+            parts = ", ".join(type(p).__name__ for p in scheduler._schedulers[-len(late) :])
+            yield _past_end("SequentialLR", late, calls, by, f"{parts} never has its turn")
+        edges = [0, *(min(m, calls) for m in scheduler._milestones), calls]
+        for part, begin, end in zip(scheduler._schedulers, edges, edges[1:], strict=False):
+            if end > begin:
+                yield from _of_scheduler(part, end - begin, by, end == calls)
+    elif isinstance(scheduler, t.ChainedScheduler):
+        for part in scheduler._schedulers:
+            yield from _of_scheduler(part, calls, by, whole)
+    elif isinstance(scheduler, t.StepLR) and scheduler.step_size >= calls and whole:
+        yield _warn(
+            "step-size-past-end",
+            f"StepLR: step_size is {scheduler.step_size}, but it is called {_count(calls, by)}: the rate never changes",
+            f"give a step_size below {calls}" + _other_unit(by, scheduler.step_size),
+        )
+    elif isinstance(scheduler, t.MultiStepLR):
+        late = sorted(m for m in scheduler.milestones.elements() if m >= calls)
+        if late and whole:
+            yield _past_end("MultiStepLR", late, calls, by, "the rate does not change there")
+    elif isinstance(scheduler, t.CosineAnnealingLR):
+        if calls - 1 > scheduler.T_max:
+            yield _warn(
+                "rises-again",
+                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called {_count(calls, by)}: after "
+                f"{by} {scheduler.T_max} the rate rises again",
+                f"leave T_max out (it is then {calls}), or take CosineAnnealingWarmRestarts if cycles are meant",
+            )
+        elif scheduler.T_max > 1.05 * calls + 1 and whole:
+            yield _warn(
+                "cosine-unfinished",
+                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called only {_count(calls, by)}: "
+                "the rate does not come down to eta_min",
+                f"leave T_max out (it is then {calls})" + _other_unit(by, scheduler.T_max),
+            )
+    elif isinstance(scheduler, t.OneCycleLR) and scheduler.total_steps != calls and whole:
+        ending = (
+            f"torch stops with an error after {scheduler.total_steps}"
+            if scheduler.total_steps < calls
+            else "the run ends before the rate is down"
+        )
+        yield Finding(
+            "onecycle-total-steps",
+            "error" if scheduler.total_steps < calls else "warning",
+            f"OneCycleLR: total_steps is {scheduler.total_steps}, but it is called {_count(calls, by)}: {ending}",
+            f"leave total_steps out (it is then {calls})",
+        )
+    elif isinstance(scheduler, t.CosineAnnealingWarmRestarts) and calls <= scheduler.T_0 and whole:
+        yield _warn(
+            "no-restart",
+            f"CosineAnnealingWarmRestarts: T_0 is {scheduler.T_0}, but it is called {_count(calls, by)}: "
+            "there is no restart",
+            f"give a T_0 below {calls}, or take CosineAnnealingLR" + _other_unit(by, scheduler.T_0),
+        )
+    elif isinstance(scheduler, t.LinearLR | t.PolynomialLR | t.ConstantLR) and scheduler.total_iters > calls and whole:
+        yield _warn(
+            "unfinished",
+            f"{name}: total_iters is {scheduler.total_iters}, but it is called {_count(calls, by)}: it does not finish",
+            f"give a total_iters of at most {calls}" + _other_unit(by, scheduler.total_iters),
+        )
+    elif isinstance(scheduler, t.ReduceLROnPlateau) and scheduler.patience + 2 > calls - 1 and whole and by == "epoch":
+        # The first value is the best so far; patience + 1 worse ones follow; the cut is seen one epoch later.
+        yield _warn(
+            "plateau-cannot-trigger",
+            f"ReduceLROnPlateau: with patience {scheduler.patience} the first lower rate would come in epoch "
+            f"{scheduler.patience + 2} (counted from 0), and the run has {calls} epochs",
+            f"give a patience of at most {max(0, calls - 3)}, or leave the scheduler out",
+        )
+    if isinstance(scheduler, t.OneCycleLR | t.CyclicLR) and by == "epoch":
+        yield _warn(
+            "per-step-scheduler-by-epoch",
+            f"{name} is made to move after each step, and goes by epoch: the rate takes only {calls} values",
+            "set by: step" + ("" if name == "OneCycleLR" else " and count its sizes in steps"),
+        )
+    if isinstance(scheduler, t.CosineAnnealingWarmRestarts) and whole and calls > scheduler.T_0:
+        length, begin = scheduler.T_0, 0
+        while begin + length < calls:
+            begin += length
+            length *= scheduler.T_mult
+        share = (calls - begin) / length
+        if begin and share < 0.25:
+            yield _warn(
+                "ends-after-restart",
+                f"CosineAnnealingWarmRestarts: the last restart is at {by} {begin} and the run ends at {calls}, "
+                f"{share:.0%} into that period: it ends at a high rate",
+                f"let the run end with a period, e.g. after {begin} {by}s, or change T_0",
+            )
+
+
+def _past_end(name: str, late: list[int], calls: int, by: str, outcome: str) -> Finding:
+    which = "milestones " + ", ".join(map(str, late)) + " are" if len(late) > 1 else f"milestone {late[0]} is"
+    return _warn(
+        "milestones-past-end",
+        f"{name}: {which} not reached in {_count(calls, by)}; {outcome}",
+        f"give milestones below {calls}" + _other_unit(by, min(late)),
+    )
+
+
+def _of_groups(schedule: Schedule) -> Iterator[Finding]:
+    given = schedule.given_rates
+    if given is None or len(set(given)) < 2:
+        return
+    for leaf in leaves(schedule.scheduler):
+        if isinstance(leaf, t.OneCycleLR):
+            tops = [group.get("max_lr") for group in schedule.optimizer.param_groups]
+        elif isinstance(leaf, t.CyclicLR):
+            tops = list(leaf.max_lrs)
+        else:
+            continue
+        if len(set(tops)) == 1:
+            rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(given))
+            yield _warn(
+                "groups-flattened",
+                f"{type(leaf).__name__} gives every group the same max_lr {tops[0]:g}; the groups' own rates ({rates}) "
+                "are lost",
+                "give max_lr as a list, one for each group",
+            )
+
+
+def _of_rates(run: Simulation) -> Iterator[Finding]:
+    if run.failure is not None:
+        step, message = run.failure
+        yield Finding(
+            "scheduler-fails",
+            "error",
+            f"{type(run.schedule.scheduler).__name__} raises an error after step {step}: {message}",
+            "change its arguments or shorten the run",
+        )
+    for index, rates in enumerate(run.curves):
+        names = [name for name, curve in zip(run.names, run.curve_of, strict=True) if curve == index]
+        top = np.nanmax(rates) if not np.all(np.isnan(rates)) else 0.0
+        negative = np.flatnonzero(rates < 0)
+        if len(negative):
+            yield Finding(
+                "rate-negative",
+                "error",
+                f"the rate of {names[0]} is {rates[negative[0]]:.3g} at step {negative[0]}: the loss is driven up",
+                "change the scheduler's arguments",
+            )
+        else:
+            small = np.flatnonzero(rates <= _TINY * top)
+            if len(small) > _MUCH * run.steps:
+                yield _warn(
+                    "rate-vanishes",
+                    f"the rate of {names[0]} is at most {rates[small].max():.3g} in {len(small)} of {run.steps} steps, "
+                    f"the first of them {small[0]}: nothing is learned there",
+                    "make the run shorter or the scheduler slower"
+                    + (" (by: epoch instead of by: step?)" if run.schedule.by == "step" else ""),
+                )
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+def _other_unit(by: str, number: int) -> str:
+    return f"; if {number} counts steps, set by: step" if by == "epoch" and number > 30 else ""

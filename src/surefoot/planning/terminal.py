@@ -1,0 +1,242 @@
+"""The plan as text: chart, marks, numbers, groups, findings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .canvas import Axis, axis_for, drawn, marker, painted
+from .events import Event
+
+if TYPE_CHECKING:
+    from .report import PlanReport
+
+_ROWS = 14
+_MOST_LINES = 6
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_MOST_MARKS = 8
+_YELLOW, _RED, _DIM, _BOLD = 33, 31, 2, 1
+
+
+def rendered(report: PlanReport, width: int, unicode: bool, colour: bool) -> str:
+    """The whole plan, one line for each line of the terminal."""
+    width = max(60, width)
+    blocks = [
+        _head(report, width, unicode, colour),
+        _chart(report, width, unicode, colour),
+        _numbers(report, width, unicode),
+        _groups(report, width, unicode),
+        _findings(report, width, unicode, colour),
+    ]
+    text = "\n\n".join("\n".join(line.rstrip() for line in block) for block in blocks if block)
+    return text if unicode else text.encode("ascii", "replace").decode()
+
+
+def _head(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[str]:
+    dot = " \u00b7 " if unicode else " - "
+    line = dot.join(part for part in (report.title, *report.parts) if part)
+    lines = textwrap.wrap(line, width)
+    return [painted(part, _BOLD) for part in lines] if colour else lines
+
+
+def _chart(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[str]:
+    lines = report.lines()
+    shown = lines if len(lines) <= _MOST_LINES else _spread(lines)
+    axis = axis_for([curve for _, curve in lines])
+    ticks = axis.ticks(5)
+    labels = {_row(axis, tick): f"{tick:.3g}" for tick in ticks}
+    margin = max(map(len, labels.values()), default=1) + 1
+    columns = width - margin - 1
+    bar, tee, corner, floor, up = (
+        ("\u2502", "\u2524", "\u2514", "\u2500", "\u252c") if unicode else ("|", "+", "+", "-", "+")
+    )
+    body = drawn([curve for _, curve in shown], axis, columns, _ROWS, unicode=unicode, colour=colour)
+    out = [f"{'lr' + (' (log)' if axis.log else ''):>{margin}}"]
+    for row, line in enumerate(body):
+        label = labels.get(row, "")
+        out.append(f"{label:>{margin}}{tee if label else bar}{line}")
+    marks = _marks(report)
+    run = report.run
+    places = [min(columns - 1, int(event.step / run.steps * columns)) for event, _ in marks]
+    ruler = [floor] * columns
+    for place in places:
+        ruler[place] = up
+    out.append(" " * margin + corner + "".join(ruler))
+    letters = [" "] * columns
+    for place, letter in zip(places, _LETTERS, strict=False):
+        letters[place] = letter if letters[place] == " " else "+"
+    if marks:
+        out.append(" " * (margin + 1) + "".join(letters))
+    out.append(" " * (margin + 1) + _scale(run.steps, run.epochs, run.steps_per_epoch, columns))
+    out.append("")
+    for index, (label, _) in enumerate(shown):
+        if len(lines) > 1:
+            out.append(f"{' ' * margin} {marker(index, unicode, colour)} {label}")
+    if len(shown) < len(lines):
+        out.append(f"{' ' * margin}      {len(lines) - len(shown)} more groups lie between")
+    for letter, (event, text) in zip(_LETTERS, marks, strict=False):
+        out += textwrap.wrap(
+            f"{letter}  {_when(event, run.steps_per_epoch)}: {text}",
+            width,
+            initial_indent=" " * (margin + 1),
+            subsequent_indent=" " * (margin + 4),
+        )
+    return out
+
+
+def _spread(lines: Sequence[tuple[str, object]]) -> list:
+    last = len(lines) - 1
+    return [lines[round(k * last / (_MOST_LINES - 1))] for k in range(_MOST_LINES)]
+
+
+def _row(axis, value: float) -> int:
+    import numpy as np
+
+    dots = _ROWS * 4
+    place = float(np.round(axis.place(np.array([value]))[0] * (dots - 1)))
+    return _ROWS - 1 - int(place) // 4
+
+
+def _marks(report: PlanReport) -> list[tuple[Event, str]]:
+    """The events that are marked, each with its text; many of one kind are told in one line at the first."""
+    kinds: dict[tuple[str, str], list[Event]] = {}
+    crowded = len(report.events) > _MOST_MARKS
+    for event in report.events:
+        key = (event.kind, "" if crowded else event.label)
+        kinds.setdefault(key, []).append(event)
+    marks = []
+    for found in kinds.values():
+        if not crowded or len(found) == 1:
+            marks += [(event, event.label) for event in found]
+            continue
+        first = found[0]
+        same = len({event.label for event in found}) == 1
+        name = first.label if same else _PLURALS[first.kind]
+        spe = report.run.steps_per_epoch
+        by_epoch = all(event.step % spe == 0 for event in found)
+        places = [event.step // spe if by_epoch else event.step for event in found]
+        some = ", ".join(f"{place:,}" for place in places[1:5]) + (", ..." if len(places) > 5 else "")
+        unit = "epoch" if by_epoch else "step"
+        marks.append((first, f"{name}; again at {unit} {some} ({len(found)} in all)"))
+    return sorted(marks, key=lambda mark: mark[0].step)[: len(_LETTERS)]
+
+
+_PLURALS = {
+    "milestone": "milestone",
+    "peak": "peak",
+    "bottom": "lowest",
+    "restart": "restart",
+    "reduction": "reduction at the earliest",
+    "switch": "next scheduler",
+    "end": "end",
+    "phase": "phase",
+    "join": "a group joins",
+    "warmup": "warmup done",
+    "failure": "failure",
+}
+
+
+def _when(event: Event, per_epoch: int) -> str:
+    if event.step % per_epoch == 0:
+        return f"epoch {event.step // per_epoch:,}"
+    return f"step {event.step:,}"
+
+
+def _scale(steps: int, epochs: int, per_epoch: int, columns: int) -> str:
+    """Numbers under the chart: epochs where there are several, else steps."""
+    count, unit = (epochs, "epochs") if epochs > 1 else (steps, "steps")
+    line = [" "] * columns
+    end = f"{count:,} {unit}"
+    for value in Axis(0, count).ticks(max(2, columns // 12)):
+        text = f"{value:,.0f}"
+        place = int(value / count * columns)
+        if value == int(value) and place + len(text) < columns - len(end) - 1:
+            line[place : place + len(text)] = text
+    line[columns - len(end) :] = end
+    return "".join(line)
+
+
+def _numbers(report: PlanReport, width: int, unicode: bool) -> list[str]:
+    run = report.run
+    times = "\u00d7" if unicode else "x"
+    told = [("steps", f"{run.steps:,} = {run.epochs:,} epochs {times} {run.steps_per_epoch:,}")]
+    if report.samples is not None:
+        told.append(("samples", f"{report.samples:,}"))
+    told.append(("parameters", f"{sum(group.elements for group in report.groups):,}"))
+    if report.memory is not None:
+        memory = report.memory
+        parts = [("parameters", memory.parameters + memory.buffers), ("gradients", memory.gradients)]
+        parts += [("optimizer", memory.optimizer), ("activations", memory.activations or 0), ("batch", memory.batch)]
+        # Spaces that do not break, so that a number stays with its unit.
+        inside = ", ".join(f"{name} {size(amount)}".replace(" ", "\u00a0") for name, amount in parts if amount)
+        about = "" if memory.activations is not None else " without activations"
+        told.append(("memory", f"{size(memory.total)} a step{about} ({inside})"))
+    if report.seconds is not None:
+        told.append(("time", f"about {duration(report.seconds)} at {1e3 * report.seconds / run.steps:.3g} ms a step"))
+    hang = " " * 14
+    return [
+        line for name, value in told for line in textwrap.wrap(f"  {name:<11} {value}", width, subsequent_indent=hang)
+    ]
+
+
+def _groups(report: PlanReport, width: int, unicode: bool) -> list[str]:
+    arrow = "\u2192" if unicode else "->"
+    if len(report.groups) == 1:
+        group = report.groups[0]
+        line = f"{group.first_lr:.4g} {arrow} {group.highest_lr:.4g} {arrow} {group.last_lr:.4g}"
+        return textwrap.wrap(f"  lr          {line}  (first, highest, last)", width, subsequent_indent=" " * 14)
+    roomy = width >= 78
+    longest = max(len(group.name) for group in report.groups)
+    column = max(8, min(longest, width - (58 if roomy else 49)))
+    tensors = f" {'tensors':>8}" if roomy else ""
+    out = [f"  {'group':<{column}}{tensors} {'elements':>11}   lr: first {arrow} highest {arrow} last"]
+    for group in report.groups:
+        name = group.name if len(group.name) <= column else group.name[: column - 2] + ".."
+        tensors = f" {group.tensors:>8,}" if roomy else ""
+        rates = f" {arrow} ".join(f"{lr:.3g}" for lr in (group.first_lr, group.highest_lr, group.last_lr))
+        joins = f"  (epoch {group.from_epoch} on)" if group.from_epoch else ""
+        out.append(f"  {name:<{column}}{tensors} {group.elements:>11,}   {rates}{joins}"[:width])
+    return out
+
+
+def _findings(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[str]:
+    out = []
+    for finding in report.findings:
+        sign = ("\u2717" if unicode else "x") if finding.severity == "error" else "!"
+        head = f"{sign} {finding.name}"
+        out.append(painted(head, _RED if finding.severity == "error" else _YELLOW) if colour else head)
+        out += textwrap.wrap(finding.message + ".", width - 2, initial_indent="  ", subsequent_indent="  ")
+        out += textwrap.wrap(f"Fix: {finding.fix}.", width - 2, initial_indent="  ", subsequent_indent="  ")
+    return out
+
+
+def size(count: int) -> str:
+    """Bytes for people.
+
+    >>> size(44_426 * 4)
+    '178 kB'
+    """
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(4000)
+    '1 h 7 min'
+    """
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours / 24:.1f} days"
