@@ -218,8 +218,24 @@ def evaluation_loader(recipe: Recipe, splits: DataSplits, device: Any = None) ->
     )
 
 
-# What may differ between two sittings of one run without a bit of the result being another.
-_HARMLESS = ("name", "epochs", "checkpoint.every", "checkpoint.keep_last", "tensorboard", "data.workers", "data.dir")
+# What may differ between two sittings of one run without a bit of the result being another. `execution` and `device`
+# are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the run stops.
+_HARMLESS = (
+    "name",
+    "epochs",
+    "checkpoint",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "data.dir",
+    "data.download",
+    "data.workers",
+    "execution",
+    "device",
+    "lint_off",
+    "on_nonfinite",
+    "strict",
+    "tensorboard",
+)
 
 
 def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) -> dict[str, Any]:
@@ -229,7 +245,7 @@ def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) 
     found = flatten("recipe", recipe.plain())
     for name in list(found):
         key = name.removeprefix("recipe.")
-        if key in _HARMLESS or key.split(".")[0] in ("execution", "device"):
+        if key in _HARMLESS or key.startswith("execution."):
             del found[name]
     found["data.train"] = splits.train.fingerprint()
     if splits.val is not None:
@@ -423,9 +439,9 @@ def _at(recipe: Recipe, path: str) -> Iterator[None]:
     try:
         yield
     except Problems as error:
-        raise Problems([recipe.problem(path, text) for text in error.problems]) from error
+        raise Problems([recipe.problem(path, text.removeprefix(f"{path}: ")) for text in error.problems]) from error
     except UsageError as error:
-        raise UsageError(recipe.problem(path, str(error))) from error
+        raise UsageError(recipe.problem(path, str(error).removeprefix(f"{path}: "))) from error
 
 
 def _parts(recipe: Recipe) -> Iterator[Part]:

@@ -153,6 +153,8 @@ class Catalog:
         arguments = {n: _tensor_from_list(v, entry.load(), n) for n, v in arguments.items()}
         try:
             return entry.load()(**provided, **arguments)
+        except UsageError:
+            raise
         except _REFUSAL as error:
             raise UsageError(f"{name}: {error}") from error
 

@@ -118,6 +118,18 @@ def open_file(path: str | Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def read_whole(path: str | Path, limit: int) -> bytes:
+    """The bytes of a regular file that the user named, if they are at most `limit`. Raises `BadFile`."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise BadFile(path, f"holds {size} bytes; at most {limit} are read")
+        data = file.read(size + 1)
+        if len(data) != size:
+            raise BadFile(path, "was cut or grew while it was read")
+    return data
+
+
 class _Reader:
     """Exact reads with one kind of error."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import torch
 
 from ..errors import Problems
 from ..safe_tensors import BadFile
-from .archive import open_file
+from .archive import read_whole
 
 MAX_FILE_BYTES = 2**30
 MAX_BATCH_BYTES = 4 * 2**30
@@ -73,11 +72,7 @@ def read_images(
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, str]:
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_FILE_BYTES:
-            raise BadFile(path, f"holds {size} bytes; at most {MAX_FILE_BYTES} are read")
-        data = file.read(MAX_FILE_BYTES)
+    data = read_whole(path, MAX_FILE_BYTES)
     if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
         return _read_picture(path, data, shape, dtype)
     if data.startswith(b"\x93NUMPY"):

@@ -146,7 +146,7 @@ def sniff(head: bytes) -> str:
         return "tar"
     if head.startswith(b"\x1f\x8b"):
         return "gzip"
-    if head[:1] == b"\x80" or re.match(rb"[c(\]}lid][\x20-\x7e\n]", head):
+    if head[:1] == b"\x80" or re.match(rb"c[A-Za-z_][\w.]*\n|\([a-zA-Z(]|[\]}][q.(]", head):
         return "pickle"
     return "unknown"
 

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import UsageError
 from ..safe_tensors import BadFile, parse_json
-from .archive import open_file
+from .archive import read_whole
 from .info import ModelInfo
 
 MAX_BYTES = 2**31 - 1  # what a protobuf message can hold
@@ -72,10 +72,7 @@ def to_onnx(program: torch.export.ExportedProgram, info: ModelInfo) -> bytes:
 def read_onnx(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], ModelInfo]:
     """Check an ONNX file and make a session of onnxruntime for it. Raises `UsageError`."""
     onnx, ort = _package("onnx"), _package("onnxruntime")
-    with open_file(path) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise BadFile(path, f"holds more than {MAX_BYTES} bytes, the most that an ONNX file can")
+    data = read_whole(path, MAX_BYTES)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)

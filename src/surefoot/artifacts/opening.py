@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +173,7 @@ def _from_directory(
     classes: Sequence[str] | None,
     trust_code: bool,
 ) -> LoadedModel:
-    found = next((p for p in (path, path / "model") if (p / INFO).exists()), None)
+    found = next((p for p in (path, path / "model") if os.path.lexists(p / INFO)), None)
     if found is None:
         raise BadFile(path, f"holds no model: neither {INFO} nor model/{INFO} is there")
     if isinstance(model, str):

@@ -27,7 +27,8 @@ _RECORD = re.compile(
     r"|archive_format|archive_version|byteorder|version|\.[A-Za-z_.]+|\.data/[A-Za-z_]+"
 )
 _EXAMPLES_LIMIT = 2**30
-_EXPRESSION = re.compile(r"(?:'[A-Za-z]\w*'|[A-Za-z]\w*|\d+|[-+*/%(),<>=&|~ ]){1,500}")
+# Possessive, so that no text makes the matching slow.
+_EXPRESSION = re.compile(r"(?:'[A-Za-z]\w*+'|[A-Za-z]\w*+|\d++|[-+*/%(),<>=&|~ ]){1,2000}+")
 _CALL = re.compile(r"(\w+)\s*\(")
 _CALLED = {
     "Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv",

@@ -1,11 +1,13 @@
 """Live objects to plain state, and back: modules, optimizers by parameter name, anything with a state_dict.
 
 Restoring goes in two passes: `problems` compares everything without changing anything, `restore` then
-writes. Other objects come first, modules next, optimizers last: constructors and schedulers overwrite `lr`.
+writes. Schedulers and the like come before optimizers, because they overwrite `lr`; modules come last, because
+they alone cannot refuse any more: no parameter has changed when anything else fails.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,7 +53,7 @@ def capture(objects: Mapping[str, Any]) -> Tree:
         elif _is_plain_optimizer(value):
             tree["optimizers"][key] = _capture_optimizer(value, names)
         else:
-            tree["objects"][key] = dict(value) if isinstance(value, dict) else value.state_dict()
+            tree["objects"][key] = _state_of(value)
     return tree
 
 
@@ -82,22 +84,39 @@ def problems(objects: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def restore(objects: Mapping[str, Any], tree: Tree) -> None:
-    """Load `tree`, which has no `problems`, into the objects."""
+    """Load `tree`, which has no `problems`, into the objects.
+
+    Raises `UsageError` when an object's own load_state_dict refuses its state; all are then as they were.
+    """
     sections = _sections(objects)
-    for key, value in sections["objects"].items():
-        if isinstance(value, dict):
-            value.clear()
-            value.update(tree["objects"][key])
-            continue
-        try:
-            value.load_state_dict(tree["objects"][key])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UsageError(f"{key}: its load_state_dict refused the checkpoint's state: {error}") from error
+    names = parameter_names(objects)
+    changed: list[tuple[Any, Any]] = []
+    for section in ("objects", "optimizers"):
+        for key, value in sections[section].items():
+            changed.append((value, copy.deepcopy(_state_of(value))))
+            try:
+                if section == "optimizers":
+                    _restore_optimizer(value, tree[section][key], names)
+                else:
+                    _put(value, tree[section][key])
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+                for other, before in changed:
+                    _put(other, before)
+                raise UsageError(f"{key}: its load_state_dict refused the checkpoint's state: {error}") from error
     for key, value in sections["modules"].items():
         _restore_module(unwrap(value), tree["modules"][key])
-    names = parameter_names(objects)
-    for key, value in sections["optimizers"].items():
-        _restore_optimizer(value, tree["optimizers"][key], names)
+
+
+def _state_of(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value.state_dict()
+
+
+def _put(value: Any, state: Any) -> None:
+    if isinstance(value, dict):
+        value.clear()
+        value.update(state)
+    else:
+        value.load_state_dict(state)
 
 
 def _sections(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -272,14 +291,28 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
             found.append(f"group {g} holds other parameters than in the checkpoint: {', '.join(other[:5])}")
         if lacking := set(live) - set(group):
             found.append(f"group {g} lacks {', '.join(sorted(lacking))} in the checkpoint")
+        for field in set(live) & set(group) - {"params"}:
+            if not _alike(live[field], group[field]):
+                found.append(f"group {g}: {field} is {str(group[field])[:40]!r} in the checkpoint, {live[field]!r} here")
         shapes |= {name: parameter.shape for name, parameter in zip(here[g], live["params"], strict=True)}
     for name, state in saved["state"].items():
         if name not in shapes and not found:
             found.append(f"holds state for {name!r}, which is no parameter of it")
-        for field, value in state.items() if isinstance(state, dict) else ():
+        if not isinstance(state, dict):
+            found.append(f"the state of {name!r} is no table")
+            continue
+        for field, value in state.items():
             if isinstance(value, torch.Tensor) and field in _LIKE_PARAMETER and value.shape != shapes.get(name):
                 found.append(f"state {field!r} of {name!r} has shape {tuple(value.shape)} in the checkpoint")
     return found
+
+
+def _alike(live: Any, saved: Any) -> bool:
+    """Whether a saved setting could be this one with another value: numbers stand for numbers, and so on."""
+    if live is None or saved is None or type(live) is type(saved):
+        return not isinstance(live, tuple) or saved is None or len(live) == len(saved)
+    numbers = (int, float, torch.Tensor)
+    return isinstance(live, numbers) and isinstance(saved, numbers) and bool not in (type(live), type(saved))
 
 
 # Fields that torch's own optimizers keep in the parameter's shape.

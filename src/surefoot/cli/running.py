@@ -22,12 +22,17 @@ def train(
 ) -> int:
     """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code."""
     from ..build import build
+    from ..planning import mistakes
     from ..tracking import make_progress
     from ..training import fit
 
     progress = make_progress()
     try:
         built = build(recipe, say=progress.message)
+        built.schedule.on_horizon = horizon
+        if not (resume and run_dir.exists()):
+            for finding in mistakes(built.schedule, built.steps_per_epoch, recipe.epochs):
+                progress.message(f"{finding}")
         result = fit(
             built.model,
             built.loss,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..catalog import Catalog, did_you_mean
-from .kinds import Reading, join
+from .kinds import Reading, join, shortened, text_remedy
 from .model import Recipe, SchedulerSection
 from .sections import Part, keys_of
 
@@ -64,7 +64,7 @@ def _settle_scheduler(section: SchedulerSection, path: str, reading: Reading) ->
     if len(watched) > 1:
         told = " and ".join(watched)
         reading.refuse(reading.where(path), path, f"its parts watch {told}; one metric can be watched")
-    monitor = next(iter(watched), "val/loss") if any(p.name == PLATEAU for p in _leaves(section)) else None
+    monitor = next(iter(watched), "val/loss" if any(p.name == PLATEAU for p in _leaves(section)) else None)
     return _spread(section, by, monitor, path, reading)
 
 
@@ -77,7 +77,8 @@ def _spread(section: SchedulerSection, by: str, monitor: str | None, path: str, 
         child if child.part is None else _spread(child, by, monitor, f"{path}.schedulers.{i}", reading)
         for i, child in enumerate(section.children)
     ]
-    watches = any(part.name == PLATEAU for part in _leaves(section))
+    # A class of the user's own may be a plateau too.
+    watches = any(part.name == PLATEAU or part.imported for part in _leaves(section))
     if section.monitor is not None and not watches:
         message = f"{section.part.name} watches no metric; only {PLATEAU} does"
         reading.refuse(reading.where(join(path, "monitor")), join(path, "monitor"), message)
@@ -128,8 +129,9 @@ def _check_part(
     if part.name not in catalogue:
         if not partial:
             near = did_you_mean(part.name, catalogue.names())
-            told = near or "; the names are: " + ", ".join(catalogue.names())
-            message = f"unknown {catalogue.kind} {part.name!r}{told}"
+            own = f"your own is {{import: my_package.module:{part.name}}}" if part.name.isidentifier() else ""
+            told = near or f"; the names are: {', '.join(catalogue.names())}" + (f"; {own}" if own else "")
+            message = f"unknown {catalogue.kind} {shortened(part.name)!r}{told}"
             reading.refuse(_name_place(part, reading), part.path, message)
         return
     parameters = catalogue[part.name].parameters()
@@ -143,8 +145,10 @@ def _check_part(
         here = join(part.path, argument)
         if argument in parameters:
             # A function of the user's own is looked at when it is built.
-            if not _is_import(part.args.get(argument)):
-                reading.refuse(reading.where(here), here, problem.message)
+            value = part.args.get(argument)
+            if not _is_import(value):
+                remedy = text_remedy(value, problem.message) if isinstance(value, str) else ""
+                reading.refuse(reading.where(here), here, problem.message + remedy)
         elif argument not in unknown:
             unknown.add(argument)
             meant = did_you_mean(argument, [*parameters, *reserved])
@@ -198,6 +202,7 @@ def _schedulers(section: SchedulerSection) -> Iterator[tuple[str, Part | None, t
 
 def check_together(recipe: Recipe, reading: Reading) -> None:
     """Note keys that are right on their own and clash with one another."""
+    _check_measured(recipe, reading)
     _check_mode(recipe.early_stopping, "monitor", "early_stopping", reading)
     _check_mode(recipe.checkpoint, "keep_best", "checkpoint", reading)
     if recipe.scheduler is not None:
@@ -219,6 +224,20 @@ def check_together(recipe: Recipe, reading: Reading) -> None:
         if None not in (unfreeze.epoch, recipe.epochs) and unfreeze.epoch >= recipe.epochs:
             message = f"epoch {unfreeze.epoch} never comes: epochs are counted from 0 and the run has {recipe.epochs}"
             reading.refuse(reading.where(path), path, message)
+
+
+def _check_measured(recipe: Recipe, reading: Reading) -> None:
+    """What is watched is measured, where `metrics` says what that is."""
+    if recipe.metrics == "auto" or "accuracy" in recipe.metrics:
+        return
+    watched = {
+        "early_stopping.monitor": recipe.early_stopping and recipe.early_stopping.monitor,
+        "checkpoint.keep_best": recipe.checkpoint and recipe.checkpoint.keep_best,
+        "scheduler.monitor": recipe.scheduler and recipe.scheduler.monitor,
+    }
+    for path, metric in watched.items():
+        if metric and metric.endswith("accuracy"):
+            reading.refuse(reading.where(path), path, f"{metric} is not measured; add accuracy to metrics")
 
 
 def _check_mode(section: Any, metric: str, path: str, reading: Reading) -> None:

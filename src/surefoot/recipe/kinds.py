@@ -31,7 +31,7 @@ class Reading:
 
     def refuse(self, where: Where, path: str, message: str) -> Any:
         """Note a problem; returns INVALID."""
-        self.problems.append(Problem(where, path, message))
+        self.problems.append(Problem(where, shortened(path, 120), shortened(message, 600)))
         return INVALID
 
     def where(self, path: str) -> Where:
@@ -76,6 +76,11 @@ class Kind:
         return reading.refuse(node.where, path, message)
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """`text` with its middle left out where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2 - 3) :]}"
+
+
 def describe_node(node: Node) -> str:
     """A node as a user would recognise it."""
     if isinstance(node, Entries):
@@ -95,14 +100,38 @@ def _flag_remedy(node: Node) -> str:
     return f"; write {word}" if word else ""
 
 
+def text_remedy(text: str, expected: str) -> str:
+    """What to write in place of `text` where a number, a truth value or null was expected, if that is clear.
+
+    >>> text_remedy("yes", "true or false"), text_remedy("0,1", "a number"), text_remedy("None", "a number or null")
+    ('; write true', '; write 0.1', '; write null')
+    """
+    node = Scalar(text, Where((0, 0, 0), ""), text)
+    if "null" in expected and text.lower() in ("none", "nil"):
+        return "; write null"
+    return (_flag_remedy(node) if "true or false" in expected else "") or (
+        _number_remedy(node) if "number" in expected else ""
+    )
+
+
+# 1_000, 60,000 and 60'000; and a decimal comma.
+_GROUPED = re.compile(r"[-+]?[0-9]{1,3}([,'_][0-9]{3})+(\.[0-9]*)?|[-+]?[0-9]+(_[0-9]+)+")
+_DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+([eE][-+]?[0-9]+)?")
+
+
 def _number_remedy(node: Node) -> str:
     """What to write for a number that was quoted or written with separators."""
     if not isinstance(node, Scalar) or not isinstance(node.value, str):
         return ""
-    text = node.value.strip()
-    bare = text.replace("_", "").replace(",", "").replace("'", "")
-    if text and len(text) <= 40 and isinstance(resolve(bare), int | float) and not isinstance(resolve(bare), bool):
-        return "; write it without quotation marks" if bare == text else f"; write {bare}"
+    text = node.value.strip().rstrip(",;")
+    if len(text) > 40:
+        return ""
+    if _GROUPED.fullmatch(text):
+        return f"; write {re.sub('[,_]|' + chr(39), '', text)}"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return f"; write {text.replace(',', '.')}"
+    if text and isinstance(resolve(text), int | float):
+        return "; write it without quotation marks" if text == node.value else f"; write {text}"
     return ""
 
 
@@ -397,7 +426,7 @@ def join(path: str, key: str) -> str:
 
 def unknown_key(key: str, known: Mapping[str, Any] | tuple[str, ...], elsewhere: str) -> str:
     """The message for a key that is not one of `known`; `elsewhere` is where it would belong, if anywhere."""
-    shown = repr(key if len(key) <= 60 else key[:57] + "...")
+    shown = repr(shortened(key))
     if elsewhere:
         return f"unknown key {shown}; {elsewhere}"
     meant = did_you_mean(key, known)

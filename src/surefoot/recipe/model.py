@@ -229,7 +229,7 @@ class Recipe(Keyed):
     name: str = key(
         Text(
             "a name for a directory: at most 100 characters, no slash, not beginning with a dot",
-            r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}",
+            r"(?!\.)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,100}",
         ),
         "What the run's directory is called: `runs/NAME/TIMESTAMP`.",
         shown="the file's name",

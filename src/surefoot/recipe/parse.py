@@ -133,8 +133,7 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
         given["part"] = None if part is INVALID else part
         node = node if isinstance(node, Entries) else Entries({}, node.where)
     elif not isinstance(node, Entries):
-        hint = f"; write {{{next(iter(keys))}: {node.text}}}" if isinstance(node, Scalar) and node.text else ""
-        return reading.refuse(node.where, path, f"{describe_node(node)} is not a mapping{hint}")
+        return reading.refuse(node.where, path, f"{describe_node(node)} is not a mapping{_as_mapping(cls, node)}")
     rest: dict[str, Any] = {}
     takes_rest = cls.open_ended()
     meant: set[str] = set()
@@ -160,6 +159,17 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
                 reading.refuse(node.where, join(path, key.name), told)
             given[key.attribute] = None if key.default is REQUIRED else key.default
     return cls(**given)
+
+
+def _as_mapping(cls: type, node: Node) -> str:
+    """How a value that stands for a whole section would be written, if that is clear."""
+    if not isinstance(node, Scalar) or not node.text:
+        return ""
+    if node.value is True:
+        return "; write {} for its defaults"
+    name, key = next(iter(keys_of(cls).items()))
+    fits = key.kind.take(node, "", Reading()) is not INVALID or isinstance(node.value, int | str) and name == "every"
+    return f"; write {{{name}: {node.text}}}" if fits and node.value is not False else ""
 
 
 def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved: Mapping[str, Any]) -> Any:

@@ -47,6 +47,13 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
         run.close()
 
 
+def update_texts(path: Path, texts: Mapping[str, str]) -> None:
+    """Write those of a run's files anew that a resume has changed (more epochs), once it was accepted."""
+    for file, text in texts.items():
+        if (path / file).read_text(encoding="utf-8") != text:
+            files.write_durably(path / file, text.encode())
+
+
 def _discard(path: Path, texts: Mapping[str, str], *, whole: bool) -> None:
     """Take away what a run that never began has made; in a directory that was there before, nothing else."""
     if whole:

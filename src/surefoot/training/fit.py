@@ -25,7 +25,7 @@ from ..preprocessing import Preprocessing
 from ..schedules import Schedule
 from ..step import TrainStep
 from ..tracking import Progress, RunInfo, read_records, write_report
-from .claim import claimed
+from .claim import claimed, update_texts
 from .evaluation import evaluation_loader
 from .loop import Loop
 from .plan import choose_plan, recorded_plan, use_plan
@@ -141,6 +141,18 @@ def fit(
     >>> result.steps
     16
     """
+    settings = {
+        "seed": seed,
+        "grad_accum_steps": grad_accum_steps,
+        "max_grad_norm": max_grad_norm,
+        "clip_value": clip_value,
+        "precision": precision,
+        "ema_decay": ema_decay,
+        "log_every": log_every,
+        "early_stopping": early_stopping and vars(early_stopping),
+        "unfreeze": [list(item) for item in unfreeze],
+        "loss": type(loss).__name__,
+    }
     progress = progress if progress is not None else Progress()
     _check(epochs, grad_accum_steps, log_every, on_nonfinite)
     rng.seed_all(seed)
@@ -186,7 +198,11 @@ def fit(
                 Checkpointer(
                     run,
                     **vars(checkpoints),
-                    conditions={**about.conditions, **flatten("execution", plan.to_json())},
+                    conditions={
+                        **about.conditions,
+                        **flatten("fit", settings),
+                        **flatten("execution", plan.to_json()),
+                    },
                     allow=allow,
                     journal=recorder.journal,
                     tell=progress.message,
@@ -202,7 +218,8 @@ def fit(
             )
             restored = checkpointer.resume(unfreezing and unfreezing.catch_up)
             if restored is not None:
-                _tell_restored(restored, progress)
+                _tell_restored(restored, state, epochs, progress)
+                update_texts(run_dir, about.files)
             recorder.rebuild()
             run.record(status="running", conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
@@ -325,9 +342,13 @@ def _look_over_first_batch(
         progress.message(text)
 
 
-def _tell_restored(restored: Restored, progress: Progress) -> None:
+def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:
     for change in restored.changes:
         progress.message(f"going on inexactly: {change}")
+    if state.stopped_early:
+        progress.message(f"nothing to do: the run was stopped early, after epoch {state.epoch}")
+    elif state.epoch >= epochs:
+        progress.message(f"nothing to do: the run has its {state.epoch} epochs; give epochs=N to train longer")
 
 
 def _save_model(

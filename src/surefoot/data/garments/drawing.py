@@ -62,6 +62,11 @@ def clip(x: ndarray, low: float = 0.0, high: float = 1.0) -> ndarray:
     return numpy.minimum(numpy.maximum(x, numpy.float32(low)), numpy.float32(high))
 
 
+def choose(condition: ndarray, then: ndarray | float, otherwise: ndarray | float) -> ndarray:
+    """`then` where the condition holds, else `otherwise`, in float32."""
+    return numpy.where(condition, numpy.asarray(then, numpy.float32), numpy.asarray(otherwise, numpy.float32))
+
+
 def smooth(x: ndarray) -> ndarray:
     """From 0 at 0 to 1 at 1 without corners."""
     x = clip(x)
@@ -112,7 +117,8 @@ def box(u: ndarray, v: ndarray, x, y, half_width, half_height, corner=0.0) -> nd
 def ellipse(u: ndarray, v: ndarray, x, y, half_width, half_height) -> ndarray:
     """An ellipse about (x, y)."""
     across, along = (u - x) / half_width, (v - y) / half_height
-    return (numpy.sqrt(across * across + along * along) - 1) * numpy.minimum(half_width, half_height)
+    smaller = numpy.minimum(half_width, half_height, dtype=numpy.float32)
+    return (numpy.sqrt(across * across + along * along) - 1) * smaller
 
 
 def limb(u: ndarray, v: ndarray, start: tuple, end: tuple, start_radius, end_radius) -> ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 from numpy import ndarray
 
-from .drawing import Dice, clip, smooth, stroke, wave
+from .drawing import Dice, choose, clip, smooth, stroke, wave
 
 SIZE = 28
 
@@ -24,7 +24,7 @@ class Sheet:
         y = numpy.broadcast_to(centre[None, :, None], (count, SIZE, SIZE))
         self.ink = numpy.zeros((count, SIZE, SIZE), dtype=numpy.float32)
         self.cover = numpy.zeros((count, SIZE, SIZE), dtype=numpy.float32)
-        x, y = x - dice.bell(-0.24, 0.24), y - dice.bell(-0.2, 0.2)
+        x, y = x - dice.bell(-0.25, 0.25), y - dice.bell(-0.22, 0.22)
         # A turn by an angle whose half has the tangent t; without sine and cosine, which differ between machines.
         t = dice.bell(-0.16, 0.16)
         cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
@@ -32,11 +32,11 @@ class Sheet:
         x = x + y * dice.bell(-0.2, 0.2)
         scale = dice(0.8, 1.08)
         across, along = scale * dice(0.85, 1.12), scale * dice(0.9, 1.06)
-        mirror = numpy.where(dice.chance(0.5), numpy.float32(-1), numpy.float32(1))
+        mirror = choose(dice.chance(0.5), -1, 1)
         self.u, self.v = x * mirror / across, y / along
         # A pixel's size in the garment's units: edges are soft over one pixel.
         self.pixel = numpy.float32(2 / SIZE) / scale
-        self.plain = dice(0.38, 0.95)
+        self.plain = dice(0.45, 0.95)
         self.fabric = self._fabric()
 
     def _fabric(self) -> ndarray:
@@ -46,20 +46,21 @@ class Sheet:
         offset = dice()
         stripes_across = wave(v / period + offset)
         stripes_along = wave(u / period + offset)
-        pattern = numpy.where(kind < 0.16, smooth(stripes_across * 2 + 0.5), numpy.float32(0))
-        pattern = numpy.where((kind >= 0.16) & (kind < 0.27), smooth(stripes_along * 2 + 0.5), pattern)
+        pattern = choose(kind < 0.16, smooth(stripes_across * 2 + 0.5), 0)
+        pattern = choose((kind >= 0.16) & (kind < 0.27), smooth(stripes_along * 2 + 0.5), pattern)
         check = smooth(stripes_across + 0.5) * numpy.float32(0.5) + smooth(stripes_along + 0.5) * numpy.float32(0.5)
-        pattern = numpy.where((kind >= 0.27) & (kind < 0.37), check, pattern)
+        pattern = choose((kind >= 0.27) & (kind < 0.37), check, pattern)
         # Dots stay small: large ones would look like buttons.
         spacing = 0.13 + 0.2 * period
         dots = smooth(wave(v / spacing) * 2 - 0.6) * smooth(wave(u / spacing) * 2 - 0.6)
-        pattern = numpy.where((kind >= 0.37) & (kind < 0.45), dots, pattern)
+        pattern = choose((kind >= 0.37) & (kind < 0.45), dots, pattern)
         folds = wave(u * dice(0.6, 1.6) + v * dice(-0.4, 0.4) + dice())
         light = 1 + u * dice(-0.18, 0.18) + v * dice(-0.15, 0.1) + folds * dice(0.0, 0.1)
         return self.plain * (1 - depth * pattern) * light
 
     def edge(self, shape: ndarray) -> ndarray:
         """How much of each pixel the shape covers, 0 to 1."""
+        assert shape.dtype == numpy.float32, "numbers of two widths would round differently here and there"
         return clip(numpy.float32(0.5) - shape / self.pixel)
 
     def paint(self, shape: ndarray, tone: ndarray | float = 1.0, *, plain: bool = False, rim: float = 0.35) -> None:
@@ -78,6 +79,7 @@ class Sheet:
         change = self.edge(shape) * strength
         lighter = numpy.maximum(change, 0) * (self.cover - self.ink)
         self.ink = self.ink * (1 + numpy.minimum(change, 0)) + lighter
+        assert self.ink.dtype == numpy.float32
 
     def carve(self, shape: ndarray) -> None:
         """Take away what is painted where `shape` lies."""
@@ -90,12 +92,21 @@ class Sheet:
         dice, u, v = self.dice, self.u, self.v
         behind = dice(0.0, 0.12) * (1 + u * dice(-0.5, 0.5) + v * dice(-0.5, 0.5))
         for _ in range(2):
-            start, end = (dice(-1.3, 1.3), dice(-1.3, 1.3)), (dice(-1.3, 1.3), dice(-1.3, 1.3))
-            alpha = self.edge(stroke(u, v, start, end, dice(0.02, 0.2))) * dice.chance(0.35)
-            behind = behind + alpha * (dice(0.05, 0.4) - behind)
+            self._bar(behind, chance=0.25, reach=1.3, thickness=(0.02, 0.2), tone=dice(0.05, 0.35))
         ink = behind + self.cover * (self.ink / numpy.maximum(self.cover, numpy.float32(1e-3)) - behind)
-        start, end = (dice(-1.2, 1.2), dice(-1.2, 1.2)), (dice(-1.2, 1.2), dice(-1.2, 1.2))
-        before = self.edge(stroke(u, v, start, end, dice(0.03, 0.1))) * dice.chance(0.15)
-        ink = ink + before * (dice(0.0, 0.7) - ink)
-        ink = ink + dice.grain(SIZE, SIZE) * dice(0.01, 0.09)
+        self._bar(ink, chance=0.1, reach=1.2, thickness=(0.03, 0.1), tone=dice(0.0, 0.7))
+        ink = ink + dice.grain(SIZE, SIZE) * dice(0.01, 0.07)
+        assert ink.dtype == numpy.float32
         return (clip(ink) * 255 + numpy.float32(0.5)).astype(numpy.uint8)
+
+    def _bar(self, ink: ndarray, *, chance: float, reach: float, thickness: tuple[float, float], tone: ndarray) -> None:
+        """Draw a straight bar over some of the images of `ink`, in place."""
+        dice = self.dice
+        ends = [dice(-reach, reach) for _ in range(4)]
+        radius = dice(*thickness)
+        # Most images have none: only the others are worth the arithmetic.
+        some = numpy.flatnonzero(dice.chance(chance))
+        x1, y1, x2, y2 = (end[some] for end in ends)
+        bar = stroke(self.u[some], self.v[some], (x1, y1), (x2, y2), radius[some])
+        alpha = clip(numpy.float32(0.5) - bar / self.pixel[some])
+        ink[some] += alpha * (tone[some] - ink[some])

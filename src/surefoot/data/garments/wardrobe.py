@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy
 from numpy import ndarray
 
-from .drawing import box, clip, curve, ellipse, limb, ring, stroke, union
+from .drawing import box, choose, clip, curve, ellipse, limb, ring, stroke, union
 from .sheet import Sheet
 
 
@@ -37,7 +37,7 @@ def t_shirt(s: Sheet) -> None:
     s.carve(ellipse(s.u, s.v, 0, top, neck_width, neck_depth))
     # A print on the chest, now and then.
     chest = box(s.u, s.v, 0, -0.1, d(0.1, 0.24), d(0.08, 0.2), 0.05)
-    s.mark(chest, numpy.where(d.chance(0.35), d(-0.8, 0.8), 0))
+    s.mark(chest, choose(d.chance(0.35), d(-0.8, 0.8), 0))
 
 
 def trouser(s: Sheet) -> None:
@@ -66,19 +66,19 @@ def pullover(s: Sheet) -> None:
     drop, cuff = d(0.9, 1.22), d(0.09, 0.13)
     sleeves = _sleeves(s, shoulder, top, d(0.16, 0.4), drop, d(0.16, 0.2), cuff)
     s.paint(sleeves)
-    s.mark(numpy.maximum(sleeves, top + 0.1 + drop - s.v), d(-0.8, -0.1))
+    s.mark(numpy.maximum(sleeves, top + 0.1 + drop - s.v), d(-0.8, -0.3))
     s.paint(torso)
-    band = d(0.05, 0.1)
-    s.mark(numpy.maximum(torso, bottom - band - s.v), d(-0.8, -0.1))
+    band = d(0.08, 0.14)
+    s.mark(numpy.maximum(torso, bottom - band - s.v), d(-0.8, -0.3))
     # A turtleneck, or a round neck with a ribbed band.
     turtle = d.chance(0.35)
     collar = box(s.u, s.v, 0, top + 0.02, d(0.16, 0.2), d(0.13, 0.18), 0.05)
-    s.paint(numpy.where(turtle, collar, 1.0), d(0.85, 1.15))
-    s.mark(numpy.where(turtle, numpy.abs(collar) - 0.025, 1.0), -0.5)
+    s.paint(choose(turtle, collar, 1.0), d(0.85, 1.15))
+    s.mark(choose(turtle, numpy.abs(collar) - 0.025, 1.0), -0.5)
     neck, depth = d(0.15, 0.2), d(0.14, 0.2)
     band = ellipse(s.u, s.v, 0, top, neck + 0.09, depth + 0.09)
-    s.mark(numpy.where(turtle, 1.0, band), d(-0.7, -0.3))
-    s.carve(numpy.where(turtle, 1.0, ellipse(s.u, s.v, 0, top, neck, depth)))
+    s.mark(choose(turtle, 1.0, band), d(-0.7, -0.3))
+    s.carve(choose(turtle, 1.0, ellipse(s.u, s.v, 0, top, neck, depth)))
 
 
 def dress(s: Sheet) -> None:
@@ -93,13 +93,13 @@ def dress(s: Sheet) -> None:
     sleeves = limb(
         across, s.v, (bust - 0.05, top + 0.02), (bust + d(0.1, 0.22), top + d(0.2, 0.35)), 0.09, d(0.06, 0.1)
     )
-    s.paint(numpy.where(short, sleeves, 1.0))
+    s.paint(choose(short, sleeves, 1.0))
     strap = limb(across, s.v, (d(0.1, 0.16), top - 0.25), (bust * 0.75, top + 0.1), d(0.03, 0.06), 0.05)
     s.paint(strap)
     s.paint(body)
     s.carve(ellipse(s.u, s.v, 0, top, d(0.08, 0.14), d(0.06, 0.3)))
     belt = numpy.maximum(body, numpy.abs(s.v - waistline) - d(0.02, 0.05))
-    s.mark(belt, numpy.where(d.chance(0.6), d(-0.9, 0.6), 0))
+    s.mark(belt, choose(d.chance(0.6), d(-0.9, 0.6), 0))
     pleat = stroke(across, s.v, (waist * 0.4, waistline + 0.1), (hem * 0.5, bottom), 0.02)
     s.mark(pleat, d(-0.7, 0.1))
 
@@ -125,8 +125,8 @@ def coat(s: Sheet) -> None:
     pocket = stroke(across, s.v, (pocket_x - 0.1, pocket_y), (pocket_x + 0.08, pocket_y - d(-0.05, 0.12)), 0.035)
     s.mark(pocket, d(-0.8, -0.4))
     belt = numpy.maximum(torso, numpy.abs(s.v - 0.08) - 0.05)
-    s.mark(belt, numpy.where(d.chance(0.3), d(-0.6, -0.3), 0))
-    tone = numpy.where(d.chance(0.7), numpy.float32(-0.8), numpy.float32(0.8))
+    s.mark(belt, choose(d.chance(0.3), d(-0.6, -0.3), 0))
+    tone = choose(d.chance(0.7), -0.8, 0.8)
     for k in range(3):
         s.mark(ellipse(across, s.v, 0.13, meet + 0.12 + 0.2 * k, 0.04, 0.04), tone)
 
@@ -135,14 +135,14 @@ def sandal(s: Sheet) -> None:
     d = s.dice
     u, v = s.u, s.v
     high = d.chance(0.5)
-    lift = numpy.where(high, d(0.25, 0.55), d(0.0, 0.08))
+    lift = choose(high, d(0.25, 0.55), d(0.0, 0.08))
     ground = d(0.42, 0.52)
-    thick = d(0.035, 0.06) + numpy.where(high, 0, d(0.0, 0.03))
+    thick = d(0.035, 0.06) + choose(high, 0, d(0.0, 0.03))
     foot = ground - curve(u, (-0.4, 0.0), (0.6, 1.0)) * lift
     sole = numpy.maximum(numpy.abs(v - foot) - thick, numpy.abs(u) - 0.85)
     s.paint(sole, d(0.8, 1.2), plain=True, rim=0.1)
     heel = limb(u, v, (0.74, ground - lift), (d(0.66, 0.8), ground + 0.05), d(0.06, 0.13), d(0.03, 0.1))
-    s.paint(numpy.where(high, heel, 1.0), rim=0.1)
+    s.paint(choose(high, heel, 1.0), rim=0.1)
     strap = d(0.035, 0.065)
     for middle, height in ((-0.55, d(0.22, 0.34)), (-0.2, d(0.28, 0.45))):
         wide = d(0.13, 0.22)
@@ -154,7 +154,7 @@ def sandal(s: Sheet) -> None:
     s.paint(stroke(u, v, (0.78, back), (0.72, ankle), strap), rim=0.1)
     s.paint(ring(u, v, 0.5, ankle, d(0.2, 0.26), d(0.07, 0.11), strap * 0.85), rim=0.1)
     cross = stroke(u, v, (-0.1, ground - 0.3), (0.3, ankle), strap)
-    s.paint(numpy.where(d.chance(0.5), cross, 1.0), rim=0.1)
+    s.paint(choose(d.chance(0.5), cross, 1.0), rim=0.1)
 
 
 def shirt(s: Sheet) -> None:
@@ -162,22 +162,24 @@ def shirt(s: Sheet) -> None:
     top, bottom, shoulder = -0.72, d(0.62, 0.85), d(0.4, 0.5)
     torso = _torso(s, top, bottom, shoulder, shoulder * d(0.84, 0.98), shoulder * d(0.9, 1.05))
     across = numpy.abs(s.u)
-    long = d.chance(0.65)
-    reach = numpy.where(long, d(0.16, 0.38), d(0.28, 0.42))
-    drop = numpy.where(long, d(0.9, 1.2), d(0.25, 0.45))
-    s.paint(_sleeves(s, shoulder, top, reach, drop, d(0.14, 0.18), numpy.where(long, d(0.08, 0.11), d(0.14, 0.17))))
+    # The tails hang lower than the sides.
+    torso = numpy.maximum(torso, (s.v - bottom + across * across * d(0.5, 1.3)) * 0.85)
+    long = d.chance(0.6)
+    reach = choose(long, d(0.16, 0.38), d(0.28, 0.42))
+    drop = choose(long, d(0.7, 1.15), d(0.25, 0.45))
+    s.paint(_sleeves(s, shoulder, top, reach, drop, d(0.14, 0.18), choose(long, d(0.08, 0.11), d(0.14, 0.17))))
     s.paint(torso)
     # The placket with its buttons down the front.
-    tone = numpy.where(d.chance(0.5), numpy.float32(1), numpy.float32(-1))
-    s.mark(numpy.maximum(torso, across - 0.06), tone * d(0.3, 0.6))
+    tone = choose(d.chance(0.5), 1, -1)
+    s.mark(numpy.maximum(torso, across - 0.06), tone * d(0.55, 0.8))
     for k in range(5):
-        s.mark(ellipse(s.u, s.v, 0, -0.4 + 0.24 * k, 0.045, 0.045), tone * -0.95)
+        s.mark(ellipse(s.u, s.v, 0, -0.4 + 0.24 * k, 0.055, 0.055), -tone)
     # Two pointed collar flaps about the neck.
     flap = limb(across, s.v, (0.17, top - 0.02), (d(0.03, 0.1), top + d(0.22, 0.3)), 0.1, 0.03)
-    s.paint(flap, d(1.15, 1.5), rim=0.7)
+    s.paint(flap, d(1.2, 1.5), plain=True, rim=0.75)
     s.carve(ellipse(s.u, s.v, 0, top - 0.06, 0.1, d(0.14, 0.2)))
     pocket = box(s.u, s.v, shoulder * 0.5, -0.22, 0.09, 0.1)
-    s.mark(numpy.abs(pocket) - 0.02, numpy.where(d.chance(0.6), d(-0.8, -0.4), 0))
+    s.mark(numpy.abs(pocket) - 0.02, choose(d.chance(0.6), d(-0.8, -0.4), 0))
 
 
 def sneaker(s: Sheet) -> None:
@@ -187,8 +189,14 @@ def sneaker(s: Sheet) -> None:
     sole_height = d(0.06, 0.1)
     rise = d(0.36, 0.5)
     length = d(0.82, 0.92)
+    toe, tongue = d(0.2, 0.28), d(0.0, 0.16)
     top = curve(
-        u, (-length, ground - 0.14), (-0.55, ground - 0.36), (0.3, ground - rise - 0.28), (0.85, ground - rise - 0.3)
+        u,
+        (-length, ground - 0.12),
+        (-0.6, ground - toe),
+        (-0.25, ground - toe - 0.04),
+        (tongue, ground - rise - 0.2),
+        (0.85, ground - rise - 0.26),
     )
     body = numpy.maximum(
         (top - v) * 0.85, numpy.maximum(v - ground, numpy.abs(u + (v - ground) * 0.06) - length + 0.05)
@@ -200,11 +208,11 @@ def sneaker(s: Sheet) -> None:
     for k in range(3):
         x = -0.28 + 0.16 * k
         y = ground - 0.46 - 0.07 * k
-        s.mark(stroke(u, v, (x - 0.03, y - 0.03), (x + 0.1, y + 0.14), 0.025), numpy.where(d() < 0.5, 0.9, -0.9))
+        s.mark(stroke(u, v, (x - 0.03, y - 0.03), (x + 0.1, y + 0.14), 0.025), choose(d() < 0.5, 0.9, -0.9))
     side = d(-0.9, 0.9)
     s.mark(stroke(u, v, (-0.15, ground - 0.12), (d(0.2, 0.4), ground - d(0.3, 0.45)), d(0.03, 0.07)), side)
     s.mark(stroke(u, v, (0.1, ground - 0.1), (d(0.4, 0.6), ground - d(0.25, 0.4)), d(0.02, 0.05)), side)
-    s.mark(ellipse(u, v, -length + 0.1, ground - 0.05, 0.22, 0.2), numpy.where(d.chance(0.4), d(-0.7, 0.7), 0))
+    s.mark(ellipse(u, v, -length + 0.1, ground - 0.05, 0.22, 0.2), choose(d.chance(0.4), d(-0.7, 0.7), 0))
     s.paint(box(u, v, 0, ground, length, sole_height, 0.06), d(0.6, 1.6), plain=True, rim=0.1)
 
 
@@ -219,19 +227,19 @@ def bag(s: Sheet) -> None:
     handle_width = width * d(0.4, 0.85)
     arc = ring(u, v, 0, top + 0.02, handle_width, d(0.3, 0.55), d(0.03, 0.06))
     two = union(arc, ring(u, v, 0.05, top + 0.1, handle_width * 0.8, d(0.2, 0.4), 0.035))
-    handle = numpy.maximum(numpy.where(kind < 0.4, two, arc), v - top - 0.1)
-    s.paint(numpy.where(kind < 0.88, handle, 1.0), d(0.7, 1.15), rim=0.1)
+    handle = numpy.maximum(choose(kind < 0.4, two, arc), v - top - 0.1)
+    s.paint(choose(kind < 0.88, handle, 1.0), d(0.7, 1.15), rim=0.1)
     s.paint(body)
     flap_depth = d(0.3, 0.65) * height * 2
     pointed = d(0.0, 0.5)
     flap = numpy.maximum(body, v - top - flap_depth + numpy.abs(u) * pointed)
     flapped = d.chance(0.6)
-    s.mark(numpy.where(flapped, numpy.abs(flap) - 0.03, 1.0), d(-1.0, -0.5))
-    s.mark(numpy.where(flapped, flap, 1.0), d(-0.35, 0.35))
-    clasp = box(u, v, 0, top + numpy.where(flapped, flap_depth, height * 0.5), d(0.05, 0.09), d(0.04, 0.07))
-    s.mark(clasp, numpy.where(d() < 0.5, 1.0, -1.0))
+    s.mark(choose(flapped, numpy.abs(flap) - 0.03, 1.0), d(-1.0, -0.5))
+    s.mark(choose(flapped, flap, 1.0), d(-0.35, 0.35))
+    clasp = box(u, v, 0, top + choose(flapped, flap_depth, height * 0.5), d(0.05, 0.09), d(0.04, 0.07))
+    s.mark(clasp, choose(d() < 0.5, 1.0, -1.0))
     seam = numpy.maximum(body, numpy.abs(v - top - 0.08) - 0.025)
-    s.mark(numpy.where(flapped, 1.0, seam), d(-0.8, 0.2))
+    s.mark(choose(flapped, 1.0, seam), d(-0.8, 0.2))
 
 
 def ankle_boot(s: Sheet) -> None:
@@ -259,8 +267,8 @@ def ankle_boot(s: Sheet) -> None:
     s.mark(numpy.maximum(shaft, numpy.abs(v - upper - 0.05) - 0.04), d(-0.9, 0.4))
     panel = limb(u, v, ((front + back) / 2, upper + 0.12), ((front + back) / 2, instep), d(0.06, 0.12), 0.05)
     zipper = stroke(u, v, ((front + back) / 2, upper), ((front + back) / 2 - 0.05, ground - heel - 0.1), 0.025)
-    s.mark(numpy.where(d.chance(0.5), panel, zipper), d(-0.9, -0.3))
-    s.mark(stroke(u, v, (front - 0.1, instep + 0.1), (0.3, ground - heel), 0.02), numpy.where(d.chance(0.5), -0.6, 0))
+    s.mark(choose(d.chance(0.5), panel, zipper), d(-0.9, -0.3))
+    s.mark(stroke(u, v, (front - 0.1, instep + 0.1), (0.3, ground - heel), 0.02), choose(d.chance(0.5), -0.6, 0))
 
 
 # In the order of the classes' numbers.

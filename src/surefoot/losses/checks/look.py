@@ -122,7 +122,10 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
         if _SHAPES.search(text):
             fix = "give outputs and targets the shapes that docs/losses.md names"
             return error("shape-mismatch", f"{told}: {text}", fix)
-    return error("loss-refused", f"{told}: {text}", "docs/losses.md says what each loss is given")
+    fix = "docs/losses.md says what each loss is given"
+    if "not implemented for" in text:
+        fix = "compute the loss in float32: `outputs.float()`"
+    return error("loss-refused", f"{told}: {text}", fix)
 
 
 # How torch words a refusal of a type, and of a shape.
