@@ -171,7 +171,14 @@ LINES = [
     ("freeze: {a: b}", "8:9: freeze: a mapping is not a pattern of parameter names"),
     ("unfreeze: 3", "8:11: unfreeze: 3 is not a list; write [3]"),
     ("unfreeze: [{match: a, epoch: 1}]", "8:11: unfreeze: nothing is frozen; give freeze:"),
-    ("checkpoint: 500", "8:13: checkpoint: 500 is not a mapping; write {every: 500}"),
+    ("checkpoint: 500", "8:13: checkpoint: 500 is not a mapping"),
+    ("checkpoint: 500 steps", "8:13: checkpoint: the text '500 steps' is not a mapping; write {every: 500 steps}"),
+    ("ema: true", "8:6: ema: true is not a mapping; write {} for its defaults"),
+    ("log_every: 1,5", "8:12: log_every: the text '1,5' is not a whole number, 1 or more; write 1.5"),
+    ("log_every: 60,000", "8:12: log_every: the text '60,000' is not a whole number, 1 or more; write 60000"),
+    ("log_every: 5,", "8:12: log_every: the text '5,' is not a whole number, 1 or more; write 5"),
+    ("metrics: accuracy", "8:10: metrics: the text 'accuracy' is not a list; write [accuracy]"),
+    ("metrics: [f1]", "8:11: metrics.0: the text 'f1' is not accuracy"),
     ("checkpoint: {every: 500}", "8:21: checkpoint.every: 500 is not a count and its unit; write for example 1 epoch"),
     ("checkpoint: {every: 0 steps}", "8:21: checkpoint.every: the text '0 steps' is not a count and its unit"),
     ("checkpoint: {every: 2 weeks}", "8:21: checkpoint.every: the text '2 weeks' is not a count and its unit"),
@@ -189,7 +196,7 @@ LINES = [
     ("model: {name: [LeNet5]}", "2:15: model.name: a list is not the name of a model"),
     ("model: [LeNet5]", "2:8: model: a list is not the name of a model, or a mapping with it, e.g. LeNet5"),
     ("model: Lenet", "2:8: model: unknown model 'Lenet'; did you mean 'LeNet5'?"),
-    ("model: VGG", "2:8: model: unknown model 'VGG'; the names are: LeNet5"),
+    ("model: VGG", "2:8: model: unknown model 'VGG'; the names are: LeNet5; your own is {import: my_package.m"),
     ("model: a.b:C", "2:8: model: 'a.b:C' is no name of a catalogue; to use your own, write {import: a.b:C}"),
     ("model: {import: a.b.C}", "2:17: model.import: 'a.b.C' has no colon; write a.b:C"),
     ("model: {import: a/b.py:C}", "2:17: model.import: 'a/b.py:C' is a file; give the module and the name in it"),
@@ -210,6 +217,12 @@ LINES = [
     (
         "optimizer: {name: SGD, groups: [{match: '*', weight_deacy: 1}]}",
         "5:46: optimizer.groups.0: SGD has no argument 'weight_deacy'; did you mean 'weight_decay'?",
+    ),
+    ("optimizer: {name: SGD, lr: '0.1'}", "5:28: optimizer.lr: the text '0.1' is not a number; write it without quo"),
+    ("optimizer: {name: SGD, lr: '0,1'}", "5:28: optimizer.lr: the text '0,1' is not a number; write 0.1"),
+    (
+        "optimizer: {name: SGD, nesterov: yes}",
+        "5:34: optimizer.nesterov: the text 'yes' is not true or false; wri",
     ),
     ("optimizer: {name: SGD, no_decay: norm_and_bais}", "5:34: optimizer.no_decay: the text 'norm_and_bais' is not no"),
     ("optimizer: {name: SGD, no_decay: [norm_and_bias]}", "5:34: optimizer.no_decay: norm_and_bias stands alone"),
@@ -302,6 +315,20 @@ def test_the_usual_units_are_those_of_the_catalogue():
     from surefoot.schedules import SCHEDULERS
 
     assert tuple(sorted(e.name for e in SCHEDULERS if e.facts["by"] == "step")) == tuple(sorted(BY_STEP))
+
+
+def test_what_is_watched_is_measured():
+    text = BASE + "metrics: []\nearly_stopping: {monitor: val/accuracy}\ncheckpoint: {keep_best: val/accuracy}"
+    assert told(text) == [
+        "r.yaml:9:27: early_stopping.monitor: val/accuracy is not measured; add accuracy to metrics",
+        "r.yaml:10:25: checkpoint.keep_best: val/accuracy is not measured; add accuracy to metrics",
+    ]
+
+
+def test_a_long_text_is_told_shortened():
+    text = BASE + f"{'k' * 900}: 1\nprecision: {'x' * 100_000}\n"
+    messages = told(text, f"model={'y' * 100_000}", f"optimizer.{'z' * 100_000}=1")
+    assert len(messages) == 4 and all(len(message) < 800 for message in messages)
 
 
 def test_modes_follow_the_metric():
