@@ -163,6 +163,7 @@ def _check_sizes(path: Path, model: Any, onnx: Any) -> None:
         raise BadFile(path, f"its shapes do not go together: {str(error).splitlines()[0][:300]}") from error
     known: dict[str, list[int]] = {}
     graph = inferred.graph
+    open_sizes = {d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim} - {""}
     for value in (*graph.input, *graph.value_info, *graph.output):
         shape = value.type.tensor_type.shape if value.type.HasField("tensor_type") else None
         if shape is None:
@@ -170,8 +171,8 @@ def _check_sizes(path: Path, model: Any, onnx: Any) -> None:
         known[value.name] = [d.dim_value if d.HasField("dim_value") else 1 for d in shape.dim]
         if math.prod(known[value.name]) > MAX_VALUE_NUMBERS or min(known[value.name], default=0) < 0:
             raise BadFile(path, f"{value.name[:80]!r} would have the shape {str(known[value.name])[:80]}")
-        unknown = [d for d in shape.dim if not d.HasField("dim_value") and not d.HasField("dim_param")]
-        if unknown:
+        # Inference gives names of its own to sizes that follow from no shape but from numbers.
+        if any(not d.HasField("dim_value") and d.dim_param not in open_sizes for d in shape.dim):
             del known[value.name]
     for node in graph.node:
         if node.op_type in _SIZE_FROM_NUMBERS and node.output[0] not in known:

@@ -83,6 +83,8 @@ class LoadedModel:
         with torch.inference_mode():
             try:
                 return self.run(raw)
+            except UsageError:
+                raise
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 first_line = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UsageError(

@@ -119,6 +119,8 @@ def followed(path: str | Path, data: bytes) -> Any:
         raise BadFile(path, explain(foreign))
     try:
         return _Machine(path).run(data)
+    except BadFile:
+        raise
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadFile(path, f"its pickle is damaged or made up ({type(error).__name__}: {error})") from error
 

@@ -1,0 +1,233 @@
+"""The bricks of hostile files: pickles written operation by operation, and zip archives with any lie in them."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# ----------------------------------------------------------------------------------------- pickles
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+    if 0 <= value < 256:
+        return b"K" + bytes([value])
+    if -(2**31) <= value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def tup(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def name(path: str) -> bytes:
+    """GLOBAL: `name("os.system")`."""
+    module, _, attribute = path.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def call(path: str, *arguments: bytes) -> bytes:
+    return name(path) + tup(*arguments) + b"R"
+
+
+def pickle(*body: bytes, end: bytes = b".") -> bytes:
+    return b"\x80\x02" + b"".join(body) + end
+
+
+def storage(key: str = "0", numel: int = 4, kind: str = "torch.FloatStorage", where: str = "cpu") -> bytes:
+    return tup(text("storage"), name(kind), text(key), text(where), number(numel)) + b"Q"
+
+
+def tensor(
+    stored: bytes | None = None, offset: int = 0, shape: tuple = (4,), stride: tuple = (1,), hooks: bytes | None = None
+) -> bytes:
+    empty = name("collections.OrderedDict") + b")R"
+    sizes, steps = tup(*map(number, shape)), tup(*map(number, stride))
+    return call(
+        "torch._utils._rebuild_tensor_v2", stored or storage(), number(offset), sizes, steps, b"\x89", hooks or empty
+    )
+
+
+def state(**entries: bytes) -> bytes:
+    """A dictionary of names and values."""
+    return b"}(" + b"".join(text(key) + value for key, value in entries.items()) + b"u"
+
+
+def weights(body: bytes) -> bytes:
+    """A state_dict that begins harmlessly and holds `body` as one more value."""
+    return pickle(state(harmless=tensor(), evil=body))
+
+
+# -------------------------------------------------------------------------------------------- zips
+
+
+@dataclass
+class Record:
+    """One record of an archive; what is not told is what torch would write."""
+
+    name: str
+    data: bytes
+    central_name: str | None = None
+    central_size: int | None = None
+    method: int = 0
+    flags: int = 0x800
+    at: int | None = None
+    hidden: bool = False
+    attributes: int = 0
+    crc: int | None = None
+
+
+def archive(
+    records: list[Record], *, before: bytes = b"", after: bytes = b"", comment: bytes = b"", lie: dict | None = None
+) -> bytes:
+    """A zip archive. `lie` replaces fields of its end: count, size, offset."""
+    out = bytearray(before)
+    central = bytearray()
+    count = 0
+    for record in records:
+        packed = record.data
+        if record.method == 8:
+            squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
+            packed = squeezer.compress(record.data) + squeezer.flush()
+        crc = zlib.crc32(record.data) if record.crc is None else record.crc
+        offset = len(out) if record.at is None else record.at
+        local = record.name.encode()
+        head = (20, record.flags, record.method, 0, 0, crc, len(packed), len(record.data), len(local), 0)
+        if record.at is None:
+            out += struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", *head) + local + packed
+        if record.hidden:
+            continue
+        count += 1
+        shown = (record.central_name or record.name).encode()
+        size = len(record.data) if record.central_size is None else record.central_size
+        stored = len(packed) if record.central_size is None else record.central_size
+        fields = (20, 20, record.flags, record.method, 0, 0, crc, stored, size, len(shown), 0, 0, 0, 0)
+        central += struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", *fields, record.attributes, offset) + shown
+    end = {"count": count, "size": len(central), "offset": len(out)} | (lie or {})
+    out += central
+    out += struct.pack(
+        "<4sHHHHIIH", b"PK\x05\x06", 0, 0, end["count"], end["count"], end["size"], end["offset"], len(comment)
+    )
+    return bytes(out + comment + after)
+
+
+def torch_file(data_pkl: bytes, *more: Record, root: str = "archive", floats: int = 4, **tricks: Any) -> bytes:
+    """What torch.save writes, around any pickle."""
+    records = [
+        Record(f"{root}/data.pkl", data_pkl),
+        Record(f"{root}/byteorder", b"little"),
+        Record(f"{root}/data/0", bytes(4 * floats)),
+        Record(f"{root}/version", b"3\n"),
+        *more,
+    ]
+    return archive(records, **tricks)
+
+
+# ------------------------------------------------------------------------------- safetensors, pt2
+
+
+def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    body = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(body) if length is None else length) + body + data
+
+
+def entry(shape: list, offsets: list, dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def meta(shape: list[int], strides: list[int] | None = None, offset: int = 0, dtype: int = 7) -> dict:
+    steps = strides if strides is not None else [1] * len(shape)
+    return {
+        "dtype": dtype,
+        "sizes": [{"as_int": n} for n in shape],
+        "strides": [{"as_int": n} for n in steps],
+        "storage_offset": {"as_int": offset},
+        "requires_grad": False,
+        "device": {"type": "cpu", "index": None},
+        "layout": 7,
+    }
+
+
+def arg(kind: str, value: Any, name: str = "self", position: int = 1) -> dict:
+    return {"name": name, "arg": {kind: value}, "kind": position}
+
+
+def node(target: str, inputs: list[dict], result: str = "y") -> dict:
+    return {"target": target, "inputs": inputs, "outputs": [{"as_tensor": {"name": result}}], "metadata": {}}
+
+
+X = arg("as_tensor", {"name": "x"})
+
+
+def program_json(nodes: list[dict] | None = None, output: str = "y", **changes: Any) -> dict:
+    """The model.json of a program that gives relu(x), x of shape (N, 4), and has one weight."""
+    batch = {"as_expr": {"expr_str": changes.pop("expr", "s0"), "hint": {"as_int": 2}}}
+    form = meta([1, 4]) | {"sizes": [batch, {"as_int": 4}], "strides": [{"as_int": 4}, {"as_int": 1}]}
+    found = {
+        "graph_module": {
+            "graph": {
+                "inputs": [{"as_tensor": {"name": "p_w"}}, {"as_tensor": {"name": "x"}}],
+                "outputs": [{"as_tensor": {"name": output}}],
+                "nodes": [node("torch.ops.aten.relu.default", [X])] if nodes is None else nodes,
+                "tensor_values": {"x": form},
+                "sym_int_values": {},
+                "sym_bool_values": {},
+            },
+            "signature": {
+                "input_specs": [
+                    {"parameter": {"arg": {"name": "p_w"}, "parameter_name": "w"}},
+                    {"user_input": {"arg": {"as_tensor": {"name": "x"}}}},
+                ],
+                "output_specs": [{"user_output": {"arg": {"as_tensor": {"name": output}}}}],
+            },
+            "module_call_graph": [],
+            "metadata": {},
+        },
+        "opset_version": {"aten": 10},
+        "range_constraints": {},
+        "schema_version": {"major": 8, "minor": 20},
+        "guards_code": changes.pop("guards", []),
+    }
+    return found | changes
+
+
+def pt2_file(
+    model: dict | bytes | None = None,
+    *more: Record,
+    weight: dict | None = None,
+    constants: dict | None = None,
+    samples: bytes = b"",
+) -> bytes:
+    """What torch.export.save writes, around any program."""
+    told = {"path_name": "weight_0", "is_param": True, "use_pickle": False, "tensor_meta": meta([4])} | (weight or {})
+    model = program_json() if model is None else model
+    tables = [
+        ("data/weights/model_weights_config.json", {"config": {"w": told}}),
+        ("data/constants/model_constants_config.json", {"config": constants or {}}),
+    ]
+    records = [
+        Record("m/data/weights/weight_0", bytes(16)),
+        *(Record(f"m/{path}", json.dumps(found).encode()) for path, found in tables),
+        Record("m/models/model.json", model if isinstance(model, bytes) else json.dumps(model).encode()),
+        Record("m/data/sample_inputs/model.pt", samples),
+        Record("m/archive_format", b"pt2"),
+        Record("m/archive_version", b"0"),
+        Record("m/byteorder", b"little"),
+        *more,
+    ]
+    return archive(records)
+
+
+def harmless_pth() -> dict[str, torch.Tensor]:
+    """The tensors that the harmless part of `weights` holds."""
+    return {"harmless": torch.zeros(4)}
