@@ -26,6 +26,7 @@ def _sleeves(s: Sheet, shoulder, top, reach, drop, radius, cuff) -> ndarray:
 
 
 def t_shirt(s: Sheet) -> None:
+    """A T-shirt, one on each picture of the sheet."""
     d = s.dice
     top, bottom, shoulder = -0.72, d(0.6, 0.85), d(0.4, 0.52)
     torso = _torso(s, top, bottom, shoulder, shoulder * d(0.82, 0.98), shoulder * d(0.86, 1.06))
@@ -41,6 +42,7 @@ def t_shirt(s: Sheet) -> None:
 
 
 def trouser(s: Sheet) -> None:
+    """A pair of trousers, one on each picture of the sheet."""
     d = s.dice
     top, bottom, waist = -0.88, d(0.75, 0.92), d(0.26, 0.36)
     crotch = d(-0.42, -0.2)
@@ -59,6 +61,7 @@ def trouser(s: Sheet) -> None:
 
 
 def pullover(s: Sheet) -> None:
+    """A pullover, one on each picture of the sheet."""
     d = s.dice
     top, bottom, shoulder = -0.7, d(0.55, 0.78), d(0.4, 0.5)
     hem = shoulder * d(0.82, 1.0)
@@ -82,6 +85,7 @@ def pullover(s: Sheet) -> None:
 
 
 def dress(s: Sheet) -> None:
+    """A dress, one on each picture of the sheet."""
     d = s.dice
     top, bottom = -0.6, d(0.72, 0.95)
     bust, waist, hem = d(0.2, 0.28), d(0.14, 0.2), d(0.3, 0.62)
@@ -105,6 +109,7 @@ def dress(s: Sheet) -> None:
 
 
 def coat(s: Sheet) -> None:
+    """A coat, one on each picture of the sheet."""
     d = s.dice
     top, bottom, shoulder = -0.82, d(0.78, 0.98), d(0.42, 0.5)
     torso = _torso(s, top, bottom, shoulder, shoulder * d(0.84, 1.0), shoulder * d(1.0, 1.3))
@@ -132,6 +137,7 @@ def coat(s: Sheet) -> None:
 
 
 def sandal(s: Sheet) -> None:
+    """A sandal, one on each picture of the sheet."""
     d = s.dice
     u, v = s.u, s.v
     high = d.chance(0.5)
@@ -158,6 +164,7 @@ def sandal(s: Sheet) -> None:
 
 
 def shirt(s: Sheet) -> None:
+    """A shirt, one on each picture of the sheet."""
     d = s.dice
     top, bottom, shoulder = -0.72, d(0.62, 0.85), d(0.4, 0.5)
     torso = _torso(s, top, bottom, shoulder, shoulder * d(0.84, 0.98), shoulder * d(0.9, 1.05))
@@ -183,6 +190,7 @@ def shirt(s: Sheet) -> None:
 
 
 def sneaker(s: Sheet) -> None:
+    """A sneaker, one on each picture of the sheet."""
     d = s.dice
     u, v = s.u, s.v
     ground = d(0.38, 0.46)
@@ -217,6 +225,7 @@ def sneaker(s: Sheet) -> None:
 
 
 def bag(s: Sheet) -> None:
+    """A bag, one on each picture of the sheet."""
     d = s.dice
     u, v = s.u, s.v
     width, height, low = d(0.5, 0.82), d(0.28, 0.5), d(0.3, 0.42)
@@ -243,6 +252,7 @@ def bag(s: Sheet) -> None:
 
 
 def ankle_boot(s: Sheet) -> None:
+    """An ankle boot, one on each picture of the sheet."""
     d = s.dice
     u, v = s.u, s.v
     ground = d(0.5, 0.6)
