@@ -60,7 +60,7 @@ class Loop:
     def train_epoch(self) -> None:
         """The updates that are left of this epoch, and its record."""
         state, step, schedule, running, loader = self.state, self.step, self.schedule, self.running, self.loader
-        checkpointer, log_every = self.checkpointer, self.log_every
+        checkpointer, log_every, batches = self.checkpointer, self.log_every, len(loader)
         if self.unfreezing is not None:
             self.unfreezing.begin(state.epoch)
         skipped_in_a_row = 0
@@ -73,10 +73,14 @@ class Loop:
                 continue
             skipped_in_a_row = 0
             state.step += 1
+            recorded = state.step % log_every == 0
+            if recorded or loader.position == batches:
+                # A record tells the rates that its update was done with, not those of the next.
+                state.rates = schedule.lrs
             if result.updated:
                 schedule.step()
             running.add(result.loss, result.outputs, result.targets, result.samples)
-            if state.step % log_every == 0:
+            if recorded:
                 self.record_step(result.grad_norm)
             if checkpointer is not None:
                 checkpointer.step()
@@ -145,7 +149,7 @@ class Loop:
     def record(self, kind: str, split: str, values: dict[str, float]) -> None:
         """Write one record of this moment."""
         state = self.state
-        self.recorder.write(kind, split, state.epoch, state.step, values, self.schedule.lrs, state.wall_s())
+        self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
     def nonfinite(self, error: NonFiniteLoss, micro_batches: int, in_a_row: int) -> None:
         """A loss that is NaN or infinite: skip the update and say so, or stop with the last finite state kept."""

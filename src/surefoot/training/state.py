@@ -66,6 +66,7 @@ class Best:
 class RunState:
     """Everything of a run's progress that is not in the model, optimizer, schedule or loader.
 
+    `rates` are those of each param group at the update that was recorded last, `last` the last epoch's metrics.
     `phase` is ``"train"`` within an epoch's updates and ``"validate"`` once they are done and recorded, so that a
     run stopped while validating begins that validation again.
     """
@@ -79,6 +80,7 @@ class RunState:
     best: Best = field(default_factory=Best)
     patience_best: Best = field(default_factory=Best)
     last: dict[str, float] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
     wall_before: float = 0.0
     _started: float = field(default_factory=time.monotonic, repr=False)
 
@@ -98,6 +100,7 @@ class RunState:
             "best": vars(self.best).copy(),
             "patience_best": vars(self.patience_best).copy(),
             "last": dict(self.last),
+            "rates": list(self.rates),
             "wall_s": self.wall_s(),
         }
 
@@ -109,5 +112,6 @@ class RunState:
             mine: Best = getattr(self, name)
             mine.value, mine.epoch = state[name]["value"], state[name]["epoch"]
         self.last = dict(state["last"])
+        self.rates = list(state["rates"])
         self.wall_before = state["wall_s"]
         self._started = time.monotonic()

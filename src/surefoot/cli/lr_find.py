@@ -1,0 +1,64 @@
+"""`surefoot lr-find RECIPE`: the range test (Smith 2015), on a copy of the state."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, overrides, --start, --end, --steps, --png, --json."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as data.batch_size=128")
+    parser.add_argument("--start", type=float, default=1e-7, metavar="LR", help="the lowest rate (default: 1e-7)")
+    parser.add_argument("--end", type=float, default=10.0, metavar="LR", help="the highest rate (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="updates in between (default: 100)")
+    parser.add_argument("--png", metavar="FILE", help="draw the chart into a PNG file as well")
+    parser.add_argument("--json", action="store_true", help="rates and losses as one JSON object for machines")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Raise the rate step by step, print the chart and a suggestion. Nothing is kept of the training."""
+    from .. import recipe
+    from ..build import build
+    from ..errors import UsageError
+    from ..execution import as_torch_would, prepare
+    from ..planning import lr_find
+
+    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.png and not Path(arguments.png).parent.is_dir():
+        raise UsageError(f"{arguments.png}: the directory {Path(arguments.png).parent} does not exist")
+    built = build(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
+    with prepare(as_torch_would(built.train.device.type)):
+        found = lr_find(
+            built.model,
+            built.loss,
+            built.optimizer,
+            built.train,
+            start=arguments.start,
+            end=arguments.end,
+            steps=arguments.steps,
+            grad_accum_steps=loaded.grad_accum_steps,
+            max_grad_norm=loaded.max_grad_norm,
+            clip_value=loaded.clip_value,
+            precision=loaded.precision,
+        )
+    if arguments.png:
+        found.save_png(arguments.png)
+    if arguments.json:
+        json.dump(found.to_json(), sys.stdout, indent=2)
+        print()
+        return 0
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    print(found.render_terminal(width, unicode, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    if found.suggestion is not None:
+        given = " ".join([arguments.recipe, *arguments.overrides])
+        print(f"\ntry: surefoot train {given} optimizer.lr={found.suggestion:.2g}")
+    if arguments.png:
+        print(f"drawn: {arguments.png}")
+    return 0

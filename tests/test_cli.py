@@ -1,0 +1,492 @@
+"""The command as its user meets it: what it prints, what it leaves, what it exits with."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import VERBS, main, make_parser
+
+SMALL = ["data.train_size=320", "data.val_size=80", "data.batch_size=32", "epochs=2", "warmup.warmup_period=5"]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path, monkeypatch):
+    """Each test in a directory of its own: the default run directory is relative."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "quickstart", "--run", str(run), *SMALL]) == 0
+    return run
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one message of a command that ends with 2."""
+    try:
+        code = main(list(argv))
+    except SystemExit as exit:  # argparse's own way out
+        code = exit.code
+    told = capsys.readouterr()
+    assert code == 2, told.out + told.err
+    assert "Traceback" not in told.err
+    return told.err
+
+
+def files_in(path: Path) -> list[str]:
+    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
+
+
+# ------------------------------------------------------------------------------------------ the command line itself
+
+# What others rely on; a change here is a change of the interface and belongs into the changelog.
+COMMAND_LINE = {
+    "train": {"overrides", "--run", "--resume", "--allow", "--horizon"},
+    "resume": {"run_dir", "overrides", "--allow", "--horizon"},
+    "check": {"recipe", "overrides"},
+    "plan": {"recipe", "overrides", "--png", "--svg", "--json"},
+    "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--json"},
+    "tune": {"recipe", "overrides", "--seconds"},
+    "eval": {"path", "--data", "--split", "--best", "--json", "--model", "--key", "--trust-code"},
+    "predict": {"path", "files", "--top", "--json", "--model", "--key", "--trust-code"},
+    "export": {"path", "--to", "--best", "--model", "--key", "--trust-code"},
+    "import": {"file", "--model", "--to", "--data", "--key", "--cast"},
+    "checkpoints": {"run_dir", "--json"},
+    "verify": {"recipe", "overrides", "--kills", "--seed", "--keep"},
+    "list": {"kind", "--json"},
+    "schema": set(),
+}
+
+
+def test_the_command_line_is_what_it_was():
+    parser = make_parser()
+    verbs = next(action for action in parser._actions if action.dest == "verb").choices
+    found = {
+        verb: {
+            action.option_strings[-1] if action.option_strings else action.dest
+            for action in verb_parser._actions
+            if action.dest != "help"
+        }
+        for verb, verb_parser in verbs.items()
+    }
+    assert found == COMMAND_LINE
+    assert set(VERBS) == set(COMMAND_LINE)
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    told = capsys.readouterr().out.split()
+    assert set(VERBS) <= set(told)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    assert exit.value.code == 0
+    assert VERBS[verb][1].split(",")[0].lower() in capsys.readouterr().out.replace("\n", " ").lower()
+
+
+def test_overrides_may_stand_before_and_after_options(capsys):
+    told = refused(capsys, "train", "--run", "x", "quickstart", "epochs=0", "--resume", "seed=-1")
+    assert "epochs: 0 is below 1" in told
+    assert "seed: -1 is below 0" in told
+
+
+def test_an_unknown_option_is_not_an_override(capsys):
+    assert "--epochs" in refused(capsys, "train", "--epochs", "3")
+
+
+# ------------------------------------------------------------------------------------------ a whole run
+
+
+def test_a_run_leaves_what_is_promised(small_run):
+    left = set(files_in(small_run))
+    assert {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "report.html",
+        "model/model.safetensors",
+        "model/model.json",
+        "model/best/model.safetensors",
+        "model/best/model.json",
+        "checkpoints/step-000000020/MANIFEST.json",
+    } <= left
+    assert any(name.startswith("tensorboard/events.out.tfevents") for name in left)
+    assert json.loads((small_run / "run.json").read_text())["status"] == "done"
+
+
+def test_the_resolved_recipe_makes_the_same_run(small_run, tmp_path, capsys):
+    assert main(["train", str(small_run / "recipe.yaml"), "--run", str(tmp_path / "again")]) == 0
+    one = (small_run / "model" / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == one
+
+
+def test_the_default_run_directory_is_named_after_recipe_and_time(tmp_path, capsys):
+    assert main(["train", *SMALL, "epochs=1"]) == 0
+    (run,) = (tmp_path / "runs" / "quickstart").iterdir()
+    told = capsys.readouterr().out
+    assert f"runs/quickstart/{run.name}" in told
+    assert "surefoot eval" in told
+
+
+def test_evaluation_agrees_with_the_journal(small_run, capsys):
+    assert main(["eval", str(small_run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    last = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert found["accuracy"] == last["accuracy"]
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert sum(map(sum, found["confusion"])) == found["samples"] == 80
+    assert main(["eval", str(small_run), "--best"]) == 0
+    assert "mostly mistaken for" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors", "pt2", "onnx"])
+def test_every_format_is_exported_and_evaluates_alike(small_run, tmp_path, capsys, ending):
+    if ending == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    to = tmp_path / f"model.{ending}"
+    assert main(["export", str(small_run), "--to", str(to)]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    small_data = small_run / "recipe.yaml"
+    model = ["--model", "LeNet5"] if ending == "pth" else []
+    assert main(["eval", str(to), "--data", str(small_data), "--json", *model]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(small_run), "--json"]) == 0
+    assert exported["accuracy"] == json.loads(capsys.readouterr().out)["accuracy"]
+
+
+def test_weights_from_elsewhere_are_imported_and_used(tmp_path, capsys):
+    import torch
+
+    from surefoot.models import LeNet5
+
+    torch.save(LeNet5().state_dict(), "model_params.pth")  # the tutorial's last line
+    assert main(["import", "model_params.pth", "--model", "LeNet5", "--data", "garments"]) == 0
+    assert "10 tensors of LeNet5" in capsys.readouterr().out
+    assert main(["eval", "model_params", "--data", "garments", "--json"]) == 0
+    imported = json.loads(capsys.readouterr().out)
+    assert main(["eval", "model_params.pth", "--model", "LeNet5", "--data", "garments", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == imported["loss"]
+
+
+def test_prediction_names_the_class_and_how_sure(small_run, capsys):
+    import numpy
+    from PIL import Image
+
+    from surefoot.data import DATA
+
+    splits = DATA.build("garments", {"train_size": 20, "val_size": 20})
+    Image.fromarray(splits.val.tensors[0][0, 0].numpy()).save("shirt.png")
+    numpy.save("two.npy", splits.val.tensors[0][:2].numpy())
+    assert main(["predict", str(small_run), "shirt.png", "two.npy", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 3
+    assert rows[0]["predictions"] == rows[1]["predictions"]
+    assert all(0 <= p["probability"] <= 1 for row in rows for p in row["predictions"])
+    assert {p["class"] for row in rows for p in row["predictions"]} <= set(splits.classes)
+
+
+def test_checkpoints_are_listed_and_damage_is_named(small_run, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    assert main(["checkpoints", str(run)]) == 0
+    assert "step        20  whole" in capsys.readouterr().out
+    weights = run / "checkpoints" / "step-000000020" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["checkpoints", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "model.safetensors" in told
+    assert "goes on from step 10" in told
+    assert main(["resume", str(run)]) == 0
+    assert "stepped over" in capsys.readouterr().out
+    assert (run / "model" / "model.safetensors").read_bytes() == (small_run / "model" / "model.safetensors").read_bytes()
+
+
+def test_longer_training_is_asked_for_its_horizon(small_run, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    told = refused(capsys, "resume", str(run), "epochs=3")
+    assert "--horizon keep" in told and "CosineAnnealingLR.T_max" in told
+    assert "epochs: 2" in (run / "recipe.yaml").read_text()
+    assert main(["resume", str(run), "epochs=3", "--horizon", "keep"]) == 0
+    assert "epochs: 3" in (run / "recipe.yaml").read_text()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records if r["kind"] == "epoch" and r["split"] == "val"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", "losses optimizers schedulers warmups models data augmentations recipes".split())
+def test_every_kind_is_listed(kind, capsys):
+    assert main(["list", kind, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    assert all(row["name"] and row["summary"] for row in rows)
+    assert main(["list", kind]) == 0
+    assert all(f"{row['name']}: " in capsys.readouterr().out for row in rows[:1])
+
+
+def test_the_schema_takes_every_packaged_recipe(capsys):
+    jsonschema = pytest.importorskip("jsonschema")
+    from surefoot import recipe
+
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    for name in recipe.packaged_names():
+        jsonschema.validate(recipe.load_recipe(name).plain(), schema)
+
+
+def test_a_recipe_is_checked_without_training(capsys, tmp_path):
+    assert main(["check", "quickstart", *SMALL]) == 0
+    told = capsys.readouterr().out
+    assert "the recipe is sound" in told
+    assert "44,426 parameters" in told
+    assert files_in(tmp_path) == []
+
+
+def test_the_plan_is_drawn_before_the_run_and_writes_only_what_was_asked_for(capsys, tmp_path):
+    assert main(["plan", "quickstart", *SMALL, "--png", "plan.png"]) == 0
+    told = capsys.readouterr().out
+    assert "20 = 2 epochs" in told
+    assert files_in(tmp_path) == ["plan.png"]
+    assert Path("plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_follows_the_plan_bit_for_bit(small_run):
+    from surefoot.build import build
+    from surefoot.planning import plan_report
+    from surefoot.recipe import load_recipe
+
+    built = build(load_recipe(small_run / "recipe.yaml"))
+    planned = plan_report(built.schedule, built.steps_per_epoch, built.recipe.epochs).run.rates(0)
+    records = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    by_step = [r for r in records if r["kind"] == "step"]
+    assert len(by_step) == 20
+    assert [r["lr"][0] for r in by_step] == planned.tolist()
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+RECIPE = """\
+epochs: 1
+model: LeNet5
+data: {name: garments, train_size: 64, val_size: 32, batch_size: 8}
+loss: CrossEntropyLoss
+optimizer: {name: SGD, lr: 0.1}
+"""
+
+BAD_RECIPES = {
+    "a typo in a key": ("epochs:", "epoch:", ["recipe.yaml:1:1", "'epoch'", "did you mean 'epochs'?"]),
+    "a wrong type": ("epochs: 1", "epochs: many", ["recipe.yaml:1:9", "many"]),
+    "an unknown loss": ("CrossEntropyLoss", "CrossEntropy", ["recipe.yaml:4:7", "did you mean 'CrossEntropyLoss'?"]),
+    "an argument that the class does not take": ("lr: 0.1", "rate: 0.1", ["recipe.yaml:5", "'rate'"]),
+    "a value out of range": ("lr: 0.1", "lr: -0.1", ["recipe.yaml:5:28", "-0.1 is below 0"]),
+    "a batch larger than the data": ("batch_size: 8", "batch_size: 65", ["recipe.yaml:3", "65", "64 samples"]),
+    "a data set that is not there": ("name: garments", "name: garment", ["did you mean 'garments'?"]),
+    "no YAML": ("epochs: 1", "epochs: [1", ["recipe.yaml:"]),
+    "a module that is not there": ("model: LeNet5", "model: {import: 'nowhere:Net'}", ["recipe.yaml:2", "'nowhere'"]),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_RECIPES)
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_a_mistake_in_a_recipe_is_told_with_its_place(capsys, tmp_path, verb, mistake):
+    old, new, told = BAD_RECIPES[mistake]
+    assert old in RECIPE
+    Path("recipe.yaml").write_text(RECIPE.replace(old, new))
+    message = refused(capsys, verb, "recipe.yaml")
+    assert all(part in message for part in told), message
+    assert files_in(tmp_path) == ["recipe.yaml"]
+
+
+def test_all_mistakes_of_a_recipe_come_at_once(capsys):
+    Path("recipe.yaml").write_text(RECIPE.replace("lr: 0.1", "lr: -1, momentun: 0.9").replace("epochs: 1", "epochs: 0"))
+    message = refused(capsys, "train", "recipe.yaml")
+    assert [part in message for part in ("epochs", "lr", "momentun")] == [True] * 3
+    assert message.count("recipe.yaml:") == 3
+
+
+def test_a_recipe_that_is_not_there(capsys, tmp_path):
+    assert "did you mean 'quickstart'?" in refused(capsys, "train", "quickstrat")
+    assert "nowhere/recipe.yaml" in refused(capsys, "train", "nowhere/recipe.yaml")
+    assert files_in(tmp_path) == []
+
+
+def test_a_run_directory_that_holds_a_run(capsys, small_run):
+    before = (small_run / "metrics.jsonl").read_bytes()
+    message = refused(capsys, "train", "quickstart", "--run", str(small_run), *SMALL)
+    assert "already holds a run" in message and "surefoot resume" in message
+    assert (small_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_directory_that_cannot_be(capsys, tmp_path):
+    Path("file").write_text("")
+    message = refused(capsys, "train", "quickstart", "--run", "file/run", *SMALL)
+    assert "file" in message
+    assert files_in(tmp_path) == ["file"]
+    # Even root may not write below /proc, which stands for a read-only disk here.
+    assert "/proc/surefoot" in refused(capsys, "train", "quickstart", "--run", "/proc/surefoot/run", *SMALL)
+
+
+def idx(path: Path, array) -> None:
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(gzip.compress(head + array.tobytes()))
+
+
+@pytest.fixture
+def fashion_files(tmp_path):
+    """The real files' names with other content, as somebody's own data of the same form."""
+    import numpy
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, count in (("train", 60), ("t10k", 20)):
+        idx(folder / f"{split}-images-idx3-ubyte.gz", numpy.zeros((count, 28, 28), numpy.uint8))
+        idx(folder / f"{split}-labels-idx1-ubyte.gz", numpy.zeros(count, numpy.uint8))
+    return folder
+
+
+def test_a_data_file_that_is_missing_without_a_network(capsys, tmp_path):
+    Path("empty").mkdir()
+    message = refused(capsys, "train", "fashion_mnist", "data.dir=empty", "data.download=false", "--run", "run")
+    assert "train-images-idx3-ubyte" in message and "SUREFOOT_DATA" in message
+    assert files_in(tmp_path) == ["empty"]
+
+
+def test_a_data_file_that_is_damaged(capsys, fashion_files, tmp_path):
+    path = fashion_files / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-7])
+    message = refused(capsys, "train", "fashion_mnist", f"data.dir={fashion_files}", "--run", "run")
+    assert "train-images-idx3-ubyte.gz" in message
+    assert not Path("run").exists()
+
+
+OWN_CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+    def forward(self, x):
+        return self.body(x)
+
+def data(samples=64, classes=3):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 4, generator=g)
+    y = torch.randint(classes, (samples,), generator=g)
+    return (x[8:], y[8:]), (x[:8], y[:8])
+
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+    def forward(self, x):
+        raise KeyError("a mistake of mine")
+"""
+
+OWN_RECIPE = """\
+epochs: 2
+model: {import: "mine:Net", width: 16}
+data: {import: "mine:data", batch_size: 8}
+loss: {import: "mine:loss"}
+optimizer: {name: SGD, lr: 0.1}
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    Path("mine.py").write_text(OWN_CODE)
+    Path("recipe.yaml").write_text(OWN_RECIPE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("mine", None)
+
+
+def test_a_users_own_model_data_and_loss(own_code, capsys):
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    conditions = json.loads(Path("run/run.json").read_text())["conditions"]
+    assert {"code.mine:Net", "code.mine:data", "code.mine:loss", "data.train", "data.val"} <= set(conditions)
+    # The file names no code that would be run on loading it.
+    assert "trust_code" in refused(capsys, "eval", "run")
+    assert main(["eval", "run", "--trust-code", "--json"]) == 0
+
+
+def test_code_that_changed_is_told_on_resume(own_code, capsys):
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    Path("mine.py").write_text(OWN_CODE.replace("nn.ReLU()", "nn.Tanh()"))
+    sys.modules.pop("mine")
+    message = refused(capsys, "resume", "run", "epochs=3")
+    assert "code.mine:Net" in message and "--allow code.mine:Net" in message
+    assert main(["resume", "run", "epochs=3", "--allow", "code.mine:Net"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["inexact"]
+
+
+def test_an_argument_that_a_users_class_does_not_take(own_code, capsys):
+    Path("recipe.yaml").write_text(OWN_RECIPE.replace("width: 16", "widht: 16"))
+    assert "did you mean 'width'?" in refused(capsys, "train", "recipe.yaml")
+
+
+def test_a_users_own_error_points_at_their_line(own_code, capsys):
+    Path("recipe.yaml").write_text(OWN_RECIPE.replace('"mine:Net", width: 16', '"mine:Broken"'))
+    code = main(["train", "recipe.yaml", "--run", "run"])
+    told = capsys.readouterr().err
+    assert code in (1, 2)
+    line = 1 + OWN_CODE.splitlines().index('        raise KeyError("a mistake of mine")')
+    assert f"mine.py:{line}" in told or f'mine.py", line {line}' in told, told
+    assert not Path("run").exists()
+
+
+# ------------------------------------------------------------------------------------------ signals, pipes
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_between_steps_says_so_and_the_run_goes_on_later(tmp_path, signum, code):
+    command = [sys.executable, "-m", "surefoot"]
+    made = ["train", "quickstart", "--run", "run", *SMALL, "epochs=4000", "log_every=1"]
+    process = subprocess.Popen([*command, *made], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The journal's first line says that steps are being done; waiting for it hangs on no clock.
+    while process.poll() is None and not (Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size):
+        os.sched_yield()
+    process.send_signal(signum)
+    _, told = process.communicate()
+    assert process.returncode == code, told
+    assert "stopped by" in told and "Traceback" not in told
+    assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
+    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    done = max(r["step"] for r in records)
+    assert Path(f"run/checkpoints/step-{done:09d}").is_dir()
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    command = f"{sys.executable} -m surefoot train quickstart --run run {' '.join(SMALL)} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("run/run.json").read_text())["status"] == "done"
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from surefoot.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
