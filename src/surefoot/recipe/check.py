@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..catalog import Catalog, did_you_mean
-from .kinds import Reading, join, shortened, text_remedy
 from .model import Recipe, SchedulerSection
+from .reading import Reading, join, shortened, text_remedy
 from .sections import Part, keys_of
 
 PLATEAU = "ReduceLROnPlateau"

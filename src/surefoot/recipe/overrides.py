@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .kinds import describe_node
 from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
+from .reading import describe_node
 from .yaml_source import read_value
 
 # Keys whose value may be a bare name, which a dotted override turns into a mapping with that name.

@@ -11,10 +11,11 @@ from typing import Any
 from ..catalog import Catalog, did_you_mean
 from ..errors import Problems
 from .frozen import Frozen
-from .kinds import INVALID, Arguments, Reading, describe_node, join, unknown_key
+from .kinds import Arguments
 from .model import Recipe
 from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 from .overrides import apply_overrides
+from .reading import INVALID, Reading, describe_node, join, unknown_key
 from .sections import EXAMPLES, IMPORT_PATTERN, REQUIRED, TITLES, Part, a, keys_of, part_told
 from .yaml_source import read_tree
 
