@@ -218,6 +218,16 @@ LINES = [
         "optimizer: {name: SGD, groups: [{match: '*', weight_deacy: 1}]}",
         "5:46: optimizer.groups.0: SGD has no argument 'weight_deacy'; did you mean 'weight_decay'?",
     ),
+    ("loss: torch.nn.CrossEntropyLoss", "4:7: loss: unknown loss 'torch.nn.CrossEntropyLoss'; write CrossEntropyLoss"),
+    ("optimizer: {SGD: {lr: 0.1}}", "5:12: optimizer: no optimizer is named; write {name: SGD, ...} with the argum"),
+    ("optimizer: {name: SGD, learning_rate: 1}", "5:24: optimizer: SGD has no argument 'learning_rate'; it is called"),
+    ("optimizer: {name: SGD, epochs: 1}", "5:24: optimizer: SGD has no argument 'epochs'; it stands at the top lev"),
+    ("optimizer: {name: SGD, grad_clip: 1}", "5:24: optimizer: SGD has no argument 'grad_clip'; it stands at the top"),
+    (
+        "optimizer: {name: SGD, groups: [{match: a, learning_rate: 1}]}",
+        "5:44: optimizer.groups.0: SGD has no argument 'learning_rate'; it is called 'lr' here",
+    ),
+    ("data: {name: garments, transforms: []}", "3:24: data: garments has no argument 'transforms'; it is called 'aug"),
     ("optimizer: {name: SGD, lr: '0.1'}", "5:28: optimizer.lr: the text '0.1' is not a number; write it without quo"),
     ("optimizer: {name: SGD, lr: '0,1'}", "5:28: optimizer.lr: the text '0,1' is not a number; write 0.1"),
     (

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..catalog import Catalog, did_you_mean
+from .elsewhere import elsewhere
 from .model import Recipe, SchedulerSection
 from .reading import Reading, join, shortened, text_remedy
 from .sections import Part, keys_of
@@ -128,7 +129,9 @@ def _check_part(
     """One part's problems; with `partial`, the arguments are some of them and the name is checked elsewhere."""
     if part.name not in catalogue:
         if not partial:
-            near = did_you_mean(part.name, catalogue.names())
+            # torch.optim.SGD and nn.MSELoss: the last part is the name.
+            last = part.name.rpartition(".")[2]
+            near = f"; write {last}" if last in catalogue else did_you_mean(part.name, catalogue.names())
             own = f"your own is {{import: my_package.module:{part.name}}}" if part.name.isidentifier() else ""
             told = near or f"; the names are: {', '.join(catalogue.names())}" + (f"; {own}" if own else "")
             message = f"unknown {catalogue.kind} {shortened(part.name)!r}{told}"
@@ -151,10 +154,10 @@ def _check_part(
                 reading.refuse(reading.where(here), here, problem.message + remedy)
         elif argument not in unknown:
             unknown.add(argument)
-            meant = did_you_mean(argument, [*parameters, *reserved])
-            message = problem.message
-            if meant and "did you mean" not in message:
-                message = f"{part.name} has no argument {argument!r}{meant}"
+            keys = [*parameters, *reserved]
+            place = elsewhere(argument, part.path, keys)
+            meant = f"; {place}" if place else did_you_mean(argument, keys)
+            message = f"{part.name} has no argument {argument!r}{meant}" if meant else problem.message
             reading.refuse(reading.keys.get(here, reading.where(here)), part.path, message)
 
 

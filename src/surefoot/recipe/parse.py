@@ -8,58 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from ..catalog import Catalog, did_you_mean
+from ..catalog import Catalog
 from ..errors import Problems
+from .elsewhere import FOR_NAME, elsewhere
 from .frozen import Frozen
 from .kinds import Arguments
 from .model import Recipe
 from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 from .overrides import apply_overrides
-from .reading import INVALID, Reading, describe_node, join, unknown_key
+from .reading import INVALID, Reading, describe_node, join, shortened, unknown_key
 from .sections import EXAMPLES, IMPORT_PATTERN, REQUIRED, TITLES, Part, a, keys_of, part_told
 from .yaml_source import read_tree
-
-# What other tools call a key, for those who come from there.
-ALIASES = {
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "momentum": "optimizer.momentum",
-    "weight_decay": "optimizer.weight_decay",
-    "optim": "optimizer",
-    "num_epochs": "epochs",
-    "n_epochs": "epochs",
-    "max_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "dataset": "data",
-    "dataloader": "data",
-    "net": "model",
-    "network": "model",
-    "architecture": "model",
-    "criterion": "loss",
-    "loss_fn": "loss",
-    "lr_scheduler": "scheduler",
-    "sched": "scheduler",
-    "lr_warmup": "warmup",
-    "batch": "data.batch_size",
-    "val_batch_size": "data.eval_batch_size",
-    "num_workers": "data.workers",
-    "transforms": "data.augment",
-    "gradient_accumulation_steps": "grad_accum_steps",
-    "accumulate_grad_batches": "grad_accum_steps",
-    "accumulation_steps": "grad_accum_steps",
-    "gradient_clip_val": "max_grad_norm",
-    "grad_clip": "max_grad_norm",
-    "clip_grad_norm": "max_grad_norm",
-    "clip_grad_value": "clip_value",
-    "amp": "precision",
-    "mixed_precision": "precision",
-    "dtype": "precision",
-    "random_seed": "seed",
-    "save_every": "checkpoint.every",
-    "log_interval": "log_every",
-    "log_every_n_steps": "log_every",
-}
-_FOR_NAME = {"type": "name", "class": "name", "_target_": "import", "target": "import"}
 
 
 def parse_recipe(
@@ -146,7 +105,7 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
         elif takes_rest:
             rest[name] = _ARGUMENT.read(value, here, reading)
         elif not catalogue:
-            message = unknown_key(name, tuple(keys), _elsewhere(name, path, tuple(keys)))
+            message = unknown_key(name, tuple(keys), elsewhere(name, path, tuple(keys)))
             reading.refuse(reading.keys[here], path, message)
             meant |= {key for key in keys if f" {key!r}" in message}
     if takes_rest:
@@ -188,8 +147,14 @@ def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved:
     elif "name" in node.entries:
         title, imported = node.entries["name"], False
     else:
-        near = next((k for k in node.entries if k not in reserved and k in _FOR_NAME), None)
-        remedy = f"write {_FOR_NAME[near]!r} for {near!r}" if near else f"give its name, e.g. {EXAMPLES[catalogue]}"
+        near = next((k for k in node.entries if k not in reserved and k in FOR_NAME), None)
+        only = next(iter(node.entries), "") if len(node.entries) == 1 else ""
+        if near:
+            remedy = f"write {FOR_NAME[near]!r} for {near!r}"
+        elif only[:1].isupper() and only not in reserved:
+            remedy = f"write {{name: {shortened(only)}, ...}} with the arguments beside the name"
+        else:
+            remedy = f"give its name, e.g. {EXAMPLES[catalogue]}"
         reading.refuse(node.where, path, f"no {TITLES[catalogue]} is named; {remedy}")
         return INVALID
     label = "import" if imported else "name"
@@ -235,35 +200,4 @@ def _import_message(text: str) -> str:
     return f"{shown} is not of the form module:Name, e.g. my_package.models:Net"
 
 
-def _elsewhere(name: str, path: str, keys: tuple[str, ...]) -> str:
-    """Where a key that is unknown at `path` would belong, when that is clear."""
-    alias = ALIASES.get(name.lower())
-    if alias and alias.rpartition(".")[0] != path and alias not in keys:
-        return f"it is {alias!r} here" if "." not in alias else f"it belongs under {alias.split('.')[0]!r}: {alias}"
-    if alias in keys:
-        return f"it is called {alias!r} here"
-    if did_you_mean(name, keys):
-        return ""
-    if path and name in keys_of(Recipe):
-        return "it stands at the top level of the recipe"
-    homes = sorted(p for p in _HOMES.get(name, ()) if p != path)
-    return "it belongs under " + " or ".join(f"{p!r}" for p in homes) if homes and not path else ""
-
-
 _ARGUMENT = Arguments()
-
-
-def _homes() -> dict[str, set[str]]:
-    """The top-level keys under which each key of a section stands."""
-    homes: dict[str, set[str]] = {}
-    for top, key in keys_of(Recipe).items():
-        kind = key.kind
-        while hasattr(kind, "kind"):
-            kind = kind.kind
-        if hasattr(kind, "cls"):
-            for name in keys_of(kind.cls()):
-                homes.setdefault(name, set()).add(top)
-    return homes
-
-
-_HOMES = _homes()
