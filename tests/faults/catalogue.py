@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def collect() -> None:
     """Fill `harness.CASES`."""
-    from . import damage, disks, kills, power, processes
+    from . import damage, disks, hostile, kills, power, processes
 
-    for part in (kills, power, damage, disks, processes):
+    for part in (kills, power, damage, disks, processes, hostile):
         part.catalogue()

@@ -73,18 +73,26 @@ class Result:
 class Sitting:
     """A process that trains: forked here, so that Python and torch are warm."""
 
-    def __init__(self, run: Path, settings: Settings, before: Callable[[], None] | None = None, *, hold: bool = False):
+    def __init__(
+        self,
+        run: Path,
+        settings: Settings,
+        before: Callable[[], None] | None = None,
+        *,
+        hold: bool = False,
+        main: Callable[[Path, Settings], int] = guarded,
+    ):
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._go_read, self._go_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            self._child(run, settings, before)
+            self._child(lambda: main(run, settings), before)
         os.close(self._go_read)
         self._handle = os.pidfd_open(self.pid)
         if not hold:
             self.go()
 
-    def _child(self, run: Path, settings: Settings, before: Callable[[], None] | None) -> None:
+    def _child(self, main: Callable[[], int], before: Callable[[], None] | None) -> None:
         code = 71
         try:
             os.close(self._go_write)
@@ -95,7 +103,7 @@ class Sitting:
             os.read(self._go_read, 1)
             if before is not None:
                 before()
-            code = guarded(run, settings)
+            code = main()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

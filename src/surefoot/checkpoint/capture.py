@@ -293,7 +293,8 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
             found.append(f"group {g} lacks {', '.join(sorted(lacking))} in the checkpoint")
         for field in set(live) & set(group) - {"params"}:
             if not _alike(live[field], group[field]):
-                found.append(f"group {g}: {field} is {str(group[field])[:40]!r} in the checkpoint, {live[field]!r} here")
+                saved_value = str(group[field])[:40]
+                found.append(f"group {g}: {field} is {saved_value!r} in the checkpoint, {live[field]!r} here")
         shapes |= {name: parameter.shape for name, parameter in zip(here[g], live["params"], strict=True)}
     for name, state in saved["state"].items():
         if name not in shapes and not found:

@@ -321,7 +321,7 @@ class Checkpointer:
         before = rng.capture()
         try:
             rng.restore(state)
-        except (UsageError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        except (UsageError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise UsageError(f"{path}: its random state cannot be used: {error}") from error
         finally:
             rng.restore(before)

@@ -1,0 +1,67 @@
+"""The fault catalogue's own test: a selection of its cases runs here; `python3 dev.py faults` runs them all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("faults") / "run.py"
+
+
+def faults(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[dict]:
+    table = tmp_path_factory.mktemp("faults") / "table.json"
+    result = faults("--tests", "--json", str(table))
+    assert table.exists(), result.stderr
+    return json.loads(table.read_text())
+
+
+GROUPS = [
+    "SIGKILL",
+    "SIGKILL by the kernel (strace)",
+    "power cut",
+    "power cut, lying disk",
+    "damage",
+    "disk",
+    "names",
+    "processes",
+    "clock",
+    "signals",
+    "data",
+    "conditions",
+    "hostile pickles",
+    "hostile tensor files",
+    "hostile states",
+    "hostile state texts",
+    "hostile tensors",
+    "hostile manifests",
+    "hostile directories",
+]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_fault_has_the_outcome_that_a_user_should_see(rows, group):
+    mine = [row for row in rows if row["group"] == group]
+    wrong = [f"{row['name']}: {row['outcome']}" for row in mine if row["verdict"] == "WRONG"]
+    assert mine, f"no case of {group} was selected"
+    assert not wrong, "\n".join(wrong)
+    if all(row["verdict"] == "did not run" for row in mine):
+        pytest.skip(mine[0]["outcome"])
+
+
+def test_no_group_is_left_out(rows):
+    assert {row["group"] for row in rows} <= set(GROUPS)
+
+
+def test_the_catalogue_holds_what_was_promised():
+    listed = faults("--list").stdout.splitlines()
+    assert int(listed[-1].split()[0]) >= 300
+    assert sum("random instant" in line and line.startswith("SIGKILL") for line in listed) >= 100
