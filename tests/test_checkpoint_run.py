@@ -137,7 +137,12 @@ def test_policies_that_are_none(run_dir, options, told):
 
 
 def test_keep_all():
-    assert Keep(last=None).surplus([{}] * 9) == []
+    assert Keep(last=None).surplus(range(9), [{}] * 9) == []
+
+
+def test_of_one_step_only_the_latest_counts():
+    assert Keep(last=2).surplus([1, 2, 2, 3, 3], [{}] * 5) == [0, 1, 3]
+    assert Keep(last=1, best="v").surplus([1, 1, 2, 2], [{}, {"v": 0.5}, {}, {"v": 1.0}]) == [0, 2]
 
 
 # ------------------------------------------------------------------------------------------ what is refused

@@ -95,16 +95,19 @@ class Keep:
                     best = i
         return best
 
-    def surplus(self, metrics: Sequence[dict[str, Any]]) -> list[int]:
+    def surplus(self, steps: Sequence[int], metrics: Sequence[dict[str, Any]]) -> list[int]:
         """Indices that may go, of checkpoints in order from oldest to newest; never the newest, never the best.
 
-        >>> Keep(last=1, best="v").surplus([{"v": 3}, {"v": 1}, {"v": 2}])
+        Of several at one step only the latest counts: it holds what came after the others, a validation say.
+
+        >>> Keep(last=1, best="v").surplus([1, 2, 3], [{"v": 3}, {"v": 1}, {"v": 2}])
         [0]
         """
         if self.last is None:
             return []
-        best = self.best_of(metrics)
-        return [i for i in range(len(metrics) - self.last) if i != best]
+        latest = {step: i for i, step in enumerate(steps)}
+        kept = {*sorted(latest.values())[-self.last :], self.best_of(metrics)}
+        return [i for i in range(len(steps)) if i not in kept]
 
 
 def _counts(value: Any) -> bool:

@@ -144,10 +144,10 @@ class Writer:
     def _retain(self) -> None:
         """Remove what may go. A checkpoint that cannot be removed is told; the run goes on."""
         good = self.standing()
-        surplus = [good[i] for i in self._keep.surplus([status.metrics for status in good])]
-        if self._keep.last is not None and len(good) >= self._keep.last:
-            oldest_kept = good[-self._keep.last]
-            surplus += [s for s in self.known if s.valid is False and not s.foreign and s.step < oldest_kept.step]
+        found = self._keep.surplus([s.step for s in good], [s.metrics for s in good])
+        surplus = [good[i] for i in found]
+        if surplus:  # what is damaged goes with the whole ones of its age
+            surplus += [s for s in self.known if s.valid is False and not s.foreign and s.step <= surplus[-1].step]
         for status in surplus:
             try:
                 store.remove(status.path)
