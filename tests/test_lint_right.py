@@ -8,6 +8,8 @@ from loss_table import CASES
 from right_setups import right_setup
 from torch import nn
 
+from surefoot import recipe
+from surefoot.build import build
 from surefoot.losses import lint
 from surefoot.models import MODELS, LeNet5
 
@@ -72,3 +74,15 @@ def test_no_false_alarm_over_100_random_right_set_ups():
 @pytest.mark.slow
 def test_no_false_alarm_over_1000_random_right_set_ups():
     assert [line for seed in range(1000, 2000) for line in told(right_setup(seed))] == []
+
+
+@pytest.mark.parametrize("name", recipe.packaged_names())
+def test_no_false_alarm_over_the_packaged_recipes(name, request):
+    loaded = recipe.load_recipe(name, [])
+    overrides = ["data.train_size=512"]
+    if loaded.data.part.name == "fashion_mnist":
+        overrides.append(f"data.dir={request.getfixturevalue('fashion_mnist_dir')}")
+    for model in dict.fromkeys([loaded.model.name, "SmallResNet"]):
+        built = build(recipe.load_recipe(name, [*overrides, f"model={model}"]))
+        found = lint(built.model, built.loss, built.optimizer, built.train.peek(), classes=built.about.classes)
+        assert [str(finding) for finding in found] == []

@@ -27,6 +27,8 @@ _BALANCED = {
     "weight": frozenset({"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "LinearCrossEntropyLoss"}),
     "pos_weight": frozenset({"BCEWithLogitsLoss"}),
 }
+# Deprecated by torch, or the house's business (where and in what type a loss computes).
+_NOT_FOR_USERS = ("size_average", "reduce", "device", "dtype", "options")
 _REDUCTIONS = ("mean", "sum", "none")
 _POSITIVE = Range(low=0, low_open=True)
 _FRACTION = Range(low=0, high=1)
@@ -41,7 +43,7 @@ def _entry(name, task, inputs, targets, shapes, summary, *, batch=PAIR, limits=N
         "batch": batch,
         "formula": f"docs/losses.md#{name.lower()}",
     }
-    return Entry(name, f"torch.nn:{name}", summary, ("size_average", "reduce"), limits or {}, facts)
+    return Entry(name, f"torch.nn:{name}", summary, _NOT_FOR_USERS, limits or {}, facts)
 
 
 # fmt: off
