@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .cost import Memory, memory_of
 from .events import Event, events
+from .lr_find import LrFind, lr_find, range_test
 from .mistakes import MISTAKES, Finding, mistakes
 from .report import GroupPlan, PlanReport, plan_report
 
@@ -12,10 +13,13 @@ __all__ = [
     "Event",
     "Finding",
     "GroupPlan",
+    "LrFind",
     "Memory",
     "PlanReport",
     "events",
+    "lr_find",
     "memory_of",
     "mistakes",
     "plan_report",
+    "range_test",
 ]

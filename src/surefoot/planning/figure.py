@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UsageError
 from .canvas import Axis, axis_for
 from .terminal import _marks, _when
 
 if TYPE_CHECKING:
     from .report import PlanReport
 
-_COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#64473a", "#dfab01", "#e03e3e")
-_INK, _GREY, _GRID = "#222222", "#8a8a8a", "#e6e6e6"
+LINES = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#64473a", "#dfab01", "#e03e3e")
+INK, GREY, GRID = "#222222", "#8a8a8a", "#e6e6e6"
 _MOST_POINTS = 4000
 
 
 def saved(report: PlanReport, path: Path, kind: str, dpi: int) -> None:
     """Draw `report` into `path`."""
+    written(lambda figure: _draw(report, figure), path, kind, dpi)
+
+
+def written(draw: Callable[[Any], None], path: Path, kind: str, dpi: int) -> None:
+    """A picture of `kind` in `path`, on which `draw` has drawn; equal drawings are equal files.
+
+    Raises UsageError where the file cannot be written.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Text as paths would bloat an SVG, and a fixed salt makes equal plans equal files.
+    # Text as paths would bloat an SVG, and without a fixed salt its names are drawn at random.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "surefoot", "font.size": 10}):
         figure = Figure(figsize=(10, 5), layout="constrained")
         FigureCanvasAgg(figure)
-        _draw(report, figure)
-        extra: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"metadata": {"Software": None}}
-        figure.savefig(path, format=kind, dpi=dpi, facecolor="white", **extra)
+        draw(figure)
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        try:
+            figure.savefig(path, format=kind, dpi=dpi, facecolor="white", metadata=metadata)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written: {error.strerror or error}; give another file") from error
 
 
 def _draw(report: PlanReport, figure: Any) -> None:
@@ -43,37 +56,37 @@ def _draw(report: PlanReport, figure: Any) -> None:
     for index, (label, curve) in enumerate(lines):
         x, y = _thinned(np.maximum(curve, scale.low) if scale.log else curve)
         style = {"linestyle": (0, (5, 2))} if label.endswith("always reduces") else {}
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = LINES[index % len(LINES)]
         axes.step(x, y, where="post", color=colour, linewidth=1.8, label=label, solid_joinstyle="round", **style)
     if scale.log:
         axes.set_yscale("log")
     low, high = (scale.low / 1.3, scale.high * 1.2) if scale.log else (scale.low, scale.high)
     axes.set_ylim(low, high if high > low else low + 1)
     axes.set_xlim(0, run.steps)
-    axes.set_ylabel("learning rate", color=_INK)
-    axes.set_xlabel("step", color=_INK)
-    axes.grid(True, color=_GRID, linewidth=0.8)
+    axes.set_ylabel("learning rate", color=INK)
+    axes.set_xlabel("step", color=INK)
+    axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GREY)
-    axes.tick_params(which="both", color=_GREY, labelcolor=_INK)
+        axes.spines[side].set_color(GREY)
+    axes.tick_params(which="both", color=GREY, labelcolor=INK)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     if run.epochs > 1:
         epochs = axes.secondary_xaxis(
             "top", functions=(lambda s: s / run.steps_per_epoch, lambda e: e * run.steps_per_epoch)
         )
-        epochs.set_xlabel("epoch", color=_GREY, fontsize=9)
-        epochs.tick_params(colors=_GREY, labelsize=9)
+        epochs.set_xlabel("epoch", color=GREY, fontsize=9)
+        epochs.tick_params(colors=GREY, labelsize=9)
         epochs.spines["top"].set_visible(False)
         epochs.xaxis.get_major_locator().set_params(integer=True)
     _draw_marks(report, axes, lines[0][1], scale)
     title = report.title or "The learning rate of the run"
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=12)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
     subtitle = ", ".join((*report.parts, f"{run.steps:,} steps"))
-    axes.set_title(subtitle, loc="right", fontsize=9, color=_GREY, pad=12)
+    axes.set_title(subtitle, loc="right", fontsize=9, color=GREY, pad=12)
     if several:
         legend = axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="best")
         legend.set_zorder(5)
@@ -83,7 +96,7 @@ def _draw_marks(report: PlanReport, axes: Any, curve: np.ndarray, scale: Axis) -
     """Dotted lines at the events; labels beside them, where they lie neither over one another nor over `curve`."""
     run = report.run
     for event in report.events[:200]:
-        axes.axvline(event.step, color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        axes.axvline(event.step, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     taken = -1.0
     for event, text in _marks(report):
         place = event.step / run.steps

@@ -1,0 +1,225 @@
+"""The learning rate range test (Smith 2015, arxiv.org/abs/1506.01186), on copies: which rates a model can bear."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .. import rng
+from ..errors import UsageError
+from ..step import Batch, TrainStep
+
+START, END, STEPS = 1e-7, 10.0, 100
+# The smoothed loss counts as diverged beyond this multiple of its lowest value (as fastai has it).
+_DIVERGED = 4.0
+_FEWEST = 10
+_BELOW_HIGHEST = 4
+
+
+@dataclass(frozen=True)
+class LrFind:
+    """What a range test saw: at each rate, the loss before that step's update, and the loss smoothed.
+
+    `highest` is the rate at which the smoothed loss is lowest, about the last that is still safe. `suggestion` is the
+    rate at which it falls steepest over the logarithm of the rate, but at most a quarter of `highest`: a real run stays
+    at its rate for longer than one step. Both are None where the loss never clearly fell. `stopped` says why the
+    test ended before its last rate, if it did.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None
+    highest: float | None
+    stopped: str | None
+
+    def render_terminal(self, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
+        """The chart and the suggestion as text of at most `width` columns; without `unicode`, in ASCII."""
+        from .lr_find_chart import rendered
+
+        return rendered(self, width, unicode, colour)
+
+    def save_png(self, path: str | Path, dpi: int = 144) -> None:
+        """Draw the chart into a PNG file."""
+        from .lr_find_chart import saved
+
+        saved(self, Path(path), "png", dpi)
+
+    def save_svg(self, path: str | Path) -> None:
+        """Draw the chart into an SVG file."""
+        from .lr_find_chart import saved
+
+        saved(self, Path(path), "svg", 72)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a loss that is not finite is null."""
+        finite = [loss if math.isfinite(loss) else None for loss in self.losses]
+        return {
+            "rates": self.rates,
+            "losses": finite,
+            "smoothed": [loss if math.isfinite(loss) else None for loss in self.smoothed],
+            "suggestion": self.suggestion,
+            "highest": self.highest,
+            "stopped": self.stopped,
+        }
+
+
+def lr_find(
+    model: nn.Module,
+    loss: Callable[..., torch.Tensor],
+    optimizer: Optimizer,
+    batches: Iterable[Batch],
+    *,
+    start: float = START,
+    end: float = END,
+    steps: int = STEPS,
+    grad_accum_steps: int = 1,
+    **how: Any,
+) -> LrFind:
+    """Raise the rate from `start` to `end` over `steps` updates and watch the loss; everything live stays as it is.
+
+    `batches` gives tuples as training takes them and is begun again when it ends; where it has a state (a Loader),
+    that is put back. Groups keep their proportions: the rate is that of the group with the highest. `how` goes to
+    `TrainStep` (``max_grad_norm``, ``clip_value``, ``precision``).
+
+    >>> _ = torch.manual_seed(0)
+    >>> model, batch = nn.Linear(8, 1), (torch.randn(64, 8), torch.randn(64, 1))
+    >>> found = lr_find(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), [batch], start=1e-4)
+    >>> 1e-3 < found.suggestion < found.highest < 10
+    True
+    """
+    _check(start, end, steps)
+    if grad_accum_steps < 1:
+        raise UsageError(f"grad_accum_steps: {grad_accum_steps} is below 1")
+    place = batches.state_dict() if hasattr(batches, "state_dict") else None
+    generators = rng.capture()
+    try:
+        memo: dict[int, Any] = {}  # shared, so that the copy's optimizer holds the copy's parameters
+        twin, twin_loss = copy.deepcopy((model, loss), memo)
+        twin_optimizer = _copied(optimizer, memo)
+        twin.train()
+        update = TrainStep(twin, twin_loss, twin_optimizer, check_finite=False, **how)
+        shares = _shares(twin_optimizer)
+        source = _endless(batches)
+
+        def step(rate: float) -> float:
+            for group, share in zip(twin_optimizer.param_groups, shares, strict=True):
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(rate * share)
+                else:
+                    group["lr"] = rate * share
+            return float(update(list(itertools.islice(source, grad_accum_steps))).loss)
+
+        return range_test(step, start, end, steps)
+    finally:
+        rng.restore(generators)
+        if place is not None:
+            batches.load_state_dict(place)
+
+
+def range_test(step: Callable[[float], float], start: float = START, end: float = END, steps: int = STEPS) -> LrFind:
+    """The test itself: ``step(rate)`` makes one update at `rate` and returns the loss before it.
+
+    Ends early where the loss is not finite or has diverged.
+    """
+    _check(start, end, steps)
+    rates: list[float] = []
+    losses: list[float] = []
+    stopped = None
+    beta = 1 - 1 / max(2.0, steps / 20)
+    average, best, first = 0.0, math.inf, math.inf
+    for index in range(steps):
+        rate = start * (end / start) ** (index / (steps - 1))
+        loss = step(rate)
+        rates.append(rate)
+        losses.append(loss)
+        if not math.isfinite(loss):
+            stopped = f"the loss is {loss} at rate {rate:.3g}"
+            break
+        average = beta * average + (1 - beta) * loss
+        now = average / (1 - beta ** (index + 1))
+        first = now if index == 0 else first
+        best = min(best, now)
+        # Losses below zero (log-likelihoods) diverge by distance, not by a multiple.
+        if index >= _FEWEST and now > best + (_DIVERGED - 1) * max(abs(best), 0.1 * abs(first)):
+            stopped = f"the loss has diverged at rate {rate:.3g}"
+            break
+    smoothed = _smoothed(losses, steps)
+    suggestion, highest = _suggested(rates, losses, smoothed)
+    return LrFind(rates, losses, smoothed.tolist(), suggestion, highest, stopped)
+
+
+def _smoothed(losses: list[float], steps: int) -> np.ndarray:
+    """A bell-shaped average over about a twentieth of the test to either side, which shifts nothing to the right.
+
+    The explosion at the end is cut first, or it would reach back over the lowest losses.
+    """
+    values = np.array(losses)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.array(losses)
+    first = float(np.median(values[:_FEWEST]))
+    reach = first - float(values.min())
+    values = np.minimum(values, first + max(reach, 0.1 * abs(first)))
+    places = np.arange(len(values))
+    weights = np.exp(-0.5 * ((places[:, None] - places[None, :]) / max(1.0, steps / 40)) ** 2)
+    return weights @ values / weights.sum(axis=1)
+
+
+def _suggested(rates: list[float], losses: list[float], smoothed: np.ndarray) -> tuple[float | None, float | None]:
+    """The suggested rate and the highest; none where the fall is no more than the noise between batches."""
+    if len(smoothed) < _FEWEST:
+        return None, None
+    lowest = int(smoothed.argmin())
+    settled = min(_FEWEST // 2, lowest)
+    begin = float(smoothed[: settled + 1].mean())
+    noise = float(np.abs(np.array(losses[: lowest + 1]) - smoothed[: lowest + 1]).mean())
+    fall = begin - float(smoothed[lowest])
+    if lowest < 3 or fall <= max(2 * noise, 1e-3 * abs(begin)):
+        return None, None
+    slope = np.gradient(smoothed, np.log(rates)[: len(smoothed)])
+    steepest = settled + int(slope[settled : lowest + 1].argmin())
+    return min(rates[steepest], rates[lowest] / _BELOW_HIGHEST), rates[lowest]
+
+
+def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """A copy with its state; torch's own leaves out what a class keeps besides it (L-BFGS's list of parameters)."""
+    twin = copy.deepcopy(optimizer, memo)
+    left_out = {k: v for k, v in vars(optimizer).items() if k not in vars(twin)}
+    for name, value in left_out.items():
+        if name not in ("step", "_surefoot_warmup"):  # a scheduler's wrapper, a warmup's mark: both of the original
+            setattr(twin, name, copy.deepcopy(value, memo))
+    return twin
+
+
+def _shares(optimizer: Optimizer) -> list[float]:
+    given = [float(group["lr"]) for group in optimizer.param_groups]
+    top = max(given)
+    return [lr / top for lr in given] if top > 0 else [1.0] * len(given)
+
+
+def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
+        some = False
+        for batch in batches:
+            some = True
+            yield batch
+        if not some:
+            raise UsageError("lr-find: there are no batches; give data with at least one")
+
+
+def _check(start: float, end: float, steps: int) -> None:
+    if not 0 < start < end < math.inf:
+        raise UsageError(f"lr-find: the rates must rise from start to end, both above 0; found {start:g} to {end:g}")
+    if steps < _FEWEST:
+        raise UsageError(f"lr-find: {steps} steps are too few to see a slope; give at least {_FEWEST}")
