@@ -70,7 +70,7 @@ def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
         p = info.preprocessing
         scale = "" if p.scale is None else f" * {p.scale:.6g}"
         lines.append(
-            f"They are mapped to (raw{scale} - mean) / std with mean {list(p.mean)} and std {list(p.std)}."
+            f"Raw values are mapped to (raw{scale} - mean) / std with mean {list(p.mean)} and std {list(p.std)}."
         )
     if info.classes:
         names = [_line(name) for name in info.classes[:50]]
