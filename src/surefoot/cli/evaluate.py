@@ -96,7 +96,7 @@ def _as_module(model: LoadedModel) -> torch.nn.Module:
 def _data(data: str | None, home: Path, model: LoadedModel) -> tuple[DataSplits, Any]:
     """The data to evaluate on, and the loss where a recipe tells it."""
     from .. import recipe
-    from ..build import build_data, build_loss_of
+    from ..build import build_data, build_loss
     from ..data import DATA
     from ..errors import UsageError
 
@@ -111,7 +111,7 @@ def _data(data: str | None, home: Path, model: LoadedModel) -> tuple[DataSplits,
             raise UsageError(f"{home}: which data? give --data with a data set ({names}) or a recipe")
         loaded = recipe.load_recipe(found / "recipe.yaml")
     splits = build_data(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
-    return splits, build_loss_of(loaded, splits)
+    return splits, build_loss(loaded, splits)
 
 
 def _loss_of(model: LoadedModel) -> Any:

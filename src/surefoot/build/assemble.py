@@ -1,0 +1,186 @@
+"""Recipe to live objects: the only place where a name becomes an object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from .conditions import conditions
+from .imports import at
+from .parts import (
+    augmentations,
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    device_of,
+    evaluation_loader,
+    freeze,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..catalog import Catalog
+    from ..data import DataSplits, Loader
+    from ..recipe import Part, Recipe
+    from ..schedules import Schedule
+    from ..training import About
+
+
+def catalogues() -> dict[str, Catalog]:
+    """Every catalogue by the name that `surefoot list` uses."""
+    from ..data import AUGMENTATIONS, DATA
+    from ..losses import LOSSES
+    from ..models import MODELS
+    from ..optimizers import OPTIMIZERS
+    from ..schedules import SCHEDULERS, WARMUPS
+
+    found = (LOSSES, OPTIMIZERS, SCHEDULERS, WARMUPS, MODELS, DATA, AUGMENTATIONS)
+    return {catalogue.plural: catalogue for catalogue in found}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe stands for, ready to be trained: everything that `training.fit` takes."""
+
+    recipe: Recipe
+    model: nn.Module
+    loss: Callable[..., Any]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train: Loader
+    val: Loader | None
+    about: About
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one epoch."""
+        return -(-len(self.train) // self.recipe.grad_accum_steps)
+
+    def joining_groups(self) -> list[tuple[int, dict[str, Any]]]:
+        """The param groups that join while training, each with its epoch (0-based), by the recipe's `unfreeze`."""
+        groups = []
+        taken: set[str] = set()
+        for item in sorted(self.recipe.unfreeze, key=lambda item: item.epoch):
+            for pattern in item.match:
+                found = {
+                    name: p
+                    for name, p in self.model.named_parameters()
+                    if not p.requires_grad and name not in taken and fnmatchcase(name, pattern)
+                }
+                taken |= set(found)
+                defaults = {**self.optimizer.defaults, "name": pattern, "params": list(found.values())}
+                groups.append((item.epoch, defaults))
+        return groups
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `training.fit` that the recipe decides."""
+        from ..training import Checkpoints, EarlyStopping
+
+        recipe = self.recipe
+        stopping, checkpoint = recipe.early_stopping, recipe.checkpoint
+        return {
+            "epochs": recipe.epochs,
+            "val": self.val,
+            "schedule": self.schedule,
+            "seed": recipe.seed,
+            "grad_accum_steps": recipe.grad_accum_steps,
+            "max_grad_norm": recipe.max_grad_norm,
+            "clip_value": recipe.clip_value,
+            "precision": recipe.precision,
+            "ema_decay": recipe.ema.decay if recipe.ema else None,
+            "early_stopping": None
+            if stopping is None
+            else EarlyStopping(stopping.monitor, stopping.mode, stopping.patience, stopping.min_delta),
+            "on_nonfinite": recipe.on_nonfinite,
+            "unfreeze": [(item.epoch, pattern) for item in recipe.unfreeze for pattern in item.match],
+            "metrics": recipe.metrics,
+            "log_every": recipe.log_every,
+            "strict": recipe.strict,
+            "lint_off": recipe.lint_off,
+            "execution": recipe.execution if recipe.execution == "auto" else recipe.execution.plain(),
+            "tensorboard": recipe.tensorboard,
+            "checkpoints": None
+            if checkpoint is None
+            else Checkpoints(checkpoint.every, checkpoint.keep_last, checkpoint.keep_best, checkpoint.mode),
+            "about": self.about,
+        }
+
+
+def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> Built:
+    """The live objects of `recipe`. Draws from the random number generators only after seeding them.
+
+    `say` is told what takes long (a download). Raises UsageError, with the place in the recipe, for whatever
+    cannot be made; an exception in a user's own imported code comes through as it is.
+    """
+    import torch
+
+    from .. import rng
+    from ..data import Loader
+    from ..training import About
+
+    device = device_of(recipe)
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    rng.seed_all(recipe.seed)
+    splits = build_data(recipe, say=say)
+    rng.seed_all(recipe.seed)
+    model = build_model(recipe, splits).to(device)
+    freeze(recipe, model)
+    loss = build_loss(recipe, splits)
+    if hasattr(loss, "to"):
+        loss = loss.to(device)
+    optimizer = build_optimizer(recipe, model)
+    with at(recipe, "data"):
+        train = Loader(
+            splits.train,
+            recipe.data.batch_size,
+            shuffle=recipe.data.shuffle,
+            seed=recipe.seed,
+            drop_last=recipe.data.drop_last,
+            preprocessing=splits.preprocessing,
+            augment=augmentations(recipe),
+            workers=recipe.data.workers,
+            device=device,
+        )
+        val = None if splits.val is None else evaluation_loader(recipe, splits, device)
+    steps_per_epoch = -(-len(train) // recipe.grad_accum_steps)
+    schedule = build_schedule(recipe, optimizer, steps_per_epoch)
+    about = About(
+        name=recipe.name,
+        files={"recipe.yaml": recipe.to_yaml()},
+        conditions=conditions(recipe, model, loss, splits),
+        classes=splits.classes,
+        preprocessing=splits.preprocessing,
+        loss_name=[term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain(),
+        recipe_digest=recipe.digest(),
+        source=_source(recipe.model),
+        input_shape=_input_shape(splits),
+        input_dtype=_input_dtype(splits),
+    )
+    return Built(recipe, model, loss, optimizer, schedule, train, val, about)
+
+
+def _source(part: Part) -> tuple[str, Mapping[str, Any]] | None:
+    return (part.name, part.arguments()) if part.imported else None
+
+
+def _first_input(splits: DataSplits) -> Any:
+    from ..data import TensorSource
+
+    source = splits.train
+    return source.tensors[0][0] if isinstance(source, TensorSource) else None
+
+
+def _input_shape(splits: DataSplits) -> tuple[int, ...] | None:
+    first = _first_input(splits)
+    return None if first is None else tuple(first.shape)
+
+
+def _input_dtype(splits: DataSplits) -> str | None:
+    first = _first_input(splits)
+    return None if first is None else str(first.dtype).removeprefix("torch.")

@@ -1,0 +1,60 @@
+"""What a resume must find unchanged: the recipe key by key, the data, the user's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .imports import import_object
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data import DataSplits
+    from ..recipe import Part, Recipe
+
+
+# What may differ between two sittings of one run without a bit of the result being another. `execution` and `device`
+# are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the run stops.
+_HARMLESS = (
+    "name",
+    "epochs",
+    "checkpoint",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "data.dir",
+    "data.download",
+    "data.workers",
+    "execution",
+    "device",
+    "lint_off",
+    "on_nonfinite",
+    "strict",
+    "tensorboard",
+)
+
+
+def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) -> dict[str, Any]:
+    """What a resume must find unchanged: the recipe, key by key, the data and the user's own code."""
+    from ..checkpoint.contract import code_of, flatten
+
+    found = flatten("recipe", recipe.plain())
+    for name in list(found):
+        key = name.removeprefix("recipe.")
+        if key in _HARMLESS or key.startswith("execution."):
+            del found[name]
+    found["data.train"] = splits.train.fingerprint()
+    if splits.val is not None:
+        found["data.val"] = splits.val.fingerprint()
+    own = [import_object(part.name) for part in _parts(recipe) if part.imported]
+    return found | code_of([model, loss, *own])
+
+
+def _parts(recipe: Recipe) -> Iterator[Part]:
+    yield recipe.model
+    yield recipe.data.part
+    yield from (term.part for term in recipe.loss)
+    yield recipe.optimizer.part
+    yield from recipe.data.augment
+    if recipe.scheduler is not None:
+        yield recipe.scheduler.part

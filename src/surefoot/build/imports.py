@@ -1,0 +1,90 @@
+"""From a name in a recipe to what it stands for: a catalogue's entry, or a user's own import."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..catalog import Catalog, argument_problems, did_you_mean
+from ..errors import Problems, UsageError
+
+if TYPE_CHECKING:
+    from ..recipe import Part, Recipe
+
+
+def import_object(path: str) -> Any:
+    """The object that ``module:Name`` stands for; the current directory is looked in too, as `python` would.
+
+    Raises UsageError for a module or name that is not there; what a user's module itself raises comes through.
+    """
+    module_name, _, attribute = path.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
+            raise UsageError(
+                f"import: no module {error.name!r} in {here} or among the installed packages; "
+                "give it as package.module:Name and run where it can be found"
+            ) from error
+        raise
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+            raise UsageError(f"import: {module_name} has no {name!r}{did_you_mean(name, public)}")
+        found = getattr(found, name)
+    return found
+
+
+def make(part: Part, catalogue: Catalog, fitting: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
+    """The object of a part: from the catalogue, or imported and called with its arguments.
+
+    `fitting` are arguments that the data decide unless the recipe does, `provided` those that are the house's own.
+    """
+    if not part.imported:
+        return catalogue.build(part.name, {**(fitting or {}), **resolved(part)}, **provided)
+    found = import_object(part.name)
+    return call(found, part.name, resolved(part)) if callable(found) else found
+
+
+def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
+    """A user's own class or function, called; the arguments are checked by its signature first."""
+    problems = argument_problems(name, target, arguments)
+    if problems:
+        raise Problems([p.message for p in problems])
+    return target(**arguments)
+
+
+def named(part: Part) -> Any:
+    """The class that a part imports, or its catalogue name."""
+    return import_object(part.name) if part.imported else part.name
+
+
+def resolved(part: Part) -> dict[str, Any]:
+    """A part's arguments, a user's own functions (``{import: module:name}``) in place of their paths."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {"import"}:
+            return import_object(value["import"])
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        return value
+
+    return {name: resolve(value) for name, value in part.arguments().items()}
+
+
+@contextmanager
+def at(recipe: Recipe, path: str) -> Iterator[None]:
+    """Give every UsageError from within the place in the recipe that it is about."""
+    try:
+        yield
+    except Problems as error:
+        raise Problems([recipe.problem(path, text.removeprefix(f"{path}: ")) for text in error.problems]) from error
+    except UsageError as error:
+        raise UsageError(recipe.problem(path, str(error).removeprefix(f"{path}: "))) from error

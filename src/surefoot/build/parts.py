@@ -1,0 +1,220 @@
+"""Each part of a recipe as a live object: data, model, loss, optimizer, schedule."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from ..catalog import did_you_mean
+from ..errors import Problems, UsageError
+from .imports import at, call, import_object, make, named, resolved
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..data import DataSplits, Loader
+    from ..recipe import Part, Recipe, SchedulerSection
+    from ..schedules import Schedule, SchedulerSpec, WarmupSpec
+
+
+def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> DataSplits:
+    """The training and validation data, with the preprocessing that the recipe asks for."""
+    from ..data import DATA, DataSplits, TensorSource, as_source
+    from ..preprocessing import Preprocessing
+
+    part = recipe.data.part
+    with at(recipe, "data"):
+        provided = () if part.imported else DATA[part.name].provided
+        made = make(part, DATA, **({"progress": _quarters(say)} if "progress" in provided else {}))
+        if not isinstance(made, DataSplits):
+            pair = isinstance(made, tuple) and len(made) == 2 and not _is_tensor(made[0])
+            train, val = made if pair else (made, None)
+            source = as_source(train)
+            made = DataSplits(source, None if val is None else as_source(val), source.classes, None)
+    normalize = recipe.data.normalize
+    if normalize == "auto":
+        return made
+    if normalize is None:
+        return replace(made, preprocessing=None)
+    pixels = isinstance(made.train, TensorSource) and not made.train.tensors[0].is_floating_point()
+    with at(recipe, "data.normalize"):
+        scale = 1 / 255 if pixels else None
+        return replace(made, preprocessing=Preprocessing(scale=scale, mean=normalize.mean, std=normalize.std))
+
+
+def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
+    """The model, its initial weights drawn from torch's generator."""
+    from torch import nn
+
+    from ..models import MODELS
+
+    with at(recipe, "model"):
+        part = recipe.model
+        given = part.arguments()
+        fitting = {}
+        if not part.imported and splits is not None:
+            takes = MODELS[part.name].parameters()
+            if splits.classes and "classes" in takes and "classes" not in given:
+                fitting["classes"] = len(splits.classes)
+        model = make(part, MODELS, fitting)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
+    """The loss, or the weighted sum of losses; balanced weights come from the training targets."""
+    from .. import losses
+
+    terms = []
+    for index, term in enumerate(recipe.loss):
+        path = "loss" if len(recipe.loss) == 1 else f"loss.{index}"
+        with at(recipe, path):
+            part = term.part
+            if part.imported:
+                terms.append((term.factor, _make_loss(part)))
+                continue
+            args = resolved(part)
+            targets = splits.train.targets() if losses.needs_targets(args) else None
+            classes = len(splits.classes) if splits.classes else None
+            terms.append((term.factor, losses.build_loss(part.name, args, targets=targets, classes=classes)))
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    with at(recipe, "loss"):
+        return losses.WeightedSum(terms)
+
+
+def _make_loss(part: Part) -> Any:
+    """A user's own loss: a class or factory is called with its arguments, a function of two is the loss itself."""
+    found = import_object(part.name)
+    if inspect.isclass(found):
+        return call(found, part.name, resolved(part))
+    if part.args:
+        return functools.partial(found, **resolved(part))
+    return found
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `model`, in the recipe's groups."""
+    from .. import optimizers
+
+    section = recipe.optimizer
+    with at(recipe, "optimizer"):
+        return optimizers.build_optimizer(
+            named(section.part),
+            resolved(section.part),
+            model,
+            groups=[group.options() for group in section.groups],
+            no_decay=section.no_decay,
+            layer_decay=section.layer_decay,
+        )
+
+
+def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Schedule:
+    """The scheduler under its warmup, its length filled in from the run's."""
+    from .. import schedules
+
+    with at(recipe, "scheduler" if recipe.scheduler else "warmup"):
+        return schedules.build_schedule(optimizer, *schedule_specs(recipe), steps_per_epoch, recipe.epochs)
+
+
+def schedule_specs(recipe: Recipe) -> tuple[SchedulerSpec | None, WarmupSpec | None]:
+    """The recipe's scheduler and warmup as the schedules know them, imported classes in place of their paths."""
+    from ..schedules import WarmupSpec
+
+    warmup = recipe.warmup
+    return (
+        None if recipe.scheduler is None else _scheduler_spec(recipe.scheduler),
+        None if warmup is None else WarmupSpec(named(warmup.part), resolved(warmup.part), warmup.by),
+    )
+
+
+def _scheduler_spec(section: SchedulerSection) -> SchedulerSpec:
+    from ..schedules import SchedulerSpec
+
+    children = tuple(_scheduler_spec(child) for child in section.children)
+    monitor = section.monitor or "val/loss"
+    return SchedulerSpec(named(section.part), resolved(section.part), section.by, monitor, children)
+
+
+def augmentations(recipe: Recipe) -> list[Any]:
+    """The random changes to training batches, in order."""
+    from ..data import AUGMENTATIONS
+
+    made = []
+    for index, part in enumerate(recipe.data.augment):
+        with at(recipe, f"data.augment.{index}"):
+            made.append(make(part, AUGMENTATIONS))
+    return made
+
+
+def evaluation_loader(recipe: Recipe, splits: DataSplits, device: Any = None) -> Loader:
+    """The validation data in large batches, in their own order."""
+    from ..data import Loader
+    from ..training import EVAL_BATCH
+
+    size = recipe.data.eval_batch_size or max(EVAL_BATCH, recipe.data.batch_size)
+    return Loader(
+        splits.val,
+        min(size, len(splits.val)),
+        shuffle=False,
+        preprocessing=splits.preprocessing,
+        workers=recipe.data.workers,
+        device=device,
+    )
+
+
+def freeze(recipe: Recipe, model: nn.Module) -> None:
+    """Take the parameters that the recipe freezes out of training."""
+    names = [name for name, _ in model.named_parameters()]
+    problems = []
+    for pattern in recipe.freeze:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            message = f"{pattern!r} matches no parameter{did_you_mean(pattern, names)}"
+            problems.append(recipe.problem("freeze", message))
+        for name in matched:
+            model.get_parameter(name).requires_grad_(False)
+    if problems:
+        raise Problems(problems)
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The device that the recipe names, or the best there is."""
+    import torch
+
+    name = recipe.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name.partition(":")[0]]:
+        raise UsageError(recipe.problem("device", f"{name} is not available here; give auto or cpu"))
+    index = name.partition(":")[2]
+    if index and int(index) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(recipe.problem("device", f"{name}: there are {count} CUDA devices here, counted from 0"))
+    return torch.device(name)
+
+
+def _quarters(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """What a download is told by: a line at its begin and at each quarter, for a terminal and a log alike."""
+    told: dict[str, int] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        quarter = 4 * done // max(1, total)
+        if told.get(name) != quarter:
+            told[name] = quarter
+            say(f"downloading {name}: {25 * quarter} % of {total / 1e6:.1f} MB")
+
+    return progress
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
