@@ -44,6 +44,8 @@ GROUPS = [
     "hostile tensors",
     "hostile manifests",
     "hostile directories",
+    "surefoot train",
+    "surefoot resume",
 ]
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 
 def collect() -> None:
     """Fill `harness.CASES`."""
-    from . import damage, disks, hostile, kills, power, processes
+    from . import command, damage, disks, hostile, kills, power, processes
 
-    for part in (kills, power, damage, disks, processes, hostile):
+    for part in (kills, power, damage, disks, processes, hostile, command):
         part.catalogue()
+
+
+def warm_up() -> None:
+    """Import and set up in this process all that a forked one will need."""
+    from . import command, harness
+
+    harness.warm_up()
+    command.warm_up()

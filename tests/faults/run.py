@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from faults import catalogue, harness
 
-    harness.warm_up()
+    catalogue.warm_up()
     catalogue.collect()
     tier = harness.TESTS if options.tests else harness.FAST if options.fast else harness.ALL
     words = (options.only or "").lower().split()

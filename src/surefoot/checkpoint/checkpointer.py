@@ -96,7 +96,7 @@ class Checkpointer:
         self.epochs = 0
         self._snapshots = Snapshots(self._objects)
         self._snapshots.check()  # what cannot be saved is told now, not at the first checkpoint
-        self.conditions = plain({**self._own_conditions(), **(conditions or {})})
+        self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
         self._writer = Writer(
@@ -255,13 +255,14 @@ class Checkpointer:
     def _take(self, path: Path) -> RunDirectory:
         return RunDirectory.take(path, adopt_journal=self._journal is not None, conditions=self.conditions)
 
-    def _own_conditions(self) -> dict[str, Any]:
+    def _own_conditions(self, given: Mapping[str, Any]) -> dict[str, Any]:
         modules = [capture.unwrap(value) for value in self._objects.values() if isinstance(value, nn.Module)]
         found = {**contract.environment(), **contract.code_of(modules)}
-        for key, value in self._objects.items():
-            fingerprint = getattr(getattr(value, "source", None), "fingerprint", None)
-            if callable(fingerprint):
-                found[f"data.{key}"] = fingerprint()
+        if not any(name.startswith("data.") for name in given):
+            for key, value in self._objects.items():
+                fingerprint = getattr(getattr(value, "source", None), "fingerprint", None)
+                if callable(fingerprint):
+                    found[f"data.{key}"] = fingerprint()
         return found
 
     def _start_fresh(self) -> None:
