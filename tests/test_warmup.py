@@ -97,14 +97,38 @@ def test_a_tensor_rate_stays_the_same_tensor():
     assert told == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_after_an_exception_the_rates_are_what_they_were():
-    optimizer, warmup = linear()
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("done", [0, 9])
+def test_after_an_exception_the_rates_are_what_they_were(done, tensor):
+    optimizer, warmup = linear(tensor=tensor)
+    for _ in range(done):
+        warmup.advance()
+    before = rates_of(optimizer)
     with pytest.raises(KeyError), warmup.dampening():
         optimizer.param_groups[0]["lr"] = 123.0
         raise KeyError("scheduler failed")
-    assert rates_of(optimizer) == [0.25]
+    assert rates_of(optimizer) == before
     warmup.advance()
-    assert rates_of(optimizer) == [0.5]
+    assert rates_of(optimizer) == [1.0 if done else 0.5]
+
+
+def test_a_warmup_that_is_done_still_sees_groups_rates_and_lost_states():
+    optimizer, warmup = linear()
+    for _ in range(9):
+        warmup.advance()
+    early = LinearWarmup(adam((1.0,)), 4).optimizer.state_dict()
+    optimizer.param_groups[0]["lr"] = 0.3
+    warmup.advance()
+    assert rates_of(optimizer) == [0.3]
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 2.0})
+    warmup.advance()
+    assert rates_of(optimizer) == [0.3, 1.0]
+    single, done = linear()
+    for _ in range(9):
+        done.advance()
+    single.load_state_dict(early)
+    with pytest.raises(UsageError, match="was not restored"):
+        done.advance()
 
 
 def test_a_group_added_later_is_warmed_from_its_own_first_step():

@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, MultiplicativeLR, OneCy
 from torch.optim.swa_utils import SWALR
 
 from .composite import leaves
-from .kernels import Unknown, kernel_of
+from .kernels import Unknown
+from .replaying import kernel_of
 
 # What OneCycleLR, CyclicLR and SWALR keep in the param groups themselves.
 _GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")

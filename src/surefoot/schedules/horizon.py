@@ -35,8 +35,8 @@ def asked(saved: dict[str, Any], mine: dict[str, Any], choice: str | None) -> bo
         raise UsageError(
             f"the run had {saved['epochs']} epochs of {saved['steps_per_epoch']} steps and now has {mine['epochs']} of "
             f"{mine['steps_per_epoch']}, and {names} depends on it; choose the horizon, which nobody can guess: "
-            "--horizon keep (the old curve to its end, then its last rate) or --horizon stretch (the curve over the new "
-            "length, from here on); in Python, schedule.on_horizon"
+            "--horizon keep (the old curve to its end, then its last rate) or --horizon stretch (the curve over the "
+            "new length, from here on); in Python, schedule.on_horizon"
         )
     return True
 

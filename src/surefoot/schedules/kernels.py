@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch.optim import lr_scheduler as t
 from torch.optim.swa_utils import SWALR
-
-from .composite import ChainedScheduler, SequentialLR
 
 Group = dict[str, Any]
 
@@ -58,7 +56,7 @@ class Kernel:
         return rates
 
 
-class _Multiplying(Kernel):
+class Multiplying(Kernel):
     """The rate times a factor that depends on the count alone."""
 
     def __init__(self, base: float):
@@ -66,6 +64,7 @@ class _Multiplying(Kernel):
         self.base = base
 
     def factor(self, t: int) -> float:
+        """The factor of call `t`."""
         raise NotImplementedError
 
     def factors(self, count: int) -> np.ndarray:
@@ -83,7 +82,9 @@ class _Multiplying(Kernel):
         return np.multiply.accumulate(np.concatenate(([lr], self.factors(count))))[1:]
 
 
-class _Step(_Multiplying):
+class StepKernel(Multiplying):
+    """torch's StepLR."""
+
     def __init__(self, s: t.StepLR, base: float):
         super().__init__(base)
         self.size, self.gamma = s.step_size, s.gamma
@@ -102,7 +103,9 @@ class _Step(_Multiplying):
         return found
 
 
-class _MultiStep(_Multiplying):
+class MultiStepKernel(Multiplying):
+    """torch's MultiStepLR."""
+
     def __init__(self, s: t.MultiStepLR, base: float):
         super().__init__(base)
         self.milestones, self.gamma = s.milestones, s.gamma
@@ -123,7 +126,9 @@ class _MultiStep(_Multiplying):
         return found
 
 
-class _Constant(_Multiplying):
+class ConstantKernel(Multiplying):
+    """torch's ConstantLR."""
+
     def __init__(self, s: t.ConstantLR, base: float):
         super().__init__(base)
         self.ratio, self.total = s.factor, s.total_iters
@@ -139,7 +144,9 @@ class _Constant(_Multiplying):
         return 1.0 / self.ratio if t == self.total else 1.0
 
 
-class _Linear(_Multiplying):
+class LinearKernel(Multiplying):
+    """torch's LinearLR."""
+
     def __init__(self, s: t.LinearLR, base: float):
         super().__init__(base)
         self.start, self.end, self.total = s.start_factor, s.end_factor, s.total_iters
@@ -158,7 +165,9 @@ class _Linear(_Multiplying):
         return 1.0 + way / (self.total * self.start + (t - 1) * way)
 
 
-class _Exponential(_Multiplying):
+class ExponentialKernel(Multiplying):
+    """torch's ExponentialLR."""
+
     def __init__(self, s: t.ExponentialLR, base: float):
         super().__init__(base)
         self.gamma = s.gamma
@@ -175,7 +184,9 @@ class _Exponential(_Multiplying):
         return np.full(count, self.gamma)
 
 
-class _Polynomial(_Multiplying):
+class PolynomialKernel(Multiplying):
+    """torch's PolynomialLR."""
+
     def __init__(self, s: t.PolynomialLR, base: float):
         super().__init__(base)
         self.total, self.power = s.total_iters, s.power
@@ -190,7 +201,9 @@ class _Polynomial(_Multiplying):
         return ((1.0 - t / self.total) / (1.0 - (t - 1) / self.total)) ** self.power
 
 
-class _Multiplicative(_Multiplying):
+class MultiplicativeKernel(Multiplying):
+    """torch's MultiplicativeLR."""
+
     def __init__(self, function: Callable[[int], float], base: float):
         super().__init__(base)
         self.factor = function  # type: ignore[method-assign]
@@ -200,7 +213,9 @@ class _Multiplicative(_Multiplying):
         return lr * self.factor(0)
 
 
-class _Cosine(Kernel):
+class CosineKernel(Kernel):
+    """torch's CosineAnnealingLR."""
+
     def __init__(self, s: t.CosineAnnealingLR, base: float):
         super().__init__()
         self.T_max, self.eta_min, self.base = s.T_max, s.eta_min, base
@@ -219,7 +234,7 @@ class _Cosine(Kernel):
         return now / before * (lr - eta) + eta
 
 
-class _Absolute(Kernel):
+class Absolute(Kernel):
     """The rate as a function of the count alone."""
 
     def __init__(self, value: Callable[[int], float]):
@@ -243,12 +258,14 @@ class _Absolute(Kernel):
         return np.fromiter((value(k) for k in range(first, first + count)), float, count)
 
 
-def _lambda(s: t.LambdaLR, base: float, index: int) -> Callable[[int], float]:
+def lambda_value(s: t.LambdaLR, base: float, index: int) -> Callable[[int], float]:
+    """The rate of torch's LambdaLR by its count."""
     function = s.lr_lambdas[min(index, len(s.lr_lambdas) - 1)]
     return lambda k: base * function(k)
 
 
-def _cyclic(s: t.CyclicLR, base: float, index: int) -> Callable[[int], float]:
+def cyclic_value(s: t.CyclicLR, base: float, index: int) -> Callable[[int], float]:
+    """The rate of torch's CyclicLR by its count."""
     top = s.max_lrs[min(index, len(s.max_lrs) - 1)]
     total, ratio, scale = s.total_size, s.step_ratio, s.scale_fn
     by_cycle, floor = s.scale_mode == "cycle", math.floor
@@ -262,7 +279,8 @@ def _cyclic(s: t.CyclicLR, base: float, index: int) -> Callable[[int], float]:
     return value
 
 
-def _one_cycle(s: t.OneCycleLR, group: Group) -> Callable[[int], float]:
+def one_cycle_value(s: t.OneCycleLR, group: Group) -> Callable[[int], float]:
+    """The rate of torch's OneCycleLR by its count."""
     phases, last, total = s._schedule_phases, len(s._schedule_phases) - 1, s.total_steps
     edges = [(p["end_step"], group[p["start_lr"]], group[p["end_lr"]]) for p in phases]
     anneal = s._annealing_cos if s._anneal_func_type == "cos" else s._annealing_linear
@@ -280,7 +298,9 @@ def _one_cycle(s: t.OneCycleLR, group: Group) -> Callable[[int], float]:
     return value
 
 
-class _WarmRestarts(Kernel):
+class WarmRestartsKernel(Kernel):
+    """torch's CosineAnnealingWarmRestarts."""
+
     def __init__(self, s: t.CosineAnnealingWarmRestarts, base: float):
         super().__init__()
         self.T_mult, self.eta_min, self.base = s.T_mult, s.eta_min, base
@@ -302,7 +322,9 @@ class _WarmRestarts(Kernel):
         return self.eta_min + (self.base - self.eta_min) * (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
 
 
-class _Swa(Kernel):
+class SwaKernel(Kernel):
+    """torch's SWALR."""
+
     def __init__(self, s: SWALR, group: Group):
         super().__init__()
         self.epochs, self.anneal, self.swa_lr = s.anneal_epochs, s.anneal_func, group["swa_lr"]
@@ -347,123 +369,3 @@ class PlateauKernel(Kernel):
             return lr
         new = max(lr * self.factor, self.min_lr)
         return new if lr - new > self.eps else lr
-
-
-class _Chain(Kernel):
-    def __init__(self, parts: Sequence[Kernel]):
-        super().__init__()
-        self.parts = parts
-
-    def initial(self, lr: float) -> float:
-        for part in self.parts:
-            lr = part.initial(lr)
-        return lr
-
-    def step(self, lr: float) -> float:
-        for part in self.parts:
-            lr = part.step(lr)
-        return lr
-
-    def feed(self, lr: float) -> float:
-        for part in self.parts:
-            lr = part.feed(lr)
-        return lr
-
-    def run(self, lr: float, count: int) -> np.ndarray:
-        if not all(isinstance(part, _Multiplying) for part in self.parts):
-            return super().run(lr, count)
-        woven = np.stack([part.factors(count) for part in self.parts], axis=1).ravel()
-        return np.multiply.accumulate(np.concatenate(([lr], woven)))[len(self.parts) :: len(self.parts)]
-
-
-class _Sequence(Kernel):
-    def __init__(self, parts: Sequence[Kernel], milestones: Sequence[int]):
-        super().__init__()
-        self.parts, self.milestones = parts, list(milestones)
-        if any(isinstance(part, _Chain | _Sequence | _Swa) for part in parts):
-            raise Unknown("a composite or SWALR inside of SequentialLR")
-
-    @property
-    def active(self) -> Kernel:
-        return self.parts[bisect_right(self.milestones, self.t)]
-
-    def initial(self, lr: float) -> float:
-        return self.parts[bisect_right(self.milestones, 0)].initial(lr)
-
-    def step(self, lr: float) -> float:
-        self.t += 1
-        index = bisect_right(self.milestones, self.t)
-        part = self.parts[index]
-        return part.begin(lr) if index and self.milestones[index - 1] == self.t else part.step(lr)
-
-    def feed(self, lr: float) -> float:
-        return self.active.feed(lr)
-
-    def run(self, lr: float, count: int) -> np.ndarray:
-        pieces, left = [], count
-        while left:
-            upcoming = [m for m in self.milestones if m > self.t]
-            quiet = min(left, upcoming[0] - self.t - 1) if upcoming else left
-            if quiet:
-                pieces.append(self.active.run(lr, quiet))
-                lr = float(pieces[-1][-1])
-                self.t += quiet
-                left -= quiet
-            else:
-                lr = self.step(lr)
-                pieces.append(np.array([lr]))
-                left -= 1
-        return np.concatenate(pieces) if pieces else np.empty(0)
-
-
-def never(_: int) -> bool:
-    """The script of a plateau that does not reduce."""
-    return False
-
-
-def kernel_of(
-    scheduler: Any, group: Group, index: int, *, scripts: dict[int, Callable[[int], bool]], fed: bool = False
-) -> Kernel:
-    """The kernel of `scheduler` for the `index`-th param group, standing where a new scheduler stands.
-
-    `scripts` maps ``id(plateau)`` to what it does; `fed` says that plateaus go by epoch while the rest goes by step.
-    Raises Unknown for a class that is not torch's own (a subclass may do anything).
-    """
-    kind = type(scheduler)
-    if kind in (ChainedScheduler, t.ChainedScheduler):
-        return _Chain([kernel_of(s, group, index, scripts=scripts, fed=fed) for s in scheduler._schedulers])
-    if kind in (SequentialLR, t.SequentialLR):
-        parts = [kernel_of(s, group, index, scripts=scripts, fed=fed) for s in scheduler._schedulers]
-        return _Sequence(parts, scheduler._milestones)
-    if kind is t.ReduceLROnPlateau:
-        base = float(group.get("initial_lr", group["lr"]))
-        return PlateauKernel(scheduler, base, index, scripts.get(id(scheduler), never), fed)
-    bases = getattr(scheduler, "base_lrs", [])
-    if kind is t.OneCycleLR:
-        return _Absolute(_one_cycle(scheduler, group))
-    if kind is SWALR:
-        return _Swa(scheduler, group)
-    if not bases:
-        raise Unknown(kind.__name__)
-    base = bases[min(index, len(bases) - 1)]
-    if kind is t.LambdaLR:
-        return _Absolute(_lambda(scheduler, base, index))
-    if kind is t.CyclicLR:
-        return _Absolute(_cyclic(scheduler, base, index))
-    if kind is t.MultiplicativeLR:
-        return _Multiplicative(scheduler.lr_lambdas[min(index, len(scheduler.lr_lambdas) - 1)], base)
-    if kind not in _PLAIN:
-        raise Unknown(kind.__name__)
-    return _PLAIN[kind](scheduler, base)
-
-
-_PLAIN: dict[type, Callable[[Any, float], Kernel]] = {
-    t.StepLR: _Step,
-    t.MultiStepLR: _MultiStep,
-    t.ConstantLR: _Constant,
-    t.LinearLR: _Linear,
-    t.ExponentialLR: _Exponential,
-    t.PolynomialLR: _Polynomial,
-    t.CosineAnnealingLR: _Cosine,
-    t.CosineAnnealingWarmRestarts: _WarmRestarts,
-}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,8 +85,9 @@ class Schedule:
         self._dampener = warmup if warmup is not None else Undampened(optimizer)
         self._dampener.stop_watching()
         parts = list(leaves(scheduler)) if scheduler is not None else []
-        self._plateau_leaves = [part for part in parts if isinstance(part, ReduceLROnPlateau)]
-        self._reductions: list[list[list[int]]] = [[] for _ in self._plateau_leaves]
+        self._plateaus = [part for part in parts if isinstance(part, ReduceLROnPlateau)]
+        self._simple = scheduler is not None and len(parts) == 1 and parts[0] is scheduler and not self._plateaus
+        self._reductions: list[list[list[int]]] = [[] for _ in self._plateaus]
         self._watch = watch(optimizer, weakref.WeakMethod(self.adopt_groups))
 
     @property
@@ -102,7 +105,7 @@ class Schedule:
     @property
     def needs_metric(self) -> bool:
         """Whether `epoch` must be given the monitored value."""
-        return bool(self._plateau_leaves) and not self.needs_step_metric
+        return bool(self._plateaus) and not self.needs_step_metric
 
     @property
     def needs_step_metric(self) -> bool:
@@ -116,8 +119,7 @@ class Schedule:
         if self.scheduler is not None and self.by == STEP:
             self._move(metric, plateaus=self.needs_step_metric, turn=turn)
         elif turn:
-            self.adopt_groups()
-            self._dampener.advance()
+            self._warm()
 
     def epoch(self, metric: float | None = None) -> None:
         """After each epoch, with the monitored value where `needs_metric`; raises UsageError where it is missing."""
@@ -131,12 +133,9 @@ class Schedule:
         if self.scheduler is not None and self.by == EPOCH:
             self._move(metric, plateaus=True, turn=turn)
         elif self.needs_metric:
-            self.adopt_groups()
-            with self._dampener.lifted(advance=turn), _Reductions(self):
-                advance_plateaus(self.scheduler, metric)
+            self._undampened(partial(advance_plateaus, self.scheduler, metric), turn)
         elif turn:
-            self.adopt_groups()
-            self._dampener.advance()
+            self._warm()
 
     def adopt_groups(self) -> None:
         """Take in groups that were added to the optimizer: schedule, then warm them.
@@ -236,13 +235,37 @@ class Schedule:
         )
 
     def _move(self, metric: float | None, *, plateaus: bool, turn: bool) -> None:
+        self.calls += 1
+        if self.hold_after is not None and self.calls > self.hold_after:
+            if turn:
+                self._warm()
+            return
+        # torch warns where it sees no optimizer.step(); here the update is done, however it was done.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        if self._simple:
+            self._undampened(self.scheduler.step, turn)
+        else:
+            self._undampened(partial(advance, self.scheduler, metric, plateaus=plateaus), turn)
+
+    def _warm(self) -> None:
+        """The warmup's turn while the scheduler rests."""
         self.adopt_groups()
-        with self._dampener.lifted(advance=turn), _Reductions(self):
-            self.calls += 1
-            if self.hold_after is None or self.calls <= self.hold_after:
-                # torch warns where it sees no optimizer.step(); here the update is done, however it was done.
-                self.optimizer._opt_called = True  # type: ignore[attr-defined]
-                advance(self.scheduler, metric, plateaus=plateaus)
+        self._dampener.advance()
+
+    def _undampened(self, action: Callable[[], Any], turn: bool) -> None:
+        """Let `action` see undampened rates; then go on with the warmup if it is its `turn`."""
+        self.adopt_groups()
+        due = [_due(plateau) for plateau in self._plateaus]
+        homes = self._dampener.lift()
+        try:
+            action()
+        except BaseException:
+            self._dampener.put_back(homes)
+            raise
+        self._dampener.lower(homes, advance=turn)
+        for plateau, before, times in zip(self._plateaus, due, self._reductions, strict=True):
+            if _reduced(plateau, before):
+                times.append([plateau.last_epoch, self.calls])
 
     def _kind(self) -> dict[str, Any]:
         return {
@@ -253,29 +276,15 @@ class Schedule:
         }
 
 
-class _Reductions:
-    """Notes at which call a plateau reduced the rates: what a group that comes later has missed."""
-
-    def __init__(self, schedule: Schedule):
-        self.schedule = schedule
-
-    def __enter__(self) -> None:
-        self.before = [_due(plateau) for plateau in self.schedule._plateau_leaves]
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            return
-        for plateau, (due, count, best), times in zip(
-            self.schedule._plateau_leaves, self.before, self.schedule._reductions, strict=True
-        ):
-            # It was called, it was due, and what it was told was no better.
-            if due and plateau.last_epoch != count and plateau.best == best:
-                times.append([plateau.last_epoch, self.schedule.calls])
-
-
 def _due(plateau: ReduceLROnPlateau) -> tuple[bool, int, float]:
     due = not plateau.in_cooldown and plateau.num_bad_epochs + 1 > plateau.patience
     return due, plateau.last_epoch, plateau.best
+
+
+def _reduced(plateau: ReduceLROnPlateau, before: tuple[bool, int, float]) -> bool:
+    """Whether it was called, was due, and was told nothing better: torch leaves no other trace of a reduction."""
+    due, count, best = before
+    return due and plateau.last_epoch != count and plateau.best == best
 
 
 def _names(scheduler: Any) -> Any:

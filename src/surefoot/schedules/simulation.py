@@ -22,7 +22,8 @@ from ..errors import UsageError
 from .building import build_schedule
 from .catalogue import STEP, SchedulerSpec, WarmupSpec
 from .composite import advance, advance_plateaus, leaves
-from .kernels import Unknown, kernel_of
+from .kernels import Unknown
+from .replaying import kernel_of
 from .schedule import Schedule
 from .warmup import (
     BaseWarmup,

@@ -38,6 +38,8 @@ class BaseWarmup:
     """
 
     marks = True
+    # Whether a factor of 1 means that all later ones are 1 too; then a warmup that is done costs nothing.
+    stays_at_one = False
 
     def __init__(self, optimizer: Optimizer, last_step: int = -1):
         if not isinstance(optimizer, Optimizer):
@@ -49,8 +51,11 @@ class BaseWarmup:
         self.warmup_params = [self.params_of(group, index) for index, group in enumerate(groups)]
         self.lrs = [float(group["lr"]) for group in groups]
         self._starts = [0] * len(groups)
-        self._written: list[tuple[float, torch.Tensor | None, int]] = [(lr, None, 0) for lr in self.lrs]
+        self._written = list(self.lrs)
+        self._tensors: list[tuple[torch.Tensor, int] | None] = [None] * len(groups)
         self._scheduled = ["initial_lr" in group for group in groups]
+        self._mark = last_step
+        self._settled = False
         self.watch: Any = _watch_groups(self)
         optimizer._surefoot_warmup = weakref.ref(self)  # type: ignore[attr-defined]
         self.dampen()
@@ -79,37 +84,57 @@ class BaseWarmup:
     @contextmanager
     def dampening(self) -> Iterator[None]:
         """Call ``scheduler.step()`` inside: it sees undampened rates; then the warmup goes one step on."""
-        with self.lifted(advance=True):
-            yield
-
-    @contextmanager
-    def lifted(self, *, advance: bool) -> Iterator[None]:
-        """Undampened rates, as float64, inside; dampened again after, one step further if `advance`."""
-        self.adopt_groups()
-        self._check_restored()
-        self._absorb()
-        groups = self.optimizer.param_groups
-        homes = [group["lr"] for group in groups]
+        homes = self.lift()
         try:
-            for group, lr in zip(groups, self.lrs, strict=True):
-                group["lr"] = lr
             yield
-            lrs = [float(group["lr"]) for group in groups]
         except BaseException:
-            for group, home in zip(groups, homes, strict=False):
-                group["lr"] = home
+            self.put_back(homes)
             raise
-        for group, home in zip(groups, homes, strict=False):
-            if isinstance(home, torch.Tensor):
-                group["lr"] = home
-        self.lrs = lrs
-        self.last_step += advance
-        self._write()
+        self.lower(homes, advance=True)
 
     def advance(self) -> None:
         """One step of the warmup while the scheduler rests."""
-        with self.lifted(advance=True):
-            pass
+        groups = self.optimizer.param_groups
+        if self._settled and len(groups) == len(self.lrs) and groups[0].get(MARK) == self._mark:
+            self.last_step += 1
+            return
+        self.lower(self.lift(), advance=True)
+
+    def lift(self) -> list[Any] | None:
+        """Put undampened rates, as float64, into the groups; what stood there is returned for `lower`.
+
+        None where they stand there already.
+        """
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.lrs):
+            self.adopt_groups()
+        if self.marks:
+            self._check_restored()
+        self._absorb()
+        if self._settled and not any(self._tensors):
+            return None
+        homes = [group["lr"] for group in groups]
+        for group, lr in zip(groups, self.lrs, strict=True):
+            group["lr"] = lr
+        return homes
+
+    def lower(self, homes: list[Any] | None, *, advance: bool) -> None:
+        """Take the groups' rates as the undampened ones, go one step on if `advance`, and dampen."""
+        groups = self.optimizer.param_groups
+        self.last_step += advance
+        self.lrs = [float(group["lr"]) for group in groups]
+        if homes is None:
+            self._written = list(self.lrs)
+            return
+        for group, home in zip(groups, homes, strict=False):
+            if isinstance(home, torch.Tensor):
+                group["lr"] = home
+        self._write()
+
+    def put_back(self, homes: list[Any] | None) -> None:
+        """The rates as they were before `lift`, after an exception."""
+        for group, home in zip(self.optimizer.param_groups, self.lrs if homes is None else homes, strict=False):
+            group["lr"] = home
 
     def adopt_groups(self, lrs: list[float] | None = None) -> None:
         """Take in groups that were added to the optimizer; they are warmed from their own first step.
@@ -132,7 +157,8 @@ class BaseWarmup:
             self.warmup_params.append(self.params_of(group, index))
             self._starts.append(self.last_step)
             self._scheduled.append("initial_lr" in group)
-            self._written.append((0.0, None, 0))
+            self._written.append(0.0)
+            self._tensors.append(None)
         self._write(first=known)
 
     def restore(self) -> None:
@@ -144,9 +170,10 @@ class BaseWarmup:
         return {
             "kind": type(self).__name__,
             "last_step": self.last_step,
+            "mark": self._mark,
             "starts": list(self._starts),
             "lrs": list(self.lrs),
-            "written": [written for written, _, _ in self._written],
+            "written": list(self._written),
             "warmup_params": [dict(params) for params in self.warmup_params],
         }
 
@@ -170,51 +197,62 @@ class BaseWarmup:
         self._starts = [0] * len(groups) if old else list(state["starts"])
         self.warmup_params = [dict(params) for params in state["warmup_params"]]
         self._scheduled = ["initial_lr" in group for group in groups]
-        self._written = [(0.0, None, 0)] * len(groups)
+        self._written = [0.0] * len(groups)
+        self._tensors = [None] * len(groups)
         self._unrestored = None
-        self._write()
-        if (
-            not old and state["written"] is not None
-        ):  # a rate changed by hand after the last dampening is what the run went on with
+        self._write(mark=state.get("mark"))
+        if not old and state["written"] is not None:  # a rate changed by hand after the last dampening is what counts
             for index, (group, written) in enumerate(zip(groups, state["written"], strict=True)):
-                if written != self._written[index][0]:
+                if written != self._written[index]:
                     self._put(index, group, written)
 
-    def _write(self, first: int = 0) -> None:
-        for index, (group, factor) in enumerate(zip(self.optimizer.param_groups, self.factors(), strict=True)):
+    def _write(self, first: int = 0, mark: int | None = None) -> None:
+        factors = self.factors()
+        self._mark = self.last_step if mark is None else mark
+        self._settled = self.stays_at_one and all(factor == 1.0 for factor in factors)
+        for index, (group, factor) in enumerate(zip(self.optimizer.param_groups, factors, strict=True)):
             if index >= first:
                 self._put(index, group, self.lrs[index] * factor)
+            if self.marks:
+                group[MARK] = self._mark
 
     def _put(self, index: int, group: dict[str, Any], value: float) -> None:
         lr = group["lr"]
+        self._written[index] = value
         if isinstance(lr, torch.Tensor):
             lr.fill_(value)
-            self._written[index] = (value, lr, lr._version)
+            self._tensors[index] = (lr, lr._version)
         else:
             group["lr"] = value
-            self._written[index] = (value, None, 0)
-        if self.marks:
-            group[MARK] = self.last_step
+            self._tensors[index] = None
 
     def _absorb(self) -> None:
         """Keep what somebody did to the rates since they were written: a reduction outside `dampening` counts."""
         for index, group in enumerate(self.optimizer.param_groups):
-            written, tensor, version = self._written[index]
-            lr = group["lr"]
-            if lr is tensor and lr._version == version:
+            lr, tensor = group["lr"], self._tensors[index]
+            if tensor is None:
+                if lr is self._written[index] or (type(lr) is float and lr == self._written[index]):
+                    continue
+            elif lr is tensor[0] and lr._version == tensor[1]:
                 continue  # without reading it: a tensor on a GPU would have to be waited for
-            now = float(lr)
-            if isinstance(lr, torch.Tensor):
-                written = torch.tensor(written, dtype=lr.dtype).item()
-            if now == written:
-                continue
-            factor = self.warmup_factor(self.last_step - self._starts[index], **self.warmup_params[index])
-            if factor == 1.0:
-                self.lrs[index] = now
-            elif written != 0.0:
-                self.lrs[index] *= now / written
-            else:
-                self.lrs[index] = now / factor if factor else now
+            self._take_in(index, lr)
+
+    def _take_in(self, index: int, lr: Any) -> None:
+        written, now = self._written[index], float(lr)
+        if isinstance(lr, torch.Tensor):
+            written = torch.tensor(written, dtype=lr.dtype).item()
+            self._tensors[index] = (lr, lr._version)
+        else:
+            self._tensors[index] = None
+        if now == written:
+            return
+        factor = self.warmup_factor(self.last_step - self._starts[index], **self.warmup_params[index])
+        if factor == 1.0:
+            self.lrs[index] = now
+        elif written != 0.0:
+            self.lrs[index] *= now / written
+        else:
+            self.lrs[index] = now / factor if factor else now
 
     def _take_over(self) -> str | None:
         """Begin after another warmup of this optimizer; tell of rates that come from a run which is not restored."""
@@ -222,7 +260,7 @@ class BaseWarmup:
             return None
         groups = self.optimizer.param_groups
         before = getattr(self.optimizer, "_surefoot_warmup", lambda: None)()
-        if before is not None and before.last_step == groups[0].get(MARK):
+        if before is not None and before._mark == groups[0].get(MARK):
             # A second phase in the same process starts from the undampened rates.
             before._absorb()
             for group, lr in zip(groups, before.lrs, strict=False):
@@ -240,22 +278,20 @@ class BaseWarmup:
 
     def _check_restored(self) -> None:
         mine = type(self).__name__
-        how = f"call {mine}.load_state_dict with the state saved beside the optimizer's"
+        how = "call its load_state_dict with the state saved beside the optimizer's"
         if self._unrestored:
             raise UsageError(
-                f"{self._unrestored}, but the warmup's own state was not restored; {how}, "
+                f"{mine}: {self._unrestored}, but the warmup's own state was not restored; {how}, "
                 f"or delete {MARK!r} from the param groups to begin anew"
             )
-        if not self.marks:
-            return
         for index, group in enumerate(self.optimizer.param_groups):
-            if group.get(MARK, self.last_step) != self.last_step:
+            if group.get(MARK, self._mark) != self._mark:
                 raise UsageError(
                     f"param group {index} was loaded from a run at warmup step {group[MARK]}, but the warmup is at "
-                    f"step {self.last_step}: its own state was not restored; {how}"
+                    f"step {self._mark}: its own state was not restored; {how}"
                 )
             taken = None if self._scheduled[index] else group.get("initial_lr")
-            if taken is not None and float(taken) == self._written[index][0] != self.lrs[index]:
+            if taken is not None and float(taken) == self._written[index] != self.lrs[index]:
                 raise UsageError(
                     f"{mine}: the scheduler was made after the warmup and took a dampened rate for its first one; "
                     "make the scheduler first, then the warmup"
@@ -270,6 +306,7 @@ class Undampened(BaseWarmup):
     """The factor 1 for ever: what a schedule without a warmup uses to keep tensor rates as float64."""
 
     marks = False
+    stays_at_one = True
 
     def params_of(self, group: dict[str, Any], index: int) -> dict[str, Any]:
         return {}
@@ -291,6 +328,8 @@ class LinearWarmup(BaseWarmup):
     >>> rates
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
+
+    stays_at_one = True
 
     def __init__(self, optimizer: Optimizer, warmup_period: int | list[int], last_step: int = -1):
         self._periods = _periods(type(self).__name__, optimizer, warmup_period)

@@ -46,7 +46,7 @@ class Loop:
     early_stopping: EarlyStopping | None = None
     unfreezing: Unfreezing | None = None
     save_best: Callable[[nn.Module, dict[str, float]], None] | None = None
-    lr_monitor: str = "val/loss"
+    classes: int | None = None
 
     def run(self) -> None:
         """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
@@ -63,6 +63,8 @@ class Loop:
         checkpointer, log_every, batches = self.checkpointer, self.log_every, len(loader)
         if self.unfreezing is not None:
             self.unfreezing.begin(state.epoch)
+        # What has joined gets its rate before the first update, however that update is run.
+        schedule.adopt_groups()
         skipped_in_a_row = 0
         for micro_batches in grouped(loader, self.grad_accum_steps):
             try:
@@ -112,9 +114,11 @@ class Loop:
                 self.val_loader,
                 metrics=self.metrics,
                 precision=self.step.precision,
+                confusion=self.classes,
                 between=lambda: self.stop_in_validation(before),
             )
             self.record("epoch", "val", result.metrics)
+            self.state.confusion = None if result.confusion is None else result.confusion.tolist()
             values |= {f"val/{name}": value for name, value in result.metrics.items()}
         self.state.last = values
         return values
