@@ -250,12 +250,13 @@ def fit(
             monitor=checkpoints.keep_best,
             early_stopping=early_stopping,
             unfreezing=unfreezing,
+            classes=len(about.classes) if about.classes else None,
             save_best=save and functools.partial(save, "model/best"),
         )
         loop.run()
         if save is not None:
             save("model", loop.evaluated_model, state.last)
-            write_report(run_dir)
+            write_report(run_dir, confusion=state.confusion, classes=about.classes or ())
     return FitResult(
         epochs=state.epoch,
         steps=state.step,
@@ -335,11 +336,11 @@ def _look_over_first_batch(
     progress: Progress,
 ) -> None:
     findings = lint(model, loss, optimizer, loader.peek(), classes=classes and len(classes), off=off)
-    told = [str(finding) for finding in findings]
-    if strict and told:
-        raise Problems(told)
-    for text in told:
-        progress.message(text)
+    fatal = [str(finding) for finding in findings if strict or finding.severity == "error"]
+    if fatal:
+        raise Problems(fatal)
+    for finding in findings:
+        progress.message(str(finding))
 
 
 def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:

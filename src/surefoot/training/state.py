@@ -66,7 +66,8 @@ class Best:
 class RunState:
     """Everything of a run's progress that is not in the model, optimizer, schedule or loader.
 
-    `rates` are those of each param group at the update that was recorded last, `last` the last epoch's metrics.
+    `rates` are those of each param group at the update that was recorded last, `last` the last epoch's metrics,
+    `confusion` the last validation's counts (true classes as rows) where there are classes.
     `phase` is ``"train"`` within an epoch's updates and ``"validate"`` once they are done and recorded, so that a
     run stopped while validating begins that validation again.
     """
@@ -81,6 +82,7 @@ class RunState:
     patience_best: Best = field(default_factory=Best)
     last: dict[str, float] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
     wall_before: float = 0.0
     _started: float = field(default_factory=time.monotonic, repr=False)
 
@@ -101,6 +103,7 @@ class RunState:
             "patience_best": vars(self.patience_best).copy(),
             "last": dict(self.last),
             "rates": list(self.rates),
+            "confusion": self.confusion,
             "wall_s": self.wall_s(),
         }
 
@@ -113,5 +116,6 @@ class RunState:
             mine.value, mine.epoch = state[name]["value"], state[name]["epoch"]
         self.last = dict(state["last"])
         self.rates = list(state["rates"])
+        self.confusion = state["confusion"]
         self.wall_before = state["wall_s"]
         self._started = time.monotonic()
