@@ -169,17 +169,17 @@ def test_the_direct_update_sees_loaded_state_and_an_added_group():
     both()
 
 
-def test_hooks_on_the_optimizer_are_called():
+def test_hooks_on_the_optimizer_are_called_as_torch_calls_them():
     model = lenet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     update, called = DirectUpdate(optimizer), []
-    handle = optimizer.register_step_post_hook(lambda *_: called.append(1))
+    optimizer.register_step_pre_hook(lambda *given: called.append(("before", given)))
+    optimizer.register_step_post_hook(lambda *given: called.append(("after", given)))
     model(batches()[0][0]).sum().backward()
+    optimizer.step()
+    by_torch, called[:] = list(called), []
     update()
-    assert called == [1]
-    handle.remove()
-    update()
-    assert called == [1]
+    assert called == by_torch == [("before", (optimizer, (optimizer,), {})), ("after", (optimizer, (optimizer,), {}))]
 
 
 def test_a_scheduler_sees_that_the_optimizer_was_stepped():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -36,28 +37,25 @@ class DirectUpdate:
 
     def __call__(self) -> None:
         optimizer = self.optimizer
-        if self._watched():
+        own = optimizer.__dict__.get("step")
+        if self._raw is None or (own is not None and not hasattr(own, "_wrapped_by_lr_sched")):
             optimizer.step()
             return
         # What a torch scheduler looks at to warn of being stepped before the optimizer.
         optimizer._opt_called = True
+        arguments: tuple[tuple, dict] = ((optimizer,), {})
+        plain = arguments
+        for hook in chain(_global_optimizer_pre_hooks.values(), optimizer._optimizer_step_pre_hooks.values()):
+            arguments = hook(optimizer, *arguments) or arguments
         was = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            if self._kernel is None or not self._fusable() or not self._kernels():
-                self._raw(optimizer)
+            if arguments is not plain or self._kernel is None or not self._fusable() or not self._kernels():
+                self._raw(*arguments[0], **arguments[1])
         finally:
             torch._C._set_grad_enabled(was)
-
-    def _watched(self) -> bool:
-        """Whether someone hooked into the step, or it is not torch's own."""
-        optimizer = self.optimizer
-        if self._raw is None or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            return True
-        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
-            return True
-        own = optimizer.__dict__.get("step")
-        return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
+        for hook in chain(optimizer._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
+            hook(optimizer, *arguments)
 
     def _fusable(self) -> bool:
         groups = self.optimizer.param_groups
