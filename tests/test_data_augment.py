@@ -196,6 +196,12 @@ def test_the_catalogue_builds_transforms_that_the_loader_takes():
     assert [inputs.shape for inputs, _ in loader] == [(7, 1, 8, 8), (7, 1, 8, 8), (6, 1, 8, 8)]
 
 
+@pytest.mark.parametrize("transform", ALL, ids=lambda t: type(t).__name__)
+def test_what_is_no_image_is_told(transform):
+    with pytest.raises(UsageError, match=r"takes images \(N, C, H, W\), the inputs have the shape \(4, 784\)"):
+        next(iter(Loader((torch.zeros(4, 784), torch.arange(4)), 4, augment=[transform])))
+
+
 def python_mix(value: int) -> int:
     """SplitMix64's output function in Python's whole numbers."""
     value = (value + 0x9E3779B97F4A7C15) & _WORD

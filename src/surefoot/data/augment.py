@@ -1,13 +1,14 @@
 """Random transforms of whole batches of raw images; names and arguments as torchvision.transforms has them.
 
 Each takes images (N, C, H, W) of any number type and the draws of their samples, and gives new images of the same
-type. What a sample gets does not depend on the others in the batch.
+type. What a sample gets does not depend on the others in the batch, nor on the device: what is drawn for each sample
+is worked out on the CPU, by operations that round the same for one number as for many.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -25,21 +26,38 @@ class BatchTransform(Protocol):
     def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
 
 
-class RandomHorizontalFlip:
+class ImageTransform:
+    """What the transforms here share: they take images (N, C, H, W) and tell it when given something else."""
+
+    batched = True
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        if images.dim() != 4:
+            raise UsageError(
+                f"data: augment: {type(self).__name__} takes images (N, C, H, W), the inputs have the shape "
+                f"{tuple(images.shape)}"
+            )
+        return self.apply(images, draws)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """The changed images, in memory of their own."""
+        raise NotImplementedError
+
+
+class RandomHorizontalFlip(ImageTransform):
     """Mirrors left and right with probability `p`.
 
     >>> RandomHorizontalFlip(p=1)(torch.arange(3).view(1, 1, 1, 3), Draws(0, 0, torch.tensor([0]))).flatten()
     tensor([2, 1, 0])
     """
 
-    batched = True
     _axis = -1
 
     def __init__(self, p: float = 0.5):
         self.p = _probability(p)
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return torch.where(_a_sample(draws.happens(self.p)), images.flip(self._axis), images)
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        return torch.where(_a_sample(draws.happens(self.p), images), images.flip(self._axis), images)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
@@ -48,15 +66,13 @@ class RandomVerticalFlip(RandomHorizontalFlip):
     _axis = -2
 
 
-class RandomCrop:
+class RandomCrop(ImageTransform):
     """A window of `size` (height and width, or one number; the image's own size by default) at a random place.
 
     The image is first padded on all sides by `padding` pixels (one number, or left-right and top-bottom), with
     `fill` or, by `padding_mode`, with its ``edge`` or its reflection. Raises UsageError where the window is larger
     than the padded image.
     """
-
-    batched = True
 
     def __init__(
         self,
@@ -72,12 +88,12 @@ class RandomCrop:
             raise UsageError(f"padding_mode: {padding_mode!r} is not constant, edge or reflect")
         self.padding_mode = padding_mode
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
         size = self.size or (height, width)
         # torchvision gives padding as (left and right, top and bottom), sizes as (height, width).
-        rows = self._lines(height, size[0], self.padding[1], draws)
-        columns = self._lines(width, size[1], self.padding[0], draws)
+        rows = self._lines(height, size[0], self.padding[1], draws).to(images.device)
+        columns = self._lines(width, size[1], self.padding[0], draws).to(images.device)
         out = _pixels(images, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :])
         if self.padding_mode != "constant" or self.padding == (0, 0):
             return out
@@ -95,14 +111,14 @@ class RandomCrop:
         if self.padding_mode == "reflect" and padding >= whole:
             raise UsageError(f"RandomCrop: reflecting {padding} pixels needs more than the image's {whole}")
         first = draws.integers(0, room + 1) - padding
-        lines = first[:, None] + torch.arange(size, device=first.device)
+        lines = first[:, None] + torch.arange(size)
         if self.padding_mode == "reflect":
             lines = lines.abs()
             lines = (whole - 1) - ((whole - 1) - lines).abs()
         return lines
 
 
-class RandomErasing:
+class RandomErasing(ImageTransform):
     """Paints `value` over a rectangle, with probability `p`.
 
     The rectangle covers a share of the image within `scale`, its height over width lies within `ratio`; of ten
@@ -110,7 +126,6 @@ class RandomErasing:
     on normalised images, `value` is a raw one.
     """
 
-    batched = True
     _TRIES = 10
 
     def __init__(
@@ -125,37 +140,36 @@ class RandomErasing:
         self.ratio = _range("ratio", ratio, low=1e-6, high=math.inf)
         self.value = value
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
         chosen = draws.happens(self.p)
-        tall = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        tall = torch.zeros(len(images), dtype=torch.int64)
         wide = tall.clone()
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(self._TRIES):
             area = draws.uniform(*self.scale) * (height * width)
-            ratio = draws.uniform(low, high).exp()
+            ratio = _each(math.exp, draws.uniform(low, high))
             rows, columns = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
             fits = (rows < height) & (columns < width) & (tall == 0)
             tall, wide = torch.where(fits, rows, tall), torch.where(fits, columns, wide)
         top = (draws.uniform() * (height - tall + 1)).long()
         left = (draws.uniform() * (width - wide + 1)).long()
-        row = torch.arange(height, device=images.device)
-        column = torch.arange(width, device=images.device)
+        row = torch.arange(height)
+        column = torch.arange(width)
         in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
         in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
         erased = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
-        return torch.where(erased, torch.tensor(self.value, dtype=images.dtype, device=images.device), images)
+        value = torch.tensor(self.value, dtype=images.dtype, device=images.device)
+        return torch.where(erased.to(images.device), value, images)
 
 
-class RandomAffine:
+class RandomAffine(ImageTransform):
     """Turns by an angle within `degrees`, shifts, scales and shears about the centre.
 
     `degrees` and `shear` are ranges in degrees, or one number for -n to n (a shear of four numbers is two ranges,
     along x and along y); `translate` holds the largest shifts as shares of width and height; `scale` is a range of
     factors. What comes from outside is `fill`.
     """
-
-    batched = True
 
     def __init__(
         self,
@@ -181,25 +195,23 @@ class RandomAffine:
         self.interpolation = interpolation
         self.fill = fill
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
-        turn = torch.deg2rad(draws.uniform(*self.degrees))
+        turn = draws.uniform(*self.degrees)
         shift_x = (draws.uniform(-1, 1) * (self.translate[0] * width)).round()
         shift_y = (draws.uniform(-1, 1) * (self.translate[1] * height)).round()
         scale = draws.uniform(*self.scale)
-        slant_x = torch.deg2rad(draws.uniform(*self.shear_x))
-        slant_y = torch.deg2rad(draws.uniform(*self.shear_y))
-        # torchvision's matrix, rotation times shear times scale, inverted: where does each pixel come from?
-        a = (turn - slant_y).cos() / slant_y.cos()
-        b = -(turn - slant_y).cos() * slant_x.tan() / slant_y.cos() - turn.sin()
-        c = (turn - slant_y).sin() / slant_y.cos()
-        d = -(turn - slant_y).sin() * slant_x.tan() / slant_y.cos() + turn.cos()
+        slant_x, slant_y = draws.uniform(*self.shear_x), draws.uniform(*self.shear_y)
+        numbers = torch.stack([turn, scale, slant_x, slant_y], dim=1).tolist()
+        inverses = torch.tensor([_inverse(*sample) for sample in numbers], dtype=torch.float64)
+        a, b, c, d = (_a_sample(number, images)[:, 0] for number in inverses.unbind(1))
+        # Where does each pixel come from?
         y = torch.arange(height, dtype=torch.float64, device=images.device) - (height - 1) / 2
         x = torch.arange(width, dtype=torch.float64, device=images.device) - (width - 1) / 2
-        out_x = x[None, None, :] - shift_x[:, None, None]
-        out_y = y[None, :, None] - shift_y[:, None, None]
-        from_x = (d[:, None, None] * out_x - b[:, None, None] * out_y) / scale[:, None, None] + (width - 1) / 2
-        from_y = (a[:, None, None] * out_y - c[:, None, None] * out_x) / scale[:, None, None] + (height - 1) / 2
+        out_x = x[None, None, :] - _a_sample(shift_x, images)[:, 0]
+        out_y = y[None, :, None] - _a_sample(shift_y, images)[:, 0]
+        from_x = a * out_x + b * out_y + (width - 1) / 2
+        from_y = c * out_x + d * out_y + (height - 1) / 2
         if self.interpolation == "nearest":
             return self._at(images, from_y.round().long(), from_x.round().long())
         return self._between(images, from_y, from_x)
@@ -230,8 +242,24 @@ def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images.reshape(samples, channels, height * width).gather(2, flat).view(samples, channels, *places.shape[1:])
 
 
-def _a_sample(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
+def _a_sample(values: Tensor, images: Tensor) -> Tensor:
+    """One value a sample, (N,), to be combined with its images: (N, 1, 1, 1) on their device."""
+    return values.to(images.device)[:, None, None, None]
+
+
+def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
+    """`function` of each number. Vectorised exponentials may differ in the last bit with a number's place."""
+    return torch.tensor([function(value) for value in values.tolist()], dtype=torch.float64)
+
+
+def _inverse(turn: float, scale: float, slant_x: float, slant_y: float) -> tuple[float, float, float, float]:
+    """The inverse of torchvision's matrix, rotation times shear times scale; angles in degrees."""
+    turn, slant_x, slant_y = math.radians(turn), math.radians(slant_x), math.radians(slant_y)
+    a = math.cos(turn - slant_y) / math.cos(slant_y)
+    b = -a * math.tan(slant_x) - math.sin(turn)
+    c = math.sin(turn - slant_y) / math.cos(slant_y)
+    d = -c * math.tan(slant_x) + math.cos(turn)
+    return d / scale, -b / scale, -c / scale, a / scale
 
 
 def _probability(p: float) -> float:

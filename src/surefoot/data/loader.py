@@ -21,7 +21,7 @@ from .sources import Source, TensorSource, as_source
 # which stay in the processor's cache until the last of them is used.
 CHUNK_BYTES = 1 << 19
 # Data are normalised once, instead of at each use, where the result is at most this large.
-NORMALIZED_BYTES = 1 << 30
+NORMALIZED_BYTES = 1 << 29
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
@@ -51,7 +51,7 @@ class Loader:
     - `workers`: processes that read a Dataset ahead; data in memory need none. No bit depends on it.
     - `device`: where batches are put. Data in memory that fit go there once.
     - `normalize_once`: keep the preprocessed data in memory instead of preprocessing at each use; same bits.
-      ``"auto"``: where there is no augmentation and they take at most 1 GiB.
+      ``"auto"``: where there is no augmentation and they take at most 512 MiB.
 
     The process's random number generators are never drawn from. Raises UsageError for an empty data set, a batch
     larger than the data, and arguments that cannot be.
@@ -221,7 +221,7 @@ class Loader:
             # Each transform has numbers of its own, so that what one draws does not shift the next.
             seed = fold(self.seed, number)
             if getattr(transform, "batched", False):
-                inputs = transform(inputs, Draws(seed, epoch, indices.to(inputs.device)))
+                inputs = transform(inputs, Draws(seed, epoch, indices))
             else:
                 inputs = apply_to_each(transform, inputs, indices.tolist(), seed, epoch)
         if self.preprocessing is not None:
