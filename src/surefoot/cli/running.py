@@ -22,8 +22,9 @@ def train(
 ) -> int:
     """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code."""
     from ..build import build
+    from ..errors import Stopped
     from ..planning import mistakes
-    from ..tracking import make_progress
+    from ..tracking import as_typed, make_progress
     from ..training import fit
 
     progress = make_progress()
@@ -45,6 +46,9 @@ def train(
             progress=progress,
         )
         progress.finish(summary(built, result))
+    except Stopped as stopped:
+        go_on = as_typed(f"surefoot resume {run_dir}")
+        raise Stopped(stopped.signal, f"{stopped}; go on with `{go_on}`") from None
     finally:
         progress.close()
     return 0
