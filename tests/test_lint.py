@@ -119,9 +119,9 @@ class Own(nn.Module):
         (Own(), torch.randn(2, 1, 8, 8), "test_lint.py:"),
         (Own(), torch.randn(2, 1, 8, 8), "return self.fc(self.conv(images).flatten(1))"),
         (Own(), torch.randn(2, 3, 8, 8), "it takes 1 channels, (N, 1, ...)"),
-        (Own(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "convert the inputs (`inputs.to(torch.float32)`)"),
+        (Own(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "`inputs.to(torch.float32) / 255`"),
         (nn.Linear(64, 3), torch.randn(2, 8, 8), "flatten its input first"),
-        (nn.Linear(64, 3), torch.randn(2, 64).double(), "(2, 64) float64"),
+        (nn.Linear(64, 3), torch.randn(2, 64).double(), "give `inputs.to(torch.float32)`"),
         (nn.Sequential(nn.BatchNorm1d(4)), torch.randn(1, 4), "more than one sample"),
         (nn.Sequential(nn.BatchNorm1d(4)), torch.randn(3, 5), "set num_features=5"),
         (nn.Embedding(10, 3), torch.tensor([3, 10]), "its indices go from 0 to 9; this batch has 3 to 10"),
@@ -150,3 +150,14 @@ def test_every_finding_that_the_losses_page_names_exists():
     mistakes = "".join(re.findall(r"Common mistakes\*\*:(.*?)\n\n", page, re.S))
     named = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", mistakes))
     assert len(named) > 15 and named <= set(FINDINGS)
+
+
+def test_training_ends_before_the_first_step_where_it_cannot_go_on():
+    from surefoot.training import fit
+
+    model = body(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    weight = model[0].weight.detach().clone()
+    with pytest.raises(UsageError, match="target-out-of-range: the targets go from 0 to 4"):
+        fit(model, nn.CrossEntropyLoss(), optimizer, (x(), y(5)), epochs=1, batch_size=16)
+    assert torch.equal(model[0].weight, weight)

@@ -42,7 +42,7 @@ def check_optimizer(seen: Evidence) -> Iterator[Finding]:
     of_loss = all(n.startswith("loss.") for n in missing)
     yield warning(
         "not-in-optimizer",
-        f"{names(missing)} require a gradient and are in no parameter group: they stay as they are",
+        f"no parameter group holds {names(missing)}: training leaves {'them' if len(missing) > 1 else 'it'} as is",
         "give the loss's parameters to the optimizer as well"
         if of_loss
         else "give them to the optimizer, or set requires_grad=False where they are meant to stay",

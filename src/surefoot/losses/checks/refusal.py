@@ -60,9 +60,9 @@ def _advice(layer: Layer | None, text: str) -> str:
             return f"the layer is on {weight.device} and its input on {given.device}: move both to one device"
         if given.dtype != weight.dtype:
             wanted = str(weight.dtype).removeprefix("torch.")
-            return (
-                f"the layer computes in {wanted}: convert the inputs (`inputs.to(torch.{wanted})`), scaled as it needs"
-            )
+            if given.dtype == torch.uint8:
+                return f"normalise the pixels (in a recipe data.normalize), or give `inputs.to(torch.{wanted}) / 255`"
+            return f"the layer computes in {wanted}: give `inputs.to(torch.{wanted})`"
     if isinstance(module, nn.Linear) and given is not None and given.shape[-1:] != (module.in_features,):
         flat = given.shape[1:].numel()
         if given.dim() > 2 and flat == module.in_features:

@@ -200,7 +200,10 @@ def _shapes(name: str, outputs: Any, targets: Tensor) -> Iterator[Finding]:
     if not isinstance(outputs, Tensor) or outputs.shape == targets.shape:
         return
     message = f"the outputs are {look(outputs)} and the targets {look(targets)}"
-    if outputs.numel() == targets.numel():
+    scores = outputs.dim() > 1 and targets.shape == outputs.shape[:1] and outputs.shape[1] > 1
+    if scores and targets.dtype == torch.int64:
+        fix = "use CrossEntropyLoss if the targets are class indices; else give both the same shape"
+    elif outputs.numel() == targets.numel():
         fix = f"give `targets.reshape({', '.join(map(str, (-1, *outputs.shape[1:])))})`, or squeeze the outputs"
     else:
         fix = "give outputs and targets the same shape"
