@@ -161,3 +161,17 @@ def test_training_ends_before_the_first_step_where_it_cannot_go_on():
     with pytest.raises(UsageError, match="target-out-of-range: the targets go from 0 to 4"):
         fit(model, nn.CrossEntropyLoss(), optimizer, (x(), y(5)), epochs=1, batch_size=16)
     assert torch.equal(model[0].weight, weight)
+
+
+def test_check_says_where_a_recipe_cannot_be_trained(capsys):
+    from surefoot.cli import main
+
+    small = ["quickstart", "data.train_size=100", "data.val_size=20"]
+    assert main(["check", *small, "loss=BCEWithLogitsLoss"]) == 2
+    told = capsys.readouterr().out
+    assert "target-out-of-range" in told and "it cannot be trained as it is" in told
+    assert main(["check", *small, "loss=NLLLoss"]) == 0
+    assert "raw-logits-to-nll" in capsys.readouterr().out
+    assert main(["check", *small, "loss=NLLLoss", "strict=true"]) == 2
+    assert main(["check", *small, "loss=NLLLoss", "lint_off=[all]"]) == 0
+    assert "raw-logits-to-nll" not in capsys.readouterr().out.split("quickstart: ")[-1]

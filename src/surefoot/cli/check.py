@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read the recipe, build all of it, look over its first batch and its plan. 0 where nothing was found."""
+    """Read the recipe, build all of it, look over its first batch and its plan. 0 where it can be trained."""
     from .. import recipe
     from ..build import build
     from ..losses import lint
@@ -28,9 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(finding)
     parameters = sum(p.numel() for p in built.model.parameters())
     validation = f"{built.val.samples:,} to validate" if built.val is not None else "none to validate"
-    print(f"{loaded.name}: the recipe is sound")
+    fatal = any(loaded.strict or finding.severity == "error" for finding in findings)
+    verdict = "it cannot be trained as it is" if fatal else "the recipe is sound"
+    print(f"{loaded.name}: {verdict}")
     print(f"  model   {loaded.model.name}, {parameters:,} parameters")
     print(f"  data    {built.train.samples:,} samples to train, {validation}")
     print(f"  run     {loaded.epochs} epochs of {built.steps_per_epoch:,} steps")
     print(f"  check   {len(findings)} findings on the first batch")
-    return 2 if findings and loaded.strict else 0
+    return 2 if fatal else 0
