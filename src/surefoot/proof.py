@@ -43,6 +43,8 @@ class Verdict:
                 f"identical: killed {self.kills} times (last record then: step {where}) and resumed, the run ended as "
                 f"the untouched one, {self.compared} items compared as bytes"
             )
+        if not self.kills:
+            return f"DIFFERENT, and not by any kill: the recipe gives another result each time: {self.difference}"
         return f"DIFFERENT after {self.kills} kills (last record then: step {where}): {self.difference}"
 
 
@@ -77,16 +79,16 @@ def prove(
         while done < kills:
             process, began = _start(recipe, overrides, killed), time.monotonic()
             try:
-                process.wait(instants.uniform(0.0, took))
+                _, errors = process.communicate(timeout=instants.uniform(0.0, took))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
-                process.wait()
+                process.communicate()
                 done += 1
                 steps.append(_last_step(killed))
                 say(f"kill {done} of {kills}: after step {steps[-1]:,}")
                 continue
             if process.returncode != 0:
-                raise RunFailed(f"the resumed run failed (exit code {process.returncode}):\n{process.stderr.read()}")
+                raise RunFailed(f"the resumed run failed (exit code {process.returncode}):\n{errors}")
             if not (killed / "run.json").exists():
                 raise RunFailed("the run ended well and left no run directory")
             # It reached its end before its instant came: the next life begins from nothing.
@@ -123,11 +125,11 @@ def _items(run: Path) -> Iterator[tuple[str, Any]]:
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     yield "newest checkpoint", newest.name
     for file in ("model.safetensors", "optimizer.safetensors"):
-        yield f"{newest.name}/{file}", (newest / file).read_bytes()
+        yield f"checkpoints/{newest.name}/{file}", (newest / file).read_bytes()
     state = json.loads((newest / "state.json").read_text())
     state["objects"].get("progress", {}).pop(TIME, None)
     state.pop("journal")  # an offset in bytes, which hangs on how many digits the times have
-    yield f"{newest.name}/state.json", state
+    yield f"checkpoints/{newest.name}/state.json", state
     for folder in ("model", "model/best"):
         for file in ("model.safetensors", "model.json"):
             path = run / folder / file

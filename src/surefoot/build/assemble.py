@@ -147,7 +147,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
             workers=recipe.data.workers,
             device=device,
         )
-        val = None if splits.val is None else evaluation_loader(recipe, splits, device)
+        val = None if splits.val is None else evaluation_loader(recipe, splits, model, device)
     steps_per_epoch = -(-len(train) // recipe.grad_accum_steps)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch)
     about = About(

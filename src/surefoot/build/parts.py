@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -153,20 +154,26 @@ def augmentations(recipe: Recipe) -> list[Any]:
     return made
 
 
-def evaluation_loader(recipe: Recipe, splits: DataSplits, device: Any = None) -> Loader:
-    """The validation data in large batches, in their own order."""
+def evaluation_loader(recipe: Recipe, splits: DataSplits, model: nn.Module, device: torch.device) -> Loader:
+    """The validation data in their own order, in batches as large as this machine takes well."""
     from ..data import Loader
+    from ..execution import evaluation_batch
     from ..training import EVAL_BATCH
 
-    size = recipe.data.eval_batch_size or max(EVAL_BATCH, recipe.data.batch_size)
-    return Loader(
-        splits.val,
-        min(size, len(splits.val)),
-        shuffle=False,
-        preprocessing=splits.preprocessing,
-        workers=recipe.data.workers,
-        device=device,
-    )
+    assert splits.val is not None
+    settings = {
+        "shuffle": False,
+        "preprocessing": splits.preprocessing,
+        "workers": recipe.data.workers,
+        "device": device,
+    }
+    size = recipe.data.eval_batch_size
+    if size is None:
+        size = EVAL_BATCH
+        # A model that cannot run on these data is told by the look at the first batch, which knows more.
+        with contextlib.suppress(Exception):
+            size = evaluation_batch(model, Loader(splits.val, 1, **settings).peek()[0])
+    return Loader(splits.val, min(size, len(splits.val)), **settings)
 
 
 def freeze(recipe: Recipe, model: nn.Module) -> None:

@@ -1,0 +1,95 @@
+"""`surefoot verify`: equal runs are called equal, and a run that cannot be repeated is caught."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import main
+from surefoot.proof import compare
+
+SMALL = ["data.train_size=320", "data.val_size=80", "data.batch_size=16", "epochs=3", "warmup.warmup_period=5"]
+PLAIN = ["execution.threads=1", "execution.compile=false"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "quickstart", "--run", str(path), *SMALL, *PLAIN, "epochs=1"]) == 0
+    return path
+
+
+@pytest.fixture
+def twin(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "twin"))
+
+
+def test_a_copy_is_identical(run, twin):
+    assert compare(run, twin) == (None, 11)
+
+
+def test_times_do_not_count(run, twin):
+    journal = twin / "metrics.jsonl"
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps(r | {"wall_s": 1.0}) + "\n" for r in records))
+    assert compare(run, twin)[0] is None
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model/model.safetensors",
+        "model/best/model.safetensors",
+        "checkpoints/step-000000020/model.safetensors",
+        "checkpoints/step-000000020/optimizer.safetensors",
+    ],
+)
+def test_one_bit_is_a_difference_and_its_place_is_told(run, twin, file):
+    flip(twin / file)
+    difference, _ = compare(run, twin)
+    assert difference.startswith(f"{file}: first different byte is ")
+
+
+def test_a_record_that_differs_is_told(run, twin):
+    journal = twin / "metrics.jsonl"
+    lines = journal.read_text().splitlines()
+    third = json.loads(lines[2])
+    lines[2] = json.dumps(third | {"loss": third["loss"] * (1 + 2**-50)})
+    journal.write_text("\n".join(lines) + "\n")
+    assert compare(run, twin)[0].startswith("metrics.jsonl, entry 3: untouched has")
+
+
+def test_a_point_that_appears_twice_in_tensorboard_is_a_difference(run, twin):
+    (events,) = (twin / "tensorboard").iterdir()
+    events.write_bytes(events.read_bytes() + events.read_bytes())
+    assert compare(run, twin)[0].startswith("tensorboard: ")
+
+
+def test_a_killed_run_is_proved_identical(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["verify", "quickstart", *SMALL, *PLAIN, "checkpoint.every=7 steps", "--kills", "2", "--keep", "both"]
+    assert main(words) == 0, capsys.readouterr().out
+    assert "identical: killed 2 times" in capsys.readouterr().out
+    assert (tmp_path / "both" / "killed" / "model" / "model.safetensors").exists()
+
+
+def test_a_run_that_cannot_be_repeated_is_caught(tmp_path, monkeypatch, capsys):
+    """A loss with noise that no seed governs: every promise of exactness is void, and verify must say so."""
+    monkeypatch.chdir(tmp_path)
+    Path("noisy.py").write_text(
+        "import os\nfrom torch.nn import functional as F\n"
+        "def loss(outputs, targets):\n"
+        "    return F.cross_entropy(outputs, targets) * (1 + int.from_bytes(os.urandom(2), 'big') / 2**20)\n"
+    )
+    words = ["loss={import: 'noisy:loss'}", "checkpoint.keep_best=val/loss", "--kills", "1"]
+    assert main(["verify", "quickstart", *SMALL, *PLAIN, *words]) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
