@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from loss_table import CASES
+from right_practices import PRACTICES
 from right_setups import right_setup
 from torch import nn
 
@@ -65,6 +66,15 @@ def test_no_false_alarm_for_a_trained_model(name):
         nn.functional.cross_entropy(model(images), targets).backward()
         optimizer.step()
     assert lint(model, nn.CrossEntropyLoss(), optimizer, (images, targets), classes=10) == []
+
+
+@pytest.mark.parametrize("name", PRACTICES)
+def test_no_false_alarm_over_good_practices_that_look_odd(name):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model, loss, batch = PRACTICES[name]()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        assert [str(finding) for finding in lint(model, loss, optimizer, batch)] == []
 
 
 def test_no_false_alarm_over_100_random_right_set_ups():
