@@ -169,6 +169,18 @@ def node(target: str, inputs: list[dict], result: str = "y") -> dict:
 X = arg("as_tensor", {"name": "x"})
 
 
+_LEAF = '{"type": null, "context": null, "children_spec": []}'
+_TUPLE = '{"type": "builtins.tuple", "context": "null", "children_spec": [%s]}'
+_NOTHING = '{"type": "builtins.dict", "context": "[]", "children_spec": []}'
+CALL = {
+    "inputs": [],
+    "outputs": [],
+    "in_spec": f"[1, {_TUPLE % f'{_TUPLE % _LEAF}, {_NOTHING}'}]",
+    "out_spec": f"[1, {_LEAF}]",
+    "forward_arg_names": ["x"],
+}
+
+
 def program_json(nodes: list[dict] | None = None, output: str = "y", **changes: Any) -> dict:
     """The model.json of a program that gives relu(x), x of shape (N, 4), and has one weight."""
     batch = {"as_expr": {"expr_str": changes.pop("expr", "s0"), "hint": {"as_int": 2}}}
@@ -179,7 +191,7 @@ def program_json(nodes: list[dict] | None = None, output: str = "y", **changes: 
                 "inputs": [{"as_tensor": {"name": "p_w"}}, {"as_tensor": {"name": "x"}}],
                 "outputs": [{"as_tensor": {"name": output}}],
                 "nodes": [node("torch.ops.aten.relu.default", [X])] if nodes is None else nodes,
-                "tensor_values": {"x": form},
+                "tensor_values": {"x": form, "y": form, output: form, "p_w": meta([4])},
                 "sym_int_values": {},
                 "sym_bool_values": {},
             },
@@ -190,11 +202,14 @@ def program_json(nodes: list[dict] | None = None, output: str = "y", **changes: 
                 ],
                 "output_specs": [{"user_output": {"arg": {"as_tensor": {"name": output}}}}],
             },
-            "module_call_graph": [],
+            "module_call_graph": [{"fqn": "", "signature": CALL}],
             "metadata": {},
+            "treespec_namedtuple_fields": {},
         },
         "opset_version": {"aten": 10},
-        "range_constraints": {},
+        "range_constraints": {"s0": {"min_val": 0, "max_val": None}},
+        "verifiers": ["TRAINING"],
+        "torch_version": "2.13.0",
         "schema_version": {"major": 8, "minor": 20},
         "guards_code": changes.pop("guards", []),
     }
@@ -223,6 +238,7 @@ def pt2_file(
         Record("m/archive_format", b"pt2"),
         Record("m/archive_version", b"0"),
         Record("m/byteorder", b"little"),
+        Record("m/.data/version", b"6\n"),
         *more,
     ]
     return archive(records)
