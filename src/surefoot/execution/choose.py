@@ -168,6 +168,12 @@ def tune(
             race(bench, rivals, 0.4 * budget_s)
             trials += impls
             best = _settle(bench, rivals, thorough, say) or best
+        if device == "cuda" and best.execution.optimizer_impl == "fused" and precision != "fp16":
+            trial = Trial(replace(best.execution, cuda_graph=True))
+            trials.append(trial)
+            bench.check(trial)
+            race(bench, [best, trial], 0.5)
+            best = _settle(bench, [best, trial], thorough, say) or best
         for kind in _worth_compiling(fixed, best, steps_expected, thorough, model, optimizer, say):
             trial = Trial(replace(best.execution, compile=kind))
             trials.append(trial)
@@ -205,10 +211,7 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     if "onednn" not in fixed and torch.backends.mkldnn.is_available() and _may_use_onednn(model):
         onednn.append(not plain.onednn)
     made = [
-        replace(plain, threads=t, onednn=o, memory_format=f)
-        for t in sorted(threads)
-        for f in formats
-        for o in onednn
+        replace(plain, threads=t, onednn=o, memory_format=f) for t in sorted(threads) for f in formats for o in onednn
     ]
     return [e for e in made if e.onednn or e.memory_format == "contiguous" or "memory_format" in fixed]
 

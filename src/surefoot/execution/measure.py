@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import rng
+from .captured import CapturedUpdate
 from .parity import Gradients, eager_gradients, first_difference
 from .plan import Execution, prepare
 from .update import CompiledUpdate, make_update
@@ -125,13 +126,15 @@ class Bench:
         """Loss and gradients of one batch as `execution` runs it."""
         model, loss, optimizer = self._copy(execution)
         with prepare(execution, model, optimizer):
-            if execution.compile == "none":
+            if execution.compile == "none" and not execution.cuda_graph:
                 rng.restore(self._random)
                 return eager_gradients(model, loss, batch, self.precision)
             update = self._update(execution)
             rng.restore(self._random)
             if execution.compile == "module":
                 return eager_gradients(model, loss, batch, self.precision, update.model)
+            if isinstance(update, CapturedUpdate):
+                return update.gradients(batch)
             assert isinstance(update, CompiledUpdate)
             found, _ = update.step.tried(batch)
             return update.step.gradients(found)
@@ -176,7 +179,9 @@ class Bench:
 
     def _copy(self, execution: Execution | None) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
         """A copy for each layout, kind of state and kind of optimizer; None is the one that is never set up."""
-        key = None if execution is None else (execution.memory_format, execution.optimizer_impl, execution.compile)
+        key = None
+        if execution is not None:
+            key = (execution.memory_format, execution.optimizer_impl, execution.compile, execution.cuda_graph)
         if key not in self._copies:
             model, loss, optimizer = copy.deepcopy(self._originals)
             for group in optimizer.param_groups:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .captured import CapturedUpdate
 from .direct import DirectUpdate
 from .eager import EagerUpdate, MicroBatches
 from .plan import Execution
@@ -38,7 +39,7 @@ def make_update(
     finite, and None means that losses are not looked at. `example` is a batch of the full size: a compiled step is
     one for batches of its shape, and others (an epoch's short last one) run eagerly, whichever comes first.
 
-    Raises CannotCompile for a plan that says compiled where it cannot be.
+    Raises CannotCompile for a plan that says compiled or captured where it cannot be.
     """
     if execution.precision == "fp16" or type(optimizer).__name__ == "LBFGS":
         return None
@@ -53,6 +54,17 @@ def make_update(
         clip=clip,
         precision=execution.precision,
     )
+    if execution.cuda_graph:
+        return CapturedUpdate(
+            model,
+            loss,
+            optimizer,
+            example,
+            eager,
+            max_grad_norm=max_grad_norm,
+            clip_value=clip_value,
+            precision=execution.precision,
+        )
     if execution.compile in ("none", "module"):
         return eager
 

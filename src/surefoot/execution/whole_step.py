@@ -94,10 +94,7 @@ class CompiledStep:
         self.guard = guard
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
-        convention = calling.convention_of(loss).name
-        if convention not in _TARGETS_AT:
-            raise CannotCompile(f"the {convention} loss looks at the values of its batch")
-        self._targets_at = _TARGETS_AT[convention]
+        self._targets_at = target_place(loss)
         self.signature = signature(batch)
         self._graph: Callable[..., Any] | None = None
         self._output_spec: Any = None
@@ -168,11 +165,8 @@ class CompiledStep:
 
     def fits(self, batch: Sequence[Any]) -> bool:
         """Whether the graph is one for this batch and for what is trained now."""
-        if not self.bundle.model.training or len(batch) != len(self.signature):
+        if not self.bundle.model.training or not fits(batch, self.signature):
             return False
-        for part, (shape, stride, dtype) in zip(batch, self.signature, strict=True):
-            if part.shape != shape or part.dtype != dtype or part.stride() != stride:
-                return False
         return all(p.requires_grad for p in self.parameters) and not any(p.requires_grad for p in self._frozen)
 
     def targets_of(self, batch: Sequence[Any]) -> Any:
@@ -291,6 +285,11 @@ def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
         return "there is no C++ compiler (g++ or clang++) on this machine"
     if sys.platform == "win32":
         return "compiling is not supported on Windows"
+    return why_hooks(model)
+
+
+def why_hooks(model: nn.Module) -> str | None:
+    """Which hook a graph would leave out, or None."""
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return f"module {name or type(model).__name__} has hooks, which a graph would leave out"
@@ -311,6 +310,27 @@ def compiler() -> str | None:
 def signature(batch: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     """What a graph is specialised to: each tensor's (shape, strides, dtype)."""
     return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch]
+
+
+def fits(batch: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether a batch has this signature."""
+    if len(batch) != len(wanted):
+        return False
+    for part, (shape, stride, dtype) in zip(batch, wanted, strict=True):
+        if part.shape != shape or part.dtype != dtype or part.stride() != stride:
+            return False
+    return True
+
+
+def target_place(loss: Callable[..., Tensor]) -> int | None:
+    """Which part of a batch `loss` is given as targets; None where it has none.
+
+    Raises CannotCompile for a loss that looks at the values of its batch.
+    """
+    convention = calling.convention_of(loss).name
+    if convention not in _TARGETS_AT:
+        raise CannotCompile(f"the {convention} loss looks at the values of its batch")
+    return _TARGETS_AT[convention]
 
 
 def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
