@@ -279,6 +279,8 @@ def reopened(directory: Path, exchange: bool) -> nn.Module:
     if not exchange and not directory.exists():
         # Without an exchange a kill between two renames leaves the old one under a name beside it; the next
         # save brings it back first.
+        with pytest.raises(UsageError, match="the model before it lies at .*old: rename it back"):
+            load_model(directory)
         swap._remove_leftovers(directory)
     return load_model(directory)
 

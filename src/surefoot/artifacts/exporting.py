@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def export(
     temporary = to.with_name(f".{to.stem}.{secrets.token_hex(4)}{to.suffix}")
     try:
         expected = _expected(ready, batch, to)
-        files.write_new(temporary, [writer(ready, info, batch)])
+        files.write_new(temporary, writer(ready, info, batch))
         try:
             difference = _compare(temporary, module, info, expected, to)
         except BadFile as error:
@@ -206,37 +206,38 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
 # ------------------------------------------------------------------------------------- the formats
 
 
-def _safetensors(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> bytes:
+_Chunks = Iterable[bytes | memoryview]
+
+
+def _safetensors(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
     found = weights.collect(ready.model)
     described = info.to_json() | {"tied": found.tied}
-    return b"".join(
-        bytes(c) for c in safe_tensors.chunks(found.tensors, info=described, metadata={"format": "pt"})
-    )
+    return safe_tensors.chunks(found.tensors, info=described, metadata={"format": "pt"})
 
 
-def _pth(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> bytes:
+def _pth(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
     weights.collect(ready.model)  # refuses what weights_only could not load again
     buffer = io.BytesIO()
     torch.save(ready.model.state_dict(), buffer)
-    return buffer.getvalue()
+    return [buffer.getbuffer()]
 
 
-def _pt2(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> bytes:
+def _pt2(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
     program = traced(ready, batch)
     extra = {"surefoot.json": json.dumps(info.to_json()), "classes.json": json.dumps(info.to_json()["classes"])}
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files=extra)
-    return buffer.getvalue()
+    return [buffer.getbuffer()]
 
 
-def _onnx(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> bytes:
+def _onnx(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
     from .onnx_file import to_onnx
 
-    return to_onnx(traced(ready, batch), info)
+    return [to_onnx(traced(ready, batch), info)]
 
 
-_WRITERS: dict[str, Callable[[Ready, ModelInfo, torch.Tensor], bytes]] = {
+_WRITERS: dict[str, Callable[[Ready, ModelInfo, torch.Tensor], _Chunks]] = {
     ".safetensors": _safetensors,
     ".pth": _pth,
     ".pt": _pth,

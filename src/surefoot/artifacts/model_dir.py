@@ -135,7 +135,10 @@ def read_described(directory: str | Path) -> tuple[ModelInfo, dict[str, Any]]:
     directory = Path(directory)
     path = directory / INFO
     if not directory.is_dir():
-        raise BadFile(directory, "is not a directory" if directory.exists() else "does not exist")
+        kept = sorted(directory.parent.glob(f".{directory.name}.*.old")) if directory.parent.is_dir() else []
+        # Only where the system cannot exchange two names, and only after a kill between two renames.
+        hint = f"; the model before it lies at {kept[-1]}: rename it back" if kept else ""
+        raise BadFile(directory, ("is not a directory" if directory.exists() else "does not exist") + hint)
     data = read_json(path)
     info = ModelInfo.from_json(data, path)
     described = data.get("weights")
