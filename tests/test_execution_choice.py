@@ -261,8 +261,8 @@ def test_candidates_are_those_that_can_matter():
     plain = Execution(threads=4)
     convolution, linear = MODELS.build("LeNet5", {}), nn.Linear(3, 3)
     threads = [e.threads for e in candidates(plain, {}, linear)]
-    assert threads == [4, 2, 1]
-    assert candidates(plain, {}, convolution)[0] == plain
+    assert threads == [1, 2, 4]  # a busy machine is no place to begin with all of its threads
+    assert plain in candidates(plain, {}, convolution)
     assert {e.memory_format for e in candidates(plain, {}, convolution)} == {"contiguous", "channels_last"}
     assert {e.memory_format for e in candidates(plain, {}, linear)} == {"contiguous"}
     assert [e.threads for e in candidates(plain, {"threads": 4}, linear)] == [4]
