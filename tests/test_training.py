@@ -367,3 +367,27 @@ def test_a_run_is_described_in_its_directory(data, run_dir):
     assert json.loads((run_dir / "model" / "model.json").read_text())["classes"] == ["a", "b", "c"]
     assert "<html" in (run_dir / "report.html").read_text()
     assert list((run_dir / "tensorboard").iterdir())
+
+
+def test_fewer_epochs_than_were_done_are_refused_and_change_nothing(data, run_dir):
+    def run(epochs: int, **more) -> None:
+        model = make_model()
+        about = About(files={"recipe.yaml": f"epochs: {epochs}\n"})
+        fit(
+            model,
+            nn.CrossEntropyLoss(),
+            sgd(model),
+            data,
+            epochs=epochs,
+            batch_size=10,
+            run_dir=run_dir,
+            about=about,
+            **more,
+        )
+
+    run(3)
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name not in ("LOCK",)}
+    with pytest.raises(UsageError, match="epochs: 2 is below the 3"):
+        run(2, resume=True)
+    after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name not in ("LOCK",)}
+    assert {p.name for p in before if after.get(p) != before[p]} <= {p.name for p in (run_dir / "tensorboard").iterdir()}

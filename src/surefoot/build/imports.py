@@ -85,6 +85,15 @@ def at(recipe: Recipe, path: str) -> Iterator[None]:
     try:
         yield
     except Problems as error:
-        raise Problems([recipe.problem(path, text.removeprefix(f"{path}: ")) for text in error.problems]) from error
+        raise Problems([_placed(recipe, path, text) for text in error.problems]) from error
     except UsageError as error:
-        raise UsageError(recipe.problem(path, str(error).removeprefix(f"{path}: "))) from error
+        raise UsageError(_placed(recipe, path, str(error))) from error
+
+
+def _placed(recipe: Recipe, path: str, text: str) -> str:
+    """`text` with its place: that of the key below `path` that it begins with, where it does."""
+    text = text.removeprefix(f"{path}: ")
+    key, colon, rest = text.partition(": ")
+    if colon and f"{path}.{key}" in recipe.places:
+        return recipe.problem(f"{path}.{key}", rest)
+    return recipe.problem(path, text)

@@ -6,18 +6,32 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..checkpoint import RunDirectory
 from ..errors import RunFailed, Stopped, UsageError
 
 
+class Claim:
+    """A run directory that this process holds; `begun` once the run goes on in it."""
+
+    def __init__(self, run: RunDirectory):
+        self.run = run
+        self.begun = False
+
+    def begin(self, **facts: Any) -> None:
+        """From here on the run is "running", and how it ends is told in run.json."""
+        self.begun = True
+        self.run.record(status="running", **facts)
+
+
 @contextlib.contextmanager
-def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -> Iterator[RunDirectory]:
+def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -> Iterator[Claim]:
     """Hold the run directory `path`, locked; `texts` are files that it has from the start (``recipe.yaml``).
 
     Raises UsageError where it already holds a run and `resume` is not asked for, or where nothing can be written.
-    A new directory is taken away again when the run fails before its status is "running".
+    What fails before `begin` leaves a run that was there as it was, and takes a new directory away again.
     """
     there = RunDirectory.holds_run(path)
     if there and not resume:
@@ -26,16 +40,18 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
         )
     existed = path.exists()
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")
+    claim = Claim(run)
     try:
         for file, text in texts.items():
             # Also for a run that was killed before it had them.
             if not (path / file).exists():
                 files.write_durably(path / file, text.encode())
-        yield run
+        yield claim
         run.record(status="done")
     except BaseException as error:
-        if not there and run.about["status"] != "running":
-            _discard(path, texts, whole=not existed)
+        if not claim.begun:
+            if not there:
+                _discard(path, texts, whole=not existed)
         else:
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             with contextlib.suppress(OSError):  # the first error is the one to tell

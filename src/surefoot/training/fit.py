@@ -17,7 +17,7 @@ from .. import rng
 from ..artifacts import save_model
 from ..checkpoint import Checkpointer, Restored, flatten
 from ..data import Loader, as_source
-from ..errors import Problems
+from ..errors import Problems, UsageError
 from ..execution import prepare
 from ..losses import lint, metric_options
 from ..metrics import RunningMetrics
@@ -192,11 +192,11 @@ def fit(
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
             run_dir = Path(run_dir)
-            run = stack.enter_context(claimed(run_dir, resume=resume, texts=about.files, name=about.name))
+            claim = stack.enter_context(claimed(run_dir, resume=resume, texts=about.files, name=about.name))
             recorder = stack.enter_context(Recorder(run_dir, tensorboard=tensorboard, progress=progress))
             checkpointer = stack.enter_context(
                 Checkpointer(
-                    run,
+                    claim.run,
                     **vars(checkpoints),
                     conditions={
                         **about.conditions,
@@ -216,12 +216,12 @@ def fit(
                     **({"unfreezing": unfreezing} if unfreezing else {}),
                 )
             )
-            restored = checkpointer.resume(unfreezing and unfreezing.catch_up)
+            restored = checkpointer.resume(functools.partial(_before_loading, epochs, unfreezing))
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 update_texts(run_dir, about.files)
             recorder.rebuild()
-            run.record(status="running", conditions=checkpointer.conditions, execution=plan.to_json())
+            claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
             RunInfo(
                 about.name,
@@ -341,6 +341,15 @@ def _look_over_first_batch(
         raise Problems(fatal)
     for finding in findings:
         progress.message(str(finding))
+
+
+def _before_loading(epochs: int, unfreezing: Unfreezing | None, saved: Mapping[str, Any]) -> None:
+    """Refuse a run that is longer than it should be; give the optimizer the groups that it had by then."""
+    done = saved["progress"]["epoch"]
+    if done > epochs:
+        raise UsageError(f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more")
+    if unfreezing is not None:
+        unfreezing.catch_up(saved)
 
 
 def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:
