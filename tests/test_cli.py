@@ -490,3 +490,20 @@ def test_help_imports_no_torch():
     code = "import sys; from surefoot.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_loss_that_learns_is_trained_and_saved(own_code):
+    Path("mine.py").write_text(
+        OWN_CODE + "\nclass Warm(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.temperature = nn.Parameter(torch.ones(()))\n"
+        "    def forward(self, outputs, targets):\n"
+        "        return nn.functional.cross_entropy(outputs * self.temperature, targets)\n"
+    )
+    Path("recipe.yaml").write_text(OWN_RECIPE.replace("mine:loss", "mine:Warm"))
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    from surefoot import safe_tensors
+
+    newest = sorted(Path("run/checkpoints").iterdir())[-1]
+    saved = safe_tensors.load(newest / "model.safetensors").tensors
+    (name,) = [name for name in saved if name.endswith("temperature")]
+    assert saved[name].item() != 1.0

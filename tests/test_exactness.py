@@ -29,16 +29,19 @@ class Crash(Exception):
 
 
 class CrashingLoss(nn.CrossEntropyLoss):
-    """Ends the run at its n-th call, in training or in validation."""
+    """Ends the run at its n-th call, in training or in validation; may have a temperature that it learns."""
 
-    def __init__(self, at: int | None):
+    def __init__(self, at: int | None, learns: bool = False):
         super().__init__()
         self.calls, self.at = 0, at
+        self.temperature = nn.Parameter(torch.ones(())) if learns else None
 
     def forward(self, outputs, targets):
         self.calls += 1
         if self.calls == self.at:
             raise Crash
+        if self.temperature is not None:
+            outputs = outputs * self.temperature
         return super().forward(outputs, targets)
 
 
@@ -79,6 +82,7 @@ def settings(**changed):
         "data": "tensors",
         "fit": {},
         "every": "3 steps",
+        "loss_learns": False,
     }
     assert set(changed) <= set(known)
     return known | changed
@@ -92,7 +96,9 @@ def train(run: Path, made, *, crash_at: int | None = None) -> None:
     name, arguments = made["optimizer"]
     if made["fit"].get("unfreeze"):
         model[0].requires_grad_(False)
-    optimizer = getattr(torch.optim, name)([p for p in model.parameters() if p.requires_grad], **arguments)
+    loss = CrashingLoss(crash_at, made["loss_learns"])
+    parameters = [p for p in (*model.parameters(), *loss.parameters()) if p.requires_grad]
+    optimizer = getattr(torch.optim, name)(parameters, **arguments)
     accumulated = made["fit"].get("grad_accum_steps", 1)
     steps = math.ceil(STEPS_AN_EPOCH / accumulated)
     schedule = build_schedule(optimizer, made["scheduler"], made["warmup"], steps, EPOCHS)
@@ -102,7 +108,7 @@ def train(run: Path, made, *, crash_at: int | None = None) -> None:
     loader = Loader(source, BATCH, seed=7, workers=made["workers"], augment=augment)
     fit(
         model,
-        CrashingLoss(crash_at),
+        loss,
         optimizer,
         loader,
         val=Loader((inputs, targets), 8, shuffle=False),
@@ -215,6 +221,7 @@ PARTS = {
     "clipping": settings(fit={"max_grad_norm": 0.5}),
     "early stopping": settings(fit={"early_stopping": EarlyStopping(patience=1, min_delta=10.0)}),
     "unfreezing": settings(fit={"unfreeze": [(1, "0.*")]}, warmup=WarmupSpec("LinearWarmup", {"warmup_period": 6})),
+    "a loss that learns": settings(loss_learns=True),
     "everything": settings(
         model=(lambda: nn.BatchNorm1d(10), lambda: nn.Dropout(0.3)),
         optimizer=("AdamW", {"lr": 0.01, "amsgrad": True}),

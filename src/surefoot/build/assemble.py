@@ -134,7 +134,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     loss = build_loss(recipe, splits)
     if hasattr(loss, "to"):
         loss = loss.to(device)
-    optimizer = build_optimizer(recipe, model)
+    optimizer = build_optimizer(recipe, model, loss)
     with at(recipe, "data"):
         train = Loader(
             splits.train,

@@ -100,16 +100,23 @@ def _make_loss(part: Part) -> Any:
     return found
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters of `model`, in the recipe's groups."""
-    from .. import optimizers
+def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `model`, in the recipe's groups.
 
+    Where the loss has parameters of its own, they are trained too; names are then ``model.*`` and ``loss.*``.
+    """
+    from torch import nn
+
+    from .. import optimizers
+    from ..training import learns
+
+    learning = nn.ModuleDict({"model": model, "loss": loss}) if learns(loss) else model
     section = recipe.optimizer
     with at(recipe, "optimizer"):
         return optimizers.build_optimizer(
             named(section.part),
             resolved(section.part),
-            model,
+            learning,
             groups=[group.options() for group in section.groups],
             no_decay=section.no_decay,
             layer_decay=section.layer_decay,

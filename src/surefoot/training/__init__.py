@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
-from .fit import About, FitResult, fit
+from .fit import About, FitResult, fit, learns
 from .state import Checkpoints, EarlyStopping
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "FitResult",
     "evaluate",
     "fit",
+    "learns",
     "predict",
 ]

@@ -55,7 +55,7 @@ def evaluate(
         options["confusion"] = confusion
     running = RunningMetrics(**options)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with _evaluating(model), _autocast(device, precision):
+    with _evaluating(model), autocast(device, precision):
         for batch in _from_start(loader):
             value = apply(loss, model, batch)
             running.add(value.loss, value.outputs, value.targets, samples_in(batch))
@@ -78,7 +78,7 @@ def predict(
 ) -> Tensor:
     """The model's outputs (N, ...) for `inputs` (N, ...), in evaluation mode and without gradients."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with _evaluating(model), _autocast(device, precision):
+    with _evaluating(model), autocast(device, precision):
         return torch.cat([model(part.to(device)) for part in inputs.split(batch_size)])
 
 
@@ -95,7 +95,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """torch's autocast for bf16 and fp16; nothing for float32."""
     dtype = AUTOCAST.get(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 

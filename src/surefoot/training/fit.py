@@ -26,7 +26,7 @@ from ..schedules import Schedule
 from ..step import TrainStep
 from ..tracking import Progress, RunInfo, read_records, write_report
 from .claim import claimed, update_texts
-from .evaluation import evaluation_loader
+from .evaluation import autocast, evaluation_loader
 from .loop import Loop
 from .plan import choose_plan, recorded_plan, use_plan
 from .records import Recorder
@@ -177,7 +177,8 @@ def fit(
     if early_stopping is not None:
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta)
     _check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
-    _look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress)
+    with autocast(loader.device, precision):
+        _look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress)
     steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
 
     with contextlib.ExitStack() as stack:
@@ -214,6 +215,7 @@ def fit(
                     progress=state,
                     running=running,
                     **({"unfreezing": unfreezing} if unfreezing else {}),
+                    **({"loss": loss} if learns(loss) else {}),
                 )
             )
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, unfreezing))
@@ -341,6 +343,11 @@ def _look_over_first_batch(
         raise Problems(fatal)
     for finding in findings:
         progress.message(str(finding))
+
+
+def learns(loss: Any) -> bool:
+    """Whether a loss has parameters of its own, which are then part of the run's state."""
+    return isinstance(loss, nn.Module) and any(True for _ in loss.parameters())
 
 
 def _before_loading(epochs: int, unfreezing: Unfreezing | None, saved: Mapping[str, Any]) -> None:
