@@ -106,7 +106,7 @@ def seal(checkpoint: Path, change: Callable[[dict], None] = lambda manifest: Non
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest, sort_keys=True) + "\n")
 
 
 def replaced(part: str, content: Callable[[Path], bytes]):

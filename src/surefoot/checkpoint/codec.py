@@ -11,6 +11,7 @@ A tensor that occurs twice is stored once and comes back as one tensor.
 from __future__ import annotations
 
 import base64
+import functools
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -215,6 +216,7 @@ class Decoder:
         return tensor
 
 
+@functools.lru_cache(maxsize=4096)
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a freshly made tensor of this shape."""
     stride, step = [], 1

@@ -193,7 +193,7 @@ def _compare(path: Path, digest: str, told: Mapping[str, Any]) -> None:
 
 
 def _encoded(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+    return json.dumps(manifest, sort_keys=True).encode() + b"\n"
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
