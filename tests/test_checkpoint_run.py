@@ -347,7 +347,7 @@ def test_a_directory_that_holds_a_run_is_not_made_again(run_dir):
 @pytest.mark.parametrize("name", ["file/run", "file"])
 def test_a_path_through_a_file_is_told(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be used as a run directory"):
+    with pytest.raises(UsageError, match="cannot be used for a run"):
         RunDirectory.create(tmp_path / name)
 
 

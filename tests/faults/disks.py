@@ -248,7 +248,7 @@ def _vanished(what: str):
             # Made anew: what is saved from then on is whole.
             assert valid_steps(run)
             return "made again, the run went on"
-        return expect_message(result, 1, "No such file or directory", "could not be written")[-70:]
+        return expect_message(result, 1, "No such file or directory", "no checkpoint of this run exists")[-70:]
 
     return check
 
@@ -279,9 +279,41 @@ def _linked_lock(folder: Path) -> str:
     victim.write_text("precious")
     (run / "LOCK").unlink()
     (run / "LOCK").symlink_to(victim)
-    told = expect_message(sit(run), 2, "cannot be used as a run directory")
+    told = expect_message(sit(run), 2, "cannot be used for a run")
     assert victim.read_text() == "precious"
     return told[-70:]
+
+
+def _checkpoints_as(what: str):
+    """`checkpoints` is something else than a folder that can be read."""
+
+    def check(folder: Path) -> str:
+        run = folder / "run"
+        folder.chmod(0o777)
+        half_run(run)
+        place = run / "checkpoints"
+        os.rename(place, folder / "elsewhere")
+        before = None
+        if what == "a file":
+            place.write_text("")
+        elif what == "a link to nothing":
+            place.symlink_to(folder / "nothing")
+        else:
+            place.mkdir()
+            for path in (run, *run.iterdir()):
+                path.chmod(0o777)
+            place.chmod(0o000)
+            before = _nobody
+        result = sit(run, before)
+        told = expect_message(result, 2, "checkpoints")
+        if what == "unreadable":
+            place.chmod(0o755)
+        (place.rmdir if place.is_dir() else place.unlink)()
+        os.rename(folder / "elsewhere", place)
+        expect_exact(run)
+        return told[-70:]
+
+    return check
 
 
 def _linked_run(folder: Path) -> str:
@@ -368,5 +400,7 @@ def catalogue() -> None:
     for part in ("model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json", ""):
         name = f"a link in place of {part or 'a checkpoint'}"
         add("names", name, _link(part), TESTS if part in ("", "MANIFEST.json") else FAST)
+    for what in ("a file", "a link to nothing", "unreadable"):
+        add("names", f"checkpoints is {what}", _checkpoints_as(what), FAST)
     add("names", "a link in place of LOCK", _linked_lock, TESTS)
     add("names", "a link in place of the run directory", _linked_run, FAST)

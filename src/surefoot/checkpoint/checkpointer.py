@@ -21,7 +21,7 @@ from ..signals import SignalWatch
 from . import capture, contract, store
 from .contract import plain
 from .policy import Every, Keep
-from .run import CHECKPOINTS, RunDirectory, read_about
+from .run import CHECKPOINTS, RunDirectory, read_about, unusable
 from .snapshot import Snapshots, decode
 from .store import CheckpointStatus
 from .writer import Writer
@@ -99,14 +99,19 @@ class Checkpointer:
         self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
-        self._writer = Writer(
-            self.run,
-            self._keep,
-            conditions=self.conditions,
-            background=background,
-            before_manifest=journal.sync if journal is not None else lambda: None,
-            tell=self._tell,
-        )
+        try:
+            self._writer = Writer(
+                self.run,
+                self._keep,
+                conditions=self.conditions,
+                background=background,
+                before_manifest=journal.sync if journal is not None else lambda: None,
+                tell=self._tell,
+            )
+        except OSError as error:
+            if self._owns_run:
+                self.run.close()
+            raise unusable(self.run.checkpoints, error) from error
         self._best: Any = None
         self._begun = False
         self._closed = False
@@ -411,5 +416,9 @@ def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:
 def scan(run: str | Path) -> Iterator[CheckpointStatus]:
     """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
     about = read_about(run)
-    for status in store.listed(Path(run) / CHECKPOINTS):
+    try:
+        found = store.listed(Path(run) / CHECKPOINTS)
+    except OSError as error:
+        raise UsageError(f"{Path(run) / CHECKPOINTS}: cannot be read: {error.strerror or error}") from error
+    for status in found:
         yield store.verified(status, about["id"] if about else None)

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class RunDirectory:
         self.path = path
         self.about = about
         self._lock = lock
+        self._recording = threading.Lock()
 
     @property
     def id(self) -> str:
@@ -119,9 +121,10 @@ class RunDirectory:
     def record(self, **fields: Any) -> None:
         """Set fields of run.json, durably; unchanged ones cost nothing. Raises `OSError`."""
         assert fields.get("status", "running") in STATUSES, fields
-        if any(self.about.get(key) != value for key, value in fields.items()):
-            self.about |= fields
-            self._write()
+        with self._recording:  # the thread that saves notes that there is something to resume
+            if any(self.about.get(key) != value for key, value in fields.items()):
+                self.about |= fields
+                self._write()
 
     def _write(self) -> None:
         self.about["sha256"] = _own_hash(self.about)
@@ -165,9 +168,10 @@ def unusable(path: Path, error: OSError) -> UsageError:
         errno.EDQUOT: "free some space or name a directory on another disk",
         errno.ENOTDIR: "a part of this path is a file; name another directory",
         errno.EEXIST: "a file has this name; name another directory",
+        errno.ELOOP: "a symbolic link stands where a file of the run belongs; remove it",
         errno.ENAMETOOLONG: "give a shorter name",
     }.get(error.errno or 0, "name another directory")
-    return UsageError(f"{path}: cannot be used as a run directory: {error.strerror or error}; {advice}")
+    return UsageError(f"{path}: cannot be used for a run: {error.strerror or error}; {advice}")
 
 
 def _has_bytes(path: Path) -> bool:

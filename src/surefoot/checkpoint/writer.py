@@ -159,8 +159,8 @@ class Writer:
             self.known = [known for known in self.known if known is not status]
 
     def _told(self, snapshot: Snapshot, error: OSError) -> RunFailed:
-        steps = [status.step for status in self.standing()]
-        kept = f"the run is kept up to step {max(steps)}" if steps else "no checkpoint of this run exists yet"
+        steps = [status.step for status in self.standing() if status.path.exists()]
+        kept = f"the run is kept up to step {max(steps)}" if steps else "no checkpoint of this run exists"
         where = error.filename or self._run.checkpoints
         return RunFailed(
             f"{where}: the checkpoint of step {snapshot.step} could not be written: {error.strerror or error}; "
