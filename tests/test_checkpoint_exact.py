@@ -89,7 +89,7 @@ def idle(*_: object) -> None:
 
 
 ARGUMENTS = {"SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True}, "LBFGS": {"lr": 0.1, "max_iter": 3}}
-# Muon takes matrices only; SparseAdam sparse gradients only.
+# Muon takes matrices only, SparseAdam sparse gradients only: tests of their own, below.
 OF_THEIR_OWN = {"Muon", "SparseAdam"}
 
 
@@ -97,6 +97,71 @@ OF_THEIR_OWN = {"Muon", "SparseAdam"}
 def test_optimizers(tmp_path, name):
     def build(model: nn.Module):
         return build_optimizer(name, {"lr": 0.01, **ARGUMENTS.get(name, {})}, model), idle, idle, {}
+
+    assert_exact(tmp_path, build)
+
+
+def test_muon_beside_another_optimizer(tmp_path):
+    """Two optimizers, each with its part of one model."""
+
+    def build(model: nn.Module):
+        matrices = [model.one.weight, model.head.weight]
+        rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+        muon, other = torch.optim.Muon(matrices, lr=0.01), torch.optim.RMSprop(rest, lr=0.01)
+
+        def after_step() -> None:
+            other.step()
+            other.zero_grad()
+
+        return muon, after_step, idle, {"other": other}
+
+    assert_exact(tmp_path, build)
+
+
+def test_sparse_adam(tmp_path):
+    def build(model: nn.Module):
+        table = nn.Embedding(5, 2, sparse=True)
+        sparse = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+
+        def after_step() -> None:
+            sparse.zero_grad()
+            table(torch.randint(5, (3,))).square().sum().backward()
+            sparse.step()
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        return optimizer, after_step, idle, {"table": table, "sparse": sparse}
+
+    assert_exact(tmp_path, build)
+
+
+def test_an_optimizer_that_is_not_torchs_own_shape(tmp_path):
+    """A wrapper that numbers its state its own way is kept by its own state_dict."""
+
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer):
+            self.inner, self.calls = inner, 0
+            super().__init__(inner.param_groups, {})
+            self.slow = [p.detach().clone() for g in inner.param_groups for p in g["params"]]
+
+        def step(self, closure=None):
+            loss = self.inner.step(closure)
+            self.calls += 1
+            if self.calls % 3 == 0:
+                fast = [p for g in self.inner.param_groups for p in g["params"]]
+                with torch.no_grad():
+                    for slow, p in zip(self.slow, fast, strict=True):
+                        p.copy_(slow.add_(p - slow, alpha=0.5))
+            return loss
+
+        def state_dict(self):
+            return {"inner": self.inner.state_dict(), "calls": self.calls, "slow": self.slow}
+
+        def load_state_dict(self, state):
+            self.inner.load_state_dict(state["inner"])
+            self.calls, self.slow = state["calls"], state["slow"]
+
+    def build(model: nn.Module):
+        return Lookahead(torch.optim.Adam(model.parameters(), lr=0.01)), idle, idle, {}
 
     assert_exact(tmp_path, build)
 
