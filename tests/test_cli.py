@@ -232,6 +232,22 @@ def test_longer_training_is_asked_for_its_horizon(small_run, tmp_path, capsys):
     assert [r["epoch"] for r in records if r["kind"] == "epoch" and r["split"] == "val"] == [0, 1, 2]
 
 
+def test_another_execution_on_resume_is_told_and_can_be_allowed(small_run, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    onednn = json.loads((run / "run.json").read_text())["execution"]["onednn"]
+    other = f"execution.onednn={str(not onednn).lower()}"
+    longer = ["epochs=3", "--horizon", "keep"]
+    assert "execution.onednn: was" in refused(capsys, "resume", str(run), other, *longer)
+    allowed = ["--allow", "execution.onednn", "--allow", "flags.mkldnn"]
+    assert main(["resume", str(run), other, *longer, *allowed]) == 0
+    told = json.loads((run / "run.json").read_text())
+    assert told["execution"]["onednn"] is not onednn
+    assert any("execution.onednn" in change for change in told["inexact"])
+
+
 @pytest.mark.parametrize("kind", "losses optimizers schedulers warmups models data augmentations recipes".split())
 def test_every_kind_is_listed(kind, capsys):
     assert main(["list", kind, "--json"]) == 0

@@ -255,7 +255,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load(path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .choose import Row, TuneTable, choose_execution, tune
+from .choose import Row, TuneTable, asked_for, choose_execution, tune
 from .evaluation import evaluation_batch
 from .plan import Execution, as_torch_would, prepare
 from .update import make_update
@@ -14,6 +14,7 @@ __all__ = [
     "Row",
     "TuneTable",
     "as_torch_would",
+    "asked_for",
     "choose_execution",
     "evaluation_batch",
     "make_update",

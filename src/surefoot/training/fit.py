@@ -24,7 +24,7 @@ from ..metrics import RunningMetrics
 from ..preprocessing import Preprocessing
 from ..schedules import Schedule
 from ..step import TrainStep
-from ..tracking import Progress, RunInfo, read_records, write_report
+from ..tracking import Progress, RunInfo, make_progress, read_records, write_report
 from .claim import claimed, update_texts
 from .evaluation import autocast, evaluation_loader
 from .loop import Loop
@@ -112,7 +112,7 @@ def fit(
     allow: Sequence[str] = (),
     checkpoints: Checkpoints | None = _DEFAULT_CHECKPOINTS,
     tensorboard: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
     about: About = _NOTHING_TOLD,
 ) -> FitResult:
     """Train `model` for `epochs` passes over `data`, validating on `val` after each.
@@ -124,7 +124,8 @@ def fit(
 
     With a `run_dir` the run is recorded there (``metrics.jsonl``, TensorBoard, checkpoints, the model); with
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
-    is none. `log_every` counts steps between two records (default: about 50 an epoch).
+    is none. `log_every` counts steps between two records (default: about 50 an epoch). `progress` is shown on
+    standard output: a live bar on a terminal, plain lines off it.
 
     How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
     ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it.
@@ -137,7 +138,7 @@ def fit(
     >>> x = torch.randn(64, 3); y = (x.sum(1) > 0).long()
     >>> model = torch.nn.Linear(3, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> result = fit(model, torch.nn.CrossEntropyLoss(), optimizer, (x, y), epochs=2, batch_size=8)
+    >>> result = fit(model, torch.nn.CrossEntropyLoss(), optimizer, (x, y), epochs=2, batch_size=8, progress=False)
     >>> result.steps
     16
     """
@@ -153,7 +154,8 @@ def fit(
         "unfreeze": [list(item) for item in unfreeze],
         "loss": type(loss).__name__,
     }
-    progress = progress if progress is not None else Progress()
+    if isinstance(progress, bool):
+        progress = make_progress() if progress else Progress()
     _check(epochs, grad_accum_steps, log_every, on_nonfinite)
     rng.seed_all(seed)
     loader = data if isinstance(data, Loader) else Loader(as_source(data), batch_size, seed=seed)
@@ -184,7 +186,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         stack.callback(loader.close)
-        plan = recorded_plan(run_dir) if resume and run_dir is not None else None
+        plan = recorded_plan(run_dir, execution) if resume and run_dir is not None else None
         if plan is None:
             plan = choose_plan(execution, step, loader, epochs * steps_per_epoch, progress.message)
         stack.enter_context(prepare(plan, model, optimizer))

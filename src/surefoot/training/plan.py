@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_about
 from ..data import Loader
-from ..execution import Execution, choose_execution, make_update
+from ..execution import Execution, asked_for, choose_execution, make_update
 from ..step import NonFiniteLoss, StepResult, TrainStep
 
 # Enough real batches to time on without measuring one lucky shape of data.
 BATCHES_TO_MEASURE = 4
 
 
-def recorded_plan(run_dir: Path | str) -> Execution | None:
-    """The plan that a run was begun with, or None where there is none yet."""
+def recorded_plan(run_dir: Path | str, execution: Any = "auto") -> Execution | None:
+    """The plan that a run was begun with, or None where there is none yet.
+
+    What `execution` fixes otherwise is taken over: a changed condition, which the resume then refuses or allows.
+    """
     about = read_about(run_dir)
-    return Execution.from_json(about["execution"]) if about and "execution" in about else None
+    if not about or "execution" not in about:
+        return None
+    return replace(Execution.from_json(about["execution"]), **asked_for(execution))
 
 
 def choose_plan(
