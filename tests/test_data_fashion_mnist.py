@@ -60,7 +60,7 @@ def everything_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("folder", ["FashionMNIST/raw", "raw", "."])
+@pytest.mark.parametrize("folder", ["FashionMNIST/raw", "FashionMNIST", "raw", "."])
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_files_are_found_packed_or_not_in_every_usual_folder(tmp_path, folder, packed):
     place(tmp_path / folder, packed=packed)
@@ -320,18 +320,9 @@ def test_the_catalogue_builds_it(tmp_path, monkeypatch):
         DATA.build("fashion_mnist", {"train_size": 60_001}, progress=None)
 
 
-def real_data() -> str | None:
-    """The directory with the real files: SUREFOOT_DATA, or shared/data beside the repository."""
-    for place in (os.environ.get("SUREFOOT_DATA"), Path(__file__).parents[2] / "shared" / "data"):
-        if place and (Path(place) / "FashionMNIST" / "raw").is_dir():
-            return str(place)
-    return None
-
-
 @pytest.mark.real_data
-@pytest.mark.skipif(real_data() is None, reason="no Fashion-MNIST files in SUREFOOT_DATA or ../shared/data")
-def test_the_real_files_are_read():
-    splits = fashion_mnist(dir=real_data(), download=False)
+def test_the_real_files_are_read(fashion_mnist_dir):
+    splits = fashion_mnist(dir=str(fashion_mnist_dir), download=False)
     images, labels = splits.train.tensors
     assert images.shape == (60_000, 1, 28, 28)
     assert splits.train.class_counts().tolist() == [6000] * 10
@@ -340,6 +331,6 @@ def test_the_real_files_are_read():
     assert labels[:5].tolist() == [9, 0, 0, 3, 0]
     assert (images.float() / 255).mean().item() == pytest.approx(0.2860, abs=1e-4)
     assert (images.float() / 255).std().item() == pytest.approx(0.3530, abs=1e-4)
-    again = fashion_mnist(dir=real_data(), download=False, val_size=10)
+    again = fashion_mnist(dir=str(fashion_mnist_dir), download=False, val_size=10)
     assert splits.train.fingerprint() == again.train.fingerprint()
     assert splits.val.fingerprint() != again.val.fingerprint()

@@ -40,8 +40,8 @@ MIRRORS = (
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
 )
 
-# Where torchvision puts the files under its root, and two shorter habits.
-FOLDERS = ("FashionMNIST/raw", "raw", "")
+# Where torchvision puts the files under its root, and shorter habits.
+FOLDERS = ("FashionMNIST/raw", "FashionMNIST", "raw", "")
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _download_all(
 
 def _not_here(directory: Path, missing: Sequence[DataFile]) -> str:
     names = ", ".join(f"{file.name}[.gz]" for file in missing)
-    return f"{names} not found in {directory}, nor in its folders {FOLDERS[1]} and {FOLDERS[0]}"
+    return f"{names} not found in {directory}, nor in its folders {', '.join(reversed(FOLDERS[:-1]))}"
 
 
 def _by_hand(directory: Path, missing: Sequence[DataFile]) -> str:
