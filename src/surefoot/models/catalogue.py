@@ -45,7 +45,7 @@ MODELS = Catalog(
                 "width": Range(low=1),
                 "blocks": Range(low=1, high=64),
             },
-            facts={"input": "(N, channels, H, W)", "parameters": "289,514"},
+            facts={"input": "(N, channels, H, W)", "parameters": "73,082"},
         ),
     ],
 )

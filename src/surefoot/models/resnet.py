@@ -44,7 +44,7 @@ class SmallResNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    def __init__(self, classes: int = 10, channels: int = 1, width: int = 32, blocks: int = 1):
+    def __init__(self, classes: int = 10, channels: int = 1, width: int = 16, blocks: int = 1):
         super().__init__()
         self.arguments = {"classes": classes, "channels": channels, "width": width, "blocks": blocks}
         self.stem = nn.Sequential(
