@@ -72,8 +72,8 @@ class CapturedUpdate:
         self.model, self.loss, self.optimizer, self.eager = model, loss, optimizer, eager
         self.limits = max_grad_norm, clip_value
         self.precision = precision
-        self.names = [n for n, p in model.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = self._trained()
+        self.names = {id(p): name for name, p in model.named_parameters()}
         self.target_place = target_place(loss)
         self.signature = signature(example)
         self.inputs = [part.clone() for part in example]
@@ -99,7 +99,7 @@ class CapturedUpdate:
         batch = micro_batches[0]
         if not fits(batch, self.signature):
             return self.eager(micro_batches)
-        if self._numbers() != self._fixed or self._trained() != [id(p) for p in self.parameters]:
+        if self._numbers() != self._fixed or list(map(id, self._trained())) != list(map(id, self.parameters)):
             self.retired = True
             return self.eager(micro_batches)
         self._rates()
@@ -118,8 +118,9 @@ class CapturedUpdate:
         with _Kept(self._changed()):
             self._feed(batch)
             self.replay()
-            grads = [g.clone() for g in self.filled[2 : 2 + len(self.parameters)]]
-            return Gradients(self.filled[0].clone(), dict(zip(self.names, grads, strict=True)))
+            grads = zip(self.parameters, self.filled[2 : 2 + len(self.parameters)], strict=True)
+            named = {self.names[id(p)]: grad.clone() for p, grad in grads if id(p) in self.names}
+            return Gradients(self.filled[0].clone(), named)
 
     def _work(self) -> list[Tensor]:
         """The step on the tensors that stay where they are: loss, norm, gradients, outputs."""
@@ -216,13 +217,14 @@ class CapturedUpdate:
             for group in self.optimizer.param_groups
         ]
 
-    def _trained(self) -> list[int]:
-        return [id(p) for p in self.model.parameters() if p.requires_grad]
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _changed(self) -> list[Tensor]:
         """Every tensor that a step changes."""
         state = [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return [*self.model.parameters(), *self.model.buffers(), *state]
+        buffers = [*self.model.buffers(), *(self.loss.buffers() if isinstance(self.loss, nn.Module) else ())]
+        return [*self.parameters, *buffers, *state]
 
 
 class _Kept:
