@@ -60,8 +60,9 @@ def evaluate_file(
     from ..losses import build_loss
     from ..training import evaluate
 
-    model = opened(path, arguments)
-    splits, loss_given = _data(data, home, model)
+    splits, loss_given = _data(data, home)
+    # Bare weights do not tell their preprocessing; the data set's own is then the one to believe.
+    model = opened(path, arguments, preprocessing=splits.preprocessing)
     source = getattr(splits, split)
     if source is None:
         raise UsageError(f"--split {split}: this data set has no samples to validate on")
@@ -93,7 +94,7 @@ def _as_module(model: LoadedModel) -> torch.nn.Module:
     return Loaded()
 
 
-def _data(data: str | None, home: Path, model: LoadedModel) -> tuple[DataSplits, Any]:
+def _data(data: str | None, home: Path) -> tuple[DataSplits, Any]:
     """The data to evaluate on, and the loss where a recipe tells it."""
     from .. import recipe
     from ..build import build_data, build_loss

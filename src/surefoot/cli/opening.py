@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..artifacts import LoadedModel
+    from ..preprocessing import Preprocessing
 
 
 def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +20,16 @@ def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(path: Path, arguments: argparse.Namespace) -> LoadedModel:
-    """The model at `path`. Raises UsageError for anything that is none, before any of it is used."""
+def opened(path: Path, arguments: argparse.Namespace, preprocessing: Preprocessing | None = None) -> LoadedModel:
+    """The model at `path`. Raises UsageError for anything that is none, before any of it is used.
+
+    `preprocessing` is for bare weights, which hold none; a file that holds its own keeps it.
+    """
     from ..artifacts import open_model
 
-    return open_model(path, arguments.model, key=arguments.key, trust_code=arguments.trust_code)
+    settings = {"key": arguments.key, "trust_code": arguments.trust_code}
+    model = open_model(path, arguments.model, **settings)
+    # Weights that had to be told their model hold no preprocessing either.
+    if preprocessing is not None and arguments.model is not None and model.format in ("pth", "safetensors"):
+        return open_model(path, arguments.model, preprocessing=preprocessing, **settings)
+    return model
