@@ -78,8 +78,20 @@ def test_equal_to_torch_to_the_last_bit_in_every_hyperparameter(name, by):
 @pytest.mark.parametrize("warm", ["none", "LinearWarmup", "RAdamWarmup"])
 @pytest.mark.parametrize("name", SPECS)
 def test_resumed_at_any_step_equals_untouched(name, by, warm):
+    resume_anywhere(name, by, warm, "epoch" if by == "step" else "step", (0, 1, 2, 3, 13, 40, 41, 79))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warmup_by", ["step", "epoch"])
+@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize("warm", WARM)
+@pytest.mark.parametrize("name", SPECS)
+def test_every_schedule_resumed_at_every_step_equals_untouched(name, by, warm, warmup_by):
+    resume_anywhere(name, by, warm, warmup_by, range(0, 80))
+
+
+def resume_anywhere(name, by, warm, warmup_by, stops):
     spec = respecified(SPECS[name], by)
-    warmup_by = "epoch" if by == "step" else "step"
     warmup = WARM[warm] and WarmupSpec(warm, WARM[warm].args, warmup_by)
 
     def fresh():
@@ -88,7 +100,7 @@ def test_resumed_at_any_step_equals_untouched(name, by, warm):
 
     expected = train(*fresh(), 0, 80)
     optimizer, schedule = fresh()
-    for stop in (0, 1, 2, 3, 13, 40, 41, 79):
+    for stop in stops:
         told = train(optimizer, schedule, 0, stop)
         state = json.loads(json.dumps(schedule.state_dict(), allow_nan=False))
         again, resumed = fresh()
@@ -277,6 +289,103 @@ def test_the_state_of_another_schedule_is_refused(spec, warm, by):
     other = build_schedule(adam(), spec, WARM[warm] if warm else None, 4, 4)
     with pytest.raises(UsageError, match="the saved schedule is another one"):
         other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "told"),
+    [
+        ({"step_size": 5}, {"step_size": 6}, "StepLR.step_size was 5 and is 6"),
+        ({"step_size": 5, "gamma": 0.1}, {"step_size": 5, "gamma": 0.2}, "StepLR.gamma was 0.1 and is 0.2"),
+    ],
+)
+def test_arguments_that_changed_since_are_told_instead_of_silently_put_back(saved, now, told):
+    state = build_schedule(adam(), SchedulerSpec("StepLR", saved), None, 4, 4).state_dict()
+    with pytest.raises(UsageError, match=told):
+        build_schedule(adam(), SchedulerSpec("StepLR", now), None, 4, 4).load_state_dict(state)
+
+
+def test_changed_milestones_parts_and_warmups_are_told():
+    def made(milestones=(3,), gamma=0.5, period=4, T_max=9):
+        parts = (
+            SchedulerSpec("MultiStepLR", {"milestones": [1, 2], "gamma": gamma}),
+            SchedulerSpec("CosineAnnealingLR", {"T_max": T_max}),
+        )
+        spec = SchedulerSpec("SequentialLR", {"milestones": list(milestones)}, children=parts)
+        return build_schedule(adam(), spec, WarmupSpec("LinearWarmup", {"warmup_period": period}), 4, 12)
+
+    state = made().state_dict()
+    made().load_state_dict(state)
+    for how, told in (
+        ({"milestones": (4,)}, r"SequentialLR.milestones was \[3\] and is \[4\]"),
+        ({"gamma": 0.4}, "MultiStepLR.gamma was 0.5 and is 0.4"),
+        ({"T_max": 8}, "CosineAnnealingLR.T_max was 9 and is 8"),
+        ({"period": 5}, "the arguments of LinearWarmup were .*4.* and are .*5"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            made(**how).load_state_dict(state)
+
+
+def test_a_kept_or_stretched_run_resumes_again_without_a_question():
+    for choice in ("keep", "stretch"):
+        spec = SchedulerSpec("CosineAnnealingLR", {"T_max": 6})
+        optimizer = adam((0.4,))
+        schedule = build_schedule(optimizer, spec, None, PER_EPOCH, 6)
+        train(optimizer, schedule, 0, 10)
+        for step in (10, 15):
+            again = adam((0.4,))
+            resumed = build_schedule(again, spec, None, PER_EPOCH, 9)
+            resumed.on_horizon = choice if step == 10 else None
+            resumed.load_state_dict(schedule.state_dict())
+            again.load_state_dict(optimizer.state_dict())
+            train(again, resumed, step, step + 5)
+            optimizer, schedule = again, resumed
+        assert optimizer.param_groups[0]["lr"] == longer(spec, choice, 10)[10]
+
+
+def leaves_of(value, path=()):
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from leaves_of(inside, (*path, key))
+    elif isinstance(value, list):
+        for index, inside in enumerate(value):
+            yield from leaves_of(inside, (*path, index))
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("name", ["StepLR", "MultiStepLR", "SequentialLR plateau", "OneCycleLR", "CyclicLR"])
+def test_a_damaged_state_is_refused_before_anything_changes(name):
+    optimizer = adam()
+    schedule = build_schedule(optimizer, SPECS[name], WARM["LinearWarmup"], 4, 20)
+    state = json.loads(json.dumps(schedule.state_dict()))
+    train(optimizer, schedule, 0, 9)
+    before = (schedule.state_dict(), copy.deepcopy(optimizer.state_dict()))
+    damages = [(path, value) for path in leaves_of(state) for value in ("gone", {"a": 1}, None, [[]])]
+    damages += [(path, "pop") for path in leaves_of(state)] + [(("scheduler", "step"), 1), (("extra",), 1)]
+    refused = 0
+    for path, value in damages:
+        if "_last_lr" in path:
+            continue
+        damaged = copy.deepcopy(state)
+        inside = damaged
+        for key in path[:-1]:
+            inside = inside[key]
+        if value == "pop":
+            inside.pop(path[-1])
+        elif path in (("horizon",), ("hold_after",)) and value is None:
+            continue
+        else:
+            inside[path[-1]] = value
+        if damaged == state or "lengths" in path:
+            continue
+        try:
+            schedule.load_state_dict(damaged)
+        except UsageError:
+            refused += 1
+            assert (schedule.state_dict(), optimizer.state_dict()) == before
+        else:
+            raise AssertionError(f"{path} = {value!r} was taken")
+    assert refused > 50
 
 
 def test_a_scheduler_of_another_optimizer_is_refused():

@@ -60,6 +60,54 @@ def test_equal_to_pytorch_warmup_to_the_last_bit(scheduler_name, warmup_name):
     assert through_schedule == expected
 
 
+@pytest.mark.parametrize("warmup_by", ["step", "epoch"])
+@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize("warmup_name", WARMUP_NAMES)
+@pytest.mark.parametrize("scheduler_name", ["CosineAnnealingLR", "StepLR", "ReduceLROnPlateau"])
+def test_scheduler_and_warmup_each_in_its_unit_equal_pytorch_warmups_loop(scheduler_name, warmup_name, by, warmup_by):
+    if by == "step" and scheduler_name == "ReduceLROnPlateau":
+        pytest.skip("a plateau is told a value once an epoch")
+    per_epoch, epochs = 5, 30
+
+    def loop(warmup_module, step):
+        optimizer = adam()
+        scheduler = plain_torch(SPECS[scheduler_name], optimizer)
+        warmup = getattr(warmup_module, warmup_name)(optimizer, **WARM[warmup_name].args)
+        rates = []
+        for epoch in range(epochs):
+            for index in range(per_epoch):
+                rates.append(rates_of(optimizer))
+                optimizer.step()
+                step(scheduler, warmup, epoch, index == per_epoch - 1)
+        return rates
+
+    def by_hand(scheduler, warmup, epoch, last):
+        """As its README has it: whoever's turn it is goes inside of dampening(), which is the warmup's turn."""
+        metric = [metric_at(epoch)] if scheduler_name == "ReduceLROnPlateau" else []
+        scheduled = by == "step" or last
+        if warmup_by == "step" or last:
+            with warmup.dampening():
+                if scheduled:
+                    scheduler.step(*metric)
+        elif scheduled:
+            # The warmup rests: take it back a step first, so that dampening() comes to where it is.
+            warmup.last_step -= 1
+            with warmup.dampening():
+                scheduler.step(*metric)
+
+    schedules_made = {}
+
+    def by_schedule(scheduler, warmup, epoch, last):
+        key = id(scheduler)
+        if key not in schedules_made:
+            schedules_made[key] = Schedule(scheduler.optimizer, scheduler, warmup, by=by, warmup_by=warmup_by)
+        schedules_made[key].step()
+        if last:
+            schedules_made[key].epoch(metric_at(epoch))
+
+    assert loop(schedules, by_schedule) == loop(pytorch_warmup, by_hand)
+
+
 def linear(rates=(1.0,), period=4, **more):
     optimizer = adam(rates, **more)
     return optimizer, LinearWarmup(optimizer, period)

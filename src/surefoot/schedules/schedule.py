@@ -15,12 +15,15 @@ from ..errors import UsageError
 from .adopting import enter, replay
 from .catalogue import EPOCH, STEP
 from .composite import advance, advance_plateaus, leaves
+from .fitting import changed_arguments, check_counts, check_groups, check_shape
 from .horizon import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
 from .warmup import BaseWarmup, Undampened, watch
 
 _FORMAT = 1
 _UNITS = (EPOCH, STEP)
+# Schedulers whose state is known to have always the same fields; one of somebody's own may have any.
+_KNOWN = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "surefoot.schedules.composite")
 # What torch keeps as tensors where the optimizer's rate is one; here the rates are float64 until they are written.
 _RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr", "base_momentums", "max_momentums")
 
@@ -81,6 +84,7 @@ class Schedule:
         self.on_horizon: str | None = None
         self.given_rates: list[float] | None = None
         self._rewrite = False
+        self._moved = False
         _as_float64(optimizer, scheduler)
         self._dampener = warmup if warmup is not None else Undampened(optimizer)
         self._dampener.stop_watching()
@@ -172,6 +176,7 @@ class Schedule:
             "epochs": self.epochs,
             "calls": self.calls,
             "hold_after": self.hold_after,
+            "moved": self._moved,
             "horizon": self.horizon,
             "reductions": [[list(pair) for pair in times] for times in self._reductions],
             "scheduler": state,
@@ -185,30 +190,17 @@ class Schedule:
         that depends on it (OneCycleLR, CosineAnnealingLR), `on_horizon` must be ``"keep"`` or ``"stretch"``; the
         rates are then written again before the next update, since those of the optimizer's state are the old ones.
 
-        Raises UsageError where the state is of another schedule: other scheduler, warmup, units or groups.
+        Raises UsageError, before anything changes, where the state is damaged or of another schedule: other scheduler,
+        arguments, warmup, units or groups.
         """
-        if state.get("format") != _FORMAT:
-            raise UsageError(f"the saved schedule has format {state.get('format')!r}; this version reads {_FORMAT}")
-        mine, saved = self._kind(), state["kind"]
-        different = [
-            f"{key} was {saved.get(key)!r} and is {mine[key]!r}" for key in mine if saved.get(key) != mine[key]
-        ]
-        if different:
-            raise UsageError(f"the saved schedule is another one: {'; '.join(different)}; resume with the same")
-        groups = self.optimizer.param_groups
-        if len(state["rates"]["lrs"]) != len(groups):
-            raise UsageError(
-                f"the saved schedule has {len(state['rates']['lrs'])} param groups, the optimizer has {len(groups)}; "
-                "add the same groups before loading"
-            )
-        self.adopt_groups()
-        before, now = state["horizon"], self.horizon
-        moved = bool(before and now) and asked(before, now, self.on_horizon)
+        moved = self._check(state)
         built = horizons(self.scheduler)
+        before, now = state["horizon"], self.horizon
         if self.scheduler is not None:
             self.scheduler.load_state_dict(decode(state["scheduler"]))
         self.steps, self.epochs, self.calls = state["steps"], state["epochs"], state["calls"]
         self.hold_after, self.horizon = state["hold_after"], now or before
+        self._moved = moved or state["moved"]
         self._reductions = [[list(pair) for pair in times] for times in state["reductions"]]
         rates = dict(state["rates"])
         if moved:
@@ -221,6 +213,43 @@ class Schedule:
             rates["written"] = None
         self._dampener.load_state_dict(rates)
         self._rewrite = moved
+
+    def _check(self, state: dict[str, Any]) -> bool:
+        """Raise UsageError unless `state` fits; whether the length of the run has changed under it."""
+        if state.get("format") != _FORMAT:
+            raise UsageError(f"the saved schedule has format {state.get('format')!r}; this version reads {_FORMAT}")
+        self.adopt_groups()
+        mine, saved = self.state_dict(), state
+        kinds = saved.get("kind") if isinstance(saved.get("kind"), dict) else {}
+        different = [f"{k} was {kinds.get(k)!r} and is {v!r}" for k, v in mine["kind"].items() if kinds.get(k) != v]
+        if different:
+            raise UsageError(f"the saved schedule is another one: {'; '.join(different)}; resume with the same")
+        if set(mine) != set(saved):
+            odd = ", ".join(sorted(map(str, set(mine) ^ set(saved))))
+            raise UsageError(f"the saved schedule is damaged: the fields {odd} are missing or too many")
+        check_counts(saved, len(self._plateaus))
+        count = len(self.optimizer.param_groups)
+        check_groups(saved["rates"], count)
+        own = type(self.scheduler).__module__ in _KNOWN
+        if own:
+            check_shape(mine["scheduler"], saved["scheduler"], type(self.scheduler).__name__)
+        check_shape(mine["rates"], saved["rates"], "rates")
+        before, now = saved["horizon"], self.horizon
+        moved = bool(before and now) and asked(before, now, self.on_horizon)
+        changed = []
+        if own:
+            lengths = not (moved or saved["moved"])
+            changed = changed_arguments(self.scheduler, saved["scheduler"], lengths=lengths)
+        if self._dampener.warmup_params != saved["rates"]["warmup_params"]:
+            changed.append(
+                f"the arguments of {type(self.warmup).__name__} were {saved['rates']['warmup_params']} "
+                f"and are {self._dampener.warmup_params}"
+            )
+        if changed:
+            raise UsageError(
+                f"the schedule changed since it was saved: {'; '.join(changed)}; resume with the same arguments"
+            )
+        return moved
 
     def _replayed(self, start: int = 0) -> list[float]:
         """The undampened rates at this call of the groups from `start` on, computed from the start of the run."""

@@ -10,7 +10,8 @@ import torch
 
 from ..errors import UsageError
 
-_KEY = "__surefoot__"
+# Marks what JSON has no word for; a scheduler's own keys do not begin like this.
+KEY = "__surefoot__"
 
 
 def encode(value: Any, where: str = "state") -> Any:
@@ -24,19 +25,19 @@ def encode(value: Any, where: str = "state") -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else {_KEY: "float", "value": repr(value)}
+        return value if math.isfinite(value) else {KEY: "float", "value": repr(value)}
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Counter):
-        return {_KEY: "counter", "value": [[encode(k, where), n] for k, n in value.items()]}
+        return {KEY: "counter", "value": [[encode(k, where), n] for k, n in value.items()]}
     if isinstance(value, tuple):
-        return {_KEY: "tuple", "value": [encode(item, where) for item in value]}
+        return {KEY: "tuple", "value": [encode(item, where) for item in value]}
     if isinstance(value, list):
         return [encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value):
             return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
-        return {_KEY: "dict", "value": [[encode(k, where), encode(v, where)] for k, v in value.items()]}
+        return {KEY: "dict", "value": [[encode(k, where), encode(v, where)] for k, v in value.items()]}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of NumPy's
         return encode(value.item(), where)
     raise UsageError(
@@ -57,7 +58,7 @@ def decode(value: Any) -> Any:
         return value.clone()
     if not isinstance(value, dict):
         return value
-    kind = value.get(_KEY)
+    kind = value.get(KEY)
     if kind is None:
         return {key: decode(item) for key, item in value.items()}
     inside = value["value"]
