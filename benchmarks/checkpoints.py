@@ -87,14 +87,14 @@ def small_model(folder: Path) -> dict[str, float]:
 
 
 def overhead(folder: Path) -> dict[str, float]:
-    """What one save every 100 steps of the tutorial's job costs; rounds of both kinds alternate, the best count."""
-    steps = 500
+    """What one save every 100 steps of the tutorial's job costs; short rounds alternate, the best ones count."""
+    steps = 200
     plain_job, saved_job = tutorial_job(), tutorial_job()
     plain, saved = [], []
     with Checkpointer(folder / "overhead", every="100 steps", keep_last=2, **saved_job) as saver:
         train(plain_job, steps, None)
         train(saved_job, steps, saver)
-        for _ in range(4 * ROUNDS):
+        for _ in range(12 * ROUNDS):
             plain.append(train(plain_job, steps, None))
             saved.append(train(saved_job, steps, saver))
     return {
