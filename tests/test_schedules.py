@@ -14,6 +14,7 @@ from test_schedules_table import (
     NEEDS_METRIC,
     NO_METRIC,
     SPECS,
+    UNITS,
     WARM,
     adam,
     metric_at,
@@ -126,11 +127,8 @@ def test_loading_in_the_other_order_works_too(name):
     assert train(again, resumed, 31, 60, told=told) == expected
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize(("name", "by"), UNITS)
 def test_a_tensor_rate_stays_one_tensor_and_is_the_float_rate_rounded(name, by):
-    if by == "step" and name == "ReduceLROnPlateau":
-        pytest.skip("needs the loss of each step")
     spec = respecified(SPECS[name], by)
 
     def run(optimizer):
@@ -166,11 +164,8 @@ def test_a_skipped_update_does_not_move_the_schedule():
 # Groups that come later
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize(("name", "by"), UNITS)
 def test_a_later_group_is_scheduled_as_if_it_had_been_there(name, by):
-    if by == "step" and name == "ReduceLROnPlateau":
-        pytest.skip("needs the loss of each step")
     spec = respecified(SPECS[name], by)
     present = adam((0.1, 0.1))
     expected = train(present, build_schedule(present, spec, None, PER_EPOCH, 30), 0, 120)

@@ -83,6 +83,9 @@ SPECS = {
 NEEDS_METRIC = [name for name in SPECS if "lateau" in name]
 NO_METRIC = [name for name in SPECS if name not in NEEDS_METRIC]
 
+# A plateau of its own by step is told the loss of each step, which the others are not.
+UNITS = [(name, by) for name in SPECS for by in ("step", "epoch") if (name, by) != ("ReduceLROnPlateau", "step")]
+
 WARM = {
     "none": None,
     "LinearWarmup": WarmupSpec("LinearWarmup", {"warmup_period": 23}),

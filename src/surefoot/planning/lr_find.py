@@ -197,7 +197,8 @@ def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     twin = copy.deepcopy(optimizer, memo)
     left_out = {k: v for k, v in vars(optimizer).items() if k not in vars(twin)}
     for name, value in left_out.items():
-        if name not in ("step", "_surefoot_warmup"):  # a scheduler's wrapper, a warmup's mark: both of the original
+        # A scheduler's wrapper around `step`, and what a schedule has put there, are of the original.
+        if name != "step" and not name.startswith("_surefoot"):
             setattr(twin, name, copy.deepcopy(value, memo))
     return twin
 

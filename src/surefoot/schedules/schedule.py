@@ -15,10 +15,10 @@ from ..errors import UsageError
 from .adopting import enter, replay
 from .catalogue import EPOCH, STEP
 from .composite import advance, advance_plateaus, leaves
+from .dampening import BaseWarmup, Undampened, watch
 from .fitting import changed_arguments, check_counts, check_groups, check_shape
 from .horizon import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
-from .warmup import BaseWarmup, Undampened, watch
 
 _FORMAT = 1
 _UNITS = (EPOCH, STEP)

@@ -22,17 +22,11 @@ from ..errors import UsageError
 from .building import build_schedule
 from .catalogue import STEP, SchedulerSpec, WarmupSpec
 from .composite import advance, advance_plateaus, leaves
+from .dampening import MARK, BaseWarmup, Undampened
 from .kernels import Unknown
 from .replaying import kernel_of
 from .schedule import Schedule
-from .warmup import (
-    BaseWarmup,
-    ExponentialWarmup,
-    LinearWarmup,
-    Undampened,
-    UntunedExponentialWarmup,
-    UntunedLinearWarmup,
-)
+from .warmup import ExponentialWarmup, LinearWarmup, UntunedExponentialWarmup, UntunedLinearWarmup
 
 NEVER, ALWAYS = "never", "always"
 # Up to here the real scheduler costs less than a blink.
@@ -185,7 +179,7 @@ class _Stub(Optimizer):
 
 
 def _bare(group: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in group.items() if k not in ("params", "param_names", "warmup_step")}
+    kept = {k: v for k, v in group.items() if k not in ("params", "param_names", MARK)}
     kept["lr"] = float(kept["lr"])
     return {"params": [torch.nn.Parameter(torch.zeros(1))], **kept}
 
