@@ -9,6 +9,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from surefoot.models import LeNet5, SmallResNet
@@ -152,6 +154,47 @@ RIGHT = [
 @pytest.mark.parametrize(("spec", "warm"), RIGHT)
 def test_right_schedules_raise_no_alarm(spec, warm):
     assert planned(spec, warm).findings == []
+
+
+@st.composite
+def right_set_ups(draw):
+    """A run and a schedule that suits it, whatever the numbers."""
+    per_epoch, epochs = draw(st.integers(2, 50)), draw(st.integers(4, 60))
+    by = draw(st.sampled_from(["step", "epoch"]))
+    calls = epochs * per_epoch if by == "step" else epochs
+    inside = st.integers(1, calls - 1)
+    spec = draw(
+        st.one_of(
+            st.none(),
+            st.builds(
+                lambda n: S("StepLR", {"step_size": n, "gamma": 0.9}, by), st.integers(max(1, calls // 8), calls - 1)
+            ),
+            st.builds(lambda m: S("MultiStepLR", {"milestones": sorted(m)}, by), st.lists(inside, max_size=4)),
+            st.builds(lambda n: S("CosineAnnealingLR", {"T_max": n}, by), st.sampled_from([calls - 1, calls])),
+            st.just(S("CosineAnnealingLR", {}, by)),
+            st.just(S("OneCycleLR", {"max_lr": 0.1})),
+            st.builds(lambda n: S("ExponentialLR", {"gamma": 0.1 ** (n / calls)}, by), st.floats(0, 4)),
+            st.builds(lambda n: S("LinearLR", {"total_iters": n}, by), st.integers(1, calls)),
+            st.builds(lambda n: S("ReduceLROnPlateau", {"patience": n}), st.integers(0, epochs - 4)),
+            st.builds(lambda n: S("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": n}), st.integers(1, 40)),
+        )
+    )
+    warm_by = draw(st.sampled_from(["step", "epoch"]))
+    most = epochs * per_epoch if warm_by == "step" else epochs
+    warm = draw(
+        st.one_of(
+            st.none(), st.builds(lambda n: W("LinearWarmup", {"warmup_period": n}, warm_by), st.integers(1, most))
+        )
+    )
+    return spec, warm, per_epoch, epochs
+
+
+@settings(max_examples=150, deadline=None)
+@given(right_set_ups())
+def test_no_right_set_up_raises_an_alarm(set_up):
+    spec, warm, per_epoch, epochs = set_up
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    assert mistakes(build_schedule(optimizer, spec, warm, per_epoch, epochs), per_epoch, epochs) == []
 
 
 def test_the_packaged_recipes_raise_no_alarm():
