@@ -287,8 +287,8 @@ def test_a_full_disk_leaves_nothing_half_made(tmp_path, monkeypatch):
 
     monkeypatch.setattr("surefoot.files.write_atomically", full)
     with Mirror() as mirror, pytest.raises(UsageError, match="cannot be written: No space left on device"):
-        load_arrays(tmp_path, files=SMALL, mirrors=[mirror.url])
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+        load_arrays(tmp_path / "new", files=SMALL, mirrors=[mirror.url])
+    assert everything_in(tmp_path) == []
 
 
 def test_the_directory_is_the_argument_or_the_environment_or_the_cache(monkeypatch):

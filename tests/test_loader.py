@@ -36,11 +36,25 @@ def seen(loader: Loader) -> list[list[int]]:
 sizes = st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 
 
+class Numbered:
+    """The same as a Dataset that is read sample by sample."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return torch.tensor([float(index)]), index
+
+
+@pytest.mark.parametrize("data", [numbered, Numbered])
 @settings(deadline=None)
 @given(sizes, st.integers(-(2**70), 2**70), st.booleans(), st.booleans(), st.integers(1, 40))
-def test_every_sample_comes_exactly_once_in_the_order_of_seed_and_epoch(size, seed, shuffle, drop, chunk):
+def test_every_sample_comes_exactly_once_in_the_order_of_seed_and_epoch(data, size, seed, shuffle, drop, chunk):
     count, batch = size
-    loader = Loader(numbered(count), batch, seed=seed, shuffle=shuffle, drop_last=drop)
+    loader = Loader(data(count), batch, seed=seed, shuffle=shuffle, drop_last=drop)
     loader._batches_in_chunk = lambda: chunk
     for epoch in range(2):
         generator = torch.Generator().manual_seed(rng.fold(seed, epoch))

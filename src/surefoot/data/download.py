@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -51,10 +52,14 @@ def download(
         except (OSError, http.client.HTTPException, _WrongContent) as error:
             tried.append(f"{url}: {_reason(error)}")
             continue
+        made = [place for place in (target.parent, *target.parent.parents) if not place.exists()]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(target, data)
         except OSError as error:
+            for place in made:
+                with contextlib.suppress(OSError):  # whatever is not empty stays
+                    place.rmdir()
             raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
         return
     raise DownloadFailed(tried)

@@ -104,9 +104,9 @@ class Workers:
             generator=torch.Generator(),
         )
 
-    def batches(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Any, ...]]:
-        """The batches of the given indices, in order."""
-        self._plan.keys = [(epoch, indices) for indices in batches]
+    def batches(self, keys: Iterable[tuple[int, Sequence[int]]]) -> Iterator[tuple[Any, ...]]:
+        """The batches of the given ``(epoch, indices)``, in order; `keys` are taken as the workers need them."""
+        self._plan.keys = keys
         try:
             with _sigchld_kept():
                 iterator = iter(self._loader)
@@ -132,13 +132,10 @@ class Workers:
 class _Plan:
     """torch's batch sampler: what is to be read next."""
 
-    keys: Sequence[tuple[int, Sequence[int]]] = ()
+    keys: Iterable[tuple[int, Sequence[int]]] = ()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, Sequence[int]]]:
         return iter(self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -253,18 +252,19 @@ class Loader:
 
     def _read(self, epoch: int, position: int) -> Iterator[tuple[Any, ...]]:
         """Batches of a Dataset, read in this process or by the workers."""
-        order = self.order(epoch)[position * self.batch_size :]
-        if not len(order):
+        if position == len(self):
             return
-        indices = order.split(self.batch_size)
+        # One batch's indices at a time: the start of an epoch must not cost what the whole epoch does.
+        places = range(position, len(self))
+        keys = ((epoch, self.indices_at(epoch, place).tolist()) for place in places)
         if self.workers:
             if self._workers is None:
                 self._workers = Workers(self._reader(), self.workers)
-            batches = self._workers.batches(epoch, [part.tolist() for part in indices])
+            batches = self._workers.batches(keys)
         else:
-            batches = map(self._reader().__getitem__, zip(itertools.repeat(epoch), (p.tolist() for p in indices)))
-        for batch, part in zip(batches, indices, strict=True):
-            yield self._finish(batch, epoch, part)
+            batches = map(self._reader().__getitem__, keys)
+        for batch, place in zip(batches, places, strict=True):
+            yield self._finish(batch, epoch, self.indices_at(epoch, place))
 
     def close(self) -> None:
         """End the worker processes, if any; they start again when needed."""
