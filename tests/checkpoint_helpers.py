@@ -48,10 +48,9 @@ def digest(objects: dict[str, Any]) -> str:
     """SHA-256 over every bit of the state of the objects and of the random number generators."""
     snapshot = Snapshots(objects).take(step=0, epoch=0, journal=None, metrics={})
     found = hashlib.sha256(json.dumps(snapshot.state, sort_keys=True).encode())
-    for table in (snapshot.model, snapshot.other):
-        for name in sorted(table):
-            found.update(name.encode())
-            found.update(bytes(table[name].contiguous().reshape(-1).view(torch.uint8).numpy()))
+    for image in (snapshot.model, snapshot.other):
+        for chunk in image.chunks():
+            found.update(chunk)
     return found.hexdigest()
 
 

@@ -121,6 +121,20 @@ def chunks(
     >>> len(data), data[-8:] == torch.tensor([1.0, 2.0]).numpy().tobytes()
     (120, True)
     """
+    header, ordered = layout(tensors, info, metadata)
+    yield header
+    for _, tensor in ordered:
+        if tensor.numel():
+            yield _bytes_of(tensor)
+
+
+def layout(
+    tensors: Mapping[str, torch.Tensor], info: Any = None, metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
+    """The head of a file of these tensors (length and header), and the tensors in the order of their bytes.
+
+    It hangs on names, dtypes and shapes only. Arguments and errors as for `chunks`.
+    """
     names = _dtype_names()
     for name, tensor in tensors.items():
         if tensor.dtype not in names:
@@ -148,10 +162,7 @@ def chunks(
             f"{len(ordered)} tensors with a header of {len(text)} bytes: at most {MAX_TENSORS} tensors and "
             f"{MAX_HEADER_BYTES} bytes can be read back; split them over several files"
         )
-    yield len(text).to_bytes(8, "little") + text
-    for _, tensor in ordered:
-        if tensor.numel():
-            yield _bytes_of(tensor)
+    return len(text).to_bytes(8, "little") + text, ordered
 
 
 def dumps(

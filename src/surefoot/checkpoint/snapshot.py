@@ -7,25 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from .. import rng
 from ..errors import RunFailed
 from . import capture, store
 from .codec import Corrupt, Decoder, Encoder, storable
-from .copies import HostCopies
+from .copies import FileCopies, FileImage
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state as a JSON-able tree, and both tables of copied tensors; nothing in it changes any more."""
+    """The state as a JSON-able tree, and the images of both files of tensors; nothing in it changes any more."""
 
     step: int
     state: dict[str, Any] = field(repr=False)
-    model: dict[str, torch.Tensor] = field(repr=False)
-    other: dict[str, torch.Tensor] = field(repr=False)
+    model: FileImage = field(repr=False)
+    other: FileImage = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def state_bytes(self) -> bytes:
@@ -44,8 +42,8 @@ class Snapshots:
 
     def __init__(self, objects: Mapping[str, Any]):
         self._objects = objects
-        self._model_copies = HostCopies()
-        self._other_copies = HostCopies()
+        self._model_copies = FileCopies({"format": "pt"})
+        self._other_copies = FileCopies()
 
     def check(self) -> None:
         """Raise `UsageError` for what could not be saved, without copying anything."""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import safe_tensors
 from ..errors import RunFailed, SurefootError
 from . import store
 from .policy import Keep
@@ -124,8 +123,8 @@ class Writer:
             self._run.checkpoints,
             snapshot.step,
             {
-                store.MODEL: safe_tensors.chunks(snapshot.model, metadata={"format": "pt"}),
-                store.OPTIMIZER: safe_tensors.chunks(snapshot.other),
+                store.MODEL: snapshot.model.chunks(),
+                store.OPTIMIZER: snapshot.other.chunks(),
                 store.STATE: [snapshot.state_bytes()],
             },
             {
