@@ -111,14 +111,19 @@ class Workers:
             with _sigchld_kept():
                 iterator = iter(self._loader)
             yield from iterator
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except (RuntimeError, EOFError, OSError) as error:
+            # The pipe of a worker that died while it handed a batch over breaks before torch has missed the worker.
+            if "DataLoader worker (pid" not in str(error) and not self._lost_one():
                 raise
             self.close()
             raise SurefootError(
                 f"data: a worker process ended unexpectedly ({_first_line(error)}); memory that ran out is the usual "
                 "cause: try fewer workers, or workers: 0 to read the data in this process"
             ) from error
+
+    def _lost_one(self) -> bool:
+        processes = getattr(self._loader._iterator, "_workers", ())
+        return any(not process.is_alive() for process in processes)
 
     def close(self) -> None:
         """End the processes."""
@@ -143,7 +148,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
