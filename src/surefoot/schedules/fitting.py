@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import UsageError
+from .composite import leaves
 from .state import KEY, decode
 
 # What the length of the run decides; it may have changed, see `horizon`.
@@ -106,6 +107,16 @@ def check_groups(rates: Any, groups: int) -> None:
             f"the saved schedule has {len(lrs)} param groups, the optimizer has {groups}; "
             "add the same groups before loading"
         )
+
+
+def arguments_of(scheduler: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Each of torch's schedulers in `scheduler`, with the constructor arguments that it remembers, lengths aside."""
+    found = []
+    for leaf in leaves(scheduler):
+        if isinstance(leaf, LRScheduler):
+            names = set(inspect.signature(type(leaf).__init__).parameters) - {"last_epoch", "optimizer", *LENGTHS}
+            found.append((leaf, {name: value for name, value in vars(leaf).items() if name in names}))
+    return found
 
 
 def changed_arguments(scheduler: Any, saved: dict[str, Any], *, lengths: bool) -> list[str]:

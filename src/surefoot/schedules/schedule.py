@@ -16,7 +16,7 @@ from .adopting import enter, replay
 from .catalogue import EPOCH, STEP
 from .composite import advance, advance_plateaus, leaves
 from .dampening import BaseWarmup, Undampened, watch
-from .fitting import changed_arguments, check_counts, check_groups, check_shape
+from .fitting import arguments_of, changed_arguments, check_counts, check_groups, check_shape
 from .horizon import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
 
@@ -82,6 +82,7 @@ class Schedule:
         self.hold_after: int | None = None
         self.horizon: dict[str, Any] | None = None
         self.on_horizon: str | None = None
+        self.accept_changes = False
         self.given_rates: list[float] | None = None
         self._rewrite = False
         self._moved = False
@@ -191,18 +192,23 @@ class Schedule:
         rates are then written again before the next update, since those of the optimizer's state are the old ones.
 
         Raises UsageError, before anything changes, where the state is damaged or of another schedule: other scheduler,
-        arguments, warmup, units or groups.
+        arguments, warmup, units or groups. With `accept_changes` other arguments are taken, and count from here on.
         """
         moved = self._check(state)
         built = horizons(self.scheduler)
         before, now = state["horizon"], self.horizon
         if self.scheduler is not None:
+            given = arguments_of(self.scheduler) if self.accept_changes else []
             self.scheduler.load_state_dict(decode(state["scheduler"]))
+            for leaf, arguments in given:
+                vars(leaf).update(arguments)
         self.steps, self.epochs, self.calls = state["steps"], state["epochs"], state["calls"]
         self.hold_after, self.horizon = state["hold_after"], now or before
         self._moved = moved or state["moved"]
         self._reductions = [[list(pair) for pair in times] for times in state["reductions"]]
         rates = dict(state["rates"])
+        if self.accept_changes:
+            rates["warmup_params"] = self._dampener.state_dict()["warmup_params"]
         if moved:
             if self.on_horizon == STRETCH:
                 stretch(self.scheduler, built, calls_of(now) / calls_of(before))
@@ -245,7 +251,7 @@ class Schedule:
                 f"the arguments of {type(self.warmup).__name__} were {saved['rates']['warmup_params']} "
                 f"and are {self._dampener.warmup_params}"
             )
-        if changed:
+        if changed and not self.accept_changes:
             raise UsageError(
                 f"the schedule changed since it was saved: {'; '.join(changed)}; resume with the same arguments"
             )

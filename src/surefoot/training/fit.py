@@ -79,6 +79,8 @@ class FitResult:
     wall_s: float
 
 
+# Names to `allow` under which a schedule with other arguments may go on.
+_SCHEDULE_CHANGES = ("all", "recipe.scheduler", "recipe.warmup")
 _NOTHING_TOLD = About()
 _DEFAULT_CHECKPOINTS = Checkpoints()
 
@@ -161,6 +163,7 @@ def fit(
     loader = data if isinstance(data, Loader) else Loader(as_source(data), batch_size, seed=seed)
     val_loader = None if val is None else evaluation_loader(val)
     schedule = schedule if schedule is not None else Schedule(optimizer)
+    schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in allow)
     unfreezing = Unfreezing(model, optimizer, unfreeze) if unfreeze else None
     step = make_step(
         model,
