@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from surefoot.cli import VERBS, main, make_parser
+from surefoot.cli import VERBS, listing, main, make_parser
 
 SMALL = ["data.train_size=320", "data.val_size=80", "data.batch_size=32", "epochs=2", "warmup.warmup_period=5"]
 
@@ -215,7 +215,8 @@ def test_checkpoints_are_listed_and_damage_is_named(small_run, tmp_path, capsys)
     assert "goes on from step 10" in told
     assert main(["resume", str(run)]) == 0
     assert "stepped over" in capsys.readouterr().out
-    assert (run / "model" / "model.safetensors").read_bytes() == (small_run / "model" / "model.safetensors").read_bytes()
+    weights = Path("model", "model.safetensors")
+    assert (run / weights).read_bytes() == (small_run / weights).read_bytes()
 
 
 def test_longer_training_is_asked_for_its_horizon(small_run, tmp_path, capsys):
@@ -248,7 +249,7 @@ def test_another_execution_on_resume_is_told_and_can_be_allowed(small_run, tmp_p
     assert any("execution.onednn" in change for change in told["inexact"])
 
 
-@pytest.mark.parametrize("kind", "losses optimizers schedulers warmups models data augmentations recipes".split())
+@pytest.mark.parametrize("kind", listing.KINDS)
 def test_every_kind_is_listed(kind, capsys):
     assert main(["list", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -482,7 +483,8 @@ def test_a_signal_stops_between_steps_says_so_and_the_run_goes_on_later(tmp_path
     made = ["train", "quickstart", "--run", "run", *SMALL, "epochs=4000", "log_every=1"]
     process = subprocess.Popen([*command, *made], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # The journal's first line says that steps are being done; waiting for it hangs on no clock.
-    while process.poll() is None and not (Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").stat().st_size):
+    journal = Path("run/metrics.jsonl")
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
         os.sched_yield()
     process.send_signal(signum)
     _, told = process.communicate()
@@ -535,3 +537,20 @@ def test_another_schedule_on_resume_is_told_and_can_be_allowed(tmp_path, capsys)
     rates = [r["lr"][0] for r in records if r["kind"] == "epoch" and r["split"] == "val"]
     assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.00125])
     assert any("gamma" in change for change in json.loads(Path("run/run.json").read_text())["inexact"])
+
+
+def test_unfrozen_parameters_join_in_the_groups_of_the_recipe(tmp_path, capsys):
+    made = [
+        "freeze=[conv*]",
+        "unfreeze=[{epoch: 1, match: 'conv2.*'}]",
+        "optimizer={name: SGD, lr: 0.05, weight_decay: 0.01, no_decay: norm_and_bias}",
+    ]
+    assert main(["plan", "quickstart", *SMALL, *made, "--json"]) == 0
+    planned = [group["name"] for group in json.loads(capsys.readouterr().out)["groups"]]
+    assert main(["train", "quickstart", "--run", "run", *SMALL, *made]) == 0
+    state = json.loads(sorted(Path("run/checkpoints").iterdir())[-1].joinpath("state.json").read_text())
+    groups = state["optimizers"]["optimizer"]["groups"]
+    assert [group["name"] for group in groups] == planned
+    decays = {name: group["weight_decay"] for group in groups for name in group["params"]}
+    assert (decays["conv2.weight"], decays["conv2.bias"]) == (0.01, 0.0)
+    assert "conv1.weight" not in decays

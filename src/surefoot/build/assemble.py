@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from .conditions import conditions
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..data import DataSplits, Loader
     from ..recipe import Part, Recipe
     from ..schedules import Schedule
-    from ..training import About
+    from ..training import About, Unfreezing
 
 
 def catalogues() -> dict[str, Catalog]:
@@ -62,21 +62,24 @@ class Built:
         """Updates in one epoch."""
         return -(-len(self.train) // self.recipe.grad_accum_steps)
 
-    def joining_groups(self) -> list[tuple[int, dict[str, Any]]]:
-        """The param groups that join while training, each with its epoch (0-based), by the recipe's `unfreeze`."""
-        groups = []
-        taken: set[str] = set()
-        for item in sorted(self.recipe.unfreeze, key=lambda item: item.epoch):
-            for pattern in item.match:
-                found = {
-                    name: p
-                    for name, p in self.model.named_parameters()
-                    if not p.requires_grad and name not in taken and fnmatchcase(name, pattern)
-                }
-                taken |= set(found)
-                defaults = {**self.optimizer.defaults, "name": pattern, "params": list(found.values())}
-                groups.append((item.epoch, defaults))
-        return groups
+    @functools.cached_property
+    def unfreezing(self) -> Unfreezing | None:
+        """What the recipe's `unfreeze` does, in the groups that the optimizer's section makes."""
+        from ..training import Unfreezing
+
+        recipe = self.recipe
+        plan = [(item.epoch, pattern) for item in recipe.unfreeze for pattern in item.match]
+        if not plan:
+            return None
+        section = recipe.optimizer
+        how = {
+            "lr": self.optimizer.defaults.get("lr"),
+            "groups": [group.options() for group in section.groups],
+            "no_decay": section.no_decay,
+            "layer_decay": section.layer_decay,
+        }
+        with at(recipe, "unfreeze"):
+            return Unfreezing(self.model, self.optimizer, plan, **how)
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `training.fit` that the recipe decides."""
@@ -98,7 +101,7 @@ class Built:
             if stopping is None
             else EarlyStopping(stopping.monitor, stopping.mode, stopping.patience, stopping.min_delta),
             "on_nonfinite": recipe.on_nonfinite,
-            "unfreeze": [(item.epoch, pattern) for item in recipe.unfreeze for pattern in item.match],
+            "unfreeze": self.unfreezing or (),
             "metrics": recipe.metrics,
             "log_every": recipe.log_every,
             "strict": recipe.strict,

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_writable(charts)
     built = build(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
     batch = built.train.peek()
-    later = [LaterGroup(epoch, group) for epoch, group in built.joining_groups()]
+    later = [LaterGroup(*joins) for joins in built.unfreezing.joining()] if built.unfreezing else []
     with contextlib.ExitStack() as stack:
         report = plan_report(
             built.schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
 from .fit import About, FitResult, fit, learns
 from .state import Checkpoints, EarlyStopping
+from .unfreezing import Unfreezing
 
 __all__ = [
     "EVAL_BATCH",
@@ -13,6 +14,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "FitResult",
+    "Unfreezing",
     "evaluate",
     "fit",
     "learns",

@@ -103,7 +103,7 @@ def fit(
     ema_decay: float | None = None,
     early_stopping: EarlyStopping | None = None,
     on_nonfinite: str = "stop",
-    unfreeze: Sequence[tuple[int, str]] = (),
+    unfreeze: Sequence[tuple[int, str]] | Unfreezing = (),
     metrics: Any = "auto",
     log_every: int | None = None,
     strict: bool = False,
@@ -122,7 +122,8 @@ def fit(
     `data` and `val` are a Loader, a Source, a torch Dataset or a pair ``(inputs (N, ...), targets (N, ...))``;
     what is not a Loader yet is read in batches of `batch_size`, in an order that is a pure function of `seed` and
     epoch. One update takes `grad_accum_steps` such batches and is the update of the mean over all their samples.
-    `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer.
+    `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer. `unfreeze` holds ``(epoch,
+    pattern)`` pairs: frozen parameters whose names match join the optimizer at that epoch (0-based).
 
     With a `run_dir` the run is recorded there (``metrics.jsonl``, TensorBoard, checkpoints, the model); with
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
@@ -153,7 +154,7 @@ def fit(
         "ema_decay": ema_decay,
         "log_every": log_every,
         "early_stopping": early_stopping and vars(early_stopping),
-        "unfreeze": [list(item) for item in unfreeze],
+        "unfreeze": [list(item) for item in (unfreeze.plan if isinstance(unfreeze, Unfreezing) else unfreeze)],
         "loss": type(loss).__name__,
     }
     if isinstance(progress, bool):
@@ -164,7 +165,9 @@ def fit(
     val_loader = None if val is None else evaluation_loader(val)
     schedule = schedule if schedule is not None else Schedule(optimizer)
     schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in allow)
-    unfreezing = Unfreezing(model, optimizer, unfreeze) if unfreeze else None
+    if unfreeze and not isinstance(unfreeze, Unfreezing):
+        unfreeze = Unfreezing(model, optimizer, unfreeze)
+    unfreezing = unfreeze or None
     step = make_step(
         model,
         loss,

@@ -10,20 +10,25 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..optimizers import missing_groups, param_groups
 
 
 class Unfreezing:
     """Which parameters start to learn at which epoch.
 
     `plan` holds ``(epoch, pattern)`` pairs; a pattern matches parameter names as in ``fnmatch``. At the begin of
-    that epoch (0-based) the matching frozen parameters become a param group of their own with the optimizer's
-    default settings. Raises UsageError for a pattern that matches no frozen parameter.
+    that epoch (0-based) the matching frozen parameters join the optimizer, in groups as `how` makes them (``lr``,
+    ``groups``, ``no_decay``, ``layer_decay`` of `optimizers.param_groups`). Raises UsageError for a pattern that
+    matches no frozen parameter.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Sequence[tuple[int, str]]):
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Sequence[tuple[int, str]], **how: Any
+    ):
         self.model = model
         self.optimizer = optimizer
         self.plan = sorted(plan, key=lambda item: item[0])
+        self.how = how
         self._done = 0
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         for epoch, pattern in self.plan:
@@ -34,6 +39,22 @@ class Unfreezing:
                     f"frozen are: {', '.join(sorted(frozen)) or 'none'}"
                 )
             frozen -= matched
+
+    def joining(self) -> list[tuple[int, dict[str, Any]]]:
+        """The groups that the whole plan will add, each with its epoch; nothing is thawed."""
+        found, thawed = [], set()
+        try:
+            for epoch, pattern in self.plan:
+                names = self._thaw_names(pattern)
+                thawed |= names
+                for group in param_groups(self.model, only=names, **self.how):
+                    group["params"] = [parameter for _, parameter in group["params"]]
+                    group["name"] += f", {pattern}"
+                    found.append((epoch, {**self.optimizer.defaults, **group}))
+        finally:
+            for name in thawed:
+                self.model.get_parameter(name).requires_grad_(False)
+        return found
 
     def begin(self, epoch: int) -> None:
         """Thaw what is due by the begin of `epoch`; later calls for the same epoch do nothing."""
@@ -48,15 +69,20 @@ class Unfreezing:
         while self._done < min(count, len(self.plan)):
             pattern = self.plan[self._done][1]
             self._done += 1
-            group = []
-            for name, parameter in self.model.named_parameters():
-                if not parameter.requires_grad and fnmatchcase(name, pattern):
-                    parameter.requires_grad_(True)
-                    group.append((name, parameter))
-            first = self.optimizer.param_groups[0]
-            named = "param_names" in first
-            added: dict[str, Any] = {"params": group if named else [p for _, p in group]}
-            self.optimizer.add_param_group(added | ({"name": pattern} if "name" in first else {}))
+            self._thaw_names(pattern)
+            named = "name" in self.optimizer.param_groups[0]
+            for group in missing_groups(self.optimizer, self.model, suffix=f", {pattern}", **self.how):
+                if not named:
+                    del group["name"]
+                self.optimizer.add_param_group(group)
+
+    def _thaw_names(self, pattern: str) -> set[str]:
+        names = set()
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad and fnmatchcase(name, pattern):
+                parameter.requires_grad_(True)
+                names.add(name)
+        return names
 
     def state_dict(self) -> dict[str, Any]:
         """How much of the plan has taken effect."""
