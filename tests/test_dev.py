@@ -329,7 +329,9 @@ def a_set_up_under_way(clone):
     os.mkfifo(told)
     pip = f"import os, signal; open({str(told)!r}, 'w').write(str(os.getpid())); signal.pause()"
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import dev\n"
+        # A shell starts what it runs in the background with SIGINT ignored, and that is inherited.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.path.insert(0, sys.argv[1]); import dev\n"
         f"dev.install_pip = lambda lock: dev.call(lock, [sys.executable, '-c', {pip!r}])\n"
         "sys.exit(dev.main(['setup']))\n"
     )

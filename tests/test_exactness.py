@@ -200,10 +200,10 @@ def test_a_sequence_with_a_plateau_in_it(tmp_path):
     check_resumed_equals_untouched(tmp_path, made)
 
 
-@pytest.mark.parametrize(
-    "name",
-    "Adadelta Adagrad Adam AdamW Adamax ASGD NAdam RAdam RMSprop Rprop SGD LBFGS Adafactor".split(),
-)
+OPTIMIZERS = ["Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "LBFGS", "Adafactor"])
 def test_each_optimizer(tmp_path, name):
     check_resumed_equals_untouched(tmp_path, settings(optimizer=(name, {"lr": 0.01})), PLACES[:2])
 
