@@ -554,3 +554,22 @@ def test_unfrozen_parameters_join_in_the_groups_of_the_recipe(tmp_path, capsys):
     decays = {name: group["weight_decay"] for group in groups for name in group["params"]}
     assert (decays["conv2.weight"], decays["conv2.bias"]) == (0.01, 0.0)
     assert "conv1.weight" not in decays
+
+
+def test_deterministic_mode_is_on_for_the_run_and_a_condition_of_it(own_code, monkeypatch):
+    import torch
+
+    Path("mine.py").write_text(
+        OWN_CODE + "\nseen = []\nclass Looks(Net):\n    def forward(self, x):\n"
+        "        seen.append(torch.are_deterministic_algorithms_enabled())\n        return self.body(x)\n"
+    )
+    Path("recipe.yaml").write_text(OWN_RECIPE.replace("mine:Net", "mine:Looks"))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back as it was
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        assert main(["train", "recipe.yaml", "--run", "run", "deterministic=true"]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(sys.modules["mine"].seen)
+    assert json.loads(Path("run/run.json").read_text())["conditions"]["flags.deterministic"] is True
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

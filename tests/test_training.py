@@ -229,6 +229,31 @@ def test_unfrozen_parameters_learn_from_their_epoch_on(data):
     assert len(optimizer.param_groups) == 2
 
 
+def test_an_update_that_fp16_skipped_does_not_step_the_schedule(data, run_dir):
+    """The first batches are so large that their scaled gradients overflow; the rate must stand still meanwhile."""
+    inputs, targets = data
+    inputs = inputs.clone()
+    first = epoch_order(SAMPLES, 0, 0)[:20]
+    inputs[first] *= 2000
+    model = make_model()
+    optimizer = sgd(model, 1e-6)
+    schedule = Schedule(optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), by="step")
+    fit(
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        (inputs, targets),
+        schedule=schedule,
+        epochs=1,
+        batch_size=10,
+        log_every=1,
+        precision="fp16",
+        run_dir=run_dir,
+        lint_off=["all"],
+    )
+    assert [r["lr"][0] for r in steps_of(run_dir)] == [1e-6, 1e-6, 1e-6, 5e-7, 2.5e-7]
+
+
 # ------------------------------------------------------------------------------------------ losses that are not finite
 
 

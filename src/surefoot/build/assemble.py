@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,9 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     from ..training import About
 
     device = device_of(recipe)
+    if recipe.deterministic:
+        # Read by cuBLAS when CUDA is first used; without it torch refuses matrix products in deterministic mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
     rng.seed_all(recipe.seed)
     splits = build_data(recipe, say=say)
