@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -27,11 +26,12 @@ class DirectUpdate:
         self.optimizer = optimizer
         kind = type(optimizer)
         self._raw = inspect.unwrap(kind.step) if plain_step(optimizer) else None
-        self._kernel: Callable[[dict], bool] | None = None
+        # What a group's kernel is given beside parameters and gradients, and the kernel.
+        self._lists: Callable[[dict, list[Tensor]], tuple | None] | None = None
         if kind is torch.optim.SGD:
-            self._kernel = self._sgd
+            self._lists, self._kernel = self._sgd_state, _sgd
         elif kind in (torch.optim.Adam, torch.optim.AdamW):
-            self._kernel = self._adam
+            self._lists, self._kernel = self._adam_state, _adam
         self._count = -1
         self._uniform = False
 
@@ -43,125 +43,120 @@ class DirectUpdate:
             return
         # What a torch scheduler looks at to warn of being stepped before the optimizer.
         optimizer._opt_called = True
-        arguments: tuple[tuple, dict] = ((optimizer,), {})
-        plain = arguments
-        for hook in chain(_global_optimizer_pre_hooks.values(), optimizer._optimizer_step_pre_hooks.values()):
-            arguments = hook(optimizer, *arguments) or arguments
+        arguments = plain = ((optimizer,), {})
+        for hooks in (_global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks):
+            for hook in hooks.values():
+                arguments = hook(optimizer, *arguments) or arguments
         was = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            if arguments is not plain or self._kernel is None or not self._fusable() or not self._kernels():
+            if arguments is not plain or not self._fused():
                 self._raw(*arguments[0], **arguments[1])
         finally:
             torch._C._set_grad_enabled(was)
-        for hook in chain(optimizer._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
-            hook(optimizer, *arguments)
+        for hooks in (optimizer._optimizer_step_post_hooks, _global_optimizer_post_hooks):
+            for hook in hooks.values():
+                hook(optimizer, *arguments)
 
-    def _fusable(self) -> bool:
+    def _fused(self) -> bool:
+        """Run torch's fused kernel on every group; False where one of them is not a case for it (nothing was done)."""
+        if self._lists is None or not self._alike():
+            return False
+        ready = []
+        for group in self.optimizer.param_groups:
+            if not group["fused"] or type(group["lr"]) is not float:
+                return False
+            params = group["params"]
+            grads = [p.grad for p in params]
+            for grad in grads:
+                if grad is None:
+                    params = [p for p in params if p.grad is not None]
+                    grads = [p.grad for p in params]
+                    break
+            if not grads:
+                continue
+            if grads[0].layout is not torch.strided:
+                return False
+            state = self._lists(group, params)
+            if state is None:
+                return False
+            ready.append((group, params, grads, state))
+        for each in ready:
+            self._kernel(*each)
+        return True
+
+    def _alike(self) -> bool:
+        """Whether all parameters are of one type and on one device."""
         groups = self.optimizer.param_groups
-        count = sum(len(group["params"]) for group in groups)
+        count = sum([len(group["params"]) for group in groups])
         if count != self._count:
             self._count = count
             parameters = [p for group in groups for p in group["params"]]
             self._uniform = len({(p.device, p.dtype) for p in parameters}) == 1 and parameters[0].is_floating_point()
         return self._uniform
 
-    def _kernels(self) -> bool:
-        """Run torch's fused kernel on every group; False where one of them is not a case for it (nothing was done)."""
-        calls = []
-        for group in self.optimizer.param_groups:
-            if not group["fused"] or type(group["lr"]) is not float:
-                return False
-            call = self._kernel(group)
-            if call is None:
-                return False
-            calls.append(call)
-        for call in calls:
-            call()
-        return True
-
-    def _sgd(self, group: dict) -> Callable[[], None] | None:
-        params, grads = _with_gradients(group["params"])
-        if not params:
-            return _nothing
-        if grads[0].layout is not torch.strided:
-            return None
-        momentum = group["momentum"]
-        buffers: list[Tensor] = []
-        if momentum:
-            state = self.optimizer.state
-            try:
-                buffers = [state[p]["momentum_buffer"] for p in params]
-            except KeyError:  # the first step, or a parameter that came later: torch makes its state
-                return None
-            if any(buffer is None for buffer in buffers):
-                return None
-        return lambda: torch._fused_sgd_(
-            params,
-            grads,
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=momentum,
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            is_first_step=False,
-        )
-
-    def _adam(self, group: dict) -> Callable[[], None] | None:
-        params, grads = _with_gradients(group["params"])
-        if not params:
-            return _nothing
-        if grads[0].layout is not torch.strided:
-            return None
-        state, amsgrad = self.optimizer.state, group["amsgrad"]
+    def _sgd_state(self, group: dict, params: list[Tensor]) -> tuple | None:
+        if not group["momentum"]:
+            return ([],)
+        state = self.optimizer.state
         try:
-            steps = [state[p]["step"] for p in params]
-            means = [state[p]["exp_avg"] for p in params]
-            squares = [state[p]["exp_avg_sq"] for p in params]
-            largest = [state[p]["max_exp_avg_sq"] for p in params] if amsgrad else []
-        except KeyError:
+            buffers = [state[p]["momentum_buffer"] for p in params]
+        except KeyError:  # the first step, or a parameter that came later: torch makes its state
             return None
+        for buffer in buffers:
+            if buffer is None:
+                return None
+        return (buffers,)
+
+    def _adam_state(self, group: dict, params: list[Tensor]) -> tuple | None:
+        state = self.optimizer.state
         beta1, beta2 = group["betas"]
         if type(beta1) is not float or type(beta2) is not float:
             return None
-        kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-
-        def call() -> None:
-            torch._foreach_add_(steps, 1)
-            kernel(
-                params,
-                grads,
-                means,
-                squares,
-                largest,
-                steps,
-                amsgrad=amsgrad,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=group["maximize"],
+        try:
+            return (
+                [state[p]["exp_avg"] for p in params],
+                [state[p]["exp_avg_sq"] for p in params],
+                [state[p]["max_exp_avg_sq"] for p in params] if group["amsgrad"] else [],
+                [state[p]["step"] for p in params],
             )
+        except KeyError:
+            return None
 
-        return call
+
+def _sgd(group: dict, params: list[Tensor], grads: list[Tensor], state: tuple) -> None:
+    torch._fused_sgd_(
+        params,
+        grads,
+        *state,
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        lr=group["lr"],
+        dampening=group["dampening"],
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        is_first_step=False,
+    )
+
+
+def _adam(group: dict, params: list[Tensor], grads: list[Tensor], state: tuple) -> None:
+    torch._foreach_add_(state[-1], 1)
+    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    beta1, beta2 = group["betas"]
+    kernel(
+        params,
+        grads,
+        *state,
+        amsgrad=group["amsgrad"],
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's step is torch's own and nothing is to be differentiated through it."""
     return type(optimizer).__module__.startswith("torch.optim.") and not optimizer.defaults.get("differentiable")
-
-
-def _with_gradients(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    grads = [p.grad for p in parameters]
-    for grad in grads:
-        if grad is None:
-            kept = [p for p in parameters if p.grad is not None]
-            return kept, [p.grad for p in kept]
-    return parameters, grads
-
-
-def _nothing() -> None:
-    return None

@@ -46,8 +46,9 @@ class EagerUpdate:
         self.nonfinite = nonfinite
         self.clip = clip
         self._dtype = AUTOCAST.get(precision)
-        self.update = DirectUpdate(optimizer)
-        self._seed: Tensor | None = None
+        self._pairs = calling.convention_of(loss) is calling.PAIR
+        self._update = DirectUpdate(optimizer)
+        self._ones: Tensor | None = None
         self._backward = _engine()
 
     def __call__(self, micro_batches: MicroBatches) -> Any:
@@ -58,25 +59,32 @@ class EagerUpdate:
             for parameter in group["params"]:
                 parameter.grad = None
         if self._dtype is None:
-            loss, outputs, targets = calling.apply(self.loss, self.model, batch)
+            loss, outputs, targets = self._forward(batch)
         else:
             with torch.autocast(batch[0].device.type, dtype=self._dtype):
-                loss, outputs, targets = calling.apply(self.loss, self.model, batch)
+                loss, outputs, targets = self._forward(batch)
         if self.nonfinite is not None:
             number = loss.item()
             if not math.isfinite(number):
                 raise self.nonfinite(number, 0)
-        self.backward(loss)
+        ones = self._ones
+        if ones is None or ones.dtype != loss.dtype or ones.device != loss.device:
+            self._ones = ones = torch.ones_like(loss)
+        self._backward(loss, ones)
         norm = self.clip() if self.clip is not None else None
-        self.update()
+        self._update()
         return self.result(loss.detach(), detached(outputs), targets, averaging.batch_size(batch), norm, True)
 
-    def backward(self, loss: Tensor) -> None:
-        """`loss.backward()`, straight into the engine."""
-        seed = self._seed
-        if seed is None or seed.dtype != loss.dtype or seed.device != loss.device or seed.shape != loss.shape:
-            self._seed = seed = torch.ones_like(loss)
-        self._backward(loss, seed)
+    def _forward(self, batch: Batch) -> tuple[Tensor, Any, Any]:
+        """`calling.apply`, without its look-ups where the batch is the usual pair."""
+        if self._pairs and len(batch) == 2:
+            inputs, targets = batch
+            outputs = self.model(inputs)
+            loss = self.loss(outputs, targets)
+            if type(loss) is Tensor and not loss.dim():
+                return loss, outputs, targets
+            return calling.scalar(loss, self.loss), outputs, targets
+        return calling.apply(self.loss, self.model, batch)
 
 
 def _engine() -> Callable[[Tensor, Tensor], None]:
@@ -84,10 +92,10 @@ def _engine() -> Callable[[Tensor, Tensor], None]:
 
     The wrapper around it (argument checks, logging hooks) costs as much as a tenth of a small step.
     """
-    engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+    run = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
 
-    def direct(loss: Tensor, seed: Tensor) -> None:
-        engine.run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    def direct(loss: Tensor, ones: Tensor) -> None:
+        run((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     try:
         leaf = torch.tensor(2.0, requires_grad=True)
@@ -95,9 +103,9 @@ def _engine() -> Callable[[Tensor, Tensor], None]:
             loss = leaf * 3
         direct(loss, torch.ones(()))
         expected = leaf.grad is not None and leaf.grad.item() == 3
-    except (AttributeError, TypeError, RuntimeError):
+    except (TypeError, RuntimeError):
         expected = False
-    return direct if expected else lambda loss, seed: torch.autograd.backward(loss, seed)
+    return direct if expected else torch.autograd.backward
 
 
 def detached(outputs: Any) -> Any:
