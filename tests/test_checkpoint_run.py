@@ -505,7 +505,7 @@ def test_the_journal_is_cut_back_to_the_checkpoint(run_dir, tmp_path):
                 saver.step()
             saver.save()
             journal.append({"step": "never happened"})
-            saver._saved_progress = saver._progress
+            saver._saved_at = (saver.steps, saver.epochs)
         with saver_for(run_dir, journal=journal) as saver:
             saver.resume()
     assert [json.loads(line)["step"] for line in journal.path.read_text().splitlines()] == [0, 1, 2]

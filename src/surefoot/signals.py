@@ -16,6 +16,8 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 class SignalWatch:
     """While open, notes signals instead of dying of them; the loop asks between two steps.
 
+    `noticed` is true while one waits to be answered.
+
     The first SIGTERM or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
     `at_once` true; a third ends the process without a word. SIGUSR1 sets `save_requested`. The handlers go in
     only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what was there
@@ -30,6 +32,7 @@ class SignalWatch:
     def __init__(self) -> None:
         self.stop_requested: int | None = None
         self.save_requested = False
+        self.noticed = False
         self.at_once = False
         self._before: dict[int, Any] = {}
         self._owner = os.getpid()
@@ -61,7 +64,11 @@ class SignalWatch:
 
     def take_save_request(self) -> bool:
         """Whether SIGUSR1 came since the last call."""
+        # In this order a signal that comes in between is never forgotten.
+        self.noticed = False
         asked, self.save_requested = self.save_requested, False
+        if self.stop_requested is not None:
+            self.noticed = True
         return asked
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -69,6 +76,7 @@ class SignalWatch:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             return
+        self.noticed = True
         if signum == signal.SIGUSR1:
             self.save_requested = True
         elif self.at_once:

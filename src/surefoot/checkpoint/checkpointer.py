@@ -116,8 +116,7 @@ class Checkpointer:
         self._begun = False
         self._closed = False
         self._last_save = time.monotonic()
-        self._progress = (0, 0)
-        self._saved_progress: tuple[int, int] | None = None
+        self._saved_at: tuple[int, int] | None = None
         self._watch = SignalWatch()
         if signals:
             self._watch.open()
@@ -156,7 +155,7 @@ class Checkpointer:
         capture.restore(self._objects, tree)
         rng.restore(tree["rng"])
         self.steps, self.epochs = tree["step"], tree["epoch"]
-        self._progress = self._saved_progress = (self.steps, self.epochs)
+        self._saved_at = (self.steps, self.epochs)
         metrics = [known.metrics for known in self._writer.standing()]
         if (best := self._keep.best_of(metrics)) is not None:
             self._best = metrics[best][self._keep.best]
@@ -171,10 +170,14 @@ class Checkpointer:
 
         Raises `RunFailed` when the save before this one could not be written.
         """
-        self.steps += 1
+        # This runs after every update, some of which take 100 microseconds: nearly always it ends within one.
+        self.steps = steps = self.steps + 1
         self._advance()
-        due = self._every is not None and self._every.after_step(self.steps, time.monotonic() - self._last_save)
-        self._save_or_stop(due, {})
+        every, due = self._every, False
+        if every is not None and every.unit != "epochs":
+            due = every.after_step(steps, time.monotonic() - self._last_save)
+        if due or self._watch.noticed:
+            self._save_or_stop(due, {})
 
     def epoch(self, metrics: Mapping[str, float] | None = None) -> None:
         """Count one epoch, after its validation and the schedule's epoch; save when due. Raises as `step`."""
@@ -199,7 +202,7 @@ class Checkpointer:
         snapshot = self._snapshots.take(
             step=self.steps, epoch=self.epochs, journal=offset, metrics=plain(dict(metrics or {}))
         )
-        self._saved_progress = self._progress
+        self._saved_at = (self.steps, self.epochs)
         self._writer.start(snapshot)
         if wait or not self._background:
             self.wait()
@@ -242,7 +245,7 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         status = "done" if error is None else "interrupted" if _is_stop(error) else "failed"
         try:
-            if error is None and self._begun and self._saved_progress != self._progress:
+            if error is None and self._begun and self._saved_at != (self.steps, self.epochs):
                 self.save()
             if self._watch.at_once:
                 self._writer.abandon()
@@ -372,10 +375,10 @@ class Checkpointer:
     # ------------------------------------------------------------------------------------------ saving
 
     def _advance(self) -> None:
-        self._require_begun()
-        self._progress = (self.steps, self.epochs)
-        if not self._writer.in_flight:
-            self.wait()  # takes no time; raises what the last save met
+        if not self._begun:
+            self._require_begun()
+        if self._writer.failed:
+            self.wait()
 
     def _save_or_stop(self, due: bool, metrics: dict[str, Any]) -> None:
         asked = self._watch.take_save_request()

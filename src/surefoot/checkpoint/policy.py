@@ -47,7 +47,9 @@ class Every:
 
     def after_step(self, step: int, seconds: float) -> bool:
         """Whether a save is due after `step` updates and `seconds` since the last save began."""
-        return (self.unit == "steps" and step % self.amount == 0) or self._after(seconds)
+        if self.unit == "steps":
+            return step % self.amount == 0
+        return self._after(seconds)
 
     def after_epoch(self, epoch: int, seconds: float) -> bool:
         """Whether a save is due after `epoch` whole epochs."""

@@ -85,6 +85,11 @@ class Writer:
         """Whether a save is being written."""
         return not self._idle.is_set()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a save could not be written and nobody was told yet; `wait` raises it."""
+        return self._failure is not None
+
     def wait(self) -> None:
         """Wait for the save in flight; raises what kept it from being written."""
         self._idle.wait()
