@@ -11,7 +11,15 @@ from torch import nn
 
 from surefoot import rng
 from surefoot.errors import UsageError
-from surefoot.execution import Execution, TuneTable, as_torch_would, choose_execution, evaluation_batch, tune
+from surefoot.execution import (
+    CannotCompile,
+    Execution,
+    TuneTable,
+    as_torch_would,
+    choose_execution,
+    evaluation_batch,
+    tune,
+)
 from surefoot.execution import cache as kept
 from surefoot.execution.choose import _settle, candidates
 from surefoot.execution.machine import describe_work, digest
@@ -91,6 +99,33 @@ def test_what_a_recipe_fixes_is_kept():
         choose({"thread": 1})
     with pytest.raises(UsageError, match="neither auto nor a mapping"):
         choose("fast")
+
+
+def test_compiling_is_tried_where_it_is_asked_for_and_falls_back_with_a_word(monkeypatch):
+    def refuses(*args, **settings):
+        raise CannotCompile("a reason")
+
+    monkeypatch.setattr("surefoot.execution.update.compile_step", refuses)
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr("torch.compile", refuses)
+    plan, said = choose({"compile": True}, steps=1)
+    assert plan.compile == "none"
+    assert sum("compiling the step (about 10 s, once)" in text for text in said) == 5
+    assert sum("the compiled step is not used: it fails: CannotCompile: a reason" in text for text in said) == 5
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: "there is no compiler")
+    assert choose({"compile": True, "threads": 1}, steps=1)[1] == ["the step is not compiled: there is no compiler"]
+
+
+def test_compiling_is_tried_by_itself_only_where_the_run_earns_it(monkeypatch):
+    tried = []
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr(
+        "surefoot.execution.update.compile_step", lambda *_, **settings: tried.append(settings) or 1 / 0
+    )
+    choose(steps=1000)
+    assert tried == []
+    choose(steps=10**9)
+    assert tried and tried[0]["update"] and tried[0]["products"]
 
 
 def test_a_short_run_is_not_measured():

@@ -12,6 +12,7 @@ from torch import nn
 from surefoot.execution import CannotCompile, Execution, prepare
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.parity import eager_gradients, first_difference
+from surefoot.execution.products import _positions_stay_inside, worth_writing_out, written_out
 from surefoot.execution.update import CompiledUpdate
 from surefoot.execution.whole_step import CompiledStep, compile_step, compiler, why_not
 from surefoot.models import MODELS
@@ -239,3 +240,87 @@ def test_lenet_compiled_whole_has_eagers_gradients_and_the_compiled_module_is_ca
 
 def norm(bench):
     return float(bench.expected()[0].grads["conv1.weight"].norm())
+
+
+class Convolutions(nn.Module):
+    """Every kind of convolution and pool: written out, and left to the library."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Conv2d(2, 4, 3, bias=False)
+        self.padded = nn.Conv2d(4, 4, 5, padding=(2, 1))
+        self.strided = nn.Conv2d(2, 3, 3, stride=2)
+        self.grouped = nn.Conv2d(4, 4, 3, groups=2)
+        self.dilated = nn.Conv2d(4, 4, 3, dilation=2)
+        self.one = nn.Conv2d(4, 4, 1)
+        self.last = nn.LazyLinear(3)
+        self(torch.zeros(1, 2, 26, 26))
+
+    def forward(self, x):
+        y = nn.functional.max_pool2d(torch.relu(self.plain(x)), 2)
+        y = self.one(self.padded(y))
+        y = nn.functional.max_pool2d(self.grouped(y), 2, stride=1)
+        y = self.dilated(y)
+        z = nn.functional.max_pool2d(self.strided(x), (2, 4))
+        return self.last(torch.cat([y.view(len(x), -1), z.flatten(1)], 1))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_convolutions_and_pools_written_out_have_eagers_gradients(ties):
+    torch.manual_seed(0)
+    model, loss = Convolutions(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(3, 2, 26, 26)
+    if ties:
+        inputs = inputs.round().clamp(-1, 1)  # pools meet equals: the gradient goes to the first
+        for parameter in model.plain.parameters():
+            parameter.data.copy_(parameter.sign())
+    batch = (inputs, torch.tensor([0, 1, 2]))
+    step = step_of(model, loss, optimizer, batch, products=True)
+    graph = written_out(step.trace(batch), step.arguments(batch))
+    aten = torch.ops.aten
+    kept = [n for n in graph.graph.nodes if n.target is aten.convolution.default]
+    assert len(kept) == 3  # groups, dilation and a window of one
+    assert not _positions_stay_inside(step.trace(batch))  # one pool's windows overlap: all are left alone
+    found = step.gradients(step(batch))
+    assert first_difference(eager_gradients(model, loss, batch), found) is None
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_pools_that_tile_the_image_are_written_out(ties):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(4 * 36, 3))
+    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(3, 1, 16, 16)
+    if ties:
+        inputs = inputs.round()
+        model[0].weight.data.copy_(model[0].weight.sign())
+    batch = (inputs, torch.tensor([0, 1, 2]))
+    step = step_of(model, loss, optimizer, batch, products=True)
+    graph = written_out(step.trace(batch), step.arguments(batch))
+    aten = torch.ops.aten
+    left = {aten.convolution.default, aten.max_pool2d_with_indices.default, aten.convolution_backward.default}
+    assert not any(node.target in left for node in graph.graph.nodes)
+    assert first_difference(eager_gradients(model, loss, batch), step.gradients(step(batch))) is None
+
+
+def test_convolutions_are_written_out_where_their_copies_fit_the_cache():
+    model = MODELS.build("LeNet5", {})
+    linear, state = nn.Linear(3, 3), torch.get_rng_state()
+    assert worth_writing_out(model, torch.zeros(4, 1, 28, 28))
+    assert not worth_writing_out(model, torch.zeros(64, 1, 28, 28))
+    assert not worth_writing_out(linear, torch.zeros(4, 3))
+    assert model.training and torch.equal(state, torch.get_rng_state())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_optimizers_hooks_are_called_around_a_graph_that_updates():
+    """Schedules hang on them."""
+    loss = nn.CrossEntropyLoss()
+    model, optimizer = made(RULES["Adam"])
+    fast, _ = updater(model, loss, optimizer, batches()[0], update=True)
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    fast([batches()[0]])
+    assert called == ["before", "after"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .choose import Row, TuneTable, asked_for, choose_execution, tune
+from .choose import Row, TuneTable, choose_execution, tune, with_asked
 from .evaluation import evaluation_batch
 from .plan import Execution, as_torch_would, prepare
 from .update import make_update
@@ -14,10 +14,10 @@ __all__ = [
     "Row",
     "TuneTable",
     "as_torch_would",
-    "asked_for",
     "choose_execution",
     "evaluation_batch",
     "make_update",
     "prepare",
     "tune",
+    "with_asked",
 ]

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .. import rng
 from ..losses import averaging, calling
-from .direct import plain_step
+from .direct import after_step, before_step, plain_step
 from .eager import EagerUpdate, MicroBatches
 from .parity import AUTOCAST, Gradients
 from .rules import clip, rules_for
@@ -102,6 +102,7 @@ class CapturedUpdate:
         if self._numbers() != self._fixed or list(map(id, self._trained())) != list(map(id, self.parameters)):
             self.retired = True
             return self.eager(micro_batches)
+        arguments = before_step(self.optimizer, ((self.optimizer,), {}))
         self._rates()
         self._feed(batch)
         self.replay()
@@ -109,6 +110,7 @@ class CapturedUpdate:
         nonfinite = self.eager.nonfinite
         if nonfinite is not None and not math.isfinite(number := loss.item()):
             raise nonfinite(number, 0)  # the fused update left everything alone
+        after_step(self.optimizer, arguments)
         limited = self.limits[0] is not None
         targets = None if self.target_place is None else batch[self.target_place]
         return self.eager.result(loss, outputs, targets, averaging.batch_size(batch), norm if limited else None, True)

@@ -15,6 +15,8 @@ from . import cache as kept
 from .machine import describe_machine, describe_work, digest
 from .measure import Bench, Trial, fastest, race
 from .plan import Execution, as_torch_would, supports_fused
+from .products import worth_writing_out
+from .rules import in_graph
 from .whole_step import why_not
 
 # What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
@@ -26,6 +28,9 @@ WORTH_MEASURING_STEPS = 400
 COMPILE_SAVES = 0.25
 COMPILE_S = 8.0
 COMPILE_S_PER_PARAMETER = 0.2
+
+# What a recipe's `compile: true` stands for: whichever form suits.
+COMPILED = "compiled"
 
 FIELDS = ("threads", "onednn", "memory_format", "optimizer_impl", "compile")
 
@@ -63,8 +68,8 @@ class TuneTable:
 def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """The fields that a recipe's `execution` fixes; what is ``auto`` is left out.
 
-    >>> asked_for({"threads": 1, "onednn": "auto", "compile": True})
-    {'threads': 1, 'compile': 'gradients'}
+    >>> asked_for({"threads": 1, "onednn": "auto", "compile": False})
+    {'threads': 1, 'compile': 'none'}
     """
     if spec is None or spec == "auto":
         return {}
@@ -74,8 +79,22 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
         raise UsageError(f"execution: unknown key {', '.join(unknown)}; there are {', '.join(FIELDS)}")
     fixed = {name: value for name, value in spec.items() if value != "auto"}
     if isinstance(fixed.get("compile"), bool):
-        fixed["compile"] = "gradients" if fixed["compile"] else "none"
+        fixed["compile"] = COMPILED if fixed["compile"] else "none"
     return fixed
+
+
+def with_asked(recorded: Execution, spec: Mapping[str, Any] | str | None) -> Execution:
+    """A recorded plan with what `spec` fixes otherwise.
+
+    >>> with_asked(Execution(threads=2, compile="step"), {"threads": 1, "compile": True}).describe()
+    'cpu, 1 thread, oneDNN, compiled step'
+    """
+    fixed = asked_for(spec)
+    if fixed.get("compile") == COMPILED:  # any form is what was asked for
+        fixed["compile"] = recorded.compile if recorded.compile != "none" else "gradients"
+    if fixed.get("compile", recorded.compile) == "none":
+        fixed["products"] = False
+    return replace(recorded, **fixed)
 
 
 def choose_execution(
@@ -101,13 +120,12 @@ def choose_execution(
     """
     fixed = asked_for(spec)
     device = next((p.device.type for p in model.parameters()), "cpu")
-    plain = replace(as_torch_would(device, precision), **fixed)
-    if "compile" not in fixed:
-        plain = replace(plain, compile="none")
+    plain = _plain(device, precision, fixed)
     batches = [tuple(batch) for batch in batches]
-    if not _measurable(optimizer, batches, precision) or set(FIELDS) <= set(fixed):
+    compiles = fixed.get("compile", "none") != "none"
+    if not _measurable(optimizer, batches, precision) or (set(FIELDS) <= set(fixed) and not compiles):
         return plain
-    if steps_expected < WORTH_MEASURING_STEPS and fixed.get("compile", "none") == "none":
+    if steps_expected < WORTH_MEASURING_STEPS and not compiles:
         return plain
     work = describe_work(model, loss, optimizer, batches[0])
     limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
@@ -154,12 +172,11 @@ def tune(
     began = time.perf_counter()
     fixed = asked_for(spec)
     device = next((p.device.type for p in model.parameters()), "cpu")
-    plain = replace(as_torch_would(device, precision), **({"compile": "none"} | fixed))
+    plain = _plain(device, precision, fixed)
     batches = [tuple(batch) for batch in batches]
     limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
     with Bench(model, loss, optimizer, batches, precision=precision, **limits) as bench:
-        eager_plain = replace(plain, compile="none")
-        trials = [Trial(e) for e in candidates(eager_plain, fixed, model)]
+        trials = [Trial(e) for e in candidates(plain, fixed, model)]
         race(bench, trials, 0.6 * budget_s)
         best = _settle(bench, trials, thorough, say) or trials[0]
         impls = [Trial(e) for e in implementations(best.execution, fixed, optimizer)]
@@ -176,19 +193,23 @@ def tune(
             bench.check(trial)
             race(bench, [best, trial], 0.5)
             best = _settle(bench, [best, trial], thorough, say) or best
-        for kind in _worth_compiling(fixed, best, steps_expected, thorough, model, optimizer, say):
-            trial = Trial(replace(best.execution, compile=kind))
+        eager = best
+        for form in _forms(fixed, eager, steps_expected, thorough, bench, say):
+            trial = Trial(replace(eager.execution, **form))
             trials.append(trial)
             say(f"compiling the step (about {_compile_seconds(model):.0f} s, once)")
-            rivals = [best, trial]
-            bench.check(trial)
-            race(bench, rivals, 0.5)
+            if not bench.check(trial):
+                say(f"the compiled step is not used: {trial.refused}")
+                continue
+            race(bench, [best, trial], 0.5)
             if trial.refused:
                 say(f"the compiled step is not used: {trial.refused}")
-            elif fixed.get("compile") == kind:
+            elif "compile" in fixed and best is eager:
                 best = trial
             else:
-                best = _settle(bench, rivals, thorough, say) or best
+                best = _settle(bench, [best, trial], thorough, say) or best
+            if not thorough:
+                break
     rows = tuple(Row(t.execution, t.seconds and t.seconds * 1e3, _verdict(t, best)) for t in trials)
     return TuneTable(rows, best.execution, time.perf_counter() - began)
 
@@ -240,31 +261,47 @@ def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable
     return None
 
 
-def _worth_compiling(
+def _forms(
     fixed: Mapping[str, Any],
     best: Trial,
     steps_expected: int | None,
     thorough: bool,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    bench: Bench,
     say: Callable[[str], None],
-) -> list[str]:
+) -> list[dict[str, Any]]:
+    """The compiled forms to try, the likeliest first; the next one where that is refused, all if `thorough`."""
+    model, loss, optimizer = bench.originals
     asked = fixed.get("compile")
     if asked == "none":
         return []
-    reason = why_not(model, optimizer)
-    if reason is not None:
+    if reason := why_not(model, optimizer):
         if asked or thorough:
             say(f"the step is not compiled: {reason}")
         return []
-    if asked:
-        return [asked]
-    if thorough:
-        return ["gradients", "step", "module"]
-    if best.seconds is None or steps_expected is None or best.execution.device != "cpu":
-        return []
-    earned = steps_expected * best.seconds * COMPILE_SAVES
-    return ["gradients"] if earned > 1.5 * _compile_seconds(model) else []
+    plain = best.execution
+    if not asked and not thorough:
+        if best.seconds is None or steps_expected is None or plain.device != "cpu":
+            return []
+        if steps_expected * best.seconds * COMPILE_SAVES < 1.5 * _compile_seconds(model):
+            return []
+    small = (
+        plain.device == "cpu"
+        and plain.precision == "float32"
+        and plain.memory_format == "contiguous"
+        and worth_writing_out(model, bench.batches[0][0])
+    )
+    whole = [{"compile": "step"}] if in_graph(optimizer) else []
+    gradients = [{"compile": "gradients"}]
+    if asked not in (None, COMPILED):
+        return [{"compile": asked, "products": small and asked != "module"}]
+    # Written out, the update gains from being fused as well; beside a library's convolutions it does not.
+    forms = [{**form, "products": True} for form in whole + gradients] if small else []
+    forms += gradients + whole
+    return forms + [{"compile": "module"}] if asked or thorough else forms
+
+
+def _plain(device: str, precision: str, fixed: Mapping[str, Any]) -> Execution:
+    return replace(as_torch_would(device, precision), **{**fixed, "compile": "none"})
 
 
 def _compile_seconds(model: nn.Module) -> float:

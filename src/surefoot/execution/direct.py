@@ -41,12 +41,8 @@ class DirectUpdate:
         if self._raw is None or (own is not None and not hasattr(own, "_wrapped_by_lr_sched")):
             optimizer.step()
             return
-        # What a torch scheduler looks at to warn of being stepped before the optimizer.
-        optimizer._opt_called = True
-        arguments = plain = ((optimizer,), {})
-        for hooks in (_global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks):
-            for hook in hooks.values():
-                arguments = hook(optimizer, *arguments) or arguments
+        plain = ((optimizer,), {})
+        arguments = before_step(optimizer, plain)
         was = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
@@ -54,9 +50,7 @@ class DirectUpdate:
                 self._raw(*arguments[0], **arguments[1])
         finally:
             torch._C._set_grad_enabled(was)
-        for hooks in (optimizer._optimizer_step_post_hooks, _global_optimizer_post_hooks):
-            for hook in hooks.values():
-                hook(optimizer, *arguments)
+        after_step(optimizer, arguments)
 
     def _fused(self) -> bool:
         """Run torch's fused kernel on every group; False where one of them is not a case for it (nothing was done)."""
@@ -155,6 +149,23 @@ def _adam(group: dict, params: list[Tensor], grads: list[Tensor], state: tuple) 
         eps=group["eps"],
         maximize=group["maximize"],
     )
+
+
+def before_step(optimizer: torch.optim.Optimizer, arguments: tuple[tuple, dict]) -> tuple[tuple, dict]:
+    """What `optimizer.step()` calls first: the hooks, which may give other arguments."""
+    # A torch scheduler looks at this to warn of being stepped before the optimizer.
+    optimizer._opt_called = True
+    for hooks in (_global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks):
+        for hook in hooks.values():
+            arguments = hook(optimizer, *arguments) or arguments
+    return arguments
+
+
+def after_step(optimizer: torch.optim.Optimizer, arguments: tuple[tuple, dict]) -> None:
+    """What `optimizer.step()` calls last: the hooks."""
+    for hooks in (optimizer._optimizer_step_post_hooks, _global_optimizer_post_hooks):
+        for hook in hooks.values():
+            hook(optimizer, *arguments)
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> bool:

@@ -58,7 +58,7 @@ class Bench:
         clip_value: float | None = None,
         precision: str = "float32",
     ):
-        self._originals = (model, loss, optimizer)
+        self.originals = (model, loss, optimizer)
         shapes = [part.shape for part in batches[0]]
         self.batches = [tuple(batch) for batch in batches if [part.shape for part in batch] == shapes]
         self.limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
@@ -182,8 +182,9 @@ class Bench:
         key = None
         if execution is not None:
             key = (execution.memory_format, execution.optimizer_impl, execution.compile, execution.cuda_graph)
+            key += (execution.products,)
         if key not in self._copies:
-            model, loss, optimizer = copy.deepcopy(self._originals)
+            model, loss, optimizer = copy.deepcopy(self.originals)
             for group in optimizer.param_groups:
                 if isinstance(group.get("lr"), float):
                     group["lr"] = 0.0

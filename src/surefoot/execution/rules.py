@@ -21,6 +21,16 @@ def rules_for(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) ->
     return UpdateRules(optimizer, parameters)
 
 
+def in_graph(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a graph can hold this optimizer's update; its state is left as it is."""
+    if not plain_step(optimizer) or type(optimizer).__name__ not in RULES:
+        return False
+    return not any(
+        isinstance(group["lr"], Tensor) or group.get("amsgrad") or (group.get("momentum") and group.get("dampening"))
+        for group in optimizer.param_groups
+    )
+
+
 class UpdateRules:
     """An optimizer's update over tensors that are handed in; its state is the optimizer's own.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .captured import CapturedUpdate
-from .direct import DirectUpdate
+from .direct import DirectUpdate, after_step, before_step
 from .eager import EagerUpdate, MicroBatches
 from .plan import Execution
 from .whole_step import CompiledStep, compile_step
@@ -79,6 +79,7 @@ def make_update(
             clip_value=clip_value,
             precision=execution.precision,
             guard=nonfinite is not None,
+            products=execution.products,
         )
 
     return CompiledUpdate(compiled, eager)
@@ -108,13 +109,19 @@ class CompiledUpdate:
             if not self.step.fits(batch):
                 return self._eager(micro_batches)
         eager = self._eager
+        optimizer = eager.optimizer
+        whole = self._update is None
+        if whole:
+            arguments = before_step(optimizer, ((optimizer,), {}))
         found = self.step(batch)
         if eager.nonfinite is not None:
             number = found.loss.item()
             if not math.isfinite(number):  # the graph left the parameters alone
                 raise eager.nonfinite(number, 0)
         norm = found.norm
-        if self._update is not None:
+        if whole:
+            after_step(optimizer, arguments)
+        else:
             for parameter, grad in zip(self.step.parameters, found.grads, strict=True):
                 parameter.grad = grad
             if eager.clip is not None:

@@ -24,6 +24,7 @@ from ..errors import SurefootError
 from ..losses import calling
 from . import rules
 from .parity import AUTOCAST, Gradients
+from .products import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
@@ -73,7 +74,9 @@ class CompiledStep:
         clip_value: float | None,
         precision: str,
         guard: bool,
+        products: bool = False,
     ):
+        self.products = products
         self.kind = "step" if update else "gradients"
         self.bundle = _Bundle(model, loss)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
@@ -118,6 +121,8 @@ class CompiledStep:
         arguments = self.arguments(batch)
         graph = self.trace(batch)
         with torch.no_grad():
+            if self.products:
+                graph = written_out(graph, arguments)
             self._graph = (lower or by_inductor)(graph, arguments)
 
     def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
@@ -236,11 +241,13 @@ def compile_step(
     clip_value: float | None = None,
     precision: str = "float32",
     guard: bool = True,
+    products: bool = False,
 ) -> CompiledStep:
     """Compile the step under the settings that now hold (threads, oneDNN, memory layout).
 
     With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. `guard`
-    leaves parameters alone where the loss is not finite. Nothing that the run will see is changed. Raises
+    leaves parameters alone where the loss is not finite. With `products` small convolutions are written out as matrix
+    products. Nothing that the run will see is changed. Raises
     CannotCompile, with torch's reason, for what cannot be.
     """
     if reason := why_not(model, optimizer):
@@ -256,6 +263,7 @@ def compile_step(
             clip_value=clip_value,
             precision=precision,
             guard=guard,
+            products=products,
         )
         step.compile(batch)
     except CannotCompile:

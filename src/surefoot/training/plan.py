@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_about
 from ..data import Loader
-from ..execution import Execution, asked_for, choose_execution, make_update
+from ..execution import Execution, choose_execution, make_update, with_asked
 from ..step import NonFiniteLoss, StepResult, TrainStep
 
 # Enough real batches to time on without measuring one lucky shape of data.
@@ -24,7 +23,7 @@ def recorded_plan(run_dir: Path | str, execution: Any = "auto") -> Execution | N
     about = read_about(run_dir)
     if not about or "execution" not in about:
         return None
-    return replace(Execution.from_json(about["execution"]), **asked_for(execution))
+    return with_asked(Execution.from_json(about["execution"]), execution)
 
 
 def choose_plan(

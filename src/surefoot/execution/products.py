@@ -1,0 +1,194 @@
+"""Small convolutions as matrix products, and pools as comparisons, in a graph for the CPU.
+
+The libraries' convolutions are made for large work: at batch 4 LeNet-5's take half of a compiled step, and
+Inductor can fuse nothing into them. Written out as copies (im2col) and one matrix product each they cost half of
+it; the same goes for pools, whose backward pass looks up positions. For larger batches the copies no longer fit the
+cache, and the libraries win: which of the two is used is measured. What comes out is contiguous, as from the library,
+since the rest of the graph may count on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+# Copies for products of more bytes than this leave the cache of a core before they are used.
+CACHE_BYTES = 2 << 20
+LARGEST_WINDOW = 49
+
+
+def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """`graph` with what can be written out written out; the rest stays as it is."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    table: dict[Any, Callable] = {
+        aten.convolution.default: _convolution,
+        aten.convolution_backward.default: _convolution_backward,
+    }
+    if _positions_stay_inside(graph):
+        table[aten.max_pool2d_with_indices.default] = _max_pool
+        table[aten.max_pool2d_with_indices_backward.default] = _max_pool_backward
+    return make_fx(graph, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+
+
+def worth_writing_out(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the model has convolutions whose copies for a batch like `inputs` would stay in the cache."""
+    sizes: list[int] = []
+    handles = []
+
+    def look(module: nn.Conv2d, args: Any, output: Tensor) -> None:
+        window = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+        sizes.append(output[:, 0].numel() * window * output.element_size())
+
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        handles = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        model.eval()
+        with torch.random.fork_rng([]), torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return bool(sizes) and max(sizes) <= CACHE_BYTES
+
+
+def _positions_stay_inside(graph: torch.fx.GraphModule) -> bool:
+    """Whether no pool's positions are used by anything but its own backward pass.
+
+    Here they are numbers within the window, and not within the image as torch gives them.
+    """
+    for node in graph.graph.nodes:
+        if node.target is not aten.max_pool2d_with_indices.default:
+            continue
+        if not _plain_pool(node.args[0].meta["val"].shape, *node.args[1:]):
+            return False
+        for user in node.users:
+            positions = user.args[1] == 1
+            backward = all(u.target is aten.max_pool2d_with_indices_backward.default for u in user.users)
+            if positions and not backward:
+                return False
+    return True
+
+
+def _written(
+    x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, transposed: bool, groups: int
+) -> bool:
+    return (
+        x.dim() == 4
+        and not transposed
+        and groups == 1
+        and x.dtype == torch.float32
+        and x.is_contiguous()
+        and weight.is_contiguous()
+        and x.device.type == "cpu"
+        and all(d == 1 for d in dilation)
+        and weight.shape[2] * weight.shape[3] <= LARGEST_WINDOW
+        and weight.shape[2:].numel() > 1
+    )
+
+
+def _columns(x: Tensor, height: int, width: int, stride: Sequence[int]) -> Tensor:
+    """Every window as a column: (C * height * width, N * positions)."""
+    windows = x.unfold(2, height, stride[0]).unfold(3, width, stride[1])
+    n, c, rows, columns = windows.shape[:4]
+    return windows.permute(1, 4, 5, 0, 2, 3).reshape(c * height * width, n * rows * columns)
+
+
+def _pair(value: Sequence[int]) -> tuple[int, int]:
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+    rows, columns = _pair(padding)
+    return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
+
+
+def _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    if not _written(x, weight, stride, padding, dilation, transposed, groups):
+        return NotImplemented
+    x, stride = _padded(x, padding), _pair(stride)
+    channels, _, height, width = weight.shape
+    rows = (x.shape[2] - height) // stride[0] + 1
+    columns = (x.shape[3] - width) // stride[1] + 1
+    out = weight.reshape(channels, -1) @ _columns(x, height, width, stride)
+    out = out.view(channels, x.shape[0], rows, columns).permute(1, 0, 2, 3)
+    return (out if bias is None else out + bias.view(1, -1, 1, 1)).contiguous()
+
+
+def _convolution_backward(
+    grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask
+):
+    if not _written(x, weight, stride, padding, dilation, transposed, groups):
+        return NotImplemented
+    stride = _pair(stride)
+    if mask[0] and stride != (1, 1):
+        return NotImplemented
+    channels, _, height, width = weight.shape
+    flat = grad.permute(1, 0, 2, 3).reshape(channels, -1)
+    to_x = to_weight = to_bias = None
+    if mask[0]:
+        to_x = _folded((weight.reshape(channels, -1).t() @ flat), x, weight, grad, _pair(padding))
+    if mask[1]:
+        to_weight = (flat @ _columns(_padded(x, padding), height, width, stride).t()).view(weight.shape)
+    if mask[2]:
+        to_bias = flat.sum(1)
+    return to_x, to_weight, to_bias
+
+
+def _folded(columns: Tensor, x: Tensor, weight: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Columns added up where their windows lay: along rows first, then along columns, so that few terms meet."""
+    _, c, height, width = weight.shape
+    n, _, rows, positions = grad.shape
+    windows = columns.view(c, height, width, n, rows, positions)
+    wide = sum(F.pad(windows[:, :, j], (j, width - 1 - j)) for j in range(width))
+    whole = sum(F.pad(wide[:, i], (0, 0, i, height - 1 - i)) for i in range(height))
+    top, left = padding
+    inside = whole[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    return inside.permute(1, 0, 2, 3).contiguous()
+
+
+def _plain_pool(shape, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False) -> bool:
+    """Windows that tile the image."""
+    height, width = _pair(kernel)
+    return (
+        len(shape) == 4
+        and height * width <= 9
+        and (not stride or _pair(stride) == (height, width))
+        and not any(padding)
+        and all(d == 1 for d in dilation)
+        and shape[2] % height == 0
+        and shape[3] % width == 0
+    )
+
+
+def _max_pool(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+    height, width = _pair(kernel)
+    largest, where = None, None
+    for i in range(height):
+        for j in range(width):
+            value = x[:, :, i::height, j::width]
+            if largest is None:
+                largest, where = value, torch.zeros_like(value, dtype=torch.int32)
+                continue
+            # The first of equals stays, and NaN takes over, as in torch.
+            larger = (value > largest) | value.isnan()
+            where = torch.where(larger, i * width + j, where)
+            largest = torch.where(larger, value, largest)
+    return largest.contiguous(), where.contiguous()
+
+
+def _max_pool_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, where):
+    height, width = _pair(kernel)
+    rows = []
+    for i in range(height):
+        row = [torch.where(where == i * width + j, grad, 0.0) for j in range(width)]
+        rows.append(torch.stack(row, -1))
+    return torch.stack(rows, 3).reshape(x.shape)
