@@ -147,8 +147,13 @@ def parameter_names(objects: Mapping[str, Any]) -> dict[int, str]:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer by name, a tied one under each of its names, the non-persistent ones too."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    # One walk for both: this is what training waits for at every save.
+    for prefix, child in module.named_modules(remove_duplicate=False):
+        lead = f"{prefix}." if prefix else ""
+        for table in (child._parameters, child._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    yield lead + name, tensor
 
 
 def _extra_states(module: nn.Module) -> dict[str, nn.Module]:
@@ -174,7 +179,9 @@ def _capture_module(module: nn.Module) -> Tree:
     return {
         "tensors": tensors,
         "tied": tied,
-        "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
+        "frozen": [
+            name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        ],
         "extra": {name: child.get_extra_state() for name, child in _extra_states(module).items()},
     }
 

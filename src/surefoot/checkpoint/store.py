@@ -204,31 +204,30 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------- writing
 
 
-def next_name(directory: Path, step: int) -> str:
-    """A name that is free: step-000000123, or step-000000123-1 when that step was saved before."""
-    revisions = [status.revision for status in listed(directory) if status.step == step]
-    base = f"step-{step:09d}"
-    return f"{base}-{max(revisions) + 1}" if revisions else base
-
-
 def commit(
     directory: Path,
     step: int,
+    revision: int,
     parts: Mapping[str, Iterable[bytes | memoryview]],
     manifest: Mapping[str, Any],
     before_manifest: Callable[[], None] = lambda: None,
 ) -> CheckpointStatus:
     """Write a checkpoint so that it is there whole, and on the disk, or not at all.
 
+    `revision` is 0, or tells apart several states at one step (before and after a validation).
     `parts` gives the chunks of each file of PARTS; `before_manifest` runs once they are on the disk (what the
     checkpoint refers to elsewhere is made durable there). Raises `OSError`; what was begun is then removed.
     """
     assert set(parts) == set(PARTS), "a checkpoint has exactly these files"
-    _make_directory(directory)
-    name = next_name(directory, step)
+    name = f"step-{step:09d}-{revision}" if revision else f"step-{step:09d}"
     target = directory / name
     temporary = directory / f".tmp-{name}-{secrets.token_hex(4)}"
-    files.system.mkdir(temporary)
+    try:
+        files.system.mkdir(temporary)
+    except FileNotFoundError:  # the first checkpoint of a run
+        files.system.mkdir(directory)
+        files.fsync_directory(directory.parent)
+        files.system.mkdir(temporary)
     standing = temporary
     try:
         written = {part: files.write_new(temporary / part, chunks) for part, chunks in parts.items()}
@@ -253,24 +252,18 @@ def commit(
         discard(standing)
         raise
     total = sum(w.bytes for w in written.values())
-    revision = int((_NAME.fullmatch(name) or [None] * 3)[2] or 0)
     return CheckpointStatus(
         step, revision, target, True, "", total, dict(manifest["metrics"]), str(manifest["created"])
     )
 
 
-def _make_directory(directory: Path) -> None:
-    if not files.system.exists(directory):
-        files.system.mkdir(directory)
-        files.fsync_directory(directory.parent)
-
-
 def remove(path: Path) -> None:
-    """Take a checkpoint away so that no instant shows half of it under its name. Raises `OSError`."""
+    """Take a checkpoint away so that no process ever finds half of it under its name. Raises `OSError`.
+
+    After a power cut it may be there in part: damaged, and older than what was kept.
+    """
     old = path.with_name(f".old-{path.name}-{secrets.token_hex(4)}")
     files.system.rename(path, old)
-    # Awaited, so that a power cut cannot bring the name back over files already deleted.
-    files.fsync_directory(path.parent)
     _delete(old)
 
 

@@ -124,9 +124,11 @@ class Writer:
             self._idle.set()
 
     def _write(self, snapshot: Snapshot) -> None:
+        same_step = [known.revision for known in self.known if known.step == snapshot.step]
         status = store.commit(
             self._run.checkpoints,
             snapshot.step,
+            max(same_step) + 1 if same_step else 0,
             {
                 store.MODEL: snapshot.model.chunks(),
                 store.OPTIMIZER: snapshot.other.chunks(),
