@@ -1,6 +1,6 @@
 """One contender in a process of its own: told how many steps to take, it answers with seconds a step.
 
-    python contenders.py NAME BATCH_SIZE      then a number of steps a line on its standard input
+    python contenders.py NAME BATCH_SIZE [PLAN]      then a number of steps a line on its standard input
 
 Each is written as its own documentation shows, with everything switched off that costs time (progress bars, logs,
 checkpoints), on the same data, model and optimizer.
@@ -158,9 +158,11 @@ def ignite(batch_size: int) -> Run:
 
 
 def surefoot_plan(compiled: bool, batch_size: int):
-    """The plan that a long run would get, chosen on this machine now."""
-    from surefoot.execution import choose_execution
+    """The plan that a long run would get, chosen on this machine now; or one that was given on the command line."""
+    from surefoot.execution import Execution, choose_execution
 
+    if len(sys.argv) > 3:
+        return Execution.from_json(json.loads(sys.argv[3]))
     model, optimizer = model_and_optimizer()
     pixels, labels = images(4 * batch_size)
     batches = list(zip(normalized(pixels).split(batch_size), labels.split(batch_size), strict=True))
@@ -179,11 +181,13 @@ def surefoot_plan(compiled: bool, batch_size: int):
 def surefoot_fit(batch_size: int, compiled: bool = False) -> Run:
     """`surefoot.fit` on the same uint8 images, with its plan measured; no run directory."""
     import surefoot
+    import surefoot.training.plan
     from surefoot.preprocessing import Preprocessing
     from surefoot.tracking import Progress
 
     plan = surefoot_plan(compiled, batch_size)
-    fixed = {name: value for name, value in plan.to_json().items() if name in FIELDS}
+    # What `fit` would choose, without choosing anew each turn.
+    surefoot.training.plan.choose_execution = lambda *_, **__: plan
     pixels, labels = images()
 
     class Watched(surefoot.Loader):
@@ -196,14 +200,11 @@ def surefoot_fit(batch_size: int, compiled: bool = False) -> Run:
         count = steps * batch_size
         source = surefoot.TensorSource(pixels[:count], labels[:count])
         loader = Watched(source, batch_size, preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
-        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, execution=fixed, progress=Progress())
+        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, progress=Progress())
         return loader.watch.per_step
 
-    run.about = plan.describe()
+    run.about, run.plan = plan.describe(), plan.to_json()
     return run
-
-
-FIELDS = ("threads", "onednn", "memory_format", "optimizer_impl", "compile")
 
 
 def bare_step(batch_size: int, compiled: bool = False) -> Run:
@@ -229,7 +230,8 @@ def bare_step(batch_size: int, compiled: bool = False) -> Run:
             step(batch)
         return watch.per_step
 
-    run.about, run.settings = plan.describe(), run_as_planned  # which hold for as long as this process lives
+    run.about, run.plan = plan.describe(), plan.to_json()
+    run.settings = run_as_planned  # which hold for as long as this process lives
     return run
 
 
@@ -252,7 +254,8 @@ def main() -> None:
     answers = sys.stdout
     sys.stdout = sys.stderr  # what a trainer prints must not mix with the answers
     run = CONTENDERS[sys.argv[1]](int(sys.argv[2]))
-    print(json.dumps({"ready": getattr(run, "about", "")}), file=answers, flush=True)
+    ready = {"ready": getattr(run, "about", ""), "plan": getattr(run, "plan", None)}
+    print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps({"seconds": run(int(line))}), file=answers, flush=True)
 
