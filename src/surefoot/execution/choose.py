@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from . import cache as kept
 from .machine import describe_machine, describe_work, digest
-from .measure import Bench, Trial, fastest, race
+from .measure import MARGIN, Bench, Trial, fastest, race
 from .plan import Execution, as_torch_would, supports_fused
 from .products import worth_writing_out
 from .rules import in_graph
@@ -206,6 +206,9 @@ def tune(
                 say(f"the compiled step is not used: {trial.refused}")
             elif "compile" in fixed and best is eager:
                 best = trial
+                if trial.seconds > eager.seconds * (1 + MARGIN):
+                    told = f"{trial.seconds * 1e3:.3g} ms in place of {eager.seconds * 1e3:.3g}"
+                    say(f"the compiled step that was asked for is slower here than the eager one: {told}")
             else:
                 best = _settle(bench, [best, trial], thorough, say) or best
             if not thorough:
@@ -287,15 +290,16 @@ def _forms(
     small = (
         plain.device == "cpu"
         and plain.precision == "float32"
-        and plain.memory_format == "contiguous"
+        and fixed.get("memory_format") != "channels_last"
         and worth_writing_out(model, bench.batches[0][0])
     )
     whole = [{"compile": "step"}] if in_graph(optimizer) else []
     gradients = [{"compile": "gradients"}]
+    written = {"products": True, "memory_format": "contiguous"}
     if asked not in (None, COMPILED):
-        return [{"compile": asked, "products": small and asked != "module"}]
+        return [{"compile": asked, **(written if small and asked != "module" else {})}]
     # Written out, the update gains from being fused as well; beside a library's convolutions it does not.
-    forms = [{**form, "products": True} for form in whole + gradients] if small else []
+    forms = [form | written for form in whole + gradients] if small else []
     forms += gradients + whole
     return forms + [{"compile": "module"}] if asked or thorough else forms
 
