@@ -295,8 +295,10 @@ def test_conditions_compare_types_and_absence():
     changes = compare({"a": 1, "b": True, "c": [1, 2]}, {"a": 1.0, "b": True, "c": (1, 2), "d": None})
     assert [change.name for change in changes] == ["a", "d"]
     assert require_same({"x.y": 1, "z": 1}, {"x.y": 2, "z": 1}, ["x"])[0].now == 2
-    with pytest.raises(ConditionsChanged):
-        require_same({"xy": 1}, {"xy": 2}, ["x"])
+    assert len(require_same({"a.seed": 1, "b.seed": 1}, {"a.seed": 2, "b.seed": 2}, ["seed"])) == 2
+    for near in ("x", "y", "xy."):
+        with pytest.raises(ConditionsChanged):
+            require_same({"xy": 1}, {"xy": 2}, [near])
 
 
 def test_what_changes_bits_is_recorded():

@@ -162,8 +162,8 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Iterable[str] = ()) -> list[Change]:
     """The allowed differences. Raises `ConditionsChanged` when there are others.
 
-    A name in `allow` stands for itself and for everything below it ("versions" for "versions.torch"); "all"
-    allows everything.
+    A name in `allow` stands for itself, for everything below it ("versions" for "versions.torch") and for what it
+    is the end of ("seed" for "recipe.seed"); "all" allows everything.
     """
     allowed = tuple(allow)
     changes = compare(saved, now)
@@ -174,7 +174,7 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Iterab
 
 
 def _covers(allowed: str, name: str) -> bool:
-    return allowed in ("all", name) or name.startswith((f"{allowed}.", f"{allowed}:"))
+    return allowed in ("all", name) or name.startswith((f"{allowed}.", f"{allowed}:")) or name.endswith(f".{allowed}")
 
 
 def _same(one: Any, other: Any) -> bool:
