@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from surefoot.execution import CannotCompile
-from surefoot.execution.captured import CapturedUpdate, _Kept
+from surefoot.execution.captured import CapturedUpdate
 from surefoot.execution.eager import EagerUpdate
-from surefoot.execution.parity import eager_gradients, first_difference
+from surefoot.execution.parity import Untouched, eager_gradients, first_difference
 from surefoot.step import NonFiniteLoss, StepResult, TrainStep
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_captured_says_why():
 
 def test_what_is_kept_comes_back_after_an_error():
     tensor = torch.ones(3)
-    with pytest.raises(KeyError), _Kept([tensor]):
+    with pytest.raises(KeyError), Untouched([tensor]):
         tensor.zero_()
         raise KeyError
     assert torch.equal(tensor, torch.ones(3))

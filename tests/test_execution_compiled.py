@@ -11,9 +11,9 @@ from torch import nn
 
 from surefoot.execution import CannotCompile, Execution, prepare
 from surefoot.execution.measure import Bench, Trial
-from surefoot.execution.parity import eager_gradients, first_difference
+from surefoot.execution.parity import Gradients, eager_gradients, first_difference
 from surefoot.execution.products import _positions_stay_inside, worth_writing_out, written_out
-from surefoot.execution.update import CompiledUpdate
+from surefoot.execution.update import CompiledUpdate, check_step
 from surefoot.execution.whole_step import CompiledStep, compile_step, compiler, why_not
 from surefoot.models import MODELS
 from surefoot.step import NonFiniteLoss, StepResult, TrainStep
@@ -324,3 +324,44 @@ def test_the_optimizers_hooks_are_called_around_a_graph_that_updates():
     optimizer.register_step_post_hook(lambda *_: called.append("after"))
     fast([batches()[0]])
     assert called == ["before", "after"]
+
+
+def test_a_compiled_step_is_compared_with_eager_each_time_it_is_made(monkeypatch):
+    loss, batch = nn.CrossEntropyLoss(), batches()[0]
+    model, optimizer = made(dropout=0.5)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    step = step_of(model, loss, optimizer, batch)
+    check_step(step, model, loss, batch, "float32")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    right = step.gradients
+    monkeypatch.setattr(step, "gradients", lambda found: right(found) | {"last.bias": torch.zeros(3)})
+    monkeypatch.setattr(
+        Gradients, "__or__", lambda self, other: Gradients(self.loss, self.grads | other), raising=False
+    )
+    with pytest.raises(CannotCompile, match="gradient of last.bias is all zeros"):
+        check_step(step, model, loss, batch, "float32")
+
+
+def test_a_model_in_evaluation_mode_is_not_compiled():
+    model, optimizer = made()
+    with pytest.raises(CannotCompile, match="evaluation mode"):
+        compile_step(model.eval(), nn.CrossEntropyLoss(), optimizer, batches()[0])
+
+
+def test_a_step_that_cannot_be_compiled_anew_goes_on_eagerly():
+    loss = nn.CrossEntropyLoss()
+    model, _ = made()
+    model.first.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    fast, _ = updater(model, loss, optimizer, batches()[0])
+
+    def refuses():
+        raise CannotCompile("no")
+
+    fast._compile = refuses
+    model.first.requires_grad_(True)
+    optimizer.add_param_group({"params": list(model.first.parameters())})
+    weight = model.first.weight.clone()
+    fast([batches()[0]])
+    assert fast.step is None and not torch.equal(model.first.weight, weight)

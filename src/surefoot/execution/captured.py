@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .. import rng
 from ..losses import averaging, calling
 from .direct import after_step, before_step, plain_step
 from .eager import EagerUpdate, MicroBatches
-from .parity import AUTOCAST, Gradients
+from .parity import AUTOCAST, Gradients, Untouched
 from .rules import clip, rules_for
 from .whole_step import CannotCompile, fits, signature, target_place, why_hooks
 
@@ -88,7 +87,7 @@ class CapturedUpdate:
         self._places = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
         self.retired = False
         self._output_spec: Any = None
-        with _Kept(self._changed()):
+        with Untouched(self._changed()):
             self._rates()
             self._warm_up()
             self.replay, self.filled = (graphs or CudaGraphs()).capture(self._work)
@@ -117,7 +116,7 @@ class CapturedUpdate:
 
     def gradients(self, batch: Sequence[Tensor]) -> Gradients:
         """Loss and gradients of one batch as the graph has them; nothing else is changed."""
-        with _Kept(self._changed()):
+        with Untouched(self._changed()):
             self._feed(batch)
             self.replay()
             grads = zip(self.parameters, self.filled[2 : 2 + len(self.parameters)], strict=True)
@@ -227,20 +226,3 @@ class CapturedUpdate:
         state = [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
         buffers = [*self.model.buffers(), *(self.loss.buffers() if isinstance(self.loss, nn.Module) else ())]
         return [*self.parameters, *buffers, *state]
-
-
-class _Kept:
-    """Puts tensors and random numbers back in place, bit for bit, on leaving."""
-
-    def __init__(self, tensors: Sequence[Tensor]):
-        self.tensors = list(tensors)
-
-    def __enter__(self) -> None:
-        self.random = rng.capture()
-        self.values = [tensor.detach().clone() for tensor in self.tensors]
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for tensor, value in zip(self.tensors, self.values, strict=True):
-                tensor.copy_(value)
-        rng.restore(self.random)

@@ -131,7 +131,8 @@ def choose_execution(
     limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
     long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
     key = digest(describe_machine(device), work, fixed, precision, limits, long)
-    if cache and (known := kept.load(key)) is not None:
+    known = kept.load(key) if cache else None
+    if known is not None and (known.compile == "none" or why_not(model, optimizer) is None):
         return known
     table = tune(
         fixed,

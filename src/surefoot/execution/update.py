@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from .captured import CapturedUpdate
 from .direct import DirectUpdate, after_step, before_step
 from .eager import EagerUpdate, MicroBatches
+from .parity import Untouched, eager_gradients, first_difference
 from .plan import Execution
-from .whole_step import CompiledStep, compile_step
+from .whole_step import CannotCompile, CompiledStep, compile_step
 
 
 def make_update(
@@ -69,7 +71,7 @@ def make_update(
         return eager
 
     def compiled() -> CompiledStep:
-        return compile_step(
+        step = compile_step(
             model,
             loss,
             optimizer,
@@ -81,32 +83,50 @@ def make_update(
             guard=nonfinite is not None,
             products=execution.products,
         )
+        check_step(step, model, loss, example, execution.precision)
+        return step
 
     return CompiledUpdate(compiled, eager)
+
+
+def check_step(
+    step: CompiledStep, model: nn.Module, loss: Callable[..., Tensor], batch: Sequence[Any], precision: str
+) -> None:
+    """Compare a compiled step with eager on one batch; it leaves no trace. Raises CannotCompile where they differ.
+
+    However well the same plan did before: what the compiler made this time is what counts.
+    """
+    with Untouched([]):  # random numbers; the copy takes whatever else a forward pass leaves behind
+        expected = eager_gradients(*copy.deepcopy((model, loss)), batch, precision)
+    with Untouched([]):
+        found, _ = step.tried(batch)
+    if difference := first_difference(expected, step.gradients(found), precision):
+        raise CannotCompile(f"compiled, it differs from eager by more than rounding: {difference}")
 
 
 class CompiledUpdate:
     """One update by a compiled graph; what the graph is not for goes to `eager`.
 
-    When other parameters are trained than before (some were unfrozen), the step is compiled anew.
+    When other parameters are trained than before (some were unfrozen), the step is compiled anew; where that cannot
+    be, the rest of the run is eager.
     """
 
     def __init__(self, compiled: Callable[[], CompiledStep], eager: EagerUpdate):
         self._compile = compiled
         self._eager = eager
         self._trained = self._trainable()
-        self.step = compiled()
+        self.step: CompiledStep | None = compiled()
         self._update = None if self.step.kind == "step" else DirectUpdate(eager.optimizer)
 
     def __call__(self, micro_batches: MicroBatches) -> Any:
-        if len(micro_batches) != 1:
+        if len(micro_batches) != 1 or self.step is None:
             return self._eager(micro_batches)
         batch = micro_batches[0]
         if not self.step.fits(batch):
             if self._trainable() != self._trained:
                 self._trained = self._trainable()
-                self.step = self._compile()
-            if not self.step.fits(batch):
+                self.step = self._compiled_anew()
+            if self.step is None or not self.step.fits(batch):
                 return self._eager(micro_batches)
         eager = self._eager
         optimizer = eager.optimizer
@@ -128,6 +148,12 @@ class CompiledUpdate:
                 norm = eager.clip()
             self._update()
         return eager.result(found.loss, found.outputs, self.step.targets_of(batch), len(batch[0]), norm, True)
+
+    def _compiled_anew(self) -> CompiledStep | None:
+        try:
+            return self._compile()
+        except CannotCompile:
+            return None
 
     def _trainable(self) -> tuple[int, ...]:
         groups = self._eager.optimizer.param_groups

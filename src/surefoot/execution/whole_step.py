@@ -252,6 +252,8 @@ def compile_step(
     """
     if reason := why_not(model, optimizer):
         raise CannotCompile(reason)
+    if not model.training:
+        raise CannotCompile("the model is in evaluation mode; call model.train() first")
     try:
         step = CompiledStep(
             model,
