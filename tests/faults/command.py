@@ -316,7 +316,7 @@ def catalogue() -> None:
     add("surefoot train", "every checkpoint is damaged", _all_damaged, TESTS)
     add("surefoot train", "a run is there already", _there_already, TESTS)
     add("surefoot train", "more epochs on resume", _extended, FAST)
-    for change, name in (("optimizer.lr=0.5", "optimizer.lr"), ("seed=3", "seed")):
+    for change, name in (("optimizer.lr=0.5", "optimizer.lr"), ("max_grad_norm=1.5", "max_grad_norm")):
         add("surefoot resume", f"with {change}", _other_recipe(change, name), TESTS if "lr" in change else FAST)
     for operation, code in (("write", errno.ENOSPC), ("fsync", errno.EIO), ("rename", errno.EIO)):
         name = f"{errno.errorcode[code]} from {operation}"
