@@ -573,3 +573,13 @@ def test_deterministic_mode_is_on_for_the_run_and_a_condition_of_it(own_code, mo
     assert all(sys.modules["mine"].seen)
     assert json.loads(Path("run/run.json").read_text())["conditions"]["flags.deterministic"] is True
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_change_that_a_resume_cannot_make_is_refused_even_when_allowed(small_run, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    change = ["optimizer.momentum=0.5", "--allow", "recipe.optimizer.momentum"]
+    assert "would have no effect" in refused(capsys, "resume", str(run), *change)
+    assert (run / "run.json").read_bytes() == (small_run / "run.json").read_bytes()

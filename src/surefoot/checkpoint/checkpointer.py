@@ -125,11 +125,12 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------ the loop's calls
 
-    def resume(self, prepare: Callable[[dict[str, Any]], None] | None = None) -> Restored | None:
+    def resume(self, prepare: Callable[[dict[str, Any], list[contract.Change]], None] | None = None) -> Restored | None:
         """Go on from the newest valid checkpoint; None when the run has none yet and starts fresh.
 
-        `prepare` is called with the saved states of the plain objects, by key, before anything is compared: for a
-        run that changes its make-up on the way (parameters that join the optimizer at a later epoch).
+        `prepare` is called with the saved states of the plain objects, by key, and the changes that were allowed,
+        before anything is loaded: for a run that changes its make-up on the way (parameters that join the optimizer
+        at a later epoch). It may raise to refuse.
 
         Damaged checkpoints are named and stepped over. Everything is compared before anything is loaded:
         raises `UsageError` when none is valid, when the objects do not fit (all differences at once), or
@@ -145,7 +146,7 @@ class Checkpointer:
         content, status, tree, skipped = self._newest()
         changes = contract.require_same(content.manifest["conditions"], self.conditions, self._allow)
         if prepare is not None:
-            prepare(tree["objects"])
+            prepare(tree["objects"], changes)
         if found := capture.problems(self._objects, tree):
             listed = "\n".join(f"  {text}" for text in found[:50])
             raise UsageError(f"{status.path}: does not fit what was built here:\n{listed}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..artifacts import save_model
-from ..checkpoint import Checkpointer, Restored, flatten
+from ..checkpoint import Change, Checkpointer, Restored, flatten
 from ..data import Loader, as_source
 from ..errors import Problems, UsageError
 from ..execution import prepare
@@ -358,8 +358,16 @@ def learns(loss: Any) -> bool:
     return isinstance(loss, nn.Module) and any(True for _ in loss.parameters())
 
 
-def _before_loading(epochs: int, unfreezing: Unfreezing | None, saved: Mapping[str, Any]) -> None:
-    """Refuse a run that is longer than it should be; give the optimizer the groups that it had by then."""
+def _before_loading(
+    epochs: int, unfreezing: Unfreezing | None, saved: Mapping[str, Any], changes: Sequence[Change]
+) -> None:
+    """Refuse what no resume can give; let the optimizer have the groups that it had by then."""
+    settings = [str(change) for change in changes if change.name.startswith("recipe.optimizer")]
+    if settings:
+        raise UsageError(
+            f"the optimizer goes on with the settings it was saved with, so this would have no effect: "
+            f"{'; '.join(settings)}; leave it as it was, change the scheduler instead, or start a new run"
+        )
     done = saved["progress"]["epoch"]
     if done > epochs:
         raise UsageError(f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more")
