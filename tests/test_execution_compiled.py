@@ -12,7 +12,8 @@ from torch import nn
 from surefoot.execution import CannotCompile, Execution, prepare
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.parity import Gradients, eager_gradients, first_difference
-from surefoot.execution.products import _positions_stay_inside, worth_writing_out, written_out
+from surefoot.execution.pools import ROWS, WINDOWS, written_pools
+from surefoot.execution.products import worth_writing_out, written_out
 from surefoot.execution.update import CompiledUpdate, check_step
 from surefoot.execution.whole_step import CompiledStep, compile_step, compiler, why_not
 from surefoot.models import MODELS
@@ -277,17 +278,36 @@ def test_convolutions_and_pools_written_out_have_eagers_gradients(ties):
             parameter.data.copy_(parameter.sign())
     batch = (inputs, torch.tensor([0, 1, 2]))
     step = step_of(model, loss, optimizer, batch, products=True)
-    graph = written_out(step.trace(batch), step.arguments(batch))
+    graph = written_out(step.trace(batch), step.arguments(batch), True)
     aten = torch.ops.aten
-    kept = [n for n in graph.graph.nodes if n.target is aten.convolution.default]
-    assert len(kept) == 3  # groups, dilation and a window of one
-    assert not _positions_stay_inside(step.trace(batch))  # one pool's windows overlap: all are left alone
+    kept = [n.target for n in graph.graph.nodes]
+    assert kept.count(aten.convolution.default) == 3  # groups, dilation and a window of one
+    assert kept.count(aten.max_pool2d_with_indices.default) == 1  # its windows overlap
     found = step.gradients(step(batch))
     assert first_difference(eager_gradients(model, loss, batch), found) is None
 
 
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (1, 3), (3, 2), (2, 4)])
+@pytest.mark.parametrize("form", [ROWS, WINDOWS], ids=["rows", "windows"])
+@pytest.mark.parametrize("case", ["random", "ties", "NaN"])
+def test_a_pool_written_out_is_torchs_to_the_bit(form, kernel, case):
+    x = torch.randn(3, 2, 12, 12)
+    if case == "ties":
+        x = x.round().clamp(-1, 1)
+    if case == "NaN":
+        x[0, 0, 4, 4] = x[1, 1, 0, 0] = x[1, 1, 0, 1] = math.nan
+    pool, back = torch.ops.aten.max_pool2d_with_indices, torch.ops.aten.max_pool2d_with_indices_backward
+    expected, positions = pool(x, kernel, kernel)
+    found, where = form.forward(x, kernel, kernel)
+    assert torch.equal(found.nan_to_num(99), expected.nan_to_num(99))
+    grad = torch.randn_like(expected)
+    rest = (kernel, kernel, (0, 0), (1, 1), False)
+    assert torch.equal(form.backward(grad, x, *rest, where), back(grad, x, *rest, positions))
+
+
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("ties", [False, True])
-def test_pools_that_tile_the_image_are_written_out(ties):
+def test_pools_that_tile_the_image_are_written_out(ties, products):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(4 * 36, 3))
     loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
@@ -296,12 +316,35 @@ def test_pools_that_tile_the_image_are_written_out(ties):
         inputs = inputs.round()
         model[0].weight.data.copy_(model[0].weight.sign())
     batch = (inputs, torch.tensor([0, 1, 2]))
-    step = step_of(model, loss, optimizer, batch, products=True)
-    graph = written_out(step.trace(batch), step.arguments(batch))
+    step = step_of(model, loss, optimizer, batch, products=products)
+    graph = written_out(step.trace(batch), step.arguments(batch), products)
     aten = torch.ops.aten
-    left = {aten.convolution.default, aten.max_pool2d_with_indices.default, aten.convolution_backward.default}
-    assert not any(node.target in left for node in graph.graph.nodes)
+    targets = {node.target for node in graph.graph.nodes}
+    assert aten.max_pool2d_with_indices.default not in targets
+    assert (aten.convolution.default in targets) == (not products)
+    assert (aten.convolution_backward.default in targets) == (not products)
     assert first_difference(eager_gradients(model, loss, batch), step.gradients(step(batch))) is None
+
+
+@pytest.mark.parametrize(
+    ("pool", "inputs"),
+    [
+        (lambda x: nn.functional.max_pool2d(x, 2, return_indices=True), torch.zeros(1, 2, 4, 4)),
+        (lambda x: nn.functional.max_pool2d(x, 2, stride=1), torch.zeros(1, 2, 4, 4)),
+        (lambda x: nn.functional.max_pool2d(x, 2, padding=1), torch.zeros(1, 2, 4, 4)),
+        (lambda x: nn.functional.max_pool2d(x, 2), torch.zeros(1, 2, 5, 4)),
+        (lambda x: nn.functional.max_pool2d(x, 2), torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16)),
+        (
+            lambda x: nn.functional.max_pool2d(x, 2),
+            torch.zeros(1, 2, 4, 4).contiguous(memory_format=torch.channels_last),
+        ),
+    ],
+    ids=["positions are read", "overlapping", "padded", "does not tile", "bf16", "channels last"],
+)
+def test_other_pools_are_left_to_torch(pool, inputs):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    assert not written_pools(make_fx(pool, tracing_mode="fake")(inputs), ROWS)
 
 
 def test_convolutions_are_written_out_where_their_copies_fit_the_cache():

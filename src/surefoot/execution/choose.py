@@ -24,7 +24,7 @@ BUDGET_S = 1.0
 LONGEST_BUDGET_S = 5.0
 WORTH_MEASURING_STEPS = 400
 
-# A compiled step saves about this part of an eager one on a CPU; compiling costs about so many seconds.
+# A compiled step saves at least about this part of an eager one on a CPU; compiling costs about so many seconds.
 COMPILE_SAVES = 0.25
 COMPILE_S = 8.0
 COMPILE_S_PER_PARAMETER = 0.2
@@ -301,6 +301,9 @@ def _forms(
         return [{"compile": asked, **(written if small and asked != "module" else {})}]
     # Written out, the update gains from being fused as well; beside a library's convolutions it does not.
     forms = [form | written for form in whole + gradients] if small else []
+    # Pools are written out only where images are contiguous; eager, such a model may prefer its channels last.
+    if plain.memory_format == "channels_last" and "memory_format" not in fixed and _pools(model):
+        forms += [{"compile": "gradients", "memory_format": "contiguous"}]
     forms += gradients + whole
     return forms + [{"compile": "module"}] if asked or thorough else forms
 
@@ -332,6 +335,10 @@ def _measurable(optimizer: torch.optim.Optimizer, batches: Sequence[Any], precis
 def _may_use_onednn(model: nn.Module) -> bool:
     kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.modules.pooling._MaxPoolNd)
     return any(isinstance(module, kinds) for module in model.modules())
+
+
+def _pools(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.MaxPool2d) for module in model.modules())
 
 
 def _log2(steps: int) -> int:

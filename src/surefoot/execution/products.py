@@ -1,10 +1,9 @@
-"""Small convolutions as matrix products, and pools as comparisons, in a graph for the CPU.
+"""A traced step with operations written out in forms that a CPU runs faster: pools, and small convolutions.
 
 The libraries' convolutions are made for large work: at batch 4 LeNet-5's take half of a compiled step, and
 Inductor can fuse nothing into them. Written out as copies (im2col) and one matrix product each they cost half of
-it; the same goes for pools, whose backward pass looks up positions. For larger batches the copies no longer fit the
-cache, and the libraries win: which of the two is used is measured. What comes out is contiguous, as from the library,
-since the rest of the graph may count on it.
+it. For larger batches the copies no longer fit the cache, and the libraries win: which of the two is used is
+measured. What comes out is contiguous, as from the library, since the rest of the graph may count on it.
 """
 
 from __future__ import annotations
@@ -16,25 +15,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .pools import ROWS, WINDOWS, pair, written_pools
+
 aten = torch.ops.aten
 
 # Copies for products of more bytes than this leave the cache of a core before they are used.
-CACHE_BYTES = 2 << 20
+CACHE_BYTES = 1 << 20
 LARGEST_WINDOW = 49
 
 
-def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """`graph` with what can be written out written out; the rest stays as it is."""
+def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor], products: bool) -> torch.fx.GraphModule:
+    """`graph` with its pools written out, and with `products` its small convolutions; the rest stays as it is."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    table: dict[Any, Callable] = {
-        aten.convolution.default: _convolution,
-        aten.convolution_backward.default: _convolution_backward,
-    }
-    if _positions_stay_inside(graph):
-        table[aten.max_pool2d_with_indices.default] = _max_pool
-        table[aten.max_pool2d_with_indices_backward.default] = _max_pool_backward
-    return make_fx(graph, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+    # Beside products images are small; beside a library's convolutions loads must fill vectors.
+    forms: dict[torch.fx.Node, Callable] = {**written_pools(graph, WINDOWS if products else ROWS)}
+    if products:
+        forms |= {node: _FORMS[node.target] for node in graph.graph.nodes if node.target in _FORMS}
+    if not forms:
+        return graph
+    return make_fx(_Writer(graph, forms).run, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+
+
+class _Writer(torch.fx.Interpreter):
+    """Runs a graph with some of its nodes in other forms; what a form has no answer for is run as it is."""
+
+    def __init__(self, graph: torch.fx.GraphModule, forms: dict[torch.fx.Node, Callable]):
+        super().__init__(graph)
+        self.forms = forms
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        form = self.forms.get(node)
+        if form is not None:
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            if (out := form(*args, **kwargs)) is not NotImplemented:
+                return out
+        return super().run_node(node)
 
 
 def worth_writing_out(model: nn.Module, inputs: Tensor) -> bool:
@@ -58,24 +74,6 @@ def worth_writing_out(model: nn.Module, inputs: Tensor) -> bool:
         for module, training in modes:
             module.training = training
     return bool(sizes) and max(sizes) <= CACHE_BYTES
-
-
-def _positions_stay_inside(graph: torch.fx.GraphModule) -> bool:
-    """Whether no pool's positions are used by anything but its own backward pass.
-
-    Here they are numbers within the window, and not within the image as torch gives them.
-    """
-    for node in graph.graph.nodes:
-        if node.target is not aten.max_pool2d_with_indices.default:
-            continue
-        if not _plain_pool(node.args[0].meta["val"].shape, *node.args[1:]):
-            return False
-        for user in node.users:
-            positions = user.args[1] == 1
-            backward = all(u.target is aten.max_pool2d_with_indices_backward.default for u in user.users)
-            if positions and not backward:
-                return False
-    return True
 
 
 def _written(
@@ -102,19 +100,15 @@ def _columns(x: Tensor, height: int, width: int, stride: Sequence[int]) -> Tenso
     return windows.permute(1, 4, 5, 0, 2, 3).reshape(c * height * width, n * rows * columns)
 
 
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
-
-
 def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
-    rows, columns = _pair(padding)
+    rows, columns = pair(padding)
     return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
 
 
 def _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     if not _written(x, weight, stride, padding, dilation, transposed, groups):
         return NotImplemented
-    x, stride = _padded(x, padding), _pair(stride)
+    x, stride = _padded(x, padding), pair(stride)
     channels, _, height, width = weight.shape
     rows = (x.shape[2] - height) // stride[0] + 1
     columns = (x.shape[3] - width) // stride[1] + 1
@@ -128,14 +122,14 @@ def _convolution_backward(
 ):
     if not _written(x, weight, stride, padding, dilation, transposed, groups):
         return NotImplemented
-    stride = _pair(stride)
+    stride = pair(stride)
     if mask[0] and stride != (1, 1):
         return NotImplemented
     channels, _, height, width = weight.shape
     flat = grad.permute(1, 0, 2, 3).reshape(channels, -1)
     to_x = to_weight = to_bias = None
     if mask[0]:
-        to_x = _folded((weight.reshape(channels, -1).t() @ flat), x, weight, grad, _pair(padding))
+        to_x = _folded((weight.reshape(channels, -1).t() @ flat), x, weight, grad, pair(padding))
     if mask[1]:
         to_weight = (flat @ _columns(_padded(x, padding), height, width, stride).t()).view(weight.shape)
     if mask[2]:
@@ -155,40 +149,7 @@ def _folded(columns: Tensor, x: Tensor, weight: Tensor, grad: Tensor, padding: t
     return inside.permute(1, 0, 2, 3).contiguous()
 
 
-def _plain_pool(shape, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False) -> bool:
-    """Windows that tile the image."""
-    height, width = _pair(kernel)
-    return (
-        len(shape) == 4
-        and height * width <= 9
-        and (not stride or _pair(stride) == (height, width))
-        and not any(padding)
-        and all(d == 1 for d in dilation)
-        and shape[2] % height == 0
-        and shape[3] % width == 0
-    )
-
-
-def _max_pool(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    height, width = _pair(kernel)
-    largest, where = None, None
-    for i in range(height):
-        for j in range(width):
-            value = x[:, :, i::height, j::width]
-            if largest is None:
-                largest, where = value, torch.zeros_like(value, dtype=torch.int32)
-                continue
-            # The first of equals stays, and NaN takes over, as in torch.
-            larger = (value > largest) | value.isnan()
-            where = torch.where(larger, i * width + j, where)
-            largest = torch.where(larger, value, largest)
-    return largest.contiguous(), where.contiguous()
-
-
-def _max_pool_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, where):
-    height, width = _pair(kernel)
-    rows = []
-    for i in range(height):
-        row = [torch.where(where == i * width + j, grad, 0.0) for j in range(width)]
-        rows.append(torch.stack(row, -1))
-    return torch.stack(rows, 3).reshape(x.shape)
+_FORMS: dict[Any, Callable] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+}

@@ -121,8 +121,7 @@ class CompiledStep:
         arguments = self.arguments(batch)
         graph = self.trace(batch)
         with torch.no_grad():
-            if self.products:
-                graph = written_out(graph, arguments)
+            graph = written_out(graph, arguments, self.products)
             self._graph = (lower or by_inductor)(graph, arguments)
 
     def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
@@ -282,10 +281,17 @@ def by_inductor(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callabl
 
     on_cpu = all(argument.device.type == "cpu" for argument in arguments)
     # Random numbers come from torch's own generators, which a checkpoint holds. The wrapper in C++ halves what a
-    # call costs.
-    with config.patch(fallback_random=True, cpp_wrapper=on_cpu), warnings.catch_warnings():
+    # call costs. Left to itself, Inductor lays every image out with its channels last, and back, which costs LeNet-5
+    # half of its step at batch 512; layouts are the plan's business.
+    settings = {"fallback_random": True, "cpp_wrapper": on_cpu, "layout_optimization": not _contiguous(arguments)}
+    with config.patch(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its internals
         return torch._inductor.compile(graph, arguments)
+
+
+def _contiguous(arguments: Sequence[Tensor]) -> bool:
+    """Whether images and the weights of convolutions lie as torch makes them."""
+    return all(argument.is_contiguous() for argument in arguments if argument.dim() == 4)
 
 
 def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:

@@ -1,0 +1,131 @@
+"""Max pools written out as comparisons, for a graph that Inductor makes code of.
+
+torch's kernel for contiguous images goes element by element and branches on each (a third of an eager LeNet-5 step
+at batch 512), and Inductor's own is no better. Here nothing branches: a comparison's outcome is a number that is
+multiplied with. Positions are numbers within the window (0 the first), not within the image as torch gives them, so a
+forward pass and its backward pass are written out together or not at all.
+
+In a finite step the results are torch's to the bit, but for the sign of a zero: the first of equals gets the gradient,
+and NaN wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+class Form(NamedTuple):
+    """A way of writing a pool out: `max_pool2d_with_indices` and its backward, with their arguments."""
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., Tensor]
+
+
+def written_pools(graph: torch.fx.GraphModule, form: Form) -> dict[torch.fx.Node, Callable]:
+    """Which nodes of `graph` to write out, each with what to run in its place.
+
+    Those are pools of float32 images on the CPU whose windows tile the image, and whose positions nobody else reads.
+    """
+    found: dict[torch.fx.Node, Callable] = {}
+    for node in graph.graph.nodes:
+        if node.target is not aten.max_pool2d_with_indices.default:
+            continue
+        if not _tiles(node.args[0].meta["val"], *node.args[1:]):
+            continue
+        readers = [reader for part in node.users if part.args[1] == 1 for reader in part.users]
+        if all(reader.target is aten.max_pool2d_with_indices_backward.default for reader in readers):
+            found[node] = form.forward
+            found.update(dict.fromkeys(readers, form.backward))
+    return found
+
+
+def _tiles(x: Tensor, kernel: Sequence[int], stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False) -> bool:
+    height, width = pair(kernel)
+    return (
+        x.dim() == 4
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and 1 < height * width <= 9
+        and (not stride or pair(stride) == (height, width))
+        and not any(padding)
+        and all(d == 1 for d in dilation)
+        and x.shape[2] % height == 0
+        and x.shape[3] % width == 0
+    )
+
+
+def pair(value: Sequence[int]) -> tuple[int, int]:
+    """An operation's argument for both directions, where one number may stand for two."""
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def _largest(x: Tensor, height: int, width: int, step: int) -> tuple[Tensor, Tensor]:
+    """The largest value of each window and its position, for windows `step` columns apart."""
+    columns = (x.shape[3] - width) // step * step + 1
+    largest = where = None
+    for i in range(height):
+        for j in range(width):
+            value = x[:, :, i::height, j : j + columns : step]
+            if largest is None or where is None:
+                largest, where = value, torch.zeros_like(value)
+                continue
+            # `value != value` and not isnan(), which Inductor computes one by one.
+            larger = (value > largest) | (value != value)
+            where = torch.where(larger, float(i * width + j), where)
+            largest = torch.where(larger, value, largest)
+    assert largest is not None and where is not None
+    return largest, where
+
+
+def _windows_forward(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+    """Window by window: least work, for images that are in the cache anyway."""
+    height, width = pair(kernel)
+    largest, where = _largest(x, height, width, width)
+    return largest.contiguous(), where.contiguous()
+
+
+def _windows_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, where):
+    height, width = pair(kernel)
+    rows = [torch.stack([grad * (where == i * width + j) for j in range(width)], -1) for i in range(height)]
+    return torch.stack(rows, 3).reshape(x.shape)
+
+
+def _rows_forward(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+    """Row by row, at every column and not only where a window begins, so that loads fill a vector; then every
+    `width`th is kept."""
+    height, width = pair(kernel)
+    count, channels, rows, columns = x.shape[0], x.shape[1], x.shape[2] // height, x.shape[3] // width
+    every = x.shape[3] - width + 1
+
+    def kept(dense: Tensor) -> Tensor:
+        # as_strided has Inductor store what it is given; sliced, it would be computed anew with gaps between loads.
+        strides = (channels * rows * every, rows * every, every, width)
+        few = torch.as_strided(dense.contiguous(), (count, channels, rows, columns), strides)
+        return few.clone(memory_format=torch.contiguous_format)
+
+    largest, where = _largest(x, height, width, 1)
+    return kept(largest), kept(where)
+
+
+def _rows_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, where):
+    height, width = pair(kernel)
+    wide, positions = _repeated(grad, width), _repeated(where, width)
+    column = (torch.arange(wide.shape[3], device=x.device) % width).float()
+    rows = [wide * (positions == column + i * width) for i in range(height)]
+    return torch.stack(rows, 3).reshape(x.shape)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """Every element `times` times along the last dimension."""
+    return x.unsqueeze(-1).expand(*x.shape, times).reshape(*x.shape[:3], x.shape[3] * times)
+
+
+WINDOWS = Form(_windows_forward, _windows_backward)
+ROWS = Form(_rows_forward, _rows_backward)
