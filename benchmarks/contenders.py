@@ -8,12 +8,12 @@ checkpoints), on the same data, model and optimizer.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -158,11 +158,9 @@ def ignite(batch_size: int) -> Run:
 
 
 def surefoot_plan(compiled: bool, batch_size: int):
-    """The plan that a long run would get, chosen on this machine now; or one that was given on the command line."""
-    from surefoot.execution import Execution, choose_execution
+    """The plan that a long run would get, chosen on this machine now."""
+    from surefoot.execution import choose_execution
 
-    if len(sys.argv) > 3:
-        return Execution.from_json(json.loads(sys.argv[3]))
     model, optimizer = model_and_optimizer()
     pixels, labels = images(4 * batch_size)
     batches = list(zip(normalized(pixels).split(batch_size), labels.split(batch_size), strict=True))
@@ -179,7 +177,7 @@ def surefoot_plan(compiled: bool, batch_size: int):
 
 
 def surefoot_fit(batch_size: int, compiled: bool = False) -> Run:
-    """`surefoot.fit` on the same uint8 images, with its plan measured; no run directory."""
+    """`surefoot.fit` on the same uint8 images, with its plan measured; no run directory, no records on the way."""
     import surefoot
     import surefoot.training.plan
     from surefoot.preprocessing import Preprocessing
@@ -200,42 +198,58 @@ def surefoot_fit(batch_size: int, compiled: bool = False) -> Run:
         count = steps * batch_size
         source = surefoot.TensorSource(pixels[:count], labels[:count])
         loader = Watched(source, batch_size, preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
-        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, progress=Progress())
+        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, log_every=steps, progress=Progress())
         return loader.watch.per_step
 
-    run.about, run.plan = plan.describe(), plan.to_json()
+    run.about, run.chosen = plan.describe(), plan
     return run
 
 
-def bare_step(batch_size: int, compiled: bool = False) -> Run:
-    """The step alone, as `fit` runs it, over batches that are there already: no loader, metrics or records."""
+def fit_and_bare_step(batch_size: int, compiled: bool = False) -> Callable[[int], tuple[float, float]]:
+    """The step alone, as `fit` runs it, and `fit`, in turn in this process: what `fit` adds.
+
+    The bare step goes over batches that are there already, as many as `fit` makes: no loader, metrics or records.
+    """
     from surefoot.execution import make_update, prepare
     from surefoot.step import NonFiniteLoss, StepResult, TrainStep
 
-    plan = surefoot_plan(compiled, batch_size)
+    fit = surefoot_fit(batch_size, compiled)
+    plan = fit.chosen
     model, optimizer = model_and_optimizer()
     loss = nn.CrossEntropyLoss()
     step = TrainStep(model, loss, optimizer)
-    pixels, labels = images(64 * batch_size)
-    pairs = [[pair] for pair in zip(normalized(pixels).split(batch_size), labels.split(batch_size), strict=True)]
-    run_as_planned = contextlib.ExitStack()
-    run_as_planned.enter_context(prepare(plan, model, optimizer))
-    step.update = make_update(
-        plan, model, loss, optimizer, example=pairs[0][0], plain=step.plain, result=StepResult, nonfinite=NonFiniteLoss
-    )
+    pixels, labels = images()
+    pairs: list = []
 
-    def run(steps: int) -> float:
-        watch = Stopwatch((pairs[i % 64] for i in range(steps + 1)), steps, warm=steps // 10)
-        for batch in watch:
-            step(batch)
+    def bare(steps: int) -> float:
+        if len(pairs) != steps:
+            parts = zip(*(whole[: steps * batch_size].split(batch_size) for whole in (pixels, labels)), strict=True)
+            pairs[:] = [[(normalized(inputs), targets)] for inputs, targets in parts]
+        with prepare(plan, model, optimizer):
+            if step.update is None:
+                step.update = make_update(
+                    plan,
+                    model,
+                    loss,
+                    optimizer,
+                    example=pairs[0][0],
+                    plain=step.plain,
+                    result=StepResult,
+                    nonfinite=NonFiniteLoss,
+                )
+            watch = Stopwatch(pairs, steps, warm=steps // 10)
+            for batch in watch:
+                step(batch)
         return watch.per_step
 
-    run.about, run.plan = plan.describe(), plan.to_json()
-    run.settings = run_as_planned  # which hold for as long as this process lives
+    def run(steps: int) -> tuple[float, float]:
+        return bare(steps), fit(steps)
+
+    run.about = fit.about
     return run
 
 
-CONTENDERS: dict[str, Callable[[int], Run]] = {
+CONTENDERS: dict[str, Callable[[int], Callable[[int], Any]]] = {
     "tutorial": tutorial,
     "hand": hand,
     "lightning": lightning,
@@ -243,8 +257,8 @@ CONTENDERS: dict[str, Callable[[int], Run]] = {
     "ignite": ignite,
     "surefoot": surefoot_fit,
     "surefoot compiled": lambda batch_size: surefoot_fit(batch_size, compiled=True),
-    "bare step": bare_step,
-    "bare step compiled": lambda batch_size: bare_step(batch_size, compiled=True),
+    "overhead": fit_and_bare_step,
+    "overhead compiled": lambda batch_size: fit_and_bare_step(batch_size, compiled=True),
 }
 
 
@@ -254,8 +268,7 @@ def main() -> None:
     answers = sys.stdout
     sys.stdout = sys.stderr  # what a trainer prints must not mix with the answers
     run = CONTENDERS[sys.argv[1]](int(sys.argv[2]))
-    ready = {"ready": getattr(run, "about", ""), "plan": getattr(run, "plan", None)}
-    print(json.dumps(ready), file=answers, flush=True)
+    print(json.dumps({"ready": getattr(run, "about", "")}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps({"seconds": run(int(line))}), file=answers, flush=True)
 

@@ -22,6 +22,7 @@ import sys
 import time
 import venv
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -84,20 +85,19 @@ def make_peers() -> None:
 class Contender:
     """A process of contenders.py, told to run some steps at a time."""
 
-    def __init__(self, name: str, batch: int, plan: dict | None = None):
+    def __init__(self, name: str, batch: int):
         self.name = name
         python = PEERS_PYTHON if name in ("lightning", "accelerate", "ignite") else sys.executable
         with LOG.open("a") as log:
             self.process = subprocess.Popen(
-                [python, HERE / "contenders.py", name, str(batch), *([json.dumps(plan)] if plan else [])],
+                [python, HERE / "contenders.py", name, str(batch)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
-        ready = self._answer()
-        self.about, self.plan = ready["ready"], ready["plan"]
-        self.seconds: list[float] = []
+        self.about = self._answer()["ready"]
+        self.seconds: list[Any] = []
 
     def turn(self, steps: int, counted: bool = True) -> None:
         """Run so many steps; the time of one goes to `seconds`."""
@@ -124,13 +124,12 @@ class Contender:
         return statistics.median(self.seconds) * 1e3
 
 
-def race(names: list[str], batch: int, repeats: int, one_plan: bool = False) -> dict[str, Contender]:
-    """All of `names` in turn, `repeats` turns each after one that does not count; the first one's plan for all."""
+def race(names: list[str], batch: int, repeats: int) -> dict[str, Contender]:
+    """All of `names` in turn, `repeats` turns each after one that does not count."""
     contenders: dict[str, Contender] = {}
     try:
         for name in names:  # one after the other: choosing a plan wants the machine for itself
-            first = next(iter(contenders.values()), None)
-            contenders[name] = Contender(name, batch, first.plan if one_plan and first else None)
+            contenders[name] = Contender(name, batch)
         for number in range(repeats + 1):
             for name, contender in contenders.items():
                 count = TUTORIAL_STEPS if name == "tutorial" else STEPS[batch]
@@ -168,16 +167,17 @@ def steps(batch: int, repeats: int) -> list[str]:
 
 
 def overhead(batches: list[int], repeats: int) -> list[str]:
-    """What `fit` adds to the bare step."""
-    lines = ["`fit` beside the bare step (same plan, batches already made)", ""]
+    """What `fit` adds to the bare step: both in one process, in turn."""
+    turns = 3 * repeats  # a difference of two like times takes more turns than a ratio of unlike ones
+    lines = [f"`fit` beside the bare step (one process and plan, batches already made); median of {turns} pairs", ""]
     lines += ["| batch | plan | bare step, ms | fit, ms | overhead |", "|---|---|---|---|---|"]
     for batch in batches:
-        for kind in ("", " compiled"):
-            done = race([f"bare step{kind}", f"surefoot{kind}"], batch, repeats, one_plan=True)
-            bare, own = done.values()
-            # Turn by turn, so that what the machine did otherwise meanwhile is in both.
-            ratio = statistics.median(b / a for a, b in zip(bare.seconds, own.seconds, strict=True))
-            lines.append(f"| {batch} | {own.about} | {bare.ms:.3f} | {own.ms:.3f} | {ratio - 1:+.1%} |")
+        for name in ("overhead", "overhead compiled"):
+            done = race([name], batch, turns)[name]
+            bare, own = (statistics.median(pair[i] for pair in done.seconds) * 1e3 for i in (0, 1))
+            # Pair by pair, so that what the machine did otherwise meanwhile is in both.
+            ratio = statistics.median(fit / step for step, fit in done.seconds)
+            lines.append(f"| {batch} | {done.about} | {bare:.3f} | {own:.3f} | {ratio - 1:+.1%} |")
     return lines
 
 

@@ -19,6 +19,7 @@ from .sources import Source, TensorSource, as_source
 # Small batches are made many at a time: one indexed read and one conversion for about this many bytes of input,
 # which stay in the processor's cache until the last of them is used.
 CHUNK_BYTES = 1 << 19
+CHUNKS_AHEAD = 64
 # Data are normalised once, instead of at each use, where the result is at most this large.
 NORMALIZED_BYTES = 1 << 29
 
@@ -191,11 +192,23 @@ class Loader:
             return
         order, size = self.order(epoch), self.batch_size
         step = size * self._batches_in_chunk()
-        for first in range(position * size, len(order), step):
-            chunk = self._gather(epoch, order[first : first + step])
-            # Not `split`: its views would share one version counter, so that an in-place change of one batch would
-            # spoil the backward pass of another; it costs more, too.
-            yield zip(*(torch.unsafe_split(tensor, size) for tensor in chunk), strict=True)
+        tensors, select = self._in_memory(), torch.index_select
+        # Between two steps every call comes with a cold cache: indices are cut up for many chunks at once, and what
+        # is ready as it lies goes out without a look at what it does not need.
+        ready = self._device.type == "cpu" and not self.augment
+        ready = ready and (self._prepared_normalized or self.preprocessing is None)
+        for first in range(position * size, len(order), step * CHUNKS_AHEAD):
+            for indices in torch.unsafe_split(order[first : first + step * CHUNKS_AHEAD], step):
+                if ready:
+                    chunk = tuple([select(tensor, 0, indices) for tensor in tensors])
+                else:
+                    chunk = self._gather(epoch, indices)
+                if step == size:
+                    yield (chunk,)
+                    continue
+                # Not `split`: its views would share one version counter, so that an in-place change of one batch
+                # would spoil the backward pass of another; it costs more, too.
+                yield zip(*(torch.unsafe_split(tensor, size) for tensor in chunk), strict=True)
 
     def _batches_in_chunk(self) -> int:
         tensors = self._in_memory()
@@ -205,8 +218,8 @@ class Loader:
     def _gather(self, epoch: int, indices: Tensor) -> tuple[Any, ...]:
         """Samples of data in memory, finished; one indexed read of each tensor."""
         tensors = self._in_memory()
-        there = indices.to(tensors[0].device)
-        read = tuple(tensor.index_select(0, there) for tensor in tensors)
+        there = indices if tensors[0].is_cpu else indices.to(tensors[0].device)
+        read = tuple([tensor.index_select(0, there) for tensor in tensors])
         if self._prepared_normalized:
             return _moved(read, self._device)
         return self._finish(read, epoch, indices)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import averaging, calling
+from .calls import DirectCalls
 from .direct import DirectUpdate
 from .parity import AUTOCAST
 
@@ -47,6 +48,7 @@ class EagerUpdate:
         self.clip = clip
         self._dtype = AUTOCAST.get(precision)
         self._pairs = calling.convention_of(loss) is calling.PAIR
+        self._calls = DirectCalls(model, loss)
         self._update = DirectUpdate(optimizer)
         self._ones: Tensor | None = None
         self._backward = _engine()
@@ -58,11 +60,12 @@ class EagerUpdate:
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-        if self._dtype is None:
-            loss, outputs, targets = self._forward(batch)
-        else:
-            with torch.autocast(batch[0].device.type, dtype=self._dtype):
+        with self._calls:
+            if self._dtype is None:
                 loss, outputs, targets = self._forward(batch)
+            else:
+                with torch.autocast(batch[0].device.type, dtype=self._dtype):
+                    loss, outputs, targets = self._forward(batch)
         if self.nonfinite is not None:
             number = loss.item()
             if not math.isfinite(number):
