@@ -16,9 +16,9 @@ from .draws import Draws
 from .fetching import BatchReader, Workers, apply_to_each, check_workers
 from .sources import Source, TensorSource, as_source
 
-# Small batches are made many at a time: one indexed read and one conversion for about this many bytes of input,
-# which stay in the processor's cache until the last of them is used.
-CHUNK_BYTES = 1 << 19
+# Batches are made many at a time: one indexed read and one conversion for about this many bytes of input. Less would
+# come with a cold cache too often, more would no longer be in the processor's when the last of them is used.
+CHUNK_BYTES = 1 << 21
 CHUNKS_AHEAD = 64
 # Data are normalised once, instead of at each use, where the result is at most this large.
 NORMALIZED_BYTES = 1 << 29
