@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from surefoot.execution import (
 )
 from surefoot.execution import cache as kept
 from surefoot.execution.choose import _settle, candidates
+from surefoot.execution.limit import TookTooLong, limited
 from surefoot.execution.machine import describe_work, digest
 from surefoot.execution.measure import Bench, Trial, fastest, race
 from surefoot.execution.parity import Gradients, first_difference
@@ -126,6 +130,49 @@ def test_compiling_is_tried_by_itself_only_where_the_run_earns_it(monkeypatch):
     assert tried == []
     choose(steps=10**9)
     assert tried and tried[0]["update"] and tried[0]["products"]
+
+
+def test_compiling_is_given_up_when_it_takes_longer_than_it_would_save(monkeypatch):
+    """And what the process had on its timer is there again."""
+
+    def endless(*args, **settings):
+        while True:
+            try:
+                time.sleep(60)
+            except Exception:  # as libraries do
+                raise
+
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.choose.LONGEST_COMPILE_S", 0.2)
+    monkeypatch.setattr("surefoot.execution.update.compile_step", endless)
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 3600)
+    try:
+        plan, said = choose(steps=10**9)
+        assert plan.compile == "none"
+        assert sum("the compiled step is not used: it fails: TookTooLong: compiling took" in text for text in said) == 1
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 3000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_was_asked_for_may_take_its_time_and_so_may_other_threads():
+    with limited(None, "this"):
+        time.sleep(0.01)
+    with pytest.raises(TookTooLong, match="this took more than 0 s"), limited(0.01, "this"):
+        time.sleep(5)
+
+    def work():
+        with limited(0.01, "this"):
+            time.sleep(0.1)
+        done.append(True)
+
+    done = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done
 
 
 def test_a_short_run_is_not_measured():

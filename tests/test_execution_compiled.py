@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -408,3 +410,90 @@ def test_a_step_that_cannot_be_compiled_anew_goes_on_eagerly():
     weight = model.first.weight.clone()
     fast([batches()[0]])
     assert fast.step is None and not torch.equal(model.first.weight, weight)
+
+
+class Stateful(nn.Module):
+    """Does in Python, beside its tensors, what `does` says."""
+
+    def __init__(self, does):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.count, self.seen, self.by_name, self.factor = 0, [1], {"a": 1}, 2.0
+        self.does = does
+
+    def forward(self, x):
+        return self.layer(x) * self.factor * self.does(self, x)
+
+
+def counts(self, x):
+    self.count += 1
+    return 1
+
+
+def appends(self, x):
+    self.seen.append(x)
+    return 1
+
+
+def replaces(self, x):
+    self.by_name["a"] = x.mean()
+    return 1
+
+
+def sets(self, x):
+    self.layer.fresh = x
+    return 1
+
+
+def throws_a_coin(self, x):
+    return random.choice([1, 2])
+
+
+def throws_numpys_coin(self, x):
+    return float(numpy.random.rand())
+
+
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        (counts, "the forward pass changes model.count, which a graph would not"),
+        (appends, "the forward pass changes model.seen, "),
+        (replaces, "the forward pass changes model.by_name, "),
+        (sets, "the forward pass sets model.layer.fresh, "),
+        (throws_a_coin, "the forward pass draws from Python's random, "),
+        (throws_numpys_coin, "the forward pass draws from numpy's random, "),
+    ],
+)
+def test_a_forward_pass_that_does_more_than_tensors_is_not_compiled(does, words):
+    model, batch = Stateful(does), batches()[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = random.getstate(), numpy.random.get_state()[2]
+    with pytest.raises(CannotCompile) as raised:
+        step_of(model, nn.CrossEntropyLoss(), optimizer, batch)
+    assert str(raised.value).startswith(words)
+    # And nothing of the attempt is left.
+    assert (model.count, model.seen, model.by_name) == (0, [1], {"a": 1})
+    assert not hasattr(model.layer, "fresh")
+    assert (random.getstate(), numpy.random.get_state()[2]) == before
+
+
+def test_a_loss_that_counts_is_not_compiled_either():
+    class Annealed:
+        def __init__(self):
+            self.step = 0
+
+        def __call__(self, outputs, targets):
+            self.step += 1
+            return nn.functional.cross_entropy(outputs, targets) / self.step
+
+    model, optimizer = made()
+    loss = Annealed()
+    with pytest.raises(CannotCompile, match="the forward pass changes loss.step"):
+        step_of(model, loss, optimizer, batches()[0])
+    assert loss.step == 0
+
+
+def test_attributes_that_are_only_read_do_no_harm():
+    model, batch, loss = Stateful(lambda self, x: self.by_name["a"]), batches()[0], nn.CrossEntropyLoss()
+    step = step_of(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), batch)
+    assert first_difference(eager_gradients(model, loss, batch), step.gradients(step(batch))) is None

@@ -18,6 +18,7 @@ from ..losses import averaging, calling
 from .direct import after_step, before_step, plain_step
 from .eager import EagerUpdate, MicroBatches
 from .parity import AUTOCAST, Gradients, Untouched
+from .python_state import PythonState
 from .rules import clip, rules_for
 from .whole_step import CannotCompile, fits, signature, target_place, why_hooks
 
@@ -87,10 +88,16 @@ class CapturedUpdate:
         self._places = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
         self.retired = False
         self._output_spec: Any = None
-        with Untouched(self._changed()):
-            self._rates()
-            self._warm_up()
-            self.replay, self.filled = (graphs or CudaGraphs()).capture(self._work)
+        python = PythonState(model, loss)
+        try:
+            with Untouched(self._changed()):
+                self._rates()
+                self._warm_up()
+                self.replay, self.filled = (graphs or CudaGraphs()).capture(self._work)
+        finally:
+            changed = python.put_back()
+        if changed is not None:
+            raise CannotCompile(changed)
 
     def __call__(self, micro_batches: MicroBatches) -> Any:
         if self.retired or len(micro_batches) != 1 or not self.model.training:

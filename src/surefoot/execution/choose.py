@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from . import cache as kept
+from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
 from .plan import Execution, as_torch_would, supports_fused
@@ -28,6 +30,7 @@ WORTH_MEASURING_STEPS = 400
 COMPILE_SAVES = 0.25
 COMPILE_S = 8.0
 COMPILE_S_PER_PARAMETER = 0.2
+LONGEST_COMPILE_S = 600.0
 
 # What a recipe's `compile: true` stands for: whichever form suits.
 COMPILED = "compiled"
@@ -199,8 +202,14 @@ def tune(
             trial = Trial(replace(eager.execution, **form))
             trials.append(trial)
             say(f"compiling the step (about {_compile_seconds(model):.0f} s, once)")
-            if not bench.check(trial):
+            bound = _most_seconds(fixed, eager, steps_expected, thorough)
+            # It may come in the instant after the check.
+            with contextlib.suppress(TookTooLong), limited(bound, "compiling") as clock:
+                bench.check(trial)
+            if trial.refused:
                 say(f"the compiled step is not used: {trial.refused}")
+                if clock.up:
+                    break
                 continue
             _again(bench, best, [best, trial], 0.5)
             if trial.refused:
@@ -321,6 +330,15 @@ def _plain(device: str, precision: str, fixed: Mapping[str, Any]) -> Execution:
 
 def _compile_seconds(model: nn.Module) -> float:
     return COMPILE_S + COMPILE_S_PER_PARAMETER * sum(1 for _ in model.parameters())
+
+
+def _most_seconds(
+    fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None, thorough: bool
+) -> float | None:
+    """How long compiling may take: what the run would save by it. No bound for what the user asked for."""
+    if thorough or "compile" in fixed or steps_expected is None or eager.seconds is None:
+        return None
+    return min(steps_expected * eager.seconds * COMPILE_SAVES, LONGEST_COMPILE_S)
 
 
 def _verdict(trial: Trial, best: Trial) -> str:

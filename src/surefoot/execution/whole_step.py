@@ -25,6 +25,7 @@ from ..losses import calling
 from . import rules
 from .parity import AUTOCAST, Gradients
 from .products import written_out
+from .python_state import PythonState
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
@@ -105,13 +106,23 @@ class CompiledStep:
         self._present: list[bool] = []
 
     def trace(self, batch: Sequence[Any]) -> torch.fx.GraphModule:
-        """The step as a graph of primitive operations, for batches shaped like `batch`."""
+        """The step as a graph of primitive operations, for batches shaped like `batch`.
+
+        Raises CannotCompile for a forward pass that does more than tensor operations.
+        """
         from torch.fx.experimental.proxy_tensor import make_fx
 
         arguments = self.arguments(batch)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own, of its internals
-            return make_fx(self._flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+            python = PythonState(self.bundle.model, self.bundle.loss)
+            try:
+                graph = make_fx(self._flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+            finally:
+                changed = python.put_back()
+        if changed is not None:
+            raise CannotCompile(changed)
+        return graph
 
     def compile(self, batch: Sequence[Any], lower: Callable[..., Any] | None = None) -> None:
         """Trace, and make code of the graph with `lower(graph, arguments)`, by default Inductor.

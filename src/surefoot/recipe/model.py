@@ -214,7 +214,7 @@ class ExecutionSection(Keyed):
     )
     compile: bool | str = key(
         Or(("auto", "none", "gradients", "step"), Flag()),
-        "What is compiled, once its gradients are checked; true is gradients.",
+        "What is compiled, once its gradients are checked; true is the form that suits.",
         "auto",
     )
 
