@@ -195,7 +195,7 @@ def test_the_choice_is_kept_for_the_same_work_and_no_other(monkeypatch):
     assert choose()[0].threads != 7
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}', '{"format": 1, "execution": {"threads": -1}}'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}', '{"format": 2, "execution": {"threads": -1}}'])
 def test_a_damaged_cache_is_measured_again(damage):
     choose()
     file = next(kept.directory().glob("*.json"))

@@ -12,7 +12,8 @@ from ..errors import UsageError
 from ..files import write_atomically
 from .plan import Execution
 
-FORMAT = 1
+# Counted up when plans come to mean other code: what was fastest may no longer be.
+FORMAT = 2
 
 
 def directory() -> Path:
