@@ -15,9 +15,10 @@ from surefoot.execution import CannotCompile, Execution, prepare
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.parity import Gradients, eager_gradients, first_difference
 from surefoot.execution.pools import ROWS, WINDOWS, written_pools
-from surefoot.execution.products import worth_writing_out, written_out
+from surefoot.execution.products import worth_writing_out
 from surefoot.execution.update import CompiledUpdate, check_step
 from surefoot.execution.whole_step import CompiledStep, compile_step, compiler, why_not
+from surefoot.execution.written import written_out
 from surefoot.models import MODELS
 from surefoot.step import NonFiniteLoss, StepResult, TrainStep
 

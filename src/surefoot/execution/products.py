@@ -1,4 +1,4 @@
-"""A traced step with operations written out in forms that a CPU runs faster: pools, and small convolutions.
+"""Small convolutions written out as matrix products, for a graph that Inductor makes code of.
 
 The libraries' convolutions are made for large work: at batch 4 LeNet-5's take half of a compiled step, and
 Inductor can fuse nothing into them. Written out as copies (im2col) and one matrix product each they cost half of
@@ -15,42 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .pools import ROWS, WINDOWS, pair, written_pools
+from .pools import pair
 
 aten = torch.ops.aten
 
 # Copies for products of more bytes than this leave the cache of a core before they are used.
 CACHE_BYTES = 1 << 20
 LARGEST_WINDOW = 49
-
-
-def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor], products: bool) -> torch.fx.GraphModule:
-    """`graph` with its pools written out, and with `products` its small convolutions; the rest stays as it is."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    # Beside products images are small; beside a library's convolutions loads must fill vectors.
-    forms: dict[torch.fx.Node, Callable] = {**written_pools(graph, WINDOWS if products else ROWS)}
-    if products:
-        forms |= {node: _FORMS[node.target] for node in graph.graph.nodes if node.target in _FORMS}
-    if not forms:
-        return graph
-    return make_fx(_Writer(graph, forms).run, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
-
-
-class _Writer(torch.fx.Interpreter):
-    """Runs a graph with some of its nodes in other forms; what a form has no answer for is run as it is."""
-
-    def __init__(self, graph: torch.fx.GraphModule, forms: dict[torch.fx.Node, Callable]):
-        super().__init__(graph)
-        self.forms = forms
-
-    def run_node(self, node: torch.fx.Node) -> Any:
-        form = self.forms.get(node)
-        if form is not None:
-            args, kwargs = self.fetch_args_kwargs_from_env(node)
-            if (out := form(*args, **kwargs)) is not NotImplemented:
-                return out
-        return super().run_node(node)
 
 
 def worth_writing_out(model: nn.Module, inputs: Tensor) -> bool:
@@ -149,7 +120,8 @@ def _folded(columns: Tensor, x: Tensor, weight: Tensor, grad: Tensor, padding: t
     return inside.permute(1, 0, 2, 3).contiguous()
 
 
-_FORMS: dict[Any, Callable] = {
+# What to run in the place of each; NotImplemented is for the library.
+FORMS: dict[Any, Callable] = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
 }

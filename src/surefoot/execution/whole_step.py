@@ -24,8 +24,8 @@ from ..errors import SurefootError
 from ..losses import calling
 from . import rules
 from .parity import AUTOCAST, Gradients
-from .products import written_out
 from .python_state import PythonState
+from .written import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
