@@ -24,7 +24,7 @@ from surefoot.execution import (
     tune,
 )
 from surefoot.execution import cache as kept
-from surefoot.execution.choose import _settle, candidates
+from surefoot.execution.choose import _forms, _settle, candidates
 from surefoot.execution.limit import TookTooLong, limited
 from surefoot.execution.machine import describe_work, digest
 from surefoot.execution.measure import Bench, Trial, fastest, race
@@ -357,3 +357,20 @@ def test_evaluation_takes_large_batches_that_fit_the_cache_and_leaves_no_trace()
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert not any(m._forward_hooks for m in model.modules())
     assert evaluation_batch(nn.Conv2d(3, 64, 3, padding=1), torch.zeros(1, 3, 224, 224)) == 16
+
+
+def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatch):
+    """Only there are they written out; unless the user fixed the layout."""
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    model = MODELS.build("LeNet5", {})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = (torch.zeros(64, 1, 28, 28), torch.zeros(64, dtype=torch.long))
+    eager = Trial(Execution(memory_format="channels_last"), times=[0.002])
+    with Bench(model, nn.CrossEntropyLoss(), optimizer, [batch]) as bench:
+        assert _forms({}, eager, 10**7, False, bench, print)[0] == {
+            "compile": "gradients",
+            "memory_format": "contiguous",
+        }
+        fixed = {"memory_format": "channels_last"}
+        assert all("memory_format" not in form for form in _forms(fixed, eager, 10**7, False, bench, print))
+        assert _forms({}, eager, 10, False, bench, print) == []
