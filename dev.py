@@ -43,6 +43,8 @@ usage: python3 dev.py VERB [ARGUMENTS]
 
   train ...     surefoot train: without arguments the quickstart, in under a minute
   test ...      the tests (arguments go to pytest)
+  slow ...      the slow tests, which `test` leaves out
+  fuzz [MIN]    the property tests with new examples, for that many minutes (default 10)
   faults ...    the fault catalogue: kills, full disks, damaged files (tests/faults/run.py)
   bench ...     the benchmarks, side by side with other loops (benchmarks/run.py)
   run CMD ...   any command in the environment, e.g. run python, run tensorboard --logdir runs
@@ -99,13 +101,14 @@ def needs_script(path):
     )
 
 
+SCRIPTS = {"fuzz": "tests/fuzz.py", "faults": "tests/faults/run.py", "bench": "benchmarks/run.py"}
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up
     "train": nothing_wrong,
     "test": nothing_wrong,
     "setup": nothing_wrong,
     "run": needs_command,
-    "faults": needs_script("tests/faults/run.py"),
-    "bench": needs_script("benchmarks/run.py"),
+    "slow": nothing_wrong,
+    **{verb: needs_script(path) for verb, path in SCRIPTS.items()},
 }
 
 
@@ -123,10 +126,10 @@ def plan(verb, arguments):
     """The program to become, its arguments (with its own name), and the folder to run it in (None: this one)."""
     if verb == "test":
         return PYTHON, [PYTHON, "-m", "pytest", *arguments], ROOT
-    if verb == "faults":
-        return PYTHON, [PYTHON, "tests/faults/run.py", *arguments], ROOT
-    if verb == "bench":
-        return PYTHON, [PYTHON, "benchmarks/run.py", *arguments], ROOT
+    if verb == "slow":
+        return PYTHON, [PYTHON, "-m", "pytest", "-m", "slow", *arguments], ROOT
+    if verb in SCRIPTS:
+        return PYTHON, [PYTHON, SCRIPTS[verb], *arguments], ROOT
     if verb == "run":
         inside = os.path.join(VENV, "bin", arguments[0])
         return (inside if os.path.exists(inside) else arguments[0]), arguments, None
@@ -140,7 +143,7 @@ def hand_over(program, command, folder, verb):
     environment["VIRTUAL_ENV"] = VENV
     environment["PATH"] = os.path.join(VENV, "bin") + os.pathsep + environment.get("PATH", os.defpath)
     environment.pop("PYTHONHOME", None)
-    if verb not in ("run", "test", "faults", "bench"):
+    if verb not in ("run", "test", "slow", *SCRIPTS):
         environment["SUREFOOT_COMMAND"] = (
             "python3 " + sys.argv[0]
         )  # so that its hints can be typed as they are

@@ -1,18 +1,57 @@
-"""What all tests share: one thread, no stray environment, and where the real data lies."""
+"""What all tests share: one thread, fixed random choices, no stray environment, any order, and where the real data lies."""
 
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_PLACES = (os.environ.get("SUREFOOT_DATA", ""), str(ROOT.parent / "shared" / "data"))
 
-# Before torch is imported: bits and timings must not hang on how many cores a machine has.
+# Before torch is imported: bits must not depend on how many cores a machine has.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# The test command tries the same examples each time, on every machine. New ones are looked for by `dev.py fuzz`, and
+# what it finds is written into the test as an @example.
+_EVERYWHERE = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("tests", derandomize=True, **_EVERYWHERE)
+settings.register_profile("fuzz", derandomize=False, print_blob=True, **_EVERYWHERE)
+settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--shuffle SEED and --fuzz."""
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the files, and the tests in each, in random order")
+    parser.addoption("--fuzz", action="store_true", help="only the property tests, with new examples (dev.py fuzz)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let --fuzz choose its examples anew."""
+    if config.getoption("fuzz"):
+        settings.load_profile("fuzz")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and put into another order, what the options say."""
+    if config.getoption("fuzz"):
+        items[:] = [item for item in items if getattr(getattr(item, "obj", None), "is_hypothesis_test", False)]
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        dice = random.Random(seed)
+        files = sorted({item.path for item in items})
+        dice.shuffle(files)
+        rank = {path: number for number, path in enumerate(files)}
+        dice.shuffle(items)
+        items.sort(key=lambda item: rank[item.path])  # a file stays together, so that its fixtures are made once
 
 
 @pytest.fixture(autouse=True)

@@ -165,7 +165,7 @@ _PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_PLAIN)
 def test_any_plain_value_comes_back(value):
     text = json.dumps(Encoder().encode(value, "root"), allow_nan=False)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -219,7 +219,6 @@ def test_the_tensors_hash_is_the_published_one(value):
     assert mix(torch.tensor([value])).item() == signed(python_mix(value & _WORD))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**64), st.integers(0, 1000), st.integers(0, 10**9))
 def test_a_draw_is_the_hash_of_seed_epoch_index_and_call(seed, epoch, index):
     own = Draws(seed, epoch, torch.tensor([index]))

@@ -141,6 +141,12 @@ def test_other_verbs_go_to_surefoot_where_the_user_stands_and_tests_run_at_the_r
     assert "args=eval runs/x " in out and f"in={tmp_path}\n" in out
     _, out, _ = call(ready, "test", "-k", "loop", cwd=tmp_path)
     assert "args=-m pytest -k loop " in out and f"in={ready}\n" in out and "command= " in out
+    _, out, _ = call(ready, "slow", "-x", cwd=tmp_path)
+    assert "args=-m pytest -m slow -x " in out and f"in={ready}\n" in out
+    (ready / "tests").mkdir()
+    (ready / "tests" / "fuzz.py").touch()
+    _, out, _ = call(ready, "fuzz", "5", cwd=tmp_path)
+    assert "args=tests/fuzz.py 5 " in out and f"in={ready}\n" in out
     _, out, _ = call(ready, "run", "tool", "1", cwd=tmp_path)
     assert "args=1 " in out and f"in={tmp_path}\n" in out
     process, _, err = call(ready, "run", "no-such-tool")

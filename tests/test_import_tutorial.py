@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import GarmentClassifier
 
@@ -96,7 +96,7 @@ def same(followed: object, loaded: object) -> bool:
     return type(followed) is type(loaded) and followed == loaded
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(trees)
 def test_what_is_followed_is_what_torch_loads(tmp_path, tree):
     torch.save(tree, tmp_path / "w.pth")
@@ -105,7 +105,7 @@ def test_what_is_followed_is_what_torch_loads(tmp_path, tree):
         assert same(pickled.followed("w.pth", archive.read("data.pkl", 10**7)), loaded)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), tensors, min_size=1, max_size=6))
 def test_any_state_dict_is_read_as_torch_reads_it(tmp_path, state):
     torch.save(state, tmp_path / "w.pth")

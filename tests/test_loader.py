@@ -7,7 +7,7 @@ import random
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from surefoot import rng
@@ -50,7 +50,6 @@ class Numbered:
 
 
 @pytest.mark.parametrize("data", [numbered, Numbered])
-@settings(deadline=None)
 @given(sizes, st.integers(-(2**70), 2**70), st.booleans(), st.booleans(), st.integers(1, 40))
 def test_every_sample_comes_exactly_once_in_the_order_of_seed_and_epoch(data, size, seed, shuffle, drop, chunk):
     count, batch = size
@@ -69,7 +68,6 @@ def test_every_sample_comes_exactly_once_in_the_order_of_seed_and_epoch(data, si
         assert drop or flat == list(range(count))
 
 
-@settings(deadline=None)
 @given(sizes, st.data())
 def test_a_loader_restored_anywhere_goes_on_as_the_untouched_one(size, data):
     count, batch = size

@@ -29,7 +29,7 @@ def batches(sizes, classes=5, seed=0):
     hold=st.integers(1, 40),
     resume_at=st.integers(0, 29),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_when_it_is_read_flushed_or_resumed_changes_no_bit(sizes, reads, hold, resume_at):
     plain, disturbed = RunningMetrics(accuracy="classes"), RunningMetrics(accuracy="classes", hold_batches=hold)
     for i, batch in enumerate(batches(sizes)):

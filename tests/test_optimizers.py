@@ -162,7 +162,7 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     groups=st.lists(
         st.fixed_dictionaries(

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -111,6 +111,20 @@ def test_each_mistake_is_told_alone_with_its_fix(name):
     assert "Fix: " in report.render_terminal()
 
 
+@pytest.mark.parametrize(
+    ("spec", "per_epoch", "epochs"),
+    [
+        (S("LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 10}), 5, 12),  # gone for good
+        (S("CyclicLR", {"base_lr": 0.0, "max_lr": 0.1, "step_size_up": 1}), 4, 5),  # every second step
+        (S("CosineAnnealingLR", {"T_max": 1}), 5, 2),  # one of two epochs
+        (None, 5, 2),
+    ],
+)
+def test_a_rate_that_vanishes_for_good_or_for_much_of_the_run_is_told(spec, per_epoch, epochs):
+    report = planned(spec, None, per_epoch, epochs, args={"lr": 0.1 if spec else 0.0})
+    assert "rate-vanishes" in [finding.name for finding in report.findings]
+
+
 def test_a_mistake_inside_of_a_composite_is_told():
     spec = S("SequentialLR", {"milestones": [4, 20]}, children=(COSINE, S("StepLR", {"step_size": 2}), COSINE))
     assert [finding.name for finding in planned(spec).findings] == ["milestones-past-end"]
@@ -189,8 +203,10 @@ def right_set_ups(draw):
     return spec, warm, per_epoch, epochs
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(right_set_ups())
+@example((S("CosineAnnealingLR", {"T_max": 7}, "step"), None, 2, 4))
+@example((S("CosineAnnealingLR", {"T_max": 3}, "epoch"), None, 2, 4))
 def test_no_right_set_up_raises_an_alarm(set_up):
     spec, warm, per_epoch, epochs = set_up
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)

@@ -7,7 +7,7 @@ import json
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from surefoot.errors import UsageError
@@ -17,7 +17,6 @@ ALL_PIXELS = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
 positive = st.floats(1e-3, 1e3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-10, 10), positive), min_size=1, max_size=3))
 def test_the_arithmetic_is_that_of_torchvisions_to_tensor_and_normalize(constants):
     """ToTensor is ``x.to(float32).div(255)``, Normalize ``x.sub_(mean).div_(std)`` with float32 tensors (C, 1, 1)."""
@@ -66,7 +65,6 @@ def test_another_count_of_channels_is_told():
             rgb(raw)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(st.none(), st.just(1 / 255), positive),
     st.lists(st.tuples(st.floats(-1e3, 1e3), positive), min_size=1, max_size=4),

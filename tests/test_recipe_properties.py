@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from surefoot.errors import UsageError
@@ -14,7 +14,6 @@ from surefoot.recipe.check import better
 from surefoot.recipe.dump import to_yaml
 from surefoot.recipe.kinds import METRICS
 
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # The characters that YAML can hold, the awkward ones often.
 CHARACTERS = st.one_of(
@@ -108,7 +107,6 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@SETTINGS
 @given(RECIPES)
 def test_what_is_read_is_dumped_and_read_back_equal(given_recipe):
     recipe = parse_recipe(to_yaml(given_recipe), "r.yaml", catalogues={})
@@ -137,7 +135,6 @@ def readable(text: str, *overrides: str) -> bool:
 QUICKSTART = load_recipe("quickstart", catalogues={}).to_yaml()
 
 
-@SETTINGS
 @given(st.data())
 def test_a_mutated_recipe_is_read_or_refused_never_more(data):
     text = QUICKSTART
@@ -148,7 +145,6 @@ def test_a_mutated_recipe_is_read_or_refused_never_more(data):
     readable(text)
 
 
-@SETTINGS
 @given(st.data())
 def test_any_value_in_any_place_is_read_or_refused_never_more(data):
     plain = yaml.safe_load(QUICKSTART)
@@ -162,7 +158,6 @@ def test_any_value_in_any_place_is_read_or_refused_never_more(data):
     readable(to_yaml(plain))
 
 
-@SETTINGS
 @given(st.text(CHARACTERS, max_size=60))
 def test_any_text_is_read_or_refused_never_more(text):
     assert not readable(text)
@@ -174,7 +169,6 @@ PATHS = st.sampled_from(
 )
 
 
-@SETTINGS
 @given(st.lists(st.tuples(PATHS | TEXTS, TEXTS).map("=".join), min_size=1, max_size=3))
 def test_any_override_is_taken_or_refused_never_more(overrides):
     readable(QUICKSTART, *overrides)

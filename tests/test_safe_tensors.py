@@ -10,7 +10,7 @@ import struct
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surefoot import safe_tensors
@@ -214,7 +214,7 @@ def test_every_cut_is_noticed(tmp_path, small_file):
             safe_tensors.load(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_changes_the_hash(tmp_path, small_file, position, value):
     data = bytearray(small_file)
@@ -229,7 +229,7 @@ def test_a_changed_byte_is_refused_or_changes_the_hash(tmp_path, small_file, pos
     assert (found.sha256 == safe_tensors.load(path).sha256) == (bytes(data) == small_file)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(data=st.binary(max_size=200), header=st.binary(max_size=100))
 def test_noise_never_gives_anything_but_a_refusal(tmp_path, data, header):
     path = tmp_path / "a"

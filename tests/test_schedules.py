@@ -530,7 +530,7 @@ _ANY = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spec=_ANY, by=st.sampled_from(["step", "epoch"]), stop=st.integers(0, 79), period=st.integers(1, 100))
 def test_any_schedule_resumes_anywhere_and_is_what_was_planned(spec, by, stop, period):
     from surefoot.schedules import simulate

@@ -35,7 +35,8 @@ MISTAKES = {
     "scheduler-fails": "the scheduler raises an error in the midst of the run",
 }
 _TINY = 1e-8
-_MUCH = 0.1
+_MUCH = 0.1  # of the run, where the rate stays there
+_MOST = 0.5  # of the run, in all
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,10 @@ def _of_rates(run: Simulation) -> Iterator[Finding]:
             )
         else:
             small = np.flatnonzero(rates <= _TINY * top)
-            if len(small) > _MUCH * run.steps:
+            # A schedule may touch 0 in one value, as torch's cosine does at T_max: that is its lowest point, no mistake.
+            value = 1 if run.schedule.by == "step" else run.steps_per_epoch
+            longest = max(map(len, np.split(small, np.flatnonzero(np.diff(small) > 1) + 1)))
+            if len(small) >= _MOST * run.steps or (longest > value and len(small) > _MUCH * run.steps):
                 yield _warn(
                     "rate-vanishes",
                     f"the rate of {names[0]} is at most {rates[small].max():.3g} in {len(small)} of {run.steps} steps, "
