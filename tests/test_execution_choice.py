@@ -374,3 +374,17 @@ def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatc
         fixed = {"memory_format": "channels_last"}
         assert all("memory_format" not in form for form in _forms(fixed, eager, 10**7, False, bench, print))
         assert _forms({}, eager, 10, False, bench, print) == []
+
+
+def test_a_candidate_that_raises_an_error_without_text_is_thrown_out():
+    class Picky(nn.Linear):
+        def forward(self, x):
+            raise AssertionError
+
+    model = Picky(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.randn(8, 4), torch.randint(3, (8,))
+    trial = Trial(Execution(threads=2))
+    with Bench(model, nn.CrossEntropyLoss(), optimizer, [batch]) as bench:
+        bench.time(trial)
+    assert trial.refused == "it fails: AssertionError"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
+from surefoot.data import DatasetSource
 from surefoot.errors import UsageError
 from surefoot.step import NonFiniteLoss, TrainStep
+from surefoot.training import fit
 
 
 def small_model() -> nn.Module:
@@ -109,6 +112,75 @@ def test_accumulated_micro_batches_are_one_large_batch(loss):
     torch.testing.assert_close(accumulated.loss, at_once.loss, rtol=1e-12, atol=1e-14)
     assert accumulated.samples == at_once.samples == 11
     assert torch.equal(accumulated.targets, targets)
+
+
+class PaddedPerBatch(torch.utils.data.Dataset):
+    """Sequences that are padded to the longest of their batch; the collate function is this one's."""
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, i):
+        return torch.arange(1, 3 + i % 7)
+
+    @staticmethod
+    def collate(samples):
+        padded = nn.utils.rnn.pad_sequence(samples, batch_first=True)
+        return padded, padded.masked_fill(padded == 0, -100)
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(20, 8), nn.Linear(8, 20)
+
+    def forward(self, x):
+        return self.out(self.embedding(x)).transpose(1, 2)
+
+
+def test_micro_batches_of_several_lengths_count_as_one_batch():
+    """What padding adds is ignored, so the epoch's numbers do not depend on how the batches were padded."""
+    results = []
+    for size, accumulate in ((4, 2), (8, 1)):
+        torch.manual_seed(0)
+        model = Tagger()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        source = DatasetSource(PaddedPerBatch(), collate=PaddedPerBatch.collate)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fitted = fit(
+                model,
+                nn.CrossEntropyLoss(),
+                optimizer,
+                source,
+                val=source,
+                epochs=1,
+                batch_size=size,
+                grad_accum_steps=accumulate,
+                progress=False,
+                lint_off=["all"],
+            )
+        results.append(fitted.metrics)
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    assert set(results[0]) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+
+
+@pytest.mark.parametrize("samples", [24, 22])
+def test_outputs_with_time_first_are_accumulated_over_batches_of_two_sizes(samples):
+    class Speech(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 6)
+
+        def forward(self, x):
+            return self.layer(x).log_softmax(2).transpose(0, 1)
+
+    inputs, targets = torch.randn(samples, 12, 5), torch.randint(1, 6, (samples, 4))
+    batches = [(inputs[i : i + 4], targets[i : i + 4], torch.full((len(inputs[i : i + 4]),), 4)) for i in range(0, samples, 4)]
+    model = Speech()
+    step = TrainStep(model, nn.CTCLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    results = [step(batches[i : i + 2]) for i in range(0, len(batches), 2)]
+    assert sum(result.samples for result in results) == samples
 
 
 def test_the_norm_before_clipping_is_told():

@@ -46,3 +46,20 @@ class Stopped(SurefootError):
         self.signal = signum
         self.exit_code = 128 + signum
         super().__init__(message or f"stopped by {_signal.Signals(signum).name}")
+
+
+def first_line(error: BaseException, *, kind: bool = False) -> str:
+    """The first line of an error's text, at most 300 characters of it; its class where it has no text.
+
+    With `kind` the class is named in either case.
+
+    >>> first_line(ValueError("shapes differ\\nat line 3")), first_line(AssertionError())
+    ('shapes differ', 'AssertionError')
+    >>> first_line(ValueError("bad"), kind=True)
+    'ValueError: bad'
+    """
+    name = type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return name
+    return f"{name}: {lines[0].strip()[:300]}" if kind else lines[0].strip()[:300]

@@ -14,6 +14,10 @@ from .errors import UsageError
 _KINDS = ("classes", "logits", "probabilities", "signs")
 
 
+class Parts(tuple):
+    """Outputs or targets of one update's micro-batches that cannot be joined (padded to several lengths)."""
+
+
 class RunningMetrics:
     """Sums of what an epoch (and the stretch since the last log line) has given so far.
 
@@ -76,13 +80,16 @@ class RunningMetrics:
         self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
 
     def add(self, loss: Tensor, outputs: Any, targets: Any, n: int) -> None:
-        """One batch: its loss (a tensor of one number), the model's outputs, the targets, its number of samples."""
+        """One batch: its loss (a tensor of one number), the model's outputs, the targets, its number of samples.
+
+        Outputs and targets may be `Parts`; they then count as the parts' together.
+        """
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
-            outputs = outputs.data
-            self._held_bytes += outputs.nbytes + 512
+            outputs = Parts(part.data for part in outputs) if isinstance(outputs, Parts) else outputs.data
+            self._held_bytes += sum(part.nbytes for part in _parts(outputs)) + 512
         elif self.weigh is not None:
-            n, outputs = (n, self.weigh(outputs, targets)), None
+            n, outputs = (n, self._weigh(outputs, targets)), None
             self._held_bytes += 512
         else:
             outputs = None
@@ -101,9 +108,9 @@ class RunningMetrics:
         losses, outputs, targets, samples = zip(*held, strict=True)
         values = _numbers(losses)
         if self.weigh_many is not None:
-            weights = self.weigh_many(targets)
+            weights = self._weigh_many(targets)
         elif self._keeps_outputs and self.weigh is not None:
-            weights = [self.weigh(o, t) for o, t in zip(outputs, targets, strict=True)]
+            weights = list(map(self._weigh, outputs, targets))
         elif self.weigh is not None:
             weights = [weight for _, weight in samples]
             samples = [n for n, _ in samples]
@@ -156,11 +163,19 @@ class RunningMetrics:
         if self.confusion:
             self._matrix = torch.tensor(state["matrix"], dtype=torch.long)
 
+    def _weigh(self, outputs: Any, targets: Any) -> Any:
+        return sum(map(self.weigh, _parts(outputs), _parts(targets)))
+
+    def _weigh_many(self, targets: Sequence[Any]) -> list[float]:
+        weights = iter(self.weigh_many([part for one in targets for part in _parts(one)]))
+        return [sum(next(weights) for _ in _parts(one)) for one in targets]
+
     def _count(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[int, int]:
         """How many answers are right, and how many there were."""
         # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
         groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        for i, (o, t) in enumerate(zip(outputs, targets, strict=True)):
+        every = zip((o for one in outputs for o in _parts(one)), (t for one in targets for t in _parts(one)), strict=True)
+        for i, (o, t) in enumerate(every):
             shape, of = o.shape, t.shape
             key = (*shape[1:], t.dtype, *of[1:]) if len(shape) and len(of) else i
             group = groups.get(key)
@@ -199,6 +214,10 @@ class RunningMetrics:
         truth, answers = targets[counted], answers[counted]
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._matrix += cells.cpu()
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Parts) else (value,)
 
 
 class _Sums:

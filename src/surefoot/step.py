@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .losses import averaging, calling
+from .metrics import Parts
 
 Batch = tuple[Any, ...]
 
@@ -22,7 +23,7 @@ class StepResult(NamedTuple):
     """What one update saw: everything detached, nothing read back from the device.
 
     `loss` is a 0-dim tensor, the mean over the `samples` of all its micro-batches; `outputs` and `targets` are
-    theirs, joined. `grad_norm` is the 2-norm over all gradients before clipping (0-dim), where a limit was asked
+    theirs, joined, or `metrics.Parts`, one a micro-batch, where their shapes differ. `grad_norm` is the 2-norm over all gradients before clipping (0-dim), where a limit was asked
     for. `updated` is False where the parameters stayed as they were because a gradient overflowed in fp16.
     """
 
@@ -140,7 +141,7 @@ class TrainStep:
             for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True))
         ]
         losses, outputs, targets, samples = zip(*seen, strict=True)
-        return torch.stack(losses).sum(), _joined(outputs), _joined(targets), sum(samples)
+        return torch.stack(losses).sum(), *_joined(outputs, targets), sum(samples)
 
     def _forward_backward(self, batch: Batch, share: Any, index: int) -> tuple[Tensor, Any, Any, int]:
         dtype = AUTOCAST.get(self.precision)
@@ -193,7 +194,10 @@ def _detached(outputs: Any) -> Any:
     return outputs
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    if all(isinstance(part, Tensor) and part.dim() for part in parts):
-        return torch.cat(list(parts))
-    return tuple(parts)
+def _joined(outputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
+    """Outputs and targets of several micro-batches as those of one, where both fit together; else `Parts`."""
+    for parts in (outputs, targets):
+        tensors = all(isinstance(part, Tensor) and part.dim() for part in parts)
+        if not tensors or len({part.shape[1:] for part in parts}) > 1:
+            return Parts(outputs), Parts(targets)
+    return torch.cat(list(outputs)), torch.cat(list(targets))

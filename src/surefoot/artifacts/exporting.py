@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .. import files, safe_tensors
-from ..errors import RunFailed, UsageError
+from ..errors import RunFailed, UsageError, first_line
 from ..safe_tensors import BadFile
 from . import weights
 from .importing import import_weights, read_state
@@ -256,9 +256,8 @@ def traced(ready: Ready, batch: torch.Tensor) -> torch.export.ExportedProgram:
             shapes = ({0: torch.export.Dim("batch", min=1)},)
             program = torch.export.export(ready, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises many kinds; each means that it found no program
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{type(ready.model).__name__} cannot be exported as a program: {first_line[:300]}. Its forward may "
+            f"{type(ready.model).__name__} cannot be exported as a program: {first_line(error)}. Its forward may "
             "depend on the values of its input or on the batch size; export .safetensors or .pth instead"
         ) from error
     for node in program.graph.nodes:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..safe_tensors import BadFile, parse_json
 from .archive import read_whole
 from .info import ModelInfo
@@ -54,10 +54,7 @@ def to_onnx(program: torch.export.ExportedProgram, info: ModelInfo) -> bytes:
             )
             model = made.model_proto
     except Exception as error:  # the exporter raises many kinds; each means that an operator has no ONNX form
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UsageError(
-            f"the model cannot be written as ONNX: {lines[0][:300]}; export .pt2 instead"
-        ) from error
+        raise UsageError(f"the model cannot be written as ONNX: {first_line(error)}; export .pt2 instead") from error
     _strip(model)
     model.producer_name = "surefoot"
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -89,14 +86,14 @@ def read_onnx(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], Model
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds, one for each status code
-        raise BadFile(path, f"onnxruntime refuses it: {str(error).splitlines()[0][:300]}") from error
+        raise BadFile(path, f"onnxruntime refuses it: {first_line(error)}") from error
     name = model.graph.input[0].name
 
     def run(batch: torch.Tensor) -> torch.Tensor:
         try:
             (output,) = session.run(None, {name: batch.cpu().numpy()})
         except Exception as error:
-            raise ValueError(str(error).splitlines()[0][:300]) from error
+            raise ValueError(first_line(error)) from error
         return torch.from_numpy(output)
 
     known = {field: getattr(info, field) for field in info.__dataclass_fields__}
@@ -160,7 +157,7 @@ def _check_sizes(path: Path, model: Any, onnx: Any) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
     except Exception as error:  # onnx raises its own kinds for graphs that are not consistent
-        raise BadFile(path, f"its shapes do not go together: {str(error).splitlines()[0][:300]}") from error
+        raise BadFile(path, f"its shapes do not go together: {first_line(error)}") from error
     known: dict[str, list[int]] = {}
     graph = inferred.graph
     open_sizes = {d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim} - {""}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..models import MODELS
 from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
@@ -86,9 +86,8 @@ class LoadedModel:
             except UsageError:
                 raise
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                first_line = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UsageError(
-                    f"{self.path}: does not take a batch of shape {list(raw.shape)}: {first_line}"
+                    f"{self.path}: does not take a batch of shape {list(raw.shape)}: {first_line(error)}"
                 ) from error
 
     def predict(self, raw: torch.Tensor, batch_size: int = 256) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import first_line
 from ..safe_tensors import BadFile, parse_json
 from . import pickled
 from .archive import Archive, archive_in, open_archive
@@ -72,8 +73,7 @@ def read_program(path: str | Path) -> ProgramFile:
         try:
             result = program.try_out()
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError) as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadFile(path, f"its program does not run: {first_line[:300]}") from error
+            raise BadFile(path, f"its program does not run: {first_line(error)}") from error
         if not isinstance(result, torch.Tensor):
             raise BadFile(path, "its program does not return a tensor")
         return ProgramFile(program, _info(archive))

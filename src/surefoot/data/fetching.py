@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from ..errors import SurefootError, UsageError
+from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
 
 _PR_SET_PDEATHSIG = 1
@@ -117,7 +117,7 @@ class Workers:
                 raise
             self.close()
             raise SurefootError(
-                f"data: a worker process ended unexpectedly ({_first_line(error)}); memory that ran out is the usual "
+                f"data: a worker process ended unexpectedly ({first_line(error)}); memory that ran out is the usual "
                 "cause: try fewer workers, or workers: 0 to read the data in this process"
             ) from error
 
@@ -145,10 +145,6 @@ class _Plan:
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

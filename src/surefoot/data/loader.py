@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import rng
 from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
@@ -150,13 +151,17 @@ class Loader:
         return self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
 
     def batch_at(self, epoch: int, position: int) -> tuple[Any, ...]:
-        """One batch as iterating would give it, made here and now; no counter moves."""
+        """One batch as iterating would give it, made here and now; no counter and no generator moves."""
         if not 0 <= position < len(self):
             raise IndexError(f"batch {position} of an epoch of {len(self)}")
         indices = self.indices_at(epoch, position)
         if isinstance(self.source, TensorSource):
             return self._gather(epoch, indices)
-        return self._finish(self._reader()[epoch, indices.tolist()], epoch, indices)
+        generators = rng.capture()
+        try:
+            return self._finish(self._reader()[epoch, indices.tolist()], epoch, indices)
+        finally:
+            rng.restore(generators)
 
     def peek(self) -> tuple[Any, ...]:
         """The next batch, without counting it; at the end of an epoch, the first of the next."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..losses import averaging, calling
+from ..untouched import Snapshot, untouched
 from .direct import after_step, before_step, plain_step
 from .eager import EagerUpdate, MicroBatches
-from .parity import AUTOCAST, Gradients, Untouched
-from .python_state import PythonState
+from .parity import AUTOCAST, Gradients
 from .rules import clip, rules_for
 from .whole_step import CannotCompile, fits, signature, target_place, why_hooks
 
@@ -88,16 +88,15 @@ class CapturedUpdate:
         self._places = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
         self.retired = False
         self._output_spec: Any = None
-        python = PythonState(model, loss)
+        before = Snapshot(model, loss, optimizer)
         try:
-            with Untouched(self._changed()):
-                self._rates()
-                self._warm_up()
-                self.replay, self.filled = (graphs or CudaGraphs()).capture(self._work)
+            self._rates()
+            self._warm_up()
+            self.replay, self.filled = (graphs or CudaGraphs()).capture(self._work)
         finally:
-            changed = python.put_back()
+            changed = before.put_back()
         if changed is not None:
-            raise CannotCompile(changed)
+            raise CannotCompile(f"{changed}, which a graph would not")
 
     def __call__(self, micro_batches: MicroBatches) -> Any:
         if self.retired or len(micro_batches) != 1 or not self.model.training:
@@ -123,7 +122,7 @@ class CapturedUpdate:
 
     def gradients(self, batch: Sequence[Tensor]) -> Gradients:
         """Loss and gradients of one batch as the graph has them; nothing else is changed."""
-        with Untouched(self._changed()):
+        with untouched(self.model, self.loss, self.optimizer):
             self._feed(batch)
             self.replay()
             grads = zip(self.parameters, self.filled[2 : 2 + len(self.parameters)], strict=True)
@@ -227,9 +226,3 @@ class CapturedUpdate:
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-    def _changed(self) -> list[Tensor]:
-        """Every tensor that a step changes."""
-        state = [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        buffers = [*self.model.buffers(), *(self.loss.buffers() if isinstance(self.loss, nn.Module) else ())]
-        return [*self.parameters, *buffers, *state]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..untouched import is_lazy, untouched
 from . import cache as kept
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
@@ -126,7 +127,7 @@ def choose_execution(
     plain = _plain(device, precision, fixed)
     batches = [tuple(batch) for batch in batches]
     compiles = fixed.get("compile", "none") != "none"
-    if not _measurable(optimizer, batches, precision) or (set(FIELDS) <= set(fixed) and not compiles):
+    if not _measurable(model, optimizer, batches, precision) or (set(FIELDS) <= set(fixed) and not compiles):
         return plain
     if steps_expected < WORTH_MEASURING_STEPS and not compiles:
         return plain
@@ -179,7 +180,8 @@ def tune(
     plain = _plain(device, precision, fixed)
     batches = [tuple(batch) for batch in batches]
     limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
-    with Bench(model, loss, optimizer, batches, precision=precision, **limits) as bench:
+    # The candidates run on copies; what a copy still shares with the original (a closure) is put back.
+    with untouched(model, loss, optimizer), Bench(model, loss, optimizer, batches, precision, **limits) as bench:
         trials = [Trial(e) for e in candidates(plain, fixed, model)]
         race(bench, trials, 0.6 * budget_s)
         best = _settle(bench, trials, thorough, say) or trials[0]
@@ -351,8 +353,10 @@ def _verdict(trial: Trial, best: Trial) -> str:
     return "gradients agree" if trial.checked else ""
 
 
-def _measurable(optimizer: torch.optim.Optimizer, batches: Sequence[Any], precision: str) -> bool:
+def _measurable(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Any], precision: str) -> bool:
     if precision == "fp16" or type(optimizer).__name__ == "LBFGS":
+        return False
+    if any(map(is_lazy, model.parameters())):  # the first batch of training makes its parameters
         return False
     return bool(batches) and all(isinstance(part, Tensor) for part in batches[0])
 

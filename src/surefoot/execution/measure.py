@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import rng
+from ..errors import first_line
 from .captured import CapturedUpdate
 from .parity import Gradients, eager_gradients, first_difference
 from .plan import Execution, prepare
@@ -53,10 +54,10 @@ class Bench:
         loss: Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
         batches: Sequence[Sequence[Any]],
+        precision: str = "float32",
         *,
         max_grad_norm: float | None = None,
         clip_value: float | None = None,
-        precision: str = "float32",
     ):
         self.originals = (model, loss, optimizer)
         shapes = [part.shape for part in batches[0]]
@@ -91,7 +92,7 @@ class Bench:
                 self._wait()
                 trial.times.append((time.perf_counter() - start) / steps)
         except Exception as error:  # the user's own forward runs here, under settings that it may not stand
-            trial.refused = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            trial.refused = f"it fails: {first_line(error, kind=True)}"
         if len(trial.times) == 2 and trial.times[0] > 1.5 * trial.times[1]:
             del trial.times[0]  # the first turn paid for pages and caches
 
@@ -104,7 +105,7 @@ class Bench:
                 expected = self.expected()[index]
                 found = self.gradients(trial.execution, batch)
             except Exception as error:
-                trial.refused = f"it fails: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                trial.refused = f"it fails: {first_line(error, kind=True)}"
                 return False
             if difference := first_difference(expected, found, self.precision):
                 trial.refused = f"it differs from eager by more than rounding: {difference}"

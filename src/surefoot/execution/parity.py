@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import rng
 from ..losses import calling
 
 # How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.
@@ -20,23 +19,6 @@ TOLERANCE = {"float32": 2e-3, "bf16": 0.1, "fp16": 0.05}
 FLOOR = {"float32": 2e-5, "bf16": 1e-2, "fp16": 5e-3}
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Untouched:
-    """Puts tensors back in place, and random numbers too, bit for bit, when it is left."""
-
-    def __init__(self, tensors: Sequence[Tensor]):
-        self.tensors = list(tensors)
-
-    def __enter__(self) -> None:
-        self.random = rng.capture()
-        self.values = [tensor.detach().clone() for tensor in self.tensors]
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for tensor, value in zip(self.tensors, self.values, strict=True):
-                tensor.copy_(value)
-        rng.restore(self.random)
 
 
 @dataclass(frozen=True)

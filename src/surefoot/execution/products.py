@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..untouched import untouched
 from .pools import pair
 
 aten = torch.ops.aten
@@ -27,23 +28,17 @@ LARGEST_WINDOW = 49
 def worth_writing_out(model: nn.Module, inputs: Tensor) -> bool:
     """Whether the model has convolutions whose copies for a batch like `inputs` would stay in the cache."""
     sizes: list[int] = []
-    handles = []
 
     def look(module: nn.Conv2d, args: Any, output: Tensor) -> None:
         window = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
         sizes.append(output[:, 0].numel() * window * output.element_size())
 
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        handles = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with untouched(model), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(look)
         model.eval()
-        with torch.random.fork_rng([]), torch.no_grad():
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+        model(inputs)
     return bool(sizes) and max(sizes) <= CACHE_BYTES
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..untouched import untouched
 from .captured import CapturedUpdate
 from .direct import DirectUpdate, after_step, before_step
 from .eager import EagerUpdate, MicroBatches
-from .parity import Untouched, eager_gradients, first_difference
+from .parity import eager_gradients, first_difference
 from .plan import Execution
 from .whole_step import CannotCompile, CompiledStep, compile_step
 
@@ -96,9 +96,9 @@ def check_step(
 
     However well the same plan did before: what the compiler made this time is what counts.
     """
-    with Untouched([]):  # random numbers; the copy takes whatever else a forward pass leaves behind
-        expected = eager_gradients(*copy.deepcopy((model, loss)), batch, precision)
-    with Untouched([]):
+    with untouched(model, loss):
+        expected = eager_gradients(model, loss, batch, precision)
+    with untouched():
         found, _ = step.tried(batch)
     if difference := first_difference(expected, step.gradients(found), precision):
         raise CannotCompile(f"compiled, it differs from eager by more than rounding: {difference}")

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import SurefootError
+from ..errors import SurefootError, first_line
 from ..losses import calling
+from ..untouched import Snapshot
 from . import rules
 from .parity import AUTOCAST, Gradients
-from .python_state import PythonState
 from .written import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
@@ -115,13 +115,13 @@ class CompiledStep:
         arguments = self.arguments(batch)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own, of its internals
-            python = PythonState(self.bundle.model, self.bundle.loss)
+            before = Snapshot(self.bundle.model, self.bundle.loss)
             try:
                 graph = make_fx(self._flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
             finally:
-                changed = python.put_back()
+                changed = before.put_back()
         if changed is not None:
-            raise CannotCompile(changed)
+            raise CannotCompile(f"{changed}, which a graph would not")
         return graph
 
     def compile(self, batch: Sequence[Any], lower: Callable[..., Any] | None = None) -> None:
@@ -281,7 +281,7 @@ def compile_step(
     except CannotCompile:
         raise
     except Exception as error:  # tracing runs the user's forward on stand-ins: anything may be raised
-        raise CannotCompile(_first_line(error)) from error
+        raise CannotCompile(first_line(error, kind=True)) from error
     return step
 
 
@@ -364,8 +364,3 @@ def _laid_out_like(grad: Tensor, parameter: Tensor) -> Tensor:
     if grad.stride() == parameter.stride():
         return grad
     return torch.empty_strided(parameter.shape, parameter.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .. import rng
+from ..untouched import is_lazy, untouched
 
 # State per parameter of the optimizers that cannot be tried on tensors without storage.
 _STATE_FACTOR = {"SparseAdam": 2.0, "Adafactor": 1.0}
@@ -51,7 +51,7 @@ def memory_of(
     """The memory of one training step of `model` under `optimizer`.
 
     Activations are what autograd keeps of one forward pass over `batch` (saved tensors, each storage once), with
-    ``apply(model, batch)`` giving the loss. Buffers and random number generators are put back afterwards.
+    ``apply(model, batch)`` giving the loss. That pass leaves no trace.
     """
     learning = [p for p in model.parameters() if p.requires_grad]
     kept = None
@@ -71,7 +71,8 @@ def activation_bytes(
     model: nn.Module, batch: tuple[Any, ...], apply: Callable[[nn.Module, tuple[Any, ...]], torch.Tensor]
 ) -> int:
     """Bytes that autograd keeps for the backward pass, without parameters, buffers and the batch itself."""
-    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *_tensors(batch))}
+    held = (*model.parameters(), *model.buffers(), *_tensors(batch))
+    known = {t.untyped_storage().data_ptr() for t in held if not is_lazy(t)}
     kept: dict[int, int] = {}
     alive = []
 
@@ -82,19 +83,11 @@ def activation_bytes(
             alive.append(storage)  # so that an address is not given away twice
         return tensor
 
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    generators, mode = rng.capture(), model.training
-    try:
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with untouched(model, apply), torch.enable_grad(), hooks:
         model.train()
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = apply(model, batch)
+        loss = apply(model, batch)
         del loss
-    finally:
-        model.train(mode)
-        rng.restore(generators)
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
     return sum(kept.values())
 
 
@@ -155,4 +148,4 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if not is_lazy(tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -15,9 +16,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .. import rng
 from ..errors import UsageError
 from ..step import Batch, TrainStep
+from ..untouched import untouched
 
 START, END, STEPS = 1e-7, 10.0, 100
 # The smoothed loss counts as diverged beyond this multiple of its lowest value (as fastai has it).
@@ -102,8 +103,10 @@ def lr_find(
     if grad_accum_steps < 1:
         raise UsageError(f"grad_accum_steps: {grad_accum_steps} is below 1")
     place = batches.state_dict() if hasattr(batches, "state_dict") else None
-    generators = rng.capture()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(untouched(model, loss, optimizer))
+        if place is not None:
+            stack.callback(batches.load_state_dict, place)
         memo: dict[int, Any] = {}  # shared, so that the copy's optimizer holds the copy's parameters
         twin, twin_loss = copy.deepcopy((model, loss), memo)
         twin_optimizer = _copied(optimizer, memo)
@@ -121,10 +124,6 @@ def lr_find(
             return float(update(list(itertools.islice(source, grad_accum_steps))).loss)
 
         return range_test(step, start, end, steps)
-    finally:
-        rng.restore(generators)
-        if place is not None:
-            batches.load_state_dict(place)
 
 
 def range_test(step: Callable[[float], float], start: float = START, end: float = END, steps: int = STEPS) -> LrFind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from ...catalog import did_you_mean
-from ...errors import UsageError
+from ...errors import UsageError, first_line
+from ...untouched import untouched
 from ..calling import convention_of, describe
 from .evidence import Evidence, Watch, plain_module, run_loss, tensors_in
 from .findings import FINDINGS, Finding, error
@@ -19,7 +21,6 @@ from .learning import check_learning, check_optimizer
 from .outputs import check_outputs
 from .refusal import look, refused_by_model
 from .targets import check_targets
-from .untouched import untouched
 
 # What a mistaken shape, type or value raises in torch; anything else is a fault in the user's code and stays as it is.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
@@ -64,7 +65,8 @@ def lint(
     seen.parameters = dict(model.named_parameters())
     if isinstance(loss, nn.Module):
         seen.parameters |= {f"loss.{n}": p for n, p in loss.named_parameters()}
-    with untouched(model, loss):
+    with untouched(model, loss), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # torch's own
         found = _look(seen)
     return [finding for finding in _once(found) if finding.name not in off]
 
@@ -109,7 +111,7 @@ def _run_model(seen: Evidence) -> None:
 
 
 def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
-    text = str(refusal).strip().splitlines()[0].rstrip(".") if str(refusal).strip() else type(refusal).__name__
+    text = first_line(refusal).rstrip(".")
     outputs = ", ".join(map(look, tensors_in(seen.outputs)))
     targets = seen.targets_given()
     told = f"{describe(seen.loss)} refuses outputs {outputs}" + (

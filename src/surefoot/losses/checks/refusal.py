@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UsageError
+from ...errors import UsageError, first_line
 from .evidence import Layer
 
 _PACKAGE = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ _TORCH = Path(torch.__file__).parent
 
 def refused_by_model(error: Exception, stack: list[Layer], batch: Any) -> UsageError:
     """The error to raise from the one that the model raised; `stack` holds the modules that ran, outermost first."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = first_line(error)
     inner = stack[-1] if stack else None
     told = "the model cannot run on the first batch"
     if inner is not None and inner.given is not None:

@@ -1,0 +1,261 @@
+"""Running live objects without a trace: whatever a pass may change is put back, to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import rng
+
+_MODULES_OWN = frozenset(vars(nn.Module()))
+_PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_CONTAINERS = (list, dict, set, deque)
+# What is looked into where a function closes over it; the rest may be a whole data set.
+_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, torch.Generator, random.Random, *_CONTAINERS)
+# What holds no state of its own, or is not ours to look into.
+_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, *_PLAIN)
+
+
+@contextlib.contextmanager
+def untouched(*parts: Any) -> Iterator[Snapshot]:
+    """Within it models, losses and optimizers may run and train; after it they are as before, to the last bit.
+
+    Put back are the global random number generators, and of everything that `parts` hold (modules, optimizers,
+    functions with what they close over, objects with attributes, containers): parameters and buffers with their
+    classes, shapes, gradients and flags, optimizer state, training flags, hooks, every attribute and container that
+    was rebound or changed, arrays and generators. Each tensor is copied once meanwhile.
+
+    >>> model = nn.BatchNorm1d(2)
+    >>> with untouched(model):
+    ...     _ = model(torch.randn(8, 2))
+    >>> model.num_batches_tracked
+    tensor(0)
+    """
+    snapshot = Snapshot(*parts)
+    try:
+        yield snapshot
+    finally:
+        snapshot.put_back()
+
+
+class Snapshot:
+    """Everything that `parts` hold, as it is now; see `untouched`."""
+
+    def __init__(self, *parts: Any):
+        self._random = rng.capture()
+        self._tensors: list[_Tensor] = []
+        self._attributes: list[tuple[str | None, Any, type, dict[str, Any]]] = []
+        self._containers: list[tuple[str | None, Any, Any]] = []
+        self._arrays: list[tuple[Any, Any]] = []
+        self._generators: list[tuple[str | None, Any, Any]] = []
+        self._met: dict[int, Any] = {}
+        names = ("model", "loss", "optimizer")
+        todo = [(names[i] if i < len(names) else f"part {i}", part) for i, part in enumerate(parts)][::-1]
+        while todo:
+            name, value = todo.pop()
+            if not isinstance(value, _OPAQUE) and id(value) not in self._met:
+                self._met[id(value)] = value  # kept alive, so that no other object gets its id
+                todo += self._take(name, value)
+
+    def _take(self, name: str | None, value: Any) -> list[tuple[str | None, Any]]:
+        """Note one object; what it holds is to be looked at next. Without a name it is torch's own bookkeeping."""
+        if isinstance(value, Tensor):
+            self._tensors.append(_Tensor(value))
+            return []
+        if isinstance(value, _CONTAINERS):
+            self._containers.append((name, value, value.copy()))
+            return _contents(name, value)
+        if isinstance(value, tuple):
+            return _contents(name, value)
+        if isinstance(value, torch.jit.ScriptModule):  # keeps its attributes elsewhere
+            self._tensors += [_Tensor(tensor) for tensor in (*value.parameters(), *value.buffers())]
+            self._attributes.append((None, value, type(value), {"training": value.training}))
+            return []
+        if (state := _generator_state(value)) is not None:
+            self._generators.append((name, value, state))
+            return []
+        if _is_array(value):
+            self._arrays.append((value, value.copy()))
+            return []
+        if isinstance(value, types.MethodType):
+            return [(name, value.__self__), (name, value.__func__)]
+        if isinstance(value, types.FunctionType):
+            return [(name, held) for held in _closed_over(value) if isinstance(held, _LOOKED_INTO)]
+        attributes = getattr(value, "__dict__", None)
+        torchs = type(value).__module__.startswith("torch.") and not isinstance(value, nn.Module | torch.optim.Optimizer)
+        if not isinstance(attributes, dict) or torchs:
+            return []
+        self._attributes.append((name, value, type(value), dict(attributes)))
+        own = _MODULES_OWN if isinstance(value, nn.Module) else ()
+        held = [(None if k in own or name is None else f"{name}.{k}", v) for k, v in attributes.items()]
+        if isinstance(value, nn.Module):  # its children by their names, before they are met as bookkeeping
+            children = [(name and f"{name}.{key}", child) for key, child in value._modules.items()]
+            return held + children
+        return held
+
+    def put_back(self) -> str | None:
+        """Make everything as it was. Returns which Python state had changed (a counter, a list), in words, or None."""
+        changed = None
+        for name, value, kind, before in self._attributes:
+            if type(value) is not kind:
+                value.__class__ = kind  # a lazy module that became the one it stands for
+            if isinstance(value, torch.jit.ScriptModule):
+                value.train(before["training"])
+                continue
+            now = vars(value)
+            own = _MODULES_OWN if isinstance(value, nn.Module) else ()
+            for key in [key for key in now if key not in before]:
+                if name is not None and key not in own:
+                    changed = changed or f"the forward pass sets {name}.{key}"
+                del now[key]
+            for key, old in before.items():
+                if key not in now or not _same(now[key], old):
+                    if name is not None and key not in own:
+                        changed = changed or f"the forward pass changes {name}.{key}"
+                    now[key] = old
+        for name, value, before in self._containers:
+            if not _same_content(value, before):
+                if name is not None:
+                    changed = changed or f"the forward pass changes {name}"
+                _refill(value, before)
+        for name, generator, before in self._generators:
+            if name is not None and not _equal(_generator_state(generator), before):
+                changed = changed or f"the forward pass draws from {name}"
+            _set_generator(generator, before)
+        for array, before in self._arrays:
+            array[...] = before
+        for tensor in self._tensors:
+            tensor.put_back()
+        drawn = self._put_back_random()
+        return changed or drawn
+
+    def _put_back_random(self) -> str | None:
+        now = rng.capture()
+        rng.restore(self._random)
+        if not _equal(now["python"], self._random["python"]):
+            return "the forward pass draws from Python's random"
+        if not _equal(now["numpy"], self._random["numpy"]):
+            return "the forward pass draws from numpy's random"
+        return None
+
+
+class _Tensor:
+    """One tensor as it is now: class, memory, values, gradient."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.kind = tensor, type(tensor)
+        self.memory = tensor.data  # the same memory under a version counter of its own
+        lazy = is_lazy(tensor)
+        self.value = None if lazy or tensor.is_meta else self.memory.clone()
+        self.flag = tensor.requires_grad
+        self.leaf = tensor.is_leaf
+        grad = tensor.grad if self.leaf and not lazy else None
+        self.grad = None if grad is None else _Tensor(grad)
+
+    def put_back(self) -> None:
+        tensor = self.tensor
+        if self.kind is not type(tensor):
+            tensor.__class__ = self.kind
+            tensor.data = self.memory
+        elif self.value is not None:
+            if not _same_place(tensor, self.memory):
+                tensor.data = self.memory
+            # Nothing is written where several elements share one place (an expanded buffer) and nothing changed.
+            if not torch.equal(self.memory, self.value):
+                self.memory.copy_(self.value)
+        if self.leaf:
+            if tensor.requires_grad is not self.flag:
+                tensor.requires_grad_(self.flag)
+            if self.value is not None and (self.grad is not None or tensor.grad is not None):
+                tensor.grad = None if self.grad is None else self.grad.tensor
+                if self.grad is not None:
+                    self.grad.put_back()
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a parameter or buffer of a lazy module waits for the first batch to have a shape."""
+    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided:
+        return a.layout is b.layout
+    return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
+
+
+def _contents(name: str | None, value: Any) -> list[tuple[str | None, Any]]:
+    if isinstance(value, dict):
+        return [(name, item) for pair in value.items() for item in pair]
+    return [(name, item) for item in value]
+
+
+def _same(now: Any, before: Any) -> bool:
+    return now is before or (type(now) is type(before) and isinstance(now, _PLAIN) and now == before)
+
+
+def _same_content(value: Any, before: Any) -> bool:
+    if len(value) != len(before):
+        return False
+    if isinstance(value, set):
+        return value == before
+    if isinstance(value, dict):
+        pairs = zip(value.items(), before.items(), strict=True)
+        return all(_same(a, c) and _same(b, d) for (a, b), (c, d) in pairs)
+    return all(map(_same, value, before))
+
+
+def _refill(value: Any, before: Any) -> None:
+    value.clear()
+    (value.update if isinstance(value, dict | set) else value.extend)(before)
+
+
+def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name that is not bound yet
+            yield cell.cell_contents
+
+
+# numpy only where it was imported: what was never imported was not drawn from.
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _generator_state(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.Generator):
+        return value.bit_generator.state
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return value.get_state(legacy=False)
+    return None
+
+
+def _set_generator(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return all(map(_equal, a, b))
+    return a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b
