@@ -21,7 +21,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 FLOORS = (
     {"version", "errors"},
     {"catalog", "rng", "files", "signals"},
-    {"safe_tensors", "untouched"},
+    {"safe_tensors", "untouched", "arguments", "monitor", "modes"},
     {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics"},
     {"data", "artifacts", "tracking"},
     {"step", "execution", "checkpoint"},

@@ -142,7 +142,7 @@ def test_keep_all():
 
 def test_of_one_step_only_the_latest_counts():
     assert Keep(last=2).surplus([1, 2, 2, 3, 3], [{}] * 5) == [0, 1, 3]
-    assert Keep(last=1, best="v").surplus([1, 1, 2, 2], [{}, {"v": 0.5}, {}, {"v": 1.0}]) == [0, 2]
+    assert Keep(last=1, best="v", mode="min").surplus([1, 1, 2, 2], [{}, {"v": 0.5}, {}, {"v": 1.0}]) == [0, 2]
 
 
 # ------------------------------------------------------------------------------------------ what is refused

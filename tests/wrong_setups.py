@@ -94,7 +94,7 @@ enter(
     "relu-before-loss",
     cross_entropy=lambda: setup(body(C, nn.ReLU()), CE(), (x(), y())),
     function=lambda: setup(Then(body(), torch.relu), CE(), (x(), y())),
-    bce=lambda: setup(body(1, nn.ReLU()), BCEL(), (x(), y(2).float()[:, None])),
+    bce=lambda: setup(body(1, nn.ReLU()), nn.BCEWithLogitsLoss(), (x(), y(2).float()[:, None])),
 )
 enter(
     "single-class",
@@ -158,10 +158,10 @@ def _bce_inside_by_chance():
 
 enter(
     "probabilities-to-bce-with-logits",
-    module=lambda: setup(body(1, nn.Sigmoid()), BCEL(), (x(), y(2).float()[:, None])),
-    squeezed=lambda: setup(body(1, nn.Sigmoid(), nn.Flatten(0)), BCEL(), (x(), y(2).float())),
-    many=lambda: setup(body(C, nn.Sigmoid()), BCEL(), (x(), torch.randint(0, 2, (N, C)).float())),
-    soft=lambda: setup(body(C, nn.Softmax(1)), BCEL(), (x(), F.one_hot(y(), C).float())),
+    module=lambda: setup(body(1, nn.Sigmoid()), nn.BCEWithLogitsLoss(), (x(), y(2).float()[:, None])),
+    squeezed=lambda: setup(body(1, nn.Sigmoid(), nn.Flatten(0)), nn.BCEWithLogitsLoss(), (x(), y(2).float())),
+    many=lambda: setup(body(C, nn.Sigmoid()), nn.BCEWithLogitsLoss(), (x(), torch.randint(0, 2, (N, C)).float())),
+    soft=lambda: setup(body(C, nn.Softmax(1)), nn.BCEWithLogitsLoss(), (x(), F.one_hot(y(), C).float())),
     multi_label=lambda: setup(
         body(C, nn.Sigmoid()), nn.MultiLabelSoftMarginLoss(), (x(), torch.randint(0, 2, (N, C)).float())
     ),
@@ -253,7 +253,7 @@ enter(
     margin=lambda: setup(body(), nn.MultiMarginLoss(), (x(), y() + 1)),
     labels=lambda: setup(body(), nn.MultiLabelMarginLoss(), (x(), torch.full((N, C), C))),
     bce_classes=lambda: setup(body(1, nn.Sigmoid()), BCE(), (x(), y(3).float()[:, None])),
-    bce_signs=lambda: setup(body(1), BCEL(), (x(), (y(2) * 2.0 - 1)[:, None])),
+    bce_signs=lambda: setup(body(1), nn.BCEWithLogitsLoss(), (x(), (y(2) * 2.0 - 1)[:, None])),
     pixels_255=lambda: setup(
         nn.Conv2d(3, 4, 1), CE(), (x(2, 3, 4, 4), torch.full((2, 4, 4), 255).where(torch.eye(4).bool(), 1))
     ),
@@ -271,9 +271,9 @@ enter(
     double=lambda: setup(body(C, nn.LogSoftmax(1)), NLL(), (x(), y().double())),
     real=lambda: setup(body(), CE(), (x(), torch.randn(N))),
     margin=lambda: setup(body(), nn.MultiMarginLoss(), (x(), y().int())),
-    bce_long=lambda: setup(body(1), BCEL(), (x(), y(2)[:, None])),
+    bce_long=lambda: setup(body(1), nn.BCEWithLogitsLoss(), (x(), y(2)[:, None])),
     bce_long_probabilities=lambda: setup(body(1, nn.Sigmoid()), BCE(), (x(), y(2)[:, None])),
-    bool_labels=lambda: setup(body(), BCEL(), (x(), torch.randn(N, C) > 0)),
+    bool_labels=lambda: setup(body(), nn.BCEWithLogitsLoss(), (x(), torch.randn(N, C) > 0)),
     huber_double=lambda: setup(body(1), nn.HuberLoss(), (x(), x(N, 1).double())),
     label_sets_as_floats=lambda: setup(body(), nn.MultiLabelMarginLoss(), (x(), torch.ones(N, C))),
 )
@@ -325,7 +325,7 @@ enter(
     sorted_data=lambda: setup(body(10), CE(), (x(), torch.zeros(N, dtype=torch.long))),
     known_classes=lambda: setup(body(10), CE(), (x(), torch.full((N,), 3)), classes=10),
     regression=lambda: setup(body(1), MSE(), (x(), torch.full((N, 1), 0.37))),
-    binary=lambda: setup(body(1), BCEL(), (x(64, D), torch.ones(64, 1))),
+    binary=lambda: setup(body(1), nn.BCEWithLogitsLoss(), (x(64, D), torch.ones(64, 1))),
     signs=lambda: setup(body(), nn.CosineEmbeddingLoss(), (x(64, D), x(64, D), torch.ones(64))),
     pixels=lambda: setup(nn.Conv2d(3, 4, 1), CE(), (x(32, 3, 4, 4), torch.zeros(32, 4, 4, dtype=torch.long))),
 )
@@ -346,7 +346,7 @@ enter(
 )
 enter(
     "shape-mismatch",
-    bce=lambda: setup(body(1), BCEL(), (x(), y(2).float())),
+    bce=lambda: setup(body(1), nn.BCEWithLogitsLoss(), (x(), y(2).float())),
     bce_probabilities=lambda: setup(body(1, nn.Sigmoid()), BCE(), (x(), y(2).float())),
     column=lambda: setup(body(), CE(), (x(), y()[:, None])),
     sequence=lambda: setup(Then(body(7 * C), lambda o: o.reshape(-1, 7, C)), CE(), (x(), torch.randint(0, C, (N, 7)))),
@@ -423,6 +423,21 @@ enter(
         body(1), lambda outputs, targets: torch.sqrt((outputs - outputs.detach()).abs()).mean(), (x(), y())
     ),
     all_ignored=lambda: setup(body(), CE(), (x(), torch.full((N,), -100))),
+)
+
+
+def _batch_norm_over_one():
+    model = nn.Sequential(nn.Linear(D, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, C))
+    return setup(model, CE(), (x(), y()), last=(x(1, D), y(n=1)))
+
+
+enter(
+    "last-batch",
+    batch_norm_over_one=_batch_norm_over_one,
+    squeezed_away=lambda: setup(
+        Then(body(1), torch.squeeze), nn.BCEWithLogitsLoss(), (x(), y(2).float()), last=(x(1, D), torch.ones(1))
+    ),
+    size_in_the_model=lambda: setup(Then(body(), lambda o: o.view(N, C)), CE(), (x(), y()), last=(x(7, D), y(n=7))),
 )
 
 
@@ -550,7 +565,7 @@ enter(
     "loss-far-from-chance",
     large_last_layer=_large_last_layer,
     scaled=lambda: setup(Then(body(), lambda o: o * 100), CE(), (x(), y())),
-    bce=lambda: setup(Then(body(1), lambda o: o * 100), BCEL(), (x(), y(2).float()[:, None])),
+    bce=lambda: setup(Then(body(1), lambda o: o * 100), nn.BCEWithLogitsLoss(), (x(), y(2).float()[:, None])),
     nll=lambda: setup(Then(body(), lambda o: (o * 100).log_softmax(1)), NLL(), (x(), y())),
     sure_and_wrong=lambda: setup(Then(body(2), lambda o: o + torch.tensor([20.0, 0.0])), CE(), (x(), y(2))),
 )

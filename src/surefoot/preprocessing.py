@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import Arguments
+from .catalog import Range
 from .errors import UsageError
 
 
@@ -36,9 +38,11 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):
             value = getattr(self, name)
-            value = (value,) if isinstance(value, int | float) else value
+            value = (value,) if isinstance(value, int | float) or getattr(value, "shape", None) == () else value
             try:
                 numbers = tuple(float(v) for v in value)
+                if isinstance(value, str | bytes | Mapping):
+                    raise TypeError
             except (TypeError, ValueError):
                 raise UsageError(f"preprocessing: {name}: {value!r} is not a number or a list of numbers") from None
             if not numbers or not all(map(math.isfinite, numbers)):
@@ -50,8 +54,10 @@ class Preprocessing:
             raise UsageError(
                 f"preprocessing: mean has {len(self.mean)} numbers and std {len(self.std)}; give as many of each"
             )
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise UsageError(f"preprocessing: scale: {self.scale} is not a number above 0 (or null)")
+        check = Arguments("preprocessing: ")
+        scale = check.number("scale", self.scale, Range(low=0, low_open=True), none=True)
+        check.done()
+        object.__setattr__(self, "scale", scale)
 
     def __call__(self, raw: Tensor) -> Tensor:
         """The model's input for `raw`: float32, same shape, on the same device."""

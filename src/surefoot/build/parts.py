@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> DataSplits:
     """The training and validation data, with the preprocessing that the recipe asks for."""
-    from ..data import DATA, DataSplits, TensorSource, as_source
+    from ..data import DATA, DataSplits, as_source
+    from ..data.splits import pixel_scale
     from ..preprocessing import Preprocessing
 
     part = recipe.data.part
@@ -33,8 +34,7 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
         provided = () if part.imported else DATA[part.name].provided
         made = make(part, DATA, **({"progress": _quarters(say)} if "progress" in provided else {}))
         if not isinstance(made, DataSplits):
-            pair = isinstance(made, tuple) and len(made) == 2 and not _is_tensor(made[0])
-            train, val = made if pair else (made, None)
+            train, val = made if _is_pair(made) else (made, None)
             source = as_source(train)
             made = DataSplits(source, None if val is None else as_source(val), source.classes, None)
     normalize = recipe.data.normalize
@@ -42,9 +42,8 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
         return made
     if normalize is None:
         return replace(made, preprocessing=None)
-    pixels = isinstance(made.train, TensorSource) and not made.train.tensors[0].is_floating_point()
     with at(recipe, "data.normalize"):
-        scale = 1 / 255 if pixels else None
+        scale = pixel_scale(made.train)
         return replace(made, preprocessing=Preprocessing(scale=scale, mean=normalize.mean, std=normalize.std))
 
 
@@ -228,7 +227,15 @@ def _quarters(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
     return progress
 
 
-def _is_tensor(value: Any) -> bool:
-    import torch
+def _is_pair(made: Any) -> bool:
+    """Whether a function for data gave (train, val); a list of two data sets, as random_split's, is one too."""
+    from torch.utils.data import Dataset
 
-    return isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
+    from ..data import Source
+    from ..data.arrays import is_array
+
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        return False
+    if isinstance(made, list):
+        return all(isinstance(part, Dataset | Source) for part in made)
+    return not is_array(made[0]) and not (isinstance(made[0], list) and is_array(made[1]))

@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import rng, safe_tensors
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
+from ..monitor import AUTO
 from ..signals import SignalWatch
 from . import capture, contract, store
 from .contract import plain
@@ -54,7 +55,8 @@ class Checkpointer:
     - `objects` by keyword: modules, optimizers, anything with state_dict and load_state_dict (schedulers,
       warmups, loaders, GradScalers), plain dicts. The random number generators are always kept.
     - `every`: "1 epoch", "500 steps", "10 min", or None to save only when asked, on a signal and at the end.
-    - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best` in `mode`.
+    - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best`. `mode` is "min", "max",
+      or "auto": higher is better for an accuracy, lower for a loss; another name needs a mode.
     - `background`: write in a thread, over a copy; training waits for the copy only, and a save that failed is
       raised by the next call. Without it each save is on the disk, or raised, before the call returns.
     - `conditions`: what else the run depends on, as plain values; compared on resume with the environment and
@@ -73,7 +75,7 @@ class Checkpointer:
         every: str | None = "1 epoch",
         keep_last: int | None = 3,
         keep_best: str | None = None,
-        mode: str = "min",
+        mode: str = AUTO,
         background: bool = True,
         conditions: Mapping[str, Any] | None = None,
         allow: Collection[str] = (),

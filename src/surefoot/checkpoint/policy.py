@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..arguments import Arguments
 from ..errors import UsageError
+from ..monitor import AUTO, settled
 
 _UNITS = {
     "step": ("steps", 1.0),
@@ -63,18 +65,18 @@ class Every:
 class Keep:
     """Which checkpoints stay: the newest `last` (None: all), and the best by the metric named `best`.
 
-    `mode` is "min" or "max". Raises `UsageError` for anything else.
+    `mode` is "min", "max" or "auto" (as the metric's name says). Raises `UsageError` for anything else.
     """
 
     last: int | None = 3
     best: str | None = None
-    mode: str = "min"
+    mode: str = AUTO
 
     def __post_init__(self) -> None:
-        if self.last is not None and (not isinstance(self.last, int) or self.last < 1):
-            raise UsageError(f"keep_last: {self.last!r} is not a count of 1 or more; give null to keep all")
-        if self.mode not in ("min", "max"):
-            raise UsageError(f'mode: {self.mode!r} is neither "min" nor "max"')
+        check = Arguments()
+        object.__setattr__(self, "last", check.whole("keep_last", self.last, low=1, none=True))
+        check.done()
+        object.__setattr__(self, "mode", settled(self.mode, self.best, "keep_best"))
 
     def better(self, value: Any, than: Any) -> bool:
         """Whether a metric beats another; NaN and None beat nothing, anything else beats them."""
@@ -102,7 +104,7 @@ class Keep:
 
         Of several at one step only the latest counts: it holds what came after the others, a validation say.
 
-        >>> Keep(last=1, best="v").surplus([1, 2, 3], [{"v": 3}, {"v": 1}, {"v": 2}])
+        >>> Keep(last=1, best="v", mode="min").surplus([1, 2, 3], [{"v": 3}, {"v": 1}, {"v": 2}])
         [0]
         """
         if self.last is None:

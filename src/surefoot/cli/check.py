@@ -22,7 +22,13 @@ def run(arguments: argparse.Namespace) -> int:
     built = build(loaded, say=print)
     classes = len(built.about.classes) if built.about.classes else None
     findings = lint(
-        built.model, built.loss, built.optimizer, built.train.peek(), classes=classes, off=loaded.lint_off
+        built.model,
+        built.loss,
+        built.optimizer,
+        built.train.peek(),
+        classes=classes,
+        off=loaded.lint_off,
+        last=built.train.short_batch(),
     )
     for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
         print(finding)

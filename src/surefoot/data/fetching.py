@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
+from .arrays import COLLATE, shape_of
 
 _PR_SET_PDEATHSIG = 1
 
@@ -76,11 +77,29 @@ class BatchReader:
     def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Any, ...]:
         epoch, indices = key
         samples = fetch(self.dataset, indices, self.seed, epoch)
-        batch = self.collate(samples)
+        if self.collate is not default_collate:
+            batch = self.collate(samples)
+        else:
+            try:
+                batch = default_collate(samples)
+            except (RuntimeError, TypeError, ValueError) as error:
+                # Returned, since what is raised in a worker process comes back as another text.
+                return UsageError(_uncollatable(samples, indices, error))  # type: ignore[return-value]
         return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
     # torch's fetcher hands a whole batch to this method where there is one.
     __getitems__ = __getitem__
+
+
+def _uncollatable(samples: list[Any], indices: Sequence[int], error: Exception) -> str:
+    """Why samples make no batch: two that differ, or one of a kind that torch cannot join."""
+    shapes = [shape_of(sample) for sample in samples]
+    other = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is None:
+        told = f"sample {indices[0]} is {shapes[0]} ({_first_line(error)})"
+    else:
+        told = f"sample {indices[0]} is {shapes[0]} and sample {indices[other]} is {shapes[other]}"
+    return f"data: the samples cannot be joined in a batch: {told}; make them alike, or {COLLATE}"
 
 
 class Workers:
@@ -189,8 +208,3 @@ def _end_when_told(parent: int) -> None:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
             os._exit(0)
 
-
-def check_workers(workers: int) -> None:
-    """Raise UsageError for a number of workers that cannot be."""
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise UsageError(f"data: workers: {workers!r} is not a whole number of 0 or more")

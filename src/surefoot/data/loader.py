@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..arguments import Arguments
 from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
 from .draws import Draws
-from .fetching import BatchReader, Workers, apply_to_each, check_workers
+from .fetching import BatchReader, Workers, apply_to_each
 from .sources import Source, TensorSource, as_source
 
 # Batches are made many at a time: one indexed read and one conversion for about this many bytes of input. Less would
@@ -80,35 +82,44 @@ class Loader:
     ):
         self.source: Source = as_source(source)
         count = len(self.source)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"data: batch_size: {batch_size!r} is not a whole number of 1 or more")
-        if batch_size > count:
-            raise UsageError(
-                f"data: batch_size: {batch_size} is larger than the data set of {count} samples; give at most {count}"
-            )
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise UsageError(f"data: seed: {seed!r} is not a whole number")
-        if normalize_once not in (True, False, "auto"):
-            raise UsageError(f"data: normalize_once: {normalize_once!r} is not true, false or 'auto'")
+        check = Arguments("data: ")
+        self.batch_size = check.whole("batch_size", batch_size, low=1)
+        if not check.problems and self.batch_size > count:
+            message = f"{batch_size} is larger than the data set of {count} samples; give at most {count}"
+            check.refuse("batch_size", message)
+        self.shuffle = check.flag("shuffle", shuffle)
+        self.seed = check.whole("seed", seed)
+        self.drop_last = check.flag("drop_last", drop_last)
+        self.preprocessing = check.instance("preprocessing", preprocessing, Preprocessing, "Preprocessing()", none=True)
+        self.augment = tuple(augment) if isinstance(augment, list | tuple) else (augment,)
+        for transform in self.augment:
+            check.function("augment", transform, "surefoot.data.augment.RandomHorizontalFlip()")
+        self.workers = check.whole("workers", workers, low=0)
+        if not isinstance(normalize_once, str) or normalize_once != "auto":
+            check.flag("normalize_once", normalize_once)
         if normalize_once is True and augment:
-            raise UsageError("data: normalize_once: augmentation works on raw data; leave one of them out")
-        check_workers(workers)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.drop_last = drop_last
-        self.preprocessing = preprocessing
-        self.augment = tuple(augment)
-        self.workers = workers
+            check.refuse("normalize_once", "augmentation works on raw data; leave one of them out")
+        try:
+            self._device = torch.device("cpu" if device is None else device)
+        except (RuntimeError, TypeError):
+            check.refuse("device", f"{device!r} is no device of torch's; give 'cpu', 'cuda' or 'cuda:0'")
+        check.done()
         self.epoch = 0
         self.position = 0
-        self._device = torch.device(device) if device is not None else torch.device("cpu")
         self._normalize_once = normalize_once
         self._order: tuple[int, Tensor] | None = None
         self._last_of_epoch: Tensor | None = None
         self._prepared: tuple[Tensor, ...] | None = None
         self._prepared_normalized = False
         self._workers: Workers | None = None
+
+    def apart(self) -> Loader:
+        """The same loader at the start of its epoch, with a place and worker processes of its own to `close`."""
+        if isinstance(self.source, TensorSource):
+            self._in_memory()  # prepared once, for all
+        other = copy.copy(self)
+        other.position, other._workers = 0, None
+        return other
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -159,9 +170,16 @@ class Loader:
             return self._gather(epoch, indices)
         generators = rng.capture()
         try:
-            return self._finish(self._reader()[epoch, indices.tolist()], epoch, indices)
+            return self._finish(_usable(self._reader()[epoch, indices.tolist()]), epoch, indices)
         finally:
             rng.restore(generators)
+
+    def short_batch(self) -> tuple[Any, ...] | None:
+        """The last batch of the epoch where it is shorter than the others, without counting it; else None."""
+        count = len(self.source)
+        if self.drop_last or count <= self.batch_size or not count % self.batch_size:
+            return None
+        return self.batch_at(self.epoch, len(self) - 1)
 
     def peek(self) -> tuple[Any, ...]:
         """The next batch, without counting it; at the end of an epoch, the first of the next."""
@@ -282,7 +300,7 @@ class Loader:
         else:
             batches = map(self._reader().__getitem__, keys)
         for batch, place in zip(batches, places, strict=True):
-            yield self._finish(batch, epoch, self.indices_at(epoch, place))
+            yield self._finish(_usable(batch), epoch, self.indices_at(epoch, place))
 
     def close(self) -> None:
         """End the worker processes, if any; they start again when needed."""
@@ -338,6 +356,12 @@ _MOVED = (
     "data: the loader was moved during an iteration, by another iteration, a seek or a restored state; iterate one "
     "loader at a time, and begin a new iteration after moving it"
 )
+
+
+def _usable(batch: Any) -> tuple[Any, ...]:
+    if isinstance(batch, UsageError):
+        raise batch
+    return batch
 
 
 def _moved(batch: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:

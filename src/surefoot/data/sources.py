@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,20 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
+from ..arguments import Arguments
 from ..errors import UsageError
+from .arrays import as_tensor, is_array
 from .fetching import fetch
 
 # Hashed in pieces: a piece is copied to one contiguous block, however the tensor lies in memory.
@@ -54,7 +66,7 @@ class TensorSource(Source):
     """Samples in memory: each of `tensors` is (N, ...), and a batch is one slice of each.
 
     Usually inputs and targets; uint8 images stay uint8 until a loader uses them. NumPy arrays are taken without
-    a copy. With `classes`, labels are checked against them. Raises UsageError for tensors of unequal lengths, an
+    a copy, frames and columns of pandas and lists of numbers with one. With `classes`, labels are checked against them. Raises UsageError for tensors of unequal lengths, an
     empty data set and labels outside the classes.
 
     >>> source = TensorSource(torch.zeros(3, 1, 28, 28), torch.tensor([0, 1, 1]), classes=("shirt", "bag"))
@@ -65,13 +77,13 @@ class TensorSource(Source):
     def __init__(self, *tensors: Tensor | numpy.ndarray, classes: Sequence[str] | None = None):
         if not tensors:
             raise UsageError("data: no tensors given; give inputs (N, ...) and targets (N, ...)")
-        self.tensors = tuple(_as_tensor(tensor) for tensor in tensors)
+        self.tensors = tuple(as_tensor(tensor) for tensor in tensors)
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) > 1:
             raise UsageError(f"data: tensors hold {' and '.join(map(str, lengths))} samples; give as many of each")
         if not lengths[0]:
             raise UsageError("data: the data set is empty; give at least one sample")
-        self.classes = tuple(classes) if classes is not None else None
+        self.classes = _names(classes)
         if self.classes is not None and len(self.tensors) > 1:
             check_labels(self.tensors[-1], len(self.classes))
         self._fingerprint: str | None = None
@@ -106,7 +118,8 @@ class DatasetSource(Source):
     """Any map-style torch Dataset: an object with ``__len__`` and ``__getitem__``.
 
     A sample is a tuple or list (inputs, targets, ...), or one value; torch's default_collate makes the batches,
-    unless `collate` is given (it takes the list of samples). Raises UsageError for iterable data sets, which have
+    unless `collate` is given (it takes the list of samples). `classes` are the data set's own unless given, also
+    those of a Subset. Raises UsageError for iterable data sets, which have
     no order that could be resumed, and for empty ones.
     """
 
@@ -121,9 +134,13 @@ class DatasetSource(Source):
             )
         if not len(dataset):
             raise UsageError(f"data: the data set {name} is empty; give at least one sample")
+        if collate is not None:
+            check = Arguments("data: ")
+            check.function("collate", collate, "a function that makes a batch of a list of samples")
+            check.done()
         self.dataset = dataset
         self.collate = collate
-        found = classes if classes is not None else getattr(dataset, "classes", None)
+        found = _names(classes) if classes is not None else _inside(dataset, "classes")
         self.classes = tuple(map(str, found)) if isinstance(found, Sequence) and len(found) else None
         self._fingerprint: str | None = None
 
@@ -161,34 +178,106 @@ class DatasetSource(Source):
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> Source:
-    """A Source of whatever holds samples: a Source, a tuple of tensors or arrays, or a map-style torch Dataset.
+    """A Source of whatever holds samples: a Source, a tuple of columns, a list of samples, or a map-style Dataset.
 
-    A TensorDataset, or a Subset of one, becomes a TensorSource, which is far faster than reading it sample by
-    sample. Raises UsageError for anything else.
+    A column is a tensor, a NumPy array, a frame or column of pandas, or a list of numbers. A TensorDataset, or a
+    Subset of one, becomes a TensorSource, which is far faster than reading it sample by sample. Raises UsageError for
+    anything else, with what to give instead.
 
     >>> len(as_source((torch.zeros(5, 2), torch.zeros(5))))
     5
     """
     if isinstance(data, Source):
         return data
-    if isinstance(data, tuple | list) and data and all(isinstance(d, Tensor | numpy.ndarray) for d in data):
-        return TensorSource(*data, classes=classes)
+    if isinstance(data, tuple | list) and data:
+        if all(map(is_array, data)) or (len(data) == 2 and all(_is_column(d, data) for d in data)):
+            return TensorSource(*data, classes=classes)
+        _refuse_nests(data)
     if type(data) is TensorDataset:
         return TensorSource(*data.tensors, classes=classes)
     if type(data) is Subset and type(data.dataset) is TensorDataset:
         indices = torch.as_tensor(data.indices, dtype=torch.int64)
         return TensorSource(*(tensor[indices] for tensor in data.dataset.tensors), classes=classes)
     if isinstance(data, DataLoader):
-        raise UsageError(
-            "data: a DataLoader was given; give its data set (loader.dataset): the order of samples must be "
-            "Surefoot's own to be resumed exactly"
-        )
+        raise UsageError(_of_loader(data))
+    if hasattr(data, "train") and hasattr(data, "val") and not isinstance(data, Dataset):
+        raise UsageError(f"data: a {type(data).__name__} was given; give data=splits.train and val=splits.val")
+    if inspect.isclass(data):
+        raise UsageError(f"data: the class {data.__name__} was given; give an object of it")
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        if isinstance(data, Tensor | numpy.ndarray | str | dict):
-            raise UsageError(f"data: found one {type(data).__name__}; give (inputs, targets)")
+        if is_array(data) or isinstance(data, str | dict):
+            keys = f" with {', '.join(map(repr, list(data)[:6]))}" if isinstance(data, dict) else ""
+            raise UsageError(f"data: found one {type(data).__name__}{keys}; give (inputs, targets)")
         return DatasetSource(data, classes=classes)
     raise UsageError(
         f"data: {type(data).__name__} is not a data set; give (inputs, targets) tensors or a map-style torch Dataset"
+    )
+
+
+def _names(classes: Any) -> tuple[str, ...] | None:
+    """The names of classes as texts."""
+    if classes is None:
+        return None
+    if isinstance(classes, int) or not hasattr(classes, "__iter__"):
+        raise UsageError(f"data: classes: {classes!r} is not a list of names; give one for each class")
+    return tuple(map(str, classes))
+
+
+def _inside(dataset: Any, name: str) -> Any:
+    """An attribute of a data set, or of the one that it is a Subset of (random_split makes such)."""
+    while isinstance(dataset, Subset) and not hasattr(dataset, name):
+        dataset = dataset.dataset
+    return getattr(dataset, name, None)
+
+
+def _is_column(value: Any, data: Any) -> bool:
+    """Whether one of two items is a column: an array, or a list as long as the other item is."""
+    if is_array(value):
+        return True
+    lengths = {len(d) if hasattr(d, "__len__") else -1 for d in data}
+    return isinstance(value, list) and len(lengths) == 1 and len(value) > 0 and not isinstance(value[0], tuple | dict)
+
+
+def _refuse_nests(data: Any) -> None:
+    """Raise UsageError for what looks like samples and is not: two data sets, two pairs, inputs in a tuple."""
+    if len(data) <= 3 and all(isinstance(d, Dataset | Source) for d in data):
+        raise UsageError(
+            f"data: {len(data)} data sets were given; give the first as data and the second as val "
+            "(in a function for a recipe, return them as a tuple: train, val)"
+        )
+
+    def holds_arrays(item: Any) -> bool:
+        values = list(item.values()) if isinstance(item, dict) else item
+        return isinstance(values, tuple | list) and bool(values) and all(is_array(v) and v.ndim > 0 for v in values)
+
+    if isinstance(data, tuple) and len(data) == 2 and all(map(holds_arrays, data)):
+        raise UsageError("data: two pairs were given; give data=(inputs, targets) and val=(inputs, targets)")
+    if isinstance(data, tuple) and len(data) <= 3 and holds_arrays(data[0]):
+        raise UsageError(
+            f"data: the inputs are a {type(data[0]).__name__} of {len(data[0])} arrays; give a Dataset whose samples are "
+            "(inputs, target), each with its inputs so: the model is then called with a batch of them as one argument"
+        )
+
+
+def _of_loader(loader: DataLoader) -> str:
+    """What to give in place of a DataLoader, and what becomes of its settings."""
+    data, said = "loader.dataset", []
+    if loader.collate_fn is not default_collate and loader.batch_size is not None:
+        data = "surefoot.data.DatasetSource(loader.dataset, collate=loader.collate_fn)"
+        said.append("its collate_fn is taken so")
+    if loader.num_workers:
+        said.append(f"for its workers give a surefoot.Loader(..., workers={loader.num_workers})")
+    sampler = getattr(loader, "sampler", None)
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        said.append(
+            f"its {type(sampler).__name__ if loader.batch_size else type(loader.batch_sampler).__name__} is not used: "
+            "rare classes are weighed by the loss (weight: balanced), a part is a torch.utils.data.Subset"
+        )
+    size = f", batch_size={loader.batch_size}" if loader.batch_size else ""
+    more = "".join(f"; {text}" for text in said)
+    return (
+        f"data: a DataLoader was given; give its data set, data={data}{size}: the order of samples must be Surefoot's "
+        f"own, so that it can be gone on with exactly{more}"
     )
 
 
@@ -204,18 +293,6 @@ def check_labels(labels: Tensor, classes: int) -> None:
             f"the first is {int(labels.reshape(-1)[wrong[0]])} at sample {int(wrong[0])}; mend the labels or name "
             "all the classes"
         )
-
-
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, numpy.ndarray):
-        if not value.flags.writeable:
-            value = value.copy()
-        value = torch.from_numpy(value)
-    if not isinstance(value, Tensor):
-        raise UsageError(f"data: found {type(value).__name__} where a tensor or a NumPy array was expected")
-    if not value.dim():
-        raise UsageError("data: a tensor of one number has no samples; its first dimension counts them")
-    return value.detach().contiguous()
 
 
 def _hash_tensor(digest, tensor: Tensor) -> None:

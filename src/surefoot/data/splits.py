@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
 from ..preprocessing import Preprocessing
-from .sources import DatasetSource, Source, check_labels
+from .loader import Loader
+from .sources import DatasetSource, Source, TensorSource, check_labels
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,32 @@ class DataSplits:
             # A Dataset's targets may have to be read one by one from disk: the loss meets them soon enough.
             if source is not None and not isinstance(source, DatasetSource):
                 check_labels(source.targets(), len(self.classes))
+
+
+def pixel_scale(source: Source) -> float | None:
+    """What brings the inputs of `source` to 0..1: 1/255 or, for 16-bit pixels, 1/65535; None for floats and booleans.
+
+    Of a Dataset, up to 16 samples spread over it are read. Raises UsageError for integers that are no pixels, and for
+    inputs that are no single tensor.
+    """
+    if isinstance(source, TensorSource):
+        inputs = source.tensors[0]
+    else:
+        count = len(source)
+        places = sorted({(count - 1) * k // 15 for k in range(16)})
+        batches = [Loader(source, 1, shuffle=False).batch_at(0, place)[0] for place in places]
+        other = next((type(b).__name__ for b in batches if not isinstance(b, Tensor)), None)
+        if other is not None:
+            raise UsageError(f"the inputs are a {other} and not one tensor; normalise them in the data set, or give null")
+        inputs = torch.cat([batch.reshape(-1) for batch in batches])
+    if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
+        return None
+    if inputs.dtype == torch.uint8:
+        return 1 / 255
+    low, high = (int(v) for v in torch.aminmax(inputs))
+    if low < 0 or high > 65535:
+        raise UsageError(f"the inputs are {inputs.dtype} of {low} to {high}, which are no pixels; give floats, or null")
+    return 1 / 255 if high <= 255 else 1 / 65535
 
 
 def image_preprocessing() -> Preprocessing:

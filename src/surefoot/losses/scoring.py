@@ -50,12 +50,7 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     `metrics` is ``"auto"`` or the names wanted. With ``reduction="sum"`` the mean is over samples. Raises UsageError
     for an unknown metric, or one that makes no sense with the loss.
     """
-    wanted = default_metrics(loss) if metrics == "auto" else tuple(metrics)
-    for name in wanted:
-        if name not in METRICS:
-            raise UsageError(
-                f"unknown metric {name!r}{did_you_mean(name, METRICS) or ';'} there is: {', '.join(METRICS)}"
-            )
+    wanted = _named(loss, metrics)
     options: dict[str, Any] = {"summed": is_summed(loss), "ignore_index": _ignored(loss)}
     if "accuracy" in wanted:
         # A user's own loss is believed to score classes; one of torch's that has no right answers is not.
@@ -68,6 +63,27 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     if not options["summed"] and kind == "targets":
         options["weigh_many"] = functools.partial(many_weights, loss)
     return options
+
+
+def _named(loss: Any, metrics: Any) -> tuple[str, ...]:
+    """The metrics wanted, by name. Objects are never compared: their ``==`` may be anything."""
+    if isinstance(metrics, str):
+        wanted: tuple[Any, ...] = default_metrics(loss) if metrics == "auto" else (metrics,)
+    elif isinstance(metrics, list | tuple | set | frozenset):
+        wanted = tuple(metrics)
+    else:
+        wanted = (metrics,)
+    for name in wanted:
+        if not isinstance(name, str):
+            raise UsageError(
+                f"metrics: {type(name).__name__} is an object, and metrics are given by name ({', '.join(METRICS)}); "
+                "leave it out, and compute it with predict() after the run or in a loop of your own"
+            )
+        if name not in METRICS:
+            raise UsageError(
+                f"unknown metric {name!r}{did_you_mean(name, METRICS) or ';'} there is: {', '.join(METRICS)}"
+            )
+    return wanted
 
 
 def _ignored(loss: Any) -> int:

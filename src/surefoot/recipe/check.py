@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..catalog import Catalog, did_you_mean
+from ..monitor import better, contradiction
 from .elsewhere import elsewhere
 from .model import Recipe, SchedulerSection
 from .reading import Reading, join, shortened, text_remedy
@@ -36,18 +37,13 @@ def all_catalogues() -> dict[str, Catalog]:
     return {kind: getattr(importlib.import_module(m), name) for kind, (m, name) in _CATALOGUES.items()}
 
 
-def better(metric: str | None) -> str:
-    """Whether a lower ("min") or a higher ("max") value of a metric is better."""
-    return "max" if metric is not None and metric.endswith("accuracy") else "min"
-
-
 def settle(recipe: Recipe, reading: Reading) -> Recipe:
     """`recipe` with the defaults that follow from other keys: modes, and what schedulers count and watch."""
     changes: dict[str, Any] = {}
     if recipe.early_stopping is not None and recipe.early_stopping.mode is None:
         changes["early_stopping"] = replace(recipe.early_stopping, mode=better(recipe.early_stopping.monitor))
     if recipe.checkpoint is not None and recipe.checkpoint.mode is None:
-        changes["checkpoint"] = replace(recipe.checkpoint, mode=better(recipe.checkpoint.keep_best))
+        changes["checkpoint"] = replace(recipe.checkpoint, mode=better(recipe.checkpoint.keep_best) or "min")
     if recipe.scheduler is not None and recipe.scheduler.part is not None:
         changes["scheduler"] = _settle_scheduler(recipe.scheduler, "scheduler", reading)
     return replace(recipe, **changes) if changes else recipe
@@ -249,11 +245,9 @@ def _check_mode(section: Any, metric: str, path: str, reading: Reading) -> None:
     watched = getattr(section, metric)
     if _had_problem(path, reading):
         return
-    if section.mode != better(watched):
+    if wrong := contradiction(watched, section.mode):
         here = join(path, "mode")
-        remedy = f"leave mode out, or give {better(watched)}"
-        message = f"{section.mode} would take the worst {watched} for the best; {remedy}"
-        reading.refuse(reading.where(here), here, message)
+        reading.refuse(reading.where(here), here, wrong)
 
 
 def _check_scheduler(section: SchedulerSection, path: str, reading: Reading) -> None:

@@ -125,6 +125,9 @@ class BaseWarmup:
         self.lrs = [float(group["lr"]) for group in groups]
         if homes is None:
             self._written = list(self.lrs)
+            for group, lr in zip(groups, self.lrs, strict=True):
+                if not isinstance(group["lr"], int | float):
+                    group["lr"] = lr  # a scheduler's function may give a number of NumPy's, or a tensor
             return
         for group, home in zip(groups, homes, strict=False):
             if isinstance(home, torch.Tensor):

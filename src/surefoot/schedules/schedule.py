@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..errors import UsageError
+from .accept import check_parts, saveable_callables
 from .adopting import enter, replay
 from .catalogue import EPOCH, STEP
 from .composite import advance, advance_plateaus, leaves
@@ -21,7 +22,6 @@ from .horizon import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
 
 _FORMAT = 1
-_UNITS = (EPOCH, STEP)
 # Schedulers whose state is known to have always the same fields; one of somebody's own may have any.
 _KNOWN = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "surefoot.schedules.composite")
 # What torch keeps as tensors where the optimizer's rate is one; here the rates are float64 until they are written.
@@ -64,12 +64,7 @@ class Schedule:
         warmup_by: str = STEP,
         monitor: str = "val/loss",
     ):
-        for name, unit in (("by", by), ("warmup_by", warmup_by)):
-            if unit not in _UNITS:
-                raise UsageError(f"{name}: {unit!r} is neither 'step' nor 'epoch'")
-        for part in (scheduler, warmup):
-            if part is not None and getattr(part, "optimizer", optimizer) is not optimizer:
-                raise UsageError(f"{type(part).__name__} belongs to another optimizer than the schedule")
+        check_parts(optimizer, scheduler, warmup, by=by, warmup_by=warmup_by, monitor=monitor)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.warmup = warmup
@@ -87,6 +82,7 @@ class Schedule:
         self._rewrite = False
         self._moved = False
         _as_float64(optimizer, scheduler)
+        saveable_callables(scheduler)
         self._dampener = warmup if warmup is not None else Undampened(optimizer)
         self._dampener.stop_watching()
         parts = list(leaves(scheduler)) if scheduler is not None else []

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Loader, as_source
+from ..arguments import Arguments
+from ..data import Loader, Source, TensorSource, as_source
+from ..errors import UsageError
 from ..losses import apply, metric_options
 from ..losses import batch_size as samples_in
 from ..metrics import RunningMetrics
-from ..step import AUTOCAST
+from ..modes import evaluating
+from ..step import AUTOCAST, PRECISIONS
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
 EVAL_BATCH = 512
+DEFAULT_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,39 @@ def evaluate(
 ) -> Evaluation:
     """One pass over `data` without gradients, in evaluation mode; the model's mode is put back.
 
-    `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``. `confusion` is the number of classes
-    to count a confusion matrix for. `between` is called between two batches, and may raise to stop.
+    `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``; a Loader is read from the start of its
+    epoch and left where it was. `confusion` is the number of classes to count a confusion matrix for. `between` is
+    called between two batches, and may raise to stop. Raises Problems for arguments that cannot be.
     """
-    loader = evaluation_loader(data, batch_size)
+    check = Arguments()
+    check.instance("model", model, nn.Module, "the model itself")
+    check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
+    check.choice("precision", precision, PRECISIONS)
+    confusion = check.whole("confusion", confusion, low=1, none=True)
+    batch_size = check.whole("batch_size", batch_size, low=1)
+    check.done()
+    with contextlib.closing(evaluation_loader(data, batch_size, model)) as loader:
+        return evaluate_on(loader, model, loss, metrics, precision, confusion, between)
+
+
+def evaluate_on(
+    loader: Loader,
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    metrics: Any = "auto",
+    precision: str = "float32",
+    confusion: int | None = None,
+    between: Callable[[], None] | None = None,
+) -> Evaluation:
+    """As `evaluate`, on a loader of the caller's own from `evaluation_loader`, whose workers stay for the next time."""
     options = metric_options(loss, metrics)
     if confusion is not None and options.get("accuracy") == "classes":
         options["confusion"] = confusion
     running = RunningMetrics(**options)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with _evaluating(model), autocast(device, precision):
-        for batch in _from_start(loader):
+    # not inference_mode: a module may cache a tensor here that training needs later
+    with evaluating(model), torch.no_grad(), autocast(device, precision):
+        for batch in _whole_epoch(loader):
             value = apply(loss, model, batch)
             running.add(value.loss, value.outputs, value.targets, samples_in(batch))
             if between is not None:
@@ -65,12 +91,45 @@ def evaluate(
     return Evaluation(running.result(), loader.samples, matrix)
 
 
-def evaluation_loader(data: Any, batch_size: int = EVAL_BATCH) -> Loader:
-    """A loader that reads `data` in its own order; a Loader is taken as it is."""
+def evaluation_loader(
+    data: Any, batch_size: int = EVAL_BATCH, model: nn.Module | None = None, say: Callable[[str], None] | None = None
+) -> Loader:
+    """A loader of the caller's own that reads `data` in their order; of a Loader, its order and batches."""
     if isinstance(data, Loader):
-        return data
-    source = as_source(data)
+        return data.apart()
+    source = source_for(model, data, say)
     return Loader(source, min(batch_size, len(source)), shuffle=False)
+
+
+def training_loader(
+    data: Any, batch_size: int | None, seed: int, model: nn.Module, say: Callable[[str], None]
+) -> Loader:
+    """What fit reads: a Loader as it is, anything else in batches of `batch_size` (None: 64, or all of fewer)."""
+    if not isinstance(data, Loader):
+        source = source_for(model, data, say)
+        return Loader(source, min(DEFAULT_BATCH, len(source)) if batch_size is None else batch_size, seed=seed)
+    if batch_size not in (None, data.batch_size):
+        raise UsageError(
+            f"batch_size: {batch_size} was given beside a Loader with batches of {data.batch_size}; leave it out"
+        )
+    return data
+
+
+def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | None = None) -> Source:
+    """`data` as a Source; float64 in memory becomes float32 where that is what the model computes in.
+
+    NumPy and pandas make float64 of every number. `say` receives a message meant for the user.
+    """
+    source = as_source(data)
+    kinds = set() if model is None else {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if not isinstance(source, TensorSource) or kinds != {torch.float32}:
+        return source
+    if all(tensor.dtype != torch.float64 for tensor in source.tensors):
+        return source
+    if say is not None:
+        say("data: float64 is read as float32, which the model computes in")
+    converted = (tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in source.tensors)
+    return TensorSource(*converted, classes=source.classes)
 
 
 def predict(
@@ -78,21 +137,14 @@ def predict(
 ) -> Tensor:
     """The model's outputs (N, ...) for `inputs` (N, ...), in evaluation mode and without gradients."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with _evaluating(model), autocast(device, precision):
+    check = Arguments()
+    check.instance("model", model, nn.Module, "the model itself")
+    check.choice("precision", precision, PRECISIONS)
+    batch_size = check.whole("batch_size", batch_size, low=1)
+    check.done()
+    inputs = source_for(model, (inputs,)).tensors[0]
+    with evaluating(model), torch.no_grad(), autocast(device, precision):
         return torch.cat([model(part.to(device)) for part in inputs.split(batch_size)])
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    # Each module's own flag is put back: a user may have frozen a BatchNorm in evaluation mode.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():  # not inference_mode: a module may cache a tensor here that training needs later
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -101,6 +153,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def _from_start(loader: Loader) -> Iterator[tuple]:
-    loader.position = 0
+def _whole_epoch(loader: Loader) -> Iterator[tuple]:
+    """Every batch of the loader's epoch, which is afterwards its epoch still: each evaluation reads the same."""
+    epoch = loader.epoch
+    loader.seek(epoch)
     yield from loader
+    loader.seek(epoch)

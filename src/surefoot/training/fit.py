@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from .. import rng
 from ..artifacts import save_model
 from ..checkpoint import Change, Checkpointer, Restored, flatten
-from ..data import Loader, as_source
-from ..errors import Problems, UsageError
+from ..data import Loader
+from ..errors import UsageError
 from ..execution import prepare
-from ..losses import lint, metric_options
+from ..losses import metric_options
 from ..metrics import RunningMetrics
+from ..modes import enter_training
 from ..preprocessing import Preprocessing
-from ..schedules import Schedule
+from ..schedules.accept import as_schedule
 from ..step import TrainStep
 from ..tracking import Progress, RunInfo, make_progress, read_records, write_report
+from .before import check_monitors, checked, look_over_first_batch
 from .claim import claimed, update_texts
-from .evaluation import autocast, evaluation_loader
+from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
 from .plan import choose_plan, recorded_plan, use_plan
 from .records import Recorder
@@ -34,7 +36,6 @@ from .state import Best, Checkpoints, EarlyStopping, RunState
 from .unfreezing import Unfreezing
 
 RECORDS_AN_EPOCH = 50
-ON_NONFINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def fit(
     *,
     epochs: int,
     val: Any = None,
-    schedule: Schedule | None = None,
-    batch_size: int = 64,
+    schedule: Any = None,
+    batch_size: int | None = None,
     seed: int = 0,
     grad_accum_steps: int = 1,
     max_grad_norm: float | None = None,
@@ -120,10 +121,17 @@ def fit(
     """Train `model` for `epochs` passes over `data`, validating on `val` after each.
 
     `data` and `val` are a Loader, a Source, a torch Dataset or a pair ``(inputs (N, ...), targets (N, ...))``;
-    what is not a Loader yet is read in batches of `batch_size`, in an order that is a pure function of `seed` and
-    epoch. One update takes `grad_accum_steps` such batches and is the update of the mean over all their samples.
-    `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer. `unfreeze` holds ``(epoch,
-    pattern)`` pairs: frozen parameters whose names match join the optimizer at that epoch (0-based).
+    what is not a Loader yet is read in batches of `batch_size` (by default 64, or all of fewer samples), in an order
+    that is a pure function of `seed` and epoch. One update takes `grad_accum_steps` such batches and is the update of
+    the mean over all their samples. `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer, or
+    a scheduler of torch's, then moved by its usual unit. `max_grad_norm` limits the 2-norm of all gradients,
+    `clip_value` the size of each (both above 0). `ema_decay` (0 to below 1) keeps a moving average of the weights,
+    which is what is validated and saved. `unfreeze` holds ``(epoch, pattern)`` pairs: frozen parameters whose names
+    match join the optimizer at that epoch (0-based).
+
+    A model that is in evaluation mode as a whole is put in training mode, with a message; one of which some modules are
+    in training mode stays as it is, so that parts can be frozen in evaluation mode. Validation puts each module's mode
+    back, so after fit the model is in the modes that it was trained in: call ``model.eval()`` before using it.
 
     With a `run_dir` the run is recorded there (``metrics.jsonl``, TensorBoard, checkpoints, the model); with
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
@@ -134,8 +142,9 @@ def fit(
     ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it.
 
     The first batch is looked over before anything is spent: findings are printed, or raised with `strict`; those
-    named in `lint_off` are not looked for. Raises UsageError for what cannot be trained, RunFailed for a run that
-    cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
+    named in `lint_off` are not looked for. `metrics` is ``"auto"`` or names. `about` (an About) holds what is saved
+    with the model for those who use it. Raises UsageError for what cannot be trained (all mistakes in the arguments at
+    once), RunFailed for a run that cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
 
     >>> import torch
     >>> x = torch.randn(64, 3); y = (x.sum(1) > 0).long()
@@ -145,6 +154,29 @@ def fit(
     >>> result.steps
     16
     """
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "grad_accum_steps": grad_accum_steps,
+        "log_every": log_every,
+        "max_grad_norm": max_grad_norm,
+        "clip_value": clip_value,
+        "ema_decay": ema_decay,
+        "lint_off": lint_off,
+        "allow": allow,
+        "precision": precision,
+        "early_stopping": early_stopping,
+        "on_nonfinite": on_nonfinite,
+        "strict": strict,
+        "run_dir": run_dir,
+        "resume": resume,
+        "checkpoints": checkpoints,
+        "tensorboard": tensorboard,
+        "progress": progress,
+    }
+    values = checked(model, loss, optimizer, given)
+    epochs, batch_size, seed, grad_accum_steps, log_every, max_grad_norm, clip_value, ema_decay, lint_off, allow = values[:10]
     settings = {
         "seed": seed,
         "grad_accum_steps": grad_accum_steps,
@@ -159,11 +191,18 @@ def fit(
     }
     if isinstance(progress, bool):
         progress = make_progress() if progress else Progress()
-    _check(epochs, grad_accum_steps, log_every, on_nonfinite)
     rng.seed_all(seed)
-    loader = data if isinstance(data, Loader) else Loader(as_source(data), batch_size, seed=seed)
-    val_loader = None if val is None else evaluation_loader(val)
-    schedule = schedule if schedule is not None else Schedule(optimizer)
+    loader = training_loader(data, batch_size, seed, model, progress.message)
+    val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
+    steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
+    schedule = as_schedule(
+        schedule,
+        optimizer,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        validates=val is not None,
+        say=progress.message,
+    )
     schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in allow)
     if unfreeze and not isinstance(unfreeze, Unfreezing):
         unfreeze = Unfreezing(model, optimizer, unfreeze)
@@ -184,14 +223,17 @@ def fit(
     state = RunState(best=Best(checkpoints.mode))
     if early_stopping is not None:
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta)
-    _check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
+    check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
     with autocast(loader.device, precision):
-        _look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress)
-    steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
+        look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress)
+    if message := enter_training(model):
+        progress.message(message)
 
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         stack.callback(loader.close)
+        if val_loader is not None:
+            stack.callback(val_loader.close)
         plan = recorded_plan(run_dir, execution) if resume and run_dir is not None else None
         if plan is None:
             plan = choose_plan(execution, step, loader, epochs * steps_per_epoch, progress.message)
@@ -278,18 +320,6 @@ def fit(
     )
 
 
-def _check(epochs: int, grad_accum_steps: int, log_every: int | None, on_nonfinite: str) -> None:
-    problems = [
-        f"{name}: {value!r} is not a whole number of 1 or more"
-        for name, value in (("epochs", epochs), ("grad_accum_steps", grad_accum_steps), ("log_every", log_every))
-        if not (value is None and name == "log_every") and (type(value) is not int or value < 1)
-    ]
-    if on_nonfinite not in ON_NONFINITE:
-        problems.append(f"on_nonfinite: {on_nonfinite!r} is not one of {', '.join(ON_NONFINITE)}")
-    if problems:
-        raise Problems(problems)
-
-
 def make_step(
     model: nn.Module,
     loss: Callable[..., Tensor],
@@ -308,49 +338,6 @@ def make_step(
     # On a GPU, reading a loss back waits for it; a loss that is not finite then shows at the next record.
     check = on_nonfinite == "skip" or device.type == "cpu"
     return TrainStep(model, loss, optimizer, ema=average, check_finite=check, **settings)
-
-
-def _check_monitors(
-    running: RunningMetrics,
-    val_loader: Loader | None,
-    keep_best: str | None,
-    early_stopping: EarlyStopping | None,
-    schedule: Schedule,
-) -> None:
-    """Raise Problems for a monitored metric that this run will never have."""
-    measured = ["loss"] + (["accuracy"] if running.accuracy is not None else [])
-    splits = ["train"] + (["val"] if val_loader is not None else [])
-    names = [f"{split}/{name}" for split in splits for name in measured]
-    monitored = {
-        "checkpoint.keep_best": keep_best,
-        "early_stopping.monitor": early_stopping.monitor if early_stopping else None,
-        "scheduler.monitor": schedule.monitor if schedule.needs_metric else None,
-    }
-    problems = [
-        f"{where}: {name!r} is not measured in this run; measured are: {', '.join(names)}"
-        for where, name in monitored.items()
-        if name is not None and name not in names
-    ]
-    if problems:
-        raise Problems(problems)
-
-
-def _look_over_first_batch(
-    model: nn.Module,
-    loss: Any,
-    optimizer: torch.optim.Optimizer,
-    loader: Loader,
-    classes: Sequence[str] | None,
-    off: Sequence[str],
-    strict: bool,
-    progress: Progress,
-) -> None:
-    findings = lint(model, loss, optimizer, loader.peek(), classes=classes and len(classes), off=off)
-    fatal = [str(finding) for finding in findings if strict or finding.severity == "error"]
-    if fatal:
-        raise Problems(fatal)
-    for finding in findings:
-        progress.message(str(finding))
 
 
 def learns(loss: Any) -> bool:

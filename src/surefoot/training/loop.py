@@ -16,7 +16,7 @@ from ..errors import RunFailed
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
 from ..step import NonFiniteLoss, TrainStep
-from .evaluation import evaluate
+from .evaluation import evaluate_on
 from .records import Recorder
 from .state import EarlyStopping, RunState
 from .unfreezing import Unfreezing
@@ -108,10 +108,10 @@ class Loop:
             # A model that draws random numbers even in evaluation must find them as they were, should the run be
             # stopped in here: it then begins this validation again.
             before = rng.capture() if self.checkpointer is not None else None
-            result = evaluate(
+            result = evaluate_on(
+                self.val_loader,
                 self.evaluated_model,
                 self.step.loss,
-                self.val_loader,
                 metrics=self.metrics,
                 precision=self.step.precision,
                 confusion=self.classes,

@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UsageError
-
-MODES = ("min", "max")
+from ..arguments import Arguments
+from ..catalog import Range
+from ..checkpoint.policy import Every, Keep
+from ..monitor import AUTO, settled
 
 
 @dataclass(frozen=True)
@@ -17,29 +18,47 @@ class Checkpoints:
     """When a run is saved and what is kept.
 
     `every` is ``"1 epoch"``, ``"500 steps"`` or ``"10 min"``; None saves only when the run stops. `keep_last`
-    newest ones stay, and with `keep_best` (``"val/loss"``) the best one by that metric in `mode` too.
+    newest ones stay (None: all), and with `keep_best` (``"val/loss"``) the best one by that metric too. `mode` is
+    ``"min"``, ``"max"``, or ``"auto"``: higher is better for an accuracy, lower for a loss. Raises UsageError for
+    anything else, and for a mode that would take the worst for the best.
+
+    >>> Checkpoints(keep_best="val/accuracy").mode
+    'max'
     """
 
     every: str | None = "1 epoch"
-    keep_last: int = 3
+    keep_last: int | None = 3
     keep_best: str | None = None
-    mode: str = "min"
+    mode: str = AUTO
+
+    def __post_init__(self) -> None:
+        keep = Keep(self.keep_last, self.keep_best, self.mode)
+        object.__setattr__(self, "keep_last", keep.last)
+        object.__setattr__(self, "mode", keep.mode)
+        if self.every is not None:
+            Every.parse(self.every)
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop after `patience` epochs in which `monitor` did not improve by more than `min_delta`."""
+    """Stop after `patience` epochs in which `monitor` did not improve by more than `min_delta`.
+
+    `mode` is ``"min"``, ``"max"``, or ``"auto"``: higher is better for an accuracy, lower for a loss. Raises
+    UsageError for values that cannot be, and for a mode that would take the worst for the best.
+    """
 
     monitor: str = "val/loss"
-    mode: str = "min"
+    mode: str = AUTO
     patience: int = 5
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"early_stopping.mode: {self.mode!r} is not one of min, max")
-        if self.patience < 1:
-            raise UsageError(f"early_stopping.patience: {self.patience} is below 1 epoch")
+        check = Arguments("early_stopping.")
+        check.text("monitor", self.monitor)
+        object.__setattr__(self, "patience", check.whole("patience", self.patience, low=1))
+        object.__setattr__(self, "min_delta", check.number("min_delta", self.min_delta, Range(low=0)))
+        check.done()
+        object.__setattr__(self, "mode", settled(self.mode, self.monitor, "early_stopping"))
 
 
 @dataclass

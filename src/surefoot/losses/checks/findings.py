@@ -40,6 +40,7 @@ FINDINGS = {
     "constant-inputs": "every input of the batch is the same",
     "nan-in-data": "inputs or targets that are not finite",
     "nan-at-start": "a loss or a gradient that is not finite before the first update",
+    "last-batch": "a short last batch of the epoch that model or loss cannot be run on",
     "dead-outputs": "outputs that do not depend on the inputs, or a layer that gives only zeros",
     "no-gradient": "parameters that the loss does not reach",
     "zero-gradient": "a gradient that is exactly zero everywhere",

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...arguments import Arguments
 from ...catalog import did_you_mean
 from ...errors import UsageError, first_line
+from ...modes import enter_training
 from ...untouched import untouched
-from ..calling import convention_of, describe
+from ..averaging import batch_size
+from ..calling import convention_of, describe, value_of
 from .evidence import Evidence, Watch, plain_module, run_loss, tensors_in
 from .findings import FINDINGS, Finding, error
 from .inputs import check_data, check_inputs
@@ -34,12 +37,14 @@ def lint(
     *,
     classes: int | Sequence[str] | None = None,
     off: Collection[str] = (),
+    last: Sequence[Any] | None = None,
 ) -> list[Finding]:
     """Look for likely mistakes in how model, loss, optimizer and data fit together.
 
     `batch` is what training gives to `losses.apply` (on the model's device); `classes` is the number of classes of
-    the data, or their names; findings named in `off` are not told, and with ``"all"`` nothing is looked at. One
-    forward and backward pass in training mode; parameters, buffers, gradients, optimizer and random number
+    the data, or their names; findings named in `off` are not told, and with ``"all"`` nothing is looked at. `last` is
+    an epoch's last batch, where it is shorter: whether model and loss can be run on it. One forward and backward pass
+    in training mode (parts that are frozen in evaluation mode stay so); parameters, buffers, gradients, optimizer and random number
     generators are afterwards as they were. Run it under `torch.autocast` where training is.
 
     Raises UsageError, from the original error, where the model cannot run on the batch, and for an unknown name in
@@ -51,13 +56,9 @@ def lint(
     >>> [finding.name for finding in lint(model, nn.CrossEntropyLoss(), optimizer, batch)]
     ['softmax-before-cross-entropy']
     """
+    off = _checked(model, loss, optimizer, batch, classes, off)
     if "all" in off:
         return []
-    for name in off:
-        if name not in FINDINGS:
-            raise UsageError(
-                f"lint_off: unknown finding {name!r}{did_you_mean(name, FINDINGS) or ';'} see docs/lint.md"
-            )
     model = plain_module(model)
     seen = Evidence(
         model, loss, batch, optimizer, classes if classes is None or isinstance(classes, int) else len(classes)
@@ -68,7 +69,48 @@ def lint(
     with untouched(model, loss), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # torch's own
         found = _look(seen)
+        if last is not None and not any(finding.severity == "error" for finding in found):
+            found += _look_at_last(seen, last)
     return [finding for finding in _once(found) if finding.name not in off]
+
+
+def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, off: Any) -> tuple[str, ...]:
+    """The names in `off`; raises UsageError for arguments that cannot be."""
+    check = Arguments()
+    check.instance("model", model, nn.Module, "the model itself")
+    check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        check.instance("optimizer", optimizer, torch.optim.Optimizer, "torch.optim.SGD(model.parameters(), lr=0.1)")
+    if not isinstance(batch, tuple | list | dict):
+        check.refuse("batch", f"{type(batch).__name__} is no batch; give (inputs, targets), e.g. loader.peek()")
+    if isinstance(classes, str) or not (classes is None or hasattr(classes, "__len__")):
+        check.whole("classes", classes, low=1)
+    off = check.texts("lint_off", off)
+    for name in off:
+        if name != "all" and name not in FINDINGS:
+            check.refuse("lint_off", f"unknown finding {name!r}{did_you_mean(name, FINDINGS) or ';'} see docs/lint.md")
+    check.done()
+    return off
+
+
+def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
+    """Whether the epoch's last batch, shorter than the others, can be trained on."""
+    try:
+        value_of(seen.loss, *convention_of(seen.loss).forward(seen.model, last))
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as refusal:
+        text = first_line(refusal).rstrip(".")
+        return [
+            error(
+                "last-batch",
+                f"the last batch of each epoch has {batch_size(last)} of {batch_size(seen.batch)} samples, and cannot be "
+                f"trained on: {text}",
+                "leave it out (drop_last: true, in Python a Loader with drop_last=True), or give a batch_size that "
+                "divides the data otherwise",
+            )
+        ]
+    return []
 
 
 def _look(seen: Evidence) -> list[Finding]:
@@ -93,7 +135,7 @@ def _look(seen: Evidence) -> list[Finding]:
 
 
 def _run_model(seen: Evidence) -> None:
-    seen.model.train()
+    enter_training(seen.model)
     for module in seen.model.modules():
         if "_compiled_call_impl" in module.__dict__:
             # Compiled in place: its plain code is looked at, and `untouched` puts the compiled one back.
@@ -125,9 +167,30 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
             fix = "give outputs and targets the shapes that docs/losses.md names"
             return error("shape-mismatch", f"{told}: {text}", fix)
     fix = "docs/losses.md says what each loss is given"
+    if part := _scores_in(seen.outputs):
+        name = type(seen.outputs).__name__
+        told = f"the model returns a {name}, and {describe(seen.loss)} takes a tensor"
+        fix = f"give the loss what it needs of it: loss=lambda outputs, targets: loss_function(outputs{part}, targets)"
     if "not implemented for" in text:
         fix = "compute the loss in float32: `outputs.float()`"
     return error("loss-refused", f"{told}: {text}", fix)
+
+
+def _scores_in(outputs: Any) -> str:
+    """How the scores are read from an object of outputs: ``.logits``, ``["logits"]``; "" where it is a tensor."""
+    if isinstance(outputs, torch.Tensor) or type(outputs) in (list, tuple):
+        return ""
+    found = [n for n in ("logits", "out", "output", "last_hidden_state", "prediction") if n in _members(outputs)]
+    name = (found or [n for n, v in _members(outputs).items() if isinstance(v, torch.Tensor)] or [""])[0]
+    return "" if not name else f"[{name!r}]" if type(outputs) is dict else f".{name}"
+
+
+def _members(outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, dict):
+        return outputs
+    if hasattr(outputs, "_asdict"):
+        return outputs._asdict()
+    return dict(getattr(outputs, "__dict__", {}))
 
 
 # How torch words a refusal of a type, and of a shape.

@@ -1,0 +1,184 @@
+"""Arguments of public functions, checked as a recipe's keys are: every mistake of a call in one message."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .catalog import Range, describe, did_you_mean
+from .errors import Problems
+
+
+class Arguments:
+    """Collects what is wrong with the arguments of one call; `done` raises it all at once.
+
+    Each check returns the value as plain Python has it (a NumPy number becomes an int or a float), or the value as
+    it is where it was refused. With `none`, None is taken.
+
+    >>> check = Arguments()
+    >>> check.whole("epochs", 0, low=1), check.number("max_grad_norm", -1, Range(low=0, low_open=True))
+    (0, -1)
+    >>> check.done()
+    Traceback (most recent call last):
+    ...
+    surefoot.errors.Problems: epochs: 0 is not a whole number of 1 or more
+    max_grad_norm: -1 is below 0
+    """
+
+    def __init__(self, prefix: str = ""):
+        self.prefix = prefix
+        self.problems: list[str] = []
+
+    def refuse(self, name: str, message: str) -> None:
+        """Note a mistake that no other check covers."""
+        self.problems.append(f"{self.prefix}{name}: {message}")
+
+    def done(self) -> None:
+        """Raise Problems where anything was refused."""
+        if self.problems:
+            raise Problems(self.problems)
+
+    def whole(self, name: str, value: Any, *, low: int | None = None, high: int | None = None, none: bool = False):
+        """A whole number; NumPy's and a tensor of one are taken."""
+        if none and value is None:
+            return None
+        limits = "" if low is None else f" of {low} or more"
+        try:
+            number = None if _is_truth(value) or _shape(value) else operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or (low is not None and number < low):
+            self.refuse(name, f"{_told(value)} is not a whole number{limits}{' (or None)' if none else ''}")
+            return value
+        if high is not None and number > high:
+            self.refuse(name, f"{_told(value)} is above {high}")
+            return value
+        return number
+
+    def number(self, name: str, value: Any, limits: Range | None = None, *, none: bool = False):
+        """A finite number within `limits`; NumPy's and a tensor of one are taken."""
+        if none and value is None:
+            return None
+        number = _number(value)
+        if number is None:
+            self.refuse(name, f"{_told(value)} is not a number{' (or None)' if none else ''}")
+            return value
+        limits = limits or Range()
+        wrong = limits.violation(number) or (None if math.isfinite(number) else f"{number} is not finite")
+        if wrong:
+            self.refuse(name, wrong + (f"; {limits.hint}" if limits.hint else ""))
+            return value
+        return number
+
+    def flag(self, name: str, value: Any):
+        """True or False; NumPy's bool is taken."""
+        if not _is_truth(value):
+            self.refuse(name, f"{_told(value)} is neither True nor False")
+            return value
+        return bool(value)
+
+    def choice(self, name: str, value: Any, options: Iterable[str], *, none: bool = False):
+        """One of a few words."""
+        options = tuple(options)
+        if none and value is None:
+            return None
+        if not isinstance(value, str) or value not in options:
+            meant = did_you_mean(value, options) if isinstance(value, str) else ""
+            self.refuse(name, f"{_told(value)} is not one of {', '.join(options)}{meant.removesuffix('?')}")
+        return value
+
+    def text(self, name: str, value: Any, *, none: bool = False):
+        """A text."""
+        if not isinstance(value, str) and not (none and value is None):
+            self.refuse(name, f"{_told(value)} is not a text")
+        return value
+
+    def texts(self, name: str, value: Any):
+        """A tuple of texts; one text stands for itself and never for its letters."""
+        if isinstance(value, str):
+            return (value,)
+        try:
+            items = tuple(value)
+        except TypeError:
+            items = (None,)
+        if isinstance(value, bytes) or not all(isinstance(item, str) for item in items):
+            self.refuse(name, f"{_told(value)} is not a list of texts")
+            return ()
+        return items
+
+    def path(self, name: str, value: Any, *, none: bool = False):
+        """A path: a text or an object of pathlib's."""
+        if (none and value is None) or hasattr(value, "__fspath__") or (isinstance(value, str) and value):
+            return value
+        self.refuse(name, f"{_told(value)} is not a path (a text or a pathlib.Path)")
+        return value
+
+    def mapping(self, name: str, value: Any, *, none: bool = False):
+        """A mapping."""
+        if not isinstance(value, Mapping) and not (none and value is None):
+            self.refuse(name, f"{_told(value)} is not a mapping")
+        return value
+
+    def instance(self, name: str, value: Any, kind: type | tuple[type, ...], like: str, *, none: bool = False):
+        """An object of `kind`; `like` shows how one is made. A class where an object is meant is named as such."""
+        if isinstance(value, kind) or (none and value is None):
+            return value
+        self.refuse(name, f"{_told(value)} was given; give {'None or ' if none else ''}an object, e.g. {like}")
+        return value
+
+    def function(self, name: str, value: Any, like: str):
+        """Something to call that is not a class."""
+        if not callable(value) or inspect.isclass(value):
+            self.refuse(name, f"{_told(value)} was given; give an object or a function, e.g. {like}")
+        return value
+
+
+def checked_kind(name: str, value: Any, kind: type | tuple[type, ...], like: str) -> None:
+    """Raise UsageError unless `value` is of `kind`: the check of a function that has one such argument."""
+    check = Arguments()
+    check.instance(name, value, kind, like)
+    check.done()
+
+
+def _told(value: Any) -> str:
+    """A value as a message names it: a class, a small value as it is written, or the kind of a large one."""
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {getattr(value, '__name__', 'without a name')}"
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return f"a mapping ({type(value).__name__})"
+    if isinstance(value, str | int | float | complex):
+        return repr(value) if len(repr(value)) <= 60 else describe(value)
+    if isinstance(value, list | tuple):
+        return describe(value)
+    return f"an object of {type(value).__module__}.{type(value).__qualname__}"
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", ()))
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"))
+
+
+def _number(value: Any) -> float | int | None:
+    if _is_truth(value) or isinstance(value, str) or _shape(value):
+        return None
+    if isinstance(value, int | float):
+        return value
+    item = getattr(value, "item", None)
+    if isinstance(value, numbers.Real) or (callable(item) and _shape(value) == () and hasattr(value, "dtype")):
+        try:
+            plain = item() if callable(item) else value
+            return float(plain) if not isinstance(plain, bool | complex | int) else plain if type(plain) is int else None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            return None
+    return None

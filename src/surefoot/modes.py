@@ -1,0 +1,40 @@
+"""Training and evaluation mode of a model: entered, and put back module by module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode; afterwards each module's own flag is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def enter_training(model: nn.Module) -> str | None:
+    """Put a model that is in evaluation mode as a whole into training mode; returns what a user should know, or None.
+
+    A model of which some modules are in training mode stays as it is: parts frozen in evaluation mode are meant so.
+    """
+    modules = list(model.modules())
+    if not any(module.training for module in modules):
+        model.train()
+        return "the model was in evaluation mode (model.eval()) and is trained in training mode"
+    if not model.training:
+        named = [name for name, m in model.named_modules() if name and not m.training and next(m.children(), None) is None]
+        if named:
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            return (
+                f"parts of the model are in evaluation mode and stay so ({', '.join(named[:3])}{more}); "
+                "call model.train() first to train all of it in training mode"
+            )
+    return None

@@ -1,0 +1,53 @@
+"""Which value of a metric is better: one rule for recipes, fit, checkpoints and schedules."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import UsageError
+
+AUTO = "auto"
+MODES = ("min", "max")
+
+_HIGHER = re.compile(r"(acc|accuracy|auc|auroc|f1|iou|dice|precision|recall|r2|bleu|psnr|ssim|map)$")
+_LOWER = re.compile(r"(loss|error|err|mse|mae|rmse|nll|perplexity|ppl|wer|cer)$")
+# For these nobody means the other way; of the rest a mode that is given counts.
+_CERTAIN = re.compile(r"(accuracy|loss)$")
+
+
+def better(metric: str | None) -> str | None:
+    """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where its name does not say.
+
+    >>> better("val/accuracy"), better("val/loss"), better("val/spread")
+    ('max', 'min', None)
+    """
+    name = str(metric).lower()
+    return "max" if _HIGHER.search(name) else "min" if _LOWER.search(name) else None
+
+
+def contradiction(metric: str, mode: str) -> str | None:
+    """What is wrong with a `mode` that takes the worst value of `metric` for the best, or None."""
+    right = better(metric)
+    if mode in MODES and _CERTAIN.search(metric.lower()) and mode != right:
+        return f"{mode} would take the worst {metric} for the best; leave mode out, or give {right}"
+    return None
+
+
+def settled(mode: str | None, metric: str | None, where: str) -> str:
+    """``"min"`` or ``"max"``: `mode`, or what the name of `metric` says where it is ``"auto"``.
+
+    Raises UsageError for another mode, one that contradicts the metric, and a metric whose name does not say.
+    """
+    if metric is not None and not isinstance(metric, str):
+        raise UsageError(f"{where}: {metric!r} is not a metric's name; give a text such as 'val/loss'")
+    if mode in (None, AUTO):
+        found = "min" if metric is None else better(metric)
+        if found is None:
+            raise UsageError(f"{where}: the name {metric!r} does not say which is better; give mode='min' or mode='max'")
+        return found
+    if not isinstance(mode, str) or mode not in MODES:
+        raise UsageError(f'{where}: mode: {mode!r} is not "auto", "min" or "max"')
+    wrong = metric is not None and contradiction(metric, mode)
+    if wrong:
+        raise UsageError(f"{where}: mode: {wrong}")
+    return mode

@@ -1,0 +1,443 @@
+"""What the functions of the package take and refuse: arguments, data, schedules, modes; all mistakes in one message."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+import surefoot
+from surefoot import (
+    Checkpointer,
+    Checkpoints,
+    EarlyStopping,
+    Loader,
+    Preprocessing,
+    Schedule,
+    TensorSource,
+    UsageError,
+    evaluate,
+    fit,
+    lint,
+    predict,
+)
+from surefoot.data import DatasetSource, as_source
+from surefoot.tracking import Progress
+
+FIXED = {"threads": 1, "compile": "none", "onednn": True, "memory_format": "contiguous", "optimizer_impl": "default"}
+X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+class Heard(Progress):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def net() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 2)
+
+
+def sgd(model: nn.Module, lr=0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def fitted(model=None, *, loss=None, optimizer=None, data=(X, Y), epochs=1, batch_size=8, progress=False, **settings):
+    model = net() if model is None else model
+    optimizer = sgd(model) if optimizer is None else optimizer
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    settings = {"execution": FIXED, "batch_size": batch_size, "progress": progress, **settings}
+    return fit(model, loss, optimizer, data, epochs=epochs, **settings)
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+WRONG_ARGUMENTS = {
+    "max_grad_norm of 0": ({"max_grad_norm": 0}, "max_grad_norm: 0 is not above 0"),
+    "max_grad_norm below 0": ({"max_grad_norm": -1.0}, "max_grad_norm: -1.0 is below 0"),
+    "max_grad_norm nan": ({"max_grad_norm": math.nan}, "max_grad_norm: nan is not a number"),
+    "max_grad_norm infinite": ({"max_grad_norm": math.inf}, "max_grad_norm: inf is not finite"),
+    "clip_value of 0": ({"clip_value": 0}, "clip_value: 0 is not above 0"),
+    "ema_decay of 1": ({"ema_decay": 1}, "ema_decay: 1 is not below 1"),
+    "ema_decay above 1": ({"ema_decay": 1.5}, "ema_decay: 1.5 is above 1"),
+    "checkpoints a mapping": ({"checkpoints": {"every": "1 epoch"}}, "checkpoints: a mapping (dict) was given"),
+    "early_stopping a mapping": ({"early_stopping": {"patience": 3}}, "early_stopping: a mapping (dict) was given"),
+    "optimizer a class": ({"optimizer": torch.optim.SGD}, "optimizer: the class SGD was given; give an object"),
+    "optimizer a list": ({"optimizer": [sgd(net()), sgd(net())]}, "optimizer: a list of 2 optimizers was given"),
+    "optimizer a name": ({"optimizer": "SGD"}, "optimizer: 'SGD' was given"),
+    "loss a class": ({"loss": nn.CrossEntropyLoss}, "loss: the class CrossEntropyLoss was given"),
+    "loss a name": ({"loss": "CrossEntropyLoss"}, "loss: 'CrossEntropyLoss' was given"),
+    "model a class": ({"model": nn.Linear}, "model: the class Linear was given"),
+    "seed not whole": ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
+    "seed an array": ({"seed": np.array([1])}, "seed: an object of numpy.ndarray is not a whole number"),
+    "seed below 0": ({"seed": -1}, "seed: -1 is not a whole number of 0 or more"),
+    "epochs true": ({"epochs": True}, "epochs: True is not a whole number of 1 or more"),
+    "a setting that is text": ({"strict": "yes"}, "strict: 'yes' is neither True nor False"),
+    "precision": ({"precision": "int8"}, "precision: 'int8' is not one of float32, bf16, fp16"),
+    "allow a number": ({"allow": 3}, "allow: 3 is not a list of texts"),
+    "run_dir a number": ({"run_dir": 3}, "run_dir: 3 is not a path"),
+    "progress": ({"progress": "bar"}, "progress: 'bar' was given"),
+    "metric object": ({"metrics": [object()]}, "metrics: object is an object"),
+    "metric unknown": ({"metrics": ["f1"]}, "unknown metric 'f1'"),
+    "batch size twice": ({"data": Loader((X, Y), 4), "batch_size": 8}, "batch_size: 8 was given beside a Loader"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
+def test_fit_refuses_an_argument_that_cannot_be(arguments, message):
+    model = net()
+    before = model.weight.detach().clone()
+    with pytest.raises(UsageError) as refusal:
+        fitted(**{"model": model, "optimizer": sgd(model), **arguments})
+    assert message in str(refusal.value)
+    assert torch.equal(model.weight, before)
+
+
+def test_all_mistakes_of_a_call_are_told_at_once():
+    with pytest.raises(surefoot.Problems) as refusal:
+        fitted(epochs=0, max_grad_norm=-1, ema_decay=2, seed="a", on_nonfinite="ignore")
+    names = [problem.partition(":")[0] for problem in refusal.value.problems]
+    assert sorted(names) == ["ema_decay", "epochs", "max_grad_norm", "on_nonfinite", "seed"]
+
+
+def test_numbers_of_numpy_are_taken_as_the_numbers_that_they_are():
+    plain = fitted(seed=3, max_grad_norm=1.0, epochs=2, batch_size=8, grad_accum_steps=2, log_every=2)
+    theirs = fitted(
+        seed=np.int64(3),
+        max_grad_norm=np.float32(1.0),
+        epochs=np.int32(2),
+        batch_size=np.uint8(8),
+        grad_accum_steps=torch.tensor(2),
+        log_every=np.int16(2),
+        strict=np.bool_(False),
+    )
+    assert theirs.metrics == plain.metrics
+
+
+class Comparable:
+    """As a metric of torchmetrics: equal to everything, and the answer is an object."""
+
+    def __eq__(self, other):
+        return self
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("metrics", [[Comparable()], (Comparable(),), Comparable(), {"f1": Comparable()}])
+def test_a_metric_that_is_an_object_is_refused_and_never_ignored(metrics):
+    for call in (lambda: fitted(metrics=metrics), lambda: evaluate(net(), nn.CrossEntropyLoss(), (X, Y), metrics=metrics)):
+        with pytest.raises(UsageError, match="metrics"):
+            call()
+
+
+OTHER_CALLS = {
+    "evaluate, a class": (lambda: evaluate(nn.Linear, nn.CrossEntropyLoss(), (X, Y)), "model: the class Linear"),
+    "evaluate, batch size": (lambda: evaluate(net(), nn.MSELoss(), (X, X), batch_size=0), "batch_size: 0 is not"),
+    "evaluate, loss": (lambda: evaluate(net(), nn.MSELoss, (X, X)), "loss: the class MSELoss"),
+    "predict, batch size": (lambda: predict(net(), X, batch_size=-1), "batch_size: -1 is not"),
+    "predict, precision": (lambda: predict(net(), X, precision="half"), "precision: 'half' is not one of"),
+    "lint, a class": (lambda: lint(net(), nn.MSELoss, None, (X, Y)), "loss: the class MSELoss"),
+    "lint, a batch": (lambda: lint(net(), nn.MSELoss(), None, X), "batch: Tensor is no batch"),
+    "Loader": (lambda: Loader((X, Y), 8, workers=-1, shuffle=1), "data: workers: -1 is not"),
+    "Loader, device": (lambda: Loader((X, Y), 8, device="gpu"), "data: device: 'gpu' is no device"),
+    "Loader, augment": (lambda: Loader((X, Y), 8, augment=[3]), "data: augment: 3 was given"),
+    "DatasetSource": (lambda: DatasetSource([(1, 2)], collate=3), "data: collate: 3 was given"),
+    "TensorSource": (lambda: TensorSource(X, Y, classes=2), "data: classes: 2 is not a list of names"),
+    "Preprocessing, scale": (lambda: Preprocessing(scale=True), "preprocessing: scale: True is not a number"),
+    "Preprocessing, mean": (lambda: Preprocessing(mean="12"), "preprocessing: mean: '12' is not a number"),
+    "EarlyStopping": (lambda: EarlyStopping(patience=0), "early_stopping.patience: 0 is not"),
+    "EarlyStopping, delta": (lambda: EarlyStopping(min_delta="x"), "early_stopping.min_delta: 'x' is not a number"),
+    "Checkpoints": (lambda: Checkpoints(keep_last=0), "keep_last: 0 is not"),
+    "Checkpoints, every": (lambda: Checkpoints(every="daily"), "every: 'daily' is not an interval"),
+    "Schedule, a class": (lambda: Schedule(sgd(net()), lr_scheduler.StepLR), "scheduler: the class StepLR"),
+    "Schedule, optimizer": (lambda: Schedule(net()), "optimizer: an object of torch.nn.modules.linear.Linear"),
+    "Schedule, unit": (lambda: Schedule(sgd(net()), by="batch"), "by: 'batch' is not one of epoch, step"),
+    "warmup": (lambda: surefoot.LinearWarmup(sgd(net()), 2.5), "warmup_period 2.5 is not a whole number"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), OTHER_CALLS.values(), ids=OTHER_CALLS)
+def test_every_public_function_refuses_what_cannot_be(call, message):
+    with pytest.raises(UsageError) as refusal:
+        call()
+    assert message in str(refusal.value)
+
+
+# --- which value is better ----------------------------------------------------------------------------------------
+
+
+def test_an_accuracy_is_better_when_higher_at_every_door(run_dir):
+    """The loss of a falling model, the accuracy of a rising one: mode is never to be given."""
+    for made in (Checkpoints(keep_best="val/accuracy"), EarlyStopping("val/accuracy")):
+        assert made.mode == "max"
+    assert Checkpoints(keep_best="val/loss").mode == "min"
+    with Checkpointer(run_dir, keep_best="val/accuracy", keep_last=1, every=None, model=net()) as saver:
+        saver.resume()
+        for value in (0.2, 0.9, 0.5):
+            saver.step()
+            saver.epoch({"val/accuracy": value})
+    kept = [status.metrics for status in surefoot.checkpoint.scan(run_dir)]
+    assert {"val/accuracy": 0.9} in kept and {"val/accuracy": 0.2} not in kept
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Checkpoints(keep_best="val/accuracy", mode="min"),
+        lambda: EarlyStopping("val/accuracy", mode="min"),
+        lambda: EarlyStopping("val/loss", mode="max"),
+        lambda: Checkpointer("unused", keep_best="val/accuracy", mode="min", model=net()),
+        lambda: _plateau("val/accuracy"),
+        lambda: _plateau("val/loss", mode="max"),
+    ],
+)
+def test_a_mode_that_takes_the_worst_for_the_best_is_refused(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="would take the worst val/"):
+        make()
+    assert not list(tmp_path.iterdir())
+
+
+def _plateau(monitor, **arguments):
+    optimizer = sgd(net())
+    return Schedule(optimizer, lr_scheduler.ReduceLROnPlateau(optimizer, **arguments), monitor=monitor)
+
+
+def test_a_name_that_does_not_say_needs_a_mode():
+    with pytest.raises(UsageError, match="'val/spread' does not say which is better; give mode="):
+        Checkpoints(keep_best="val/spread")
+    assert Checkpoints(keep_best="val/spread", mode="max").mode == "max"
+
+
+# --- training and evaluation mode ---------------------------------------------------------------------------------
+
+
+def moody() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path):
+    surefoot.save_model(moody(), tmp_path / "m")
+    loaded = surefoot.load_model(tmp_path / "m", moody())
+    assert not loaded.training
+    heard = Heard()
+    fitted(loaded, progress=heard)
+    fresh = moody()
+    fitted(fresh)
+    assert torch.equal(loaded[2].weight, fresh[2].weight) and int(loaded[0].num_batches_tracked) == 5
+    assert all(module.training for module in loaded.modules())
+    assert [m for m in heard.messages if "evaluation mode" in m] == [
+        "the model was in evaluation mode (model.eval()) and is trained in training mode"
+    ]
+
+
+def test_parts_frozen_in_evaluation_mode_stay_so():
+    model = moody()
+    model[0].eval()
+    heard = Heard()
+    fitted(model, val=(X, Y), progress=heard)
+    assert int(model[0].num_batches_tracked) == 0 and not model[0].training and model[1].training
+    assert not [m for m in heard.messages if "evaluation mode" in m]
+
+
+def test_a_new_head_on_a_model_in_evaluation_mode_is_told():
+    model = moody().eval()
+    model[2] = nn.Linear(4, 2)
+    heard = Heard()
+    fitted(model, progress=heard)
+    (message,) = (m for m in heard.messages if "evaluation mode" in m)
+    assert "(0, 1)" in message and "call model.train() first" in message
+
+
+# --- schedules ----------------------------------------------------------------------------------------------------
+
+
+def test_a_scheduler_of_torch_is_taken_by_its_usual_unit():
+    for make, rates in (
+        (lambda o: lr_scheduler.StepLR(o, 1, 0.5), [0.05]),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=5), None),
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=5), [0.0]),
+        (lambda o: surefoot.LinearWarmup(o, 10), [0.06]),
+    ):
+        model = net()
+        optimizer = sgd(model)
+        heard = Heard()
+        fitted(model, optimizer=optimizer, schedule=make(optimizer), progress=heard)
+        if rates:
+            assert [g["lr"] for g in optimizer.param_groups] == pytest.approx(rates)
+        else:
+            assert any("OneCycleLR moves once a step" in message for message in heard.messages)
+
+
+WRONG_SCHEDULES = {
+    "a warmup of pytorch_warmup": (lambda o: _theirs(o), "give surefoot.Schedule(optimizer, warmup=surefoot.LinearWarmup("),
+    "a function": (lambda o: lambda epoch: 0.5, "LambdaLR(optimizer, function)"),
+    "a list": (lambda o: [lr_scheduler.StepLR(o, 1)], "SequentialLR or ChainedScheduler"),
+    "a name": (lambda o: "cosine", "schedule: a str was given"),
+    "a class": (lambda o: lr_scheduler.StepLR, "schedule: the class StepLR"),
+    "another optimizer's": (lambda o: Schedule(sgd(net())), "it was made for another optimizer"),
+    "another optimizer's scheduler": (lambda o: lr_scheduler.StepLR(sgd(net()), 1), "belongs to another optimizer"),
+}
+
+
+def _theirs(optimizer):
+    return pytest.importorskip("pytorch_warmup").LinearWarmup(optimizer, 10)
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG_SCHEDULES.values(), ids=WRONG_SCHEDULES)
+def test_what_is_no_schedule_is_refused_with_the_line_that_works(make, message):
+    model = net()
+    optimizer = sgd(model)
+    with pytest.raises(UsageError) as refusal:
+        fitted(model, optimizer=optimizer, schedule=make(optimizer))
+    assert message in str(refusal.value)
+
+
+class Decay:
+    """Remembers how often it was called."""
+
+    def __init__(self):
+        self.factor = 1.0
+
+    def __call__(self, count):
+        self.factor *= 0.9
+        return self.factor
+
+    def method(self, count):
+        return self(count)
+
+
+class Slots:
+    __slots__ = ()
+
+    def method(self, count):
+        return 0.5**count
+
+
+CALLABLES = {
+    "lambda": lambda: lambda count: 0.9**count,
+    "partial": lambda: functools.partial(pow, 0.9),
+    "object": Decay,
+    "method": lambda: Decay().method,
+    "bound call": lambda: Decay().__call__,
+    "method of an object without attributes": lambda: Slots().method,
+    "numpy function": lambda: np.exp2,
+    "builtin": lambda: math.cos,
+    "operator": lambda: operator.neg,
+    "cached": lambda: functools.lru_cache(Slots().method),
+    "numpy float32": lambda: lambda count: np.float32(0.9) ** count,
+    "numpy float64": lambda: lambda count: np.float64(0.9) ** count,
+    "numpy array of one": lambda: lambda count: np.array(0.9**count),
+    "tensor": lambda: lambda count: torch.tensor(0.9) ** count,
+    "whole number": lambda: lambda count: 1,
+    "boolean": lambda: lambda count: True,
+    "fraction": lambda: lambda count: Fraction(9, 10) ** count,
+}
+
+
+@pytest.mark.parametrize("kind", [lr_scheduler.LambdaLR, lr_scheduler.MultiplicativeLR])
+@pytest.mark.parametrize("make", CALLABLES.values(), ids=CALLABLES)
+def test_a_schedule_holds_any_callable_and_goes_on_with_it(make, kind):
+    def schedule():
+        optimizer = sgd(net())
+        return Schedule(optimizer, kind(optimizer, make()), by="step")
+
+    def advance(one):
+        for _ in range(3):
+            one.optimizer.step()
+            one.step()
+        return one.lrs
+
+    whole, first, second = schedule(), schedule(), schedule()
+    advance(whole)
+    advance(first)
+    second.load_state_dict(first.state_dict())
+    assert second.lrs == first.lrs == whole.lrs
+    assert advance(second) == advance(whole)
+    rate = second.optimizer.param_groups[0]["lr"]
+    assert isinstance(rate, int | float | torch.Tensor)
+
+
+def test_what_a_function_remembers_and_cannot_be_saved_is_named_at_once():
+    class Remembers(Decay):
+        def __init__(self):
+            super().__init__()
+            self.rates = np.ones(3)
+
+    optimizer = sgd(net())
+    schedule = Schedule(optimizer, lr_scheduler.LambdaLR(optimizer, Remembers()), by="step")
+    with pytest.raises(UsageError, match=r"lr_lambdas\[0\].rates: a ndarray cannot be saved"):
+        schedule.state_dict()
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_leaves_a_loader_where_it_was():
+    loader = Loader((X, Y), 8, seed=3)
+    loader.seek(2, 1)
+    seen = []
+    for position, batch in enumerate(loader, start=1):
+        result = evaluate(net(), nn.CrossEntropyLoss(), loader)
+        assert (loader.epoch, loader.position, result.samples) == (2, position + 1, 40)
+        seen.append(batch[1])
+    assert (loader.epoch, loader.position) == (3, 0)
+    other = Loader((X, Y), 8, seed=3)
+    other.seek(2, 1)
+    assert torch.equal(torch.cat(seen), torch.cat([targets for _, targets in other]))
+
+
+def test_a_shuffled_validation_loader_gives_each_epoch_the_same_batches():
+    """Its place is in no checkpoint, so it must not move: a resumed run validates as an untouched one."""
+    model = net()
+    val = Loader((X, Y), 8, seed=5)
+    fitted(model, optimizer=sgd(model, 0.0), val=val, epochs=2)
+    assert (val.epoch, val.position) == (0, 0)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Samples read one by one."""
+
+    classes = ("no", "yes")
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return X[index], int(Y[index])
+
+
+def test_the_workers_of_a_validation_loader_are_closed(monkeypatch):
+    from surefoot.data import loader as module
+
+    started, closed = [], []
+
+    class Counted(module.Workers):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            started.append(self)
+
+        def close(self):
+            super().close()
+            closed.append(self)
+
+    monkeypatch.setattr(module, "Workers", Counted)
+    fitted(val=Loader(Pairs(), 20, shuffle=False, workers=1), epochs=2)
+    assert len(started) == 1 and closed == started
+    evaluate(net(), nn.CrossEntropyLoss(), Loader(Pairs(), 20, workers=1))
+    assert len(started) == 2 and closed == started
