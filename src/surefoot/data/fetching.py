@@ -96,7 +96,7 @@ def _uncollatable(samples: list[Any], indices: Sequence[int], error: Exception) 
     shapes = [shape_of(sample) for sample in samples]
     other = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is None:
-        told = f"sample {indices[0]} is {shapes[0]} ({_first_line(error)})"
+        told = f"sample {indices[0]} is {shapes[0]} ({first_line(error)})"
     else:
         told = f"sample {indices[0]} is {shapes[0]} and sample {indices[other]} is {shapes[other]}"
     return f"data: the samples cannot be joined in a batch: {told}; make them alike, or {COLLATE}"

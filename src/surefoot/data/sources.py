@@ -193,6 +193,9 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> Source:
         if all(map(is_array, data)) or (len(data) == 2 and all(_is_column(d, data) for d in data)):
             return TensorSource(*data, classes=classes)
         _refuse_nests(data)
+        samples = isinstance(data, list) or all(isinstance(d, tuple | dict) for d in data)
+        if len(data) <= 3 and (any(map(is_array, data)) or not samples):
+            return TensorSource(*data, classes=classes)  # which names what is no column
     if type(data) is TensorDataset:
         return TensorSource(*data.tensors, classes=classes)
     if type(data) is Subset and type(data.dataset) is TensorDataset:
