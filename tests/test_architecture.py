@@ -19,7 +19,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
-    {"version", "errors"},
+    {"version", "errors", "text"},
     {"catalog", "rng", "files", "signals"},
     {"safe_tensors", "untouched", "arguments", "monitor", "modes"},
     {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics"},
@@ -194,3 +194,10 @@ def test_torch_is_imported_only_when_it_is_needed(code):
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_one_module_prints(path, tree):
+    """What reaches a terminal goes through `text.say`, which takes the escape sequences out of it."""
+    calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    printing = [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+    assert not printing or part_of(path) == "text"

@@ -15,6 +15,7 @@ import pytest
 
 from surefoot.tracking import Progress, RunInfo, Summary, make_progress
 from surefoot.tracking import progress as module
+from surefoot.text import typed
 from surefoot.tracking.progress import PlainProgress, RichProgress, duration, epoch_line
 
 INFO = RunInfo(
@@ -223,7 +224,7 @@ def test_hints_are_shown_as_this_user_has_to_type_them(monkeypatch):
     monkeypatch.setenv("SUREFOOT_COMMAND", "python3 dev.py")
     stream = io.StringIO()
     make_progress(stream).finish(
-        Summary("done", {}, [("surefoot eval R", "x"), ("tensorboard --logdir R", "y")])
+        Summary("done", {}, [(typed("surefoot", "eval", "R"), "x"), (typed("tensorboard", "--logdir", "R"), "y")])
     )
     shown = stream.getvalue().splitlines()[-2:]
     assert [line.split("  # ")[0].strip() for line in shown] == [

@@ -1,16 +1,72 @@
-"""Signals asked for politely: SIGTERM and SIGINT stop at the next step boundary, SIGUSR1 saves and goes on."""
+"""Signals asked for politely: SIGTERM, SIGHUP and SIGINT stop at the next step boundary, SIGUSR1 saves and goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 from .errors import Stopped
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal (`name`) that came while no `SignalWatch` was open: whatever was begun is undone on the way out."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.name = signal.Signals(signum).name
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """While open, SIGTERM, SIGHUP and SIGINT raise `Interrupted` in the main thread, instead of ending the process.
+
+    Signals that are ignored (`nohup`) or that somebody else handles stay as they are. Does nothing outside the main
+    thread.
+    """
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    mine = [s for s in _STOPPING if signal.getsignal(s) in defaults]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
+    owner, hook = os.getpid(), sys.unraisablehook
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            _die(signum)
+        raise Interrupted(signum)
+
+    def lost(unraisable: Any) -> None:
+        # Python drops what is raised inside a destructor or a callback of the import system: raised again.
+        if isinstance(unraisable.exc_value, Interrupted):
+            again = signal.Signals[unraisable.exc_value.name]
+            signal.signal(signal.SIGALRM, lambda signum, frame: handle(again, frame))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(unraisable)
+
+    before = {signum: signal.signal(signum, handle) for signum in mine}
+    if mine:
+        sys.unraisablehook = lost
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for signum, handler in before.items():
+            if signal.getsignal(signum) is handle:
+                signal.signal(signum, handler)
+
+
+def _die(signum: int) -> None:
+    """End as by a signal that nobody handles: what a process forked from ours does."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
 
 
 class SignalWatch:
@@ -18,9 +74,10 @@ class SignalWatch:
 
     `noticed` is true while one waits to be answered.
 
-    The first SIGTERM or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
-    `at_once` true; a third ends the process without a word. SIGUSR1 sets `save_requested`. The handlers go in
-    only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what was there
+    The first SIGTERM, SIGHUP or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
+    `at_once` true; a third ends the process without a word. Under torchrun, which repeats SIGTERM to whole groups of
+    processes, only a second SIGINT does so. SIGUSR1 sets `save_requested`. Ignored signals (`nohup`) stay ignored.
+    The handlers go in only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what was there
     before comes back on closing. A process forked while the watch is open falls back on the old ways.
 
     >>> with SignalWatch() as watch:
@@ -44,7 +101,7 @@ class SignalWatch:
         self._owner = os.getpid()
         for signum in (*_STOPPING, signal.SIGUSR1):
             # None: a handler that C code installed; Python could not put it back, so it stays.
-            if signal.getsignal(signum) is not None:
+            if signal.getsignal(signum) not in (None, signal.SIG_IGN):
                 self._before[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -73,12 +130,13 @@ class SignalWatch:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a worker process forked from ours: die as it would have
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
+            _die(signum)
             return
         self.noticed = True
         if signum == signal.SIGUSR1:
             self.save_requested = True
+        elif self.stop_requested is not None and signum != signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
+            return
         elif self.at_once:
             os._exit(128 + signum)
         elif self.stop_requested is not None:

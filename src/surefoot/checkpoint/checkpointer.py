@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import signal
-import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +18,7 @@ from .. import rng, safe_tensors
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
+from ..text import say
 from . import capture, contract, store
 from .contract import plain
 from .policy import Every, Keep
@@ -404,7 +404,7 @@ def _is_stop(error: BaseException) -> bool:
 
 
 def _to_stderr(line: str) -> None:
-    print(f"surefoot: {line}", file=sys.stderr, flush=True)
+    say(f"surefoot: {line}", error=True)
 
 
 def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import files, safe_tensors
 from ..errors import UsageError
+from ..text import typed
 
 RUN, LOCK, CHECKPOINTS, JOURNAL = "run.json", "LOCK", "checkpoints", "metrics.jsonl"
 _MAX_RUN_BYTES = 4 * 1024 * 1024
@@ -73,7 +74,8 @@ class RunDirectory:
             lock = Lock.take(path)
             if cls.holds_run(path) or (not adopt_journal and _has_bytes(path / JOURNAL)):
                 raise UsageError(
-                    f"{path}: already holds a run; resume it (`surefoot resume {path}`) or name another directory"
+                    f"{path}: already holds a run; resume it (`{typed('surefoot', 'resume', path)}`) or name another "
+                    "directory"
                 )
             content = {
                 "id": secrets.token_hex(8),

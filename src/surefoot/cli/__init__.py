@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import signal
 import sys
 from collections.abc import Sequence
 
+from .. import signals
 from ..errors import SurefootError
+from ..text import say
 from ..version import __version__
+from . import streams
 
 # verb -> (module, one line for --help), in the order of a run's life.
 VERBS = {
@@ -64,24 +67,43 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. Prints one message, never a traceback, for what a user can mend."""
+    """Run one verb; returns the exit code. Prints one message, never a traceback, for what a user can mend.
+
+    Where standard output takes nothing (closed, full, the reader has gone) a verb goes on, and ends with 1; a
+    training, whose outcome is its run directory, ends as it would have.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), "")
+    leave: SystemExit | None = None
+    with streams.patient() as output:
+        try:
+            with signals.raised():
+                code = _run(verb, argv)
+        except KeyboardInterrupt as error:
+            name = error.name if isinstance(error, signals.Interrupted) else "SIGINT"
+            say(f"surefoot: stopped by {name}", error=True)
+            return 128 + signal.Signals[name]
+        except SystemExit as error:  # argparse: --help, or a mistake that it has told
+            leave, code = error, error.code if isinstance(error.code, int) else 0
+        sys.stdout.flush()
+        if output is not None and output.lost is not None:
+            if not isinstance(output.lost, BrokenPipeError):  # `| head` has what it wanted
+                told = output.lost.strerror or output.lost
+                say(f"surefoot: standard output cannot be written: {told}; what was printed is lost", error=True)
+            code = code if verb in ("train", "resume") else code or 1
+    if leave is not None:
+        raise SystemExit(code) from leave
+    return code
+
+
+def _run(verb: str, argv: list[str]) -> int:
     arguments = parse(make_parser(only=verb), argv)
     try:
         return arguments.execute(arguments) or 0
     except SurefootError as error:
-        print(f"surefoot: {error}", file=sys.stderr, flush=True)
+        say(f"surefoot: {error}", error=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("surefoot: interrupted", file=sys.stderr, flush=True)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is left to tell it, and the interpreter's own flush must not try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         from .tracebacks import tell
 
-        tell(error)
-        return 1
+        return tell(error)

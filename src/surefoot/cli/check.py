@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..text import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and overrides."""
@@ -19,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..planning import mistakes
 
     loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
-    built = build(loaded, say=print)
+    built = build(loaded, say=say)
     classes = len(built.about.classes) if built.about.classes else None
     findings = lint(
         built.model,
@@ -31,14 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
         last=built.train.short_batch(),
     )
     for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
-        print(finding)
+        say(finding)
     parameters = sum(p.numel() for p in built.model.parameters())
     validation = f"{built.val.samples:,} to validate" if built.val is not None else "none to validate"
     fatal = any(loaded.strict or finding.severity == "error" for finding in findings)
     verdict = "it cannot be trained as it is" if fatal else "the recipe is sound"
-    print(f"{loaded.name}: {verdict}")
-    print(f"  model   {loaded.model.name}, {parameters:,} parameters")
-    print(f"  data    {built.train.samples:,} samples to train, {validation}")
-    print(f"  run     {loaded.epochs} epochs of {built.steps_per_epoch:,} steps")
-    print(f"  check   {len(findings)} findings on the first batch")
+    say(f"{loaded.name}: {verdict}")
+    say(f"  model   {loaded.model.name}, {parameters:,} parameters")
+    say(f"  data    {built.train.samples:,} samples to train, {validation}")
+    say(f"  run     {loaded.epochs} epochs of {built.steps_per_epoch:,} steps")
+    say(f"  check   {len(findings)} findings on the first batch")
     return 2 if fatal else 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
+
+from ..text import printable, say, typed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,24 +39,23 @@ def run(arguments: argparse.Namespace) -> int:
             }
             for status in found
         ]
-        json.dump(rows, sys.stdout, indent=2)
-        print()
+        say(json.dumps(rows, indent=2))
     elif not found:
-        print(f"{run_dir}: no checkpoint yet; `surefoot resume {run_dir}` begins at the first step")
+        say(f"{printable(run_dir)}: no checkpoint yet; `{typed('surefoot', 'resume', run_dir)}` begins at the first step")
     else:
         for status in found:
-            print(_line(status, status is resumed))
+            say(_line(status, status is resumed))
         newest = found[-1]
         if resumed is None:
-            print("none can be resumed: restore one from a copy, or start a new run")
+            say("none can be resumed: restore one from a copy, or start a new run")
         elif resumed is not newest:
-            print(f"a resume steps over what is damaged and goes on from step {resumed.step}")
+            say(f"a resume steps over what is damaged and goes on from step {resumed.step}")
     return 1 if found and resumed is None else 0
 
 
 def _line(status, resumed: bool) -> str:
     if not status.valid:
-        return f"step {status.step:>9,}  damaged  {status.reason}"
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in status.metrics.items() if isinstance(value, float))
-    line = f"step {status.step:>9,}  whole    {status.bytes / 1e6:8.2f} MB  {status.created}  {metrics}"
+        return f"step {status.step:>9,}  damaged  {printable(status.reason)}"
+    metrics = "  ".join(f"{printable(name)} {value:.4f}" for name, value in status.metrics.items() if isinstance(value, float))
+    line = f"step {status.step:>9,}  whole    {status.bytes / 1e6:8.2f} MB  {printable(status.created)}  {metrics}"
     return line.rstrip() + ("  <- would be resumed" if resumed else "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..text import printable, say
 from .opening import add_opening_arguments, opened
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         split=arguments.split,
     )
     if arguments.json:
-        json.dump(found, sys.stdout, indent=2)
-        print()
+        say(json.dumps(found, indent=2))
     else:
         show(found)
     return 0
@@ -111,7 +111,7 @@ def _data(data: str | None, home: Path) -> tuple[DataSplits, Any]:
             names = ", ".join(DATA.names())
             raise UsageError(f"{home}: which data? give --data with a data set ({names}) or a recipe")
         loaded = recipe.load_recipe(found / "recipe.yaml")
-    splits = build_data(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
+    splits = build_data(loaded, say=functools.partial(say, error=True))
     return splits, build_loss(loaded, splits)
 
 
@@ -148,20 +148,20 @@ def _by_class(names: Sequence[str], confusion: torch.Tensor) -> list[dict[str, A
 
 def show(found: dict[str, Any]) -> None:
     """The figures for people: a line of totals, a row for each class."""
-    print(f"{found['model']} on {found['samples']:,} samples ({found['split']})")
+    say(f"{found['model']} on {found['samples']:,} samples ({found['split']})")
     from .running import figure
 
     for name in ("loss", "accuracy"):
         if name in found:
-            print(f"  {name:<9} {figure(name, found[name])}")
+            say(f"  {name:<9} {figure(name, found[name])}")
     rows = found.get("by_class", [])
     if rows:
-        width = max(len("class"), *(len(row["class"]) for row in rows))
-        print(f"\n  {'class':<{width}}  samples  recall  precision  mostly mistaken for")
+        width = max(len("class"), *(len(printable(row["class"])) for row in rows))
+        say(f"\n  {'class':<{width}}  samples  recall  precision  mostly mistaken for")
         for row in rows:
             recall, precision = (
                 f"{100 * row[name]:6.1f} %" if row[name] is not None else "     -  " for name in ("recall", "precision")
             )
-            print(
-                f"  {row['class']:<{width}}  {row['samples']:>7,} {recall} {precision}   {row['mistaken_for'] or '-'}"
+            say(
+                f"  {printable(row['class']):<{width}}  {row['samples']:>7,} {recall} {precision}   {printable(row['mistaken_for'] or '-')}"
             )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from ..text import say
 from .opening import add_opening_arguments, opened
 
 SAMPLES = 64
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.path)
     model = opened(path / "model" / "best" if arguments.best else path, arguments)
-    print(export(model, arguments.to, batch=_real_samples(path)))
+    say(export(model, arguments.to, batch=_real_samples(path)))
     return 0
 
 
@@ -42,7 +42,7 @@ def _real_samples(path: Path):
     try:
         splits = build_data(recipe.load_recipe(home / "recipe.yaml"))
     except SurefootError as error:
-        print(f"the run's data are not here ({error}); comparing on random samples", file=sys.stderr)
+        say(f"the run's data are not here ({error}); comparing on random samples", error=True)
         return None
     source = splits.val or splits.train
     return source.tensors[0][:SAMPLES] if isinstance(source, TensorSource) else None

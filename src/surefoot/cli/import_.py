@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..text import say, typed
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FILE, --model, --to, --data, --key, --cast."""
@@ -45,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         taken += f", from its entry {imported.key!r}"
     if imported.prefix:
         taken += f", without the prefix {imported.prefix!r}"
-    print(f"{source}: {taken}, in {to}")
+    say(f"{source}: {taken}, in {to}")
     if imported.others:
-        print(f"left aside: {', '.join(imported.others)}")
-    print(f"next: surefoot eval {to} --data NAME, surefoot predict {to} IMAGE...")
+        say(f"left aside: {', '.join(imported.others)}")
+    say(f"next: {typed('surefoot', 'eval', to)} --data NAME, {typed('surefoot', 'predict', to)} IMAGE...")
     return 0

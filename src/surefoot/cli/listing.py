@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+
+from ..text import say
 
 KINDS = ("losses", "optimizers", "schedulers", "warmups", "models", "data", "augmentations", "recipes")
 
@@ -19,17 +20,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the entries of one kind: name, summary, arguments with their defaults, further facts."""
     rows = _recipes() if arguments.kind == "recipes" else _entries(arguments.kind)
     if arguments.json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
+        say(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        print(f"{row['name']}: {row['summary']}")
+        say(f"{row['name']}: {row['summary']}")
         for fact, value in row.items():
             if fact in ("name", "summary"):
                 continue
             if fact == "arguments":
                 value = ", ".join(n if d is None else f"{n}={d}" for n, d in value.items()) or "none"
-            print(f"    {fact}: {value}")
+            say(f"    {fact}: {value}")
     return 0
 
 

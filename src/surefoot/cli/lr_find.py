@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
+
+from ..text import draw, say, typed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
     if arguments.png and not Path(arguments.png).parent.is_dir():
         raise UsageError(f"{arguments.png}: the directory {Path(arguments.png).parent} does not exist")
-    built = build(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
+    built = build(loaded, say=functools.partial(say, error=True))
     with prepare(as_torch_would(built.train.device.type)):
         found = lr_find(
             built.model,
@@ -50,15 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.png:
         found.save_png(arguments.png)
     if arguments.json:
-        json.dump(found.to_json(), sys.stdout, indent=2)
-        print()
+        say(json.dumps(found.to_json(), indent=2))
         return 0
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     unicode = "utf" in (sys.stdout.encoding or "").lower()
-    print(found.render_terminal(width, unicode, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    draw(found.render_terminal(width, unicode, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     if found.suggestion is not None:
-        given = " ".join([arguments.recipe, *arguments.overrides])
-        print(f"\ntry: surefoot train {given} optimizer.lr={found.suggestion:.2g}")
+        rate = f"optimizer.lr={found.suggestion:.2g}"
+        say(f"\ntry: {typed('surefoot', 'train', Path(arguments.recipe), *arguments.overrides, rate)}")
     if arguments.png:
-        print(f"drawn: {arguments.png}")
+        say(f"drawn: {arguments.png}")
     return 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
+
+from ..text import draw, printable, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
     charts = [Path(path) for path in (arguments.png, arguments.svg) if path]
     _check_writable(charts)
-    built = build(loaded, say=lambda text: print(text, file=sys.stderr, flush=True))
+    built = build(loaded, say=functools.partial(say, error=True))
     batch = built.train.peek()
     later = [LaterGroup(*joins) for joins in built.unfreezing.joining()] if built.unfreezing else []
     with contextlib.ExitStack() as stack:
@@ -39,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             built.schedule,
             built.steps_per_epoch,
             loaded.epochs,
-            title=loaded.name,
+            title=printable(loaded.name),
             model=built.model,
             batch=batch,
             apply=lambda model, given: apply(built.loss, model, given).loss,
@@ -50,15 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     for chart in charts:
         (report.save_png if chart == charts[0] and arguments.png else report.save_svg)(chart)
     if arguments.json:
-        json.dump(report.to_json(), sys.stdout, indent=2)
-        print()
+        say(json.dumps(report.to_json(), indent=2))
         return 0
     width = shutil.get_terminal_size((100, 24)).columns
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(report.render_terminal(min(width, 120), unicode, colour))
+    draw(report.render_terminal(min(width, 120), unicode, colour))
     for chart in charts:
-        print(f"drawn: {chart}")
+        say(f"drawn: {chart}")
     return 0
 
 

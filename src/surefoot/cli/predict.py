@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from ..text import printable, say
 from .opening import add_opening_arguments, opened
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{model.path}: does not tell the shape of its input, so files cannot be fitted to it")
     images = read_images(arguments.files, model.input_shape, model.info.input_dtype)
     for note in images.notes:
-        print(note, file=sys.stderr, flush=True)
+        say(note, error=True)
     outputs = model.predict(images.batch)
     if outputs.dim() != 2:
         raise UsageError(f"{model.path}: gives {list(outputs.shape)} for {len(images.batch)} samples, not classes")
@@ -46,10 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         for name, value, index in zip(images.names, values, indices, strict=True)
     ]
     if arguments.json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
+        say(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        told = "  ".join(f"{p['class']} {100 * p['probability']:.1f} %" for p in row["predictions"])
-        print(f"{row['file']}: {told}")
+        told = "  ".join(f"{printable(p['class'])} {100 * p['probability']:.1f} %" for p in row["predictions"])
+        say(f"{printable(row['file'])}: {told}")
     return 0

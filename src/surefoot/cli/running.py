@@ -24,7 +24,8 @@ def train(
     from ..build import build
     from ..errors import Stopped
     from ..planning import mistakes
-    from ..tracking import as_typed, make_progress
+    from ..text import typed
+    from ..tracking import make_progress
     from ..training import fit
 
     progress = make_progress()
@@ -47,7 +48,7 @@ def train(
         )
         progress.finish(summary(built, result))
     except Stopped as stopped:
-        go_on = as_typed(f"surefoot resume {run_dir}")
+        go_on = typed("surefoot", "resume", run_dir)
         raise Stopped(stopped.signal, f"{stopped}; go on with `{go_on}`") from None
     finally:
         progress.close()
@@ -56,6 +57,7 @@ def train(
 
 def summary(built: Built, result: FitResult):
     """The last table: what was reached, where it lies, what to try next."""
+    from ..text import typed
     from ..tracking import Summary, duration
 
     assert result.run_dir is not None, "a run from the command line has a directory"
@@ -69,13 +71,13 @@ def summary(built: Built, result: FitResult):
     rows["model"] = str(result.run_dir / "model")
     rows["report"] = str(result.run_dir / "report.html")
     commands = [
-        (f"surefoot eval {result.run_dir}", "accuracy by class, confusion matrix"),
-        (f"surefoot predict {result.run_dir}/model IMAGE...", "classify pictures"),
-        (f"surefoot export {result.run_dir} --to model.onnx", "take the model elsewhere"),
-        (f"surefoot resume {result.run_dir} epochs={2 * built.recipe.epochs}", "train on"),
+        (typed("surefoot", "eval", result.run_dir), "accuracy by class, confusion matrix"),
+        (typed("surefoot", "predict", result.run_dir / "model", "IMAGE..."), "classify pictures"),
+        (typed("surefoot", "export", result.run_dir, "--to", "model.onnx"), "take the model elsewhere"),
+        (typed("surefoot", "resume", result.run_dir, f"epochs={2 * built.recipe.epochs}"), "train on"),
     ]
     if built.recipe.tensorboard:
-        commands.append((f"tensorboard --logdir {result.run_dir}", "curves in a browser"))
+        commands.append((typed("tensorboard", "--logdir", result.run_dir), "curves in a browser"))
     return Summary(f"{built.recipe.name}: done", rows, commands)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+
+from ..text import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the schema (draft 2020-12)."""
     from .. import recipe
 
-    json.dump(recipe.json_schema(), sys.stdout, indent=2)
-    print()
+    say(json.dumps(recipe.json_schema(), indent=2))
     return 0

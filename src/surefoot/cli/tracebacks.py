@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 import sysconfig
 import traceback
+
+from ..text import say
 
 _OURS = pathlib.Path(__file__).resolve().parents[1]
 _INSTALLED = tuple(
@@ -13,24 +14,24 @@ _INSTALLED = tuple(
 )
 
 
-def tell(error: BaseException) -> None:
-    """Print what was raised: the user's frames where there are any, else the whole traceback as our own bug."""
+def tell(error: BaseException) -> int:
+    """Print what was raised: the user's frames where there are any, else the whole traceback as our own bug.
+
+    Returns the exit code.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     first = next((i for i, frame in enumerate(frames) if _is_users(frame.filename)), None)
     if first is None:
-        traceback.print_exception(error)
-        print(
-            "surefoot: this is a bug in surefoot, not in what you gave it; please report it with the lines above",
-            file=sys.stderr,
-            flush=True,
-        )
-        return
+        say("".join(traceback.format_exception(error)).rstrip(), error=True)
+        bug = "this is a bug in surefoot, not in what you gave it; please report it with the lines above"
+        say(f"surefoot: {bug}", error=True)
+        return 1
     last = max(i for i, frame in enumerate(frames) if _is_users(frame.filename))
     place = frames[last]
-    print("surefoot: your own code raised an error:", file=sys.stderr)
-    print("".join(traceback.format_list(frames[first:])), end="", file=sys.stderr)
-    print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
-    print(f"surefoot: see {place.filename}:{place.lineno}", file=sys.stderr, flush=True)
+    lines = [*traceback.format_list(frames[first:]), *traceback.format_exception_only(error)]
+    say("surefoot: your own code raised an error:\n" + "".join(lines).rstrip(), error=True)
+    say(f"surefoot: see {place.filename}:{place.lineno}", error=True)
+    return 1
 
 
 def _is_users(filename: str) -> bool:

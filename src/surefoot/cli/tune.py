@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..text import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --seconds."""
@@ -20,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.plan import BATCHES_TO_MEASURE
 
     loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
-    built = build(loaded, say=print)
+    built = build(loaded, say=say)
     table = tune(
         built.settings()["execution"],
         model=built.model,
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         clip_value=loaded.clip_value,
         budget_s=arguments.seconds,
         thorough=True,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )
-    print(table.render())
+    say(table.render())
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..text import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --kills, --seed, --keep."""
@@ -27,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
         kills=arguments.kills,
         seed=arguments.seed,
         keep=Path(arguments.keep) if arguments.keep else None,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )
-    print(verdict.told(), flush=True)
+    say(verdict.told())
     return 0 if verdict.same else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .journal import Journal, read_records
-from .progress import Progress, RunInfo, Summary, as_typed, duration, make_progress
+from .progress import Progress, RunInfo, Summary, duration, make_progress
 from .report import write_report
 from .tensorboard import TensorBoard
 
@@ -13,7 +13,6 @@ __all__ = [
     "RunInfo",
     "Summary",
     "TensorBoard",
-    "as_typed",
     "duration",
     "make_progress",
     "read_records",

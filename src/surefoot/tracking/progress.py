@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from ..text import printable
+
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
 _LINE_SECONDS = 10.0  # off a terminal, lines between two epochs come at most this often
 
@@ -141,18 +143,18 @@ class PlainProgress(Progress):
             self._line(f"  {key:<{width}}  {value}")
         if summary.next_commands:
             self._line("next:")
-            width = max(len(as_typed(command)) for command, _ in summary.next_commands)
+            width = max(len(command) for command, _ in summary.next_commands)
             for command, does in summary.next_commands:
-                self._line(f"  {as_typed(command):<{width}}  # {does}")
+                self._line(f"  {command:<{width}}  # {does}")
 
     def _line(self, text: str) -> None:
         if self._stream is None:
             return
+        text = printable(text, lines=True)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
-            self._stream.write(text + "\n")
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             self._stream.flush()
-        except UnicodeEncodeError:
-            self._stream.write(text.encode("ascii", "replace").decode() + "\n")
         except (OSError, ValueError):  # the reader left, the disk is full, the stream is closed
             _silence(self._stream)
             self._stream = None
@@ -228,10 +230,10 @@ class RichProgress(Progress):
         self._print(table)
         if summary.next_commands:
             self._print("[bold]next[/bold]")
-            width = max(len(as_typed(command)) for command, _ in summary.next_commands)
+            width = max(len(command) for command, _ in summary.next_commands)
             for command, does in summary.next_commands:
                 # soft_wrap: a command that is broken over two lines cannot be copied.
-                typed = _escaped(as_typed(command).ljust(width))
+                typed = _escaped(command.ljust(width))
                 self._print(f"  [cyan]{typed}[/cyan]  [dim]# {_escaped(does)}[/dim]", soft_wrap=True)
 
     def close(self) -> None:
@@ -340,15 +342,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def as_typed(command: str) -> str:
-    """`command` as this user has to type it: dev.py, which hides the environment, sets SUREFOOT_COMMAND."""
-    prefix = os.environ.get("SUREFOOT_COMMAND")
-    if not prefix:
-        return command
-    program, _, arguments = command.partition(" ")
-    return f"{prefix} {arguments}" if program == "surefoot" else f"{prefix} run {command}"
-
-
 def _figures(record: Mapping[str, Any]) -> str:
     hidden = {"kind", "split", "epoch", "step", "lr", "wall_s"}
     parts = []
@@ -384,7 +377,7 @@ def _console(stream: TextIO) -> Any:
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text, lines=True))
 
 
 def _silence(stream: TextIO) -> None:

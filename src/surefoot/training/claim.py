@@ -11,6 +11,7 @@ from typing import Any
 from .. import files
 from ..checkpoint import RunDirectory
 from ..errors import RunFailed, Stopped, UsageError
+from ..text import typed
 
 
 class Claim:
@@ -36,7 +37,7 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
     there = RunDirectory.holds_run(path)
     if there and not resume:
         raise UsageError(
-            f"{path}: already holds a run; go on with it (`surefoot resume {path}`) or name another directory"
+            f"{path}: already holds a run; go on with it (`{typed('surefoot', 'resume', path)}`) or name another directory"
         )
     existed = path.exists()
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")

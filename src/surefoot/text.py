@@ -1,0 +1,89 @@
+"""Text for a terminal: what comes from a file or a name is made harmless, and words are quoted for a shell.
+
+`printable` is for one value (a name, a path, a field of a file) in a message or a table; `say` prints a message of ours.
+No other module calls `print` (tests/test_architecture.py): a name with an escape sequence in it, or with a
+byte that is no text, must never reach a terminal as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+
+def printable(value: object, *, lines: bool = False) -> str:
+    r"""`value` as text without control characters, directional marks or halves of characters.
+
+    They are shown as Python writes them in a string. With `lines`, line ends stay: for a message of several lines.
+
+    >>> print(printable("run\x1b[2J\n\udcff"), printable("a\nb", lines=True))
+    run\x1b[2J\n\udcff a
+    b
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (lines and c == "\n") else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    # isprintable() is also false for spaces that are not ASCII's (U+00A0, U+3000): ordinary in names.
+    if character.isspace() and ord(character) > 0x9F and character not in "\u2028\u2029":
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def say(message: object = "", *, error: bool = False) -> None:
+    """Print `message`, which may have several lines, on standard output, or on standard error; at once.
+
+    Raises OSError where standard output cannot take it; standard error is for whoever listens.
+    """
+    text = printable(message, lines=True)
+    if not error:
+        print(text, flush=True)
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # full, or closed
+        return
+
+
+def draw(picture: str) -> None:
+    """Print a chart whose colours are ours and whose names were made printable. Raises OSError as `say` does."""
+    print(picture, flush=True)
+
+
+def typed(*words: object) -> str:
+    r"""A command of these words as this user types it, each quoted for the shell (POSIX, and ``$'...'`` where needed).
+
+    dev.py, which hides the environment, sets SUREFOOT_COMMAND to what stands in place of ``surefoot``.
+
+    >>> print(typed("surefoot", "resume", "my run"), typed("surefoot", "eval", Path("-run")), typed("ls", "a\nb"))
+    surefoot resume 'my run' surefoot eval ./-run ls $'a\nb'
+    """
+    program, *rest = words
+    prefix = os.environ.get("SUREFOOT_COMMAND")
+    first = f"{prefix} run {program}" if prefix and program != "surefoot" else prefix or str(program)
+    return " ".join([first, *map(_quoted, rest)])
+
+
+def _quoted(word: object) -> str:
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"  # a file, not an option
+    if text.isprintable():
+        return shlex.quote(text)
+    # No terminal shows these bytes as they are, so they are written as escapes that bash, zsh and ksh read.
+    return "$'" + "".join(_shell_escape(c) for c in text) + "'"
+
+
+def _shell_escape(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    if character == "\n":
+        return "\\n"
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))

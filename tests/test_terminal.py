@@ -1,0 +1,101 @@
+"""What reaches a terminal: no escape sequence of a hostile name, any encoding, no listener, and commands that work pasted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import main
+from surefoot.cli.streams import Patient
+from surefoot.text import printable, say, typed
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e\u2028\udc80\n"
+NAMES = ["a b", "it's", 'say "hi"', "$HOME", "`id`", "-rf", "--to", "a\nb", "\udcff\udcfe", "中文", "a;b", "*", "~"]
+NAMES += ["a\\b", "!x", "\x1b[2J", "'\n\\"]
+
+
+def test_what_comes_from_a_file_is_made_harmless():
+    shown = printable(HOSTILE)
+    assert shown.isprintable() and "owned" in shown and r"\x1b[2J" in shown
+    assert printable("a\nb\x07", lines=True) == "a\nb\\x07"
+    assert printable("中文 é　x") == "中文 é　x"
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_name_is_the_same_after_a_shell(name):
+    command = typed(sys.executable, "-c", "import os,sys; print(os.fsencode(sys.argv[1]))", Path(name))
+    assert command.isprintable()
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    expected = name if not name.startswith("-") else f"./{name}"
+    assert done.stdout == f"{os.fsencode(expected)}\n"
+
+
+def test_an_error_message_with_a_hostile_name_is_plain_text(capsys):
+    assert main(["check", f"{HOSTILE}.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert told.removesuffix("\n").replace("\n", "").isprintable() and "owned" in told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "utf-16", "shift_jis"])
+def test_every_encoding_of_a_terminal_takes_every_text(encoding):
+    code = "from surefoot.cli import streams\nfrom surefoot.text import say\n" \
+           "with streams.patient():\n    say('caf\\u00e9 \\u4e2d \\U0001f600 \\udc80')\n    say('e \\u4e2d', error=True)\n"
+    environment = {"PYTHONIOENCODING": encoding, "PATH": os.environ["PATH"], "LANG": "C"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert "caf" in done.stdout.decode(encoding) and r"\udc80" in done.stdout.decode(encoding)
+    assert done.stderr.decode(encoding).startswith("e ")
+
+
+def test_a_stream_that_nobody_reads_is_noted_and_never_raises():
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = Patient(writer, "w")
+    assert stream.write(b"abc") == 3 and isinstance(stream.lost, BrokenPipeError)
+    assert stream.write(b"more") == 4
+    stream.close()
+
+
+ENDS = {
+    ">&-": (1, "surefoot: standard output cannot be written: Bad file descriptor; what was printed is lost\n"),
+    ">/dev/full": (1, "surefoot: standard output cannot be written: No space left on device; what was printed is lost\n"),
+    ">&- 2>&-": (1, ""),
+    ">/dev/full 2>/dev/full": (1, ""),
+    "2>&-": (0, ""),
+    "<&- >/dev/null": (0, ""),
+}
+
+
+@pytest.mark.parametrize("streams", ENDS)
+@pytest.mark.parametrize("arguments", ["--help", "schema"])
+def test_a_verb_that_nobody_hears_says_one_line_and_ends_with_1(streams, arguments):
+    command = f"exec {typed(sys.executable, '-m', 'surefoot', arguments)} {streams}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == ENDS[streams]
+
+
+def test_a_closed_descriptor_is_never_a_file_of_the_run(tmp_path):
+    """With standard output closed, the next file that is opened would get number 1 and every print."""
+    code = (
+        "import os\nfrom surefoot.cli import streams\n"
+        "with streams.patient():\n"
+        "    file = os.open('found', os.O_CREAT | os.O_WRONLY)\n    print('to nobody', flush=True)\n"
+        "assert file > 2\n"
+    )
+    subprocess.run(["bash", "-c", typed(sys.executable, "-c", code) + " <&- >&- 2>&-"], cwd=tmp_path, check=True)
+    assert (tmp_path / "found").read_bytes() == b""
+
+
+def test_say_on_standard_error_never_raises(monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            """Nothing was taken."""
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    say("x", error=True)
