@@ -374,8 +374,9 @@ def test_weights_go_to_plain_torch_and_come_back(tmp_path, batch):
     # And the tutorial's last line, the other way.
     torch.save(plain.state_dict(), tmp_path / "model_params.pth")
     tutorials = Preprocessing()
-    opened = open_model(tmp_path / "model_params.pth", "LeNet5")
-    assert opened.preprocessing == tutorials
+    with pytest.raises(UsageError, match="does not say how raw data are prepared"):
+        open_model(tmp_path / "model_params.pth", "LeNet5")(batch)
+    opened = open_model(tmp_path / "model_params.pth", "LeNet5", preprocessing=tutorials)
     with torch.no_grad():
         assert torch.equal(opened(batch), plain(tutorials(batch)))
 

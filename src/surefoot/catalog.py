@@ -11,10 +11,12 @@ import functools
 import importlib
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import Problems, UsageError
@@ -175,6 +177,32 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in reversed(options)}
     close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def import_object(path: str) -> Any:
+    """The object that ``module:Name`` stands for; the current directory is looked in too, as `python` would.
+
+    Raises UsageError for a module or name that is not there; what a user's module itself raises comes through.
+    """
+    module_name, _, attribute = path.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
+            raise UsageError(
+                f"import: no module {error.name!r} in {here} or among the installed packages; "
+                "give it as package.module:Name and run where it can be found"
+            ) from error
+        raise
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+            raise UsageError(f"import: {module_name} has no {name!r}{did_you_mean(name, public)}")
+        found = getattr(found, name)
+    return found
 
 
 def argument_problems(

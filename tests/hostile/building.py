@@ -133,6 +133,26 @@ def torch_file(data_pkl: bytes, *more: Record, root: str = "archive", floats: in
     return archive(records, **tricks)
 
 
+def legacy_file(
+    tree: bytes,
+    keys: bytes | None = None,
+    data: bytes | None = None,
+    *,
+    head: bytes | None = None,
+    little: bytes = b"\x88",
+    after: bytes = b"",
+) -> bytes:
+    """What torch.save wrote before 1.6, around any pickle: magic, version, system, tree, keys, one storage of 4."""
+    system = pickle(state(protocol_version=number(1001), little_endian=little, type_sizes=b"}"))
+    start = pickle(number(0x1950A86A20F9469CFC6C)) + pickle(number(1001)) + system if head is None else head
+    listed = pickle(b"](", text("0"), b"e") if keys is None else keys
+    return start + tree + listed + (struct.pack("<q", 4) + bytes(16) if data is None else data) + after
+
+
+def legacy_storage(key: str = "0", numel: int = 4, kind: str = "torch.FloatStorage", view: bytes = b"N") -> bytes:
+    return tup(text("storage"), name(kind), text(key), text("cpu"), number(numel), view) + b"Q"
+
+
 # ------------------------------------------------------------------------------- safetensors, pt2
 
 

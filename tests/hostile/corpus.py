@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import containers, pickles, places, programs
+from . import containers, legacy, pickles, places, programs
 from .case import Case
 
 KINDS = (
@@ -14,6 +14,10 @@ KINDS = (
     pickles.tensors,
     containers.zips,
     containers.safetensors_files,
+    legacy.legacy_files,
+    legacy.bombs,
+    legacy.shards,
+    legacy.other_formats,
     places.directories,
     places.kinds_of_files,
     programs.programs,

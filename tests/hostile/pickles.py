@@ -13,6 +13,7 @@ from .building import (
     Record,
     archive,
     call,
+    legacy_file,
     name,
     number,
     pickle,
@@ -75,14 +76,16 @@ def gadgets(canary: Path) -> Iterator[Case]:
         "surefoot.artifacts.load_model": call("surefoot.artifacts.load_model", text("evil")),
     }
     for path, body in calls.items():
-        yield Case(f"gadget/{path}.pth", torch_file(weights(body)), f"names {path}|whole model")
+        yield Case(f"gadget/{path}.pth", torch_file(weights(body)), f"names .*{path}|names os.system")
+    for path, body in calls.items():
+        yield Case(f"gadget/legacy/{path}.pth", legacy_file(weights(body)), f"names .*{path}|names os.system")
     yield Case(
         "gadget/as_key.pth", torch_file(pickle(b"}", call("os.system", text(shell)), tensor(), b"s")), "os.system"
     )
-    yield Case("gadget/in_hooks.pth", torch_file(weights(tensor(hooks=call("os.system", text(shell))))), "os.system")
+    yield Case("gadget/in_hooks.pth", torch_file(weights(tensor(hooks=call("os.system", text(shell))))), "does not fit")
     yield Case("gadget/named_not_called.pth", torch_file(weights(name("os.system"))), "os.system")
     whole = call("__main__.Net", text("x")) + b"}b"
-    yield Case("gadget/whole_model.pth", torch_file(pickle(whole)), "whole model by pickle")
+    yield Case("gadget/whole_model.pth", torch_file(pickle(whole)), "holds a __main__.Net, not a state_dict")
 
 
 def disguises(canary: Path) -> Iterator[Case]:
@@ -94,7 +97,7 @@ def disguises(canary: Path) -> Iterator[Case]:
         yield Case(f"disguise/pickle.{ending}", data, "bare pickle")
     yield Case("disguise/pickle.onnx", data, "bare pickle")
     legacy = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19." + b"\x80\x02M\xe9\x03." + data
-    yield Case("disguise/legacy.pth", legacy, "before version 1.6")
+    yield Case("disguise/legacy.pth", legacy, "before 1.6 and goes on otherwise")
     yield Case("disguise/gzip.pth", gzip.compress(data), "compressed by gzip")
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -102,7 +105,7 @@ def disguises(canary: Path) -> Iterator[Case]:
             head = tarfile.TarInfo(member)
             head.size = len(data)
             tar.addfile(head, io.BytesIO(data))
-    yield Case("disguise/tar.pth", out.getvalue(), "tar form")
+    yield Case("disguise/tar.pth", out.getvalue(), "tells of a count that is none")
     yield Case("disguise/in_zip.pth", torch_file(data), "names (builtins|__builtin__).exec")
     yield Case("disguise/zip_named.safetensors", torch_file(data), "names (builtins|__builtin__).exec")
     yield Case("disguise/zip_named.onnx", torch_file(data), "names (builtins|__builtin__).exec")
@@ -125,26 +128,26 @@ def machine_tricks(canary: Path) -> Iterator[Case]:
     yield case("inst", pickle(b"(", text(shell), b"ios\nsystem\n"), "os.system")
     yield case("obj", pickle(b"(", name("os.system"), text(shell), b"o"), "os.system")
     yield case("newobj", weights(name("subprocess.Popen") + tup(text(shell)) + b"\x81"), "subprocess.Popen")
-    yield case("newobj_allowed", weights(name("collections.OrderedDict") + b")\x81"), "NEWOBJ")
+    yield case("newobj_allowed", weights(name("collections.OrderedDict") + b")\x81"), "no tensors: evil")
     yield case("stack_global", pickle(text("os"), text("system"), b"\x93", tup(text(shell)), b"R"), "os.system")
     yield case(
         "stack_global_memo", pickle(text("os"), b"q\0", text("system"), b"q\1", b"h\0h\1\x93"), "os.system|STACK"
     )
-    yield case("extension", pickle(b"\x82\x01"), "extension 1")
+    yield case("extension", pickle(b"\x82\x01"), "the operation EXT1")
     yield case("dotted", weights(b"ctorch\nhub.os.system\n" + tup(text(shell)) + b"R"), "torch.hub.os.system")
     yield case(
         "build_attributes", weights(call("collections.OrderedDict") + b"}" + text("items") + b"Nsb"), "attributes"
     )
-    yield case("build_tensor", weights(tensor() + state(a=number(1)) + b"b"), "no dict|items for")
+    yield case("build_tensor", weights(tensor() + state(a=number(1)) + b"b"), "does not fit")
     yield case("call_a_tensor", weights(tensor() + b")R"), "no function")
     yield case("call_a_dict", weights(b"})R"), "no function")
-    yield case("ordered_dict_of_pairs", weights(call("collections.OrderedDict", b"]")), "unusual arguments")
+    yield case("ordered_dict_of_pairs", weights(call("collections.OrderedDict", b"]")), "no tensors: evil")
     yield case("persistent_text", pickle(b"Pos.system\n"), "PERSID")
     yield case("persistent_number", pickle(number(1) + b"Q"), "no storage")
-    yield case("persistent_other", pickle(tup(text("module"), name("torch.FloatStorage")) + b"Q"), "no storage")
+    yield case("persistent_other", pickle(tup(text("module"), name("torch.FloatStorage")) + b"Q"), "holds a global")
     yield case("memo_far_away", pickle(b"}r\xff\xff\xff\x7f(", text("w"), b"j\xfe\xff\xff\x7fu"), "damaged or made up")
-    yield case("pop", pickle(b"}0"), "POP")
-    yield case("dup", pickle(b"}2"), "DUP")
+    yield case("pop", pickle(b"}0"), "damaged")
+    yield case("dup", pickle(b"}2"), "damaged")
     yield case("nothing", pickle(), "damaged")
     yield case("no_end", pickle(state(w=tensor()), end=b""), "damaged")
     yield case("cut_text", pickle(b"X\xff\xff\xff\x7fabc"), "damaged")
@@ -157,12 +160,12 @@ def machine_tricks(canary: Path) -> Iterator[Case]:
         "laughter", pickle(b"]q\0" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(200))), "not a state_dict"
     )
     yield case("itself", pickle(b"}q\0", text("w"), b"h\0s"), "no state_dict")
-    yield case("unhashable_key", pickle(b"}]", tensor(), b"s"), "damaged")
+    yield case("unhashable_key", pickle(b"}]", tensor(), b"s"), "no state_dict")
     yield case("odd_items", pickle(b"}(", text("w"), b"u"), "damaged")
-    yield case("old_text", pickle(b"S'a'\n"), "STRING")
+    yield case("old_text", pickle(b"S'a'\n"), "holds a str")
     yield case("long_line", pickle(b"c" + b"a" * 10_000_000 + b"\nb\n"), "names a")
     yield case("not_utf8", pickle(b"c\xff\xfe\nb\n"), "damaged|names")
-    yield case("many_names", pickle(*(name(f"m{i}.f") for i in range(30_000))), "and 9996 more")
+    yield case("many_names", pickle(*(name(f"m{i}.f") for i in range(30_000))), "and 9995 more")
 
 
 def tensors(canary: Path) -> Iterator[Case]:
@@ -196,7 +199,7 @@ def tensors(canary: Path) -> Iterator[Case]:
         "two_stories", tensor() + b"0" + tensor(storage(kind="torch.HalfStorage", numel=8)), "two descriptions|POP"
     )
     yield case("kind", tensor(storage(kind="torch.QInt8Storage")), "names torch.QInt8Storage")
-    yield case("kind_is_function", tensor(storage(kind="torch._utils._rebuild_tensor_v2")), "a storage of the kind")
+    yield case("kind_is_function", tensor(storage(kind="torch._utils._rebuild_tensor_v2")), "no tensors: w")
     yield case(
         "flags",
         call("torch._utils._rebuild_tensor_v2", storage(), number(0), tup(), tup(), b"\x89", b"}", number(1)),

@@ -13,7 +13,7 @@ _WHERE = {
     "ModelInfo": "info",
     "read_info": "model_dir",
     "import_weights": "importing",
-    "read_state": "importing",
+    "read_state": "state_files",
     "Imported": "importing",
     "export": "exporting",
     "Exported": "exporting",

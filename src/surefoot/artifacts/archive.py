@@ -100,6 +100,24 @@ def open_archive(path: str | Path) -> Iterator[Archive]:
         yield archive_in(path, file)
 
 
+def names_in(file: BinaryIO) -> list[str]:
+    """The names in a zip archive's directory, to tell what kind of file it is; nothing else of it is checked."""
+    try:
+        reader = _Reader(Path("?"), file)
+        count, directory, size = _end(reader)
+        if count > MAX_RECORDS or size > MAX_DIRECTORY_BYTES:
+            return []
+        data, at, names = reader.at(directory, size), 0, []
+        for _ in range(count):
+            head = _CENTRAL.unpack_from(data, at)
+            at += _CENTRAL.size
+            names.append(data[at : at + head[10]].decode("utf-8", "replace"))
+            at += sum(head[10:13])
+        return names
+    except (BadFile, struct.error):
+        return []
+
+
 def archive_in(path: Path, file: BinaryIO) -> Archive:
     """The checked archive in an open file; `path` is how messages call it. Raises `BadFile`."""
     return Archive(path, file, _records(path, file))

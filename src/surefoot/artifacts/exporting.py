@@ -20,10 +20,11 @@ from .. import files, safe_tensors
 from ..errors import RunFailed, UsageError, first_line
 from ..safe_tensors import BadFile
 from . import weights
-from .importing import import_weights, read_state
+from .importing import import_weights
 from .info import ModelInfo, describe_model
 from .model_dir import build
 from .opening import LoadedModel, Ready, open_model
+from .state_files import read_state
 
 # The most that an output may differ from the live model's, relative to the largest output. Weights are copied,
 # so they must give the same bits; another runtime sums in another order.

@@ -21,6 +21,8 @@ from .weights import memory_format, unwrap
 
 FORMAT = "surefoot-model"
 FORMAT_VERSION = 1
+UNKNOWN = "unknown"
+"""In place of a preprocessing: nobody told, so that the weights cannot be used without being told."""
 DTYPES = ("uint8", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "bool")
 
 
@@ -30,7 +32,8 @@ class ModelInfo:
 
     `model` is ``{"name": ..., "args": {...}}`` for a model of the catalogue, ``{"class": "module:Name",
     "args": {...} | None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype`
-    is the raw data's, as torch names it. Fields that nobody told are None.
+    is the raw data's, as torch names it. Fields that nobody told are None; a `preprocessing` of None means that the
+    model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
     """
 
     model: dict[str, Any]
@@ -44,6 +47,7 @@ class ModelInfo:
     title: str | None = None
     memory_format: str = "contiguous"
     versions: dict[str, str] = field(default_factory=dict)
+    preprocessing_known: bool = True
 
     @property
     def model_name(self) -> str:
@@ -59,7 +63,7 @@ class ModelInfo:
             "model": _plain(self.model),
             "input": {"shape": _list(self.input_shape), "dtype": self.input_dtype},
             "classes": _list(self.classes),
-            "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
+            "preprocessing": _preparation(self),
             "loss": _plain(self.loss),
             "metrics": _plain(self.metrics),
             "recipe_digest": self.recipe_digest,
@@ -93,6 +97,7 @@ class ModelInfo:
             input_dtype=_choice(sample.get("dtype"), DTYPES, "input.dtype", bad),
             classes=_names(data.get("classes"), bad),
             preprocessing=_preprocessing(data.get("preprocessing"), bad),
+            preprocessing_known=data.get("preprocessing") != UNKNOWN,
             loss=data.get("loss"),
             metrics=_object(data.get("metrics"), "metrics", bad),
             recipe_digest=_text(data.get("recipe_digest"), "recipe_digest", bad),
@@ -110,7 +115,7 @@ class ModelInfo:
 def describe_model(
     model: nn.Module,
     *,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | str | None = None,
     classes: Sequence[str] | None = None,
     input_shape: Sequence[int] | None = None,
     input_dtype: str | torch.dtype | None = None,
@@ -120,7 +125,8 @@ def describe_model(
     title: str | None = None,
     source: tuple[str, Mapping[str, Any]] | None = None,
 ) -> ModelInfo:
-    """The `ModelInfo` of a live model. `source` is the import path and arguments that made a user's own model.
+    """The `ModelInfo` of a live model. `source` is the import path and arguments that made a user's own model;
+    `preprocessing` may be "unknown".
 
     Raises `UsageError` for a description that does not fit the model or cannot be written as JSON.
     """
@@ -148,7 +154,8 @@ def describe_model(
         input_shape=tuple(int(n) for n in input_shape) if input_shape is not None else None,
         input_dtype=dtype,
         classes=classes,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing if isinstance(preprocessing, Preprocessing) else None,
+        preprocessing_known=preprocessing != UNKNOWN,
         loss=loss,
         metrics=dict(metrics or {}),
         recipe_digest=recipe_digest,
@@ -218,8 +225,14 @@ def _names(found: Any, bad: Any) -> tuple[str, ...] | None:
     return tuple(found)
 
 
+def _preparation(info: ModelInfo) -> Any:
+    if not info.preprocessing_known:
+        return UNKNOWN
+    return info.preprocessing.to_json() if info.preprocessing else None
+
+
 def _preprocessing(found: Any, bad: Any) -> Preprocessing | None:
-    if found is None:
+    if found is None or found == UNKNOWN:
         return None
     try:
         return Preprocessing.from_json(found)

@@ -31,7 +31,7 @@ def save_model(
     model: nn.Module,
     directory: str | Path,
     *,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | str | None = None,
     classes: Sequence[str] | None = None,
     input_shape: Sequence[int] | None = None,
     input_dtype: str | torch.dtype | None = None,
@@ -49,6 +49,7 @@ def save_model(
     is replaced as a whole, so that at every instant either the old model or the new one is there, complete;
     other entries in it stay. When it returns, all is on the disk.
 
+    `preprocessing` is "unknown" where nobody told: the model is then not used before it is known.
     `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
     ``{"val/accuracy": 0.95}``; `source` tells the import path and arguments of a user's own class; `plots` are
     image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the

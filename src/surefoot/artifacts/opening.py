@@ -14,10 +14,9 @@ from torch import nn
 from ..errors import UsageError, first_line
 from ..models import MODELS
 from ..preprocessing import Preprocessing
-from ..safe_tensors import BadFile
-from .archive import open_archive, open_file
-from .importing import import_weights, sniff
-from .info import ModelInfo, describe_model
+from .formats import recognise
+from .importing import import_weights
+from .info import UNKNOWN, ModelInfo, describe_model
 from .model_dir import INFO, load_model, read_info
 from .pt2 import read_program
 
@@ -44,7 +43,8 @@ class Ready(nn.Module):
 class LoadedModel:
     """A model to use: call it on raw batches, whatever format it came from.
 
-    `format` is ``directory``, ``safetensors``, ``pth``, ``pt2`` or ``onnx``; `module` is the live model where
+    `format` is ``directory``, ``safetensors``, ``pth``, ``folder`` (of weights), ``pt2`` or ``onnx``;
+    `module` is the live model where
     the format holds one (the first three), to be trained on or exported; `info` is what the file says.
     """
 
@@ -74,6 +74,11 @@ class LoadedModel:
 
         Raises `UsageError` for a batch of another shape or dtype than the model takes.
         """
+        if not self.info.preprocessing_known:
+            raise UsageError(
+                f"{self.path}: does not say how raw data are prepared for this model; pass preprocessing=..., e.g. "
+                "surefoot.Preprocessing(mean=0.5, std=0.5) for pixels of 0 to 255 to -1 to 1"
+            )
         shape, dtype = self.info.input_shape, self.info.input_dtype
         if shape is not None and tuple(raw.shape[1:]) != shape:
             raise UsageError(f"{self.path}: takes batches (N, {', '.join(map(str, shape))}), not {list(raw.shape)}")
@@ -132,8 +137,8 @@ def open_model(
     """Open a run directory, a model directory, ``.safetensors``, ``.pth``, ``.pt2`` or ``.onnx`` to use it.
 
     The format is told by the content. Weights that do not name their model (``.pth``, foreign
-    ``.safetensors``) need `model`, a catalogue name or an instance; their `preprocessing` is the tutorial's
-    unless given: pixels of 0 to 255 to -1 to 1. `key` and `trust_code` are those of `import_weights` and
+    ``.safetensors``) need `model`, a catalogue name, ``module:Name`` or an instance, and a `preprocessing` before
+    they can be called. `key` and `trust_code` are those of `import_weights` and
     `load_model`. Raises `UsageError`.
 
     >>> import tempfile; from surefoot.artifacts import save_model
@@ -143,28 +148,23 @@ def open_model(
     torch.Size([3, 10])
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and any(os.path.lexists(p / INFO) for p in (path, path / "model")):
         return _from_directory(path, model, preprocessing, classes, trust_code)
-    with open_file(path) as file:
-        head = file.read(512)
-    kind = sniff(head)
-    if kind == "zip":
-        with open_archive(path) as archive:
-            program = "models/model.json" in archive.records
-        if program:
-            return _from_program(path, preprocessing, classes)
-    elif kind not in ("safetensors", "legacy", "pickle") and path.suffix == ".onnx":
+    kind = "folder" if path.is_dir() else recognise(path).kind
+    if kind == "pt2":
+        return _from_program(path, preprocessing, classes)
+    if kind == "onnx":
         from .onnx_file import read_onnx
 
         session, info = read_onnx(path)
         return LoadedModel(path, "onnx", _with(info, preprocessing, classes), session)
     imported = import_weights(path, model, key=key)
     info = imported.info or describe_model(
-        imported.model, preprocessing=Preprocessing(), input_shape=_usual_shape(imported.model)
+        imported.model, preprocessing=UNKNOWN, input_shape=_usual_shape(imported.model)
     )
     info = _with(info, preprocessing, classes)
     ready = Ready(imported.model, info.preprocessing).eval()
-    return LoadedModel(path, "safetensors" if kind == "safetensors" else "pth", info, ready, imported.model)
+    return LoadedModel(path, kind if kind in ("safetensors", "folder") else "pth", info, ready, imported.model)
 
 
 def _from_directory(
@@ -174,9 +174,7 @@ def _from_directory(
     classes: Sequence[str] | None,
     trust_code: bool,
 ) -> LoadedModel:
-    found = next((p for p in (path, path / "model") if os.path.lexists(p / INFO)), None)
-    if found is None:
-        raise BadFile(path, f"holds no model: neither {INFO} nor model/{INFO} is there")
+    found = next(p for p in (path, path / "model") if os.path.lexists(p / INFO))
     if isinstance(model, str):
         model = MODELS.build(model)
     info = _with(read_info(found), preprocessing, classes)
@@ -200,7 +198,7 @@ def _from_program(
 def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> ModelInfo:
     changes: dict[str, Any] = {}
     if preprocessing is not None:
-        changes["preprocessing"] = preprocessing
+        changes |= {"preprocessing": preprocessing, "preprocessing_known": True}
     if classes is not None:
         changes["classes"] = tuple(classes)
     return _replace(info, **changes) if changes else info

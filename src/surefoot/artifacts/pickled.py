@@ -1,22 +1,24 @@
-"""What a pickle would make, found out without running it: the check in front of `torch.load`.
+"""What a pickle would make, found out without running it: a stack machine with stand-ins.
 
 A pickle is a program for a small stack machine. Here that program is followed with stand-ins: a tensor becomes
-a `Stored` (which bytes, which shape), and a name that is not on the short list of what weights are made of
-ends the reading. No object of the file's choice is ever made and no function of its choice called.
+a `Stored` (which bytes, which shape), any object of a class that weights are not made of an `Opaque` with its name.
+No object of the file's choice is ever made, nothing is imported and no function of its choice called.
 """
 
 from __future__ import annotations
 
 import pickletools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..safe_tensors import BadFile
 
 MAX_BYTES = 64 * 1024 * 1024
-MAX_OPERATIONS = 10_000_000
+MAX_OPERATIONS = 5_000_000
+MAX_OBJECTS = 1_000_000
 
 # Bytes an element; the names are torch's for dtypes, and its storage classes' without "Storage".
 _DTYPE_BYTES = {
@@ -29,43 +31,51 @@ _STORAGES = {
     "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
     "ComplexFloat": "complex64", "ComplexDouble": "complex128",
 }  # fmt: skip
-_ALLOWED = {
-    "collections.OrderedDict",
-    "collections.Counter",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-    "torch._utils._rebuild_parameter",
-    "torch.Size",
-    "torch.device",
-    "torch.storage.UntypedStorage",
-    *(f"torch.{name}Storage" for name in _STORAGES),
-    *(f"torch.{name}" for name in _DTYPE_BYTES),
-}
-_OPERATIONS = {
-    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "NONE", "NEWTRUE", "NEWFALSE",
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS",
-    "EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+_STORAGE_CLASS = re.compile(rf"torch\.(?:cuda\.)?({'|'.join(_STORAGES)})Storage")
+_DICTS = ("collections.OrderedDict", "collections.Counter", "collections.defaultdict")
+_KNOWN = re.compile(
+    r"collections\.(OrderedDict|Counter|defaultdict)|torch\._utils\._rebuild_(tensor(_v[23])?|parameter(_with_state)?)"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.(Size|device|Tensor|nn\.parameter\.Parameter)"
+    r"|torch\.storage\.UntypedStorage"
+    rf"|{_STORAGE_CLASS.pattern}|torch\.({'|'.join(_DTYPE_BYTES)})"
+)
+_TEXTS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_LOCATION = re.compile(r"cpu|meta|cuda(:\d+)?|mps(:\d+)?|xpu(:\d+)?|hpu(:\d+)?")
+_LOCATION = re.compile(r"[a-z_]{1,20}(:\d{1,4})?")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A block of `numel` elements, kept in the record ``data/KEY``."""
+    """A block of `numel` elements that the file keeps under `key`, of which `length` from `begin` on are seen."""
 
     key: str
     dtype: str
     numel: int
+    begin: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that the file holds: a view of a storage."""
+    """A tensor that the file holds: a view of a storage; `offset` and `stride` count elements of `dtype`."""
 
     storage: Storage
     dtype: str
+    offset: int
     shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Opaque:
+    """An object that was not made: what it is called, what it would be made from, and the state it would get."""
+
+    name: str
+    arguments: Any = ()
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -76,241 +86,287 @@ class _Global:
 _MARK = object()
 
 
-def names_in(data: bytes) -> list[str]:
-    """The importable names that a pickle refers to, as far as it can be followed; nothing is imported.
+def followed(path: str | Path, data: bytes, *, strict: bool = False) -> Any:
+    """What the pickle `data` of the file `path` would make, with stand-ins in it; see `Machine`. Raises `BadFile`.
+
+    With `strict` anything but plain values and tensors is refused, by name.
 
     >>> import pickle
-    >>> names_in(pickle.dumps(print, 0))
-    ['__builtin__.print']
+    >>> followed("w", pickle.dumps({"a": range(3)}))
+    {'a': Opaque(name='builtins.range', arguments=(0, 3, 1), state=None)}
     """
-    found: dict[str, None] = {}
-    strings: list[str] = []
-    memo: dict[int, str] = {}
-    operation = None
-    try:
-        for operation, argument, _ in pickletools.genops(data):
-            if operation.name in ("GLOBAL", "INST"):
-                found[argument.replace(" ", ".", 1)] = None
-            elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
-                found[".".join(strings[-2:])] = None
-            elif operation.name.startswith("EXT"):
-                found[f"extension {argument}"] = None
-            elif isinstance(argument, str) and "UNICODE" in operation.name or "STRING" in operation.name:
-                strings.append(str(argument))
-            elif operation.name == "MEMOIZE" and strings:
-                memo[len(memo)] = strings[-1]
-            elif operation.name in ("BINGET", "LONG_BINGET") and argument in memo:
-                strings.append(memo[argument])
-            if len(found) > 10_000 or len(strings) > 1_000_000:
-                break
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError):
-        pass  # a pickle that breaks off is told by its reader; here only the names up to there are wanted
-    return list(found)
+    machine = Machine(path)
+    tree = machine.run(data)
+    if strict and machine.foreign:
+        raise BadFile(path, f"names {listed(machine.foreign)}, which weights are not made of; it was not loaded")
+    return tree
 
 
-def followed(path: str | Path, data: bytes) -> Any:
-    """What the pickle `data` of the file `path` would make, with `Stored` in the place of tensors.
+def listed(names: Any) -> str:
+    """A few names, each cut to a length that a message can bear."""
+    names = list(names)
+    shown = ", ".join(name[:100] for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-    Dictionaries of any kind come as dict. Raises `BadFile`, whose message names what is not allowed.
+
+class Machine:
+    """The stack machine. `foreign` collects the names met that weights are not made of, in order, each once.
+
+    Dictionaries of any kind come as dict; `persistent` gives what a reference to something outside the pickle
+    stands for (a storage, as a rule).
     """
-    names = names_in(data)
-    foreign = [name for name in names if name not in _ALLOWED]
-    if foreign:
-        raise BadFile(path, explain(foreign))
-    try:
-        return _Machine(path).run(data)
-    except BadFile:
-        raise
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise BadFile(path, f"its pickle is damaged or made up ({type(error).__name__}: {error})") from error
 
-
-def explain(foreign: list[str]) -> str:
-    """What to tell about names that weights are not made of."""
-    shown = ", ".join(name[:100] for name in foreign[:5])
-    shown += f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
-    if any(name.startswith(("torch.nn.", "__main__.")) for name in foreign):
-        return (
-            f"holds a whole model by pickle (it names {shown}); loading it would run code from the file, and breaks "
-            "when that code moves. Where the class is at hand, run torch.save(model.state_dict(), 'weights.pth') "
-            "and use that file"
-        )
-    return (
-        f"names {shown}, which weights are not made of: loading it could run code, so it was not loaded. From a "
-        "source that you trust, make a file of the state_dict alone: torch.save(model.state_dict(), 'weights.pth')"
-    )
-
-
-class _Machine:
-    """The stack machine, with stand-ins."""
-
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, persistent: Callable[[Any], Any] | None = None):
         self.path = path
+        self.persistent = persistent or self.storage
+        self.foreign: dict[str, None] = {}
+        self.storages: dict[str, tuple[str, int]] = {}
+        self.operations = self.objects = 0
+
+    def run(self, source: bytes | BinaryIO) -> Any:
+        """What the pickle in `source` would make; bytes are read to their end, a file only as far as needed."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, Storage] = {}
+        try:
+            for operation, argument, position in pickletools.genops(source):
+                self.operations += 1
+                if self.operations > MAX_OPERATIONS or max(self.objects, len(self.memo) // 2) > MAX_OBJECTS:
+                    raise self._bad(f"more than {MAX_OPERATIONS} operations or {MAX_OBJECTS} objects")
+                if operation.name == "STOP":
+                    if isinstance(source, bytes) and position != len(source) - 1:
+                        raise self._bad("something after its end")
+                    (result,) = self.stack
+                    if result is _MARK:
+                        raise self._bad("a mark in the place of a value")
+                    return result
+                self._do(operation.name, argument)
+        except BadFile:
+            raise
+        except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            names = f"; it names {listed(self.foreign)}" if self.foreign else ""
+            raise BadFile(
+                self.path, f"its pickle is damaged or made up ({type(error).__name__}: {str(error)[:200]}){names}"
+            ) from error
+        raise self._bad("no end: it was cut")
 
-    def run(self, data: bytes) -> Any:
-        for count, (operation, argument, position) in enumerate(pickletools.genops(data)):
-            name = operation.name
-            if name not in _OPERATIONS:
-                raise self.bad(f"the operation {name}, which torch.save does not write")
-            if count > MAX_OPERATIONS:
-                raise self.bad(f"more than {MAX_OPERATIONS} operations")
-            if name == "STOP":
-                if position != len(data) - 1:
-                    raise self.bad("something after its end")
-                (result,) = self.stack
-                return result
-            self.do(name, argument)
-        raise self.bad("no end: it was cut")
-
-    def bad(self, what: str) -> BadFile:
+    def _bad(self, what: str) -> BadFile:
         return BadFile(self.path, f"its pickle holds {what}")
 
-    def do(self, name: str, argument: Any) -> None:
+    def _do(self, name: str, argument: Any) -> None:
         stack = self.stack
         match name:
-            case "PROTO":
-                if argument != 2:
-                    raise self.bad(f"protocol {argument}; torch.save writes 2")
+            case "PROTO" | "FRAME":
+                pass
             case "MARK":
                 stack.append(_MARK)
             case "GLOBAL":
-                stack.append(_Global(argument.replace(" ", ".", 1)))
+                stack.append(self._named(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = self._pop(), self._pop()
+                stack.append(self._named(f"{_text(module)}.{_text(attribute)}"))
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING":
-                stack.append(argument)
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
-                stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
-            case "TUPLE":
-                stack.append(tuple(self.marked()))
+                self._push({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
+            case "EMPTY_SET":
+                self._push(Opaque("builtins.set", []))
+            case "FROZENSET":
+                self._push(Opaque("builtins.frozenset", self._marked()))
+            case "TUPLE" | "LIST":
+                items = self._marked()
+                self._push(tuple(items) if name == "TUPLE" else items)
+            case "DICT":
+                items = self._marked()
+                self._push(dict(_pairs(items)))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(name[-1])
-                items = tuple(stack[-count:])
-                if len(items) != count or _MARK in items:
-                    raise self.bad("a tuple of nothing")
-                stack[-count:] = [items]
-            case "APPEND":
-                value = self.pop()
-                self.top(list).append(value)
-            case "APPENDS":
-                items = self.marked()
-                self.top(list).extend(items)
-            case "SETITEM":
-                value, key = self.pop(), self.pop()
-                self.top(dict)[_key(key)] = value
-            case "SETITEMS":
-                items = self.marked()
-                target = self.top(dict)
-                for key, value in zip(items[::2], items[1::2], strict=True):
-                    target[_key(key)] = value
-            case "BINPUT" | "LONG_BINPUT":
+                items = [self._pop() for _ in range(int(name[-1]))]
+                self._push(tuple(reversed(items)))
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = [self._pop()] if name == "APPEND" else self._marked()
+                target = self._top(list, Opaque)
+                if isinstance(target, list):
+                    target.extend(items)
+                elif isinstance(target.arguments, list):
+                    target.arguments.extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = [self._pop(), self._pop()][::-1] if name == "SETITEM" else self._marked()
+                target = self._top(dict, Opaque)
+                pairs = _pairs(items)
+                if isinstance(target, dict):
+                    target.update(pairs)
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
                 self.memo[argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
                 stack.append(self.memo[argument])
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self._marked()
+            case "DUP":
+                stack.append(stack[-1])
             case "BINPERSID":
-                stack.append(self.storage(self.pop()))
-            case "REDUCE":
-                arguments, function = self.pop(), self.pop()
-                stack.append(self.call(function, arguments))
+                stack.append(self.persistent(self._pop()))
+            case "REDUCE" | "NEWOBJ":
+                arguments, function = self._pop(), self._pop()
+                self._push(self._call(function, arguments))
+            case "NEWOBJ_EX":
+                _, arguments, function = self._pop(), self._pop(), self._pop()
+                self._push(self._call(function, arguments))
+            case "INST":
+                arguments = tuple(self._marked())
+                self._push(self._call(self._named(argument.replace(" ", ".", 1)), arguments))
+            case "OBJ":
+                function, *rest = self._marked()
+                self._push(self._call(function, tuple(rest)))
             case "BUILD":
-                # Only a state_dict's `_metadata` comes so; an attribute of anything else has no use here.
-                state = self.pop()
-                self.top(dict)
-                if not isinstance(state, dict) or set(state) - {"_metadata"}:
-                    raise self.bad("attributes for a dictionary other than _metadata")
+                state = self._pop()
+                target = self._top(dict, list, Opaque, Stored, str)
+                if isinstance(target, Opaque):
+                    target.state = state
+                # An attribute of a dictionary (a state_dict's `_metadata`) or of a tensor has no use here.
+            case _ if name in _TEXTS:
+                stack.append(argument)
+            case _:
+                raise self._bad(f"the operation {name}, which torch.save does not write")
 
-    def pop(self) -> Any:
+    def _push(self, value: Any) -> None:
+        self.objects += 1
+        self.stack.append(value)
+
+    def _named(self, name: str) -> _Global:
+        if not _KNOWN.fullmatch(name) and len(self.foreign) < 10_000:
+            self.foreign[name] = None
+        return _Global(name)
+
+    def _pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise self.bad("a mark in the place of a value")
+            raise self._bad("a mark in the place of a value")
         return value
 
-    def top(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
-            raise self.bad(f"items for something that is no {kind.__name__}")
+    def _top(self, *kinds: type) -> Any:
+        if type(self.stack[-1]) not in kinds:
+            raise self._bad(f"items for something that is no {kinds[0].__name__}")
         return self.stack[-1]
 
-    def marked(self) -> list[Any]:
+    def _marked(self) -> list[Any]:
         for index in range(len(self.stack) - 1, -1, -1):
             if self.stack[index] is _MARK:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items
-        raise self.bad("items without a mark")
+        raise self._bad("items without a mark")
 
-    def storage(self, reference: Any) -> Storage:
+    def storage(self, reference: Any) -> Any:
+        """The storage that a reference of torch.save stands for; of a kind that is not known, an `Opaque`."""
         match reference:
-            case ("storage", _Global(kind), str(key), str(location), int(numel)) if numel >= 0:
-                if kind == "torch.storage.UntypedStorage":
-                    dtype = "uint8"
-                elif kind.endswith("Storage") and kind.startswith("torch."):
-                    dtype = _STORAGES[kind.removeprefix("torch.").removesuffix("Storage")]
-                else:
-                    raise self.bad(f"a storage of the kind {kind[:80]}")
-                if not re.fullmatch(r"\d{1,12}", key) or not _LOCATION.fullmatch(location):
-                    raise self.bad(f"a storage named {key[:40]!r} on {location[:40]!r}")
-                found = Storage(key, dtype, numel)
-                if self.storages.setdefault(key, found) != found:
-                    raise self.bad(f"two descriptions of the storage {key}")
-                return found
-        raise self.bad("a reference that is no storage")
+            case ("module", _Global() as kind, *_):  # a class with its source beside it, before torch 1.6
+                return kind
+            case ("storage", _Global(kind), str(key), str(location), int(numel), *view) if numel >= 0:
+                if not re.fullmatch(r"\d{1,20}", key) or not _LOCATION.fullmatch(location):
+                    raise self._bad(f"a storage named {key[:40]!r} on {location[:40]!r}")
+                return self.described(kind, key, numel, *view)
+        raise self._bad("a reference that is no storage")
 
-    def call(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, _Global) or type(arguments) is not tuple:
-            raise self.bad("a call of something that is no function")
-        match function.name, arguments:
-            case "collections.OrderedDict", ():
-                return {}
+    def described(self, kind: str, key: str, numel: int, view: Any = None) -> Any:
+        """The storage `key`; described twice it must be the same. `view` is (key, offset, length) or None."""
+        known = _STORAGE_CLASS.fullmatch(kind)
+        if not known and kind != "torch.storage.UntypedStorage":
+            return Opaque(kind)
+        dtype = _STORAGES[known[1]] if known else "uint8"
+        if self.storages.setdefault(key, (dtype, numel)) != (dtype, numel):
+            raise self._bad(f"two descriptions of the storage {key}")
+        begin, length = (0, numel) if view is None else view[1:]
+        if not _whole((begin, length)) or begin + length > numel:
+            raise self._bad(f"a view beyond the end of the storage {key}")
+        return Storage(key, dtype, numel, begin, length)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        """What a call would give: a stand-in, for every function."""
+        if not isinstance(function, _Global | Opaque) or type(arguments) is not tuple:
+            raise self._bad("a call of something that is no function")
+        name = function.name
+        match name, arguments:
+            case _, _ if isinstance(function, Opaque):
+                pass
+            case "collections.OrderedDict", (list() as pairs,):  # as Python 2 wrote it
+                return dict(_pairs([part for pair in pairs for part in _two(pair)]))
             case "collections.Counter", (dict() as counts,):
                 return dict(counts)
+            case _, _ if name in _DICTS:
+                return {}
             case "torch.Size", (tuple() as sizes,) if _whole(sizes):
                 return sizes
             case "torch.device", (str(), *rest) if _whole(rest) and len(rest) < 2:
                 return "device"
-            case "torch._utils._rebuild_parameter", (Stored() as data, bool(), _):
+            case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (
+                Stored() as data,
+                *_,
+            ):
                 return data
+            case "torch._utils._rebuild_tensor", (Storage() as s, offset, shape, stride):
+                return self.tensor(s, s.dtype, offset, shape, stride)
             case "torch._utils._rebuild_tensor_v2", (Storage() as s, offset, shape, stride, bool(), _, *rest):
-                self.no_metadata(rest)
+                self._no_metadata(rest)
                 return self.tensor(s, s.dtype, offset, shape, stride)
             case (
                 "torch._utils._rebuild_tensor_v3",
                 (Storage() as s, offset, shape, stride, bool(), _, _Global(dtype), *rest),
             ):
-                self.no_metadata(rest)
+                self._no_metadata(rest)
                 return self.tensor(s, dtype.removeprefix("torch."), offset, shape, stride)
-        raise self.bad(f"a call of {function.name} with unusual arguments")
+            case "torch._tensor._rebuild_from_type_v2", (_Global(inner) as rebuild, _Global(), tuple() as inside, _):
+                if inner.startswith("torch._utils._rebuild_"):
+                    return self._call(rebuild, inside)
+        return Opaque(name, arguments)
 
-    def no_metadata(self, rest: list[Any]) -> None:
+    def _no_metadata(self, rest: list[Any]) -> None:
         if any(item not in (None, {}) for item in rest) or len(rest) > 1:
-            raise self.bad("a tensor with flags of its own")
+            raise self._bad("a tensor with flags of its own")
 
     def tensor(self, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> Stored:
+        """A checked view of a storage. Raises `BadFile` for one that reaches beyond it."""
         good = type(shape) is tuple and type(stride) is tuple and len(shape) == len(stride) <= 64
         if not good or not _whole((offset, *shape, *stride)) or dtype not in _DTYPE_BYTES:
-            raise self.bad("a tensor whose shape is not made of whole numbers")
-        elements = storage.numel * _DTYPE_BYTES[storage.dtype] // _DTYPE_BYTES[dtype]
+            raise self._bad("a tensor whose shape is not made of whole numbers")
+        size = _DTYPE_BYTES[storage.dtype]
+        elements = storage.length * size // _DTYPE_BYTES[dtype]
         numel = 1
-        for size in shape:
-            numel *= size
-        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        for count in shape:
+            numel *= count
+        last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if numel and last >= elements or offset > elements:
-            raise self.bad(f"a tensor of shape {_short(shape)} that reaches beyond its {elements} numbers")
+            raise self._bad(f"a tensor of shape {_short(shape)} that reaches beyond its {elements} numbers")
         if numel > elements:
-            raise self.bad(f"a tensor of shape {_short(shape)} made of only {elements} numbers")
-        return Stored(storage, dtype, shape)
+            raise self._bad(f"a tensor of shape {_short(shape)} made of only {elements} numbers")
+        return Stored(storage, dtype, offset + storage.begin * size // _DTYPE_BYTES[dtype], shape, stride)
 
 
 def _whole(values: Any) -> bool:
     return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _key(key: Any) -> Any:
-    if isinstance(key, str | bytes | int | float | bool | None):
-        return key
-    raise TypeError("a key that is no text or number")
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name that is no text")
+    return value
+
+
+def _two(pair: Any) -> Any:
+    if type(pair) not in (list, tuple) or len(pair) != 2:
+        raise ValueError("a pair that is none")
+    return pair
+
+
+def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    """Keys and values, one after the other; a key that has no simple value is one by identity (hashing stays cheap)."""
+    pairs = []
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        simple = isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 2**64)
+        pairs.append((key if simple else Opaque("key", key), value))
+    return pairs
 
 
 def _short(shape: tuple[int, ...]) -> str:
@@ -318,6 +374,10 @@ def _short(shape: tuple[int, ...]) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def record_bytes(storage: Storage) -> int:
-    """How many bytes the record of `storage` must hold."""
-    return storage.numel * _DTYPE_BYTES[storage.dtype]
+def dtype_bytes(dtype: str) -> int:
+    """How many bytes one element takes.
+
+    >>> dtype_bytes("bfloat16")
+    2
+    """
+    return _DTYPE_BYTES[dtype]

@@ -109,7 +109,7 @@ def _check_for_others(archive: Archive, model: Any) -> None:
     if name in archive.records and archive.records[name].size:
         inside = Path(f"{path}: {name}")
         examples = archive_in(inside, io.BytesIO(archive.read(name, _EXAMPLES_LIMIT)))
-        pickled.followed(inside, examples.read("data.pkl", pickled.MAX_BYTES))
+        pickled.followed(inside, examples.read("data.pkl", pickled.MAX_BYTES), strict=True)
     waiting: list[Any] = [model]
     while waiting:
         item = waiting.pop()

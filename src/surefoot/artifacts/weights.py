@@ -84,11 +84,11 @@ def differences(state: Mapping[str, torch.Tensor], model: nn.Module, *, dtypes: 
     missing = [name for name in absent if not any(twin in state for twin in groups.get(name, ()))]
     unexpected = [name for name in state if name not in wanted]
     found = _listed(
-        [f"missing: {name} {_form(wanted[name])}{did_you_mean(name, unexpected)}" for name in missing],
+        [f"missing: {name} {form(wanted[name])}{did_you_mean(name, unexpected)}" for name in missing],
         "missing",
     )
     found += _listed(
-        [f"unexpected: {name} {_form(state[name])}{did_you_mean(name, missing)}" for name in unexpected],
+        [f"unexpected: {name} {form(state[name])}{did_you_mean(name, missing)}" for name in unexpected],
         "unexpected",
     )
     wrong = []
@@ -218,7 +218,8 @@ def _listed(lines: list[str], kind: str) -> list[str]:
     return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more {kind}"]
 
 
-def _form(value: torch.Tensor) -> str:
+def form(value: torch.Tensor) -> str:
+    """Dtype and shape, for messages."""
     return f"({_dtype(value)} {_shape(value)})"
 
 

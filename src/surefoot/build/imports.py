@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import Catalog, argument_problems, did_you_mean
+from ..catalog import Catalog, argument_problems, import_object
 from ..errors import Problems, UsageError
 
 if TYPE_CHECKING:
     from ..recipe import Part, Recipe
-
-
-def import_object(path: str) -> Any:
-    """The object that ``module:Name`` stands for; the current directory is looked in too, as `python` would.
-
-    Raises UsageError for a module or name that is not there; what a user's module itself raises comes through.
-    """
-    module_name, _, attribute = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
-            raise UsageError(
-                f"import: no module {error.name!r} in {here} or among the installed packages; "
-                "give it as package.module:Name and run where it can be found"
-            ) from error
-        raise
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UsageError(f"import: {module_name} has no {name!r}{did_you_mean(name, public)}")
-        found = getattr(found, name)
-    return found
 
 
 def make(part: Part, catalogue: Catalog, fitting: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:

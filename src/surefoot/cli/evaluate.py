@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text import printable, say
-from .opening import add_opening_arguments, opened
+from .opening import add_opening_arguments, data_of, opened
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +60,7 @@ def evaluate_file(
     from ..training import evaluate
 
     splits, loss_given = _data(data, home)
-    # Bare weights do not tell their preprocessing; the data set's own is then the one to believe.
-    model = opened(path, arguments, preprocessing=splits.preprocessing)
+    model = opened(path, arguments, splits)
     source = getattr(splits, split)
     if source is None:
         raise UsageError(f"--split {split}: this data set has no samples to validate on")
@@ -96,23 +94,16 @@ def _as_module(model: LoadedModel) -> torch.nn.Module:
 
 def _data(data: str | None, home: Path) -> tuple[DataSplits, Any]:
     """The data to evaluate on, and the loss where a recipe tells it."""
-    from .. import recipe
-    from ..build import build_data, build_loss
     from ..data import DATA
     from ..errors import UsageError
 
-    if data is not None and data in DATA and data not in recipe.packaged_names():
-        return DATA.build(data, {}, **({"progress": None} if DATA[data].provided else {})), None
-    if data is not None:
-        loaded = recipe.load_recipe(data)
-    else:
+    if data is None:
         found = next((p for p in (home, *home.parents[:3]) if (p / "recipe.yaml").is_file()), None)
         if found is None:
             names = ", ".join(DATA.names())
             raise UsageError(f"{home}: which data? give --data with a data set ({names}) or a recipe")
-        loaded = recipe.load_recipe(found / "recipe.yaml")
-    splits = build_data(loaded, say=functools.partial(say, error=True))
-    return splits, build_loss(loaded, splits)
+        data = str(found / "recipe.yaml")
+    return data_of(data)
 
 
 def _loss_of(model: LoadedModel) -> Any:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..text import say
-from .opening import add_opening_arguments, opened
+from .opening import add_data_argument, add_opening_arguments, opened
 
 SAMPLES = 64
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, metavar="FILE", help="ends in .safetensors, .pth, .pt2 or .onnx")
     parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
     add_opening_arguments(parser)
+    add_data_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,51 +4,109 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..text import say, typed
+from .opening import about_of, data_of
+
+if TYPE_CHECKING:
+    from ..artifacts import Imported
+    from ..data import DataSplits
+    from ..recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE, --model, --to, --data, --key, --cast."""
-    parser.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors")
-    parser.add_argument("--model", required=True, metavar="NAME", help="the catalogue model that they are for")
+    """FILE, --model, arguments of the model, --to, --data, --key, --prefix, --except, --cast."""
+    parser.add_argument("file", metavar="FILE", help=".pth, .pt, .ckpt, .safetensors, or a folder of weights")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="arguments of the model (n=10), or overrides of the recipe (model.n=10)",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME|MODULE:NAME|RECIPE",
+        help="what they are for: a model of the catalogue, a class or function of your own, or a recipe",
+    )
     parser.add_argument("--to", metavar="DIR", help="the model directory to write (default: FILE without its ending)")
-    parser.add_argument("--data", metavar="NAME", help="a data set whose classes and preprocessing go with the model")
-    parser.add_argument("--key", metavar="KEY", help="the entry of a checkpoint dictionary that holds the weights")
+    parser.add_argument(
+        "--data", metavar="NAME|RECIPE", help="the data whose classes and preprocessing go with the model"
+    )
+    parser.add_argument("--key", metavar="KEY", help="the entry of a checkpoint that holds the weights, e.g. a.b")
+    parser.add_argument("--prefix", metavar="PREFIX", help="only the names that begin so, without it, e.g. net.")
+    parser.add_argument(
+        "--except",
+        dest="except_",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help='names that are not taken, e.g. "fc.*": the model keeps its own',
+    )
     parser.add_argument("--cast", action="store_true", help="take weights of another dtype, converted")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read with weights_only, match names, shapes and dtypes, write; nothing is written unless all fits."""
+    """Read without running anything, match names, shapes and dtypes, write; nothing is written unless all fits."""
+    from .. import rng
     from ..artifacts import import_weights, save_model
-    from ..data import DATA
+    from ..build import build_data, build_model
     from ..errors import UsageError
 
     source = Path(arguments.file)
-    to = Path(arguments.to) if arguments.to else source.with_suffix("")
+    folder = source.is_dir()
+    to = Path(arguments.to or (f"{source.name}_imported" if folder else source.with_suffix("")))
+    if to == source:
+        to = Path(f"{source}_imported")
     if to.exists():
         raise UsageError(f"{to}: is there already; name another directory with --to")
     if not to.parent.is_dir():
         raise UsageError(f"{to}: the directory {to.parent} does not exist")
-    about = {}
-    if arguments.data:
-        from ..data import TensorSource
+    recipe, whole = _recipe(arguments.model, arguments.overrides)
+    splits = data_of(arguments.data)[0] if arguments.data else build_data(recipe) if whole else None
+    rng.seed_all(0)
+    model = build_model(recipe, splits)
+    names = ("key", "prefix", "except_", "cast")
+    imported = import_weights(source, model, **{name: getattr(arguments, name) for name in names})
+    part = recipe.model
+    own = (part.name, part.arguments()) if part.imported else None
+    about = about_of(splits) if splits else {"preprocessing": "unknown"}
+    save_model(imported.model, to, title=source.stem, source=own, **about)
+    _tell(imported, arguments, to, splits, own is not None)
+    return 0
 
-        entry = DATA[arguments.data]
-        splits = DATA.build(arguments.data, {}, **({"progress": None} if entry.provided else {}))
-        about = {"classes": splits.classes, "preprocessing": splits.preprocessing}
-        if isinstance(splits.train, TensorSource):
-            raw = splits.train.tensors[0]
-            about |= {"input_shape": tuple(raw.shape[1:]), "input_dtype": raw.dtype}
-    imported = import_weights(source, arguments.model, key=arguments.key, cast=arguments.cast)
-    save_model(imported.model, to, title=source.stem, **about)
+
+def _recipe(model: str, words: list[str]) -> tuple[Recipe, bool]:
+    """The recipe that has the model, and whether it is one that the user named."""
+    from .. import recipe
+
+    if model in recipe.packaged_names() or model.endswith((".yaml", ".yml")):
+        return recipe.load_recipe(model, words), True
+    kind = "import" if ":" in model else "name"
+    overrides = [f'model={{{kind}: "{model}"}}', *(f"model.{word}" for word in words)]
+    return recipe.load_recipe("quickstart", overrides), False
+
+
+def _tell(
+    imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool
+) -> None:
+    """What was taken, what was not, and the commands that go on from here."""
     taken = f"{imported.tensors} tensors of {arguments.model}"
     if imported.key:
         taken += f", from its entry {imported.key!r}"
     if imported.prefix:
         taken += f", without the prefix {imported.prefix!r}"
-    say(f"{source}: {taken}, in {to}")
+    say(f"{imported.path}: {taken}, in {to}")
+    for line in imported.kept:
+        say(f"  {line}")
     if imported.others:
-        say(f"left aside: {', '.join(imported.others)}")
-    say(f"next: {typed('surefoot', 'eval', to)} --data NAME, {typed('surefoot', 'predict', to)} IMAGE...")
-    return 0
+        say(f"left aside: {', '.join(map(repr, imported.others))}")
+    if imported.foreign:
+        say(f"not made, as nothing from a file is run: {', '.join(map(repr, imported.foreign[:10]))}")
+    words = [to, *(["--trust-code"] if own else [])]
+    data = ["--data", arguments.data or "fashion_mnist"]
+    if splits is None:
+        say("preprocessing and classes: not told; eval takes those of its data, or import again with --data NAME")
+    say(f"next: {typed('surefoot', 'eval', *words, *data)}")
+    say(f"      {typed('surefoot', 'predict', *words, *([] if splits else data))} IMAGE...")

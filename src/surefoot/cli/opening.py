@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..text import say
 
 if TYPE_CHECKING:
     from ..artifacts import LoadedModel
-    from ..preprocessing import Preprocessing
+    from ..data import DataSplits
 
 
 def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,16 +23,69 @@ def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(path: Path, arguments: argparse.Namespace, preprocessing: Preprocessing | None = None) -> LoadedModel:
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """--data, for weights that do not tell their preprocessing."""
+    parser.add_argument(
+        "--data",
+        metavar="NAME|RECIPE",
+        help="for weights from elsewhere: the data set or recipe whose preprocessing and classes are theirs",
+    )
+
+
+def opened(path: Path, arguments: argparse.Namespace, splits: DataSplits | None = None) -> LoadedModel:
     """The model at `path`. Raises UsageError for anything that is none, before any of it is used.
 
-    `preprocessing` is for bare weights, which hold none; a file that holds its own keeps it.
+    `splits` (else those of --data) tell the preprocessing and classes of weights that do not say them; a line
+    says so. A file that holds its own keeps it.
     """
+    from dataclasses import replace
+
     from ..artifacts import open_model
+    from ..errors import UsageError
 
     settings = {"key": arguments.key, "trust_code": arguments.trust_code}
     model = open_model(path, arguments.model, **settings)
-    # Weights that had to be told their model hold no preprocessing either.
-    if preprocessing is not None and arguments.model is not None and model.format in ("pth", "safetensors"):
-        return open_model(path, arguments.model, preprocessing=preprocessing, **settings)
-    return model
+    if model.info.preprocessing_known:
+        return model
+    if splits is None and arguments.data is not None:
+        splits = data_of(arguments.data)[0]
+    if splits is None:
+        raise UsageError(
+            f"{path}: does not say how raw data are prepared for this model (weights from elsewhere do not); give "
+            "--data with the data set or recipe that it was trained on, e.g. --data fashion_mnist"
+        )
+    prepared = splits.preprocessing
+    told = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
+    say(f"{path} does not tell its preprocessing; taken from the data set: {told}", error=True)
+    if prepared is not None:
+        model = open_model(path, arguments.model, preprocessing=prepared, **settings)
+    lacking = {name: value for name, value in about_of(splits).items() if getattr(model.info, name) is None}
+    return replace(model, info=replace(model.info, **lacking, preprocessing_known=True))
+
+
+def about_of(splits: DataSplits) -> dict[str, Any]:
+    """What the data tell about a model for them: classes, preprocessing, the raw sample's form."""
+    from ..data import TensorSource
+
+    about: dict[str, Any] = {"classes": splits.classes, "preprocessing": splits.preprocessing}
+    if isinstance(splits.train, TensorSource):
+        raw = splits.train.tensors[0]
+        about |= {"input_shape": tuple(raw.shape[1:]), "input_dtype": str(raw.dtype).removeprefix("torch.")}
+    return about
+
+
+def data_of(name: str) -> tuple[DataSplits, object]:
+    """The data set that the catalogue or a recipe names, and the loss where the recipe tells it."""
+    from .. import recipe
+    from ..build import build_data, build_loss
+    from ..data import DATA
+
+    if name in DATA and name not in recipe.packaged_names():
+        return DATA.build(name, {}, **({"progress": None} if DATA[name].provided else {})), None
+    loaded = recipe.load_recipe(name)
+    splits = build_data(loaded, say=functools.partial(say, error=True))
+    return splits, build_loss(loaded, splits)
+
+
+def _short(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{n:.4g}" for n in numbers)

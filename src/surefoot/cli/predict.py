@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..text import printable, say
-from .opening import add_opening_arguments, opened
+from .opening import add_data_argument, add_opening_arguments, opened
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=3, metavar="N", help="how many classes to tell (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON list for machines")
     add_opening_arguments(parser)
+    add_data_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,179 @@
+"""The named tensors of a file or folder from elsewhere: .pth, .safetensors, shards, folders of Hugging Face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import files, safe_tensors
+from ..errors import UsageError
+from ..safe_tensors import BadFile
+from .archive import open_file
+from .formats import READ, recognise
+from .info import ModelInfo
+from .states import select
+from .torch_file import read_torch_file
+
+# In a folder, the first of these that is there: Hugging Face's and Accelerate's names, diffusers'.
+FOLDER_FILES = tuple(
+    f"{stem}{ending}"
+    for stem, endings in (
+        ("model", (".safetensors.index.json", ".safetensors")),
+        ("pytorch_model", (".bin.index.json", ".bin")),
+        ("diffusion_pytorch_model", (".safetensors.index.json", ".safetensors", ".bin")),
+    )
+    for ending in endings
+)
+MAX_INDEX_BYTES = 16 * 1024 * 1024
+MAX_SHARDS = 2000
+_PEFT = (
+    "holds an adapter of PEFT (changes to another model's weights), not a model: with PEFT, "
+    "PeftModel.from_pretrained(base, DIR).merge_and_unload(), then save that model's state_dict()"
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """Named tensors as a file holds them. `key` is the entry of a checkpoint that they were under, `others` the
+    entries left aside, `foreign` the names of objects that were not made, `info` what a Surefoot export tells."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    key: str | None = None
+    others: tuple[str, ...] = ()
+    info: ModelInfo | None = None
+    foreign: tuple[str, ...] = ()
+
+
+def read_state(path: str | Path, *, key: str | None = None) -> State:
+    """The named tensors of a file or a folder, on the CPU. Raises `UsageError`; no code from it is run, ever."""
+    path = Path(path)
+    if path.is_dir():
+        path = weights_in(path)
+    kind = (found := recognise(path)).kind
+    if kind not in READ:
+        raise BadFile(path, found.told)
+    if kind == "index":
+        state = _read_shards(path, key)
+    elif kind == "safetensors":
+        state = _read_safetensors(path, key)
+    else:
+        with open_file(path) as file:
+            content = read_torch_file(path, file, kind)
+            stored, where, others = select(path, content.tree, key, content.foreign)
+            state = State(path, content.tensors(stored), where, others, foreign=content.foreign)
+    if any(name.endswith((".lora_A.weight", ".lora_A.default.weight")) for name in state.tensors):
+        if all("lora_" in name or ".modules_to_save." in name for name in state.tensors):
+            raise BadFile(path, _PEFT)
+    return state
+
+
+def weights_in(folder: Path) -> Path:
+    """The file in a folder that has its weights. Raises `BadFile` that says what the folder is, where there is none."""
+    there = set(os.listdir(folder))
+    if "adapter_config.json" in there:
+        raise BadFile(folder, _PEFT)
+    if "model.json" in there or "model" in there and (folder / "model" / "model.json").is_file():
+        raise BadFile(folder, "is a model of Surefoot already: use it as it is, e.g. surefoot eval or predict")
+    for name in FOLDER_FILES:
+        if name in there:
+            return folder / name
+    for name, told in _FOLDERS.items():
+        if name in there:
+            raise BadFile(folder, told)
+    endings = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+    named = sorted(name for name in there if name.endswith(endings))
+    hint = f"; name one of its files: {', '.join(named[:10])}" if named else ""
+    known = f"no weights by a name that is known ({FOLDER_FILES[1]}, ...)"
+    raise BadFile(folder, f"holds no model (model.json) and {known}{hint}")
+
+
+_FOLDERS = {
+    "saved_model.pb": "is a SavedModel of TensorFlow; write its variables with safetensors.numpy.save_file",
+    "keras_metadata.pb": "is a SavedModel of Keras; write its variables with safetensors.numpy.save_file",
+    ".metadata": "is a checkpoint of torch.distributed in several files; make one of it: "
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR weights.pth",
+}
+
+
+def _read_safetensors(path: Path, key: str | None, *, link: bool = True) -> State:
+    if key is not None:
+        raise UsageError(f"{path}: is a .safetensors file, which holds one set of weights; leave key={key!r} out")
+    loaded = safe_tensors.load(path.resolve() if link else path)
+    info = None
+    tensors = loaded.tensors
+    if isinstance(loaded.info, Mapping) and loaded.info.get("format") == "surefoot-model":
+        info = ModelInfo.from_json(loaded.info, path)
+        tied = loaded.info.get("tied", {})
+        good = isinstance(tied, Mapping) and all(isinstance(kept, str) for kept in tied.values())
+        if not good or any(kept not in tensors or name in tensors for name, kept in tied.items()):
+            raise BadFile(path, "its metadata ties tensors that are not there")
+        tensors = {**tensors, **{name: tensors[kept] for name, kept in tied.items()}}
+    return State(path, tensors, info=info)
+
+
+def _read_shards(path: Path, key: str | None) -> State:
+    """Weights in several files, which the index `path` lists; each must hold exactly what it is said to hold."""
+    shards = _index(path)
+    tensors: dict[str, torch.Tensor] = {}
+    foreign: dict[str, None] = {}
+    for name, wanted in shards.items():
+        shard = path.parent / name
+        try:
+            os.close(files.open_regular(shard))  # a link could lead out of the folder
+        except FileNotFoundError:
+            raise BadFile(path, f"lists {name[:100]!r}, which is missing") from None
+        except OSError as error:
+            hint = "; get the files themselves with: hf download NAME --local-dir DIR" if shard.is_symlink() else ""
+            raise BadFile(shard, f"{error.strerror or error}{hint}") from error
+        if shard.name.endswith(".index.json"):
+            raise BadFile(path, "lists an index as one of its files")
+        if recognise(shard).kind == "safetensors":
+            state = _read_safetensors(shard, key, link=False)
+        else:
+            state = read_state(shard, key=key)
+        differing = sorted(wanted ^ set(state.tensors))
+        if differing:
+            word = "lacks" if differing[0] in wanted else "does not list"
+            raise BadFile(shard if word == "lacks" else path, f"{word} {differing[0][:100]!r}: index and file differ")
+        tensors |= state.tensors
+        foreign |= dict.fromkeys(state.foreign)
+    return State(path, tensors, foreign=tuple(foreign))
+
+
+def _index(path: Path) -> dict[str, set[str]]:
+    """The names of the tensors by the file that holds them."""
+    try:
+        data = files.read_bounded(path, MAX_INDEX_BYTES)
+    except OSError as error:
+        raise BadFile(path, error.strerror or str(error)) from error
+    found: Any = safe_tensors.parse_json(path, data, "the index", max_containers=1000)
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise BadFile(path, "has no weight_map of tensors and the files that hold them")
+    shards: dict[str, set[str]] = {}
+    for tensor, name in names.items():
+        if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise BadFile(path, f"lists {name[:100]!r}, which is no file beside it")
+        shards.setdefault(name, set()).add(tensor)
+    if len(shards) > MAX_SHARDS:
+        raise BadFile(path, f"lists {len(shards)} files; at most {MAX_SHARDS} are read")
+    return shards
+
+
+def under_prefix(state: State, prefix: str) -> State:
+    """Only the tensors whose names begin with `prefix`, without it. Raises `UsageError` if there are none."""
+    if prefix and not prefix.endswith("."):
+        prefix += "."
+    kept = {name.removeprefix(prefix): t for name, t in state.tensors.items() if name.startswith(prefix)}
+    if not kept:
+        heads = sorted({name.partition(".")[0] + "." for name in state.tensors if "." in name})
+        told = ", ".join(heads[:20]) or "no prefix at all"
+        raise UsageError(f"{state.path}: no name begins with {prefix!r}; they begin with {told}")
+    left = sorted({name.partition(".")[0] for name in state.tensors if not name.startswith(prefix)})
+    return replace(state, tensors=kept, others=(*state.others, *left))
