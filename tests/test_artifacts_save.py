@@ -267,7 +267,6 @@ def run_until(moment: int, action, monkeypatch) -> bool:
         patch.setattr(files, "system", Dying())
         # A process that is gone does not tidy up either.
         patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
-        patch.setattr(os, "getpid", lambda: 2**22 + 1)  # above Linux's largest pid: never alive
         try:
             action()
         except Killed:
@@ -281,7 +280,7 @@ def reopened(directory: Path, exchange: bool) -> nn.Module:
         # save brings it back first.
         with pytest.raises(UsageError, match="the model before it lies at .*old: rename it back"):
             load_model(directory)
-        swap._remove_leftovers(directory)
+        swap.remove_leftovers(directory)
     return load_model(directory)
 
 

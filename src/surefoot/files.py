@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -75,6 +77,25 @@ class Written:
 # One write(2) moves at most 0x7ffff000 bytes; smaller pieces also let a signal be noticed in between.
 _PIECE = 64 * 1024 * 1024
 _SMALL = 256 * 1024
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an `OSError` of the block name `path`: write(2) and fsync(2) know a number only.
+
+    >>> with naming("m.jsonl"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 28] No space left on device: 'm.jsonl'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_new(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written:
@@ -84,9 +105,18 @@ def write_new(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Written
     the disk answers. After an error the file may be there in part; the caller discards it. An fsync that
     failed is never tried again: the kernel may have dropped the data and would then answer "done".
     """
+    with naming(path):
+        return _filled(_made(path), chunks)
+
+
+def _made(path: str | Path) -> int:
+    return system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+
+
+def _filled(descriptor: int, chunks: Iterable[bytes | memoryview]) -> Written:
+    """Write, fsync and close."""
     digest = hashlib.sha256()
     total = 0
-    descriptor = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
     try:
         for view in _gathered(chunks):
             digest.update(view)
@@ -133,14 +163,15 @@ def fsync_directory(path: str | Path) -> None:
 
     >>> fsync_directory(".")
     """
-    descriptor = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        system.fsync(descriptor)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            system.close(descriptor)
-        raise
-    system.close(descriptor)
+    with naming(path):
+        descriptor = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            system.fsync(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                system.close(descriptor)
+            raise
+        system.close(descriptor)
 
 
 def write_durably(path: str | Path, data: bytes) -> Written:
@@ -167,17 +198,63 @@ def write_atomically(path: str | Path, data: bytes) -> Written:
 
 
 def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool) -> Written:
+    remove_unfinished(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        written = write_new(temporary, chunks)
-        system.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            system.unlink(temporary)
-        raise
+    mark = -1
+    with naming(path):
+        try:
+            descriptor = _made(temporary)
+            # Held until the name is changed: tells a file that is being written from one that a kill left.
+            mark = os.dup(descriptor)
+            held(mark)
+            written = _filled(descriptor, chunks)
+            system.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                system.unlink(temporary)
+            raise
+        finally:
+            if mark >= 0:
+                os.close(mark)
     if durable:
         fsync_directory(path.parent)
     return written
+
+
+def held(descriptor: int) -> bool:
+    """Mark an open file or directory as in use until it is closed; False where another process has marked it.
+
+    The mark ends with its process, whatever its number: in a container every process may be number 1. A file system
+    that has no such marks answers False too. (flock, and not lockf: that cannot mark a directory.)
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def remove_unfinished(directory: str | Path, only: str | None = None) -> None:
+    """Remove what killed processes left of `write_durably` in `directory`, of the file `only` where it is given.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as d:
+    ...     Path(d, ".a.json.0123abcd.tmp").touch()
+    ...     remove_unfinished(d)
+    ...     os.listdir(d)
+    []
+    """
+    for name in os.listdir(directory):
+        match = _TEMPORARY.fullmatch(name)
+        if match is None or only not in (match["name"], None):
+            continue
+        with contextlib.suppress(OSError):  # it is gone, is no file, or cannot be removed: nothing depends on it
+            descriptor = open_regular(Path(directory, name))
+            try:
+                if held(descriptor):
+                    system.unlink(Path(directory, name))
+            finally:
+                os.close(descriptor)
 
 
 class NotRegular(OSError):

@@ -20,6 +20,7 @@ _WHERE = {
     "open_model": "opening",
     "LoadedModel": "opening",
     "read_images": "images",
+    "remove_leftovers": "swap",
 }
 __all__ = sorted(_WHERE)
 

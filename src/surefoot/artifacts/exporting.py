@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .info import ModelInfo, describe_model
 from .model_dir import build
 from .opening import LoadedModel, Ready, open_model
 from .state_files import read_state
+from .swap import scratch_directory
 
 # The most that an output may differ from the live model's, relative to the largest output. Weights are copied,
 # so they must give the same bits; another runtime sums in another order.
@@ -93,9 +93,9 @@ def export(
         raise UsageError("batch: holds no sample to compare on")
     ready = Ready(module, info.preprocessing).eval()
     info = _told_by(info, batch)
-    temporary = to.with_name(f".{to.stem}.{secrets.token_hex(4)}{to.suffix}")
-    try:
-        expected = _expected(ready, batch, to)
+    expected = _expected(ready, batch, to)
+    with scratch_directory(to) as place:
+        temporary = place / to.name
         files.write_new(temporary, writer(ready, info, batch))
         try:
             difference = _compare(temporary, module, info, expected, to)
@@ -104,9 +104,6 @@ def export(
         size = temporary.stat().st_size
         files.system.rename(temporary, to)
         files.fsync_directory(to.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            files.system.unlink(temporary)
     return Exported(to, to.suffix[1:], size, difference, batch.shape[0], real)
 
 

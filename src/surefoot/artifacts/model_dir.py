@@ -20,7 +20,7 @@ from ..safe_tensors import BadFile
 from . import weights
 from .card import config_json, model_card
 from .info import ModelInfo, describe_model
-from .swap import new_directory
+from .swap import is_temporary, new_directory
 
 WEIGHTS = "model.safetensors"
 INFO = "model.json"
@@ -240,7 +240,7 @@ def _refuse_foreign(directory: Path) -> None:
         return
     if directory.is_symlink() or not directory.is_dir():
         raise UsageError(f"{directory}: is not a directory; give a name that is free or holds a saved model")
-    entries = list(directory.iterdir())
+    entries = [entry for entry in directory.iterdir() if not is_temporary(entry.name)]
     if (directory / INFO).exists() or all((entry / INFO).is_file() for entry in entries):
         return
     raise UsageError(

@@ -16,7 +16,33 @@ from .. import files
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.(new|old)")
+_A_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Earlier versions put the process id before the hex digits.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.(new|old)")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a directory's name is one that `new_directory` gives while it works.
+
+    >>> is_temporary(".best.0123abcd.new"), is_temporary("best")
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def scratch_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target`, gone when the block ends; what a kill leaves of it, the next removes."""
+    remove_leftovers(target)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+    files.system.mkdir(temporary)
+    mark = os.open(temporary, _A_DIRECTORY)
+    files.held(mark)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(mark)
 
 
 @contextlib.contextmanager
@@ -28,18 +54,12 @@ def new_directory(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.new")
-    files.system.mkdir(temporary)
-    try:
+    with scratch_directory(target) as temporary:
         yield temporary
         if target.is_dir():
             _carry_over(target, temporary)
         _fsync_tree(temporary)
-        _put_in_place(temporary, target)
-    finally:
-        # Holds what the block left unfinished or, after an exchange, the old directory.
-        shutil.rmtree(temporary, ignore_errors=True)
+        _put_in_place(temporary, target)  # after an exchange, `temporary` is the old directory
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -73,7 +93,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def _carry_over(old: Path, new: Path) -> None:
     for entry in os.scandir(old):
         place = new / entry.name
-        if os.path.lexists(place):
+        if os.path.lexists(place) or is_temporary(entry.name):
             continue
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), place)
@@ -92,29 +112,23 @@ def _fsync_tree(directory: Path) -> None:
         files.fsync_directory(folder)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what a killed process left beside `target`; a living one's is left alone."""
-    with os.scandir(target.parent) as entries:
-        names = [entry.name for entry in entries]
-    for name in names:
-        found = _TEMPORARY.fullmatch(name)
-        if not found or found["name"] != target.name or _alive(int(found["pid"])):
-            continue
-        leftover = target.with_name(name)
-        if name.endswith(".old") and not target.exists():
-            # Killed between the two renames of a system that cannot exchange names: the old one comes back.
-            files.system.rename(leftover, target)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target` and in it; what a living one writes is left alone."""
+    for parent, name in ((target.parent, target.name), (target, None)):
+        for entry in os.listdir(parent) if parent.is_dir() and not parent.is_symlink() else []:
+            match = _TEMPORARY.fullmatch(entry)
+            if match is None or name not in (match["name"], None):
+                continue
+            leftover, rightful = parent / entry, parent / match["name"]
+            with contextlib.suppress(OSError):  # gone meanwhile, or no directory
+                mark = os.open(leftover, _A_DIRECTORY)
+                try:
+                    if not files.held(mark):
+                        continue
+                    if entry.endswith(".old") and not files.system.exists(rightful):
+                        # Killed between the two renames of a system that cannot exchange names.
+                        files.system.rename(leftover, rightful)
+                    else:
+                        shutil.rmtree(leftover)
+                finally:
+                    os.close(mark)

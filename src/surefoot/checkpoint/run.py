@@ -72,6 +72,7 @@ class RunDirectory:
         lock = None
         try:
             lock = Lock.take(path)
+            files.remove_unfinished(path)
             if cls.holds_run(path) or (not adopt_journal and _has_bytes(path / JOURNAL)):
                 raise UsageError(
                     f"{path}: already holds a run; resume it (`{typed('surefoot', 'resume', path)}`) or name another "
@@ -111,6 +112,7 @@ class RunDirectory:
         if not cls.holds_run(path):
             raise UsageError(f"{path}: holds no run ({RUN} is missing)")
         lock = Lock.take(path)
+        files.remove_unfinished(path)
         return cls(path, read_about(path) or {"id": None, "status": "running", "inexact": []}, lock)
 
     @classmethod

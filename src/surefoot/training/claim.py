@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..artifacts import remove_leftovers
 from ..checkpoint import RunDirectory
 from ..errors import RunFailed, Stopped, UsageError
 from ..text import typed
@@ -43,6 +45,7 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")
     claim = Claim(run)
     try:
+        remove_leftovers(path / "model")
         for file, text in texts.items():
             # Also for a run that was killed before it had them.
             if not (path / file).exists():
@@ -57,8 +60,12 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 run.record(status="interrupted" if stopped else "failed")
-        if isinstance(error, OSError) and error.filename and Path(error.filename).is_relative_to(path):
-            raise RunFailed(f"{error.filename}: {error.strerror}; make room or mend the disk, then resume") from error
+        if isinstance(error, OSError) and error.filename and Path(os.path.abspath(error.filename)).is_relative_to(
+            os.path.abspath(path)
+        ):
+            what = f"{error.filename}: cannot be written: {error.strerror}"
+            go_on = "make room or mend the disk, then resume the run" if claim.begun else "make room or mend the disk"
+            raise RunFailed(f"{what}; {go_on}") from error
         raise
     finally:
         run.close()
