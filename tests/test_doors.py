@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -166,15 +167,80 @@ OTHER_CALLS = {
     "Schedule, a class": (lambda: Schedule(sgd(net()), lr_scheduler.StepLR), "scheduler: the class StepLR"),
     "Schedule, optimizer": (lambda: Schedule(net()), "optimizer: an object of torch.nn.modules.linear.Linear"),
     "Schedule, unit": (lambda: Schedule(sgd(net()), by="batch"), "by: 'batch' is not one of epoch, step"),
+    "Checkpointer": (lambda: Checkpointer(3, model=net(), background="x"), "background: 'x' is neither True nor False"),
+    "Checkpointer, conditions": (lambda: Checkpointer("r", conditions=[1], model=net()), "conditions: the list [1]"),
+    "Checkpointer, allow": (lambda: Checkpointer("r", allow=3, model=net()), "allow: 3 is not a list of texts"),
+    "Checkpointer, journal": (lambda: Checkpointer("r", journal="j", model=net()), "journal: str has no offset"),
+    "Checkpointer, a class": (lambda: Checkpointer("r", model=nn.Linear), "model: the class Linear was given"),
+    "save_model, a class": (lambda: surefoot.save_model(nn.Linear, "m"), "model: the class Linear was given"),
+    "save_model, a state": (lambda: surefoot.save_model({}, "m"), "model: a mapping (dict) was given"),
+    "save_model, where": (lambda: surefoot.save_model(net(), 3), "directory: 3 is not a path"),
+    "save_model, shape": (lambda: surefoot.save_model(net(), "m", input_shape=4), "input_shape: 4 is not a list of"),
+    "save_model, source": (lambda: surefoot.save_model(net(), "m", source="a:B"), "source: 'a:B' is not a pair"),
+    "load_model, a class": (lambda: surefoot.load_model("m", nn.Linear), "model: the class Linear was given"),
+    "load_model, trust": (lambda: surefoot.load_model("m", trust_code="yes"), "trust_code: 'yes' is neither"),
+    "open_model": (lambda: surefoot.open_model("m", preprocessing=0.5), "preprocessing: 0.5 was given"),
+    "open_model, key": (lambda: surefoot.open_model("m", key=3), "key: 3 is not a text"),
+    "import_weights": (lambda: surefoot.import_weights(None, net()), "path: None is not a path"),
+    "import_weights, cast": (lambda: surefoot.import_weights("m", net(), cast="f32"), "cast: 'f32' is neither"),
+    "export": (lambda: surefoot.export("m", 3), "to: 3 is not a path"),
+    "export, batch": (lambda: surefoot.export("m", "m.pt2", batch=[1.0]), "batch: the list [1.0] was given"),
+    "load_recipe": (lambda: surefoot.load_recipe(3), "recipe: 3 is not a path"),
+    "fit, about": (lambda: fitted(about={"name": "x"}), "about: a mapping (dict) was given"),
+    "fit, resume": (lambda: fitted(resume=True), "resume: there is no run_dir to go on in"),
+    "fit, unfreeze": (lambda: fitted(unfreeze=[("fc*", 1)]), "unfreeze: epoch: 'fc*' is not a whole number"),
+    "fit, unfreeze a text": (lambda: fitted(unfreeze="fc*"), "unfreeze: pairs: 'fc*' is no pair"),
     "warmup": (lambda: surefoot.LinearWarmup(sgd(net()), 2.5), "warmup_period 2.5 is not a whole number"),
 }
 
 
 @pytest.mark.parametrize(("call", "message"), OTHER_CALLS.values(), ids=OTHER_CALLS)
-def test_every_public_function_refuses_what_cannot_be(call, message):
+def test_every_public_function_refuses_what_cannot_be(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as refusal:
         call()
     assert message in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+METRIC_VALUES = {
+    "float32": (np.float32(0.5), 0.5),
+    "float64": (np.float64(0.5), 0.5),
+    "float16": (np.float16(0.5), 0.5),
+    "int64": (np.int64(3), 3),
+    "bool": (True, 1),
+    "numpy bool": (np.bool_(False), 0),
+    "tensor": (torch.tensor(0.5), 0.5),
+    "tensor that needs a gradient": (torch.tensor(0.5, requires_grad=True), 0.5),
+    "bfloat16": (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+    "array": (np.array(0.5), 0.5),
+    "Decimal": (Decimal("0.5"), 0.5),
+    "Fraction": (Fraction(1, 2), 0.5),
+    "whole": (3, 3),
+    "nan": (math.nan, "nan"),
+    "infinite": (-math.inf, "-inf"),
+    "None": (None, None),
+}
+
+
+@pytest.mark.parametrize(("value", "kept"), METRIC_VALUES.values(), ids=METRIC_VALUES)
+def test_every_kind_of_number_is_a_metric(value, kept, run_dir, tmp_path):
+    with Checkpointer(run_dir, keep_best="val/loss", model=net()) as saver:
+        saver.resume()
+        saver.step()
+        saver.epoch({"val/loss": value})
+    (status,) = surefoot.checkpoint.scan(run_dir)
+    assert status.metrics == {"val/loss": kept} and type(status.metrics["val/loss"]) is type(kept)
+    surefoot.save_model(net(), tmp_path / "m", metrics={"val/loss": value})
+
+
+@pytest.mark.parametrize("value", ["0.5", 1j, torch.ones(1), np.ones(2), [0.5], object()])
+def test_what_is_no_number_is_no_metric(value, run_dir):
+    with Checkpointer(run_dir, model=net()) as saver:
+        saver.resume()
+        saver.step()
+        with pytest.raises(UsageError, match="metrics: val/loss: .* is not a number"):
+            saver.epoch({"val/loss": value})
 
 
 # --- which value is better ----------------------------------------------------------------------------------------

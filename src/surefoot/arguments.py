@@ -7,6 +7,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from .catalog import Range, describe, did_you_mean
@@ -63,7 +64,7 @@ class Arguments:
         """A finite number within `limits`; NumPy's and a tensor of one are taken."""
         if none and value is None:
             return None
-        number = _number(value)
+        number = as_number(value)
         if number is None:
             self.refuse(name, f"{_told(value)} is not a number{' (or None)' if none else ''}")
             return value
@@ -144,6 +145,35 @@ def checked_kind(name: str, value: Any, kind: type | tuple[type, ...], like: str
     check.done()
 
 
+def as_metric(value: Any) -> float | int | None:
+    """As `as_number`, with True and False as 1 and 0."""
+    return int(value) if _is_truth(value) else as_number(value)
+
+
+def metric_values(metrics: Any) -> dict[str, Any]:
+    """Metrics by name as plain numbers: NumPy's, a tensor of one, a Decimal and a Fraction are taken, None stays.
+
+    Raises Problems for values that are no numbers.
+
+    >>> from fractions import Fraction
+    >>> metric_values({"val/loss": Fraction(1, 4), "val/accuracy": True})
+    {'val/loss': 0.25, 'val/accuracy': 1}
+    """
+    check = Arguments("metrics: ")
+    if not isinstance(metrics, Mapping):
+        check.refuse("metrics", f'{_told(metrics)} is not a mapping; give e.g. {{"val/loss": 0.5}}')
+        check.done()
+    found = {}
+    for name, value in metrics.items():
+        check.text("a name", name)
+        number = as_metric(value)
+        if number is None and value is not None:
+            check.refuse(str(name), f"{_told(value)} is not a number")
+        found[name] = number
+    check.done()
+    return found
+
+
 def _told(value: Any) -> str:
     """A value as a message names it: a class, a small value as it is written, or the kind of a large one."""
     if inspect.isclass(value):
@@ -169,16 +199,38 @@ def _is_truth(value: Any) -> bool:
     return isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"))
 
 
-def _number(value: Any) -> float | int | None:
+def as_number(value: Any) -> float | int | None:
+    """`value` as a plain number where it is one: also NumPy's, a tensor of one, a Decimal, a Fraction; else None."""
     if _is_truth(value) or isinstance(value, str) or _shape(value):
         return None
     if isinstance(value, int | float):
-        return value
+        return int(value) if isinstance(value, int) else float(value)
     item = getattr(value, "item", None)
-    if isinstance(value, numbers.Real) or (callable(item) and _shape(value) == () and hasattr(value, "dtype")):
+    if isinstance(value, numbers.Real | Decimal) or (callable(item) and _shape(value) == () and hasattr(value, "dtype")):
         try:
             plain = item() if callable(item) else value
             return float(plain) if not isinstance(plain, bool | complex | int) else plain if type(plain) is int else None
         except (TypeError, ValueError, RuntimeError, OverflowError):
             return None
     return None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON would give it back: tuples as lists, numbers that are not finite as words, the rest as text.
+
+    >>> plain({"loss": float("nan"), "betas": (0.9, 1)})
+    {'loss': 'nan', 'betas': [0.9, 1]}
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else repr(float(value))
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    return str(value)

@@ -18,6 +18,7 @@ from torch import nn
 from .. import files, safe_tensors
 from ..errors import RunFailed, UsageError, first_line
 from ..safe_tensors import BadFile
+from .arguments import checked
 from . import weights
 from .importing import import_weights
 from .info import ModelInfo, describe_model
@@ -78,6 +79,7 @@ def export(
     ...     export(MODELS.build("LeNet5"), Path(d, "lenet.pth"), info=about).largest_difference
     0.0
     """
+    checked(locals())
     to = Path(to)
     writer = _WRITERS.get(to.suffix)
     if writer is None:

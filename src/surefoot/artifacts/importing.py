@@ -16,6 +16,7 @@ from ..catalog import argument_problems, did_you_mean, import_object
 from ..errors import Problems, UsageError
 from ..models import MODELS
 from . import weights
+from .arguments import check_model, checked
 from .info import ModelInfo
 from .state_files import State, read_state, under_prefix
 
@@ -71,6 +72,8 @@ def import_weights(
     ...     import_weights(Path(d, "model_params.pth"), "LeNet5").tensors
     10
     """
+    checked(locals())
+    check_model(model, name=True)
     path = Path(path)
     state = read_state(path, key=key)
     if prefix is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import as_metric
 from ..errors import UsageError
 from ..models import spec_of
 from ..preprocessing import Preprocessing
@@ -146,6 +147,7 @@ def describe_model(
         classes = tuple(str(name) for name in classes)
         if len(set(classes)) != len(classes):
             raise UsageError("classes: a name stands twice")
+    metrics = metrics and {k: v if as_metric(v) is None else as_metric(v) for k, v in metrics.items()}
     for name, value in (("loss", loss), ("metrics", metrics)):
         if not _is_plain(value):
             raise UsageError(f"{name}: {value!r} is not made of numbers, text, lists and mappings")

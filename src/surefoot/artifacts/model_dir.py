@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..models import MODELS
 from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
+from .arguments import check_model, checked
 from . import weights
 from .card import config_json, model_card
 from .info import ModelInfo, describe_model
@@ -61,6 +62,8 @@ def save_model(
     ...     load_model(where)(torch.zeros(1, 4)).shape
     torch.Size([1, 2])
     """
+    checked(locals())
+    check_model(model, none=False)
     model = weights.unwrap(model)
     found = weights.collect(model)
     info = describe_model(
@@ -112,6 +115,8 @@ def load_model(directory: str | Path, model: nn.Module | None = None, trust_code
     for files that you would run as a program. Everything is checked first; a `model` passed in is untouched when
     anything does not fit. Raises `UsageError`.
     """
+    checked(locals())
+    check_model(model)
     info, described = read_described(directory)
     loaded = _read_weights(Path(directory) / WEIGHTS, described)
     state = {**loaded.tensors, **{name: loaded.tensors[kept] for name, kept in described["tied"].items()}}

@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import UsageError, first_line
 from ..models import MODELS
 from ..preprocessing import Preprocessing
+from .arguments import check_model, checked
 from .formats import recognise
 from .importing import import_weights
 from .info import UNKNOWN, ModelInfo, describe_model
@@ -147,6 +148,8 @@ def open_model(
     ...     open_model(where).predict(torch.zeros(3, 1, 28, 28)).shape
     torch.Size([3, 10])
     """
+    checked(locals())
+    check_model(model, name=True)
     path = Path(path)
     if path.is_dir() and any(os.path.lexists(p / INFO) for p in (path, path / "model")):
         return _from_directory(path, model, preprocessing, classes, trust_code)

@@ -15,12 +15,13 @@ from typing import Any
 from torch import nn
 
 from .. import rng, safe_tensors
+from ..arguments import metric_values, plain
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
 from ..text import say
 from . import capture, contract, store
-from .contract import plain
+from .arguments import check_arguments
 from .policy import Every, Keep
 from .run import CHECKPOINTS, RunDirectory, read_about, unusable
 from .snapshot import Snapshots, decode
@@ -86,6 +87,7 @@ class Checkpointer:
     ):
         if not objects:
             raise UsageError("Checkpointer: nothing to save; give model=, optimizer= and what else the run has")
+        check_arguments(run, background, signals, conditions, allow, journal, tell, objects)
         self._every = Every.parse(every) if every is not None else None
         self._keep = Keep(keep_last, keep_best, mode)
         capture.check_objects(objects)
@@ -184,7 +186,7 @@ class Checkpointer:
 
     def epoch(self, metrics: Mapping[str, float] | None = None) -> None:
         """Count one epoch, after its validation and the schedule's epoch; save when due. Raises as `step`."""
-        found = plain(dict(metrics or {}))
+        found = metric_values(metrics or {})
         best = self._keep.best
         if best is not None and best not in found:
             names = ", ".join(sorted(found)) or "none"
@@ -203,7 +205,7 @@ class Checkpointer:
         self._last_save = time.monotonic()
         offset = None if self._journal is None else self._journal.offset
         snapshot = self._snapshots.take(
-            step=self.steps, epoch=self.epochs, journal=offset, metrics=plain(dict(metrics or {}))
+            step=self.steps, epoch=self.epochs, journal=offset, metrics=plain(metric_values(metrics or {}))
         )
         self._saved_at = (self.steps, self.epochs)
         self._writer.start(snapshot)

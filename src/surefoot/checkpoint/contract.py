@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -122,27 +121,6 @@ def _source_hash(code: Any) -> str:
         return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
     except (OSError, TypeError):  # typed into a prompt, or made at run time
         return "no source"
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON would give it back: tuples as lists, numbers that are not finite as words, the rest as text.
-
-    >>> plain({"loss": float("nan"), "betas": (0.9, 1)})
-    {'loss': 'nan', 'betas': [0.9, 1]}
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else repr(float(value))
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return plain(value.item())
-    return str(value)
 
 
 def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from ..arguments import Arguments
 from ..catalog import Catalog, did_you_mean
 from ..errors import UsageError
 from .model import Recipe
@@ -33,6 +34,10 @@ def load_recipe(
     surefoot.errors.UsageError: no packaged recipe 'quickstrat'; did you mean 'quickstart'? packaged \
 are: fashion_mnist, fashion_mnist_best, quickstart; a file is given by its path, e.g. recipe.yaml
     """
+    check = Arguments()
+    check.path("recipe", source)
+    overrides = check.texts("overrides", overrides)
+    check.done()
     path = Path(source)
     if isinstance(source, str) and source in packaged_names():
         path = _packaged(source)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .about import About
 from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
-from .fit import About, FitResult, fit, learns
+from .fit import FitResult, fit, learns
 from .state import Checkpoints, EarlyStopping
 from .unfreezing import Unfreezing
 

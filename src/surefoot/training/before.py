@@ -18,6 +18,7 @@ from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
 from ..step import PRECISIONS
 from ..tracking import Progress
+from .about import About
 from .state import Checkpoints, EarlyStopping
 
 ON_NONFINITE = ("stop", "skip")
@@ -58,8 +59,11 @@ def checked(model: Any, loss: Any, optimizer: Any, given: dict[str, Any]) -> lis
             name, value, Checkpoints, 'Checkpoints(every="1 epoch")', none=True
         ),
         "tensorboard": check.flag,
+        "about": lambda name, value: check.instance(name, value, About, 'About(classes=["cat", "dog"])'),
         "progress": lambda name, value: check.instance(name, value, (bool, Progress), "True or False"),
     }
+    if given["resume"] is True and given["run_dir"] is None:
+        check.refuse("resume", "there is no run_dir to go on in; name one")
     values = [kinds[name](name, value) for name, value in given.items()]
     check.done()
     return values

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import rng
-from ..artifacts import save_model
 from ..checkpoint import Change, Checkpointer, Restored, flatten
 from ..data import Loader
 from ..errors import UsageError
@@ -22,10 +21,10 @@ from ..execution import prepare
 from ..losses import metric_options
 from ..metrics import RunningMetrics
 from ..modes import enter_training
-from ..preprocessing import Preprocessing
 from ..schedules.accept import as_schedule
 from ..step import TrainStep
-from ..tracking import Progress, RunInfo, make_progress, read_records, write_report
+from ..tracking import Progress, RunInfo, make_progress, write_report
+from .about import About, save_model_of
 from .before import check_monitors, checked, look_over_first_batch
 from .claim import claimed, update_texts
 from .evaluation import autocast, evaluation_loader, training_loader
@@ -36,30 +35,6 @@ from .state import Best, Checkpoints, EarlyStopping, RunState
 from .unfreezing import Unfreezing
 
 RECORDS_AN_EPOCH = 50
-
-
-@dataclass(frozen=True)
-class About:
-    """What is written about a run beside its numbers, for those who read it later.
-
-    `files` are further files of the run directory (``recipe.yaml``); `conditions` are what a resume must find
-    unchanged, beside versions, device, threads and data, which are always compared; `details` are told in the
-    first line. The rest goes into the saved model: names of the classes, the preprocessing that raw inputs need,
-    their shape (one sample, without N) and dtype, the recipe's digest, and as `source` the import path and the
-    arguments of a model class of the user's own.
-    """
-
-    name: str = "run"
-    files: Mapping[str, str] = field(default_factory=dict)
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    classes: Sequence[str] | None = None
-    preprocessing: Preprocessing | None = None
-    loss_name: Any = None
-    recipe_digest: str | None = None
-    source: tuple[str, Mapping[str, Any]] | None = None
-    input_shape: Sequence[int] | None = None
-    input_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,9 +149,12 @@ def fit(
         "checkpoints": checkpoints,
         "tensorboard": tensorboard,
         "progress": progress,
+        "about": about,
     }
     values = checked(model, loss, optimizer, given)
     epochs, batch_size, seed, grad_accum_steps, log_every, max_grad_norm, clip_value, ema_decay, lint_off, allow = values[:10]
+    if unfreeze and not isinstance(unfreeze, Unfreezing):
+        unfreeze = Unfreezing(model, optimizer, unfreeze)
     settings = {
         "seed": seed,
         "grad_accum_steps": grad_accum_steps,
@@ -186,7 +164,7 @@ def fit(
         "ema_decay": ema_decay,
         "log_every": log_every,
         "early_stopping": early_stopping and vars(early_stopping),
-        "unfreeze": [list(item) for item in (unfreeze.plan if isinstance(unfreeze, Unfreezing) else unfreeze)],
+        "unfreeze": [list(item) for item in (unfreeze.plan if unfreeze else ())],
         "loss": type(loss).__name__,
     }
     if isinstance(progress, bool):
@@ -204,8 +182,6 @@ def fit(
         say=progress.message,
     )
     schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in allow)
-    if unfreeze and not isinstance(unfreeze, Unfreezing):
-        unfreeze = Unfreezing(model, optimizer, unfreeze)
     unfreezing = unfreeze or None
     step = make_step(
         model,
@@ -284,7 +260,7 @@ def fit(
                 details={**about.details, "runs on": plan.describe()},
             )
         )
-        save = functools.partial(_save_model, about, run_dir, recorder) if run_dir is not None else None
+        save = functools.partial(save_model_of, about, run_dir, recorder) if run_dir is not None else None
         loop = Loop(
             step=step,
             loader=loader,
@@ -369,25 +345,3 @@ def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: P
         progress.message(f"nothing to do: the run was stopped early, after epoch {state.epoch}")
     elif state.epoch >= epochs:
         progress.message(f"nothing to do: the run has its {state.epoch} epochs; give epochs=N to train longer")
-
-
-def _save_model(
-    about: About, run_dir: Path, recorder: Recorder, where: str, model: nn.Module, metrics: Mapping[str, float]
-) -> None:
-    """Write the model, with all that is needed to use it, to a directory below the run's."""
-    (run_dir / where).parent.mkdir(exist_ok=True)
-    assert recorder.journal is not None, "a model is saved in a run directory, which has a journal"
-    save_model(
-        model,
-        run_dir / where,
-        preprocessing=about.preprocessing,
-        classes=about.classes,
-        input_shape=about.input_shape,
-        input_dtype=about.input_dtype,
-        loss=about.loss_name,
-        metrics=dict(metrics),
-        recipe_digest=about.recipe_digest,
-        title=about.name,
-        source=about.source,
-        history=[record for record in read_records(recorder.journal.path) if record["kind"] == "epoch"],
-    )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import Arguments
 from ..errors import UsageError
 from ..optimizers import missing_groups, param_groups
 
@@ -27,7 +28,7 @@ class Unfreezing:
     ):
         self.model = model
         self.optimizer = optimizer
-        self.plan = sorted(plan, key=lambda item: item[0])
+        self.plan = sorted(_pairs(plan), key=lambda item: item[0])
         self.how = how
         self._done = 0
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -92,3 +93,16 @@ class Unfreezing:
         """Raises UsageError unless `catch_up` was called for this state."""
         if state["done"] != self._done:
             raise UsageError(f"unfreeze: {state['done']} entries had taken effect in the saved run, here {self._done}")
+
+
+def _pairs(plan: Any) -> list[tuple[int, str]]:
+    """The ``(epoch, pattern)`` pairs; raises Problems for anything else."""
+    check = Arguments("unfreeze: ")
+    pairs = []
+    for item in plan if isinstance(plan, list | tuple) else [plan]:
+        if isinstance(item, list | tuple) and len(item) == 2:
+            pairs.append((check.whole("epoch", item[0], low=0), check.text("pattern", item[1])))
+        else:
+            check.refuse("pairs", f'{item!r} is no pair of an epoch and a pattern; give e.g. [(2, "layer1.*")]')
+    check.done()
+    return pairs

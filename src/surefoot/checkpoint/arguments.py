@@ -1,0 +1,31 @@
+"""The arguments of a Checkpointer, checked all at once."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..arguments import Arguments
+from .run import RunDirectory
+
+
+def check_arguments(
+    run: Any, background: Any, signals: Any, conditions: Any, allow: Any, journal: Any, tell: Any, objects: Any
+) -> None:
+    """Raise Problems for arguments that cannot be, all of them at once."""
+    check = Arguments()
+    if not isinstance(run, RunDirectory):
+        check.path("run", run)
+    check.flag("background", background)
+    check.flag("signals", signals)
+    check.mapping("conditions", conditions, none=True)
+    check.texts("allow", allow)
+    if tell is not None:
+        check.function("tell", tell, "print")
+    lacking = [n for n in ("offset", "sync", "truncate") if journal is not None and not hasattr(journal, n)]
+    if lacking:
+        check.refuse("journal", f"{type(journal).__name__} has no {', '.join(lacking)}; give a surefoot.Journal")
+    for name, value in objects.items():
+        if inspect.isclass(value):
+            check.refuse(name, f"the class {value.__name__} was given; give an object of it")
+    check.done()
