@@ -23,15 +23,17 @@ if TYPE_CHECKING:
         UntunedExponentialWarmup,
         UntunedLinearWarmup,
     )
-    from .training import Checkpoints, EarlyStopping, evaluate, fit, predict
+    from .training import About, Checkpoints, EarlyStopping, Journal, evaluate, fit, predict
 
 # Looked up when first used, so that `import surefoot` and `surefoot --help` import no torch.
 _HOMES = {
+    "About": "training",
     "Checkpointer": "checkpoint",
     "Checkpoints": "training",
     "DataSplits": "data",
     "EarlyStopping": "training",
     "ExponentialWarmup": "schedules",
+    "Journal": "training",
     "LinearWarmup": "schedules",
     "LoadedModel": "artifacts",
     "Loader": "data",
@@ -54,11 +56,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "About",
     "Checkpointer",
     "Checkpoints",
     "DataSplits",
     "EarlyStopping",
     "ExponentialWarmup",
+    "Journal",
     "LinearWarmup",
     "LoadedModel",
     "Loader",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .about import About
 from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
 from .fit import FitResult, fit, learns
+from .journal import Journal
 from .state import Checkpoints, EarlyStopping
 from .unfreezing import Unfreezing
 
@@ -15,6 +16,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "FitResult",
+    "Journal",
     "Unfreezing",
     "evaluate",
     "fit",

@@ -39,7 +39,7 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
     there = RunDirectory.holds_run(path)
     if there and not resume:
         raise UsageError(
-            f"{path}: already holds a run; go on with it (`{typed('surefoot', 'resume', path)}`) or name another directory"
+            f"{path}: already holds a run; go on with it ({_way_on(path)}) or name another directory"
         )
     existed = path.exists()
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")
@@ -69,6 +69,13 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
         raise
     finally:
         run.close()
+
+
+def _way_on(path: Path) -> str:
+    """What goes on with a run: the command where it has a recipe, else fit's own argument."""
+    if (path / "recipe.yaml").is_file():
+        return f"`{typed('surefoot', 'resume', path)}`"
+    return "in Python: resume=True"
 
 
 def update_texts(path: Path, texts: Mapping[str, str]) -> None:

@@ -1,0 +1,109 @@
+"""Journal: the records, TensorBoard and report of a loop of one's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..arguments import Arguments, metric_values
+from ..tracking import Progress, read_records, write_report
+from .records import Recorder
+
+
+class Journal:
+    """Records what a hand-written loop measures in a run's directory, as fit does, and goes on with it exactly.
+
+        with surefoot.Journal("runs/mine") as journal, surefoot.Checkpointer("runs/mine", journal=journal, ...) as saver:
+            saver.resume()
+            ...
+                journal.step(saver.steps + 1, {"loss": loss}, epoch=loader.epoch, lr=schedule.lrs)
+                saver.step()
+            journal.epoch(loader.epoch - 1, {"val/loss": value}, step=saver.steps)
+            saver.epoch({"val/loss": value})
+
+    Writes ``metrics.jsonl`` and, with `tensorboard`, TensorBoard's events; when it is closed, ``report.html``. Write a
+    record before the checkpointer counts its step or epoch: on resume, what came after the checkpoint is cut off, so
+    that each point is there once. Nothing is made before the first record. Raises Problems for values that are no
+    numbers.
+    """
+
+    def __init__(self, run: str | Path, *, tensorboard: bool = True):
+        check = Arguments()
+        check.path("run", run)
+        self._tensorboard = check.flag("tensorboard", tensorboard)
+        check.done()
+        self.run = Path(run)
+        self._open: Recorder | None = None
+        self._before = 0.0
+        self._started = time.monotonic()
+
+    def step(self, step: int, values: Mapping[str, Any], *, epoch: int = 0, lr: Iterable[float] = ()) -> None:
+        """One record of update number `step` (1 is the first) in `epoch` (from 0).
+
+        `values` are numbers by name (``loss``, ``train/loss``), `lr` the rate of each param group.
+        """
+        self._write("step", step, epoch, values, lr)
+
+    def epoch(self, epoch: int, values: Mapping[str, Any], *, step: int, lr: Iterable[float] = ()) -> None:
+        """The records of a whole `epoch` (from 0), after `step` updates: one for ``train/...``, one for ``val/...``."""
+        self._write("epoch", step, epoch, values, lr)
+
+    def _write(self, kind: str, step: Any, epoch: Any, values: Any, lr: Any) -> None:
+        check = Arguments("journal: ")
+        step, epoch = check.whole("step", step, low=0), check.whole("epoch", epoch, low=0)
+        rates = [check.number("lr", rate) for rate in (lr if hasattr(lr, "__iter__") else [lr])]
+        check.done()
+        splits: dict[str, dict[str, Any]] = {}
+        for name, value in metric_values(values).items():
+            split, _, name = name.rpartition("/")
+            splits.setdefault(split or "train", {})[name] = value
+        for split, numbers in splits.items():
+            self._recorder.write(kind, split, epoch, step, numbers, rates, self.wall_s())
+
+    def wall_s(self) -> float:
+        """Seconds spent in this run, earlier sittings included."""
+        return round(self._before + time.monotonic() - self._started, 3)
+
+    # What a Checkpointer asks of its journal.
+
+    @property
+    def offset(self) -> int:
+        """The journal's length in bytes."""
+        return self._recorder.journal.offset
+
+    def sync(self) -> None:
+        """Wait until every record so far is on the disk."""
+        self._recorder.journal.sync()
+
+    def truncate(self, offset: int) -> None:
+        """Cut back to a checkpoint's length; TensorBoard's events are written again from what is left."""
+        recorder = self._recorder
+        recorder.journal.truncate(offset)
+        recorder.rebuild()
+        last = None
+        for last in read_records(recorder.journal.path):
+            pass
+        self._before = float(last.get("wall_s", 0.0)) if last else 0.0
+        self._started = time.monotonic()
+
+    @property
+    def _recorder(self) -> Recorder:
+        if self._open is None:
+            self.run.mkdir(parents=True, exist_ok=True)
+            self._open = Recorder(self.run, tensorboard=self._tensorboard, progress=Progress())
+        return self._open
+
+    def close(self) -> None:
+        """Close the files and write the report; a second call does nothing."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+            write_report(self.run)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
