@@ -50,7 +50,7 @@ def files_in(path: Path) -> list[str]:
 
 # What others rely on; a change here is a change of the interface and belongs into the changelog.
 COMMAND_LINE = {
-    "train": {"overrides", "--run", "--resume", "--allow", "--horizon"},
+    "train": {"overrides", "--run", "--resume", "--from", "--epochs-done", "--allow", "--horizon"},
     "resume": {"run_dir", "overrides", "--allow", "--horizon"},
     "check": {"recipe", "overrides"},
     "plan": {"recipe", "overrides", "--png", "--svg", "--json"},

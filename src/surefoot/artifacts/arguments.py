@@ -10,7 +10,7 @@ from torch import nn
 
 from ..arguments import Arguments
 from ..preprocessing import Preprocessing
-from .info import ModelInfo
+from .info import UNKNOWN, ModelInfo
 
 
 def checked(given: Mapping[str, Any]) -> None:
@@ -62,7 +62,8 @@ def _batch(check: Arguments, name: str, value: Any) -> None:
 
 
 def _preprocessing(check: Arguments, name: str, value: Any) -> None:
-    check.instance(name, value, Preprocessing, "surefoot.Preprocessing(mean=0.5, std=0.5)", none=True)
+    if value != UNKNOWN:
+        check.instance(name, value, Preprocessing, "surefoot.Preprocessing(mean=0.5, std=0.5)", none=True)
 
 
 def _info(check: Arguments, name: str, value: Any) -> None:
@@ -79,6 +80,9 @@ _KINDS = {
     "input_shape": _shape,
     "batch": _batch,
     "key": lambda check, name, value: check.text(name, value, none=True),
+    "prefix": lambda check, name, value: check.text(name, value, none=True),
+    "arguments": lambda check, name, value: check.mapping(name, value, none=True),
+    "except_": _items,
     "title": lambda check, name, value: check.text(name, value, none=True),
     "metrics": lambda check, name, value: check.mapping(name, value, none=True),
     "arguments": lambda check, name, value: check.mapping(name, value, none=True),

@@ -200,7 +200,7 @@ def _from_program(
 
 def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> ModelInfo:
     changes: dict[str, Any] = {}
-    if preprocessing is not None:
+    if isinstance(preprocessing, Preprocessing):
         changes |= {"preprocessing": preprocessing, "preprocessing_known": True}
     if classes is not None:
         changes["classes"] = tuple(classes)

@@ -170,6 +170,11 @@ class Checkpointer:
             self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes)
         )
 
+    def begin_at(self, step: int, epoch: int) -> None:
+        """Count from here in a run that begins with a state from elsewhere, and save it: before its first step."""
+        self.steps, self.epochs = step, epoch
+        self.save()
+
     def step(self) -> None:
         """Count one update; save when due; after SIGTERM or SIGINT save and raise `Stopped`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from ..build import Built
     from ..recipe import Recipe
     from ..training import FitResult
+
+# Names the checkpoint of another loop that a run began from.
+STARTED = "started_from.txt"
 
 
 def train(
@@ -19,14 +23,19 @@ def train(
     resume: bool = False,
     allow: Sequence[str] = (),
     horizon: str | None = None,
+    start: tuple[Path, int | None] | None = None,
 ) -> int:
-    """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code."""
+    """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code.
+
+    `start` is a checkpoint of another loop to go on from, and how many epochs it has done (None: as it says).
+    """
     from ..build import build
-    from ..errors import Stopped
+    from ..errors import Stopped, UsageError
     from ..planning import mistakes
     from ..text import typed
     from ..tracking import make_progress
     from ..training import fit
+    from ..training.start import start_from
 
     progress = make_progress()
     try:
@@ -35,12 +44,21 @@ def train(
         if not (resume and run_dir.exists()):
             for finding in mistakes(built.schedule, built.steps_per_epoch, recipe.epochs):
                 progress.message(f"{finding}")
+        about, start_epoch = built.about, None
+        if start is not None and not (run_dir / "checkpoints").exists():
+            objects = (built.model, built.optimizer, built.schedule, built.train)
+            settings = {"steps_per_epoch": built.steps_per_epoch, "done": start[1], "say": progress.message}
+            start_epoch = start_from(start[0], *objects, **settings)
+            about = replace(about, files={**about.files, STARTED: f"{start[0]}\n"})
+        elif resume and (run_dir / STARTED).exists() and not any((run_dir / "checkpoints").glob("step-*")):
+            raise UsageError(f"{run_dir}: was stopped before its first save; begin it again with train --from")
         result = fit(
             built.model,
             built.loss,
             built.optimizer,
             built.train,
-            **built.settings(),
+            **(built.settings() | {"about": about}),
+            start_epoch=start_epoch,
             run_dir=run_dir,
             resume=resume,
             allow=allow,

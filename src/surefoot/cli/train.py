@@ -18,6 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run", metavar="DIR", help="the run directory (default: runs/NAME/TIMESTAMP)")
     parser.add_argument("--resume", action="store_true", help="go on if DIR holds a run already, else begin it")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="FILE",
+        help="go on from a checkpoint of your own loop (.pth): its weights, optimizer state and epoch",
+    )
+    parser.add_argument(
+        "--epochs-done", type=int, metavar="N", help="with --from: how many epochs it has done (default: its epoch + 1)"
+    )
     add_resume_arguments(parser)
 
 
@@ -46,9 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     name, overrides = recipe_and_overrides(arguments.overrides)
     if arguments.resume and not arguments.run:
         raise UsageError("--resume needs --run DIR: which run is to go on?")
+    done = arguments.epochs_done
+    if done is not None and (arguments.start is None or done < 0):
+        raise UsageError("--epochs-done: needs --from FILE, and is 0 or more")
     loaded = recipe.load_recipe(name, overrides)
     run_dir = Path(arguments.run) if arguments.run else new_run_directory(loaded.name)
-    return train(loaded, run_dir, resume=arguments.resume, allow=arguments.allow, horizon=arguments.horizon)
+    start = None if arguments.start is None else (Path(arguments.start), done)
+    settings = {"resume": arguments.resume, "allow": arguments.allow, "horizon": arguments.horizon}
+    return train(loaded, run_dir, **settings, start=start)
 
 
 def recipe_and_overrides(words: list[str]) -> tuple[str, list[str]]:

@@ -87,6 +87,7 @@ def fit(
     execution: Any = "auto",
     run_dir: str | Path | None = None,
     resume: bool = False,
+    start_epoch: int | None = None,
     allow: Sequence[str] = (),
     checkpoints: Checkpoints | None = _DEFAULT_CHECKPOINTS,
     tensorboard: bool = True,
@@ -110,7 +111,8 @@ def fit(
 
     With a `run_dir` the run is recorded there (``metrics.jsonl``, TensorBoard, checkpoints, the model); with
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
-    is none. `log_every` counts steps between two records (default: about 50 an epoch). `progress` is shown on
+    is none. `start_epoch` is for weights that were trained elsewhere for so many epochs: epochs are counted on
+    from there. `log_every` counts steps between two records (default: about 50 an epoch). `progress` is shown on
     standard output: a live bar on a terminal, plain lines off it.
 
     How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
@@ -196,7 +198,7 @@ def fit(
     )
     running = RunningMetrics(**metric_options(loss, metrics))
     checkpoints = checkpoints if checkpoints is not None else Checkpoints(every=None)
-    state = RunState(best=Best(checkpoints.mode))
+    state = RunState(best=Best(checkpoints.mode), epoch=start_epoch or 0, step=(start_epoch or 0) * steps_per_epoch)
     if early_stopping is not None:
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta)
     check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
@@ -248,6 +250,9 @@ def fit(
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 update_texts(run_dir, about.files)
+            elif start_epoch is not None:
+                # What came from elsewhere is in the run from now on, wherever it is stopped.
+                checkpointer.begin_at(state.step, state.epoch)
             recorder.rebuild()
             claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
