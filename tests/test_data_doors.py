@@ -369,3 +369,44 @@ def test_a_recipes_data_are_scaled_and_a_list_of_two_is_train_and_val(tmp_path, 
         inputs, _ = Loader(splits.train, 8, preprocessing=splits.preprocessing).peek()
         assert float(inputs.max()) == 1.0
         assert build_model(recipe, splits)(inputs).shape == (8, 2)
+
+
+# --- what a run knows of its data ---------------------------------------------------------------------------------
+
+
+class Numbered(Pixels):
+    """Images of three values, with names for their classes."""
+
+    classes = ("dark", "grey", "light")
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return self.image * (index % 3), index % 3
+
+
+def test_a_run_of_any_data_set_has_a_model_that_can_be_used(tmp_path):
+    """Without an About: classes, preprocessing, shape, dtype and loss come from the data and the loss."""
+    from surefoot import About, export, open_model
+
+    data = Numbered(100, torch.uint8)
+    preprocessing = Preprocessing(scale=pixel_scale(as_source(data)))
+    loader = Loader(data, 4, preprocessing=preprocessing)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    trained(model, loader, val=Loader(data, 4, shuffle=False, preprocessing=preprocessing), run_dir=tmp_path / "run")
+    opened = open_model(tmp_path / "run" / "model", model)
+    info = opened.info
+    assert (info.input_shape, info.input_dtype, info.classes) == ((1, 2, 2), "uint8", Numbered.classes)
+    assert (info.preprocessing, info.loss) == (preprocessing, "CrossEntropyLoss")
+    export(opened, tmp_path / "m.onnx")
+    other = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    trained(other, loader, run_dir=tmp_path / "named", about=About(classes=["a", "b", "c"]))
+    assert open_model(tmp_path / "named" / "model", other).info.classes == ("a", "b", "c")
+
+
+def test_labels_beyond_the_names_have_no_cell_in_the_confusion_matrix():
+    model = nn.Linear(3, 5)
+    x, y = torch.randn(20, 3), torch.arange(20) % 5
+    matrix = evaluate(model, nn.CrossEntropyLoss(), (x, y), confusion=3).confusion
+    assert matrix.shape == (3, 3) and int(matrix.sum()) <= 12

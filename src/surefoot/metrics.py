@@ -211,6 +211,7 @@ class RunningMetrics:
 
     def _tally(self, answers: Tensor, targets: Tensor, counted: Tensor) -> None:
         size = self.confusion
+        counted = counted & (targets >= 0) & (targets < size) & (answers < size)  # what has no name has no cell
         truth, answers = targets[counted], answers[counted]
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._matrix += cells.cpu()

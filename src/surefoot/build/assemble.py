@@ -166,28 +166,9 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
         loss_name=[term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain(),
         recipe_digest=recipe.digest(),
         source=_source(recipe.model),
-        input_shape=_input_shape(splits),
-        input_dtype=_input_dtype(splits),
     )
     return Built(recipe, model, loss, optimizer, schedule, train, val, about)
 
 
 def _source(part: Part) -> tuple[str, Mapping[str, Any]] | None:
     return (part.name, part.arguments()) if part.imported else None
-
-
-def _first_input(splits: DataSplits) -> Any:
-    from ..data import TensorSource
-
-    source = splits.train
-    return source.tensors[0][0] if isinstance(source, TensorSource) else None
-
-
-def _input_shape(splits: DataSplits) -> tuple[int, ...] | None:
-    first = _first_input(splits)
-    return None if first is None else tuple(first.shape)
-
-
-def _input_dtype(splits: DataSplits) -> str | None:
-    first = _first_input(splits)
-    return None if first is None else str(first.dtype).removeprefix("torch.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..artifacts import save_model
+from ..artifacts.info import DTYPES
+from ..data import Loader, TensorSource
+from ..losses.known import family
 from ..preprocessing import Preprocessing
 from ..tracking import read_records
 from .records import Recorder
@@ -17,13 +20,15 @@ from .records import Recorder
 
 @dataclass(frozen=True)
 class About:
-    """What is written about a run beside its numbers, for those who read it later.
+    """What is written about a run beside its numbers, for those who use its model later. All of it can be left out.
 
-    `files` are further files of the run directory (``recipe.yaml``); `conditions` are what a resume must find
-    unchanged, beside versions, device, threads and data, which are always compared; `details` are told in the
-    first line. The rest goes into the saved model: names of the classes, the preprocessing that raw inputs need,
-    their shape (one sample, without N) and dtype, the recipe's digest, and as `source` the import path and the
-    arguments of a model class of the user's own.
+    `name` is the run's, `details` are shown in its first line, `files` are further files of its directory
+    (``recipe.yaml``), `conditions` what a resume must find unchanged beside versions, device, threads and data.
+
+    The rest is saved with the model, so that it can be evaluated, exported and used on raw data: `classes` (names),
+    `preprocessing` (what raw inputs need), `input_shape` (of one sample, without N), `input_dtype` and `loss_name`.
+    What is None is taken from the data (their `classes`, the Loader's preprocessing, the first sample) and the loss.
+    `source` is ``("module:Name", its arguments)`` of a model class of one's own, `recipe_digest` the recipe's.
     """
 
     name: str = "run"
@@ -37,6 +42,34 @@ class About:
     source: tuple[str, Mapping[str, Any]] | None = None
     input_shape: Sequence[int] | None = None
     input_dtype: str | None = None
+
+
+def completed(about: About, loader: Loader, loss: Any) -> About:
+    """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss."""
+    shape, dtype = _raw_sample(loader)
+    found = {
+        "classes": loader.source.classes,
+        "preprocessing": loader.preprocessing,
+        "input_shape": shape,
+        "input_dtype": dtype,
+        "loss_name": family(loss),
+    }
+    return replace(about, **{name: value for name, value in found.items() if getattr(about, name) is None})
+
+
+def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
+    """The shape and dtype of one input as the data hold it; None for inputs of several parts or of unequal shapes."""
+    source = loader.source
+    if isinstance(source, TensorSource):
+        samples = [source.tensors[0][:1]]
+    else:
+        each = Loader(source, 1, shuffle=False)
+        samples = [each.batch_at(0, place)[0] for place in sorted({0, len(source) - 1})]
+    if not all(isinstance(sample, Tensor) for sample in samples):
+        return None, None
+    dtype = str(samples[0].dtype).removeprefix("torch.")
+    same = len({sample.shape for sample in samples}) == 1
+    return tuple(samples[0].shape[1:]) if same else None, dtype if dtype in DTYPES else None
 
 
 def save_model_of(

@@ -24,7 +24,7 @@ from ..modes import enter_training
 from ..schedules.accept import as_schedule
 from ..step import TrainStep
 from ..tracking import Progress, RunInfo, make_progress, write_report
-from .about import About, save_model_of
+from .about import About, completed, save_model_of
 from .before import check_monitors, checked, look_over_first_batch
 from .claim import claimed, update_texts
 from .evaluation import autocast, evaluation_loader, training_loader
@@ -120,8 +120,10 @@ def fit(
 
     The first batch is looked over before anything is spent: findings are printed, or raised with `strict`; those
     named in `lint_off` are not looked for. `metrics` is ``"auto"`` or names. `about` (an About) holds what is saved
-    with the model for those who use it. Raises UsageError for what cannot be trained (all mistakes in the arguments at
-    once), RunFailed for a run that cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
+    with the model and cannot be seen from the data.
+
+    Raises UsageError for what cannot be trained (all mistakes in the arguments at once), RunFailed for a run that
+    cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
 
     >>> import torch
     >>> x = torch.randn(64, 3); y = (x.sum(1) > 0).long()
@@ -154,7 +156,8 @@ def fit(
         "about": about,
     }
     values = checked(model, loss, optimizer, given)
-    epochs, batch_size, seed, grad_accum_steps, log_every, max_grad_norm, clip_value, ema_decay, lint_off, allow = values[:10]
+    epochs, batch_size, seed, grad_accum_steps, log_every = values[:5]
+    max_grad_norm, clip_value, ema_decay, lint_off, allow = values[5:10]
     if unfreeze and not isinstance(unfreeze, Unfreezing):
         unfreeze = Unfreezing(model, optimizer, unfreeze)
     settings = {
@@ -173,6 +176,7 @@ def fit(
         progress = make_progress() if progress else Progress()
     rng.seed_all(seed)
     loader = training_loader(data, batch_size, seed, model, progress.message)
+    about = completed(about, loader, loss)
     val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
     steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
     schedule = as_schedule(
