@@ -20,7 +20,7 @@ from surefoot.checkpoint import Checkpointer, ConditionsChanged, RunDirectory, s
 from surefoot.checkpoint.contract import code_of, compare, environment, require_same
 from surefoot.checkpoint.policy import Every, Keep
 from surefoot.errors import RunFailed, Stopped, UsageError
-from surefoot.tracking import Journal
+from surefoot.tracking import JournalFile
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -500,7 +500,7 @@ def test_training_goes_on_while_a_copy_is_written(run_dir, monkeypatch):
 
 
 def test_the_journal_is_cut_back_to_the_checkpoint(run_dir, tmp_path):
-    with Journal(tmp_path / "metrics.jsonl") as journal:
+    with JournalFile(tmp_path / "metrics.jsonl") as journal:
         with saver_for(run_dir, every=None, journal=journal) as saver:
             for i in range(3):
                 journal.append({"step": i})
@@ -539,13 +539,13 @@ def test_the_journal_is_on_the_disk_before_the_manifest(run_dir, monkeypatch):
 
 def test_a_cut_journal_makes_the_newer_checkpoint_unusable(run_dir, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with Journal(path) as journal, saver_for(run_dir, journal=journal) as saver:
+    with JournalFile(path) as journal, saver_for(run_dir, journal=journal) as saver:
         for i in range(2):
             journal.append({"step": i})
             saver.step()
     os.truncate(path, path.stat().st_size - 1)
     lines: list[str] = []
-    with Journal(path) as journal, saver_for(run_dir, journal=journal, tell=lines.append) as saver:
+    with JournalFile(path) as journal, saver_for(run_dir, journal=journal, tell=lines.append) as saver:
         assert saver.resume().step == 1
     assert "it was cut" in lines[0]
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surefoot.errors import RunFailed, UsageError
-from surefoot.tracking import Journal, read_records
-from surefoot.tracking.journal import encode
+from surefoot.tracking import JournalFile, read_records
+from surefoot.tracking.journal import encode, run_records
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def path(tmp_path):
 
 
 def filled(path, count):
-    journal = Journal(path)
+    journal = JournalFile(path)
     offsets = [journal.offset]
     for step in range(count):
         journal.append({"kind": "step", "step": step, "loss": 1 / (step + 3)})
@@ -53,7 +53,7 @@ def test_every_float_is_read_back_bit_for_bit_and_each_line_is_json(loss, rates)
 
 
 def test_a_value_that_json_cannot_hold_is_refused_and_leaves_nothing(path):
-    journal = Journal(path)
+    journal = JournalFile(path)
     with pytest.raises(TypeError):
         journal.append({"loss": object()})
     assert journal.offset == 0 and path.read_bytes() == b""
@@ -74,7 +74,7 @@ def test_reopened_it_goes_on_where_it_was(path):
     journal, offsets = filled(path, 2)
     journal.close()
     journal.close()
-    with Journal(path) as again:
+    with JournalFile(path) as again:
         assert again.offset == offsets[-1]
         again.append({"step": 2})
     assert [record["step"] for record in read_records(path)] == [0, 1, 2]
@@ -87,8 +87,11 @@ def test_an_unfinished_last_line_does_not_count_and_is_cut_off(path, torn):
     with path.open("ab") as file:
         file.write(torn)
     assert [record["step"] for record in read_records(path)] == [0, 1, 2]
-    with Journal(path) as again:
-        assert again.offset == offsets[-1] == path.stat().st_size
+    with JournalFile(path) as again:
+        assert again.offset == offsets[-1]
+        again.append({"step": 3})
+        assert again.offset == path.stat().st_size
+    assert [record["step"] for record in read_records(path)] == [0, 1, 2, 3]
 
 
 def test_a_file_shorter_than_the_checkpoint_knew_is_refused_untouched(path):
@@ -118,9 +121,9 @@ def test_a_damaged_line_is_named_by_its_number(path, line):
 
 def test_places_that_cannot_be_opened_are_said(tmp_path):
     with pytest.raises(UsageError, match="cannot be opened: No such file"):
-        Journal(tmp_path / "gone" / "metrics.jsonl")
+        JournalFile(tmp_path / "gone" / "metrics.jsonl")
     with pytest.raises(UsageError, match="cannot be opened: Is a directory"):
-        Journal(tmp_path)
+        JournalFile(tmp_path)
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         list(read_records(tmp_path / "none"))
 
@@ -155,8 +158,8 @@ def test_a_failed_sync_fails_the_run(path, monkeypatch):
 
 WRITER = """
 import os, sys
-from surefoot.tracking.journal import Journal
-journal = Journal(sys.argv[1])
+from surefoot.tracking.journal import JournalFile
+journal = JournalFile(sys.argv[1])
 print("go", flush=True)
 step = 0
 while True:
@@ -175,5 +178,91 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_records(path):
     child.stdout.close()
     steps = [record["step"] for record in read_records(path)]
     assert steps == list(range(len(steps))) and len(steps) > 300
-    with Journal(path) as journal:
+    with JournalFile(path) as journal:
         assert journal.offset == path.stat().st_size
+
+
+def damaged(path, place, byte=None):
+    data = bytearray(path.read_bytes())
+    data[place] = data[place] ^ 1 if byte is None else byte
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [0, 17, 60, -1], ids=["first", "a letter", "a digit", "the last newline"])
+def test_one_bad_byte_is_mended_by_the_checkpoints_sums(path, place):
+    journal, offsets = filled(path, 40)
+    marks, before = journal.marks(), path.read_bytes()
+    journal.append({"kind": "step", "step": 99})
+    journal.close()
+    damaged(path, place if place >= 0 else offsets[-1] - 1)
+    with JournalFile(path) as again:
+        mended, lasting = again.truncate(offsets[-1], marks)
+        assert path.read_bytes() == before and again.marks() == marks
+    assert len(mended) == 1 and "damaged" in mended[0] and lasting == []
+
+
+def test_more_damage_names_the_line_and_the_rest_goes_on(path):
+    journal, offsets = filled(path, 10)
+    marks = journal.marks()
+    journal.close()
+    for place in (offsets[4] + 1, offsets[4] + 9):
+        damaged(path, place, 0)
+    with JournalFile(path) as again:
+        mended, lasting = again.truncate(offsets[-1], marks)
+        assert mended == [] and len(lasting) == 1 and ":5: not a JSON record" in lasting[0]
+        again.append({"kind": "step", "step": 10})
+        ever_after = again.marks()
+    with JournalFile(path) as third:
+        assert third.marks() == ever_after
+    skipped = []
+    assert [r["step"] for r in read_records(path, damaged=skipped.append)] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert skipped == lasting
+
+
+def test_two_changed_digits_are_never_believed(path):
+    journal, offsets = filled(path, 10)
+    marks, text = journal.marks(), path.read_bytes()
+    journal.close()
+    path.write_bytes(text.replace(b'"step": 3', b'"step": 4').replace(b'"step": 7', b'"step": 8'))
+    with JournalFile(path) as again:
+        _, lasting = again.truncate(offsets[-1], marks)
+    assert lasting == [f"{path}: its checksum does not hold: a number in it may be wrong"]
+
+
+def test_a_journal_removed_meanwhile_is_made_again(path):
+    journal, _ = filled(path, 3)
+    before = path.read_bytes()
+    path.unlink()
+    journal.append({"kind": "step", "step": 3})
+    journal.sync()
+    assert path.read_bytes().startswith(before) and journal.offset == path.stat().st_size
+    journal.append({"kind": "step", "step": 4})
+    assert [record["step"] for record in read_records(path)] == [0, 1, 2, 3, 4]
+    path.unlink()
+    path.parent.rmdir()
+    with pytest.raises(RunFailed, match="No such file or directory"):
+        journal.sync()
+
+
+WHOLE = {"kind": "step", "split": "train", "epoch": 0, "step": 1, "loss": 0.5, "lr": [0.1], "wall_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({k: v for k, v in WHOLE.items() if k != "kind"}, "lacks 'kind'"),
+        ({k: v for k, v in WHOLE.items() if k != "split"}, "lacks 'split'"),
+        ({**WHOLE, "epoch": "0"}, "lacks 'epoch'"),
+        ({**WHOLE, "step": -1}, "lacks 'step'"),
+        ({**WHOLE, "lr": 0.1}, "'lr' is no list"),
+        ({**WHOLE, "wall_s": "NaN"}, "'wall_s' is no number"),
+        ([1], "expected a JSON object, found list"),
+    ],
+)
+def test_a_line_that_is_no_record_of_a_run_is_named_and_left_out(path, record, reason):
+    lines = [WHOLE, record, {**WHOLE, "step": 2, "unknown": {"deep": [1]}}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = []
+    assert [found["step"] for found in run_records(path, told.append)] == [1, 2]
+    (message,) = told
+    assert message.startswith(f"{path}:2: ") and reason in message

@@ -10,9 +10,10 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from surefoot.errors import RunFailed, UsageError
-from surefoot.tracking import Journal, write_report
+from surefoot.tracking import JournalFile, write_report
 from surefoot.tracking.charts import Line, line_chart, ticks
 from surefoot.tracking.report import render_report
+from surefoot.tracking.run_numbers import RunNumbers
 
 
 def records(epochs=3, steps=100, every=10, lr=lambda step: [0.1]):
@@ -48,7 +49,7 @@ def lines_of(chart):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    with Journal(tmp_path / "metrics.jsonl") as journal:
+    with JournalFile(tmp_path / "metrics.jsonl") as journal:
         for record in records():
             journal.append(record)
     (tmp_path / "run.json").write_text(
@@ -78,7 +79,7 @@ def test_the_same_run_gives_the_same_page(run_dir):
 
 
 def test_only_the_journal_has_to_be_there(tmp_path):
-    Journal(tmp_path / "metrics.jsonl").close()
+    JournalFile(tmp_path / "metrics.jsonl").close()
     assert "</html>" in write_report(tmp_path).read_text()
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(UsageError, match="cannot be read"):
@@ -118,7 +119,7 @@ def test_a_long_run_stays_a_small_page_and_keeps_its_extremes():
 
 def test_rates_that_are_decades_apart_get_a_logarithmic_axis_a_cosine_does_not():
     def rate_chart(lr):
-        return render_report(list(records(lr=lr)), run={}, recipe="", name="x").split("Learning rate")[1]
+        return render_report(RunNumbers(records(lr=lr)), run={}, recipe="", name="x").split("Learning rate")[1]
 
     assert "0.001<" in rate_chart(lambda step: [0.1 * 0.1 ** (step // 60)])
     cosine = rate_chart(lambda step: [0.1 * (1 + math.cos(math.pi * step / 301)) / 2])
@@ -126,7 +127,7 @@ def test_rates_that_are_decades_apart_get_a_logarithmic_axis_a_cosine_does_not()
 
 
 def test_param_groups_with_one_course_share_a_line():
-    page = render_report(list(records(lr=lambda step: [0.1, 0.1, 0.02])), run={}, recipe="", name="x")
+    page = render_report(RunNumbers(records(lr=lambda step: [0.1, 0.1, 0.02])), run={}, recipe="", name="x")
     assert "group 0, 1" in page and "group 2" in page
 
 

@@ -128,6 +128,7 @@ def _items(run: Path) -> Iterator[tuple[str, Any]]:
         yield f"checkpoints/{newest.name}/{file}", (newest / file).read_bytes()
     state = json.loads((newest / "state.json").read_text())
     state["objects"].get("progress", {}).pop(TIME, None)
+    state.pop("marks")  # checksums of the same
     state.pop("journal")  # an offset in bytes, which hangs on how many digits the times have
     yield f"checkpoints/{newest.name}/state.json", state
     for folder in ("model", "model/best"):

@@ -24,7 +24,7 @@ from surefoot.checkpoint import Checkpointer
 from surefoot.data import Loader
 from surefoot.errors import SurefootError
 from surefoot.schedules import LinearWarmup, Schedule
-from surefoot.tracking import Journal
+from surefoot.tracking import JournalFile
 
 from .harness import Settings, Sitting, add, half_run, newest, spread
 
@@ -45,7 +45,7 @@ def attempt(run: Path, settings: Settings) -> int:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with (
-            Journal(run / "metrics.jsonl") as journal,
+            JournalFile(run / "metrics.jsonl") as journal,
             Checkpointer(run, keep_last=1, journal=journal, **objects) as saver,
         ):
             saver.resume()

@@ -20,7 +20,7 @@ from surefoot.checkpoint import Checkpointer, RunDirectory
 from surefoot.data import Loader
 from surefoot.errors import SurefootError
 from surefoot.schedules import LinearWarmup, Schedule
-from surefoot.tracking import Journal
+from surefoot.tracking import JournalFile
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def train(run: Path, settings: Settings) -> str:
         settings.on_built()
     with (
         RunDirectory.take(run) as directory,
-        Journal(run / "metrics.jsonl") as journal,
+        JournalFile(run / "metrics.jsonl") as journal,
         Checkpointer(
             directory,
             every=settings.every,

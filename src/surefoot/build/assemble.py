@@ -111,7 +111,9 @@ class Built:
             "tensorboard": recipe.tensorboard,
             "checkpoints": None
             if checkpoint is None
-            else Checkpoints(checkpoint.every, checkpoint.keep_last, checkpoint.keep_best, checkpoint.mode),
+            else Checkpoints(
+                **{name: getattr(checkpoint, name) for name in ("every", "keep_last", "keep_best", "mode", "when_busy")}
+            ),
             "about": self.about,
         }
 

@@ -22,6 +22,7 @@ _HARMLESS = (
     "checkpoint",
     "checkpoint.every",
     "checkpoint.keep_last",
+    "checkpoint.when_busy",
     "data.dir",
     "data.download",
     "data.workers",

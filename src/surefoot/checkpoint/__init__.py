@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .checkpointer import Checkpointer, Restored, scan
+from .checkpointer import Checkpointer, Restored
 from .contract import Change, ConditionsChanged, code_of, compare, environment, flatten, require_same
 from .policy import Every, Keep
-from .run import RunDirectory, read_about
+from .run import RunDirectory, read_about, scan
 from .store import CheckpointStatus
 
 __all__ = [

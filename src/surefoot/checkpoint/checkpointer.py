@@ -7,7 +7,7 @@ import contextlib
 import signal
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,17 @@ from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
 from ..text import say
-from . import capture, contract, store
+from . import capture, contract, journals, store
 from .arguments import check_arguments
-from .policy import Every, Keep
-from .run import CHECKPOINTS, RunDirectory, read_about, unusable
+from .policy import Every, Keep, check_when_busy
+from .run import RunDirectory, unusable
 from .snapshot import Snapshots, decode
 from .store import CheckpointStatus
 from .writer import Writer
+
+
+# Lines of a journal that run.json names.
+MOST_DAMAGED = 50
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,12 @@ class Checkpointer:
       or "auto": higher is better for an accuracy, lower for a loss; another name needs a mode.
     - `background`: write in a thread, over a copy; training waits for the copy only, and a save that failed is
       raised by the next call. Without it each save is on the disk, or raised, before the call returns.
+    - `when_busy`: a save that is due while the one before is still being written is awaited ("wait"), or left out
+      ("skip"), told, and counted in run.json as `saves_skipped`; the best, a signal's and the last are never left out.
     - `conditions`: what else the run depends on, as plain values; compared on resume with the environment and
       the code of the modules. `allow` names those that may differ; the run is then marked inexact.
-    - `journal`: an object with `offset`, `sync()` and `truncate(offset)`: cut back to the checkpoint on resume.
+    - `journal`: a `surefoot.Journal`, or an object with `offset`, `sync()` and `truncate(offset)`: cut back to the
+      checkpoint on resume.
     - `tell`: called with a line for the user; by default it goes to standard error.
     - `signals`: note SIGTERM, SIGINT and SIGUSR1 (main thread only).
 
@@ -78,6 +85,7 @@ class Checkpointer:
         keep_best: str | None = None,
         mode: str = AUTO,
         background: bool = True,
+        when_busy: str = "wait",
         conditions: Mapping[str, Any] | None = None,
         allow: Collection[str] = (),
         journal: Any = None,
@@ -89,6 +97,9 @@ class Checkpointer:
             raise UsageError("Checkpointer: nothing to save; give model=, optimizer= and what else the run has")
         check_arguments(run, background, signals, conditions, allow, journal, tell, objects)
         self._every = Every.parse(every) if every is not None else None
+        check_when_busy(when_busy)
+        self._when_busy = when_busy
+        self.skipped = 0
         self._keep = Keep(keep_last, keep_best, mode)
         capture.check_objects(objects)
         self._objects = dict(objects)
@@ -155,8 +166,7 @@ class Checkpointer:
             listed = "\n".join(f"  {text}" for text in found[:50])
             raise UsageError(f"{status.path}: does not fit what was built here:\n{listed}")
         self._try_random_state(status.path, tree["rng"])
-        if self._journal is not None:
-            self._journal.truncate(tree["journal"] or 0)
+        damaged = journals.go_back(self._journal, tree, self._tell)
         capture.restore(self._objects, tree)
         rng.restore(tree["rng"])
         self.steps, self.epochs = tree["step"], tree["epoch"]
@@ -164,7 +174,7 @@ class Checkpointer:
         metrics = [known.metrics for known in self._writer.standing()]
         if (best := self._keep.best_of(metrics)) is not None:
             self._best = metrics[best][self._keep.best]
-        self._begin(content.manifest, changes)
+        self._begin(content.manifest, changes, damaged)
         self._writer.set_aside(self.steps)
         return Restored(
             self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes)
@@ -198,24 +208,37 @@ class Checkpointer:
             raise UsageError(f"keep_best: {best!r} is not among the epoch's metrics ({names})")
         self.epochs += 1
         self._advance()
+        must = False
         due = self._every is not None and self._every.after_epoch(self.epochs, time.monotonic() - self._last_save)
         if best is not None and self._keep.better(found[best], self._best):
-            self._best, due = found[best], True
-        self._save_or_stop(due, found)
+            self._best, due, must = found[best], True, True
+        self._save_or_stop(due, found, must=must)
 
     def save(self, metrics: Mapping[str, float] | None = None, *, wait: bool = True) -> None:
         """Save now. With `wait` the checkpoint is on the disk on return. Raises `RunFailed`."""
         self._require_begun()
         self.wait()
         self._last_save = time.monotonic()
-        offset = None if self._journal is None else self._journal.offset
         snapshot = self._snapshots.take(
-            step=self.steps, epoch=self.epochs, journal=offset, metrics=plain(metric_values(metrics or {}))
+            step=self.steps,
+            epoch=self.epochs,
+            metrics=plain(metric_values(metrics or {})),
+            **journals.place(self._journal),
         )
         self._saved_at = (self.steps, self.epochs)
         self._writer.start(snapshot)
         if wait or not self._background:
             self.wait()
+
+    def finish(self) -> None:
+        """Save what is not saved yet and wait for it; how many saves were left out is told and kept in run.json."""
+        if self._begun and self._saved_at != (self.steps, self.epochs):
+            self.save()
+        self.wait()
+        if self.skipped:
+            self._tell(f"{self.skipped} saves were left out because the disk was busy")
+            self._record(saves_skipped=self.run.about.get("saves_skipped", 0) + self.skipped)
+            self.skipped = 0
 
     def wait(self) -> None:
         """Wait for the save in flight; raises `RunFailed` if it could not be written."""
@@ -255,8 +278,8 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         status = "done" if error is None else "interrupted" if _is_stop(error) else "failed"
         try:
-            if error is None and self._begun and self._saved_at != (self.steps, self.epochs):
-                self.save()
+            if error is None:
+                self.finish()
             if self._watch.at_once:
                 self._writer.abandon()
             if self._owns_run and self._begun:
@@ -300,7 +323,7 @@ class Checkpointer:
             try:
                 content = store.load(status, self.run.about.get("id"))
                 tree = decode(content)
-                self._check_journal(status.path, tree)
+                journals.check(self._journal, status.path, tree)
             except safe_tensors.BadFile as error:
                 foreign = isinstance(error, store.Foreign)
                 skipped.append(self._writer.judge(status, valid=False, reason=str(error), foreign=foreign))
@@ -325,17 +348,6 @@ class Checkpointer:
             foreign = isinstance(error, store.Foreign)
             self._writer.judge(status, valid=False, reason=str(error), foreign=foreign)
 
-    def _check_journal(self, path: Path, tree: dict[str, Any]) -> None:
-        if self._journal is None:
-            return
-        if tree["journal"] is None:
-            raise UsageError(f"{path}: was saved without a journal; its records cannot go on exactly")
-        if self._journal.offset < tree["journal"]:
-            raise store.Damaged(
-                path,
-                f"needs {tree['journal']} bytes of the journal, which holds {self._journal.offset}: it was cut",
-            )
-
     def _try_random_state(self, path: Path, state: Any) -> None:
         before = rng.capture()
         try:
@@ -345,7 +357,9 @@ class Checkpointer:
         finally:
             rng.restore(before)
 
-    def _begin(self, manifest: Mapping[str, Any], changes: list[contract.Change]) -> None:
+    def _begin(
+        self, manifest: Mapping[str, Any], changes: list[contract.Change], damaged: Collection[str] = ()
+    ) -> None:
         about = self.run.about
         lost = about.get("id") is None
         if lost:
@@ -356,6 +370,8 @@ class Checkpointer:
             self._tell("resumed under changed conditions, so no longer exact: " + "; ".join(map(str, changes)))
         if lost or inexact:
             fields["inexact"] = list(dict.fromkeys(inexact))
+        if damaged:
+            fields["damaged"] = list(dict.fromkeys([*about.get("damaged", []), *damaged]))[:MOST_DAMAGED]
         self._record(**fields)
         self._begun = True
 
@@ -390,10 +406,17 @@ class Checkpointer:
         if self._writer.failed:
             self.wait()
 
-    def _save_or_stop(self, due: bool, metrics: dict[str, Any]) -> None:
+    def _skip(self) -> None:
+        self.skipped += 1
+        if self.skipped == 1:
+            self._tell(f"the save of step {self.steps} is left out: the one before is still being written")
+
+    def _save_or_stop(self, due: bool, metrics: dict[str, Any], *, must: bool = False) -> None:
         asked = self._watch.take_save_request()
         stopping = self.stop_requested
-        if due or asked or stopping:
+        if due and not (must or asked or stopping) and self._when_busy == "skip" and self._writer.in_flight:
+            self._skip()
+        elif due or asked or stopping:
             self.save(metrics, wait=stopping or asked)
         if asked:
             self._tell(f"saved at step {self.steps}")
@@ -424,14 +447,3 @@ def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:
 
     atexit.register(await_last_save)
     return await_last_save
-
-
-def scan(run: str | Path) -> Iterator[CheckpointStatus]:
-    """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
-    about = read_about(run)
-    try:
-        found = store.listed(Path(run) / CHECKPOINTS)
-    except OSError as error:
-        raise UsageError(f"{Path(run) / CHECKPOINTS}: cannot be read: {error.strerror or error}") from error
-    for status in found:
-        yield store.verified(status, about["id"] if about else None)

@@ -25,6 +25,15 @@ _UNITS = {
 }
 
 
+WHEN_BUSY = ("wait", "skip")
+
+
+def check_when_busy(value: object) -> None:
+    """Raise `UsageError` for what is not one of WHEN_BUSY."""
+    if value not in WHEN_BUSY:
+        raise UsageError(f"when_busy: {value!r} is not one of {', '.join(WHEN_BUSY)}")
+
+
 @dataclass(frozen=True)
 class Every:
     """How often to save: `amount` of "steps", "epochs" or "seconds".

@@ -11,12 +11,15 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import files, safe_tensors
 from ..errors import UsageError
+from . import store
+from .store import CheckpointStatus
 from ..text import typed
 
 RUN, LOCK, CHECKPOINTS, JOURNAL = "run.json", "LOCK", "checkpoints", "metrics.jsonl"
@@ -155,6 +158,17 @@ def read_about(path: str | Path) -> dict[str, Any] | None:
     if not isinstance(about, dict) or about.get("sha256") != _own_hash(about) or not isinstance(about.get("id"), str):
         return None
     return about
+
+
+def scan(run: str | Path) -> Iterator[CheckpointStatus]:
+    """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
+    about = read_about(run)
+    try:
+        found = store.listed(Path(run) / CHECKPOINTS)
+    except OSError as error:
+        raise UsageError(f"{Path(run) / CHECKPOINTS}: cannot be read: {error.strerror or error}") from error
+    for status in found:
+        yield store.verified(status, about["id"] if about else None)
 
 
 def _own_hash(about: dict[str, Any]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from .. import rng
-from ..errors import RunFailed
+from ..errors import RunFailed, UsageError
 from . import capture, store
 from .codec import Corrupt, Decoder, Encoder, storable
 from .copies import FileCopies, FileImage
@@ -28,13 +29,27 @@ class Snapshot:
 
     def state_bytes(self) -> bytes:
         """state.json. Raises `RunFailed` when it is larger than what can be read back."""
-        data = json.dumps(self.state, separators=(",", ":"), allow_nan=False).encode()
-        if len(data) > store.MAX_STATE_BYTES:
+        return state_json(self.state, f"the state of step {self.step}")
+
+
+def state_json(state: Mapping[str, Any], what: str) -> bytes:
+    """The text of a state. Raises `RunFailed` for one that could not be read back (`store.load` has the same limits)."""
+    data = json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
+    containers = data.count(b"{") + data.count(b"[")
+    for found, most, unit in (
+        (len(data), store.MAX_STATE_BYTES, "bytes"),
+        (containers, store.MAX_STATE_CONTAINERS, "lists and objects"),
+    ):
+        if found > most:
+            large = max((k for k in ("objects", "optimizers", "modules") if k in state), key=lambda k: len(repr(state[k])))
+            inner = state[large]
+            if isinstance(inner, dict) and inner:
+                large += "/" + max(inner, key=lambda name: len(repr(inner[name])))
             raise RunFailed(
-                f"the state of step {self.step} takes {len(data)} bytes without its tensors; at most "
-                f"{store.MAX_STATE_BYTES} can be read back; keep long lists as tensors"
+                f"{what} takes {found} {unit} without its tensors; at most {most} can be read back. The largest part "
+                f"is {large}: keep long lists as tensors"
             )
-        return data
+    return data
 
 
 class Snapshots:
@@ -47,12 +62,23 @@ class Snapshots:
 
     def check(self) -> None:
         """Raise `UsageError` for what could not be saved, without copying anything."""
-        self._encode()
+        try:
+            state_json(self._encode()[0], "the state")
+        except RunFailed as error:
+            raise UsageError(str(error)) from error
 
-    def take(self, *, step: int, epoch: int, journal: int | None, metrics: dict[str, Any]) -> Snapshot:
-        """Everything as it is now. `journal` is the journal's size in bytes, or None without one."""
+    def take(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        journal: int | None,
+        metrics: dict[str, Any],
+        marks: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Snapshot:
+        """Everything as it is now. `journal` is the journal's size in bytes, or None without one, `marks` its own."""
         state, model, other = self._encode()
-        state |= {"format": FORMAT, "step": step, "epoch": epoch, "journal": journal}
+        state |= {"format": FORMAT, "step": step, "epoch": epoch, "journal": journal, "marks": dict(marks)}
         return Snapshot(
             step,
             state,
@@ -92,7 +118,12 @@ def decode(content: store.Content) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
             raise store.Damaged(path, f"lacks {key!r}")
-    if state["step"] != content.manifest["step"] or type(state.get("journal")) not in (int, type(None)):
+    marks = state.setdefault("marks", {})  # earlier versions kept none
+    if (
+        state["step"] != content.manifest["step"]
+        or type(state.get("journal")) not in (int, type(None))
+        or not isinstance(marks, dict)
+    ):
         raise store.Damaged(path, "does not agree with its manifest")
     model, other = Decoder(content.model), Decoder(content.other)
     try:

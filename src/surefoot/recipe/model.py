@@ -197,6 +197,11 @@ class CheckpointSection(Keyed):
         Maybe(Choice(METRICS)), "The metric whose best model is kept as `model/best`; null keeps none.", None
     )
     mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
+    when_busy: str = key(
+        Choice(("wait", "skip")),
+        "A save that is due while the one before is still being written: wait for that, or skip this one.",
+        "wait",
+    )
 
 
 _AUTO = ("auto",)
@@ -292,7 +297,11 @@ class Recipe(Keyed):
     log_every: int | None = key(
         Maybe(Whole(1, "1 records every step")), "Steps between two records; null: about 50 records an epoch.", None
     )
-    tensorboard: bool = key(Flag(), "Write TensorBoard's event files.", True)
+    tensorboard: bool | str = key(
+        Or(("together",), Flag()),
+        "Write TensorBoard's event files; `together` draws both losses in one chart of the Scalars tab too.",
+        True,
+    )
     device: str = key(
         Text("auto, cpu, cuda, cuda:N or mps", r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", "; a GPU is cuda"),
         "Where it runs; auto takes a GPU where there is one.",

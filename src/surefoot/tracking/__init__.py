@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from .journal import Journal, read_records
+from .journal import JournalFile, read_records
 from .progress import Progress, RunInfo, Summary, duration, make_progress
+from .recording import TOGETHER, RunRecords
 from .report import write_report
 from .tensorboard import TensorBoard
 
 __all__ = [
-    "Journal",
+    "TOGETHER",
+    "JournalFile",
     "Progress",
     "RunInfo",
+    "RunRecords",
     "Summary",
     "TensorBoard",
     "duration",

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from .thinning import Curve
+
 WIDTH, HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 44
-_MOST_POINTS = 800  # of a line; what lies between is told by its lowest and highest point
 
 STYLE = """
 svg.chart { width: 100%; height: auto; display: block; font: 12px system-ui, sans-serif; }
@@ -70,8 +71,8 @@ def line_chart(
         parts.append(f'<text x="{at:.1f}" y="{base + 18}" text-anchor="middle">{_number(value)}</text>')
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
     for line in lines:
-        for stretch in _stretches(line.points, log):
-            spots = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in _thinned(stretch))
+        for stretch in _stretches(Curve.of(line.points).points(), log):
+            spots = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in stretch)
             faint = " faint" if line.faint else ""
             parts.append(f'<polyline class="c{line.colour % 4}{faint}" style="fill:none" points="{spots}"/>')
             if line.marks and len(stretch) <= 60:
@@ -135,18 +136,6 @@ def _stretches(points: Sequence[tuple[float, float]], log: bool) -> Iterator[lis
             stretch = []
     if stretch:
         yield stretch
-
-
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most about _MOST_POINTS points: the lowest and the highest of each run of neighbours."""
-    size = math.ceil(2 * len(points) / _MOST_POINTS)
-    if size <= 2:
-        return points
-    kept = []
-    for start in range(0, len(points), size):
-        group = points[start : start + size]
-        kept += sorted({min(group, key=lambda p: p[1]), max(group, key=lambda p: p[1])})
-    return kept
 
 
 def _legend(lines: Sequence[Line]) -> str:

@@ -7,27 +7,33 @@ are written as the strings "NaN", "Infinity" and "-Infinity", and `read_records`
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import RunFailed, UsageError
+from .mending import Sums, mend, put
 
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class Journal:
+class JournalFile:
     """Appends records to the file at `path`, one write a record, and knows its size in bytes as `offset`.
 
-    An unfinished last line (the writer was killed in the middle of it) is cut off on opening. Raises
-    UsageError if the file cannot be opened, RunFailed if a write fails; a record is in the file whole or
-    not at all.
+    An unfinished last line (the writer was killed in the middle of it) does not count and is cut off by the first
+    write. Raises UsageError if the file cannot be opened, RunFailed if a write fails; a record is in the file
+    whole or not at all.
 
     >>> import tempfile
-    >>> journal = Journal(tempfile.mkdtemp() + "/metrics.jsonl")
+    >>> journal = JournalFile(tempfile.mkdtemp() + "/metrics.jsonl")
     >>> journal.append({"kind": "step", "step": 1, "loss": 0.1 + 0.2})
     >>> journal.offset
     57
@@ -39,16 +45,19 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o666)
         except OSError as error:
             raise UsageError(f"{self.path}: the journal cannot be opened: {error.strerror}") from error
         try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise OSError(errno.EINVAL, "Not a regular file")
             self.offset = _end_of_last_line(self._fd)
-            if self.offset != os.fstat(self._fd).st_size:
-                os.ftruncate(self._fd, self.offset)
+            self._torn = self.offset != os.fstat(self._fd).st_size
         except OSError as error:
             self.close()
             raise UsageError(f"{self.path}: the journal cannot be read: {error.strerror}") from error
+        # Checksums of the first `_summed` bytes; what was there before is read once, when it is first asked for.
+        self._sums, self._summed = Sums(), 0
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record of plain values; on return the operating system has it (see `sync` for the disk).
@@ -58,6 +67,9 @@ class Journal:
         """
         line = encode(record)
         try:
+            if self._torn:
+                os.ftruncate(self._fd, self.offset)
+                self._torn = False
             written = os.write(self._fd, line)
             while written < len(line):  # a short write: a signal, or the last block of a full disk
                 written += os.write(self._fd, line[written:])
@@ -66,14 +78,27 @@ class Journal:
             raise RunFailed(
                 f"{self.path}: a record could not be written: {error.strerror}; {_advice(error)}"
             ) from error
+        if self._summed == self.offset:
+            self._sums.add(line)
+            self._summed += len(line)
         self.offset += len(line)
 
-    def truncate(self, offset: int) -> None:
+    def marks(self) -> dict[str, Any]:
+        """Checksums of all records so far, as plain values, for `truncate`."""
+        self._sum_to(self.offset)
+        return self._sums.plain()
+
+    def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
         """Cut the journal back to its first `offset` bytes, durably: what a checkpoint knows of.
 
-        Raises UsageError if the file is shorter than that or `offset` is not the end of a line: then it is
-        not the file that the checkpoint was written beside.
+        With the `marks` of these bytes, damage is found: one wrong byte is mended; more stays, and the lines that are no
+        records are named. Returns messages of what was mended, and of what is damaged. Raises UsageError if the file
+        is shorter than that or, without them, if `offset` is not the end of a line: then it is not the file that the
+        checkpoint was written beside.
         """
+        sums = marks or None  # earlier versions kept none
+        mended: list[str] = []
+        damaged: list[str] = []
         try:
             size = os.fstat(self._fd).st_size
             if size < offset:
@@ -81,20 +106,56 @@ class Journal:
                     f"{self.path}: holds {size} bytes, but the checkpoint was written when it held {offset}: "
                     "records were lost; restore the file from a copy, or resume an older checkpoint"
                 )
-            if offset < 0 or (offset > 0 and os.pread(self._fd, 1, offset - 1) != b"\n"):
+            ends = offset == 0 or (offset > 0 and os.pread(self._fd, 1, offset - 1) == b"\n")
+            if not ends and (sums is None or offset < 0):
                 raise UsageError(
                     f"{self.path}: no line ends at byte {offset}, where the checkpoint has one: the file was "
                     "edited or replaced; restore it from a copy, or resume an older checkpoint"
                 )
+            if not ends:
+                put(self.path, offset - 1, b"\n")
+                mended.append(f"{self.path}: byte {offset - 1} was damaged; it is the end of a line again")
             os.ftruncate(self._fd, offset)
+            self._torn = False
+            self._sums, self._summed = Sums(), 0
+            self._sum_to(offset)
+            if sums is not None and self._sums.plain() != sums:
+                place = mend(self.path, offset, self._sums.plain(), sums)
+                if place is not None:
+                    mended.append(f"{self.path}: byte {place} was damaged and is mended: its checksum holds again")
+                else:
+                    damaged = self._broken()
+                self._sums, self._summed = Sums(), 0
+                self._sum_to(offset)
             os.fsync(self._fd)
         except OSError as error:
             raise RunFailed(f"{self.path}: cannot be cut back to {offset} bytes: {error.strerror}") from error
         self.offset = offset
+        return mended, damaged
+
+    def _broken(self) -> list[str]:
+        """What to say of a journal whose checksum does not hold and cannot be made to."""
+        lines: list[str] = []
+        for _ in read_records(self.path, damaged=lines.append):
+            pass
+        return lines or [f"{self.path}: its checksum does not hold: a number in it may be wrong"]
+
+    def _sum_to(self, offset: int) -> None:
+        while self._summed < offset:
+            piece = os.pread(self._fd, min(1 << 20, offset - self._summed), self._summed)
+            if not piece:
+                raise OSError(errno.EIO, "the file became shorter while it was read")
+            self._sums.add(piece)
+            self._summed += len(piece)
 
     def sync(self) -> None:
-        """Wait until every record so far is on the disk: before a checkpoint that names `offset` is valid."""
+        """Wait until every record so far is on the disk: before a checkpoint that names `offset` is valid.
+
+        A file that was removed meanwhile is made again.
+        """
         try:
+            if not self._there():
+                self._make_again()
             os.fsync(self._fd)
         except OSError as error:
             # The kernel may have dropped the pages: a second fsync that succeeds would prove nothing.
@@ -102,41 +163,115 @@ class Journal:
                 f"{self.path}: the disk did not take the records: {error.strerror}; {_advice(error)}"
             ) from error
 
+    def _there(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def _make_again(self) -> None:
+        """Write the records to a new file: the old one has lost its name and goes with its descriptor."""
+        pieces = (os.pread(self._fd, 1 << 20, start) for start in range(0, os.fstat(self._fd).st_size, 1 << 20))
+        files.replace_durably(self.path, pieces)
+        new = os.open(self.path, _FLAGS)
+        self._fd, old = new, self._fd
+        os.close(old)
+
     def close(self) -> None:
         """Close the file; further calls do nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> JournalFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _cut_back(self) -> None:
-        """Take half a record out again. If that fails too, the next opening does it."""
-        try:
+        """Take half a record out again. If that fails too, the next writing does it."""
+        self._torn = True
+        with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self.offset)
-        except OSError:
-            return
+            self._torn = False
 
 
-def read_records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def read_records(
+    path: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    damaged: Callable[[str], None] | None = None,
+    only: bytes = b"",
+) -> Iterator[dict[str, Any]]:
     """The records of a journal in the order written; an unfinished last line is left out.
 
-    Raises UsageError, with the line's number, for a line that is not a JSON object, and if the file cannot
-    be read.
+    `start` is a byte at which a line begins. Lines without the bytes `only` are passed over unread. Raises UsageError,
+    with the line's number, for a line that is not a JSON object, or calls `damaged` with the message and goes on;
+    and if the file cannot be read.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
+            file.seek(start)
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return
-                yield _decode(path, number, line)
+                if only not in line:
+                    continue
+                try:
+                    record = _decode(path, number, line)
+                except UsageError as error:
+                    if damaged is None:
+                        raise
+                    damaged(str(error))
+                    continue
+                yield record
     except OSError as error:
         raise UsageError(f"{path}: the journal cannot be read: {error.strerror}") from error
+
+
+def run_records(
+    path: str | os.PathLike[str], damaged: Callable[[str], None], *, start: int = 0, only: bytes = b""
+) -> Iterator[dict[str, Any]]:
+    """`read_records` of a run, for those who draw them: a line that is no record of a run is told and left out."""
+    number = 0
+
+    def counted(message: str) -> None:
+        nonlocal number
+        number += 1
+        damaged(message)
+
+    for record in read_records(path, start=start, damaged=counted, only=only):
+        number += 1
+        if reason := not_a_record(record):
+            where = f":{number}" if not start and not only else ""
+            damaged(f"{path}{where}: {reason}")
+        else:
+            yield record
+
+
+def not_a_record(record: Mapping[str, Any]) -> str:
+    """Why a JSON object is no record of a run; an empty text for one that is. Unknown fields are welcome.
+
+    >>> not_a_record({"kind": "step", "split": "train", "epoch": 0, "step": 1})
+    ''
+    >>> not_a_record({"split": "val", "epoch": 0, "step": 1})
+    "lacks 'kind', which is step or epoch"
+    """
+    if record.get("kind") not in ("step", "epoch"):
+        return "lacks 'kind', which is step or epoch"
+    if not isinstance(record.get("split"), str):
+        return "lacks 'split', which is train or val"
+    for key in ("epoch", "step"):
+        if type(record.get(key)) is not int or not 0 <= record[key] < 2**63:
+            return f"lacks {key!r}, a whole number of 0 or more"
+    if type(record.get("wall_s", 0.0)) not in (int, float) or not math.isfinite(record.get("wall_s", 0.0)):
+        return "'wall_s' is no number of seconds"
+    rates = record.get("lr", [])
+    if not isinstance(rates, list) or not all(type(rate) in (int, float) for rate in rates):
+        return "'lr' is no list of numbers"
+    return ""
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -191,8 +326,6 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _advice(error: OSError) -> str:
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free some space, then resume the run"
     return "check the disk, then resume the run"

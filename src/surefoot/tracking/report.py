@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,13 @@ from .. import files
 from ..errors import RunFailed, UsageError
 from . import charts
 from .charts import Line, line_chart
-from .journal import read_records
+from .confusion import STYLE as _CONFUSION_STYLE
+from .confusion import confusion_table
+from .journal import run_records
 from .progress import duration
+from .run_numbers import NOT_SERIES, RunNumbers
+
+MOST_COURSES, MOST_COLUMNS, MOST_SETTINGS, MOST_TEXT = 12, 40, 1000, 200_000
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea;
@@ -33,7 +39,6 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { text-align: left; }
 table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.confusion td { text-align: center; min-width: 2.2rem; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: 13px; }
 summary { cursor: pointer; color: var(--dim); }
 """
@@ -48,11 +53,16 @@ def write_report(
     """Write `run_dir`/report.html from what the directory holds, and return its path.
 
     `confusion` (C, C) counts samples, with true classes as rows, and `classes` names them. Only metrics.jsonl
-    has to be there. Raises UsageError if it cannot be read, RunFailed if the report cannot be written.
+    has to be there; lines of it that are no records are named on the page. However long the run, this takes little
+    memory and gives a page of a few hundred kilobytes. Raises UsageError if the journal cannot be read, RunFailed if
+    the report cannot be written.
     """
     run_dir = Path(run_dir)
+    numbers = RunNumbers()
+    for record in run_records(run_dir / "metrics.jsonl", numbers.leave_out):
+        numbers.add(record)
     page = render_report(
-        list(read_records(run_dir / "metrics.jsonl")),
+        numbers,
         run=_json_of(run_dir / "run.json"),
         recipe=_text_of(run_dir / "recipe.yaml"),
         name=run_dir.resolve().name,
@@ -61,14 +71,16 @@ def write_report(
     )
     path = run_dir / "report.html"
     try:
-        files.write_atomically(path, page.encode())
+        files.write_atomically(path, page.encode("utf-8", "replace"))
     except OSError as error:
-        raise RunFailed(f"{path}: the report cannot be written: {error.strerror}") from error
+        raise RunFailed(
+            f"{path}: the report cannot be written: {error.strerror}; make room or mend the disk, then resume the run"
+        ) from error
     return path
 
 
 def render_report(
-    records: Sequence[Mapping[str, Any]],
+    numbers: RunNumbers,
     *,
     run: Mapping[str, Any],
     recipe: str,
@@ -81,15 +93,16 @@ def render_report(
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="dim">{escape(_byline(run))}</p>',
-        _tiles(records),
+        _tiles(numbers),
     ]
     for heading, body in (
-        ("Training vs. Validation Loss", _metric_chart(records, "loss")),
-        ("Accuracy", _metric_chart(records, "accuracy", percent=True)),
-        ("Learning rate", _rate_chart(records)),
-        ("Epochs", _epoch_table(records)),
-        ("Who was taken for whom", _confusion_table(confusion, classes) if confusion is not None else ""),
-        ("Recipe, every default filled in", f"<pre>{escape(recipe)}</pre>" if recipe else ""),
+        ("Damaged", _listed([*map(str, run.get("damaged") or []), *numbers.left_out])),
+        ("Training vs. Validation Loss", _metric_chart(numbers, "loss")),
+        ("Accuracy", _metric_chart(numbers, "accuracy", percent=True)),
+        ("Learning rate", _rate_chart(numbers)),
+        ("Epochs", _epoch_table(numbers)),
+        ("Confusion matrix", confusion_table(confusion, classes) if confusion is not None else ""),
+        ("Recipe, every default filled in", f"<pre>{escape(_limited(recipe))}</pre>" if recipe else ""),
         ("The run", _settings(run)),
     ):
         if body:
@@ -97,36 +110,37 @@ def render_report(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{charts.STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{_CONFUSION_STYLE}{charts.STYLE}</style></head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body></html>\n"
     )
 
 
 def _byline(run: Mapping[str, Any]) -> str:
-    parts = [f"{word} {run[key]}" for key, word in (("id", "run"), ("created", "begun")) if run.get(key)]
+    parts = [f"{word} {run[key]}" for key, word in (("id", "run"), ("created", "begun"), ("status", "status")) if run.get(key)]
     if run.get("inexact"):
         parts.append("resumed inexactly: " + ", ".join(map(str, run["inexact"])))
     return " · ".join(parts)
 
 
-def _tiles(records: Sequence[Mapping[str, Any]]) -> str:
+def _listed(lines: Iterable[str]) -> str:
+    lines = list(dict.fromkeys(lines))
+    items = "".join(f"<li>{escape(line[:300])}</li>" for line in lines[:50])
+    more = f"<p>and {len(lines) - 50} more</p>" if len(lines) > 50 else ""
+    return f"<ul>{items}</ul>{more}" if lines else ""
+
+
+def _tiles(numbers: RunNumbers) -> str:
     """The few figures that one looks for first."""
-    epochs = [record for record in records if record["kind"] == "epoch"]
     tiles = []
     for split in ("val", "train"):
-        own = [record for record in epochs if record["split"] == split]
-        for key, best, show in (("accuracy", max, _percent), ("loss", min, _plain)):
-            values = [
-                (record[key], record["epoch"]) for record in own if isinstance(record.get(key), (int, float))
-            ]
-            finite = [value for value in values if value[0] == value[0]]
-            if finite and not (tiles and split == "train"):
-                value, epoch = best(finite, key=lambda pair: pair[0])
-                tiles.append((show(finite[-1][0]), f"{split} {key}, last epoch"))
-                tiles.append((show(value), f"{split} {key}, best (epoch {epoch + 1})"))
-    if records:
-        last = records[-1]
+        for key, show in (("accuracy", _percent), ("loss", _plain)):
+            found = numbers.extremes.get((split, key))
+            if found is not None and not (tiles and split == "train"):
+                tiles.append((show(found.last), f"{split} {key}, last epoch"))
+                tiles.append((show(found.best), f"{split} {key}, best (epoch {found.epoch + 1})"))
+    if numbers.last is not None:
+        last = numbers.last
         tiles.append((f"{last['step']:,}", f"steps in {last['epoch'] + 1} epochs"))
         if "wall_s" in last:
             tiles.append((duration(float(last["wall_s"])), "of training"))
@@ -140,102 +154,63 @@ def _tiles(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _points(
-    records: Iterable[Mapping[str, Any]], kind: str, split: str, key: str
-) -> list[tuple[float, float]]:
-    return [
-        (record["step"], record[key])
-        for record in records
-        if record["kind"] == kind and record["split"] == split and isinstance(record.get(key), (int, float))
-    ]
-
-
-def _metric_chart(records: Sequence[Mapping[str, Any]], key: str, percent: bool = False) -> str:
+def _metric_chart(numbers: RunNumbers, key: str, percent: bool = False) -> str:
     """Means over epochs as lines with dots, over the steps between two records as a thin line."""
     lines = [
-        Line("train, a few steps", _points(records, "step", "train", key), 0, faint=True),
-        Line("train, the epoch", _points(records, "epoch", "train", key), 0, marks=True),
-        Line("validation", _points(records, "epoch", "val", key), 1, marks=True),
+        Line("train, a few steps", numbers.points("step", "train", key), 0, faint=True),
+        Line("train, the epoch", numbers.points("epoch", "train", key), 0, marks=True),
+        Line("validation", numbers.points("epoch", "val", key), 1, marks=True),
     ]
     lines = [line for line in lines if line.points]
     return line_chart(lines, x_label="step", y_label=key, percent=percent) if lines else ""
 
 
-def _rate_chart(records: Sequence[Mapping[str, Any]]) -> str:
+def _rate_chart(numbers: RunNumbers) -> str:
     """The rate of each param group; groups that never differ share a line."""
-    own = [record for record in records if record.get("lr") and record["split"] == "train"]
-    # An epoch's record repeats a rate: steps alone are drawn, where there are any.
-    own = [record for record in own if record["kind"] == "step"] or own
-    courses: dict[tuple[float, ...], list[int]] = {}
-    for group in range(max((len(record["lr"]) for record in own), default=0)):
-        course = tuple(record["lr"][group] if group < len(record["lr"]) else float("nan") for record in own)
-        courses.setdefault(course, []).append(group)
+    courses = numbers.rate_courses()
     lines = [
-        Line(
-            "lr" if len(courses) == 1 else "group " + ", ".join(map(str, groups)),
-            [(record["step"], rate) for record, rate in zip(own, course, strict=True)],
-            colour,
-        )
-        for colour, (course, groups) in enumerate(courses.items())
+        Line("lr" if len(courses) == 1 else "group " + _numbers(groups), points, colour)
+        for colour, (groups, points) in enumerate(courses[:MOST_COURSES])
     ]
     # Logarithmic where rates are decades apart for most of the time, not just in the last steps of a cosine.
-    rates = sorted(rate for course in courses for rate in course if rate > 0)
+    rates = sorted(rate for line in lines for _, rate in line.points if rate > 0)
     log = bool(rates) and rates[-1] / rates[len(rates) // 10] > 50
     return line_chart(lines, x_label="step", y_label="learning rate", log=log) if lines else ""
 
 
-def _epoch_table(records: Sequence[Mapping[str, Any]]) -> str:
-    rows: dict[int, dict[str, Any]] = {}
+def _numbers(groups: Sequence[int]) -> str:
+    return ", ".join(map(str, groups[:8])) + (", ..." if len(groups) > 8 else "")
+
+
+def _epoch_table(numbers: RunNumbers) -> str:
     columns: dict[str, None] = {}
-    for record in records:
-        if record["kind"] != "epoch":
-            continue
-        row = rows.setdefault(record["epoch"], {"step": record["step"]})
-        for key, value in record.items():
-            if key not in ("kind", "split", "epoch", "step", "lr", "wall_s") and isinstance(
-                value, (int, float)
-            ):
-                column = f"{record['split']} {key}"
-                columns[column] = None
-                row[column] = _percent(value) if key == "accuracy" else _plain(value)
-        if "wall_s" in record:
-            row["time"] = duration(float(record["wall_s"]))
+    rows: dict[int, dict[str, str]] = {}
+    for epoch, records in numbers.epochs.kept():
+        row = rows.setdefault(epoch, {"epoch": str(epoch + 1)})
+        for record in records:
+            row.setdefault("step", str(record["step"]))
+            for key, value in record.items():
+                if key not in NOT_SERIES and isinstance(value, (int, float)):
+                    column = f"{record['split']} {key}"[:80]
+                    if len(columns) < MOST_COLUMNS:
+                        columns[column] = None
+                    row[column] = _percent(value) if key == "accuracy" else _plain(value)
+            if "wall_s" in record:
+                row["time"] = duration(float(record["wall_s"]))
     if not rows:
         return ""
     heads = ["epoch", "step", *columns, "time"]
-    body = (
-        "<tr>"
-        + "".join(f"<td>{escape(str({'epoch': epoch + 1, **row}.get(head, '')))}</td>" for head in heads)
-        + "</tr>"
-        for epoch, row in rows.items()
-    )
+    body = ("<tr>" + "".join(f"<td>{escape(row.get(head, ''))}</td>" for head in heads) + "</tr>" for row in rows.values())
     head = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    return f'<div class="scroll"><table><tr>{head}</tr>\n' + "\n".join(body) + "</table></div>"
-
-
-def _confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """Rows are true classes; a cell is the darker the larger its part of the row."""
-    counts = [[int(cell) for cell in row] for row in confusion]
-    names = [str(classes[i]) if i < len(classes) else str(i) for i in range(len(counts))]
-    head = (
-        "<tr><th>true \\ taken for</th>"
-        + "".join(f"<th>{escape(name)}</th>" for name in names)
-        + "<th>right</th></tr>"
-    )
-    rows = []
-    for index, row in enumerate(counts):
-        total = sum(row) or 1
-        cells = "".join(
-            f'<td style="background: rgba(var(--heat), {0.75 * cell / total:.3f})">{cell or ""}</td>'
-            for cell in row
-        )
-        rows.append(f"<tr><th>{escape(names[index])}</th>{cells}<td>{_percent(row[index] / total)}</td></tr>")
-    return f'<div class="scroll"><table class="confusion">{head}\n' + "\n".join(rows) + "</table></div>"
+    stride = numbers.epochs.stride
+    note = f'<p class="dim">One epoch in {stride} is shown; metrics.jsonl has all.</p>' if stride > 1 else ""
+    return f'{note}<div class="scroll"><table><tr>{head}</tr>\n' + "\n".join(body) + "</table></div>"
 
 
 def _settings(run: Mapping[str, Any]) -> str:
     """run.json, one row a value."""
-    rows = "\n".join(f"<tr><td>{escape(key)}</td><td>{escape(text)}</td></tr>" for key, text in _flat(run))
+    flat = itertools.islice(_flat(run), MOST_SETTINGS)
+    rows = "\n".join(f"<tr><td>{escape(key[:200])}</td><td>{escape(text[:400])}</td></tr>" for key, text in flat)
     if not rows:
         return ""
     table = f'<div class="scroll"><table class="settings">{rows}</table></div>'
@@ -254,7 +229,7 @@ def _json_of(path: Path) -> dict[str, Any]:
     text = _text_of(path)
     try:
         value = json.loads(text) if text else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     return value if isinstance(value, dict) else {}
 
@@ -266,6 +241,10 @@ def _text_of(path: Path) -> str:
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
+
+
+def _limited(text: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}\n... (recipe.yaml has all of it)"
 
 
 def _percent(value: float) -> str:

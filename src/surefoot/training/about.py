@@ -14,7 +14,6 @@ from ..artifacts.info import DTYPES
 from ..data import Loader, TensorSource
 from ..losses.known import family
 from ..preprocessing import Preprocessing
-from ..tracking import read_records
 from .records import Recorder
 
 
@@ -78,6 +77,7 @@ def save_model_of(
     """Write the model, with all that is needed to use it, to a directory below the run's."""
     (run_dir / where).parent.mkdir(exist_ok=True)
     assert recorder.journal is not None, "a model is saved in a run directory, which has a journal"
+    recorder.journal.sync()
     save_model(
         model,
         run_dir / where,
@@ -90,5 +90,5 @@ def save_model_of(
         recipe_digest=about.recipe_digest,
         title=about.name,
         source=about.source,
-        history=[record for record in read_records(recorder.journal.path) if record["kind"] == "epoch"],
+        history=recorder.journal.history(),
     )

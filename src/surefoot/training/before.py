@@ -58,7 +58,7 @@ def checked(model: Any, loss: Any, optimizer: Any, given: dict[str, Any]) -> lis
         "checkpoints": lambda name, value: check.instance(
             name, value, Checkpoints, 'Checkpoints(every="1 epoch")', none=True
         ),
-        "tensorboard": check.flag,
+        "tensorboard": lambda name, value: value if value == "together" else check.flag(name, value),
         "about": lambda name, value: check.instance(name, value, About, 'About(classes=["cat", "dog"])'),
         "progress": lambda name, value: check.instance(name, value, (bool, Progress), "True or False"),
     }

@@ -28,6 +28,10 @@ class Claim:
         self.begun = True
         self.run.record(status="running", **facts)
 
+    def done(self) -> None:
+        """The run has reached its end; what is written after this may tell so."""
+        self.run.record(status="done")
+
 
 @contextlib.contextmanager
 def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -> Iterator[Claim]:

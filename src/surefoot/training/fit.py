@@ -90,7 +90,7 @@ def fit(
     start_epoch: int | None = None,
     allow: Sequence[str] = (),
     checkpoints: Checkpoints | None = _DEFAULT_CHECKPOINTS,
-    tensorboard: bool = True,
+    tensorboard: bool | str = True,
     progress: Progress | bool = True,
     about: About = _NOTHING_TOLD,
 ) -> FitResult:
@@ -257,7 +257,6 @@ def fit(
             elif start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
-            recorder.rebuild()
             claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
             RunInfo(
@@ -292,7 +291,10 @@ def fit(
         )
         loop.run()
         if save is not None:
+            # First what a resume needs, should the disk have no room for the model.
+            checkpointer.finish()
             save("model", loop.evaluated_model, state.last)
+            claim.done()
             write_report(run_dir, confusion=state.confusion, classes=about.classes or ())
     return FitResult(
         epochs=state.epoch,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import Arguments, metric_values
-from ..tracking import Progress, read_records, write_report
+from ..errors import SurefootError
+from ..tracking import TOGETHER, Progress, write_report
 from .records import Recorder
 
 
@@ -25,14 +27,15 @@ class Journal:
 
     Writes ``metrics.jsonl`` and, with `tensorboard`, TensorBoard's events; when it is closed, ``report.html``. Write a
     record before the checkpointer counts its step or epoch: on resume, what came after the checkpoint is cut off, so
-    that each point is there once. Nothing is made before the first record. Raises Problems for values that are no
+    that each point is there once. With ``tensorboard="together"`` both losses are drawn in one
+    chart of the Scalars tab too. Nothing is made before the first record. Raises Problems for values that are no
     numbers.
     """
 
-    def __init__(self, run: str | Path, *, tensorboard: bool = True):
+    def __init__(self, run: str | Path, *, tensorboard: bool | str = True):
         check = Arguments()
         check.path("run", run)
-        self._tensorboard = check.flag("tensorboard", tensorboard)
+        self._tensorboard = tensorboard if tensorboard == TOGETHER else check.flag("tensorboard", tensorboard)
         check.done()
         self.run = Path(run)
         self._open: Recorder | None = None
@@ -73,20 +76,19 @@ class Journal:
         """The journal's length in bytes."""
         return self._recorder.journal.offset
 
+    def marks(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside `offset`: checksums, and where TensorBoard's events stood."""
+        return self._recorder.journal.marks()
+
     def sync(self) -> None:
         """Wait until every record so far is on the disk."""
         self._recorder.journal.sync()
 
-    def truncate(self, offset: int) -> None:
-        """Cut back to a checkpoint's length; TensorBoard's events are written again from what is left."""
-        recorder = self._recorder
-        recorder.journal.truncate(offset)
-        recorder.rebuild()
-        last = None
-        for last in read_records(recorder.journal.path):
-            pass
-        self._before = float(last.get("wall_s", 0.0)) if last else 0.0
-        self._started = time.monotonic()
+    def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
+        """Cut back to a checkpoint's length, TensorBoard's events too; what was mended, and what is damaged."""
+        told = self._recorder.journal.truncate(offset, marks)
+        self._before, self._started = self._recorder.journal.wall_s, time.monotonic()
+        return told
 
     @property
     def _recorder(self) -> Recorder:
@@ -98,6 +100,7 @@ class Journal:
     def close(self) -> None:
         """Close the files and write the report; a second call does nothing."""
         if self._open is not None:
+            self._open.journal.sync()
             self._open.close()
             self._open = None
             write_report(self.run)
@@ -105,5 +108,9 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(SurefootError):  # the first error is the one to tell
+            self.close()

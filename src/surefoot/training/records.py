@@ -6,25 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..tracking import Journal, TensorBoard, read_records
+from ..tracking import RunRecords
 
 
 class Recorder:
-    """Writes records to `run_dir` (``metrics.jsonl``, ``tensorboard/``) and shows them on `progress`.
+    """Writes records to the RunRecords of `run_dir` and shows them on `progress`; without a directory it only shows them."""
 
-    Without a directory they are only shown. The journal is the truth: after a resume it has been cut back to the
-    checkpoint, and TensorBoard's events are written again from it.
-    """
-
-    def __init__(self, run_dir: Path | None, *, tensorboard: bool, progress: Any):
+    def __init__(self, run_dir: Path | None, *, tensorboard: bool | str, progress: Any):
         self.progress = progress
-        self.journal = Journal(run_dir / "metrics.jsonl") if run_dir else None
-        self.board = TensorBoard(run_dir / "tensorboard") if run_dir and tensorboard else None
-
-    def rebuild(self) -> None:
-        """Write TensorBoard's events again from the journal, so that every point appears once."""
-        if self.journal is not None and self.board is not None:
-            self.board.rebuild(read_records(self.journal.path))
+        self.journal = RunRecords(run_dir, tensorboard=tensorboard) if run_dir else None
 
     def write(
         self, kind: str, split: str, epoch: int, step: int, values: Mapping[str, float], lr: list[float], wall_s: float
@@ -33,8 +23,6 @@ class Recorder:
         record = {"kind": kind, "split": split, "epoch": epoch, "step": step, **values, "lr": lr, "wall_s": wall_s}
         if self.journal is not None:
             self.journal.append(record)
-        if self.board is not None:
-            self.board.write(record)
         self.progress.record(record)
         return record
 
@@ -45,8 +33,6 @@ class Recorder:
         self.close()
 
     def close(self) -> None:
-        """Flush and let go of the files."""
-        if self.board is not None:
-            self.board.close()
+        """Let go of the files."""
         if self.journal is not None:
             self.journal.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arguments import Arguments
 from ..catalog import Range
-from ..checkpoint.policy import Every, Keep
+from ..checkpoint.policy import Every, Keep, check_when_busy
 from ..monitor import AUTO, settled
 
 
@@ -19,7 +19,8 @@ class Checkpoints:
 
     `every` is ``"1 epoch"``, ``"500 steps"`` or ``"10 min"``; None saves only when the run stops. `keep_last`
     newest ones stay (None: all), and with `keep_best` (``"val/loss"``) the best one by that metric too. `mode` is
-    ``"min"``, ``"max"``, or ``"auto"``: higher is better for an accuracy, lower for a loss. Raises UsageError for
+    ``"min"``, ``"max"``, or ``"auto"``: higher is better for an accuracy, lower for a loss. A save that is due while
+    the one before is still being written is awaited, or left out with ``when_busy="skip"``. Raises UsageError for
     anything else, and for a mode that would take the worst for the best.
 
     >>> Checkpoints(keep_best="val/accuracy").mode
@@ -30,8 +31,10 @@ class Checkpoints:
     keep_last: int | None = 3
     keep_best: str | None = None
     mode: str = AUTO
+    when_busy: str = "wait"
 
     def __post_init__(self) -> None:
+        check_when_busy(self.when_busy)
         keep = Keep(self.keep_last, self.keep_best, self.mode)
         object.__setattr__(self, "keep_last", keep.last)
         object.__setattr__(self, "mode", keep.mode)

@@ -1,0 +1,195 @@
+"""TensorBoard's event files in one directory: appended to, cut back to a mark, checked before they are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import RunFailed, UsageError
+
+
+class EventFiles:
+    """Appends framed events; a new file for each sitting, since TensorBoard never returns to an earlier one.
+
+    `started` (seconds since 1970) is the run's beginning; left out, it is what the first file says, or now.
+    `first` are serialized events that stand at the beginning of each file. Raises UsageError if the directory
+    cannot be made, RunFailed if a write fails.
+    """
+
+    def __init__(self, directory: Path, *, started: float | None = None, first: tuple[Any, ...] = ()):
+        self.directory = directory
+        self._first = first
+        self._fd = -1
+        self._bytes, self._crc = 0, 0
+        self._opens_at = 0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            earlier = min(map(_started_of, self._paths()), default=0)
+        except OSError as error:
+            raise UsageError(f"{directory}: cannot be made: {error.strerror}") from error
+        self.started = started if started is not None else earlier or time.time()
+
+    def append(self, frames: bytes) -> None:
+        """Write whole frames; the operating system has them on return."""
+        if self._fd < 0:
+            self._open()
+        left = frames
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            raise RunFailed(
+                f"{self.directory}: events could not be written: {error.strerror}; "
+                "make room (or set tensorboard: false), then resume the run"
+            ) from error
+        self._bytes += len(frames)
+        self._crc = zlib.crc32(frames, self._crc)
+
+    def mark(self) -> list[int]:
+        """This place: the bytes so far, over all files in order, and their CRC-32."""
+        return [self._bytes, self._crc]
+
+    def cut(self, mark: list[int], step: int) -> bool:
+        """Keep what stood there at `mark`, if it is whole, and drop what came after; False, and untouched, if not.
+
+        A TensorBoard that watches, or reads later, is told to drop points from `step` on that it has seen.
+        """
+        size, crc = mark
+        left, found = size, 0
+        paths = self._paths()
+        sizes = []
+        for path in paths:
+            count = 0
+            try:
+                with os.fdopen(files.open_regular(path), "rb", buffering=0) as file:
+                    while count < left and (piece := file.read(min(left - count, 1 << 20))):
+                        found = zlib.crc32(piece, found)
+                        count += len(piece)
+            except OSError:
+                return False
+            sizes.append(count)
+            left -= count
+        if left or found != crc:
+            return False
+        self._begin_after(paths, sizes, step)
+        self._bytes, self._crc = size, crc
+        return True
+
+    def restart(self) -> None:
+        """Drop all events: they are written again."""
+        paths = self._paths()
+        self._begin_after(paths, [0] * len(paths), 0)
+        self._bytes, self._crc = 0, 0
+
+    def flush(self) -> None:
+        """Wait until the events are on the disk. Never needed for exactness: they can be made again."""
+        if self._fd >= 0:
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                raise RunFailed(f"{self.directory}: events could not be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close the event file; a later `append` goes on in a new one."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.directory.glob("events.out.tfevents.*"))
+
+    def _begin_after(self, paths: list[Path], sizes: list[int], step: int) -> None:
+        self.close()
+        self._opens_at = step
+        try:
+            for path, size in zip(paths, sizes, strict=True):
+                if not size and path != paths[-1]:
+                    path.unlink()
+                else:
+                    # The newest is emptied, not removed: a TensorBoard that reads it would never go on to the next.
+                    _cut_file(path, size)
+        except OSError as error:
+            raise RunFailed(f"{self.directory}: old events cannot be removed: {error.strerror}") from error
+
+    def _open(self) -> None:
+        number = max((_number_of(path) + 1 for path in self._paths()), default=0)
+        path = self.directory / f"events.out.tfevents.{int(self.started):010d}.surefoot.{number:06d}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise RunFailed(f"{path}: events cannot be written: {error.strerror}") from error
+        self.append(self._opening())
+
+    def _opening(self) -> bytes:
+        """What a file begins with: version, and a START at which a TensorBoard drops points of that step and later."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        events = [
+            Event(wall_time=self.started, file_version="brain.Event:2"),
+            Event(wall_time=self.started, step=self._opens_at, session_log=start),
+        ]
+        # Layouts have no place in time: after the first file they would stand behind later steps.
+        events += self._first if not self._bytes else ()
+        return b"".join(framed(event.SerializeToString()) for event in events)
+
+
+def _cut_file(path: Path, size: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with contextlib.closing(os.fdopen(descriptor, "wb", buffering=0)) as file:
+        if os.fstat(descriptor).st_size != size:
+            os.ftruncate(file.fileno(), size)
+
+
+def _number_of(path: Path) -> int:
+    """The running number at the end of an event file's name; 0 for files of other writers."""
+    last = path.name.rpartition(".")[2]
+    return int(last) if last.isdigit() else 0
+
+
+def _started_of(path: Path) -> float:
+    """The seconds since 1970 in an event file's name; 0 if it holds none."""
+    parts = path.name.split(".")
+    return float(parts[3]) if len(parts) > 3 and parts[3].isdigit() else 0.0
+
+
+def framed(data: bytes) -> bytes:
+    """`data` as one record of a TFRecord file: length, its checksum, data, its checksum (little endian)."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", _masked(length)) + data + struct.pack("<I", _masked(data))
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return tuple(table)
+
+
+_CRC_TABLE = _crc_table()
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC-32C (Castagnoli) of `data`, RFC 3720 B.4.
+
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+    """
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _masked(data: bytes) -> int:
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,0 +1,114 @@
+"""The records of a run directory and TensorBoard's events, which go back to a checkpoint together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .journal import JournalFile, run_records
+from .tensorboard import TensorBoard
+from .thinning import Epochs
+
+TOGETHER = "together"
+
+
+class RunRecords:
+    """``metrics.jsonl`` and ``tensorboard/`` of a run directory, which is made where it is not there.
+
+    Given to a `Checkpointer` as its journal, they go back with it: each record and each point is there once, and only
+    what comes after the checkpoint is cut off. `tensorboard` is True, False, or "together": then the mean losses of
+    both splits stand in one chart of the Scalars tab too. Raises UsageError where the directory cannot be used,
+    RunFailed where a write fails.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], *, tensorboard: bool | str = True):
+        self.run_dir = Path(run_dir)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.run_dir}: cannot be made: {error.strerror}") from error
+        self._file = JournalFile(self.run_dir / "metrics.jsonl")
+        self._tensorboard = tensorboard
+        self._board: TensorBoard | None = None
+        # Where the records of the newest step begin: a step that was begun is cut off and shown again as a whole.
+        self._newest: dict[str, Any] = {}
+        self._history: Epochs | None = None
+        # Seconds that the run had taken by the checkpoint that it went back to.
+        self.wall_s = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The file of the records."""
+        return self._file.path
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one whole record."""
+        board = self._opened_board()
+        if record["step"] != self._newest.get("step"):
+            self._newest = {"step": record["step"], "epoch": record["epoch"], "offset": self._file.offset}
+            if board is not None:
+                self._newest["board"] = board.mark()
+        self._file.append(record)
+        if board is not None:
+            board.write(record)
+        if self._history is not None:
+            self._history.add(record)
+
+    def _opened_board(self) -> TensorBoard | None:
+        if self._board is None and self._tensorboard:
+            self._board = TensorBoard(self.run_dir / "tensorboard", together=self._tensorboard == TOGETHER)
+        return self._board
+
+    # ----------------------------------------------------------------------- what a Checkpointer asks for
+
+    @property
+    def offset(self) -> int:
+        """The size of the records in bytes."""
+        return self._file.offset
+
+    def marks(self) -> dict[str, Any]:
+        """What a checkpoint holds beside `offset`, so that `truncate` can check and needs to read little."""
+        return {"sums": self._file.marks(), "newest": self._newest}
+
+    def sync(self) -> None:
+        """Wait until every record is on the disk; a file that was removed meanwhile is made again."""
+        self._file.sync()
+
+    def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
+        """Go back to a checkpoint, TensorBoard's events too. Returns messages of what was mended and is damaged."""
+        marks = marks or {}
+        mended, damaged = self._file.truncate(offset, marks.get("sums"))
+        told: list[str] = []
+        self._newest, self._history = dict(marks.get("newest") or {}), None
+        start = self._newest.get("offset", 0)
+        board = self._opened_board()
+        if board is not None:
+            mark = self._newest.get("board")
+            if mark and board.cut(mark, self._newest["step"], self._newest["epoch"]):
+                for record in run_records(self.path, told.append, start=start):
+                    board.write(record)
+            else:
+                self._newest = {}
+                board.rebuild(run_records(self.path, told.append))
+        for record in run_records(self.path, lambda text: None, start=start) if offset else ():
+            self.wall_s = record.get("wall_s", self.wall_s)
+        return mended, list(dict.fromkeys([*damaged, *told]))
+
+    # ----------------------------------------------------------------------- what is made from the records
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs' records, of a long run an even selection; read once, then kept up to date."""
+        if self._history is None:
+            self._history = Epochs()
+            for record in run_records(self.path, lambda text: None, only=b'"kind": "epoch"'):
+                self._history.add(record)
+        return [record for _, records in self._history.kept() for record in records]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._board is not None:
+            self._board.close()
+        self._file.close()

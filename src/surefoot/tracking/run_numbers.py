@@ -1,0 +1,86 @@
+"""The numbers of a run as a report needs them, taken in one record at a time: memory does not grow with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .thinning import Curve, Epochs, Point
+
+NOT_SERIES = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
+DRAWN = ("loss", "accuracy")
+_MOST_LEFT_OUT = 50
+_MOST_GROUPS = 200
+
+
+@dataclass
+class Extreme:
+    """The last value of a metric, and the best with its epoch."""
+
+    last: float
+    best: float
+    epoch: int
+
+
+class RunNumbers:
+    """Curves, extremes and a selection of epochs of the records given to `add`; `last` is the newest record."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]] = ()):
+        self.last: Mapping[str, Any] | None = None
+        self.epochs = Epochs(most=250)
+        self.extremes: dict[tuple[str, str], Extreme] = {}
+        self.left_out: list[str] = []
+        self._curves: dict[tuple[str, str, str], Curve] = {}
+        # By kind of record: the curve of each param group, and a hash of its rates so far.
+        self._rates: dict[str, list[Curve]] = {"step": [], "epoch": []}
+        self._courses: dict[str, list[int]] = {"step": [], "epoch": []}
+        for record in records:
+            self.add(record)
+
+    def leave_out(self, message: str) -> None:
+        """Note a line that is no record."""
+        if len(self.left_out) < _MOST_LEFT_OUT:
+            self.left_out.append(message)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in the next record of a run."""
+        kind, split, step = record["kind"], record["split"], record["step"]
+        self.last = record
+        self.epochs.add(record)
+        for key in DRAWN:
+            value = record.get(key)
+            if isinstance(value, (int, float)):
+                self._curves.setdefault((kind, split, key), Curve()).add(step, value)
+                if kind == "epoch" and value == value:
+                    self._note(split, key, value, record["epoch"])
+        if split == "train" and record.get("lr"):
+            self._add_rates(kind, step, record["lr"][:_MOST_GROUPS])
+
+    def points(self, kind: str, split: str, key: str) -> list[Point]:
+        """The points of one metric."""
+        curve = self._curves.get((kind, split, key))
+        return curve.points() if curve else []
+
+    def rate_courses(self) -> list[tuple[list[int], list[Point]]]:
+        """Param groups that never differ, and their rates. An epoch's record repeats a rate: steps go first."""
+        kind = "step" if self._rates["step"] else "epoch"
+        found: dict[int, tuple[list[int], list[Point]]] = {}
+        for group, (course, curve) in enumerate(zip(self._courses[kind], self._rates[kind], strict=True)):
+            found.setdefault(course, ([], curve.points()))[0].append(group)
+        return list(found.values())
+
+    def _note(self, split: str, key: str, value: float, epoch: int) -> None:
+        found = self.extremes.setdefault((split, key), Extreme(value, value, epoch))
+        found.last = value
+        if value > found.best if key == "accuracy" else value < found.best:
+            found.best, found.epoch = value, epoch
+
+    def _add_rates(self, kind: str, step: int, rates: list[float]) -> None:
+        curves, courses = self._rates[kind], self._courses[kind]
+        for group, rate in enumerate(rates):
+            if group == len(curves):  # a group that joins later
+                curves.append(Curve())
+                courses.append(hash(step))
+            curves[group].add(step, rate)
+            courses[group] = hash((courses[group], rate))
