@@ -46,6 +46,7 @@ usage: python3 dev.py VERB [ARGUMENTS]
   slow ...      the slow tests, which `test` leaves out
   fuzz [MIN]    the property tests with new examples, for that many minutes (default 10)
   faults ...    the fault catalogue: kills, full disks, damaged files (tests/faults/run.py)
+  wild          model files that real packages ship: downloaded, imported, compared (tests/wild.py)
   bench ...     the benchmarks, side by side with other loops (benchmarks/run.py)
   run CMD ...   any command in the environment, e.g. run python, run tensorboard --logdir runs
   setup         make the environment and stop there
@@ -101,7 +102,12 @@ def needs_script(path):
     )
 
 
-SCRIPTS = {"fuzz": "tests/fuzz.py", "faults": "tests/faults/run.py", "bench": "benchmarks/run.py"}
+SCRIPTS = {
+    "fuzz": "tests/fuzz.py",
+    "faults": "tests/faults/run.py",
+    "wild": "tests/wild.py",
+    "bench": "benchmarks/run.py",
+}
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up
     "train": nothing_wrong,
     "test": nothing_wrong,

@@ -144,6 +144,9 @@ def test_other_verbs_go_to_surefoot_where_the_user_stands_and_tests_run_at_the_r
     _, out, _ = call(ready, "slow", "-x", cwd=tmp_path)
     assert "args=-m pytest -m slow -x " in out and f"in={ready}\n" in out
     (ready / "tests").mkdir()
+    (ready / "tests" / "wild.py").touch()
+    _, out, _ = call(ready, "wild", "--cache", "d", cwd=tmp_path)
+    assert "args=tests/wild.py --cache d " in out
     (ready / "tests" / "fuzz.py").touch()
     _, out, _ = call(ready, "fuzz", "5", cwd=tmp_path)
     assert "args=tests/fuzz.py 5 " in out and f"in={ready}\n" in out

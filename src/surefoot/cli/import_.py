@@ -80,12 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _recipe(model: str, words: list[str]) -> tuple[Recipe, bool]:
     """The recipe that has the model, and whether it is one that the user named."""
     from .. import recipe
+    from ..errors import Problems
 
     if model in recipe.packaged_names() or model.endswith((".yaml", ".yml")):
         return recipe.load_recipe(model, words), True
     kind = "import" if ":" in model else "name"
     overrides = [f'model={{{kind}: "{model}"}}', *(f"model.{word}" for word in words)]
-    return recipe.load_recipe("quickstart", overrides), False
+    try:
+        return recipe.load_recipe("quickstart", overrides), False
+    except Problems as error:  # told of what was typed
+        typed_so = [text.replace(f"argument {overrides[0]!r}: ", f"--model {model}: ") for text in error.problems]
+        raise Problems([text.replace("argument 'model.", "argument '") for text in typed_so]) from None
 
 
 def _tell(
