@@ -288,6 +288,29 @@ def test_what_is_no_file_of_weights_is_named_alike_by_every_verb(name, tmp_path,
     assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize("name", ["page.pth", "model.gguf"])
+def test_eval_looks_at_the_file_before_it_makes_data(name, tmp_path, monkeypatch):
+    from surefoot.data import DATA
+
+    def build(*_, **__):
+        raise AssertionError("data were made")
+
+    monkeypatch.setattr(DATA, "build", build)
+    (tmp_path / name).write_bytes(KINDS[name][0])
+    assert main(["eval", str(tmp_path / name), "--model", "LeNet5", "--data", "garments"]) == 2
+
+
+def test_names_from_a_file_reach_the_terminal_escaped(state, tmp_path, capsys):
+    evil = "\x1b[2J\x1b]0;x\x07"
+    torch.save({evil: 1, "model": {n: t for n, t in LeNet5().state_dict().items()}}, tmp_path / "w.pth")
+    assert main(["import", str(tmp_path / "w.pth"), "--model", "LeNet5", "--to", str(tmp_path / "m")]) == 0
+    torch.save({evil: torch.ones(1), **state}, tmp_path / "x.pth")
+    assert main(["import", str(tmp_path / "x.pth"), "--model", "LeNet5", "--to", str(tmp_path / "n")]) == 2
+    assert main(["import", str(tmp_path / "x.pth"), "--model", "LeNet5", "--except", f"{evil}*"]) == 2
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "\x07" not in said.out + said.err and "x1b[2J" in said.out + said.err
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_zip_files_of_others_are_named(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")

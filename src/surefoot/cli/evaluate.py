@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,9 @@ def evaluate_file(
     from ..losses import build_loss
     from ..training import evaluate
 
-    splits, loss_given = _data(data, home)
-    model = opened(path, arguments, splits)
+    data_now = functools.cache(lambda: _data(data, home))
+    model = opened(path, arguments, lambda: data_now()[0])  # a bad file is told before any data are made
+    splits, loss_given = data_now()
     source = getattr(splits, split)
     if source is None:
         raise UsageError(f"--split {split}: this data set has no samples to validate on")

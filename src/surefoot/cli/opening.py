@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,12 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(path: Path, arguments: argparse.Namespace, splits: DataSplits | None = None) -> LoadedModel:
+def opened(
+    path: Path, arguments: argparse.Namespace, data: Callable[[], DataSplits] | None = None
+) -> LoadedModel:
     """The model at `path`. Raises UsageError for anything that is none, before any of it is used.
 
-    `splits` (else those of --data) tell the preprocessing and classes of weights that do not say them; a line
+    `data` gives the data (else those of --data) that tell the preprocessing and classes of weights that do not say them; a line
     says so. A file that holds its own keeps it.
     """
     from dataclasses import replace
@@ -47,13 +50,14 @@ def opened(path: Path, arguments: argparse.Namespace, splits: DataSplits | None 
     model = open_model(path, arguments.model, **settings)
     if model.info.preprocessing_known:
         return model
-    if splits is None and arguments.data is not None:
-        splits = data_of(arguments.data)[0]
-    if splits is None:
+    if data is None and arguments.data is not None:
+        data = functools.partial(_splits_of, arguments.data)
+    if data is None:
         raise UsageError(
             f"{path}: does not say how raw data are prepared for this model (weights from elsewhere do not); give "
             "--data with the data set or recipe that it was trained on, e.g. --data fashion_mnist"
         )
+    splits = data()
     prepared = splits.preprocessing
     told = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
     say(f"{path} does not tell its preprocessing; taken from the data set: {told}", error=True)
@@ -85,6 +89,10 @@ def data_of(name: str) -> tuple[DataSplits, object]:
     loaded = recipe.load_recipe(name)
     splits = build_data(loaded, say=functools.partial(say, error=True))
     return splits, build_loss(loaded, splits)
+
+
+def _splits_of(name: str) -> DataSplits:
+    return data_of(name)[0]
 
 
 def _short(numbers: tuple[float, ...]) -> str:
