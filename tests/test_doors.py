@@ -145,6 +145,17 @@ def test_a_metric_that_is_an_object_is_refused_and_never_ignored(metrics):
             call()
 
 
+class Returns(nn.Module):
+    """Gives whatever a function makes of its layer's outputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 2), function
+
+    def forward(self, inputs):
+        return self.function(self.layer(inputs))
+
+
 OTHER_CALLS = {
     "evaluate, a class": (lambda: evaluate(nn.Linear, nn.CrossEntropyLoss(), (X, Y)), "model: the class Linear"),
     "evaluate, batch size": (lambda: evaluate(net(), nn.MSELoss(), (X, X), batch_size=0), "batch_size: 0 is not"),
@@ -190,6 +201,15 @@ OTHER_CALLS = {
     "fit, resume": (lambda: fitted(resume=True), "resume: there is no run_dir to go on in"),
     "fit, unfreeze": (lambda: fitted(unfreeze=[("fc*", 1)]), "unfreeze: epoch: 'fc*' is not a whole number"),
     "fit, unfreeze a text": (lambda: fitted(unfreeze="fc*"), "unfreeze: pairs: 'fc*' is no pair"),
+    "predict, a pair": (lambda: predict(net(), (X, Y)), "inputs: a tuple was given; predict takes the inputs alone"),
+    "predict, a Loader": (lambda: predict(net(), Loader((X, Y), 4)), "inputs: a Loader was given"),
+    "fit, val of another width": (lambda: fitted(val=(X[:, :3], Y)), "val: model and loss cannot be run on the"),
+    "fit, three parts": (lambda: fitted(data=[(x, 0, 1) for x in X]), "this one is 3 parts; give samples of such"),
+    "fit, mappings": (lambda: fitted(data=[{"x": x, "y": 0} for x in X]), "this one is one part, a mapping with 'x', 'y'"),
+    "fit, texts": (lambda: fitted(data=[("text", 0)] * 8), "the inputs are texts: encode them"),
+    "fit, a model without return": (lambda: fitted(Returns(lambda x: None)), "the model returns None"),
+    "fit, a model of two outputs": (lambda: fitted(Returns(lambda x: (x, x))), "loss_function(outputs[0], targets)"),
+    "warmup, last_step": (lambda: surefoot.LinearWarmup(sgd(net()), 2, last_step="x"), "last_step: 'x' is not"),
     "warmup": (lambda: surefoot.LinearWarmup(sgd(net()), 2.5), "warmup_period 2.5 is not a whole number"),
 }
 

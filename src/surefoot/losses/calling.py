@@ -185,9 +185,14 @@ def _look(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, list | tuple):
-        return f"{len(value)} values"
+        return f"{len(value)} parts" if len(value) != 1 else f"one part, {_look(value[0])}"
+    if isinstance(value, dict):
+        return f"a mapping with {', '.join(map(repr, list(value)[:6]))}"
     return f"a {type(value).__name__}"
 
 
 def _unfit(batch: Any, wanted: int | str, meaning: str) -> UsageError:
-    return UsageError(f"a batch for this loss holds {wanted} parts, {meaning}; this one is {_look(batch)}")
+    return UsageError(
+        f"a batch for this loss holds {wanted} parts, {meaning}; this one is {_look(batch)}; give samples of such parts, "
+        "or make the batches by surefoot.data.DatasetSource(dataset, collate=function)"
+    )

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from ..arguments import Arguments
 from ..errors import UsageError
 
 # In each param group of a saved optimizer: how far its warmup was, which shows where the warmup's own state is lost.
@@ -43,7 +44,9 @@ class BaseWarmup:
         if not isinstance(optimizer, Optimizer):
             raise UsageError(f"{type(self).__name__}: {optimizer!r} ({type(optimizer).__name__}) is not an Optimizer")
         self.optimizer = optimizer
-        self.last_step = last_step
+        check = Arguments(f"{type(self).__name__}: ")
+        self.last_step = check.whole("last_step", last_step, low=-1)
+        check.done()
         self._unrestored = self._take_over()
         groups = optimizer.param_groups
         self.warmup_params = [self.params_of(group, index) for index, group in enumerate(groups)]

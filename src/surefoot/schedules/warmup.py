@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..arguments import Arguments
 from ..catalog import describe
 from ..errors import UsageError
 from .dampening import BaseWarmup
@@ -99,9 +100,11 @@ def _beta2(warmup: str, group: dict[str, Any]) -> float:
 
 
 def _periods(warmup: str, optimizer: Optimizer, warmup_period: int | list[int]) -> list[int]:
-    periods = list(warmup_period) if isinstance(warmup_period, list | tuple) else [warmup_period]
-    for period in periods:
-        if isinstance(period, bool) or not isinstance(period, int) or period <= 0:
+    periods = []
+    for period in warmup_period if isinstance(warmup_period, list | tuple) else [warmup_period]:
+        check = Arguments()
+        periods.append(check.whole("warmup_period", period, low=1))
+        if check.problems:
             raise UsageError(
                 f"{warmup}: warmup_period {describe(warmup_period)} is not a whole number above 0 or a list of them"
             )

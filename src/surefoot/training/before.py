@@ -13,6 +13,7 @@ from ..catalog import Range
 from ..data import Loader
 from ..errors import Problems
 from ..losses import lint
+from ..losses.checks.look import check_validation
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
@@ -103,8 +104,12 @@ def look_over_first_batch(
     off: Sequence[str],
     strict: bool,
     progress: Progress,
+    val_loader: Loader | None,
 ) -> None:
-    """Tell what the lint finds; raise Problems where training cannot begin, or with `strict` for any finding."""
+    """Tell what the lint finds; raise Problems where training cannot begin, or with `strict` for any finding.
+
+    Validation is tried on one batch: a run must not end where its first epoch does.
+    """
     findings = lint(
         model, loss, optimizer, loader.peek(), classes=classes and len(classes), off=off, last=loader.short_batch()
     )
@@ -113,3 +118,7 @@ def look_over_first_batch(
         raise Problems(fatal)
     for finding in findings:
         progress.message(str(finding))
+    if val_loader is not None:
+        few = val_loader.apart()
+        few.batch_size = min(4, few.batch_size)  # samples may be slow to read
+        check_validation(model, loss, few.peek())

@@ -142,6 +142,8 @@ def predict(
     check.choice("precision", precision, PRECISIONS)
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
+    if isinstance(inputs, tuple | dict | Loader | Source):
+        raise UsageError(f"inputs: a {type(inputs).__name__} was given; predict takes the inputs alone, (N, ...)")
     inputs = source_for(model, (inputs,)).tensors[0]
     with evaluating(model), torch.no_grad(), autocast(device, precision):
         return torch.cat([model(part.to(device)) for part in inputs.split(batch_size)])

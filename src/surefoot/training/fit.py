@@ -207,7 +207,7 @@ def fit(
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta)
     check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
     with autocast(loader.device, precision):
-        look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress)
+        look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress, val_loader)
     if message := enter_training(model):
         progress.message(message)
 

@@ -13,7 +13,7 @@ from torch import nn
 from ...arguments import Arguments
 from ...catalog import did_you_mean
 from ...errors import UsageError, first_line
-from ...modes import enter_training
+from ...modes import enter_training, evaluating
 from ...untouched import untouched
 from ..averaging import batch_size
 from ..calling import convention_of, describe, value_of
@@ -93,6 +93,22 @@ def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, of
     return off
 
 
+def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
+    """Raise UsageError where model or loss cannot be run on a batch of the validation data."""
+    model = plain_module(model)
+    with untouched(model, loss), evaluating(model), torch.no_grad():
+        try:
+            value_of(loss, *convention_of(loss).forward(model, batch))
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as refusal:
+            shapes = ", ".join(map(look, tensors_in(list(batch))))
+            raise UsageError(
+                f"val: model and loss cannot be run on the validation data ({shapes}): {first_line(refusal)}; "
+                "give it the form of the training data"
+            ) from refusal
+
+
 def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
     """Whether the epoch's last batch, shorter than the others, can be trained on."""
     try:
@@ -167,7 +183,9 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
             fix = "give outputs and targets the shapes that docs/losses.md names"
             return error("shape-mismatch", f"{told}: {text}", fix)
     fix = "docs/losses.md says what each loss is given"
-    if part := _scores_in(seen.outputs):
+    if seen.outputs is None:
+        told, fix = f"the model returns None, and {describe(seen.loss)} takes a tensor", "return the outputs in its forward"
+    elif part := _scores_in(seen.outputs):
         name = type(seen.outputs).__name__
         told = f"the model returns a {name}, and {describe(seen.loss)} takes a tensor"
         fix = f"give the loss what it needs of it: loss=lambda outputs, targets: loss_function(outputs{part}, targets)"
@@ -178,8 +196,10 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
 
 def _scores_in(outputs: Any) -> str:
     """How the scores are read from an object of outputs: ``.logits``, ``["logits"]``; "" where it is a tensor."""
-    if isinstance(outputs, torch.Tensor) or type(outputs) in (list, tuple):
+    if isinstance(outputs, torch.Tensor):
         return ""
+    if type(outputs) in (list, tuple):
+        return "[0]" if outputs and isinstance(outputs[0], torch.Tensor) else ""
     found = [n for n in ("logits", "out", "output", "last_hidden_state", "prediction") if n in _members(outputs)]
     name = (found or [n for n, v in _members(outputs).items() if isinstance(v, torch.Tensor)] or [""])[0]
     return "" if not name else f"[{name!r}]" if type(outputs) is dict else f".{name}"

@@ -27,7 +27,9 @@ def refused_by_model(error: Exception, stack: list[Layer], batch: Any) -> UsageE
     line = _users_line(error)
     if line:
         told += f" (at {line})"
-    return UsageError(f"{told}; {_advice(inner, text)}")
+    texts = next((part for part in batch if isinstance(part, list | tuple) and part and isinstance(part[0], str)), None)
+    advice = "the inputs are texts: encode them as numbers first" if texts else _advice(inner, text)
+    return UsageError(f"{told}; {advice}")
 
 
 def look(tensor: Tensor) -> str:
