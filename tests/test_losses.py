@@ -180,7 +180,7 @@ def test_an_overridden_forward_is_a_formula_of_its_own():
             torch.zeros(3, 2),
             "a batch for this loss holds 2 parts, (inputs, targets); this one is a tensor",
         ),
-        (nn.MSELoss(), (torch.zeros(3),) * 3, "this one is 3 values"),
+        (nn.MSELoss(), (torch.zeros(3),) * 3, "this one is 3 parts"),
         (nn.TripletMarginLoss(), (torch.zeros(3, 2),) * 2, "holds 3 parts, (anchor, positive, negative)"),
         (nn.CosineEmbeddingLoss(), (torch.zeros(3, 2),) * 2, "holds 3 parts, (first, second, targets)"),
         (nn.CTCLoss(), (torch.zeros(3, 2),) * 2, "holds 3 or 4 parts"),
