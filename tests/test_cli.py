@@ -50,18 +50,18 @@ def files_in(path: Path) -> list[str]:
 
 # What others rely on; a change here is a change of the interface and belongs into the changelog.
 COMMAND_LINE = {
-    "train": {"overrides", "--run", "--resume", "--from", "--epochs-done", "--allow", "--horizon"},
-    "resume": {"run_dir", "overrides", "--allow", "--horizon"},
-    "check": {"recipe", "overrides"},
-    "plan": {"recipe", "overrides", "--png", "--svg", "--json"},
-    "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--json"},
-    "tune": {"recipe", "overrides", "--seconds"},
+    "train": {"overrides", "--run", "--resume", "--from", "--epochs-done", "--allow", "--horizon", "--trust-code"},
+    "resume": {"run_dir", "overrides", "--allow", "--horizon", "--trust-code"},
+    "check": {"recipe", "overrides", "--trust-code"},
+    "plan": {"recipe", "overrides", "--png", "--svg", "--json", "--trust-code"},
+    "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--json", "--trust-code"},
+    "tune": {"recipe", "overrides", "--seconds", "--trust-code"},
     "eval": {"path", "--data", "--split", "--best", "--json", "--model", "--key", "--trust-code"},
     "predict": {"path", "files", "--top", "--json", "--data", "--model", "--key", "--trust-code"},
     "export": {"path", "--to", "--best", "--data", "--model", "--key", "--trust-code"},
-    "import": {"file", "overrides", "--model", "--to", "--data", "--key", "--prefix", "--except", "--cast"},
+    "import": {"file", "overrides", "--model", "--to", "--data", "--key", "--prefix", "--except", "--cast", "--trust-code"},
     "checkpoints": {"run_dir", "--json"},
-    "verify": {"recipe", "overrides", "--kills", "--seed", "--keep"},
+    "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--trust-code"},
     "list": {"kind", "--json"},
     "schema": set(),
 }

@@ -137,10 +137,10 @@ def test_a_damaged_file_is_named_with_what_was_found_and_expected(tmp_path, pack
 def test_a_file_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     place(tmp_path)
 
-    def refuse(self):
+    def refuse(path, limit, *, follow):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(module, "read_bounded", refuse)
     with pytest.raises(UsageError, match=r"train-images-idx3-ubyte.gz: cannot be read: Permission denied"):
         load_arrays(tmp_path, files=SMALL)
 

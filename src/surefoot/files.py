@@ -261,16 +261,17 @@ class NotRegular(OSError):
     """The name is a symbolic link, a directory, a device or a pipe where a plain file was expected."""
 
 
-def open_regular(path: str | Path) -> int:
-    """Open a plain file for reading and return its descriptor; never follows a link, never blocks on a pipe.
+def open_regular(path: str | Path, *, follow: bool = False, flags: int = os.O_RDONLY) -> int:
+    """Open a plain file, by default for reading, and return its descriptor; never blocks on a pipe or a device.
 
-    Raises `NotRegular` for anything but a regular file, `OSError` when it cannot be opened.
+    A link is followed only where a user may well name one (`follow`): a recipe, data. Raises `NotRegular` for anything
+    but a regular file, `OSError` when it cannot be opened.
     """
-    found = os.lstat(path)
+    found = os.stat(path) if follow else os.lstat(path)
     if not stat.S_ISREG(found.st_mode):
         raise NotRegular(errno.EINVAL, f"is {_kind(found.st_mode)}, not a regular file", str(path))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW) | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotRegular(errno.EINVAL, "is a symbolic link, not a regular file", str(path)) from error
@@ -297,7 +298,7 @@ class TooLarge(OSError):
     """A file holds more bytes than its reader is willing to take."""
 
 
-def read_bounded(path: str | Path, limit: int) -> bytes:
+def read_bounded(path: str | Path, limit: int, *, follow: bool = False) -> bytes:
     """The bytes of a regular file of at most `limit` bytes; more raises `TooLarge` before they are read.
 
     >>> import tempfile
@@ -306,7 +307,7 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
     ...     read_bounded(Path(d, "a"), 5)
     b'12345'
     """
-    descriptor = open_regular(path)
+    descriptor = open_regular(path, follow=follow)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         size = os.fstat(descriptor).st_size
         if size > limit:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import functools
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,34 +61,43 @@ def prove(
     kills: int = 5,
     seed: int = 0,
     keep: Path | None = None,
+    trust_code: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Verdict:
     """Train `recipe` twice in processes of their own, the second killed `kills` times by SIGKILL, and compare.
 
     The instants are drawn from `seed` over the time that the untouched run took, so that they fall into start-up,
     steps, saves, validation and the writing of the model alike. Raises RunFailed where the recipe does not train
-    even untouched. With `keep` both runs stay there.
+    even untouched. With `keep` both runs stay there. Where this process ends, by whatever signal, the runs end too.
     """
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):
             raise UsageError(f"{keep}: is not empty; name a directory for the two runs that is new or empty")
-    home = keep if keep is not None else Path(tempfile.mkdtemp(prefix="surefoot-verify-"))
-    try:
+    with contextlib.ExitStack() as stack:
+        home = keep if keep is not None else stack.enter_context(_temporary_home())
+        # The children hold the reading end, and end when the last writing end is closed: with this process.
+        lifeline, held = os.pipe()
+        stack.callback(os.close, held)
+        stack.callback(os.close, lifeline)
+        start = functools.partial(_start, recipe, overrides, lifeline, ["--trust-code"] if trust_code else [])
         untouched, killed = home / "untouched", home / "killed"
         say("training once, untouched")
         began = time.monotonic()
-        _finish(recipe, overrides, untouched)
+        _finish(start, untouched)
         took = time.monotonic() - began
         say(f"untouched: {took:.1f} s; now the same, killed {kills} times")
         instants, steps, done = random.Random(seed), [], 0
         while done < kills:
-            process, began = _start(recipe, overrides, killed), time.monotonic()
-            try:
-                _, errors = process.communicate(timeout=instants.uniform(0.0, took))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
+            began = time.monotonic()
+            with start(killed) as process:
+                try:
+                    _, errors = process.communicate(timeout=instants.uniform(0.0, took))
+                except subprocess.TimeoutExpired:
+                    errors = None
+                finally:
+                    process.kill()  # does nothing to one that has ended
+            if errors is None:
                 done += 1
                 steps.append(_last_step(killed))
                 say(f"kill {done} of {kills}: after step {steps[-1]:,}")
@@ -98,12 +113,57 @@ def prove(
             if difference:
                 return Verdict(done, compared, difference, tuple(steps))
             shutil.rmtree(killed)
-        _finish(recipe, overrides, killed)
+        _finish(start, killed)
         difference, compared = compare(untouched, killed)
         return Verdict(done, compared, difference, tuple(steps))
-    finally:
-        if keep is None:
+
+
+_PREFIX = "surefoot-verify-"
+
+
+@contextlib.contextmanager
+def _temporary_home() -> Iterator[Path]:
+    """A directory for the two runs, gone afterwards; those that a killed `verify` left behind go as well.
+
+    Each is locked by its owner, so that what nobody holds is known to be left over.
+    """
+    try:
+        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError), _locked(left):
+                if time.time() - left.stat().st_mtime > 60:  # else its owner may be about to lock it
+                    shutil.rmtree(left, ignore_errors=True)
+        home = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    except OSError as error:
+        told = error.strerror or error
+        raise UsageError(f"no room for the two runs: {told}; set TMPDIR, or name a directory with --keep") from error
+    with _locked(home):
+        try:
+            yield home
+        finally:
             shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold a directory of this user's. Raises OSError where it is not, or somebody holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(directory))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def end_with(lifeline: int) -> None:
+    """End this process, as by SIGKILL, once nobody holds the other end of the pipe `lifeline` any more."""
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="surefoot-lifeline", daemon=True).start()
 
 
 def compare(one: Path, other: Path) -> tuple[str | None, int]:
@@ -181,14 +241,28 @@ def _told(name: str, mine: Any, theirs: Any) -> str:
     return f"{name}: untouched has {str(mine)[:200]}, killed has {str(theirs)[:200]}"
 
 
-def _start(recipe: str, overrides: Sequence[str], run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "surefoot", "train", recipe, "--run", str(run), "--resume", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+_CHILD = (
+    "import sys; from surefoot.proof import end_with; end_with(int(sys.argv.pop(1))); "
+    "from surefoot.cli import main; sys.exit(main())"
+)
 
 
-def _finish(recipe: str, overrides: Sequence[str], run: Path) -> None:
-    process = _start(recipe, overrides, run)
-    _, errors = process.communicate()
+def _start(
+    recipe: str, overrides: Sequence[str], lifeline: int, options: list[str], run: Path
+) -> subprocess.Popen[str]:
+    arguments = ["train", recipe, "--run", str(run), "--resume", *options, *overrides]
+    command = [sys.executable, "-c", _CHILD, str(lifeline), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=[lifeline]
+    )
+
+
+def _finish(start: Callable[[Path], subprocess.Popen[str]], run: Path) -> None:
+    with start(run) as process:
+        try:
+            _, errors = process.communicate()
+        finally:
+            process.kill()
     if process.returncode != 0:
         raise RunFailed(f"the run failed (exit code {process.returncode}):\n{errors}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .checkpointer import Checkpointer, Restored
 from .contract import Change, ConditionsChanged, code_of, compare, environment, flatten, require_same
 from .policy import Every, Keep
-from .run import RunDirectory, read_about, scan
+from .run import RunDirectory, read_about, refuse_links, scan
 from .store import CheckpointStatus
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "environment",
     "flatten",
     "read_about",
+    "refuse_links",
     "require_same",
     "scan",
 ]

@@ -10,17 +10,18 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import files, safe_tensors
-from ..errors import UsageError
+from ..errors import Problems, UsageError
+from ..text import typed
 from . import store
 from .store import CheckpointStatus
-from ..text import typed
 
 RUN, LOCK, CHECKPOINTS, JOURNAL = "run.json", "LOCK", "checkpoints", "metrics.jsonl"
 _MAX_RUN_BYTES = 4 * 1024 * 1024
@@ -74,6 +75,7 @@ class RunDirectory:
         made = _make_directories(path)
         lock = None
         try:
+            refuse_links(path)
             lock = Lock.take(path)
             files.remove_unfinished(path)
             if cls.holds_run(path) or (not adopt_journal and _has_bytes(path / JOURNAL)):
@@ -114,6 +116,7 @@ class RunDirectory:
         path = Path(path)
         if not cls.holds_run(path):
             raise UsageError(f"{path}: holds no run ({RUN} is missing)")
+        refuse_links(path)
         lock = Lock.take(path)
         files.remove_unfinished(path)
         return cls(path, read_about(path) or {"id": None, "status": "running", "inexact": []}, lock)
@@ -148,6 +151,45 @@ class RunDirectory:
         self.close()
 
 
+# What a run writes to, below its directory: places that are directories, and files.
+_FOLDERS = (CHECKPOINTS, "tensorboard", "model", "model/best")
+_FILES = (RUN, LOCK, JOURNAL, "recipe.yaml", "report.html")
+
+
+def refuse_links(path: Path) -> None:
+    """Raise Problems where something in a run leads elsewhere, before anything in it is changed.
+
+    The run directory itself may be a link. In it, no place that is written to may be one, nor anything but a plain
+    file or a directory; and a file that is written in place may have no second name (a hard link).
+    """
+    problems = []
+    for name in _FOLDERS:
+        problems += _wrong(path / name, stat.S_ISDIR, "a directory")
+    for name in _FILES:
+        problems += _wrong(path / name, stat.S_ISREG, "a plain file", alone=name in (LOCK, JOURNAL))
+    for folder, folders, names in os.walk(path / "tensorboard"):
+        for name in sorted((*folders, *names)):
+            is_right = stat.S_ISDIR if name in folders else stat.S_ISREG
+            problems += _wrong(Path(folder) / name, is_right, "a plain file", alone=name in names)
+    if problems:
+        raise Problems(problems)
+
+
+def _wrong(path: Path, is_right: Callable[[int], bool], expected: str, alone: bool = False) -> list[str]:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return []  # not there, or said by whoever opens it
+    remedy = "a run writes there, and only inside its own directory: move it away"
+    if stat.S_ISLNK(found.st_mode):
+        return [f"{path}: is a symbolic link; {remedy}"]
+    if not is_right(found.st_mode):
+        return [f"{path}: is not {expected}; {remedy}"]
+    if alone and found.st_nlink > 1:
+        return [f"{path}: has a second name elsewhere (a hard link); {remedy}, or put a copy in its place"]
+    return []
+
+
 def read_about(path: str | Path) -> dict[str, Any] | None:
     """The content of a run's run.json, or None when it is lost or was changed; needs no lock."""
     try:
@@ -168,7 +210,9 @@ def scan(run: str | Path) -> Iterator[CheckpointStatus]:
     except OSError as error:
         raise UsageError(f"{Path(run) / CHECKPOINTS}: cannot be read: {error.strerror or error}") from error
     for status in found:
-        yield store.verified(status, about["id"] if about else None)
+        looked_at = store.verified(status, about["id"] if about else None)
+        if looked_at.valid or os.path.lexists(status.path):  # else a run that goes on has removed it meanwhile
+            yield looked_at
 
 
 def _own_hash(about: dict[str, Any]) -> str:

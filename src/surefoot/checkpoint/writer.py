@@ -17,6 +17,9 @@ from .snapshot import Snapshot
 from .store import CheckpointStatus
 
 
+_PATIENCE_S = 60.0
+
+
 class Writer:
     """One save in flight at most; `known` are the run's checkpoints, oldest first, as far as they were judged."""
 
@@ -77,7 +80,13 @@ class Writer:
             # A daemon, so that a program that is asked to end at once can; close() and exit await it otherwise.
             # One thread for all saves: starting one would wait until it runs, and lose the interpreter to it.
             self._thread = threading.Thread(target=self._work, name="surefoot-save", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except (RuntimeError, MemoryError) as error:  # no process or no memory is left for it
+                self._background = False
+                self._tell(f"checkpoints are written while the training waits: {error}")
+                self._write_safely(snapshot)
+                return
         self._jobs.put(snapshot)
 
     @property
@@ -91,8 +100,12 @@ class Writer:
         return self._failure is not None
 
     def wait(self) -> None:
-        """Wait for the save in flight; raises what kept it from being written."""
-        self._idle.wait()
+        """Wait for the save in flight; raises what kept it from being written. Says so where it takes minutes."""
+        while not self._idle.wait(_PATIENCE_S):
+            if self._thread is None or not self._thread.is_alive():
+                self._idle.set()
+                raise RunFailed(f"{self._run.checkpoints}: the thread that saves has ended; resume the run")
+            self._tell(f"{self._run.checkpoints}: still waiting for the disk to take a checkpoint")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure

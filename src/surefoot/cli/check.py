@@ -6,21 +6,23 @@ import argparse
 
 from ..text import say
 
+from .recipes import add_trust_argument, named_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and overrides."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optimizer.lr=3e-4")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, build all of it, look over its first batch and its plan. 0 where it can be trained."""
-    from .. import recipe
     from ..build import build
     from ..losses import lint
     from ..planning import mistakes
 
-    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
     classes = len(built.about.classes) if built.about.classes else None
     findings = lint(

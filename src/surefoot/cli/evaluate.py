@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text import printable, say
-from .opening import add_opening_arguments, data_of, opened
+from .opening import add_opening_arguments, data_of, opened, recipe_data
+from .recipes import FILE, recipe_of_run
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +62,7 @@ def evaluate_file(
     from ..losses import build_loss
     from ..training import evaluate
 
-    data_now = functools.cache(lambda: _data(data, home))
+    data_now = functools.cache(lambda: _data(data, home, arguments.trust_code))
     model = opened(path, arguments, lambda: data_now()[0])  # a bad file is told before any data are made
     splits, loss_given = data_now()
     source = getattr(splits, split)
@@ -94,18 +96,17 @@ def _as_module(model: LoadedModel) -> torch.nn.Module:
     return Loaded()
 
 
-def _data(data: str | None, home: Path) -> tuple[DataSplits, Any]:
+def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, Any]:
     """The data to evaluate on, and the loss where a recipe tells it."""
     from ..data import DATA
     from ..errors import UsageError
 
-    if data is None:
-        found = next((p for p in (home, *home.parents[:3]) if (p / "recipe.yaml").is_file()), None)
-        if found is None:
-            names = ", ".join(DATA.names())
-            raise UsageError(f"{home}: which data? give --data with a data set ({names}) or a recipe")
-        data = str(found / "recipe.yaml")
-    return data_of(data)
+    if data is not None:
+        return data_of(data, trust_code=trust_code)
+    if not os.path.lexists(home / FILE):  # nowhere else: what lies around a model need not be its owner's
+        names = ", ".join(DATA.names())
+        raise UsageError(f"{home}: which data? give --data with a data set ({names}) or a recipe (RUN/{FILE})")
+    return recipe_data(recipe_of_run(home, trust_code=trust_code))
 
 
 def _loss_of(model: LoadedModel) -> Any:

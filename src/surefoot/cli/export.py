@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ..text import say
 from .opening import add_data_argument, add_opening_arguments, opened
+from .recipes import FILE, recipe_of_run
 
 SAMPLES = 64
 
@@ -26,22 +28,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.path)
     model = opened(path / "model" / "best" if arguments.best else path, arguments)
-    say(export(model, arguments.to, batch=_real_samples(path)))
+    say(export(model, arguments.to, batch=_real_samples(path, arguments.trust_code)))
     return 0
 
 
-def _real_samples(path: Path):
-    """The first validation samples of the run that `path` belongs to, raw; None where there is no such data."""
-    from .. import recipe
+def _real_samples(path: Path, trust_code: bool):
+    """The first validation samples of the run at `path`, raw; None where there is no such data."""
     from ..build import build_data
     from ..data import TensorSource
     from ..errors import SurefootError
 
-    home = next((p for p in (path, *path.parents[:3]) if (p / "recipe.yaml").is_file()), None)
-    if home is None:
+    if not os.path.lexists(path / FILE):
         return None
     try:
-        splits = build_data(recipe.load_recipe(home / "recipe.yaml"))
+        splits = build_data(recipe_of_run(path, trust_code=trust_code))
     except SurefootError as error:
         say(f"the run's data are not here ({error}); comparing on random samples", error=True)
         return None

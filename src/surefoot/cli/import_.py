@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..text import say, typed
 from .opening import about_of, data_of
+from .recipes import add_trust_argument, named_recipe
 
 if TYPE_CHECKING:
     from ..artifacts import Imported
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE, --model, arguments of the model, --to, --data, --key, --prefix, --except, --cast."""
+    """FILE, --model, arguments of the model, --to, --data, --key, --prefix, --except, --cast, --trust-code."""
     parser.add_argument("file", metavar="FILE", help=".pth, .pt, .ckpt, .safetensors, or a folder of weights")
     parser.add_argument(
         "overrides",
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='names that are not taken, e.g. "fc.*": the model keeps its own',
     )
     parser.add_argument("--cast", action="store_true", help="take weights of another dtype, converted")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,8 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{to}: is there already; name another directory with --to")
     if not to.parent.is_dir():
         raise UsageError(f"{to}: the directory {to.parent} does not exist")
-    recipe, whole = _recipe(arguments.model, arguments.overrides)
-    splits = data_of(arguments.data)[0] if arguments.data else build_data(recipe) if whole else None
+    recipe, whole = _recipe(arguments.model, arguments.overrides, arguments.trust_code)
+    splits = None
+    if arguments.data:
+        splits = data_of(arguments.data, trust_code=arguments.trust_code)[0]
+    elif whole:
+        splits = build_data(recipe)
     rng.seed_all(0)
     model = build_model(recipe, splits)
     names = ("key", "prefix", "except_", "cast")
@@ -77,13 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe(model: str, words: list[str]) -> tuple[Recipe, bool]:
+def _recipe(model: str, words: list[str], trust_code: bool) -> tuple[Recipe, bool]:
     """The recipe that has the model, and whether it is one that the user named."""
     from .. import recipe
     from ..errors import Problems
 
     if model in recipe.packaged_names() or model.endswith((".yaml", ".yml")):
-        return recipe.load_recipe(model, words), True
+        return named_recipe(model, words, trust_code=trust_code), True
     kind = "import" if ":" in model else "name"
     overrides = [f'model={{{kind}: "{model}"}}', *(f"model.{word}" for word in words)]
     try:

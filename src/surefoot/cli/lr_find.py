@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ..text import draw, say, typed
 
+from .recipes import add_trust_argument, named_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --start, --end, --steps, --png, --json."""
@@ -22,17 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="updates in between (default: 100)")
     parser.add_argument("--png", metavar="FILE", help="draw the chart into a PNG file as well")
     parser.add_argument("--json", action="store_true", help="rates and losses as one JSON object for machines")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Raise the rate step by step, print the chart and a suggestion. Nothing is kept of the training."""
-    from .. import recipe
     from ..build import build
     from ..errors import UsageError
     from ..execution import as_torch_would, prepare
     from ..planning import lr_find
 
-    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     if arguments.png and not Path(arguments.png).parent.is_dir():
         raise UsageError(f"{arguments.png}: the directory {Path(arguments.png).parent} does not exist")
     built = build(loaded, say=functools.partial(say, error=True))

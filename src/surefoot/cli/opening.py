@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text import say
+from .recipes import add_trust_argument, named_recipe
 
 if TYPE_CHECKING:
     from ..artifacts import LoadedModel
     from ..data import DataSplits
+    from ..recipe import Recipe
 
 
 def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --key, --trust-code."""
     parser.add_argument("--model", metavar="NAME", help="the catalogue model that bare weights (.pth) are for")
     parser.add_argument("--key", metavar="KEY", help="the entry of a checkpoint dictionary that holds the weights")
-    parser.add_argument(
-        "--trust-code", action="store_true", help="import and call the model class that the file names"
-    )
+    add_trust_argument(parser)
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def opened(
     if model.info.preprocessing_known:
         return model
     if data is None and arguments.data is not None:
-        data = functools.partial(_splits_of, arguments.data)
+        data = functools.partial(_splits_of, arguments.data, arguments.trust_code)
     if data is None:
         raise UsageError(
             f"{path}: does not say how raw data are prepared for this model (weights from elsewhere do not); give "
@@ -78,21 +78,26 @@ def about_of(splits: DataSplits) -> dict[str, Any]:
     return about
 
 
-def data_of(name: str) -> tuple[DataSplits, object]:
+def data_of(name: str, *, trust_code: bool) -> tuple[DataSplits, object]:
     """The data set that the catalogue or a recipe names, and the loss where the recipe tells it."""
     from .. import recipe
-    from ..build import build_data, build_loss
     from ..data import DATA
 
     if name in DATA and name not in recipe.packaged_names():
         return DATA.build(name, {}, **({"progress": None} if DATA[name].provided else {})), None
-    loaded = recipe.load_recipe(name)
+    return recipe_data(named_recipe(name, (), trust_code=trust_code))
+
+
+def recipe_data(loaded: Recipe) -> tuple[DataSplits, object]:
+    """The data of a recipe, and its loss."""
+    from ..build import build_data, build_loss
+
     splits = build_data(loaded, say=functools.partial(say, error=True))
     return splits, build_loss(loaded, splits)
 
 
-def _splits_of(name: str) -> DataSplits:
-    return data_of(name)[0]
+def _splits_of(name: str, trust_code: bool) -> DataSplits:
+    return data_of(name, trust_code=trust_code)[0]
 
 
 def _short(numbers: tuple[float, ...]) -> str:

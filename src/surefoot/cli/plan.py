@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ..text import draw, printable, say
 
+from .recipes import add_trust_argument, named_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --png, --svg, --json."""
@@ -21,17 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", metavar="FILE", help="draw the chart into a PNG file as well")
     parser.add_argument("--svg", metavar="FILE", help="draw the chart into an SVG file as well")
     parser.add_argument("--json", action="store_true", help="the numbers as one JSON object for machines")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the recipe, draw its plan, time a few steps. Nothing is trained and nothing is written but the charts."""
-    from .. import recipe
     from ..build import build
     from ..losses import apply
     from ..planning import plan_report
     from ..schedules.simulation import LaterGroup
 
-    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     charts = [Path(path) for path in (arguments.png, arguments.svg) if path]
     _check_writable(charts)
     built = build(loaded, say=functools.partial(say, error=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .recipes import add_trust_argument, recipe_of_run
 from .train import add_resume_arguments
 
 
@@ -13,12 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="the run directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="epochs=N trains longer")
     add_resume_arguments(parser)
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Go on where the newest valid checkpoint stands."""
-    from .running import recipe_of_run, train
+    from ..checkpoint import refuse_links
+    from .running import train
 
     run_dir = Path(arguments.run_dir)
-    recipe = recipe_of_run(run_dir, arguments.overrides)
+    refuse_links(run_dir)
+    recipe = recipe_of_run(run_dir, arguments.overrides, trust_code=arguments.trust_code)
     return train(recipe, run_dir, resume=True, allow=arguments.allow, horizon=arguments.horizon)

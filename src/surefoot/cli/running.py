@@ -102,22 +102,3 @@ def summary(built: Built, result: FitResult):
 def figure(name: str, value: float) -> str:
     """A metric for people: accuracies in percent."""
     return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
-
-
-def recipe_of_run(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The resolved recipe that a run directory holds. Raises UsageError where there is no run or no recipe."""
-    from .. import recipe
-    from ..checkpoint import RunDirectory
-    from ..errors import UsageError
-
-    if not run_dir.is_dir():
-        raise UsageError(f"{run_dir}: no such run directory")
-    path = run_dir / "recipe.yaml"
-    if not path.exists():
-        what = (
-            "the run was made from Python (go on with it there, by fit(..., resume=True))"
-            if RunDirectory.holds_run(run_dir)
-            else "it is not a run directory"
-        )
-        raise UsageError(f"{run_dir}: holds no recipe.yaml: {what}")
-    return recipe.load_recipe(path, overrides)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from datetime import datetime
 from pathlib import Path
+
+from .recipes import add_trust_argument, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs-done", type=int, metavar="N", help="with --from: how many epochs it has done (default: its epoch + 1)"
     )
     add_resume_arguments(parser)
+    add_trust_argument(parser)
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +52,6 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on with --resume."""
-    from .. import recipe
     from ..errors import UsageError
     from .running import train
 
@@ -58,11 +61,18 @@ def run(arguments: argparse.Namespace) -> int:
     done = arguments.epochs_done
     if done is not None and (arguments.start is None or done < 0):
         raise UsageError("--epochs-done: needs --from FILE, and is 0 or more")
-    loaded = recipe.load_recipe(name, overrides)
-    run_dir = Path(arguments.run) if arguments.run else new_run_directory(loaded.name)
+    loaded = named_recipe(name, overrides, trust_code=arguments.trust_code)
     start = None if arguments.start is None else (Path(arguments.start), done)
-    settings = {"resume": arguments.resume, "allow": arguments.allow, "horizon": arguments.horizon}
-    return train(loaded, run_dir, **settings, start=start)
+    settings = {"resume": arguments.resume, "allow": arguments.allow, "horizon": arguments.horizon, "start": start}
+    if arguments.run:
+        return train(loaded, Path(arguments.run), **settings)
+    run_dir = new_run_directory(loaded.name)
+    try:
+        return train(loaded, run_dir, **settings)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: a run has begun there
+            for directory in (run_dir, run_dir.parent, run_dir.parent.parent):
+                directory.rmdir()
 
 
 def recipe_and_overrides(words: list[str]) -> tuple[str, list[str]]:
@@ -73,10 +83,20 @@ def recipe_and_overrides(words: list[str]) -> tuple[str, list[str]]:
 
 
 def new_run_directory(name: str) -> Path:
-    """`runs/NAME/TIMESTAMP`, local time to the second; a second run within the second gets a suffix."""
+    """`runs/NAME/TIMESTAMP`, local time to the second, made; a second run within the second gets a suffix."""
+    from ..errors import UsageError
+
     base = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, number = base, 1
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()  # claimed: another training in the same second finds it taken
+                return path
+            except FileExistsError:
+                number += 1
+                path = base.with_name(f"{base.name}-{number}")
+    except OSError as error:
+        told = error.strerror or error
+        raise UsageError(f"{path}: no run can be kept here: {told}; name a directory with --run DIR") from error

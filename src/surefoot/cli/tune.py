@@ -6,22 +6,24 @@ import argparse
 
 from ..text import say
 
+from .recipes import add_trust_argument, named_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --seconds."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as data.batch_size=512")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="what timing may take (default: 5)")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Time every candidate, compiled ones too, against eager float32 gradients; print the table."""
-    from .. import recipe
     from ..build import build
     from ..execution import tune
     from ..training.plan import BATCHES_TO_MEASURE
 
-    loaded = recipe.load_recipe(arguments.recipe, arguments.overrides)
+    loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
     table = tune(
         built.settings()["execution"],

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..text import say
 
+from .recipes import add_trust_argument, named_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --kills, --seed, --keep."""
@@ -15,17 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=_count, default=5, metavar="N", help="how often to kill it (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="draws the instants of the kills (default: 0)")
     parser.add_argument("--keep", metavar="DIR", help="keep both runs in DIR (default: a temporary directory)")
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train once untouched, once killed; compare bytes; 0 where they are equal, 1 where they are not."""
-    from .. import recipe
     from ..proof import prove
 
-    recipe.load_recipe(arguments.recipe, arguments.overrides)  # every mistake before anything is trained
+    named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)  # every mistake before anything is trained
     verdict = prove(
         arguments.recipe,
         arguments.overrides,
+        trust_code=arguments.trust_code,
         kills=arguments.kills,
         seed=arguments.seed,
         keep=Path(arguments.keep) if arguments.keep else None,

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy
 
 from ..errors import UsageError
+from ..files import read_bounded
+from ..places import user_directory
 from .download import DownloadFailed, Progress, download
 from .sources import TensorSource
 from .splits import DataSplits, image_preprocessing
@@ -128,9 +130,8 @@ def fashion_mnist(
 def data_directory(dir: str | None = None) -> Path:
     """Where data sets are kept: `dir`, else $SUREFOOT_DATA, else the user's cache directory."""
     if dir or os.environ.get("SUREFOOT_DATA"):
-        return Path(dir or os.environ["SUREFOOT_DATA"]).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "surefoot"
+        return Path(os.path.expanduser(dir or os.environ["SUREFOOT_DATA"]))
+    return user_directory("cache")
 
 
 def load_arrays(
@@ -204,7 +205,7 @@ def _read(path: Path, file: DataFile) -> numpy.ndarray:
     packed = path.suffix == ".gz"
     size, md5 = (file.packed_size, file.packed_md5) if packed else (file.size, file.md5)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, 1 << 28, follow=True)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..places import user_directory
 from .plan import Execution
 
 # Counted up when plans come to mean other code: what was fastest may no longer be.
@@ -18,8 +18,7 @@ FORMAT = 2
 
 def directory() -> Path:
     """Where choices are kept: ``surefoot/execution`` under ``XDG_CACHE_HOME``, by default ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "surefoot" / "execution"
+    return user_directory("cache") / "execution"
 
 
 def load(key: str) -> Execution | None:
@@ -39,5 +38,5 @@ def save(key: str, execution: Execution, facts: dict[str, Any], say: Callable[[s
     try:
         directory().mkdir(parents=True, exist_ok=True)
         write_atomically(directory() / f"{key}.json", json.dumps(data, indent=1).encode())
-    except OSError as error:
+    except (OSError, UsageError) as error:
         say(f"the measured choice is not kept for the next run: {error}")

@@ -23,8 +23,10 @@ from .model import (
 from .parse import parse_recipe
 from .schema import json_schema
 from .sections import Part
+from .yaml_source import MAX_BYTES
 
 __all__ = [
+    "MAX_BYTES",
     "CheckpointSection",
     "DataSection",
     "EarlyStopping",

@@ -42,7 +42,7 @@ are: fashion_mnist, fashion_mnist_best, quickstart; a file is given by its path,
     if isinstance(source, str) and source in packaged_names():
         path = _packaged(source)
         return parse_recipe(read_text(path), path.name, overrides, catalogues=catalogues, source=str(path))
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UsageError(_not_found(str(source)))
     return parse_recipe(read_text(path), str(source), overrides, catalogues=catalogues, source=str(path))
 

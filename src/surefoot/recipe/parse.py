@@ -61,7 +61,7 @@ e.g. data: garments
         raise Problems([*map(str, problems), f"{tree.where}: {message}"])
     tree = apply_overrides(tree, overrides, problems)
     reading = Reading(problems)
-    stem = Scalar(PurePath(name).stem, tree.where, "")
+    stem = Scalar(_directory_name(PurePath(name).stem), tree.where, "")
     named = Entries({"name": stem, **tree.entries}, tree.where, {"name": tree.where, **tree.keys})
     recipe = settle(read_section(Recipe, named, "", reading), reading)
     check_parts(recipe, reading, catalogues)
@@ -70,6 +70,11 @@ e.g. data: garments
         raise Problems([str(problem) for problem in _in_order(reading.problems)])
     places = Frozen({path: str(where) for path, where in reading.values.items()})
     return dataclasses.replace(recipe, source=source, places=places)
+
+
+def _directory_name(stem: str) -> str:
+    """A file's stem as a name that a recipe may have: what it may not hold is an underscore."""
+    return "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)[:100].lstrip(".") or "recipe"
 
 
 def _in_order(problems: list[Problem]) -> list[Problem]:

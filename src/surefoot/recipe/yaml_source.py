@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..errors import UsageError
+from ..files import TooLarge, read_bounded
 from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 
 # A recipe is written by hand; these bounds only stop files that were made to hurt.
@@ -29,17 +30,16 @@ def read_text(path: Path) -> str:
     Raises UsageError for a file that is missing, not a file, not readable, too large or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_bounded(path, MAX_BYTES, follow=True)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: this is a directory; give the recipe file in it") from None
+    except TooLarge:
+        raise UsageError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no recipe is") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if path.is_dir():
+            raise UsageError(f"{path}: this is a directory; give the recipe file in it") from None
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path}: cannot be read: {reason}") from None
-    if len(raw) > MAX_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no recipe is")
     return decode(raw, str(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import time
@@ -29,6 +30,8 @@ class EventFiles:
         self._bytes, self._crc = 0, 0
         self._opens_at = 0
         try:
+            if directory.is_symlink():
+                raise OSError(errno.ELOOP, "it is a symbolic link")
             directory.mkdir(parents=True, exist_ok=True)
             earlier = min(map(_started_of, self._paths()), default=0)
         except OSError as error:

@@ -212,7 +212,7 @@ def read_records(
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with os.fdopen(files.open_regular(path), "rb") as file:
             file.seek(start)
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):

@@ -43,6 +43,8 @@ pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overfl
 summary { cursor: pointer; color: var(--dim); }
 """
 
+_MOST_BYTES = 16 * 1024 * 1024  # of run.json or recipe.yaml
+
 
 def write_report(
     run_dir: str | os.PathLike[str],
@@ -71,7 +73,7 @@ def write_report(
     )
     path = run_dir / "report.html"
     try:
-        files.write_atomically(path, page.encode("utf-8", "replace"))
+        files.write_atomically(path, page.encode(errors="backslashreplace"))
     except OSError as error:
         raise RunFailed(
             f"{path}: the report cannot be written: {error.strerror}; make room or mend the disk, then resume the run"
@@ -236,7 +238,7 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_bounded(path, _MOST_BYTES).decode()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:

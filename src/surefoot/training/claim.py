@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import files, trust
 from ..artifacts import remove_leftovers
 from ..checkpoint import RunDirectory
 from ..errors import RunFailed, Stopped, UsageError
 from ..text import typed
+
+RECIPE = "recipe.yaml"
 
 
 class Claim:
@@ -50,10 +52,8 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
     claim = Claim(run)
     try:
         remove_leftovers(path / "model")
-        for file, text in texts.items():
-            # Also for a run that was killed before it had them.
-            if not (path / file).exists():
-                files.write_durably(path / file, text.encode())
+        # Also for a run that was killed before it had them.
+        write_texts(run, {file: text for file, text in texts.items() if not (path / file).exists()})
         yield claim
         run.record(status="done")
     except BaseException as error:
@@ -77,16 +77,26 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
 
 def _way_on(path: Path) -> str:
     """What goes on with a run: the command where it has a recipe, else fit's own argument."""
-    if (path / "recipe.yaml").is_file():
+    if (path / RECIPE).is_file():
         return f"`{typed('surefoot', 'resume', path)}`"
     return "in Python: resume=True"
 
 
-def update_texts(path: Path, texts: Mapping[str, str]) -> None:
-    """Write those of a run's files anew that a resume has changed (more epochs), once it was accepted."""
+def write_texts(run: RunDirectory, texts: Mapping[str, str]) -> None:
+    """Write those of a run's files (``recipe.yaml``) that are not there or that an accepted resume has changed.
+
+    First run.json says that they are this user's own.
+    """
+    if RECIPE in texts:
+        run.record(**trust.seals(run.path, run.about, texts[RECIPE]))
     for file, text in texts.items():
-        if (path / file).read_text(encoding="utf-8") != text:
-            files.write_durably(path / file, text.encode())
+        data = text.encode()
+        try:
+            if files.read_bounded(run.path / file, len(data)) == data:
+                continue
+        except (FileNotFoundError, files.TooLarge):
+            pass
+        files.write_durably(run.path / file, data)
 
 
 def _discard(path: Path, texts: Mapping[str, str], *, whole: bool) -> None:

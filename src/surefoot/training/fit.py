@@ -26,7 +26,7 @@ from ..step import TrainStep
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import About, completed, save_model_of
 from .before import check_monitors, checked, look_over_first_batch
-from .claim import claimed, update_texts
+from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
 from .plan import choose_plan, recorded_plan, use_plan
@@ -253,7 +253,7 @@ def fit(
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, unfreezing))
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
-                update_texts(run_dir, about.files)
+                write_texts(claim.run, about.files)
             elif start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)

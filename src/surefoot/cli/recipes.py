@@ -1,0 +1,80 @@
+"""The recipe that a verb is given: a name, a file, or a run's own, whose code is imported only for those who trust it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+FILE = "recipe.yaml"
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """--trust-code."""
+    parser.add_argument(
+        "--trust-code", action="store_true", help="import the code that a saved file names (a model's, a run's recipe)"
+    )
+
+
+def named_recipe(name: str, overrides: Sequence[str], *, trust_code: bool) -> Recipe:
+    """The recipe `name`: packaged, or a file. One that lies beside a run or a model is theirs; see `recipe_of_run`."""
+    from .. import recipe
+
+    path = Path(name)
+    if path.name == FILE and any(os.path.lexists(path.with_name(name)) for name in ("run.json", "model.json")):
+        return recipe_of_run(path.parent, overrides, trust_code=trust_code)
+    return recipe.load_recipe(name, overrides)
+
+
+def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Recipe:
+    """The resolved recipe that a run directory holds. Raises UsageError where there is no run or no recipe.
+
+    Also where it imports code and nobody vouches for it: neither `trust_code` nor a seal, which says that this user
+    trained the run with this very recipe on this machine.
+    """
+    from .. import files, recipe, trust
+    from ..checkpoint import RunDirectory, read_about
+    from ..errors import UsageError
+
+    if not run_dir.is_dir():
+        raise UsageError(f"{run_dir}: no such run directory")
+    path = run_dir / FILE
+    if not os.path.lexists(path):
+        what = (
+            "the run was made from Python (go on with it there, by fit(..., resume=True))"
+            if RunDirectory.holds_run(run_dir)
+            else "it is not a run directory"
+        )
+        raise UsageError(f"{run_dir}: holds no {FILE}: {what}")
+    try:
+        text = files.read_bounded(path, recipe.MAX_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    loaded = recipe.parse_recipe(text, str(path), overrides, source=str(path))
+    imported = sorted({*_imports(loaded.plain())})
+    about = read_about(run_dir) or {}
+    if imported and not trust_code and not trust.holds(run_dir, about, text):
+        raise UsageError(
+            f"{path}: imports {', '.join(map(repr, imported))}, and this user has not trained this run with this recipe "
+            "on this machine (it was copied, edited or made by somebody else); give --trust-code if you would run that "
+            "code as your own"
+        )
+    return loaded
+
+
+def _imports(value: Any) -> Iterator[str]:
+    """What a recipe names to be imported, wherever it stands."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "import":
+                yield str(item)
+            else:
+                yield from _imports(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _imports(item)

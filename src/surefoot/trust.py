@@ -1,0 +1,79 @@
+"""Whose run it is: a seal in run.json says that this user, on this machine, trained with the recipe beside it.
+
+A run's recipe may name code to import (``{import: "module:name"}``), and a run directory may come from anybody. The seal
+is an HMAC-SHA-256 over the run's id, the recipe's bytes and the directory's inode, with a key that lies in the user's
+state directory and never in a run: a recipe that was edited, or a directory that was copied, has none that holds.
+A directory that is renamed or moved within its file system keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .errors import UsageError
+from .places import user_directory
+
+_KEY_BYTES = 32
+
+
+def seals(directory: Path, about: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """The fields of run.json that make `recipe` this user's own in the run `about`; none for one that imports nothing.
+
+    The seal before it stays beside it: a kill may come before the new recipe is written.
+    """
+    key = _key(make=True) if "import" in recipe else None
+    if key is None:
+        return {}
+    new = _seal(key, directory, about, recipe)
+    return {"seals": [*[seal for seal in _held(about) if seal != new][-1:], new]}
+
+
+def holds(directory: Path, about: Mapping[str, Any], recipe: str) -> bool:
+    """Whether this user has trained the run in `directory` with this recipe, on this machine."""
+    key = _key(make=False)
+    if key is None:
+        return False
+    expected = _seal(key, directory, about, recipe)
+    return any(hmac.compare_digest(seal, expected) for seal in _held(about))
+
+
+def _held(about: Mapping[str, Any]) -> list[str]:
+    held = about.get("seals")
+    return [seal for seal in held if isinstance(seal, str) and seal.isascii()] if isinstance(held, list) else []
+
+
+def _seal(key: bytes, directory: Path, about: Mapping[str, Any], recipe: str) -> str:
+    digest = hashlib.sha256(recipe.encode("utf-8", "surrogatepass")).hexdigest()
+    text = json.dumps([about.get("id"), digest, os.stat(directory).st_ino])
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _key(*, make: bool) -> bytes | None:
+    """The user's key; made on first use. None where there is none, or where others could have written it."""
+    with contextlib.suppress(OSError, UsageError):
+        path = user_directory("state") / "run-key"
+        if make and not os.path.lexists(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+            try:
+                with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+                    os.link(new, path)
+            finally:
+                os.unlink(new)
+        found = os.lstat(path)
+        if found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            key = files.read_bounded(path, _KEY_BYTES)
+            return key if len(key) == _KEY_BYTES else None
+    return None
