@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ DATA_PLACES = (os.environ.get("SUREFOOT_DATA", ""), str(ROOT.parent / "shared" /
 # Before torch is imported: bits must not depend on how many cores a machine has.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# A shell starts what runs in its background, and nohup what it runs, with these ignored; children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in ("SIGTERM", "SIGHUP"):
+    signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 # The test command tries the same examples each time, on every machine. New ones are looked for by `dev.py fuzz`, and
 # what it finds is written into the test as an @example.
@@ -31,7 +37,9 @@ settings.load_profile("tests")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--shuffle SEED and --fuzz."""
-    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the files, and the tests in each, in random order")
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run the files, and the tests in each, in random order"
+    )
     parser.addoption("--fuzz", action="store_true", help="only the property tests, with new examples (dev.py fuzz)")
 
 

@@ -20,6 +20,8 @@ _WHERE = {
     "open_model": "opening",
     "LoadedModel": "opening",
     "read_images": "images",
+    "describe_outputs": "answers",
+    "shown": "answers",
     "remove_leftovers": "swap",
 }
 __all__ = sorted(_WHERE)

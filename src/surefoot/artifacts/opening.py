@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import UsageError, first_line
 from ..models import MODELS
 from ..preprocessing import Preprocessing
+from .answers import check_classes, probabilities
 from .arguments import check_model, checked
 from .formats import recognise
 from .importing import import_weights
@@ -100,30 +101,23 @@ class LoadedModel:
         """Probabilities (N, classes) for a raw batch of any length, computed `batch_size` samples at a time.
 
         Softmax after losses that take logits or log-probabilities of classes, sigmoid after
-        BCEWithLogitsLoss; the model's own output where its loss is another one.
+        BCEWithLogitsLoss; the model's own output where its loss is another one or is not known.
+        Raises `UsageError` where the model's output is no tensor, or not as wide as its classes.
         """
         parts = [self(part) for part in raw.split(batch_size)] or [self(raw)]
+        if not isinstance(parts[0], torch.Tensor):
+            kind = type(parts[0]).__name__
+            advice = "its .logits" if hasattr(parts[0], "logits") else "one tensor"
+            raise UsageError(f"{self.path}: the model returns {kind}; predictions need {advice} from forward()")
         outputs = torch.cat(parts).float()
-        kind = activation(self.info)
-        if kind == "softmax" and outputs.dim() >= 2:
-            return outputs.softmax(1)
-        return outputs.sigmoid() if kind == "sigmoid" else outputs
+        check_classes(self.info, outputs, self.path)
+        return probabilities(self.info, outputs)
 
     def describe(self) -> dict[str, Any]:
         """Plain data about the model, for people and for ``--json``."""
         known = self.info.to_json()
         del known["format"], known["format_version"]
         return {"path": str(self.path), "format": self.format, **known}
-
-
-def activation(info: ModelInfo) -> str | None:
-    """"softmax", "sigmoid" or None: what turns the model's output into probabilities, by its loss."""
-    loss = info.loss.get("name") if isinstance(info.loss, Mapping) else info.loss
-    if loss in ("CrossEntropyLoss", "NLLLoss", "KLDivLoss") or (loss is None and info.classes):
-        return "softmax"
-    if loss in ("BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"):
-        return "sigmoid"
-    return None
 
 
 def open_model(

@@ -1,4 +1,4 @@
-"""`surefoot eval RUN|MODEL`: loss, accuracy, and who is taken for whom, on validation data."""
+"""`surefoot eval RUN|MODEL`: loss, accuracy, figures by class and the confusion matrix, on validation data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def evaluate_file(
         raise UsageError(f"{path}: does not tell its loss; give --data RECIPE, whose loss is then used")
     classes = len(splits.classes) if splits.classes else None
     # The model maps raw samples itself, its preprocessing included, so the loader gives them raw.
-    result = evaluate(_as_module(model), loss, source, confusion=classes)
+    result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
     found: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": split}
     found |= {"samples": result.samples, **result.metrics}
     if result.confusion is not None:
@@ -85,13 +86,27 @@ def evaluate_file(
     return found
 
 
-def _as_module(model: LoadedModel) -> torch.nn.Module:
-    """A loaded model behind the face of a module: programs and onnx sessions are functions."""
+def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Module:
+    """A loaded model behind the face of a module: programs and onnx sessions are functions.
+
+    Its outputs are compared with the `classes` of the data before a loss or a matrix is made of them.
+    """
     import torch
+
+    from ..artifacts.answers import check_classes
+    from ..errors import UsageError
 
     class Loaded(torch.nn.Module):
         def forward(self, raw: torch.Tensor) -> torch.Tensor:
-            return model(raw)
+            outputs = model(raw)
+            if isinstance(outputs, torch.Tensor) and outputs.dim() >= 2:
+                check_classes(model.info, outputs, model.path)
+                if classes and model.info.classes and len(classes) != len(model.info.classes):
+                    raise UsageError(
+                        f"{model.path}: has {len(model.info.classes)} classes and the data have {len(classes)}; give "
+                        "--data with data of the classes that the model was trained on"
+                    )
+            return outputs
 
     return Loaded()
 
@@ -157,5 +172,39 @@ def show(found: dict[str, Any]) -> None:
                 f"{100 * row[name]:6.1f} %" if row[name] is not None else "     -  " for name in ("recall", "precision")
             )
             say(
-                f"  {printable(row['class']):<{width}}  {row['samples']:>7,} {recall} {precision}   {printable(row['mistaken_for'] or '-')}"
+                f"  {printable(row['class']):<{width}}  {row['samples']:>7,} {recall} {precision}   "
+                f"{printable(row['mistaken_for'] or '-')}"
             )
+        for line in matrix_lines([printable(name) for name in found["classes"]], found["confusion"], columns()):
+            say(line)
+
+
+def columns() -> int:
+    """The width to print in: the terminal's, or 100 off it."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def matrix_lines(names: Sequence[str], matrix: Sequence[Sequence[int]], width: int) -> list[str]:
+    """The confusion matrix as text; the most frequent confusions instead where it is wider than `width`.
+
+    >>> print("\\n".join(matrix_lines(["cat", "dog"], [[9, 1], [0, 10]], 60)).lstrip())
+    confusion matrix (rows: true class, columns: predicted)
+              0   1
+      0 cat   9   1
+      1 dog   .  10
+    """
+    labels = [f"{i} {name}" for i, name in enumerate(names)]
+    cell = 2 + max(len(str(value)) for row in [*matrix, [len(names) - 1]] for value in row)
+    label = max(map(len, labels))
+    if 2 + label + cell * len(names) <= width:
+        lines = ["", "  confusion matrix (rows: true class, columns: predicted)"]
+        lines.append("  " + " " * label + "".join(f"{i:>{cell}}" for i in range(len(names))))
+        for text, row in zip(labels, matrix, strict=True):
+            lines.append(f"  {text:<{label}}" + "".join(f"{value or '.':>{cell}}" for value in row))
+        return lines
+    pairs = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+    if not pairs:
+        return []
+    lines = ["", f"  most frequent confusions (of {len(pairs)}; the whole matrix: --json)"]
+    return lines + [f"  {n:>7,}  {names[i]} predicted as {names[j]}" for n, i, j in pairs[:10]]

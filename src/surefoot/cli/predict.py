@@ -1,4 +1,4 @@
-"""`surefoot predict MODEL FILE...`: which class each picture is, and how sure the model is."""
+"""`surefoot predict MODEL FILE...`: what the model says of each sample: its classes, or its numbers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify every sample of every file, in order."""
-    from ..artifacts import read_images
+    """One line a sample, for every sample of every file, in order."""
+    from ..artifacts import describe_outputs, read_images, shown
     from ..errors import UsageError
 
     model = opened(Path(arguments.path), arguments)
@@ -31,25 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     images = read_images(arguments.files, model.input_shape, model.info.input_dtype)
     for note in images.notes:
         say(note, error=True)
-    outputs = model.predict(images.batch)
-    if outputs.dim() != 2:
-        raise UsageError(f"{model.path}: gives {list(outputs.shape)} for {len(images.batch)} samples, not classes")
-    names = list(model.classes or map(str, range(outputs.shape[1])))
-    values, indices = outputs.topk(max(1, min(arguments.top, outputs.shape[1])))
-    rows = [
-        {
-            "file": name,
-            "predictions": [
-                {"class": names[i], "index": i, "probability": v}
-                for v, i in zip(value.tolist(), index.tolist(), strict=True)
-            ],
-        }
-        for name, value, index in zip(images.names, values, indices, strict=True)
-    ]
+    found = describe_outputs(model.info, model.predict(images.batch), arguments.top)
+    rows = [{"file": name, **answer} for name, answer in zip(images.names, found, strict=True)]
     if arguments.json:
         say(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        told = "  ".join(f"{printable(p['class'])} {100 * p['probability']:.1f} %" for p in row["predictions"])
-        say(f"{printable(row['file'])}: {told}")
+        say(f"{printable(row['file'])}: {printable(shown(row))}")
     return 0

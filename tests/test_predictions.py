@@ -1,0 +1,176 @@
+"""What a prediction says: percentages only for probabilities, numbers for numbers, one message where it cannot."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from surefoot import UsageError, open_model, save_model
+from surefoot.artifacts import describe_outputs, shown
+from surefoot.artifacts.info import describe_model
+from surefoot.cli import main
+from surefoot.cli.evaluate import matrix_lines
+from surefoot.models import MODELS
+
+
+def mlp(outputs: int) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS.build("MLP", {"in_features": 4, "hidden": [8], "classes": outputs})
+
+
+def saved(where, outputs: int, **about):
+    return save_model(mlp(outputs), where / "model", input_shape=(4,), input_dtype="float32", **about)
+
+
+def predicted(where, capsys, *more: str) -> str:
+    np.save(where / "x.npy", np.random.default_rng(0).normal(size=(2, 4)).astype("float32"))
+    assert main(["predict", str(where / "model"), str(where / "x.npy"), *more]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", ["MSELoss", "L1Loss", "PoissonNLLLoss", None])
+def test_a_regression_gives_its_numbers(tmp_path, capsys, loss):
+    saved(tmp_path, 2, loss=loss)
+    out = predicted(tmp_path, capsys)
+    assert "%" not in out
+    rows = json.loads(predicted(tmp_path, capsys, "--json"))
+    x = torch.from_numpy(np.load(tmp_path / "x.npy"))
+    expected = mlp(2).eval()(x)
+    assert torch.allclose(torch.tensor([row["values"] for row in rows]), expected)
+
+
+@pytest.mark.parametrize("loss", [None, "MultiMarginLoss"])
+def test_scores_are_no_probabilities(tmp_path, capsys, loss):
+    saved(tmp_path, 3, loss=loss, classes=["a", "b", "c"])
+    assert "%" not in predicted(tmp_path, capsys)
+    row = json.loads(predicted(tmp_path, capsys, "--json"))[0]
+    assert {"class", "index", "score"} == set(row["predictions"][0])
+
+
+def test_classes_have_probabilities_that_sum_to_one(tmp_path, capsys):
+    saved(tmp_path, 3, loss="CrossEntropyLoss", classes=["a", "b", "c"])
+    assert "%" in predicted(tmp_path, capsys)
+    row = json.loads(predicted(tmp_path, capsys, "--json"))[0]
+    assert sum(p["probability"] for p in row["predictions"]) == pytest.approx(1)
+
+
+def test_labels_each_have_their_own_probability(tmp_path, capsys):
+    saved(tmp_path, 3, loss={"name": "BCEWithLogitsLoss"}, classes=["a", "b", "c"])
+    rows = json.loads(predicted(tmp_path, capsys, "--json"))
+    x = torch.from_numpy(np.load(tmp_path / "x.npy"))
+    expected = mlp(3).eval()(x).sigmoid()
+    for row, theirs in zip(rows, expected, strict=True):
+        assert {p["index"]: p["probability"] for p in row["predictions"]} == pytest.approx(
+            dict(enumerate(theirs.tolist()))
+        )
+
+
+def test_probabilities_that_the_model_made_are_not_made_again():
+    info = describe_model(mlp(2), loss="BCELoss")
+    assert describe_outputs(info, torch.tensor([[0.25, 0.75]]))[0]["predictions"][0] == {
+        "class": "1",
+        "index": 1,
+        "probability": 0.75,
+    }
+
+
+def test_one_logit_tells_two_classes_apart():
+    info = describe_model(mlp(1), loss="BCEWithLogitsLoss", classes=["no", "yes"])
+    found = describe_outputs(info, torch.tensor([[0.75]]))[0]
+    assert shown(found) == "yes 75.0 %  no 25.0 %"
+
+
+def test_a_segmentation_tells_the_share_of_each_class():
+    info = describe_model(mlp(2), loss="CrossEntropyLoss", classes=["ground", "cat"])
+    outputs = torch.zeros(1, 2, 2, 2)
+    outputs[0, 1, 0, 0] = 1
+    assert shown(describe_outputs(info, outputs)[0]) == "ground 75.0 %  cat 25.0 % of 4 positions"
+
+
+def test_many_numbers_are_summed_up_for_people_only():
+    info = describe_model(mlp(2), loss="MSELoss")
+    found = describe_outputs(info, torch.arange(10.0)[None])[0]
+    assert len(found["values"]) == 10
+    assert shown(found) == "0  1  2  3  4  5  6  7  ... (10 numbers, mean 4.5)"
+
+
+@pytest.mark.parametrize("count", [2, 11])
+def test_a_description_with_other_classes_than_outputs_is_one_message(tmp_path, capsys, count):
+    saved(tmp_path, 3, loss="CrossEntropyLoss", classes=[f"c{i}" for i in range(count)])
+    np.save(tmp_path / "x.npy", np.zeros((1, 4), "float32"))
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "x.npy")]) == 2
+    assert f"names {count} classes and its model has 3 outputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_eval_of_a_model_with_other_classes_is_one_message(tmp_path, capsys, monkeypatch, count):
+    monkeypatch.chdir(tmp_path)
+    model = MODELS.build("LeNet5", {"classes": count})
+    save_model(
+        model,
+        "model",
+        loss="CrossEntropyLoss",
+        classes=[f"c{i}" for i in range(count)],
+        input_shape=(1, 28, 28),
+        input_dtype="uint8",
+    )
+    with open("few.yaml", "w") as file:
+        file.write(
+            "epochs: 1\nmodel: LeNet5\ndata: {name: garments, train_size: 20, val_size: 20, batch_size: 10}\n"
+            "loss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\n"
+        )
+    assert main(["eval", "model", "--data", "few.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert f"{count} classes and the data have 10" in err and "Traceback" not in err
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Wrapped(nn.Linear):
+    def forward(self, x):
+        return Output(super().forward(x))
+
+
+def test_an_output_object_is_named(tmp_path):
+    save_model(Wrapped(4, 2), tmp_path / "m", input_shape=(4,), input_dtype="float32")
+    model = open_model(tmp_path / "m", Wrapped(4, 2))
+    with pytest.raises(UsageError, match=r"returns Output; predictions need its \.logits"):
+        model.predict(torch.zeros(2, 4))
+
+
+def test_a_confusion_matrix_fits_its_width_or_the_worst_confusions_are_told():
+    small = matrix_lines(["cat", "dog"], [[9, 1], [0, 10]], 60)
+    assert small[-2:] == ["  0 cat   9   1", "  1 dog   .  10"]
+    count = 100
+    matrix = [[5 if i == j else int(i == j + 1) * (i + 1) for j in range(count)] for i in range(count)]
+    large = matrix_lines([f"c{i}" for i in range(count)], matrix, 80)
+    assert large[2] == "      100  c99 predicted as c98" and len(large) == 12
+    assert all(len(line) <= 80 for line in large)
+    assert matrix_lines(["a" * 50, "b" * 50], [[1, 0], [0, 1]], 40) == []
+
+
+def test_eval_prints_the_matrix(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(
+        MODELS.build("LeNet5"),
+        "model",
+        loss="CrossEntropyLoss",
+        classes=[f"c{i}" for i in range(10)],
+        input_shape=(1, 28, 28),
+        input_dtype="uint8",
+    )
+    with open("few.yaml", "w") as file:
+        file.write(
+            "epochs: 1\nmodel: LeNet5\ndata: {name: garments, train_size: 20, val_size: 20, batch_size: 10}\n"
+            "loss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\n"
+        )
+    assert main(["eval", "model", "--data", "few.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "confusion matrix (rows: true class, columns: predicted)" in out and "  9 c9 " in out
