@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset, WeightedRandomSampler
-from torch.utils.data import random_split
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+    random_split,
+)
 
 from surefoot import Loader, Preprocessing, UsageError, evaluate, fit, predict
 from surefoot.data import DatasetSource, as_source

@@ -14,7 +14,6 @@ from surefoot.recipe.check import better
 from surefoot.recipe.dump import to_yaml
 from surefoot.recipe.kinds import METRICS
 
-
 # The characters that YAML can hold, the awkward ones often.
 CHARACTERS = st.one_of(
     st.sampled_from("\t\n\r :#&*!|>'\"%@`-?[]{},~=<.0123456789eE+xnotrue\x85\u2028\u2029\ufeff\\é✓"),

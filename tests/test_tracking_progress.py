@@ -13,9 +13,9 @@ import threading
 
 import pytest
 
+from surefoot.text import typed
 from surefoot.tracking import Progress, RunInfo, Summary, make_progress
 from surefoot.tracking import progress as module
-from surefoot.text import typed
 from surefoot.tracking.progress import PlainProgress, RichProgress, duration, epoch_line
 
 INFO = RunInfo(

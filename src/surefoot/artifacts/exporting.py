@@ -18,8 +18,8 @@ from torch import nn
 from .. import files, safe_tensors
 from ..errors import RunFailed, UsageError, first_line
 from ..safe_tensors import BadFile
-from .arguments import checked
 from . import weights
+from .arguments import checked
 from .importing import import_weights
 from .info import ModelInfo, describe_model
 from .model_dir import build

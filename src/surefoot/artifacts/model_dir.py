@@ -17,8 +17,8 @@ from ..errors import UsageError
 from ..models import MODELS
 from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
-from .arguments import check_model, checked
 from . import weights
+from .arguments import check_model, checked
 from .card import config_json, model_card
 from .info import ModelInfo, describe_model
 from .swap import is_temporary, new_directory

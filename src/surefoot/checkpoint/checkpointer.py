@@ -29,7 +29,6 @@ from .snapshot import Snapshots, decode
 from .store import CheckpointStatus
 from .writer import Writer
 
-
 # Lines of a journal that run.json names.
 MOST_DAMAGED = 50
 

@@ -16,7 +16,6 @@ from .run import RunDirectory
 from .snapshot import Snapshot
 from .store import CheckpointStatus
 
-
 _PATIENCE_S = 60.0
 
 

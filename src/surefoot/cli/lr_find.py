@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from ..text import draw, say, typed
-
 from .recipes import add_trust_argument, named_recipe
 
 

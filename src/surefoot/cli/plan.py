@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from ..text import draw, printable, say
-
 from .recipes import add_trust_argument, named_recipe
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from ..text import say
-
 from .recipes import add_trust_argument, named_recipe
 
 

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from ..text import say
-
 from .recipes import add_trust_argument, named_recipe
 
 
