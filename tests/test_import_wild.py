@@ -180,6 +180,9 @@ def test_folders_that_hold_something_else_say_what_they_are(tmp_path):
     safetensors.torch.save_file(adapter, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UsageError, match="an adapter of PEFT"):
         read_state(tmp_path / "adapter_model.safetensors")
+    torch.save({**adapter, "base_model.model.q.base_layer.weight": torch.ones(2, 2)}, tmp_path / "wrapped.pth")
+    with pytest.raises(UsageError, match="merge_and_unload"):
+        import_weights(tmp_path / "wrapped.pth", nn.Linear(2, 2, bias=False))
 
 
 def tar_of(value: dict[str, torch.Tensor]) -> bytes:
@@ -217,6 +220,39 @@ def test_the_tar_form_is_read_as_torch_reads_it(state, tmp_path):
     (tmp_path / "w.pth").write_bytes(tar_of(state))
     assert same(torch.load(tmp_path / "w.pth", weights_only=False), state)  # our own file: nothing foreign in it
     assert same(read_state(tmp_path / "w.pth").tensors, state)
+
+
+def test_lazily_conjugated_and_negated_tensors_are_read_as_torch_reads_them(tmp_path):
+    z = torch.tensor([1 + 2j, 3 - 4j])
+    torch.save({"conj": z.conj(), "neg": z.clone().conj().imag, "plain": z.clone()}, tmp_path / "w.pth")
+    torchs = torch.load(tmp_path / "w.pth", weights_only=True)
+    assert torchs["conj"].is_conj() and torchs["neg"].is_neg()
+    assert same(read_state(tmp_path / "w.pth").tensors, torchs)
+
+
+@pytest.mark.parametrize("form", ["legacy", "tar"])
+def test_older_forms_that_were_cut_or_changed_are_refused_or_read_never_worse(form, state, tmp_path):
+    if form == "tar":
+        data = tar_of(state)
+    else:
+        torch.save({"state_dict": state, "args": Config(1)}, out := io.BytesIO(), _use_new_zipfile_serialization=False)
+        data = out.getvalue()
+    path = tmp_path / "w.pth"
+    path.write_bytes(data)
+    assert same(read_state(path).tensors, state)
+    end = len(data) if form == "legacy" else len(data.rstrip(b"\0"))
+    for cut in range(0, end, max(1, end // 150)):
+        path.write_bytes(data[:cut])
+        with pytest.raises(UsageError):
+            read_state(path)
+    for at in range(0, end, max(1, end // 300)):
+        changed = bytearray(data)
+        changed[at] ^= 0x41
+        path.write_bytes(changed)
+        try:
+            read_state(path)
+        except UsageError:
+            continue
 
 
 def test_big_endian_archives_are_read_as_torch_reads_them(tmp_path):

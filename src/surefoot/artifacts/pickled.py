@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +44,7 @@ _TEXTS = {
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
+_LAZY = ("conj", "neg")
 _LOCATION = re.compile(r"[a-z_]{1,20}(:\d{1,4})?")
 
 
@@ -60,13 +61,17 @@ class Storage:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that the file holds: a view of a storage; `offset` and `stride` count elements of `dtype`."""
+    """A tensor that the file holds: a view of a storage; `offset` and `stride` count elements of `dtype`.
+
+    `lazy` holds "conj" and "neg" where the numbers are still to be conjugated or negated.
+    """
 
     storage: Storage
     dtype: str
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    lazy: tuple[str, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -309,22 +314,24 @@ class Machine:
             case "torch._utils._rebuild_tensor", (Storage() as s, offset, shape, stride):
                 return self.tensor(s, s.dtype, offset, shape, stride)
             case "torch._utils._rebuild_tensor_v2", (Storage() as s, offset, shape, stride, bool(), _, *rest):
-                self._no_metadata(rest)
-                return self.tensor(s, s.dtype, offset, shape, stride)
+                return replace(self.tensor(s, s.dtype, offset, shape, stride), lazy=self._lazy(rest))
             case (
                 "torch._utils._rebuild_tensor_v3",
                 (Storage() as s, offset, shape, stride, bool(), _, _Global(dtype), *rest),
             ):
-                self._no_metadata(rest)
-                return self.tensor(s, dtype.removeprefix("torch."), offset, shape, stride)
+                found = self.tensor(s, dtype.removeprefix("torch."), offset, shape, stride)
+                return replace(found, lazy=self._lazy(rest))
             case "torch._tensor._rebuild_from_type_v2", (_Global(inner) as rebuild, _Global(), tuple() as inside, _):
                 if inner.startswith("torch._utils._rebuild_"):
                     return self._call(rebuild, inside)
         return Opaque(name, arguments)
 
-    def _no_metadata(self, rest: list[Any]) -> None:
-        if any(item not in (None, {}) for item in rest) or len(rest) > 1:
+    def _lazy(self, rest: list[Any]) -> tuple[str, ...]:
+        """The flags of a tensor, from the metadata that may stand behind its other arguments."""
+        flags = rest[0] if rest and rest[0] is not None else {}
+        if len(rest) > 1 or type(flags) is not dict or not all(v is True and k in _LAZY for k, v in flags.items()):
             raise self._bad("a tensor with flags of its own")
+        return tuple(flags)
 
     def tensor(self, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> Stored:
         """A checked view of a storage. Raises `BadFile` for one that reaches beyond it."""

@@ -166,6 +166,16 @@ def _nothing(tree: Any, foreign: tuple[str, ...]) -> str:
         return f"holds {kind}, not a state_dict{names}"
     if isinstance(tree, Opaque):
         return f"holds a {tree.name[:100]}, not a state_dict{names}"
-    wrong = [f"{str(n)[:60]}" for n, v in tree.items() if not isinstance(n, Opaque) and not isinstance(v, Stored)][:5]
+    wrong = [f"{str(n)[:60]} ({_kind(v)})" for n, v in tree.items() if not isinstance(n, Opaque | int | float)]
+    wrong = [line for line in wrong if not line.endswith("(a tensor)")][:5]
     what = f"entries that are no tensors: {', '.join(wrong)}" if wrong else "nothing"
     return f"holds no state_dict (a dictionary of names and tensors) but {what}{names}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Stored):
+        return "a tensor"
+    name = value.name if isinstance(value, Opaque) else ""
+    if name.startswith("torch._utils._rebuild_"):
+        return f"a tensor of another kind, {name.removeprefix('torch._utils._rebuild_')}: make it dense and plain"
+    return name[:80] or type(value).__name__.lstrip("_")

@@ -48,6 +48,8 @@ class TorchFile:
             dtype = getattr(torch, stored.dtype)
             whole = raw[key].numel() // dtype.itemsize * dtype.itemsize
             tensor = raw[key][:whole].view(dtype).as_strided(stored.shape, stored.stride, stored.offset)
+            tensor = tensor.conj_physical() if "conj" in stored.lazy else tensor
+            tensor = -tensor if "neg" in stored.lazy else tensor
             if dtype is torch.bool and tensor.numel() and int(raw[key].max()) > 1:
                 raise BadFile(self.path, f"{name[:80]!r} holds booleans other than 0 and 1")
             found[name] = tensor
@@ -76,7 +78,10 @@ class TorchFile:
 
 def read_torch_file(path: Path, file: BinaryIO, kind: str) -> TorchFile:
     """The checked content of an open file of the form `kind` (zip, legacy or tar). Raises `BadFile`."""
-    return {"zip": _read_zip, "legacy": _read_legacy, "tar": _read_tar}[kind](path, file)
+    try:
+        return {"zip": _read_zip, "legacy": _read_legacy, "tar": _read_tar}[kind](path, file)
+    except (ValueError, OverflowError) as error:  # numbers too long to be written in a name
+        raise BadFile(path, f"is damaged or made up: {error}") from error
 
 
 def _read_zip(path: Path, file: BinaryIO) -> TorchFile:

@@ -85,7 +85,8 @@ def _optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerFile:
         given = group.get("param_names")
         names += given if isinstance(given, list) and len(given) == len(params) else []
     flat = [n for group in positions for n in group]
-    if len(set(flat)) != len(flat) or not all(type(n) is int and n in set(flat) for n in state):
+    known = set(flat)
+    if len(known) != len(flat) or not all(type(n) is int and n in known for n in state):
         raise bad("names a parameter twice, or one that no group has")
     stored: dict[str, Stored] = {}
     read: dict[int, dict[str, Any]] = {}
