@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from surefoot import files
-from surefoot.checkpoint import Checkpointer, ConditionsChanged, RunDirectory, scan
+from surefoot.checkpoint import Checkpointer, ConditionsChanged, RunDirectory, scan, store
 from surefoot.checkpoint.contract import code_of, compare, environment, require_same
 from surefoot.checkpoint.policy import Every, Keep
 from surefoot.errors import RunFailed, Stopped, UsageError
@@ -634,3 +634,87 @@ def test_the_tutorials_loop_resumes_exactly(tmp_path, monkeypatch):
             hand_loop.main(str(tmp_path / "run"), 2, images=64)
     resumed = hand_loop.main(str(tmp_path / "run"), 2, images=64).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_state_of_more_brackets_than_can_be_read_back_is_refused_before_the_first_step(run_dir):
+    class History:
+        def __init__(self, count):
+            self.count = count
+
+        def state_dict(self):
+            return {"values": [(1,)] * self.count}
+
+        def load_state_dict(self, state):
+            self.count = len(state["values"])
+
+    with pytest.raises(UsageError, match=r"takes \d+ lists and objects .* largest part is objects/history"):
+        saver_for(run_dir, history=History(1_050_000))
+    history = History(2)
+    with saver_for(run_dir, history=history) as saver:
+        saver.resume()
+        saver.save()
+        history.count = 1_050_000  # grown while it trained
+        with pytest.raises(RunFailed, match="can be read back"):
+            saver.save()
+        history.count = 2
+    with saver_for(run_dir, history=History(0)) as again:
+        assert again.resume() is not None
+
+
+@pytest.mark.parametrize("when_busy", ["wait", "skip"])
+def test_a_save_that_is_due_while_the_disk_is_busy_is_awaited_or_left_out(run_dir, monkeypatch, when_busy):
+    """The disk takes nothing until the fourth step is done, or until somebody waits for it."""
+    room, inner = threading.Event(), store.commit
+
+    def commit(*arguments):
+        room.wait()
+        return inner(*arguments)
+
+    monkeypatch.setattr(store, "commit", commit)
+    lines = []
+    with saver_for(run_dir, every="1 step", keep_last=None, when_busy=when_busy, tell=lines.append) as saver:
+        saver.resume()
+        waited, wait = [], saver.wait
+
+        def noted():
+            if saver._writer.in_flight:
+                waited.append(saver.steps)
+                room.set()
+            wait()
+
+        monkeypatch.setattr(saver, "wait", noted)
+        for _ in range(4):
+            saver.step()
+        saver.epoch({"val/loss": 1.0})
+        room.set()
+    steps = [status.step for status in scan(run_dir)]
+    about = json.loads((run_dir / "run.json").read_text())
+    if when_busy == "wait":
+        assert set(steps) == {1, 2, 3, 4} and "saves_skipped" not in about
+    else:
+        assert set(steps) == {1, 4} and about["saves_skipped"] == 3
+        assert any("step 2 is left out" in line for line in lines) and "3 saves were left out" in lines[-1]
+
+
+def test_what_is_best_is_never_left_out(run_dir, monkeypatch):
+    room, inner = threading.Event(), store.commit
+
+    def commit(*arguments):
+        room.wait()
+        return inner(*arguments)
+
+    monkeypatch.setattr(store, "commit", commit)
+    with saver_for(run_dir, every="1 step", keep_best="val/loss", when_busy="skip") as saver:
+        saver.resume()
+        wait = saver.wait
+        monkeypatch.setattr(saver, "wait", lambda: (room.set(), wait()))
+        saver.step()
+        assert saver._writer.in_flight
+        saver.epoch({"val/loss": 0.5})
+    assert [status.metrics for status in scan(run_dir)][-1] == {"val/loss": 0.5}
+
+
+def test_when_busy_is_checked(run_dir):
+    with pytest.raises(UsageError, match="when_busy: 'never' is not one of wait, skip"):
+        saver_for(run_dir, when_busy="never")
+    assert not run_dir.exists()

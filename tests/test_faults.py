@@ -46,6 +46,7 @@ GROUPS = [
     "hostile directories",
     "surefoot train",
     "surefoot resume",
+    "records",
     "writers",
 ]
 

@@ -135,3 +135,48 @@ def test_param_groups_with_one_course_share_a_line():
 def test_ticks_are_round_few_and_inside(low, high):
     found = ticks(low, high)
     assert 1 <= len(found) <= 7 and all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+
+
+def test_the_page_tells_how_the_run_ended_and_what_is_damaged(run_dir):
+    about = {"id": "a1", "status": "done", "damaged": ["metrics.jsonl:7: not a JSON record"]}
+    (run_dir / "run.json").write_text(json.dumps(about))
+    with (run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 1}\n[1]\n')
+    page = write_report(run_dir).read_text()
+    assert "status done" in page and "status running" not in page
+    assert "metrics.jsonl:7: not a JSON record" in page
+    assert "metrics.jsonl:37: lacks &#x27;kind&#x27;" in page and "metrics.jsonl:38: expected a JSON object" in page
+
+
+def test_a_long_run_is_a_small_page_with_its_extremes(tmp_path):
+    def long():
+        for step in range(1, 30_001):
+            loss = 9.0 if step == 12_345 else 1.0
+            yield dict(kind="epoch", split="train", epoch=step - 1, step=step, loss=loss, accuracy=0.5, lr=[0.1])
+
+    page = render_report(RunNumbers(long()), run={}, recipe="", name="x")
+    assert len(page) < 100_000
+    assert "One epoch in 128 is shown" in page and ">30000<" in page
+    heights = {y for line in lines_of(charts_of(page)[0]) for _, y in line}
+    assert len(heights) == 2
+
+
+def test_memory_of_a_report_does_not_grow_with_the_run():
+    numbers = RunNumbers()
+    for step in range(1, 5001):
+        numbers.add(dict(kind="step", split="train", epoch=0, step=step, loss=1 / step, lr=[0.1, 1 / step]))
+    assert len(numbers.points("step", "train", "loss")) <= 801
+    assert [groups for groups, _ in numbers.rate_courses()] == [[0], [1]]
+
+
+def test_many_classes_show_the_pairs_that_are_mistaken_most():
+    confusion = [[0] * 300 for _ in range(300)]
+    confusion[7][9], confusion[1][2] = 5, 4
+    page = render_report(RunNumbers(), run={}, recipe="", name="x", confusion=confusion, classes=["a"] * 8)
+    assert len(page) < 10_000 and "<td>a</td><td>9</td><td>5</td>" in page
+
+
+def test_class_names_stand_upright_so_that_ten_fit_on_a_page(run_dir):
+    names = [f"a long class {i}" for i in range(10)]
+    page = write_report(run_dir, confusion=[[1] * 10 for _ in range(10)], classes=names).read_text()
+    assert page.count('<th class="class"><span>a long class') == 10 and "writing-mode: vertical-rl" in page

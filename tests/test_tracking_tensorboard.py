@@ -185,3 +185,92 @@ def test_the_first_event_needs_neither_torch_nor_a_writers_thread(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[] 1\n"
+
+
+def marked(directory, records, at, **how):
+    """Events of `records`, and the mark that a checkpoint before record number `at` kept."""
+    with TensorBoard(directory, **how) as board:
+        for number, one in enumerate(records):
+            if number == at:
+                mark = board.mark(), one["step"], one["epoch"]
+            board.write(one)
+    return mark
+
+
+def kept(directory):
+    """The bytes of the event files by name."""
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
+
+
+def test_cut_back_to_a_mark_only_what_came_after_goes(tmp_path):
+    records = list(run_records(3))
+    untouched = points(written(tmp_path / "a", records))
+    mark, step, epoch = marked(tmp_path / "b", records, 9)
+    (before,) = kept(tmp_path / "b").values()
+    with TensorBoard(tmp_path / "b") as board:
+        assert board.cut(mark, step, epoch)
+        after = list(kept(tmp_path / "b").values())
+        assert len(after) == 1 and before.startswith(after[0]) and len(after[0]) == mark["points"][0]
+        for one in records[9:]:
+            board.write(one)
+    assert points(tmp_path / "b") == untouched
+    reader = EventAccumulator(str(tmp_path / "b"), size_guidance={"scalars": 0}).Reload()  # drops what a START says
+    assert {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]} == untouched
+
+
+def test_cut_back_again_and_again_no_point_is_lost_or_doubled_and_files_do_not_pile_up(tmp_path):
+    records = list(run_records(3))
+    untouched = points(written(tmp_path / "a", records))
+    mark, step, epoch = marked(tmp_path / "b", records, 9)
+    for _ in range(4):
+        with TensorBoard(tmp_path / "b") as board:
+            assert board.cut(mark, step, epoch)
+            for one in records[9:12]:
+                board.write(one)
+    with TensorBoard(tmp_path / "b") as board:
+        assert board.cut(mark, step, epoch)
+        for one in records[9:]:
+            board.write(one)
+    assert points(tmp_path / "b") == untouched
+    assert len(kept(tmp_path / "b")) <= 3
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: data[:50] + b"?" + data[51:]])
+def test_events_that_are_not_whole_are_not_kept(tmp_path, damage):
+    mark, step, epoch = marked(tmp_path, list(run_records(2)), 11)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damage(path.read_bytes()[: mark["points"][0]]))
+    before = kept(tmp_path)
+    with TensorBoard(tmp_path) as board:
+        assert not board.cut(mark, step, epoch)
+        assert kept(tmp_path) == before
+        assert not board.cut({"lr_step": 3}, step, epoch), "an older checkpoint kept other marks"
+
+
+def test_a_watching_tensorboard_goes_on_after_a_cut(tmp_path):
+    records = list(run_records(3))
+    mark, step, epoch = marked(tmp_path, records, 9)
+    reader = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    with TensorBoard(tmp_path) as board:
+        assert board.cut(mark, step, epoch)
+        for one in records[9:]:
+            board.write(one)
+    reader.Reload()
+    assert [e.step for e in reader.Scalars("loss/train_step")] == list(range(5, 61, 5))
+
+
+def test_together_draws_both_losses_under_one_tag_by_epoch(tmp_path):
+    records = list(run_records(3))
+    written(tmp_path / "a", records, together=True)
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "a")).Reload()
+    assert sorted(runs.Runs()) == [".", "Training", "Validation"]
+    for name, factor in (("Training", 2), ("Validation", 3)):
+        found = [(e.step, e.value) for e in runs.Scalars(name, CHART)]
+        assert close_to(found, [(n, factor / (20 * n)) for n in (1, 2, 3)])
+    mark, step, epoch = marked(tmp_path / "b", records, 12, together=True)
+    with TensorBoard(tmp_path / "b", together=True) as board:
+        assert board.cut(mark, step, epoch)
+        for one in records[12:]:
+            board.write(one)
+    for name in ("", "Training", "Validation"):
+        assert points(tmp_path / "a" / name) == points(tmp_path / "b" / name)

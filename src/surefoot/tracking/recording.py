@@ -82,6 +82,9 @@ class RunRecords:
         marks = marks or {}
         mended, damaged = self._file.truncate(offset, marks.get("sums"))
         told: list[str] = []
+        if damaged:
+            for _ in run_records(self.path, told.append):
+                pass
         self._newest, self._history = dict(marks.get("newest") or {}), None
         start = self._newest.get("offset", 0)
         board = self._opened_board()

@@ -18,14 +18,18 @@ class Curve:
     >>> for x in range(8):
     ...     curve.add(x, 9.0 if x == 5 else 1.0)
     >>> curve.points()
-    [(0, 1.0), (4, 1.0), (5, 9.0)]
+    [(0, 1.0), (4, 1.0), (5, 9.0), (7, 1.0)]
     """
 
     def __init__(self, most: int = 800):
         self._most = most
         self._size = 1  # points in a full bucket
-        # Of each bucket: the number of its points, the lowest, the highest, whether something was not finite.
-        self._buckets: list[tuple[int, Point | None, Point | None, Point | None]] = []
+        # Of each bucket the lowest point, the highest, and one that was not finite.
+        self._buckets: list[tuple[Point | None, Point | None, Point | None]] = []
+        self._count = 0
+        self._low: Point | None = None
+        self._high: Point | None = None
+        self._gap: Point | None = None
 
     @classmethod
     def of(cls, points: Iterable[Point]) -> Curve:
@@ -37,12 +41,22 @@ class Curve:
 
     def add(self, x: float, y: float) -> None:
         """Take in the next point."""
-        point = (x, y)
-        new = (1, point, point, None) if math.isfinite(y) else (1, None, None, point)
-        if self._buckets and self._buckets[-1][0] < self._size:
-            self._buckets[-1] = _merged(self._buckets[-1], new)
-        else:
-            self._buckets.append(new)
+        # For every number of every record of a run: no call, no tuple that is not kept.
+        if y - y != 0:
+            self._gap = self._gap or (x, y)
+        elif self._low is None or self._high is None:
+            self._low = self._high = (x, y)
+        elif y < self._low[1]:
+            self._low = (x, y)
+        elif y > self._high[1]:
+            self._high = (x, y)
+        self._count += 1
+        if self._count == self._size:
+            self._end_bucket()
+
+    def _end_bucket(self) -> None:
+        self._buckets.append((self._low, self._high, self._gap))
+        self._count, self._low, self._high, self._gap = 0, None, None, None
         if len(self._buckets) > (self._most if self._size == 1 else self._most // 2):
             self._size *= 2
             pairs = [self._buckets[i : i + 2] for i in range(0, len(self._buckets), 2)]
@@ -51,7 +65,7 @@ class Curve:
     def points(self) -> list[Point]:
         """What was kept, in order of x; NaN where there is a gap."""
         found: list[Point] = []
-        for _, low, high, gap in self._buckets:
+        for low, high, gap in [*self._buckets, (self._low, self._high, self._gap)]:
             if low is not None and high is not None:
                 found += sorted({low, high})
             if gap is not None:
@@ -60,13 +74,12 @@ class Curve:
 
 
 def _merged(one, other):
-    lows = [low for _, low, _, _ in (one, other) if low is not None]
-    highs = [high for _, _, high, _ in (one, other) if high is not None]
+    lows = [bucket[0] for bucket in (one, other) if bucket[0] is not None]
+    highs = [bucket[1] for bucket in (one, other) if bucket[1] is not None]
     return (
-        one[0] + other[0],
         min(lows, key=lambda p: p[1], default=None),
         max(highs, key=lambda p: p[1], default=None),
-        one[3] or other[3],
+        one[2] or other[2],
     )
 
 
