@@ -412,6 +412,30 @@ def test_a_run_of_any_data_set_has_a_model_that_can_be_used(tmp_path):
     assert open_model(tmp_path / "named" / "model", other).info.classes == ("a", "b", "c")
 
 
+@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 2}])
+def test_labels_of_uint8_are_the_labels_that_they_are(settings):
+    """torch takes them in a cross entropy; as an index they would be a mask, and their products overflow."""
+    x, y = torch.randn(60, 4), torch.arange(60) % 20
+    weight = torch.linspace(0.5, 2, 20)
+    results = []
+    for labels in (y, y.to(torch.uint8)):
+        torch.manual_seed(0)
+        model, loss = nn.Linear(4, 20), nn.CrossEntropyLoss(weight=weight)
+        metrics = trained(model, (x, labels), loss, val=(x, labels), batch_size=8, lint_off="all", **settings).metrics
+        results.append((metrics, evaluate(model, loss, (x, labels), confusion=20).confusion.tolist()))
+    assert results[0] == results[1]
+    assert sum(map(sum, results[0][1])) == 60
+
+
+def test_splits_are_made_of_whatever_is_data():
+    from surefoot import DataSplits
+
+    splits = DataSplits((NUMBERS, LABELS), [(torch.zeros(3), 1)] * 3, ["no", "yes"], None)
+    assert (len(splits.train), len(splits.val), splits.classes) == (N, 3, ("no", "yes"))
+    with pytest.raises(UsageError, match="data: preprocessing: 0.5 was given"):
+        DataSplits((NUMBERS, LABELS), None, None, 0.5)
+
+
 def test_labels_beyond_the_names_have_no_cell_in_the_confusion_matrix():
     model = nn.Linear(3, 5)
     x, y = torch.randn(20, 3), torch.arange(20) % 5

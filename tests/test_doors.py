@@ -209,6 +209,11 @@ OTHER_CALLS = {
     "fit, texts": (lambda: fitted(data=[("text", 0)] * 8), "the inputs are texts: encode them"),
     "fit, a model without return": (lambda: fitted(Returns(lambda x: None)), "the model returns None"),
     "fit, a model of two outputs": (lambda: fitted(Returns(lambda x: (x, x))), "loss_function(outputs[0], targets)"),
+    "Loader, seek": (lambda: Loader((X, Y), 8).seek("a"), "data: epoch: 'a' is not a whole number"),
+    "Loader, another device": (lambda: setattr(Loader((X, Y), 8), "device", "gpu"), "data: device: 'gpu' is no"),
+    "Schedule, a metric": (lambda: _plateau("val/loss").epoch("low"), "schedule: the metric is 'low', which is no"),
+    "execution, threads": (lambda: fitted(execution={"threads": np.ones(2)}), "execution: threads: an object of numpy"),
+    "execution, a key": (lambda: fitted(execution={1: 2}), "execution: unknown key 1"),
     "warmup, last_step": (lambda: surefoot.LinearWarmup(sgd(net()), 2, last_step="x"), "last_step: 'x' is not"),
     "warmup": (lambda: surefoot.LinearWarmup(sgd(net()), 2.5), "warmup_period 2.5 is not a whole number"),
 }
@@ -252,6 +257,15 @@ def test_every_kind_of_number_is_a_metric(value, kept, run_dir, tmp_path):
     (status,) = surefoot.checkpoint.scan(run_dir)
     assert status.metrics == {"val/loss": kept} and type(status.metrics["val/loss"]) is type(kept)
     surefoot.save_model(net(), tmp_path / "m", metrics={"val/loss": value})
+
+
+@pytest.mark.parametrize("value", [v for v, kept in METRIC_VALUES.values() if isinstance(kept, float)])
+def test_a_plateau_is_given_every_kind_of_number(value):
+    one, other = _plateau("val/loss", patience=0), _plateau("val/loss", patience=0)
+    for _ in range(2):
+        one.epoch(value)
+        other.epoch(0.5)
+    assert one.state_dict() == other.state_dict() and one.lrs == other.lrs
 
 
 @pytest.mark.parametrize("value", ["0.5", 1j, torch.ones(1), np.ones(2), [0.5], object()])

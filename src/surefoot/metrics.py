@@ -212,7 +212,7 @@ class RunningMetrics:
     def _tally(self, answers: Tensor, targets: Tensor, counted: Tensor) -> None:
         size = self.confusion
         counted = counted & (targets >= 0) & (targets < size) & (answers < size)  # what has no name has no cell
-        truth, answers = targets[counted], answers[counted]
+        truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._matrix += cells.cpu()
 

@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..build import build
     from ..losses import lint
     from ..planning import mistakes
+    from ..training.before import try_validation
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
@@ -33,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         off=loaded.lint_off,
         last=built.train.short_batch(),
     )
+    if built.val is not None:
+        try_validation(built.model, built.loss, built.val)
     for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
         say(finding)
     parameters = sum(p.numel() for p in built.model.parameters())

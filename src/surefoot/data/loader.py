@@ -99,11 +99,8 @@ class Loader:
             check.flag("normalize_once", normalize_once)
         if normalize_once is True and augment:
             check.refuse("normalize_once", "augmentation works on raw data; leave one of them out")
-        try:
-            self._device = torch.device("cpu" if device is None else device)
-        except (RuntimeError, TypeError):
-            check.refuse("device", f"{device!r} is no device of torch's; give 'cpu', 'cuda' or 'cuda:0'")
         check.done()
+        self._device = _device("cpu" if device is None else device)
         self.epoch = 0
         self.position = 0
         self._normalize_once = normalize_once
@@ -139,7 +136,7 @@ class Loader:
 
     @device.setter
     def device(self, device: torch.device | str) -> None:
-        self._device = torch.device(device)
+        self._device = _device(device)
         self._prepared = None
 
     @property
@@ -189,6 +186,9 @@ class Loader:
 
     def seek(self, epoch: int, position: int = 0) -> None:
         """Go to a place at once: nothing is read or replayed. Raises UsageError for a place that is none."""
+        check = Arguments("data: ")
+        epoch, position = check.whole("epoch", epoch), check.whole("position", position)
+        check.done()
         if epoch < 0 or not 0 <= position <= len(self):
             raise UsageError(f"data: there is no batch {position} in epoch {epoch}; an epoch has {len(self)} batches")
         self.epoch, self.position = epoch, position
@@ -356,6 +356,13 @@ _MOVED = (
     "data: the loader was moved during an iteration, by another iteration, a seek or a restored state; iterate one "
     "loader at a time, and begin a new iteration after moving it"
 )
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UsageError(f"data: device: {device!r} is no device of torch's; give 'cpu', 'cuda' or 'cuda:0'") from None
 
 
 def _usable(batch: Any) -> tuple[Any, ...]:

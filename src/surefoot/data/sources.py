@@ -151,14 +151,14 @@ class DatasetSource(Source):
         """The data set's own `targets`, or those of every sample, read one by one."""
         own = getattr(self.dataset, "targets", None)
         if isinstance(own, Tensor | numpy.ndarray | list) and len(own) == len(self):
-            return torch.as_tensor(own)
+            return as_tensor(own)
         targets = []
         for first in range(0, len(self), 1024):
             for sample in fetch(self.dataset, range(first, min(first + 1024, len(self))), 0, 0):
                 if not isinstance(sample, tuple | list) or len(sample) < 2:
                     raise UsageError("data: a sample is no (inputs, targets) pair; there are no targets to read")
                 targets.append(torch.as_tensor(sample[-1]))
-        return torch.stack(targets)
+        return as_tensor(targets)
 
     def fingerprint(self) -> str:
         """Of the class's name, the number of samples and 16 of them spread over the whole.

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arguments import Arguments
 from ..errors import UsageError
 from ..preprocessing import Preprocessing
 from .loader import Loader
-from .sources import DatasetSource, Source, TensorSource, check_labels
+from .sources import DatasetSource, Source, TensorSource, as_source, check_labels
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set ready for loaders.
+    """A data set ready for loaders; `train` and `val` are whatever `as_source` takes.
 
     `classes` names the values of the targets, or is None where they are no class labels; then all targets of
     data in memory have been checked to be one of them. `preprocessing` is the one that fits the raw data.
@@ -27,8 +28,14 @@ class DataSplits:
     preprocessing: Preprocessing | None
 
     def __post_init__(self):
+        object.__setattr__(self, "train", as_source(self.train))
+        object.__setattr__(self, "val", None if self.val is None else as_source(self.val))
+        check = Arguments("data: ")
+        check.instance("preprocessing", self.preprocessing, Preprocessing, "Preprocessing()", none=True)
+        check.done()
         if self.classes is None:
             return
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         for source in (self.train, self.val):
             # A Dataset's targets may have to be read one by one from disk: the loss meets them soon enough.
             if source is not None and not isinstance(source, DatasetSource):

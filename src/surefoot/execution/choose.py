@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Arguments
 from ..errors import UsageError
 from ..untouched import is_lazy, untouched
 from . import cache as kept
@@ -75,13 +76,17 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
     >>> asked_for({"threads": 1, "onednn": "auto", "compile": False})
     {'threads': 1, 'compile': 'none'}
     """
-    if spec is None or spec == "auto":
+    if spec is None or (isinstance(spec, str) and spec == "auto"):
         return {}
     if not isinstance(spec, Mapping):
         raise UsageError(f"execution: {spec!r} is neither auto nor a mapping of {', '.join(FIELDS)}")
-    if unknown := sorted(set(spec) - set(FIELDS)):
+    if unknown := sorted(map(str, set(spec) - set(FIELDS))):
         raise UsageError(f"execution: unknown key {', '.join(unknown)}; there are {', '.join(FIELDS)}")
-    fixed = {name: value for name, value in spec.items() if value != "auto"}
+    fixed = {name: value for name, value in spec.items() if not (isinstance(value, str) and value == "auto")}
+    if "threads" in fixed:
+        check = Arguments("execution: ")
+        fixed["threads"] = check.whole("threads", fixed["threads"], low=1)
+        check.done()
     if isinstance(fixed.get("compile"), bool):
         fixed["compile"] = COMPILED if fixed["compile"] else "none"
     return fixed

@@ -174,7 +174,7 @@ def _weight_of_classes(loss: Any, targets: Tensor) -> int | Tensor:
     weight = option(loss, "weight")
     if weight is None:
         return counted.sum()
-    return (weight.double()[targets.where(counted, 0)] * counted).sum()
+    return (weight.double()[targets.where(counted, 0).long()] * counted).sum()
 
 
 def _same_weighing(a: Any, b: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ..arguments import as_metric
 from ..errors import UsageError
 from .accept import check_parts, saveable_callables
 from .adopting import enter, replay
@@ -114,7 +115,9 @@ class Schedule:
         return self.by == STEP and isinstance(self.scheduler, ReduceLROnPlateau)
 
     def step(self, metric: float | None = None) -> None:
-        """After each update."""
+        """After each update. Raises UsageError for a `metric` that is no number."""
+        if metric is not None:
+            metric = self._number(metric)
         turn = self.warmup is not None and self.warmup_by == STEP
         self.steps += 1
         if self.scheduler is not None and self.by == STEP:
@@ -129,6 +132,8 @@ class Schedule:
                 f"ReduceLROnPlateau watches {self.monitor!r}, but the epoch ended without it; "
                 "validate each epoch or set the scheduler's monitor to something that is measured"
             )
+        if metric is not None:
+            metric = self._number(metric)
         turn = self.warmup is not None and self.warmup_by == EPOCH
         self.epochs += 1
         if self.scheduler is not None and self.by == EPOCH:
@@ -137,6 +142,14 @@ class Schedule:
             self._undampened(partial(advance_plateaus, self.scheduler, metric), turn)
         elif turn:
             self._warm()
+
+    def _number(self, metric: Any) -> Any:
+        if not self._plateaus:
+            return metric
+        number = as_metric(metric)
+        if number is None:
+            raise UsageError(f"schedule: the metric is {metric!r:.60}, which is no number")
+        return number
 
     def adopt_groups(self) -> None:
         """Take in groups that were added to the optimizer: schedule, then warm them.
