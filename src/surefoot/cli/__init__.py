@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import resource
 import signal
 import sys
 from collections.abc import Sequence
 
 from .. import signals
-from ..errors import SurefootError
+from ..errors import RunFailed, SurefootError
 from ..text import say
 from ..version import __version__
 from . import streams
@@ -96,9 +97,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+# Below it, torch's own libraries end the process while they are loaded, or fail in any of a hundred ways.
+_LEAST_BYTES = 768 * 1024 * 1024
+
+
+def _require_memory() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_BYTES:
+        raise RunFailed(
+            f"the address space is limited to {limit / 1e6:,.0f} MB, and torch alone takes {_LEAST_BYTES / 1e6:,.0f} MB; "
+            "raise the limit (ulimit -v)"
+        )
+
+
 def _run(verb: str, argv: list[str]) -> int:
-    arguments = parse(make_parser(only=verb), argv)
     try:
+        arguments = parse(make_parser(only=verb), argv)
+        _require_memory()
         return arguments.execute(arguments) or 0
     except SurefootError as error:
         say(f"surefoot: {error}", error=True)

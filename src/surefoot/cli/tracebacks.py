@@ -89,12 +89,12 @@ def _lacking(error: BaseException) -> str | None:
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError):
         return f"no memory is left{': ' + text if text else ''}; {_NO_MEMORY}"
-    for pattern, remedy in _TEXTS.items():
-        if isinstance(error, (OSError, RuntimeError, ImportError, SystemError)) and re.search(pattern, str(error)):
-            return f"{text}; {remedy}"
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         return f"{where}{error.strerror}; {_NUMBERS[error.errno]}"
+    for pattern, remedy in _TEXTS.items():
+        if isinstance(error, (OSError, RuntimeError, ImportError, SystemError)) and re.search(pattern, str(error)):
+            return f"{text}; {remedy}"
     return None
 
 
