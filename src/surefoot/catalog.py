@@ -175,8 +175,26 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """
     options = list(options)
     by_lower = {option.lower(): option for option in reversed(options)}
-    close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+    word = str(word).lower()
+    close = difflib.get_close_matches(word, by_lower, n=5, cutoff=0.6)
+    return f"; did you mean {by_lower[min(close, key=lambda option: _slips(word, option))]!r}?" if close else ""
+
+
+def _slips(a: str, b: str) -> int:
+    """Letters to add, leave out, change or swap with their neighbour to make `b` of `a`.
+
+    >>> _slips("adma", "adam"), _slips("adma", "adamax")
+    (1, 2)
+    """
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        earlier, before, row = before, row, [i + 1]
+        for j, y in enumerate(b):
+            row.append(min(before[j + 1] + 1, row[j] + 1, before[j] + (x != y)))
+            if i and j and x == b[j - 1] and a[i - 1] == y:
+                row[-1] = min(row[-1], earlier[j - 1] + 1)
+    return row[-1]
 
 
 def import_object(path: str) -> Any:

@@ -48,7 +48,9 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (module, line) in VERBS.items():
-        verb_parser = verbs.add_parser(verb, help=line, description=line[0].upper() + line[1:] + ".")
+        verb_parser = verbs.add_parser(
+            verb, help=line, description=line[0].upper() + line[1:] + ".", allow_abbrev=False
+        )
         if only in (verb, None):
             implementation = importlib.import_module(f".{module}", __package__)
             implementation.add_arguments(verb_parser)
@@ -61,10 +63,26 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     arguments, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `surefoot {arguments.verb} --help`")
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}{_as_override(arguments, unknown[0], argv)}; "
+            f"see `surefoot {arguments.verb} --help`"
+        )
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _as_override(arguments: argparse.Namespace, word: str, argv: Sequence[str]) -> str:
+    """What to write for ``--epochs 3``, as other trainers have it, where a recipe has such a key; else ""."""
+    from ..recipe import key_called
+
+    name, equals, value = word.lstrip("-").partition("=")
+    key = key_called(name) if hasattr(arguments, "overrides") else None
+    if key is None:
+        return ""
+    following = argv[argv.index(word) + 1 :][:1]
+    value = value if equals else following[0] if following and "=" not in following[0] else "VALUE"
+    return f"; a recipe's key is set without dashes: {key}={value}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,17 @@ KINDS = ("losses", "optimizers", "schedulers", "warmups", "models", "data", "aug
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """KIND and --json."""
-    parser.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
+    parser.add_argument("kind", metavar="KIND", type=_kind, help=", ".join(KINDS))
     parser.add_argument("--json", action="store_true", help="one JSON list for machines")
+
+
+def _kind(word: str) -> str:
+    from ..catalog import did_you_mean
+
+    if word not in KINDS:
+        meant = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
+        raise argparse.ArgumentTypeError(f"there is no kind {word!r}{meant}")
+    return word
 
 
 def run(arguments: argparse.Namespace) -> int:

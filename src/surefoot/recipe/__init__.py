@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .check import all_catalogues
+from .elsewhere import key_called
 from .frozen import Frozen, freeze, thaw
 from .load import load_recipe, packaged_names, packaged_summary
 from .model import (
@@ -45,6 +46,7 @@ __all__ = [
     "all_catalogues",
     "freeze",
     "json_schema",
+    "key_called",
     "load_recipe",
     "packaged_names",
     "packaged_summary",

@@ -71,6 +71,19 @@ def elsewhere(name: str, path: str, keys: Collection[str]) -> str:
     return "it belongs under " + " or ".join(map(repr, homes)) if homes and not path else ""
 
 
+def key_called(name: str) -> str | None:
+    """The recipe's key, from its top, for `name` as another tool or a flag calls it; None where there is none.
+
+    >>> key_called("epochs"), key_called("batch-size"), key_called("lr"), key_called("gpus")
+    ('epochs', 'data.batch_size', 'optimizer.lr', None)
+    """
+    name = name.lower().replace("-", "_")
+    if name.partition(".")[0] in _TOP:
+        return name
+    homes = _HOMES.get(name, ())
+    return ALIASES.get(name) or (f"{min(homes)}.{name}" if len(homes) == 1 else None)
+
+
 def _homes() -> dict[str, set[str]]:
     """The top-level keys under which each key of a section stands."""
     homes: dict[str, set[str]] = {}

@@ -67,6 +67,8 @@ def text_remedy(text: str, expected: str) -> str:
     node = Scalar(text, Where((0, 0, 0), ""), text)
     if "null" in expected and text.lower() in ("none", "nil"):
         return "; write null"
+    if "a list" in expected and text.startswith("(") and text.endswith(")"):
+        return f"; write [{text[1:-1].strip().rstrip(',')}]"
     return (flag_remedy(node) if "true or false" in expected else "") or (
         number_remedy(node) if "number" in expected else ""
     )

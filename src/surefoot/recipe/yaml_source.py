@@ -182,6 +182,11 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
     """PyYAML's words, put plainly, with the remedy where one is known."""
     problem, mark = error.problem or "it cannot be read", error.problem_mark
     lines = text.splitlines()
+    wide = _WIDE.search(lines[mark.line]) if mark and mark.line < len(lines) else None
+    if wide is None:
+        wide = _WIDE.search(lines[mark.line - 1]) if mark and 0 < mark.line <= len(lines) else None
+    if wide:
+        return f"not valid YAML: {_wide_remedy(wide.group())}"
     before = lines[mark.line][: mark.column + 1] if mark and mark.line < len(lines) else ""
     if "'\\t'" in problem or "\t" in before:
         return "a tab stands where YAML wants spaces; indent with spaces"
@@ -201,6 +206,15 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
         began = f" that begins on line {error.context_mark.line + 1}"
     context = f"{error.context}{began}, " if error.context else ""
     return f"not valid YAML: {context}{problem.replace('<stream end>', 'the end of the file')}"
+
+
+# Full-width signs, as a Chinese or Japanese keyboard gives them.
+_WIDE = re.compile("[\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011]")
+_NARROW = dict(zip("\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011", ': |, |, |"|"|[|]|[|]'.split("|"), strict=True))
+
+
+def _wide_remedy(sign: str) -> str:
+    return f"{sign!r} is a full-width sign; write {_NARROW[sign]!r}"
 
 
 class _Builder:
@@ -226,6 +240,8 @@ class _Builder:
                 root, _ = self.node(event, events, 0)
         if isinstance(root, Scalar) and root.text == "" and root.value is None:
             return None
+        if isinstance(root, Scalar) and isinstance(root.value, str) and _WIDE.search(root.text):
+            raise Refused(root.where, _wide_remedy(_WIDE.search(root.text).group()))
         return root
 
     def place(self, event: yaml.Event) -> Where:
@@ -277,18 +293,38 @@ class _Builder:
         entries: dict[str, Node] = {}
         keys: dict[str, Where] = {}
         size = 1
+        last = ""
         for event in events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
             here = self.place(event)
-            key = self.key(event, events, depth)
+            text = event.value if isinstance(event, yaml.ScalarEvent) and event.style is None else ""
+            split = self.split_value(entries.get(last), text, here)
+            key = None if split else self.key(event, events, depth)
             value, inner = self.node(next(events), events, depth + 1)
+            if split:
+                entries[last] = Broken(here)
+                continue
+            last = key or ""
             size = self.bounded(size + 1 + inner, where)
             if key in keys:
                 self.broken(here, f"{key!r} is given twice; it first stands at {keys[key]}")
             elif key is not None:
                 entries[key], keys[key] = value, here
         return Entries(entries, where, keys), size
+
+    def split_value(self, before: Node | None, text: str, where: Where) -> bool:
+        """Whether a comma inside of a value cut it, ``{lr: 0,1}`` or ``{betas: (0.9, 0.999)}``, so that `text` is no key."""
+        if not isinstance(before, Scalar) or not text:
+            return False
+        if before.text.startswith("(") and text.endswith(")"):
+            self.broken(before.where, f"({before.text[1:]}, {text} is not YAML; write [{before.text[1:]}, {text[:-1]}]")
+        elif type(before.value) is int and re.fullmatch(r"[0-9]+([eE][-+]?[0-9]+)?", text):
+            number = f"{before.text},{text}"
+            self.broken(before.where, f"a comma separates keys here; write {before.text}.{text} for {number}")
+        else:
+            return False
+        return True
 
     def key(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> str | None:
         """The text of a key; None for one that cannot be used."""
@@ -304,6 +340,10 @@ class _Builder:
             return None
         if not isinstance(node.value, str):
             self.broken(where, f"the key {node.text or 'null'} is not text; put it in quotation marks")
+            return None
+        wide = _WIDE.search(node.value) if event.style is None else None
+        if wide:
+            self.broken(where, _wide_remedy(wide.group()))
             return None
         return node.value
 

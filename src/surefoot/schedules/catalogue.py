@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..catalog import ArgumentProblem, Catalog, Entry, Range, describe
@@ -53,6 +53,9 @@ _LIMITS = {
 }
 
 
+_VERBOSE = "torch's schedulers have no verbose any more; leave it out: each epoch's line and the journal tell the rate"
+
+
 @dataclass(frozen=True)
 class _SchedulerEntry(Entry):
     """An entry with the checks that torch's annotations do not carry, and without those that the run answers."""
@@ -61,6 +64,7 @@ class _SchedulerEntry(Entry):
         filled = FILLED_IN.get(self.name, ())
         found = super().problems(arguments)
         found = [p for p in found if not (p.argument is None and any(f"{n!r}" in p.message for n in filled))]
+        found = [replace(p, message=_VERBOSE) if p.argument == "verbose" else p for p in found]
         return found + _milestone_problems(arguments)
 
 
