@@ -387,6 +387,7 @@ def test_a_scheduler_of_torch_is_taken_by_its_usual_unit():
 WRONG_SCHEDULES = {
     "a warmup of pytorch_warmup": (lambda o: _theirs(o), "give surefoot.Schedule(optimizer, warmup=surefoot.LinearWarmup("),
     "a function": (lambda o: lambda epoch: 0.5, "LambdaLR(optimizer, function)"),
+    "a scheduler with a function": (lambda o: lr_scheduler.LambdaLR(o, lambda n: 0.9**n), "counts steps"),
     "a list": (lambda o: [lr_scheduler.StepLR(o, 1)], "SequentialLR or ChainedScheduler"),
     "a name": (lambda o: "cosine", "schedule: a str was given"),
     "a class": (lambda o: lr_scheduler.StepLR, "schedule: the class StepLR"),

@@ -39,8 +39,8 @@ def as_schedule(
     """A Schedule over `optimizer` from what was given: None, a Schedule, a scheduler of torch's, or a warmup.
 
     A bare scheduler is moved by step where its length is that of the run in steps, else by the unit that is usual for
-    it (OneCycleLR and CyclicLR by step, the others by epoch); `say` is told which. Raises UsageError for anything
-    else, with the line that would work.
+    it (OneCycleLR and CyclicLR by step, the others by epoch); `say` receives a line that says which. Raises UsageError
+    for one with a function of the user's, whose unit cannot be seen, and for anything else, with the line that works.
     """
     from .schedule import Schedule
 
@@ -61,11 +61,17 @@ def as_schedule(
         raise UsageError(f"schedule: a {type(given).__name__} was given; give an object, e.g. {_SCHEDULERS}")
     if callable(given) and not inspect.isclass(given) and not hasattr(given, "step"):
         raise UsageError(
-            "schedule: a function was given; give schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, function)"
+            "schedule: a function was given; give surefoot.Schedule(optimizer, "
+            'torch.optim.lr_scheduler.LambdaLR(optimizer, function), by="epoch") or by="step"'
         )
     check = Arguments()
     _check_scheduler(check, "schedule", given)
     check.done()
+    if any(getattr(part, "lr_lambdas", None) for part in leaves(given)):
+        raise UsageError(
+            f"schedule: nobody can see whether the function of {type(given).__name__} counts steps (as the schedules of "
+            'transformers do) or epochs; give surefoot.Schedule(optimizer, scheduler, by="step") or by="epoch"'
+        )
     name, total = type(given).__name__, epochs * steps_per_epoch
     by = SCHEDULERS[name].facts["by"] if name in SCHEDULERS else EPOCH
     if any(getattr(given, length, None) == total != epochs for length in _LENGTHS):
@@ -74,7 +80,7 @@ def as_schedule(
     monitor = f"{split}/{'accuracy' if getattr(given, 'mode', 'min') == 'max' else 'loss'}"
     watched = f", watching {monitor}" if isinstance(given, ReduceLROnPlateau) else ""
     say(f"schedule: {name} moves once a{'n epoch' if by == EPOCH else ' step'}{watched}; "
-        f"surefoot.Schedule(optimizer, scheduler, by=\"{by}\") says it otherwise")  # fmt: skip
+        f"surefoot.Schedule(optimizer, scheduler, by=\"{STEP if by == EPOCH else EPOCH}\") says it otherwise")  # fmt: skip
     return Schedule(optimizer, given, by=by, monitor=monitor)
 
 
