@@ -20,7 +20,8 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
     {"version", "errors", "text"},
-    {"catalog", "rng", "files", "signals", "places"},
+    {"catalog", "rng", "files", "signals", "places", "fingerprint", "wrapping"},
+    {"held"},
     {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes"},
     {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics"},
     {"data", "artifacts", "tracking"},

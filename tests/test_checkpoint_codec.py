@@ -104,7 +104,7 @@ def test_the_order_in_memory_comes_back(tmp_path, tensor):
     assert same(found, tensor) and found.stride() == tensor.stride()
 
 
-@pytest.mark.parametrize("tensor", [torch.ones(1).expand(4), torch.arange(10.0)[::3]], ids=["expanded", "sliced"])
+@pytest.mark.parametrize("tensor", [torch.arange(10.0)[::3]], ids=["sliced"])
 def test_strides_with_holes_or_overlap_become_plain(tmp_path, tensor):
     found = through_files(tmp_path, tensor)
     assert same(found, tensor) and found.is_contiguous()
@@ -139,7 +139,6 @@ REFUSED = {
     "a function": (lambda: 0, "function cannot be saved"),
     "a subclass of int": (type("Level", (int,), {})(1), "Level cannot be saved"),
     "numpy objects": (numpy.array([Custom()], dtype=object), "ndarray cannot be saved"),
-    "a sparse tensor": (torch.eye(2).to_sparse(), "sparse"),
     "a meta tensor": (torch.empty(2, device="meta"), "meta device"),
     "itself": (_cycle(), "refers to itself"),
     "a tensor as key": ({torch.ones(1): 1}, "as a key"),
@@ -207,3 +206,55 @@ def test_deep_trees_are_refused_and_not_recursed():
         tree = [tree]
     with pytest.raises(Corrupt, match="deeply"):
         Decoder({}).decode(tree)
+
+
+LAZY = {
+    "conj": lambda: torch.tensor([1 + 2j, 3 - 1j]).conj(),
+    "neg": lambda: torch.tensor([1 + 2j, 3 - 1j]).conj().imag,
+    "conj of a view": lambda: torch.tensor([[1 + 2j, 3 - 1j]]).t().conj(),
+    "expanded": lambda: torch.tensor([[1.0], [2.0]]).expand(2, 3),
+    "not contiguous": lambda: torch.arange(6.0).reshape(2, 3)[:, ::2],
+    "no dimension": lambda: torch.tensor(3.0),
+    "empty": lambda: torch.empty(0, 3),
+    "bool": lambda: torch.tensor([True, False]),
+    "complex128": lambda: torch.tensor([1 + 2j], dtype=torch.complex128),
+    "fp8": lambda: torch.tensor([1.0, 0.5]).to(torch.float8_e4m3fn),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "not coalesced": lambda: torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,)),
+    "csr": lambda: torch.eye(3).to_sparse_csr(),
+    "parameter": lambda: torch.nn.Parameter(torch.ones(2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("kind", LAZY)
+def test_every_kind_of_tensor_comes_back_as_it_was_beside_what_it_is_a_view_of(kind):
+    tensor = LAZY[kind]()
+    base = tensor.conj() if tensor.is_complex() else tensor
+    encoder = Encoder()
+    tree = json.loads(json.dumps(encoder.encode([base, tensor], "x")))
+    files = {name: storable(held).detach().clone().contiguous() for name, held in encoder.tensors.items()}
+    _, back = Decoder(files).decode(tree)
+    assert back.dtype == tensor.dtype and back.shape == tensor.shape and back.layout == tensor.layout
+    one, other = ((t.to_dense() if t.layout is not torch.strided else t).detach() for t in (tensor, back))
+    assert torch.equal(one.to(torch.complex128), other.to(torch.complex128))
+    if kind == "expanded":
+        assert back.stride() == tensor.stride()
+    if kind in ("sparse", "not coalesced"):
+        assert back.is_coalesced() == tensor.is_coalesced()
+
+
+class Subclass(torch.Tensor):
+    """A class of somebody's own."""
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(2).as_subclass(Subclass),
+        torch.empty(2, device="meta"),
+    ],
+)
+def test_what_cannot_be_kept_is_named_before_the_first_step(tensor):
+    with pytest.raises(UsageError, match="x: .* cannot be saved; convert it"):
+        Encoder().encode(tensor, "x")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -443,7 +445,7 @@ def own_code(tmp_path, monkeypatch):
 def test_a_users_own_model_data_and_loss(own_code, capsys):
     assert main(["train", "recipe.yaml", "--run", "run"]) == 0
     conditions = json.loads(Path("run/run.json").read_text())["conditions"]
-    assert {"code.mine:Net", "code.mine:data", "code.mine:loss", "data.train", "data.val"} <= set(conditions)
+    assert {"code.mine.py", "data.train", "data.val"} <= set(conditions)
     # The file names no code that would be run on loading it.
     assert "trust_code" in refused(capsys, "eval", "run")
     assert main(["eval", "run", "--trust-code", "--json"]) == 0
@@ -454,8 +456,8 @@ def test_code_that_changed_is_told_on_resume(own_code, capsys):
     Path("mine.py").write_text(OWN_CODE.replace("nn.ReLU()", "nn.Tanh()"))
     sys.modules.pop("mine")
     message = refused(capsys, "resume", "run", "epochs=3")
-    assert "code.mine:Net" in message and "--allow code.mine:Net" in message
-    assert main(["resume", "run", "epochs=3", "--allow", "code.mine:Net"]) == 0
+    assert "code.mine.py" in message and "--allow code.mine.py" in message
+    assert main(["resume", "run", "epochs=3", "--allow", "code.mine.py"]) == 0
     assert json.loads(Path("run/run.json").read_text())["inexact"]
 
 
@@ -575,11 +577,33 @@ def test_deterministic_mode_is_on_for_the_run_and_a_condition_of_it(own_code, mo
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_a_change_that_a_resume_cannot_make_is_refused_even_when_allowed(small_run, tmp_path, capsys):
-    import shutil
+@pytest.fixture
+def copied_run(small_run, tmp_path):
+    return Path(shutil.copytree(small_run, tmp_path / "a copy"))
 
-    run = tmp_path / "copy"
-    shutil.copytree(small_run, run)
-    change = ["optimizer.momentum=0.5", "--allow", "recipe.optimizer.momentum"]
+
+def test_a_changed_rate_that_is_allowed_takes_effect_and_is_marked(copied_run, capsys):
+    run = str(copied_run)
+    more = ["epochs=3", "--horizon", "keep", "optimizer.lr=0.001"]
+    assert "--allow recipe.optimizer.lr" in refused(capsys, "resume", run, *more)
+    assert main(["resume", run, *more, "--allow", "recipe.optimizer.lr"]) == 0
+    assert any("optimizer.lr: was" in text for text in json.loads((copied_run / "run.json").read_text())["inexact"])
+    records = map(json.loads, (copied_run / "metrics.jsonl").read_text().splitlines())
+    rates = [record["lr"][0] for record in records if record["epoch"] == 2]
+    assert rates and max(rates) <= 0.001
+
+
+def test_a_change_that_a_resume_cannot_make_is_refused_even_when_allowed(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "quickstart", "--run", str(run), *SMALL, "scheduler={name: OneCycleLR, max_lr: 0.1}"]) == 0
+    before = (run / "run.json").read_bytes()
+    change = ["optimizer.lr=0.5", "--allow", "recipe.optimizer.lr"]
     assert "would have no effect" in refused(capsys, "resume", str(run), *change)
-    assert (run / "run.json").read_bytes() == (small_run / "run.json").read_bytes()
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_the_printed_command_trains_on(copied_run, capsys):
+    assert main(["resume", str(copied_run)]) == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "# train on" in line)
+    assert main(shlex.split(printed, comments=True)[1:]) == 0
+    assert json.loads((copied_run / "run.json").read_text())["inexact"] == []

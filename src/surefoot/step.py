@@ -168,22 +168,16 @@ class TrainStep:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """The scaler's and the moving average's state; empty where there is neither."""
-        state: dict[str, Any] = {}
-        if self.scaler is not None:
-            state["scaler"] = self.scaler.state_dict()
-        if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
-        return state
+        """The scaler's state; empty where there is none. The moving average is a module, kept as one."""
+        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave. Raises UsageError where a part is missing or was not expected."""
-        for name, holder in (("scaler", self.scaler), ("ema", self.ema)):
-            if (holder is not None) != (name in state):
-                held = "has none" if holder is not None else "has one"
-                raise UsageError(f"step: {name}: the saved state {held}, this run's settings say otherwise")
-            if holder is not None:
-                holder.load_state_dict(state[name])
+        """Take back what `state_dict` gave. Raises UsageError where a scaler is missing or was not expected."""
+        if (self.scaler is not None) != ("scaler" in state):
+            held = "has none" if self.scaler is not None else "has one"
+            raise UsageError(f"step: scaler: the saved state {held}, this run's settings say otherwise")
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def _detached(outputs: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..catalog import did_you_mean
 from ..errors import Problems, UsageError
+from ..wrapping import unwrap as unwrap
 
 # How many differences of one kind are told one by one; a file for another model would fill the screen.
 SHOWN = 20
@@ -26,22 +27,6 @@ class Weights:
     def all(self) -> dict[str, torch.Tensor]:
         """Every name with its tensor, the tied ones included (they share the tensor)."""
         return {**self.tensors, **{name: self.tensors[kept] for name, kept in self.tied.items()}}
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, out of `torch.compile` and DistributedDataParallel.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> unwrap(nn.DataParallel(layer)) is layer
-    True
-    """
-    while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
 
 
 def collect(model: nn.Module) -> Weights:

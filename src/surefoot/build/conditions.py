@@ -28,6 +28,7 @@ _HARMLESS = (
     "data.workers",
     "execution",
     "device",
+    "early_stopping.patience",
     "lint_off",
     "on_nonfinite",
     "strict",
@@ -37,7 +38,7 @@ _HARMLESS = (
 
 def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) -> dict[str, Any]:
     """What a resume must find unchanged: the recipe, key by key, the data and the user's own code."""
-    from ..checkpoint.contract import code_of, flatten
+    from ..checkpoint import code_of, flatten
 
     found = flatten("recipe", recipe.plain())
     for name in list(found):

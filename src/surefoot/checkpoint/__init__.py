@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .checkpointer import Checkpointer, Restored
-from .contract import Change, ConditionsChanged, code_of, compare, environment, flatten, require_same
+from .contract import Change, ConditionsChanged, compare, environment, flatten, require_same
+from .description import describe
 from .policy import Every, Keep
 from .run import RunDirectory, read_about, refuse_links, scan
+from .sources import code_of
 from .store import CheckpointStatus
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "RunDirectory",
     "code_of",
     "compare",
+    "describe",
     "environment",
     "flatten",
     "read_about",

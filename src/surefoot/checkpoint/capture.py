@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UsageError
+from ..wrapping import submodules, tensors, unwrap
 
 Tree = dict[str, Any]
 
@@ -32,24 +34,15 @@ def check_objects(objects: Mapping[str, Any]) -> None:
             )
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module that the user wrote, without torch.compile's and DistributedDataParallel's wrapping."""
-    while True:
-        if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        elif isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        else:
-            return module
-
-
 def capture(objects: Mapping[str, Any]) -> Tree:
     """State of every object, under its key: {"modules": ..., "optimizers": ..., "objects": ...}; tensors not copied."""
     names = parameter_names(objects)
     tree: Tree = {"modules": {}, "optimizers": {}, "objects": {}}
     for key, value in objects.items():
-        if isinstance(value, nn.Module):
-            tree["modules"][key] = _capture_module(unwrap(value))
+        if isinstance(value, AveragedModel):
+            tree["objects"][key] = _capture_module(value)
+        elif isinstance(value, nn.Module):
+            tree["modules"][key] = _capture_module(value)
         elif _is_plain_optimizer(value):
             tree["optimizers"][key] = _capture_optimizer(value, names)
         else:
@@ -75,12 +68,20 @@ def problems(objects: Mapping[str, Any], tree: Tree) -> list[str]:
     names = parameter_names(objects)
     for key, value in objects.items():
         if isinstance(value, nn.Module):
-            found += [f"{key}: {text}" for text in _module_problems(unwrap(value), tree["modules"][key])]
+            saved = tree["objects" if isinstance(value, AveragedModel) else "modules"][key]
+            found += [f"{key}: {text}" for text in _module_problems(value, saved)]
         elif _is_plain_optimizer(value):
             found += [f"{key}: {text}" for text in _optimizer_problems(value, tree["optimizers"][key], names)]
         else:
             found += [f"{key}: {text}" for text in _object_problems(value, tree["objects"][key])]
     return found
+
+
+def require_fit(objects: Mapping[str, Any], tree: Tree, where: Any) -> None:
+    """Raise `UsageError` with all of the `problems`; `where` is the checkpoint's path."""
+    if found := problems(objects, tree):
+        listed = "\n".join(f"  {text}" for text in found[:50])
+        raise UsageError(f"{where}: does not fit what was built here:\n{listed}")
 
 
 def restore(objects: Mapping[str, Any], tree: Tree) -> None:
@@ -93,6 +94,8 @@ def restore(objects: Mapping[str, Any], tree: Tree) -> None:
     changed: list[tuple[Any, Any]] = []
     for section in ("objects", "optimizers"):
         for key, value in sections[section].items():
+            if isinstance(value, AveragedModel):
+                continue
             changed.append((value, copy.deepcopy(_state_of(value))))
             try:
                 if section == "optimizers":
@@ -103,8 +106,9 @@ def restore(objects: Mapping[str, Any], tree: Tree) -> None:
                 for other, before in changed:
                     _put(other, before)
                 raise UsageError(f"{key}: its load_state_dict refused the checkpoint's state: {error}") from error
-    for key, value in sections["modules"].items():
-        _restore_module(unwrap(value), tree["modules"][key])
+    for key, value in objects.items():
+        if isinstance(value, nn.Module):
+            _restore_module(value, tree["objects" if isinstance(value, AveragedModel) else "modules"][key])
 
 
 def _state_of(value: Any) -> Any:
@@ -122,7 +126,7 @@ def _put(value: Any, state: Any) -> None:
 def _sections(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"objects": {}, "modules": {}, "optimizers": {}}
     for key, value in objects.items():
-        section = "modules" if isinstance(value, nn.Module) else "objects"
+        section = "modules" if isinstance(value, nn.Module) and not isinstance(value, AveragedModel) else "objects"
         found["optimizers" if _is_plain_optimizer(value) else section][key] = value
     return found
 
@@ -133,66 +137,66 @@ def _is_plain_optimizer(value: Any) -> bool:
 
 
 def parameter_names(objects: Mapping[str, Any]) -> dict[int, str]:
-    """id of a parameter -> its name; with several modules the module's key goes before it."""
-    modules = {key: unwrap(value) for key, value in objects.items() if isinstance(value, nn.Module)}
+    """id of a parameter -> its name; where several modules have parameters, the module's key goes before it."""
+    modules = {
+        key: value
+        for key, value in _sections(objects)["modules"].items()
+        if any(True for _ in value.parameters())
+    }
     names: dict[int, str] = {}
     for key, module in modules.items():
-        for name, parameter in module.named_parameters():
-            names.setdefault(id(parameter), name if len(modules) == 1 else f"{key}.{name}")
+        for name, tensor in tensors(module):
+            names.setdefault(id(tensor), name if len(modules) == 1 else f"{key}.{name}")
     return names
 
 
 # ---------------------------------------------------------------------------------------------- modules
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer by name, a tied one under each of its names, the non-persistent ones too."""
-    # One walk for both: this is what training waits for at every save.
-    for prefix, child in module.named_modules(remove_duplicate=False):
-        lead = f"{prefix}." if prefix else ""
-        for table in (child._parameters, child._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    yield lead + name, tensor
-
-
 def _extra_states(module: nn.Module) -> dict[str, nn.Module]:
     return {
         name: child
-        for name, child in module.named_modules()
+        for name, child in submodules(module)
         if type(child).get_extra_state is not nn.Module.get_extra_state
     }
 
 
 def _capture_module(module: nn.Module) -> Tree:
-    tensors: dict[str, torch.Tensor] = {}
+    kept: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[int, str] = {}
-    for name, tensor in _tensors(module):
+    for name, tensor in tensors(module):
         if nn.parameter.is_lazy(tensor):
             raise UsageError(f"model: {name} has no shape yet; run one batch through the model before it is saved")
         if id(tensor) in first:
             tied[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-            tensors[name] = tensor
+            kept[name] = tensor
     return {
-        "tensors": tensors,
+        "tensors": kept,
         "tied": tied,
         "frozen": [
-            name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+            name for name, tensor in kept.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
         ],
         "extra": {name: child.get_extra_state() for name, child in _extra_states(module).items()},
     }
 
 
 def _volatile(module: nn.Module) -> set[str]:
-    """Names of non-persistent buffers: caches that may grow, shrink or not be there yet."""
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, child in module.named_modules()
-        for name in child._non_persistent_buffers_set
-    }
+    """Names of buffers that may be of another size, or not there yet: caches, and what the first forward pass sets.
+
+    These are the non-persistent ones, the empty and the unset ones, and those of a module that loads them in a way of
+    its own (an observer of quantization-aware training).
+    """
+    found = set()
+    for prefix, child in submodules(module):
+        own = type(child)._load_from_state_dict is not nn.Module._load_from_state_dict
+        own = own and not type(child).__module__.startswith("torch.nn.")
+        for name, buffer in child._buffers.items():
+            if own or name in child._non_persistent_buffers_set or buffer is None or not buffer.numel():
+                found.add(f"{prefix}.{name}" if prefix else name)
+    return found
 
 
 def _described(tensor: torch.Tensor) -> str:
@@ -217,39 +221,50 @@ def _module_problems(module: nn.Module, saved: Any) -> list[str]:
     found += [
         f"{name!r} is in the model and not in the checkpoint"
         for name in here["tensors"]
-        if name not in saved["tensors"] and name not in volatile
+        if name not in saved["tensors"] and name not in saved["tied"] and name not in volatile
     ]
     if here["tied"] != saved["tied"]:
         found.append(f"tied names are {saved['tied']} in the checkpoint and {here['tied']} in the model")
     if set(here["extra"]) != set(saved["extra"]):
         found.append("other submodules have an extra state than in the checkpoint")
-    if unknown := set(saved["frozen"]) - {name for name, _ in module.named_parameters()}:
+    if unknown := set(saved["frozen"]) - {name for name, t in tensors(module) if isinstance(t, nn.Parameter)}:
         found.append(f"frozen parameters unknown here: {sorted(map(str, unknown))}")
     return found
 
 
 def _restore_module(module: nn.Module, saved: Tree) -> None:
-    live = dict(_tensors(module))
+    live = dict(tensors(module))
+    owners = dict(submodules(module))
     frozen = set(saved["frozen"])
+    device = next((tensor.device for tensor in live.values()), torch.device("cpu"))
     with torch.no_grad():
         for name, tensor in saved["tensors"].items():
             target = live.get(name)
-            if target is None or target.shape != tensor.shape or target.dtype != tensor.dtype:
-                owner, _, leaf = name.rpartition(".")  # a non-persistent buffer of another size
-                device = target.device if target is not None else _device(module)
-                setattr(module.get_submodule(owner), leaf, tensor.to(device, copy=True))
+            plain = tensor.layout is torch.strided and 0 not in tensor.stride()
+            if target is None or target.shape != tensor.shape or target.dtype != tensor.dtype or not plain:
+                _set_buffer(owners, name, tensor.to(device if target is None else target.device))
             elif target.stride() == tensor.stride():
                 target.copy_(tensor)
             else:  # memory order decides in which order sums are taken, so it is part of the state
                 target.data = tensor.to(target.device, copy=True)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    for name, tensor in live.items():
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(name not in frozen)
     for name, child in _extra_states(module).items():
         child.set_extra_state(saved["extra"][name])
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next((tensor.device for _, tensor in _tensors(module)), torch.device("cpu"))
+def _set_buffer(owners: Mapping[str, nn.Module], name: str, tensor: torch.Tensor) -> None:
+    """Put another tensor in the place of a buffer, or of a parameter's content."""
+    owner, _, leaf = name.rpartition(".")
+    module = owners[owner]
+    if isinstance(parameter := module._parameters.get(leaf), nn.Parameter):
+        parameter.data = tensor.clone()
+        return
+    if leaf not in module._buffers:
+        module.register_buffer(leaf, None)
+    expanded = tensor.layout is torch.strided and 0 in tensor.stride()
+    module._buffers[leaf] = tensor if expanded else tensor.clone()
 
 
 # ---------------------------------------------------------------------------------------------- optimizers
@@ -277,6 +292,7 @@ def _capture_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str
             {**group, "params": group_names}
             for group, group_names in zip(state["param_groups"], groups, strict=True)
         ],
+        "attributes": _own_attributes(optimizer),
     }
 
 
@@ -296,14 +312,15 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
         if set(group["params"]) != set(here[g]) or len(group["params"]) != len(here[g]):
             other = sorted(map(str, set(group["params"]) ^ set(here[g])))
             found.append(f"group {g} holds other parameters than in the checkpoint: {', '.join(other[:5])}")
-        if lacking := set(live) - set(group):
+        own = type(optimizer).__module__.startswith("torch.optim")
+        if own and (lacking := set(live) - set(group)):
             found.append(f"group {g} lacks {', '.join(sorted(lacking))} in the checkpoint")
-        for field in set(live) & set(group) - {"params"}:
+        for field in (set(live) & set(group) - {"params"}) if own else ():
             if not _alike(live[field], group[field]):
                 saved_value = str(group[field])[:40]
                 found.append(f"group {g}: {field} is {saved_value!r} in the checkpoint, {live[field]!r} here")
         shapes |= {name: parameter.shape for name, parameter in zip(here[g], live["params"], strict=True)}
-    for name, state in saved["state"].items():
+    for name, state in saved["state"].items() if own else ():
         if name not in shapes and not found:
             found.append(f"holds state for {name!r}, which is no parameter of it")
         if not isinstance(state, dict):
@@ -312,6 +329,7 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
         for field, value in state.items():
             if isinstance(value, torch.Tensor) and field in _LIKE_PARAMETER and value.shape != shapes.get(name):
                 found.append(f"state {field!r} of {name!r} has shape {tuple(value.shape)} in the checkpoint")
+    # Anybody else's may keep what it likes, in whatever shape, and takes back what it gave.
     return found
 
 
@@ -340,13 +358,34 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Tree, names: Map
     state = {number.get(name, name): value for name, value in saved["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name, fields in saved["state"].items():
-        if name not in parameters or not isinstance(fields, dict):
-            continue
-        parameter = parameters[name]
-        for field, value in fields.items():
+        if name in parameters:
             # torch casts state to its parameter's dtype; what was kept in higher precision stays so.
-            if isinstance(value, torch.Tensor) and optimizer.state[parameter][field].dtype != value.dtype:
-                optimizer.state[parameter][field] = value.to(optimizer.state[parameter][field].device)
+            kept = optimizer.state[parameters[name]]
+            optimizer.state[parameters[name]] = _uncast(kept, fields)
+    for name, value in saved.get("attributes", {}).items():
+        setattr(optimizer, name, value)
+
+
+def _uncast(loaded: Any, saved: Any) -> Any:
+    """What was loaded, with the saved values where loading has changed a tensor's dtype."""
+    if isinstance(loaded, torch.Tensor) and isinstance(saved, torch.Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(loaded, dict) and isinstance(saved, dict):
+        return type(loaded)((key, _uncast(value, saved.get(key))) for key, value in loaded.items())
+    if type(loaded) in (list, tuple) and type(loaded) is type(saved):
+        return type(loaded)(_uncast(a, b) for a, b in zip(loaded, saved, strict=True))
+    return loaded
+
+
+def _own_attributes(optimizer: torch.optim.Optimizer) -> Tree:
+    """Numbers and tensors that an optimizer of somebody's own counts in itself, which its state_dict lacks."""
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return {}
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, bool | int | float | torch.Tensor) and not name.startswith("_")
+    }
 
 
 # ---------------------------------------------------------------------------------------------- the rest

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from .. import rng, safe_tensors
 from ..arguments import metric_values, plain
+from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
 from ..text import say
 from . import capture, contract, journals, store
 from .arguments import check_arguments
+from .description import compared, describe, given, use_changed
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
+from .sources import code_of
 from .snapshot import Snapshots, decode
 from .store import CheckpointStatus
 from .writer import Writer
@@ -109,6 +110,7 @@ class Checkpointer:
         self._tell = tell or _to_stderr
         self.steps = 0
         self.epochs = 0
+        self._given = given(self._objects)
         self._snapshots = Snapshots(self._objects)
         self._snapshots.check()  # what cannot be saved is told now, not at the first checkpoint
         self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
@@ -159,15 +161,17 @@ class Checkpointer:
                 self._journal.truncate(0)  # records of a run killed before its first checkpoint
             return None
         content, status, tree, skipped = self._newest()
-        changes = contract.require_same(content.manifest["conditions"], self.conditions, self._allow)
+        saved = content.manifest["conditions"]
+        if prepare is None:  # what cannot be loaded at all is told before what may be allowed
+            capture.require_fit(self._objects, tree, status.path)
+        changes = contract.require_same(*compared(saved, self.conditions, self._objects), self._allow)
         if prepare is not None:
             prepare(tree["objects"], changes)
-        if found := capture.problems(self._objects, tree):
-            listed = "\n".join(f"  {text}" for text in found[:50])
-            raise UsageError(f"{status.path}: does not fit what was built here:\n{listed}")
+            capture.require_fit(self._objects, tree, status.path)
         self._try_random_state(status.path, tree["rng"])
         damaged = journals.go_back(self._journal, tree, self._tell)
         capture.restore(self._objects, tree)
+        use_changed(self._objects, self._given, saved, self.conditions)
         rng.restore(tree["rng"])
         self.steps, self.epochs = tree["step"], tree["epoch"]
         self._saved_at = (self.steps, self.epochs)
@@ -276,7 +280,7 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        status = "done" if error is None else "interrupted" if _is_stop(error) else "failed"
+        status = "done" if error is None else "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         try:
             if error is None:
                 self.finish()
@@ -297,13 +301,11 @@ class Checkpointer:
         return RunDirectory.take(path, adopt_journal=self._journal is not None, conditions=self.conditions)
 
     def _own_conditions(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        modules = [capture.unwrap(value) for value in self._objects.values() if isinstance(value, nn.Module)]
-        found = {**contract.environment(), **contract.code_of(modules)}
-        if not any(name.startswith("data.") for name in given):
+        found = {**contract.environment(), **describe(self._objects), **code_of(self._objects.values())}
+        if "data.train" not in given:
             for key, value in self._objects.items():
-                fingerprint = getattr(getattr(value, "source", None), "fingerprint", None)
-                if callable(fingerprint):
-                    found[f"data.{key}"] = fingerprint()
+                if isinstance(value, Loader):
+                    found[f"data.{key}"] = value.source.fingerprint()
         return found
 
     def _start_fresh(self) -> None:
@@ -428,10 +430,6 @@ class Checkpointer:
         raise Stopped(
             signum, f"stopped by {signal.Signals(signum).name} after step {self.steps}; saved in {self.run.path}"
         )
-
-def _is_stop(error: BaseException) -> bool:
-    return isinstance(error, (Stopped, KeyboardInterrupt))
-
 
 def _to_stderr(line: str) -> None:
     say(f"surefoot: {line}", error=True)

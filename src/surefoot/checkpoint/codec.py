@@ -114,6 +114,8 @@ class Encoder:
 
     def _tensor(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         refuse = None
+        if tensor.layout in _SPARSE and type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+            return self._sparse(tensor.detach(), path)
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             refuse = f"a tensor of class {type(tensor).__name__}"
         elif tensor.layout is not torch.strided or tensor.is_quantized:
@@ -123,7 +125,10 @@ class Encoder:
         if refuse:
             raise UsageError(f"{path}: {refuse} cannot be saved; convert it to a plain tensor")
         shape, stride = tuple(tensor.shape), tensor.stride()
-        identity = (tensor.data_ptr(), tensor.device, tensor.dtype, shape, stride)
+        if 0 in stride and not is_dense(shape, stride):  # expanded: one number stands for many
+            if (base := _unexpanded(tensor)).shape != tensor.shape:
+                return {"$": "expanded", "v": self._tensor(base, path), "shape": list(shape)}
+        identity = (tensor.data_ptr(), tensor.device, tensor.dtype, shape, stride, tensor.is_conj(), tensor.is_neg())
         name = self._names.get(identity) if tensor.numel() else None
         if name is None:
             name = path
@@ -140,10 +145,39 @@ class Encoder:
         return found
 
 
+    def _sparse(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
+        layout = str(tensor.layout).removeprefix("torch.")
+        found: dict[str, Any] = {"$": "sparse", "layout": layout, "shape": list(tensor.shape)}
+        if tensor.layout is torch.sparse_coo:
+            found["coalesced"] = tensor.is_coalesced()
+        for name in _SPARSE[tensor.layout]:
+            found[name] = self._tensor(getattr(tensor, name)(), f"{path}/{name}")
+        return found
+
+
+# The parts of a sparse tensor, in the order in which its maker takes them.
+_SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+_LAYOUTS = {str(layout).removeprefix("torch."): layout for layout in _SPARSE}
+
+
+def _unexpanded(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of an expanded tensor that has memory of its own."""
+    for dim, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if step == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def storable(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` itself, or its bytes where safetensors has no name for its dtype."""
     if tensor.dtype in _STORABLE:
-        return tensor
+        return tensor.resolve_conj().resolve_neg()
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -181,6 +215,10 @@ class Decoder:
         if tag == "tensor":
             return self._tensor(value)
         try:
+            if tag == "expanded":
+                return self.decode(value["v"], depth + 1).expand(value["shape"])
+            if tag == "sparse":
+                return self._sparse(value, depth)
             if tag in _CONTAINERS:
                 items = value["v"]
                 if not isinstance(items, list):
@@ -214,6 +252,18 @@ class Decoder:
             tensor = torch.empty_strided(tuple(tensor.shape), stride, dtype=tensor.dtype).copy_(tensor)
         self._made[name] = tensor
         return tensor
+
+
+    def _sparse(self, node: dict[str, Any], depth: int) -> torch.Tensor:
+        layout = _LAYOUTS[node["layout"]]
+        parts = [self.decode(node[name], depth + 1) for name in _SPARSE[layout]]
+        if not all(isinstance(part, torch.Tensor) for part in parts):
+            raise Corrupt("a sparse tensor without its parts")
+        with torch.sparse.check_sparse_tensor_invariants():
+            if layout is torch.sparse_coo:
+                made = torch.sparse_coo_tensor(*parts, node["shape"])
+                return made._coalesced_(node["coalesced"] is True)
+            return torch.sparse_compressed_tensor(*parts, node["shape"], layout=layout)
 
 
 @functools.lru_cache(maxsize=4096)

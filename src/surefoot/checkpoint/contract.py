@@ -6,10 +6,11 @@ run.json and in every manifest; a resume under others is refused unless each cha
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import operator
+import os
 import platform
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ from ..errors import UsageError
 from ..version import __version__
 
 Conditions = dict[str, Any]
-_HOUSE = ("torch", "surefoot", "builtins", "numpy")
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,59 @@ def environment() -> Conditions:
         "threads": torch.get_num_threads(),
         "flags.deterministic": torch.are_deterministic_algorithms_enabled(),
         "flags.mkldnn": bool(torch.backends.mkldnn.enabled),  # type: ignore[attr-defined]
-        "flags.matmul_precision": torch.get_float32_matmul_precision(),
         "flags.default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }
+    found |= {f"flags.fp32_precision.{name}": value for name, value in _precisions()}
+    found |= {f"parallel.{name}": value for name, value in _parallel()}
+    found |= {f"variables.{name}": os.environ[name] for name in VARIABLES if name in os.environ}
     if torch.cuda.is_available():
         found["versions.cuda"] = str(torch.version.cuda)
         found["versions.cudnn"] = torch.backends.cudnn.version()
         found["flags.cudnn_benchmark"] = torch.backends.cudnn.benchmark
         found["flags.cudnn_deterministic"] = torch.backends.cudnn.deterministic
-        found["flags.cudnn_tf32"] = torch.backends.cudnn.allow_tf32
     return found
+
+
+# Variables that change in which order sums are taken, or with which instructions, under equal versions and threads.
+VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "KMP_DETERMINISTIC_REDUCTION",
+    "KMP_DYNAMIC_MODE",
+    "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_DYNAMIC",
+    "OMP_MAX_ACTIVE_LEVELS",
+    "OMP_NESTED",
+    "OMP_SCHEDULE",
+    "OMP_THREAD_LIMIT",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+
+
+def _precisions() -> Iterator[tuple[str, str]]:
+    """What each backend makes of float32. torch's older, common flag raises once one of these was set."""
+    backends = torch.backends
+    places = ["mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "cuda.matmul", "cudnn.conv", "cudnn.rnn"]
+    for place in places if torch.cuda.is_available() else places[:3]:
+        precision = getattr(operator.attrgetter(place)(backends), "fp32_precision", None)
+        if precision is not None:
+            yield place, str(precision)
+
+
+def _parallel() -> Iterator[tuple[str, str]]:
+    """The libraries of `torch.__config__.parallel_info()`; how many threads they use is compared as `threads`."""
+    for line in torch.__config__.parallel_info().splitlines():
+        if match := re.match(r"(OpenMP|Intel\(R\) oneAPI Math Kernel Library|Intel\(R\) MKL-DNN|ATen parallel backend)", line):
+            yield {"Intel(R) MKL-DNN": "onednn", "OpenMP": "openmp", "ATen parallel backend": "backend"}.get(
+                match[1], "mkl"
+            ), line[match.end() :].strip(" :")
 
 
 def _accelerator() -> str:
@@ -98,29 +141,6 @@ def flatten(prefix: str, values: Mapping[str, Any]) -> Conditions:
         else:
             found[name] = value
     return found
-
-
-def code_of(parts: Iterable[Any]) -> Conditions:
-    """SHA-256 of the source of user-supplied classes and functions; torch's and surefoot's own count by version.
-
-    `parts` are classes, functions or instances; of a module all its submodules are looked at as well.
-    """
-    found: Conditions = {}
-    for part in parts:
-        members = part.modules() if isinstance(part, torch.nn.Module) else [part]
-        for member in members:
-            code = member if inspect.isclass(member) or inspect.isroutine(member) else type(member)
-            home = getattr(code, "__module__", None) or "builtins"
-            if home.partition(".")[0] not in _HOUSE:
-                found[f"code.{home}:{code.__qualname__}"] = _source_hash(code)
-    return found
-
-
-def _source_hash(code: Any) -> str:
-    try:
-        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
-    except (OSError, TypeError):  # typed into a prompt, or made at run time
-        return "no source"
 
 
 def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

@@ -91,11 +91,12 @@ class Snapshots:
         """The state as JSON, and both tables of tensors, still those of the live objects."""
         tree = capture.capture(self._objects)
         model, other = Encoder(), Encoder()
-        several = len(tree["modules"]) > 1
+        # The model's names are plain, whatever else there is (a loss with class weights).
+        plain = "model" if "model" in tree["modules"] else next(iter(tree["modules"]), None)
         modules = {}
         for key, found in tree["modules"].items():
             tensors = {
-                name: model.encode(tensor, f"{key}.{name}" if several else name)
+                name: model.encode(tensor, name if key == plain else f"{key}.{name}")
                 for name, tensor in found["tensors"].items()
             }
             extra = other.encode(found["extra"], f"modules/{key}/extra")

@@ -92,11 +92,26 @@ def summary(built: Built, result: FitResult):
         (typed("surefoot", "eval", result.run_dir), "accuracy by class, confusion matrix"),
         (typed("surefoot", "predict", result.run_dir / "model", "IMAGE..."), "classify pictures"),
         (typed("surefoot", "export", result.run_dir, "--to", "model.onnx"), "take the model elsewhere"),
-        (typed("surefoot", "resume", result.run_dir, f"epochs={2 * built.recipe.epochs}"), "train on"),
+        (typed("surefoot", "resume", result.run_dir, *_longer(built, result)), "train on"),
     ]
     if built.recipe.tensorboard:
         commands.append((typed("tensorboard", "--logdir", result.run_dir), "curves in a browser"))
     return Summary(f"{built.recipe.name}: done", rows, commands)
+
+
+def _longer(built: Built, result: FitResult) -> list[str]:
+    """The arguments of a resume that trains on."""
+    stopping = built.recipe.early_stopping
+    if result.stopped_early and stopping is not None:
+        longer = [f"early_stopping.patience={2 * stopping.patience}"]
+        if result.epochs < built.recipe.epochs:
+            return longer
+    else:
+        longer = []
+    horizon = built.schedule.horizon
+    # A curve that was made for the run's length: whoever trains on must say what becomes of it.
+    choice = ["--horizon", "stretch"] if horizon and horizon["lengths"] else []
+    return [f"epochs={2 * built.recipe.epochs}", *longer, *choice]
 
 
 def figure(name: str, value: float) -> str:

@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from .. import held
 from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
 from .arrays import COLLATE, shape_of
@@ -27,15 +29,13 @@ _PR_SET_PDEATHSIG = 1
 def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int) -> list[Any]:
     """The samples at `indices`, each read with Python's, NumPy's and torch's generators seeded for it.
 
-    The seed is a function of (seed, epoch, index); the generators are afterwards as they were.
+    So are the generators that the data set holds (`held.generators`). The seed is a function of (seed, epoch, index);
+    all generators are afterwards as they were.
     """
-    with _generators_kept():
+    with seeded(dataset) as seed_all:
         samples = []
         for index in indices:
-            own = fold(seed, epoch, index)
-            random.seed(own)
-            numpy.random.seed(own & 0xFFFFFFFF)
-            torch.default_generator.manual_seed(own)
+            seed_all(fold(seed, epoch, index))
             samples.append(dataset[index])
         return samples
 
@@ -55,15 +55,41 @@ class _Mapped:
 
 
 @contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
+def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
+    """Gives a function that seeds the process's generators and those that `holder` has; all are put back at the end."""
     # Not rng.capture: CUDA's generators are not touched here, and reading them would wait for the device.
     states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
+    own = list(_held(holder).values())
+    before = [held.state_of(generator) for generator in own]
+
+    def seed_all(seed: int) -> None:
+        random.seed(seed)
+        numpy.random.seed(seed & 0xFFFFFFFF)
+        torch.default_generator.manual_seed(seed)
+        if own:
+            held.seed_each(own, seed)
+
     try:
-        yield
+        yield seed_all
     finally:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.default_generator.set_state(states[2])
+        for generator, state in zip(own, before, strict=True):
+            held.put_state(generator, state)
+
+
+def _held(holder: Any) -> dict[str, Any]:
+    # Looked for once an object: this runs at every batch.
+    try:
+        if (found := _HELD.get(holder)) is None:
+            found = _HELD[holder] = held.generators(data=holder)
+    except TypeError:  # an object that no dictionary takes, or that cannot be referred to weakly
+        found = held.generators(data=holder)
+    return found
+
+
+_HELD: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 class BatchReader:
@@ -77,8 +103,10 @@ class BatchReader:
     def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Any, ...]:
         epoch, indices = key
         samples = fetch(self.dataset, indices, self.seed, epoch)
-        if self.collate is not default_collate:
-            batch = self.collate(samples)
+        if self.collate is not default_collate:  # it may draw, and in whatever process it runs must draw the same
+            with seeded(self.collate) as seed_all:
+                seed_all(fold(self.seed, epoch, *indices))
+                batch = self.collate(samples)
         else:
             try:
                 batch = default_collate(samples)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import rng
+from .. import held, rng
 from ..arguments import Arguments
 from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
@@ -99,6 +99,13 @@ class Loader:
             check.flag("normalize_once", normalize_once)
         if normalize_once is True and augment:
             check.refuse("normalize_once", "augmentation works on raw data; leave one of them out")
+        for transform in self.augment:
+            if getattr(transform, "batched", False) and (own := held.generators(transform=transform)):
+                check.refuse(
+                    "augment",
+                    f"{', '.join(own)}: a batched transform with a generator of its own draws other numbers in other "
+                    "chunks; draw from the `draws` that it is called with",
+                )
         check.done()
         self._device = _device("cpu" if device is None else device)
         self.epoch = 0

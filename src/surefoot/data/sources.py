@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -24,12 +25,11 @@ from torch.utils.data import (
 
 from ..arguments import Arguments
 from ..errors import UsageError
+from ..fingerprint import Fingerprint, hash_bytes
 from .arrays import as_tensor, is_array
 from .fetching import fetch
 
-# Hashed in pieces: a piece is copied to one contiguous block, however the tensor lies in memory.
-_HASHED_AT_ONCE = 16 << 20
-_ITEMS_IN_FINGERPRINT = 16
+_ITEMS_IN_FINGERPRINT = 64
 
 
 class Source(ABC):
@@ -109,7 +109,7 @@ class TensorSource(Source):
             digest = hashlib.sha256()
             for tensor in self.tensors:
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                _hash_tensor(digest, tensor)
+                hash_bytes(digest, tensor)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -142,6 +142,7 @@ class DatasetSource(Source):
         self.collate = collate
         found = _names(classes) if classes is not None else _inside(dataset, "classes")
         self.classes = tuple(map(str, found)) if isinstance(found, Sequence) and len(found) else None
+        self.notes: list[str] = []
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -161,20 +162,67 @@ class DatasetSource(Source):
         return as_tensor(targets)
 
     def fingerprint(self) -> str:
-        """Of the class's name, the number of samples and 16 of them spread over the whole.
+        """Of the class's name, the number of samples, 64 of them spread over the whole, and what lies in memory.
 
-        Not of every sample: that would read a data set that may not fit in memory.
+        Not of every sample: that would read a data set that may not fit in memory. But each array, tensor and list
+        of plain values among its attributes is taken whole, and so are the data sets inside of it (a Subset's).
+        `notes` then says what of it could not be seen.
         """
         if self._fingerprint is None:
-            kind = type(self.dataset)
-            digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(self)}\n".encode())
             last = len(self) - 1
             steps = max(1, min(_ITEMS_IN_FINGERPRINT, len(self)) - 1)
             indices = sorted({last * k // steps for k in range(steps + 1)})
-            for sample in fetch(self.dataset, indices, 0, 0):
-                _hash_value(digest, sample)
-            self._fingerprint = digest.hexdigest()
+            before = dict(_in_memory(self.dataset))
+            samples = Fingerprint()
+            for index in indices:  # one at a time: a sample may be large
+                samples.add(fetch(self.dataset, [index], 0, 0)[0])
+            once, again = (Fingerprint.of(fetch(self.dataset, indices[:1], 0, 0)) for _ in range(2))
+            found = Fingerprint()
+            kind = type(self.dataset)
+            found.add(f"{kind.__module__}.{kind.__qualname__} {len(self)}")
+            # What reading has changed is a cache and not the data.
+            found.add({place: seen for place, seen in _in_memory(self.dataset) if before.get(place) == seen})
+            if again == once:
+                found.add(samples.digest())
+            else:
+                self.notes.append(
+                    f"data: {kind.__qualname__}: sample {indices[0]} reads differently each time under equal seeds: it "
+                    "draws from a source that cannot be found, so a resume is not exact and changed samples are not "
+                    "noticed; draw from torch, numpy, random, or from a generator that is an attribute"
+                )
+            if samples.unseen:
+                self.notes.append(
+                    f"data: {kind.__qualname__}: what a {' or a '.join(sorted(samples.unseen))} in a sample holds "
+                    "cannot be seen, so a change of it is not noticed when the run is resumed"
+                )
+            self._fingerprint = found.digest()
         return self._fingerprint
+
+
+def _in_memory(dataset: Any, place: str = "data") -> Iterator[tuple[str, str]]:
+    """Fingerprints of the arrays, tensors and lists of plain values that a data set has as attributes."""
+    for name, value in (getattr(dataset, "__dict__", None) or {}).items():
+        where = f"{place}.{name}"
+        if isinstance(value, Tensor | numpy.ndarray) or (isinstance(value, list | tuple) and _plain(value)):
+            yield where, Fingerprint.of(_names_only(value))
+        elif isinstance(value, Dataset):
+            yield from _in_memory(value, where)
+        elif isinstance(value, list | tuple) and all(isinstance(item, Dataset) for item in value):
+            for number, item in enumerate(value):
+                yield from _in_memory(item, f"{where}.{number}")
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return isinstance(value, str | bytes | int | float | Tensor | numpy.ndarray | numpy.generic)
+
+
+def _names_only(value: Any) -> Any:
+    """Files by their names: the same data in another directory are the same data."""
+    if isinstance(value, list | tuple):
+        return [_names_only(item) for item in value]
+    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> Source:
@@ -298,31 +346,3 @@ def check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _hash_tensor(digest, tensor: Tensor) -> None:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if flat.numel():
-        octets = flat.view(torch.uint8).numpy()
-        for first in range(0, len(octets), _HASHED_AT_ONCE):
-            digest.update(octets[first : first + _HASHED_AT_ONCE])
-
-
-def _hash_value(digest, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"tensor {value.dtype} {tuple(value.shape)}\n".encode())
-        _hash_tensor(digest, value)
-    elif isinstance(value, numpy.ndarray) and value.dtype != object:
-        digest.update(f"array {value.dtype} {value.shape}\n".encode())
-        digest.update(numpy.ascontiguousarray(value).tobytes())
-    elif isinstance(value, tuple | list):
-        digest.update(f"sequence {len(value)}\n".encode())
-        for item in value:
-            _hash_value(digest, item)
-    elif isinstance(value, dict):
-        digest.update(f"mapping {len(value)}\n".encode())
-        for key, item in value.items():
-            digest.update(f"{key!r}\n".encode())
-            _hash_value(digest, item)
-    elif isinstance(value, int | float | str | bytes | bool | numpy.generic) or value is None:
-        digest.update(f"{type(value).__name__} {value!r}\n".encode())
-    else:
-        digest.update(f"{type(value).__qualname__}\n".encode())

@@ -166,6 +166,8 @@ def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory
     if optimizer is None:
         return
     for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, torch.Tensor) or not isinstance(state, dict):
+            continue  # a state of the optimizer as a whole
         # Fused kernels walk through parameter and state as flat memory: other strides would mix up elements.
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

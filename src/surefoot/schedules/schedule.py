@@ -229,6 +229,18 @@ class Schedule:
         self._dampener.load_state_dict(rates)
         self._rewrite = moved
 
+    def rebase(self, ratios: list[float]) -> None:
+        """Go on with other first rates, which the groups and schedulers hold already; `ratios` are new to old, by group.
+
+        The rates are then those of a run that had them from the start; a scheduler of one's own keeps its proportion.
+        """
+        self.restore()
+        self._rewrite = False
+        self._dampener.lrs = [lr * ratio for lr, ratio in zip(self._dampener.lrs, ratios, strict=True)]
+        if self.scheduler is not None and "initial_lr" in self.optimizer.param_groups[0]:  # a plateau alone sets none
+            self._dampener.lrs = self._replayed()
+        self._dampener.restore()
+
     def _check(self, state: dict[str, Any]) -> bool:
         """Raise UsageError unless `state` fits; whether the length of the run has changed under it."""
         if state.get("format") != _FORMAT:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .about import About
 from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
-from .fit import FitResult, fit, learns
+from .fit import FitResult, fit
 from .journal import Journal
+from .objective import learns
 from .state import Checkpoints, EarlyStopping
 from .unfreezing import Unfreezing
 

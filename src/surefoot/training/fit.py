@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import rng
-from ..checkpoint import Change, Checkpointer, Restored, flatten
+from .. import held, rng
+from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten
 from ..data import Loader
 from ..errors import UsageError
 from ..execution import prepare
 from ..losses import metric_options
 from ..metrics import RunningMetrics
 from ..modes import enter_training
+from ..schedules import Schedule
 from ..schedules.accept import as_schedule
+from ..schedules.rebasing import overwritten, owns_rates
 from ..step import TrainStep
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import About, completed, save_model_of
@@ -29,6 +31,7 @@ from .before import check_monitors, checked, look_over_first_batch
 from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
+from .objective import hidden_state
 from .plan import choose_plan, recorded_plan, use_plan
 from .records import Recorder
 from .state import Best, Checkpoints, EarlyStopping, RunState
@@ -56,7 +59,7 @@ class FitResult:
 
 
 # Names to `allow` under which a schedule with other arguments may go on.
-_SCHEDULE_CHANGES = ("all", "recipe.scheduler", "recipe.warmup")
+_SCHEDULE_CHANGES = ("all", "recipe.scheduler", "recipe.warmup", "schedule")
 _NOTHING_TOLD = About()
 _DEFAULT_CHECKPOINTS = Checkpoints()
 
@@ -168,7 +171,8 @@ def fit(
         "precision": precision,
         "ema_decay": ema_decay,
         "log_every": log_every,
-        "early_stopping": early_stopping and vars(early_stopping),
+        # As with epochs, another patience is another end and not another run.
+        "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
         "unfreeze": [list(item) for item in (unfreeze.plan if unfreeze else ())],
         "loss": type(loss).__name__,
     }
@@ -202,9 +206,12 @@ def fit(
     )
     running = RunningMetrics(**metric_options(loss, metrics))
     checkpoints = checkpoints if checkpoints is not None else Checkpoints(every=None)
-    state = RunState(best=Best(checkpoints.mode), epoch=start_epoch or 0, step=(start_epoch or 0) * steps_per_epoch)
+    begun = start_epoch or 0
+    best = Best(checkpoints.mode, metric=checkpoints.keep_best)
+    state = RunState(best=best, epoch=begun, step=begun * steps_per_epoch)
     if early_stopping is not None:
-        state.patience_best = Best(early_stopping.mode, early_stopping.min_delta)
+        state.patience = early_stopping.patience
+        state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
     check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
     with autocast(loader.device, precision):
         look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress, val_loader)
@@ -232,6 +239,7 @@ def fit(
                     claim.run,
                     **vars(checkpoints),
                     conditions={
+                        **_described(loss, val_loader, checkpoints),
                         **about.conditions,
                         **flatten("fit", settings),
                         **flatten("execution", plan.to_json()),
@@ -247,10 +255,14 @@ def fit(
                     progress=state,
                     running=running,
                     **({"unfreezing": unfreezing} if unfreezing else {}),
-                    **({"loss": loss} if learns(loss) else {}),
+                    **({"ema": step.ema} if step.ema is not None else {}),
+                    **hidden_state(loss, model),
+                    generators=held.Generators(model=model, loss=loss),
                 )
             )
-            restored = checkpointer.resume(functools.partial(_before_loading, epochs, unfreezing))
+            for note in [n for each in (loader, val_loader) for n in getattr(getattr(each, "source", None), "notes", [])]:
+                progress.message(note)
+            restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, unfreezing))
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 write_texts(claim.run, about.files)
@@ -327,20 +339,20 @@ def make_step(
     return TrainStep(model, loss, optimizer, ema=average, check_finite=check, **settings)
 
 
-def learns(loss: Any) -> bool:
-    """Whether a loss has parameters of its own, which are then part of the run's state."""
-    return isinstance(loss, nn.Module) and any(True for _ in loss.parameters())
-
-
 def _before_loading(
-    epochs: int, unfreezing: Unfreezing | None, saved: Mapping[str, Any], changes: Sequence[Change]
+    epochs: int,
+    schedule: Schedule,
+    unfreezing: Unfreezing | None,
+    saved: Mapping[str, Any],
+    changes: Sequence[Change],
 ) -> None:
     """Refuse what no resume can give; let the optimizer have the groups that it had by then."""
-    settings = [str(change) for change in changes if change.name.startswith("recipe.optimizer")]
-    if settings:
+    vain = tuple(f"optimizer.{name}" for name in overwritten(schedule.scheduler))
+    if without_effect := [str(change) for change in changes if vain and change.name.endswith(vain)]:
+        owner = owns_rates(schedule.scheduler)
         raise UsageError(
-            f"the optimizer goes on with the settings it was saved with, so this would have no effect: "
-            f"{'; '.join(settings)}; leave it as it was, change the scheduler instead, or start a new run"
+            f"{owner} has rates of its own, so this would have no effect: {'; '.join(without_effect)}; leave it as it was and "
+            f"change {owner}'s arguments, or start a new run"
         )
     done = saved["progress"]["epoch"]
     if done > epochs:
@@ -349,10 +361,24 @@ def _before_loading(
         unfreezing.catch_up(saved)
 
 
+def _described(loss: Any, val_loader: Loader | None, checkpoints: Checkpoints) -> dict[str, Any]:
+    """What of the arguments is neither kept by the checkpoint nor a setting of the step."""
+    found = describe({"loss": loss} | ({} if val_loader is None else {"val": val_loader})) | code_of([loss])
+    if val_loader is not None:
+        found["data.val"] = val_loader.source.fingerprint()
+        found |= code_of([val_loader.source])
+    if checkpoints.keep_best is not None:
+        found |= {"checkpoint.keep_best": checkpoints.keep_best, "checkpoint.mode": checkpoints.mode}
+    return found
+
+
 def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:
     for change in restored.changes:
         progress.message(f"going on inexactly: {change}")
+    if state.best.value is None and state.best.metric is not None and state.epoch:
+        progress.message(f"{state.best.metric}: the best is looked for from here on; until then model/best is the old one")
     if state.stopped_early:
-        progress.message(f"nothing to do: the run was stopped early, after epoch {state.epoch}")
+        more = f"give early_stopping a patience above {state.stale_epochs} to go on"
+        progress.message(f"nothing to do: the run was stopped early, after epoch {state.epoch}; {more}")
     elif state.epoch >= epochs:
         progress.message(f"nothing to do: the run has its {state.epoch} epochs; give epochs=N to train longer")

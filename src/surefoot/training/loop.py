@@ -108,6 +108,9 @@ class Loop:
             # A model that draws random numbers even in evaluation must find them as they were, should the run be
             # stopped in here: it then begins this validation again.
             before = rng.capture() if self.checkpointer is not None else None
+            # What the validation data draw, and in which order they come, depends on the epoch and not on how often
+            # this process has validated.
+            self.val_loader.seek(self.state.epoch)
             result = evaluate_on(
                 self.val_loader,
                 self.evaluated_model,

@@ -72,6 +72,7 @@ class Best:
     min_delta: float = 0.0
     value: float | None = None
     epoch: int | None = None
+    metric: str | None = None
 
     def improves(self, value: float, epoch: int) -> bool:
         """Take `value` in; True where it is the best yet. NaN never is."""
@@ -106,6 +107,7 @@ class RunState:
     rates: list[float] = field(default_factory=list)
     confusion: list[list[int]] | None = None
     wall_before: float = 0.0
+    patience: int | None = None
     _started: float = field(default_factory=time.monotonic, repr=False)
 
     def wall_s(self) -> float:
@@ -130,12 +132,17 @@ class RunState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; the modes and deltas stay as this run's settings have them."""
+        """Take back what `state_dict` gave; metrics, modes, deltas and patience are this run's."""
         for name in ("epoch", "step", "phase", "stopped_early", "stale_epochs", "skipped"):
             setattr(self, name, state[name])
         for name in ("best", "patience_best"):
             mine: Best = getattr(self, name)
-            mine.value, mine.epoch = state[name]["value"], state[name]["epoch"]
+            if (state[name]["metric"], state[name]["mode"]) == (mine.metric, mine.mode):
+                mine.value, mine.epoch = state[name]["value"], state[name]["epoch"]
+            elif name == "patience_best":  # the value of another metric says nothing about this one
+                self.stale_epochs = 0
+        # As a run that had this patience from the start.
+        self.stopped_early = self.stopped_early and self.patience is not None and self.stale_epochs >= self.patience
         self.last = dict(state["last"])
         self.rates = list(state["rates"])
         self.confusion = state["confusion"]

@@ -1,0 +1,140 @@
+"""Live objects in words: the settings that a user gave, as conditions, so that a resume sees what has changed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Loader
+from ..fingerprint import Fingerprint
+from ..schedules.rebasing import rebase
+from ..wrapping import submodules
+
+# What schedulers write into the groups; it follows from the rate that was given.
+_SCHEDULERS = ("params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "name")
+# A model of more parts is compared as a whole.
+_MOST_PARTS = 300
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name: ``model.0: Linear(in_features=8, ...)``, ``optimizer.lr: 0.1``, ``loader.augment: [...]``.
+
+    Of modules: class, `extra_repr` and constructor arguments that are kept as attributes. Of optimizers: each group's
+    values as given, before any scheduler moved them. Of loaders: all settings. Of other callables: class and attributes.
+    """
+    found: dict[str, Any] = {}
+    for key, value in objects.items():
+        if isinstance(value, torch.optim.swa_utils.AveragedModel):
+            continue
+        if isinstance(value, nn.Module):
+            found |= _module(key, value)
+        elif isinstance(value, torch.optim.Optimizer):
+            groups = given_groups(value, objects)
+            for index, group in enumerate(groups):
+                found |= {f"{prefix(key, index, len(groups))}.{name}": _shown(item) for name, item in group.items()}
+        elif isinstance(value, Loader):
+            settings = {name: getattr(value, name) for name in ("batch_size", "shuffle", "seed", "drop_last")}
+            found |= {f"{key}.{name}": item for name, item in settings.items()}
+            found[f"{key}.preprocessing"] = repr(value.preprocessing)
+            found[f"{key}.augment"] = [_text(transform) for transform in value.augment]
+        elif callable(value):
+            found[key] = _text(value)
+    return found
+
+
+def compared(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable[str]) -> list[dict[str, Any]]:
+    """Both, without what a recipe says and is not to be compared once more as what it was built to."""
+    recipe = any(name.startswith("recipe.") for name in now)
+    built = {*objects, "checkpoint", "loss", "val"} if recipe else set()
+    return [{k: v for k, v in conditions.items() if k.partition(".")[0] not in built} for conditions in (saved, now)]
+
+
+def given(objects: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The options of every optimizer's param groups as they were given, by the optimizer's key."""
+    return {k: given_groups(v, objects) for k, v in objects.items() if isinstance(v, torch.optim.Optimizer)}
+
+
+def use_changed(
+    objects: Mapping[str, Any],
+    given: Mapping[str, list[dict[str, Any]]],
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+) -> None:
+    """Let the options that differ between the conditions `saved` and `now` take effect: loading put the old ones back."""
+    for key, groups in given.items():
+        optimizer, rates = objects[key], {}
+        for index, options in enumerate(groups):
+            where = prefix(key, index, len(groups))
+            for name, value in options.items():
+                was = saved.get(f"{where}.{name}")
+                if f"{where}.{name}" not in saved or was == now.get(f"{where}.{name}"):
+                    continue
+                if name == "lr":
+                    rates[index] = (was, value)
+                else:
+                    optimizer.param_groups[index][name] = value
+        if rates:
+            holders = [o for o in objects.values() if getattr(o, "optimizer", None) is optimizer]
+            rebase(optimizer, next((o for o in holders if hasattr(o, "undampened_lrs")), None), holders, rates)
+
+
+def prefix(key: str, index: int, groups: int) -> str:
+    """What the settings of one param group are named after."""
+    return key if groups == 1 else f"{key}.{index}"
+
+
+def given_groups(optimizer: torch.optim.Optimizer, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The options of each param group as they were given; a rate is that without scheduler and warmup."""
+    undampened = [getattr(o, "undampened_lrs", None) for o in objects.values() if getattr(o, "optimizer", 0) is optimizer]
+    rates = next((lrs for lrs in undampened if lrs is not None), None)
+    found = []
+    for index, group in enumerate(optimizer.param_groups):
+        options = {name: value for name, value in group.items() if name not in _SCHEDULERS}
+        if "lr" in options:
+            now = options["lr"] if rates is None else rates[index]
+            options["lr"] = float(group.get("initial_lr", now))
+        found.append(options)
+    return found
+
+
+def _module(key: str, module: nn.Module) -> dict[str, Any]:
+    parts = {f"{key}.{name}" if name else key: text for name, part in submodules(module) if (text := _text(part))}
+    if len(parts) > _MOST_PARTS:
+        return {f"{key}.structure": Fingerprint.of(parts)}
+    return parts
+
+
+def _text(value: Any) -> str:
+    """``Dropout(p=0.5)``: a class with the constructor arguments that an object shows or keeps as attributes."""
+    kind = type(value)
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    shown = value.extra_repr() if isinstance(value, nn.Module) else ""
+    kept = [f"{name}={_shown(item)}" for name, item in _arguments(value) if f"{name}=" not in shown]
+    return f"{kind.__qualname__}({', '.join([shown] * bool(shown) + kept)})"
+
+
+def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
+    try:
+        names = inspect.signature(type(value).__init__).parameters
+    except (TypeError, ValueError):
+        return
+    for name in names:
+        item = getattr(value, name, None) if name != "self" else None
+        if isinstance(item, _PLAIN) and item is not None:
+            yield name, item
+        elif isinstance(item, torch.Tensor) and not isinstance(item, nn.Parameter):
+            yield name, f"{tuple(item.shape)} {Fingerprint.of(item)[:16]}"
+        elif isinstance(item, list | tuple) and all(isinstance(inner, _PLAIN) for inner in item):
+            yield name, list(item)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.item() if value.numel() == 1 else Fingerprint.of(value)
+    return list(value) if isinstance(value, tuple) else value

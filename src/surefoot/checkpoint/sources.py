@@ -1,0 +1,142 @@
+"""The user's own code: which files a run's parts come from, their imports included, and what is in them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..fingerprint import Fingerprint
+from ..held import names_of, walk
+
+_MAIN = "__main__"
+_HOUSE = Path(__file__).resolve().parents[1]
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def code_of(parts: Iterable[Any]) -> dict[str, str]:
+    """SHA-256 of the user's own code behind `parts` (objects, classes, functions), as conditions.
+
+    ``code.models/net.py`` is a whole file, without comments and layout: that of a class, of its bases, of a function
+    and of all that these files import below the user's project; what is installed counts by its version. Of a script or
+    notebook only what the parts refer to counts (``code.__main__:Net``), so that another number of epochs is no change.
+    """
+    found: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for code in _definitions(parts):
+        if code.__module__ == _MAIN:
+            _main(code, found, files)
+        else:
+            _file(code.__module__, files)
+    return found | files
+
+
+def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
+    """The classes and functions behind objects and behind all that these hold."""
+    done: set[int] = set()
+    for _, value in walk({str(number): part for number, part in enumerate(parts)}):
+        functions = isinstance(value, types.FunctionType | types.MethodType)
+        kinds = [value] if functions else type(value).__mro__
+        for kind in kinds:
+            if id(kind) not in done and _own(getattr(kind, "__module__", None)):
+                done.add(id(kind))
+                yield kind
+    for part in parts:
+        if isinstance(part, type):
+            yield from (kind for kind in part.__mro__ if _own(kind.__module__))
+
+
+@functools.cache
+def _own(module: str | None) -> bool:
+    """Whether a module is the user's: neither installed, nor Python's, nor this package."""
+    if module == _MAIN:
+        return True
+    path = _path(module)
+    if path is None or path.is_relative_to(_HOUSE) or any(part in _INSTALLED for part in path.parts):
+        return False
+    return not path.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+
+
+def _path(module: str | None) -> Path | None:
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    return Path(file).resolve() if file and file.endswith(".py") else None
+
+
+def _file(module: str, files: dict[str, str]) -> None:
+    """Take in the file of a module and what it imports; each one once."""
+    path = _path(module)
+    if path is None:
+        return
+    package = path.name == "__init__.py"
+    name = f"code.{module.replace('.', '/')}{'/__init__' if package else ''}.py"
+    if name in files:
+        return
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        files[name] = "no source"
+        return
+    files[name] = hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+    home = module if package else module.rpartition(".")[0]
+    for imported in _imports(tree, home):
+        if imported in sys.modules and _own(imported):
+            _file(imported, files)
+
+
+def _imports(tree: ast.Module, home: str) -> Iterator[str]:
+    """The modules that a file may import, by full name; some of them are names within modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            try:
+                base = importlib.util.resolve_name(relative, home) if node.level else relative
+            except ImportError:
+                continue
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _main(code: Any, found: dict[str, str], files: dict[str, str]) -> None:
+    """Take in a class or function of the script, and the helpers, constants and modules that it refers to."""
+    name = f"code.{_MAIN}:{code.__qualname__}"
+    if name in found:
+        return
+    found[name] = _source(code)
+    functions = [
+        getattr(item, "__func__", getattr(item, "fget", None) or item)
+        for item in (vars(code).values() if isinstance(code, type) else [code])
+    ]
+    for function in functions:
+        if not isinstance(function, types.FunctionType):
+            continue
+        for reference in sorted(set(names_of(function.__code__))):
+            if reference not in function.__globals__:
+                continue
+            value = function.__globals__[reference]
+            if isinstance(value, types.ModuleType):
+                if _own(value.__name__) and value.__name__ != _MAIN:
+                    _file(value.__name__, files)
+            elif isinstance(value, type | types.FunctionType):
+                if value.__module__ == _MAIN:
+                    _main(value, found, files)
+                elif _own(value.__module__):
+                    _file(value.__module__, files)
+            elif isinstance(value, bool | int | float | complex | str | bytes | tuple | frozenset | None):
+                found[f"code.{_MAIN}:{reference}"] = Fingerprint.of(value)
+
+
+def _source(code: Any) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(code).encode("utf-8", "surrogatepass")).hexdigest()
+    except (OSError, TypeError):  # typed into a prompt, or made at run time
+        return Fingerprint.of(code) if isinstance(code, types.FunctionType) else "no source"

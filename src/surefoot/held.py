@@ -1,0 +1,191 @@
+"""Random number generators that objects hold beside the process's own: found, seeded, kept and put back."""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .errors import UsageError
+from .rng import fold
+
+MAX_DEPTH = 12
+# Of a list or dict so many entries are looked at: generators stand in attributes, not in a million samples.
+MAX_ITEMS = 64
+_LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
+
+
+def generators(**roots: Any) -> dict[str, Any]:
+    """Every generator that can be reached from `roots`, by its place: ``{"model.noise.generator": ...}``.
+
+    Looked through are attributes, lists, tuples, dicts, closures, functools.partial, and the globals that functions
+    and methods of the user's own refer to. Kinds: torch.Generator, random.Random, numpy's Generator and RandomState.
+    One that is held twice has one place.
+    """
+    found: dict[str, Any] = {}
+    for place, value in walk(roots):
+        if is_generator(value):
+            found[place] = value
+    return found
+
+
+def is_generator(value: Any) -> bool:
+    """Whether `value` is a random number generator whose state can be kept."""
+    import numpy
+    import torch
+
+    if isinstance(value, random.Random):
+        return not isinstance(value, random.SystemRandom)
+    return isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState)
+
+
+def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each object that is reachable from `roots` with its place, once; no property and no method is called."""
+    import numpy
+    import torch
+
+    # The process's own generators are kept anyway (`rng`).
+    done = {id(torch.default_generator), id(getattr(random, "_inst", None)), id(numpy.random.mtrand._rand)}
+    kept: list[Any] = []  # ids are only good while the objects live
+    waiting = [(name, value, 0) for name, value in reversed(roots.items())]
+    while waiting:
+        place, value, depth = waiting.pop()
+        if isinstance(value, _LEAVES) or id(value) in done:
+            continue
+        done.add(id(value))
+        kept.append(value)
+        yield place, value
+        if depth < MAX_DEPTH and not isinstance(value, torch.Tensor | numpy.ndarray) and not is_generator(value):
+            waiting += [(f"{place}.{name}", item, depth + 1) for name, item in reversed(list(_inside(value)))]
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    if isinstance(value, Mapping):
+        yield from ((str(key), item) for key, item in list(value.items())[:MAX_ITEMS])
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((str(i), item) for i, item in zip(range(MAX_ITEMS), value, strict=False))
+    elif isinstance(value, functools.partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    elif isinstance(value, types.MethodType):
+        yield from (("self", value.__self__), ("func", value.__func__))
+    elif isinstance(value, types.FunctionType):
+        yield from _of_function(value)
+    for name, item in (getattr(value, "__dict__", None) or {}).items():
+        yield from item.items() if isinstance(value, torch.nn.Module) and _table(name, item) else [(name, item)]
+    for name in _slots(type(value)):
+        if (item := getattr(value, name, None)) is not None:
+            yield name, item
+    if not isinstance(value, types.FunctionType) and not _house(type(value).__module__):
+        for kind in type(value).__mro__:
+            for name, item in vars(kind).items() if not _house(kind.__module__) else ():
+                yield name, getattr(item, "__func__", item) if not isinstance(item, property) else item.fget
+
+
+def _table(name: str, item: Any) -> bool:
+    return name in ("_modules", "_buffers", "_parameters") and isinstance(item, dict)
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ()) if not _house(base.__module__) else ()
+        yield from (s for s in ([slots] if isinstance(slots, str) else slots) if not s.startswith("__"))
+
+
+def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:
+            continue  # not filled yet
+    for default in function.__defaults__ or ():
+        yield "default", default
+    if not _house(function.__module__):
+        for name in names_of(function.__code__):
+            item = function.__globals__.get(name)
+            if is_generator(item):
+                yield name, item
+
+
+def names_of(code: types.CodeType) -> Iterator[str]:
+    """The global names and attributes that a function's code refers to, those of functions inside of it too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_of(constant)
+
+
+def _house(module: str | None) -> bool:
+    return (module or "builtins").partition(".")[0] in ("torch", "surefoot", "builtins", "numpy", "random")
+
+
+def seed_each(found: Sequence[Any], seed: int) -> None:
+    """Seed generators, each with a number of its own made from `seed`."""
+    import numpy
+    import torch
+
+    for number, generator in enumerate(found):
+        own = fold(seed, number)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(own)
+        elif isinstance(generator, numpy.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(own).state
+        else:
+            generator.seed(own & 0xFFFFFFFF)
+
+
+def state_of(generator: Any) -> Any:
+    """A generator's state, as plain values and tensors."""
+    import numpy
+    import torch
+
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, numpy.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, numpy.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.getstate()
+
+
+def put_state(generator: Any, state: Any) -> None:
+    """What `state_of` gave, put back."""
+    import numpy
+    import torch
+
+    if isinstance(generator, torch.Generator | numpy.random.RandomState):
+        generator.set_state(state)
+    elif isinstance(generator, numpy.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.setstate(state)
+
+
+class Generators:
+    """The generators that a run's objects hold, as one object that a checkpoint keeps."""
+
+    def __init__(self, **roots: Any):
+        self._roots = roots
+        self._found: dict[str, Any] = {}
+        self._looks = 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each one's state by its place."""
+        if self._looks:  # once more after the first steps, since a forward pass may make one; then no save waits for it
+            self._looks -= 1
+            self._found = generators(**self._roots)
+        return {place: state_of(generator) for place, generator in self._found.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put each one back. Raises UsageError for a generator that is not there, before any is changed."""
+        here = generators(**self._roots)
+        if lost := [place for place in state if place not in here]:
+            raise UsageError(
+                f"random number generators of the saved run are not found here: {', '.join(lost)}; make them where "
+                "the objects are made"
+            )
+        for place, saved in state.items():
+            put_state(here[place], saved)

@@ -1,0 +1,30 @@
+"""What an objective holds that is trained or changes on the way, and is therefore part of a run's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .. import held
+from ..wrapping import tensors
+
+
+def learns(loss: Any) -> bool:
+    """Whether a loss has parameters of its own, which are then trained."""
+    return isinstance(loss, nn.Module) and any(True for _ in loss.parameters())
+
+
+def hidden_state(loss: Any, model: nn.Module) -> dict[str, nn.Module]:
+    """The modules with parameters or buffers in an objective, by what a checkpoint calls them.
+
+    A loss that is no module, or that has modules in a plain list, is looked through as far as attributes lead.
+    """
+    found: dict[str, nn.Module] = {}
+    known = {id(part) for part in model.modules()}
+    for place, value in held.walk({"loss": loss}):
+        if isinstance(value, nn.Module) and id(value) not in known:
+            known |= {id(part) for part in value.modules()}
+            if any(True for _ in tensors(value)):
+                found[place] = value
+    return found

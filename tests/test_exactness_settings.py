@@ -1,0 +1,195 @@
+"""What a resume does with settings that changed: seen and refused by name, or allowed, marked, and in effect."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_exactness import samples
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+from surefoot.checkpoint import ConditionsChanged, code_of, environment
+from surefoot.errors import UsageError
+from surefoot.schedules import LinearWarmup, Schedule
+from surefoot.training import Checkpoints, EarlyStopping, fit
+
+
+def train(run: Path | None, epochs: int, *, lr=0.1, optimizer=None, schedule=None, p=0.0, loss=None, **given):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 10), nn.Dropout(p), nn.Linear(10, 3))
+    made = torch.optim.SGD(model.parameters(), lr=lr, **(optimizer or {}))
+    arguments = {"val": samples(), "batch_size": 4, "run_dir": run, "resume": True, "progress": False, "lint_off": ["all"]}
+    data = given.pop("data", samples())
+    fit(
+        model,
+        loss or nn.CrossEntropyLoss(),
+        made,
+        data,
+        epochs=epochs,
+        schedule=schedule and schedule(made),
+        tensorboard=False,
+        execution={"compile": False},
+        **{**arguments, **given},
+    )
+    return made
+
+
+def inexact(run: Path) -> list[str]:
+    return json.loads((run / "run.json").read_text())["inexact"]
+
+
+CHANGES = {
+    "optimizer.lr": {"lr": 0.01},
+    "optimizer.weight_decay": {"optimizer": {"weight_decay": 0.1}},
+    "optimizer.momentum": {"optimizer": {"momentum": 0.5}},
+    "loss": {"loss": nn.CrossEntropyLoss(label_smoothing=0.5)},
+    "model.1": {"p": 0.5},
+    "checkpoint.keep_best": {"checkpoints": Checkpoints(keep_best="val/loss")},
+    "data.val": {"val": (samples()[0] + 1, samples()[1])},
+    "data.loader": {"data": (samples()[0] + 1, samples()[1])},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_refused_by_name_and_marked_where_it_is_allowed(tmp_path, name):
+    train(tmp_path / "run", 1)
+    with pytest.raises(ConditionsChanged) as refused:
+        train(tmp_path / "run", 2, **CHANGES[name])
+    assert any(change.name == name for change in refused.value.changes), str(refused.value)
+    train(tmp_path / "run", 2, **CHANGES[name], allow=[change.name for change in refused.value.changes])
+    assert any(text.startswith(f"{name}: was") for text in inexact(tmp_path / "run"))
+
+
+def test_class_weights_that_changed_are_seen(tmp_path):
+    train(tmp_path / "run", 1, loss=nn.CrossEntropyLoss(weight=torch.ones(3)))
+    with pytest.raises(ConditionsChanged, match="loss: was"):
+        train(tmp_path / "run", 2, loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])))
+
+
+def test_other_options_of_the_optimizer_take_effect(tmp_path):
+    train(tmp_path / "run", 1, optimizer={"momentum": 0.9})
+    made = train(tmp_path / "run", 2, optimizer={"momentum": 0.5, "weight_decay": 0.1}, allow=["optimizer"])
+    assert (made.param_groups[0]["momentum"], made.param_groups[0]["weight_decay"]) == (0.5, 0.1)
+
+
+SCHEDULES = {
+    "none": None,
+    "StepLR": lambda o: Schedule(o, schedulers.StepLR(o, 1, 0.5)),
+    "by step": lambda o: Schedule(o, schedulers.ExponentialLR(o, 0.99), by="step"),
+    "LambdaLR": lambda o: Schedule(o, schedulers.LambdaLR(o, lambda epoch: 1 / (1 + epoch))),
+    "cosine": lambda o: Schedule(o, schedulers.CosineAnnealingLR(o, 6, eta_min=1e-4)),
+    "plateau": lambda o: Schedule(o, schedulers.ReduceLROnPlateau(o, patience=0, threshold=0.9, min_lr=1e-4)),
+    "warmed": lambda o: Schedule(o, schedulers.StepLR(o, 1, 0.5), LinearWarmup(o, warmup_period=50)),
+    "warmed only": lambda o: Schedule(o, None, LinearWarmup(o, warmup_period=50)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_rate_given_on_resume_is_the_schedules_new_base(tmp_path, name):
+    """From there on the rates are those of a run that had it from the start."""
+    schedule = SCHEDULES[name]
+    train(tmp_path / "run", 2, schedule=schedule)
+    train(tmp_path / "run", 4, lr=0.02, schedule=schedule, allow=["optimizer.lr"])
+    train(tmp_path / "new", 4, lr=0.02, schedule=schedule)
+    rates = {}
+    for run in ("run", "new"):
+        records = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+        rates[run] = {r["step"]: r["lr"][0] for r in records if r["kind"] == "step" and r["epoch"] >= 2}
+    assert rates["run"] == pytest.approx(rates["new"], rel=1e-12) and len(rates["run"]) > 5
+    # And the next resume finds nothing changed.
+    train(tmp_path / "run", 5, lr=0.02, schedule=schedule)
+    assert len(inexact(tmp_path / "run")) == 1
+
+
+def test_a_rate_that_would_have_no_effect_is_refused_all_the_same(tmp_path):
+    schedule = lambda o: Schedule(o, schedulers.CyclicLR(o, 0.01, 0.1), by="step")  # noqa: E731
+    train(tmp_path / "run", 1, schedule=schedule)
+    # CyclicLR writes its own rate over the optimizer's, so that none is seen to change.
+    train(tmp_path / "run", 2, lr=0.02, schedule=schedule)
+    assert inexact(tmp_path / "run") == []
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_had_it(tmp_path):
+    stop = lambda patience: {"early_stopping": EarlyStopping(patience=patience, min_delta=10.0)}  # noqa: E731
+    train(tmp_path / "run", 6, **stop(1))
+    train(tmp_path / "run", 6, **stop(3))
+    train(tmp_path / "new", 6, **stop(3))
+    epochs = [(tmp_path / run / "metrics.jsonl").read_text().count('"kind": "epoch"') for run in ("run", "new")]
+    model = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "new")]
+    assert epochs[0] == epochs[1] and model[0] == model[1] and inexact(tmp_path / "run") == []
+
+
+def test_the_best_of_another_metric_is_not_this_ones(tmp_path):
+    train(tmp_path / "run", 1, checkpoints=Checkpoints(keep_best="val/accuracy"))
+    best = (tmp_path / "run" / "model" / "best" / "model.safetensors").read_bytes()
+    train(tmp_path / "run", 2, checkpoints=Checkpoints(keep_best="val/loss"), allow=["checkpoint"])
+    assert (tmp_path / "run" / "model" / "best" / "model.safetensors").read_bytes() != best
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    found = json.loads((newest / "state.json").read_text())["objects"]["progress"]["best"]
+    assert found["metric"] == "val/loss" and found["epoch"] == 1
+
+
+def test_a_cell_that_is_run_twice_says_what_to_write_in_python(tmp_path):
+    train(tmp_path / "run", 1)
+    with pytest.raises(UsageError, match="go on with it .in Python: resume=True. or name another directory"):
+        train(tmp_path / "run", 1, resume=False)
+
+
+# ------------------------------------------------------------------------------------------ code, environment
+
+FILES = {
+    "base.py": "from torch import nn\nfrom consts import SCALE\nclass Base(nn.Module):\n    scale = SCALE\n",
+    "consts.py": "SCALE = 2.0\n",
+    "helper.py": "def helped(x):\n    return x + 1\n",
+    "net.py": "from base import Base\nclass Net(Base):\n    def forward(self, x):\n"
+    "        from helper import helped\n        return helped(x)\n",
+    "warm.py": "from surefoot.schedules import LinearWarmup\nclass Own(LinearWarmup):\n    pass\n",
+    "rates.py": "def rate(epoch):\n    return 1.0\n",
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import helper, net, rates, warm  # noqa: E401, F401, I001
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = Schedule(optimizer, schedulers.LambdaLR(optimizer, rates.rate), warm.Own(optimizer, warmup_period=2))
+    yield tmp_path, [net.Net(), schedule]
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_code_that_changed_is_seen_file_by_file(project, file):
+    folder, parts = project
+    before = code_of(parts)
+    assert {f"code.{name}" for name in FILES} <= set(before)
+    (folder / file).write_text(FILES[file] + "# a comment is no change\n")
+    assert code_of(parts) == before
+    (folder / file).write_text(FILES[file] + "CHANGED = 1\n")
+    after = code_of(parts)
+    assert [name for name in after if after[name] != before[name]] == [f"code.{file}"]
+
+
+@pytest.mark.parametrize("variable", ["OMP_DYNAMIC", "OMP_THREAD_LIMIT", "MKL_CBWR"])
+def test_variables_that_change_bits_are_conditions(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    assert environment()[f"variables.{variable}"] == "1"
+
+
+def test_torchs_newer_precision_flags_are_recorded():
+    place = torch.backends.mkldnn.matmul
+    before = place.fp32_precision
+    place.fp32_precision = "bf16"
+    try:
+        found = environment()
+    finally:
+        place.fp32_precision = before
+    assert found["flags.fp32_precision.mkldnn.matmul"] == "bf16" and found["parallel.backend"]
