@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,19 @@ def test_the_tutorials_lenet_is_evaluated_by_surefoot_eval(fashion_mnist_dir, tm
     assert found["samples"] == 10_000 and found["accuracy"] == pytest.approx(right / 10_000, abs=1.5e-4)
     loss = float(torch.nn.functional.cross_entropy(logits, test_labels))
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
+
+    # The road that `import` prints: the same numbers, and a picture's class by name.
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "model_params.pth", "--model", "LeNet5"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if "surefoot " in line]
+    evaluate, predict = (shlex.split(line[line.index("surefoot ") :])[1:] for line in printed)
+    assert main([*evaluate, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["accuracy"], again["loss"]) == (found["accuracy"], found["loss"])
+    np.save("boot.npy", test_images[:1].numpy())
+    assert main([*predict[:-1], "boot.npy", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["predictions"][0]["class"] == again["classes"][int(logits[0].argmax())]
 
 
 # Whatever torch.save writes of plain data and tensors, the checker follows to the same values as torch.load.

@@ -6,6 +6,8 @@ import argparse
 import collections
 import io
 import json
+import shlex
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -376,7 +378,7 @@ def test_what_the_message_for_torchscript_advises_works(tmp_path):
 
 def test_an_own_class_or_a_recipe_says_what_the_weights_are_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     Path("wild_nets.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, n=2, wide=False):\n"
         "        super().__init__()\n        self.l = nn.Linear(4, n + 10 * wide)\n\n"
@@ -386,18 +388,37 @@ def test_an_own_class_or_a_recipe_says_what_the_weights_are_for(tmp_path, monkey
     assert main(["import", "w.pth", "--model", "wild_nets:Net", "n=3", "wide=true"]) == 0
     out = capsys.readouterr().out
     assert "2 tensors of wild_nets:Net" in out and "--trust-code" in out
+    # As a new process would find it: by the current directory alone.
+    sys.path.remove(str(tmp_path))
+    sys.modules.pop("wild_nets")
     opened = open_model("w", trust_code=True)
     assert opened.module.l.out_features == 13
     assert main(["import", "w.pth", "--model", "wild_nets:Net", "m=3", "--to", "x"]) == 2
     assert "unknown" in (said := capsys.readouterr().err) or "no argument" in said
+    sys.path.remove(str(tmp_path))
+    sys.modules.pop("wild_nets")
     assert import_weights("w.pth", "wild_nets:Net", arguments={"n": 13}).source == ("wild_nets:Net", {"n": 13})
+    numpy.save("two.npy", numpy.zeros((2, 1, 28, 28), "uint8"))
     Path("r.yaml").write_text(
         "epochs: 1\nmodel: {name: LeNet5}\ndata: {name: garments, train_size: 64, val_size: 32}\n"
         "loss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\n"
     )
     torch.save(LeNet5().state_dict(), "l.pth")
     assert main(["import", "l.pth", "--model", "r.yaml"]) == 0
+    run_printed(capsys)
     assert open_model("l").classes[0] == "T-shirt/top" and open_model("l").info.preprocessing_known
+
+
+def run_printed(capsys) -> list[str]:
+    """Run the commands that `import` printed, as pasted, on two.npy; what they printed."""
+    said = capsys.readouterr().out.splitlines()
+    commands = [line[line.index("surefoot ") :] for line in said if "surefoot " in line]
+    assert [command.split()[1] for command in commands] == ["eval", "predict"]
+    outputs = []
+    for command in commands:
+        assert main(shlex.split(command.replace("IMAGE...", "two.npy"))[1:]) == 0, command
+        outputs.append(capsys.readouterr().out)
+    return outputs
 
 
 def test_the_road_from_the_tutorials_last_line(tmp_path, monkeypatch, capsys):
@@ -425,12 +446,13 @@ def test_the_road_from_the_tutorials_last_line(tmp_path, monkeypatch, capsys):
     rows, said = answer("predict", "model_params.pth", "two.npy", "--model", "LeNet5", "--data", "garments")
     classes = [row["predictions"][0]["class"] for row in rows]
     assert classes == [splits.classes[i] for i in first] and "taken from the data set" in said
+    assert all(0 <= p["probability"] <= 1 for row in rows for p in row["predictions"])
     assert main(["predict", "model_params.pth", "two.npy", "--model", "LeNet5"]) == 2
     assert "does not say how raw data are prepared" in capsys.readouterr().err
 
     assert main(["import", "model_params.pth", "--model", "LeNet5"]) == 0
     out = capsys.readouterr().out
-    assert "next: surefoot eval model_params --data" in out
+    assert "next, e.g.: surefoot eval model_params --data fashion_mnist" in out
     assert answer("eval", "model_params", "--data", "garments")[0]["loss"] == found["loss"]
     assert answer("predict", "model_params", "two.npy", "--data", "garments")[0] == rows
     assert main(["predict", "model_params", "two.npy"]) == 2
@@ -439,5 +461,6 @@ def test_the_road_from_the_tutorials_last_line(tmp_path, monkeypatch, capsys):
         open_model("model_params")(splits.val.tensors[0][:2])
 
     assert main(["import", "model_params.pth", "--model", "LeNet5", "--data", "garments", "--to", "known"]) == 0
-    assert "surefoot predict known IMAGE..." in capsys.readouterr().out
+    evaluated, predicted = run_printed(capsys)
+    assert f"{100 * found['accuracy']:.2f} %" in evaluated and predicted.startswith(f"two.npy[0]: {classes[0]} ")
     assert answer("predict", "known", "two.npy") == (rows, "")

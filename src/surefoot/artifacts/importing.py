@@ -200,7 +200,7 @@ def _hints(
     if not cast and any(tensors[n].dtype != wanted[n].dtype for n in both):
         hints.append("--cast (cast=True) takes its values in the model's dtype")
     if any(".lora_A." in name or ".base_layer." in name for name in state.tensors):
-        hints.append("these are the names of a model wrapped by PEFT: save model.merge_and_unload().state_dict() instead")
+        hints.append("these names are of a model wrapped by PEFT: save model.merge_and_unload().state_dict() instead")
     ends = {name for name in state.tensors if name not in wanted}
     first = next(iter(wanted), "")
     for name in sorted(ends):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import files, safe_tensors
+from ..catalog import import_object
 from ..errors import UsageError
 from ..models import MODELS
 from ..preprocessing import Preprocessing
@@ -189,12 +189,9 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
         )
     if args is None:
         raise BadFile(where, f"the arguments of {path} were not saved; pass an instance as `model`")
-    module, _, attribute = path.partition(":")
     try:
-        target: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
+        target = import_object(path)
+    except (ImportError, UsageError) as error:
         raise BadFile(where, f"{path} cannot be imported here ({error}); pass an instance as `model`") from error
     try:
         built = target(**args)

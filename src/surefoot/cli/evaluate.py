@@ -64,7 +64,7 @@ def evaluate_file(
     from ..training import evaluate
 
     data_now = functools.cache(lambda: _data(data, home, arguments.trust_code))
-    model = opened(path, arguments, lambda: data_now()[0])  # a bad file is told before any data are made
+    model = opened(path, arguments, data_now)  # a bad file is told before any data are made
     splits, loss_given = data_now()
     source = getattr(splits, split)
     if source is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..text import say, typed
-from .opening import about_of, data_of
+from .opening import about_of, data_of, recipe_data
 from .recipes import add_trust_argument, named_recipe
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read without running anything, match names, shapes and dtypes, write; nothing is written unless all fits."""
     from .. import rng
     from ..artifacts import import_weights, save_model
-    from ..build import build_data, build_model
+    from ..build import build_model
     from ..errors import UsageError
 
     source = Path(arguments.file)
@@ -66,18 +66,18 @@ def run(arguments: argparse.Namespace) -> int:
     if not to.parent.is_dir():
         raise UsageError(f"{to}: the directory {to.parent} does not exist")
     recipe, whole = _recipe(arguments.model, arguments.overrides, arguments.trust_code)
-    splits = None
+    splits, loss = None, None
     if arguments.data:
-        splits = data_of(arguments.data, trust_code=arguments.trust_code)[0]
+        splits, loss = data_of(arguments.data, trust_code=arguments.trust_code)
     elif whole:
-        splits = build_data(recipe)
+        splits, loss = recipe_data(recipe)
     rng.seed_all(0)
     model = build_model(recipe, splits)
     names = ("key", "prefix", "except_", "cast")
     imported = import_weights(source, model, **{name: getattr(arguments, name) for name in names})
     part = recipe.model
     own = (part.name, part.arguments()) if part.imported else None
-    about = about_of(splits) if splits else {"preprocessing": "unknown"}
+    about = about_of(splits, loss) if splits else {"preprocessing": "unknown"}
     save_model(imported.model, to, title=source.stem, source=own, **about)
     _tell(imported, arguments, to, splits, own is not None)
     return 0
@@ -116,8 +116,9 @@ def _tell(
     if imported.foreign:
         say(f"not made, as nothing from a file is run: {', '.join(map(repr, imported.foreign[:10]))}")
     words = [to, *(["--trust-code"] if own else [])]
-    data = ["--data", arguments.data or "fashion_mnist"]
-    if splits is None:
-        say("preprocessing and classes: not told; eval takes those of its data, or import again with --data NAME")
-    say(f"next: {typed('surefoot', 'eval', *words, *data)}")
-    say(f"      {typed('surefoot', 'predict', *words, *([] if splits else data))} IMAGE...")
+    given = arguments.data or (arguments.model if splits else "recipe.yaml" if own else "fashion_mnist")
+    data, known = ["--data", given], splits is not None
+    if not known:
+        say("preprocessing and classes are not known: tell them with --data (the data set or recipe of its training)")
+    say(f"next{'' if known else ', e.g.'}: {typed('surefoot', 'eval', *words, *data)}")
+    say(f"      {typed('surefoot', 'predict', *words, *([] if known else data))} IMAGE...")

@@ -34,12 +34,12 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def opened(
-    path: Path, arguments: argparse.Namespace, data: Callable[[], DataSplits] | None = None
+    path: Path, arguments: argparse.Namespace, data: Callable[[], tuple[DataSplits, object]] | None = None
 ) -> LoadedModel:
     """The model at `path`. Raises UsageError for anything that is none, before any of it is used.
 
-    `data` gives the data (else those of --data) that tell the preprocessing and classes of weights that do not say them; a line
-    says so. A file that holds its own keeps it.
+    `data` gives the data and their loss (else those of --data), which tell the preprocessing, classes and loss of
+    weights that do not say them; a line says so. A file that holds its own keeps it.
     """
     from dataclasses import replace
 
@@ -51,27 +51,33 @@ def opened(
     if model.info.preprocessing_known:
         return model
     if data is None and arguments.data is not None:
-        data = functools.partial(_splits_of, arguments.data, arguments.trust_code)
+        data = functools.partial(data_of, arguments.data, trust_code=arguments.trust_code)
     if data is None:
         raise UsageError(
             f"{path}: does not say how raw data are prepared for this model (weights from elsewhere do not); give "
             "--data with the data set or recipe that it was trained on, e.g. --data fashion_mnist"
         )
-    splits = data()
+    splits, loss = data()
     prepared = splits.preprocessing
     told = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
     say(f"{path} does not tell its preprocessing; taken from the data set: {told}", error=True)
     if prepared is not None:
         model = open_model(path, arguments.model, preprocessing=prepared, **settings)
-    lacking = {name: value for name, value in about_of(splits).items() if getattr(model.info, name) is None}
+    about = about_of(splits, loss)
+    lacking = {name: value for name, value in about.items() if getattr(model.info, name) is None}
     return replace(model, info=replace(model.info, **lacking, preprocessing_known=True))
 
 
-def about_of(splits: DataSplits) -> dict[str, Any]:
-    """What the data tell about a model for them: classes, preprocessing, the raw sample's form."""
+def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
+    """What the data tell about a model for them: classes, preprocessing, loss, the raw sample's form.
+
+    Where a data set of classes has no recipe that tells the loss, it is cross-entropy.
+    """
     from ..data import TensorSource
 
+    usual = "CrossEntropyLoss" if splits.classes else None
     about: dict[str, Any] = {"classes": splits.classes, "preprocessing": splits.preprocessing}
+    about["loss"] = usual if loss is None else type(loss).__name__
     if isinstance(splits.train, TensorSource):
         raw = splits.train.tensors[0]
         about |= {"input_shape": tuple(raw.shape[1:]), "input_dtype": str(raw.dtype).removeprefix("torch.")}
@@ -94,10 +100,6 @@ def recipe_data(loaded: Recipe) -> tuple[DataSplits, object]:
 
     splits = build_data(loaded, say=functools.partial(say, error=True))
     return splits, build_loss(loaded, splits)
-
-
-def _splits_of(name: str, trust_code: bool) -> DataSplits:
-    return data_of(name, trust_code=trust_code)[0]
 
 
 def _short(numbers: tuple[float, ...]) -> str:
