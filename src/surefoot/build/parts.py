@@ -137,7 +137,7 @@ def schedule_specs(recipe: Recipe) -> tuple[SchedulerSpec | None, WarmupSpec | N
     warmup = recipe.warmup
     return (
         None if recipe.scheduler is None else _scheduler_spec(recipe.scheduler),
-        None if warmup is None else WarmupSpec(named(warmup.part), resolved(warmup.part), warmup.by),
+        None if warmup is None else WarmupSpec(named(warmup.part), resolved(warmup.part), warmup.by, warmup.then),
     )
 
 

@@ -144,6 +144,11 @@ class WarmupSection(Keyed):
 
     part: Part
     by: str = key(Choice(("step", "epoch")), "What its period is counted in.", "step")
+    then: str | None = key(
+        Maybe(Choice(("scheduler",))),
+        "scheduler: the scheduler waits until the warmup's period is over; null: it runs from the first step.",
+        None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

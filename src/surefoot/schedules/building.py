@@ -60,6 +60,8 @@ def build_schedule(
     try:
         made = None
         if scheduler is not None:
+            if warmup is not None and warmup.then is not None:
+                scheduler = delayed(scheduler, _calls_before(warmup, unit, steps_per_epoch))
             scheduler = filled_in(scheduler, length.calls(unit))
             if refuse:
                 _refuse_too_short(scheduler, length.calls(unit), unit)
@@ -81,6 +83,36 @@ def build_schedule(
     schedule.given_rates = given
     schedule.horizon = {"by": unit, "steps_per_epoch": steps_per_epoch, "epochs": epochs, "lengths": horizons(made)}
     return schedule
+
+
+def delayed(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
+    """`spec` after `calls` calls in which the rate stays as it is.
+
+    >>> delayed(SchedulerSpec("ExponentialLR", {"gamma": 0.9}), 8).args
+    {'milestones': [8]}
+    """
+    if calls < 1:
+        return spec
+    parts, milestones = (spec,), []
+    if spec.title == "SequentialLR":
+        parts, milestones = spec.children, [calls + m for m in spec.args.get("milestones") or ()]
+    still = SchedulerSpec("ConstantLR", {"factor": 1.0, "total_iters": 0})
+    args = {"milestones": [calls, *milestones]}
+    return SchedulerSpec("SequentialLR", args, spec.unit, spec.monitor, (still, *parts))
+
+
+def _calls_before(warmup: WarmupSpec, unit: str, steps_per_epoch: int) -> int:
+    """How many calls of the scheduler, in its `unit`, the warmup leaves out: those before its period is over."""
+    period = warmup.args.get("warmup_period")
+    if isinstance(period, list | tuple) and period:
+        period = max(period)
+    if not isinstance(period, int):
+        raise UsageError(f"{warmup.title}: `then: scheduler` needs a warmup with a warmup_period; give LinearWarmup one")
+    if warmup.by == EPOCH and unit == STEP:
+        period *= steps_per_epoch
+    elif warmup.by == STEP and unit == EPOCH:
+        period = -(-period // steps_per_epoch)
+    return period - 1
 
 
 def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:

@@ -179,11 +179,15 @@ class SchedulerSpec:
 
 @dataclass(frozen=True)
 class WarmupSpec:
-    """A warmup as a recipe names it, counted `by` ``"step"`` or ``"epoch"``."""
+    """A warmup as a recipe names it, counted `by` ``"step"`` or ``"epoch"``.
+
+    `then` is ``"scheduler"`` where the scheduler waits until the period is over; None: it runs from the first step.
+    """
 
     name: str | Callable[..., Any]
     args: Mapping[str, Any] = field(default_factory=dict)
     by: str = STEP
+    then: str | None = None
 
     @property
     def title(self) -> str:
