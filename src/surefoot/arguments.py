@@ -89,7 +89,7 @@ class Arguments:
             return None
         if not isinstance(value, str) or value not in options:
             meant = did_you_mean(value, options) if isinstance(value, str) else ""
-            self.refuse(name, f"{_told(value)} is not one of {', '.join(options)}{meant.removesuffix('?')}")
+            self.refuse(name, f"{_told(value)} is not one of {', '.join(options)}{meant}")
         return value
 
     def text(self, name: str, value: Any, *, none: bool = False):
@@ -136,13 +136,6 @@ class Arguments:
         if not callable(value) or inspect.isclass(value):
             self.refuse(name, f"{_told(value)} was given; give an object or a function, e.g. {like}")
         return value
-
-
-def checked_kind(name: str, value: Any, kind: type | tuple[type, ...], like: str) -> None:
-    """Raise UsageError unless `value` is of `kind`: the check of a function that has one such argument."""
-    check = Arguments()
-    check.instance(name, value, kind, like)
-    check.done()
 
 
 def as_metric(value: Any) -> float | int | None:
@@ -205,14 +198,16 @@ def as_number(value: Any) -> float | int | None:
         return None
     if isinstance(value, int | float):
         return int(value) if isinstance(value, int) else float(value)
-    item = getattr(value, "item", None)
-    if isinstance(value, numbers.Real | Decimal) or (callable(item) and _shape(value) == () and hasattr(value, "dtype")):
-        try:
-            plain = item() if callable(item) else value
-            return float(plain) if not isinstance(plain, bool | complex | int) else plain if type(plain) is int else None
-        except (TypeError, ValueError, RuntimeError, OverflowError):
+    try:
+        if hasattr(value, "dtype") and hasattr(value, "item"):
+            value = value.item()  # of NumPy or torch, and one number
+        elif not isinstance(value, numbers.Real | Decimal):
             return None
-    return None
+        if isinstance(value, bool | complex | str):
+            return None
+        return value if isinstance(value, int) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
 
 
 def plain(value: Any) -> Any:

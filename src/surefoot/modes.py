@@ -30,7 +30,8 @@ def enter_training(model: nn.Module) -> str | None:
         model.train()
         return "the model was in evaluation mode (model.eval()) and is trained in training mode"
     if not model.training:
-        named = [name for name, m in model.named_modules() if name and not m.training and next(m.children(), None) is None]
+        leaves = ((name, m) for name, m in model.named_modules() if name and next(m.children(), None) is None)
+        named = [name for name, module in leaves if not module.training]
         if named:
             more = f" and {len(named) - 3} more" if len(named) > 3 else ""
             return (

@@ -16,7 +16,7 @@ _CERTAIN = re.compile(r"(accuracy|loss)$")
 
 
 def better(metric: str | None) -> str | None:
-    """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where its name does not say.
+    """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where nobody can tell.
 
     >>> better("val/accuracy"), better("val/loss"), better("val/spread")
     ('max', 'min', None)
@@ -43,7 +43,8 @@ def settled(mode: str | None, metric: str | None, where: str) -> str:
     if mode in (None, AUTO):
         found = "min" if metric is None else better(metric)
         if found is None:
-            raise UsageError(f"{where}: the name {metric!r} does not say which is better; give mode='min' or mode='max'")
+            advice = "give mode='min' or mode='max'"
+            raise UsageError(f"{where}: the name {metric!r} does not say which is better; {advice}")
         return found
     if not isinstance(mode, str) or mode not in MODES:
         raise UsageError(f'{where}: mode: {mode!r} is not "auto", "min" or "max"')

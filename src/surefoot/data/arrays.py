@@ -57,7 +57,9 @@ def _from_list(values: Any) -> Tensor:
     except (ValueError, OverflowError):
         array = numpy.empty(0, dtype=object)
     if array.dtype == object:
-        raise UsageError(f"data: a list of {len(values)} items is no array of numbers: {_UNEQUAL}, or of others; {COLLATE}")
+        raise UsageError(
+            f"data: a list of {len(values)} items is no array of numbers: {_UNEQUAL}, or of others; {COLLATE}"
+        )
     tensor = _from_numpy(array)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
@@ -65,7 +67,9 @@ def _from_list(values: Any) -> Tensor:
 def _from_numpy(array: numpy.ndarray, frame: Any = None) -> Tensor:
     if isinstance(array, numpy.ma.MaskedArray):
         if numpy.ma.is_masked(array):
-            raise UsageError("data: a masked array has values that are masked; fill them (array.filled(0)) or leave them out")
+            raise UsageError(
+                "data: a masked array has values that are masked; fill them (array.filled(0)) or leave them out"
+            )
         array = array.data
     kind, name = array.dtype.kind, array.dtype.name
     if kind == "O":
@@ -73,7 +77,9 @@ def _from_numpy(array: numpy.ndarray, frame: Any = None) -> Tensor:
     elif kind not in "biufc":
         raise UsageError(f"data: an array of {name} is no array of numbers; {_instead(kind)}")
     if array.dtype.name == "uint64" and array.size and int(array.max()) > torch.iinfo(torch.int64).max:
-        raise UsageError("data: an array of uint64 has numbers above 2**63 - 1; give array.astype('float32') or smaller ones")
+        raise UsageError(
+            "data: an array of uint64 has numbers above 2**63 - 1; give array.astype('float32') or smaller ones"
+        )
     scalar = array.dtype.type
     wider = next((w for n, w in _WIDER.items() if scalar is getattr(numpy, n)), None)
     array = array.astype(wider or array.dtype.newbyteorder("="), copy=False)

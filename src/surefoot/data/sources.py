@@ -66,8 +66,8 @@ class TensorSource(Source):
     """Samples in memory: each of `tensors` is (N, ...), and a batch is one slice of each.
 
     Usually inputs and targets; uint8 images stay uint8 until a loader uses them. NumPy arrays are taken without
-    a copy, frames and columns of pandas and lists of numbers with one. With `classes`, labels are checked against them. Raises UsageError for tensors of unequal lengths, an
-    empty data set and labels outside the classes.
+    a copy, frames and columns of pandas and lists of numbers with one. With `classes`, labels are checked against
+    them. Raises UsageError for tensors of unequal lengths, an empty data set and labels outside the classes.
 
     >>> source = TensorSource(torch.zeros(3, 1, 28, 28), torch.tensor([0, 1, 1]), classes=("shirt", "bag"))
     >>> len(source), source.class_counts().tolist()
@@ -305,8 +305,8 @@ def _refuse_nests(data: Any) -> None:
         raise UsageError("data: two pairs were given; give data=(inputs, targets) and val=(inputs, targets)")
     if isinstance(data, tuple) and len(data) <= 3 and holds_arrays(data[0]):
         raise UsageError(
-            f"data: the inputs are a {type(data[0]).__name__} of {len(data[0])} arrays; give a Dataset whose samples are "
-            "(inputs, target), each with its inputs so: the model is then called with a batch of them as one argument"
+            f"data: the inputs are a {type(data[0]).__name__} of {len(data[0])} arrays; give a Dataset whose samples "
+            "are (inputs, target), each with its inputs so: the model is then called with a batch of them as one argument"
         )
 
 
