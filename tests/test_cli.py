@@ -65,6 +65,7 @@ COMMAND_LINE = {
     "checkpoints": {"run_dir", "--json"},
     "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--trust-code"},
     "list": {"kind", "--json"},
+    "explain": {"name"},
     "schema": set(),
 }
 

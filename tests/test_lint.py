@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from wrong_setups import WRONG, Then, body, setup, x, y
 
+import surefoot
 from surefoot.errors import UsageError
 from surefoot.losses import FINDINGS, WeightedSum, lint
 
-DOCS = (Path(__file__).parent.parent / "docs" / "lint.md").read_text(encoding="utf-8")
+DOCS = (Path(surefoot.__file__).parent / "explanations" / "lint.md").read_text(encoding="utf-8")
 
 
 def found_in(arguments) -> dict:
@@ -56,7 +57,7 @@ def test_a_finding_says_what_was_seen_why_it_is_wrong_and_the_fix():
     assert finding.severity == "warning"
     assert "each row sums to 1" in finding.message and "applies softmax itself" in finding.message
     assert finding.fix.startswith("take Softmax out")
-    assert finding.doc == "docs/lint.md#softmax-before-cross-entropy"
+    assert finding.doc == "surefoot explain softmax-before-cross-entropy"
     assert str(finding).startswith("softmax-before-cross-entropy: ") and finding.doc in str(finding)
 
 

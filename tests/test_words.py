@@ -8,7 +8,9 @@ from surefoot import recipe
 from surefoot.catalog import did_you_mean
 from surefoot.cli import main
 from surefoot.errors import UsageError
+from surefoot.losses import FINDINGS
 from surefoot.optimizers import OPTIMIZERS
+from surefoot.planning import MISTAKES
 
 WHOLE = "epochs: 3\nmodel: LeNet5\ndata: {name: garments, batch_size: 64}\nloss: CrossEntropyLoss\n"
 
@@ -79,3 +81,17 @@ def test_the_command_line_says_what_to_write(words, advice, capsys):
         main(words)
     assert ended.value.code == 2
     assert advice in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*FINDINGS, *MISTAKES])
+def test_every_finding_is_explained_by_the_command_that_it_names(name, capsys):
+    assert main(["explain", name]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"{name}\n\n") and len(told) > len(name) + 40
+    assert main(["explain"]) == 0
+    assert f"  {name}\n" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(capsys):
+    assert main(["explain", "rate-vanish"]) == 2
+    assert "did you mean 'rate-vanishes'?" in capsys.readouterr().err

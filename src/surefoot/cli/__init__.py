@@ -34,6 +34,7 @@ VERBS = {
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),
+    "explain": ("explain", "explain a finding by its name: what was seen, why it is wrong, the fix"),
     "schema": ("schema", "print the JSON Schema of a recipe"),
 }
 

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         off=loaded.lint_off,
         last=built.train.short_batch(),
     )
-    if built.val is not None:
+    if built.val is not None and not any(finding.severity == "error" for finding in findings):
         try_validation(built.model, built.loss, built.val)
     for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
         say(finding)

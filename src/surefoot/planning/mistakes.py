@@ -13,9 +13,10 @@ from torch.optim import lr_scheduler as t
 from ..schedules.composite import leaves
 from ..schedules.schedule import Schedule
 from ..schedules.simulation import NEVER, LaterGroup, Simulation, simulate_schedule
+from ..text import typed
 from .events import warm_after
 
-# Each name has a section in docs/schedules.md.
+# Each name has a section in explanations/schedules.md.
 MISTAKES = {
     "warmup-longer-than-run": "the warmup does not end before the run does",
     "warmup-redundant": "a warmup over an optimizer that has its own",
@@ -50,11 +51,11 @@ class Finding:
 
     @property
     def doc(self) -> str:
-        """The section of the documentation that explains it."""
-        return f"docs/schedules.md#{self.name}"
+        """The command that explains it."""
+        return typed("surefoot", "explain", self.name)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.message}. Fix: {self.fix} ({self.doc})"
+        return f"{self.name}: {self.message}. Fix: {self.fix} (`{self.doc}` tells more)"
 
 
 def mistakes(

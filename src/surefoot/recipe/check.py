@@ -9,6 +9,7 @@ from typing import Any
 
 from ..catalog import Catalog, did_you_mean
 from ..monitor import better, contradiction
+from ..text import typed
 from .elsewhere import elsewhere
 from .model import Recipe, SchedulerSection
 from .reading import Reading, join, shortened, text_remedy
@@ -170,7 +171,7 @@ def _check_lint_names(recipe: Recipe, reading: Reading) -> None:
     for index, name in enumerate(recipe.lint_off):
         if name not in FINDINGS and name != "all":
             path = f"lint_off.{index}"
-            told = did_you_mean(name, FINDINGS) or "; docs/lint.md lists them"
+            told = did_you_mean(name, FINDINGS) or f"; `{typed('surefoot', 'explain')}` lists them"
             reading.refuse(reading.where(path), path, f"unknown check {name!r}{told}")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Each name has a section in docs/lint.md. "error" means that training cannot go on, or is undefined from here.
+from ...text import typed
+
+# Each name has a section in explanations/lint.md. "error" means that training cannot go on, or is undefined from here.
 FINDINGS = {
     "softmax-before-cross-entropy": "the model ends in Softmax and the loss applies it again",
     "log-softmax-before-cross-entropy": "the model ends in LogSoftmax and the loss applies it again",
@@ -68,11 +70,11 @@ class Finding:
 
     @property
     def doc(self) -> str:
-        """The section of the documentation that explains it."""
-        return f"docs/lint.md#{self.name}"
+        """The command that explains it."""
+        return typed("surefoot", "explain", self.name)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.message}. Fix: {self.fix} ({self.doc})"
+        return f"{self.name}: {self.message}. Fix: {self.fix} (`{self.doc}` tells more)"
 
 
 def error(name: str, message: str, fix: str) -> Finding:

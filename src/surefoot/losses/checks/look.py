@@ -14,6 +14,7 @@ from ...arguments import Arguments
 from ...catalog import did_you_mean
 from ...errors import UsageError, first_line
 from ...modes import enter_training, evaluating
+from ...text import typed
 from ...untouched import untouched
 from ..averaging import batch_size
 from ..calling import convention_of, describe, value_of
@@ -88,7 +89,7 @@ def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, of
     off = check.texts("lint_off", off)
     for name in off:
         if name != "all" and name not in FINDINGS:
-            check.refuse("lint_off", f"unknown finding {name!r}{did_you_mean(name, FINDINGS) or ';'} see docs/lint.md")
+            check.refuse("lint_off", f"unknown finding {name!r}{did_you_mean(name, FINDINGS)}; `{typed('surefoot', 'explain')}` lists them")
     check.done()
     return off
 

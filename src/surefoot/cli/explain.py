@@ -1,0 +1,48 @@
+"""`surefoot explain NAME`: what stands behind the name of a finding: what was seen, why it is wrong, the fix."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from importlib import resources
+
+from ..text import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """NAME, or none for the list."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="as the finding is called; without one, all names")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print one section, or every name. Raises UsageError for a name that no finding has."""
+    from ..catalog import did_you_mean
+    from ..errors import UsageError
+
+    known = sections()
+    if arguments.name is None:
+        for page, names in _PAGES.items():
+            say(f"{names}:")
+            for name in (name for name, (where, _) in known.items() if where == page):
+                say(f"  {name}")
+        return 0
+    name = arguments.name.strip().lower()
+    if name not in known:
+        meant = did_you_mean(name, known) or "; without a name the command lists them all"
+        raise UsageError(f"no finding is called {arguments.name!r}{meant}")
+    say(f"{name}\n\n{known[name][1]}")
+    return 0
+
+
+_PAGES = {"lint": "on the first batch", "schedules": "in the schedule"}
+
+
+def sections() -> dict[str, tuple[str, str]]:
+    """Each finding's page and text, in the order of the pages."""
+    found = {}
+    for page in _PAGES:
+        text = resources.files("surefoot").joinpath("explanations", f"{page}.md").read_text(encoding="utf-8")
+        _, *parts = re.split(r"^## ([a-z-]+)$", text, flags=re.M)
+        for name, body in zip(parts[::2], parts[1::2], strict=True):
+            found[name] = (page, body.strip())
+    return found
