@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 44
 
 STYLE = """
-svg.chart { width: 100%; height: auto; display: block; font: 12px system-ui, sans-serif; }
+svg.chart { width: 100%; min-width: 34rem; height: auto; display: block; font: 12px system-ui, sans-serif; }
 svg.chart text { fill: var(--dim); }
 svg.chart .grid { stroke: var(--line); stroke-width: 1; }
 svg.chart .axis { stroke: var(--dim); stroke-width: 1; }

@@ -31,7 +31,7 @@ _STYLE = """
 body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-.dim { color: var(--dim); } .scroll { overflow-x: auto; }
+.dim { color: var(--dim); } section, .scroll { overflow-x: auto; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .tile { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; }
 .tile b { display: block; font-size: 1.3rem; } .tile span { color: var(--dim); font-size: .85rem; }
