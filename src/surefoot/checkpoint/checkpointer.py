@@ -235,14 +235,10 @@ class Checkpointer:
             self.wait()
 
     def finish(self) -> None:
-        """Save what is not saved yet and wait for it; how many saves were left out is told and kept in run.json."""
+        """Save what is not saved yet and wait for it."""
         if self._begun and self._saved_at != (self.steps, self.epochs):
             self.save()
         self.wait()
-        if self.skipped:
-            self._tell(f"{self.skipped} saves were left out because the disk was busy")
-            self._record(saves_skipped=self.run.about.get("saves_skipped", 0) + self.skipped)
-            self.skipped = 0
 
     def wait(self) -> None:
         """Wait for the save in flight; raises `RunFailed` if it could not be written."""
@@ -269,6 +265,9 @@ class Checkpointer:
         self._closed = True
         try:
             self.wait()
+            if self.skipped:
+                self._tell(f"{self.skipped} saves were left out because the disk was busy")
+                self._record(saves_skipped=self.run.about.get("saves_skipped", 0) + self.skipped)
         finally:
             self._writer.close()
             self._watch.close()
