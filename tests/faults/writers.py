@@ -20,6 +20,7 @@ from surefoot import cli, proof
 from surefoot.artifacts import export, save_model, swap
 from surefoot.artifacts.info import describe_model
 from surefoot.data import download
+from surefoot.errors import SurefootError
 from surefoot.execution import cache as choices
 from surefoot.execution.plan import Execution
 from surefoot.models import MLP
@@ -198,7 +199,10 @@ def _download(folder: Path) -> None:
 
 def _choice(folder: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder)
-    choices.save("key", Execution(), {}, lambda text: None)
+    told: list[str] = []
+    choices.save("key", Execution(), {}, told.append)
+    if told:
+        raise SurefootError(told[0])
     assert choices.load("key") == Execution()
 
 
@@ -267,14 +271,43 @@ def _killed_beside(name: str, nth: int):
     return check
 
 
+def _refused_beside(name: str, nth: int, code: int):
+    """The disk refuses: an error that names the reason, and afterwards it is written and nothing is left behind."""
+
+    def check(folder: Path) -> str:
+        def main(*_: object) -> int:
+            Calls(folder, "", nth, _refuse(code)).install()
+            try:
+                BESIDE[name](folder)
+            except (SurefootError, OSError) as error:
+                assert os.strerror(code) in str(error), error
+                return 3
+            return 0
+
+        result = Sitting(Path(), Settings(), main=main).result()
+        assert result.code in (0, 3), result.err
+
+        def again(*_: object) -> int:
+            BESIDE[name](folder)
+            return 0
+
+        result = Sitting(Path(), Settings(), main=again).result()
+        assert result.code == 0, result.err
+        left = [str(path) for path in folder.rglob(".*")]
+        assert not left, f"left behind: {left}"
+        return "told; written again, nothing left behind"
+
+    return check
+
+
 def catalogue() -> None:
     """Add the cases of this file."""
+    codes = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
     for writer, seen in reference()[1].items():
         assert seen, f"{writer} made no call"
         for i, tier in enumerate(spread(len(seen), tests=2, fast=6)):
             name = f"SIGKILL before {seen[i]}, call {i + 1} of {len(seen)} for {writer}"
             add("writers", name, _killed(writer, i), tier)
-        codes = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
         for i, tier in enumerate(spread(len(seen), tests=1, fast=4)):
             for code in codes if tier != ALL else codes[i % 4 : i % 4 + 1]:
                 name = f"{errno.errorcode[code]} from {seen[i]}, call {i + 1} of {len(seen)} for {writer}"
@@ -289,4 +322,7 @@ def catalogue() -> None:
     for name in BESIDE:
         seen = calls_beside(name)
         for i, tier in enumerate(spread(len(seen), tests=1, fast=4)):
-            add("writers", f"SIGKILL before {seen[i]}, call {i + 1} of {len(seen)} for {name}", _killed_beside(name, i), tier)
+            where = f"{seen[i]}, call {i + 1} of {len(seen)} for {name}"
+            add("writers", f"SIGKILL before {where}", _killed_beside(name, i), tier)
+            code = codes[i % len(codes)]
+            add("writers", f"{errno.errorcode[code]} from {where}", _refused_beside(name, i, code), max(tier, FAST))
