@@ -206,6 +206,20 @@ def test_other_generators_are_part_of_the_state(tmp_path):
     assert_exact(tmp_path, build)
 
 
+def test_a_generator_that_a_module_holds_is_part_of_the_state(tmp_path):
+    def build(model: nn.Module):
+        model.drop.generator = torch.Generator().manual_seed(4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def after_step() -> None:
+            with torch.no_grad():
+                model.head.bias += 0.1 * torch.randn(3, generator=model.drop.generator)
+
+        return optimizer, after_step, idle, {}
+
+    assert_exact(tmp_path, build)
+
+
 def test_moving_average_and_plain_numbers(tmp_path):
     def build(model: nn.Module):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

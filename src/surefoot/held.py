@@ -189,3 +189,13 @@ class Generators:
             )
         for place, saved in state.items():
             put_state(here[place], saved)
+
+
+def with_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """`objects`, and under the key "generators" those that the modules among them hold, where there are any."""
+    import torch
+
+    roots = {key: value for key, value in objects.items() if isinstance(value, torch.nn.Module)}
+    if "generators" in objects or not generators(**roots):
+        return dict(objects)
+    return {**objects, "generators": Generators(**roots)}

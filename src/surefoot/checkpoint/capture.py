@@ -384,7 +384,7 @@ def _own_attributes(optimizer: torch.optim.Optimizer) -> Tree:
     return {
         name: value
         for name, value in vars(optimizer).items()
-        if isinstance(value, bool | int | float | torch.Tensor) and not name.startswith("_")
+        if type(value) in (bool, int, float, torch.Tensor) and not name.startswith("_")
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import rng, safe_tensors
+from .. import held, rng, safe_tensors
 from ..arguments import metric_values, plain
 from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
@@ -59,7 +59,7 @@ class Checkpointer:
 
     - `run`: the run's directory, made when it is not there; or a `RunDirectory`, which then stays the caller's.
     - `objects` by keyword: modules, optimizers, anything with state_dict and load_state_dict (schedulers,
-      warmups, loaders, GradScalers), plain dicts. The random number generators are always kept.
+      warmups, loaders, GradScalers), plain dicts. The random number generators are always kept, those in modules too.
     - `every`: "1 epoch", "500 steps", "10 min", or None to save only when asked, on a signal and at the end.
     - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best`. `mode` is "min", "max",
       or "auto": higher is better for an accuracy, lower for a loss; another name needs a mode.
@@ -103,7 +103,7 @@ class Checkpointer:
         self.skipped = 0
         self._keep = Keep(keep_last, keep_best, mode)
         capture.check_objects(objects)
-        self._objects = dict(objects)
+        self._objects = held.with_generators(objects)
         self._journal = journal
         self._allow = tuple(allow)
         self._background = background

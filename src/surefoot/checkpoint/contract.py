@@ -188,4 +188,5 @@ def _shown(value: Any) -> str:
     if value is None:
         return "absent"
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:12] + "..." + text[-6:]
+    words = " " in text  # a description, not a digest
+    return text if len(text) <= (300 if words else 60) else text[:12] + "..." + text[-6:]
