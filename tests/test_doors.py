@@ -71,6 +71,7 @@ WRONG_ARGUMENTS = {
     "max_grad_norm of 0": ({"max_grad_norm": 0}, "max_grad_norm: 0 is not above 0"),
     "max_grad_norm below 0": ({"max_grad_norm": -1.0}, "max_grad_norm: -1.0 is below 0"),
     "max_grad_norm nan": ({"max_grad_norm": math.nan}, "max_grad_norm: nan is not a number"),
+    "max_grad_norm huge": ({"max_grad_norm": 10**400}, "max_grad_norm: 1000000000"),
     "max_grad_norm infinite": ({"max_grad_norm": math.inf}, "max_grad_norm: inf is not finite"),
     "clip_value of 0": ({"clip_value": 0}, "clip_value: 0 is not above 0"),
     "ema_decay of 1": ({"ema_decay": 1}, "ema_decay: 1 is not below 1"),
