@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 from ..safe_tensors import BadFile
 
 MAX_BYTES = 64 * 1024 * 1024
-MAX_OPERATIONS = 5_000_000
-MAX_OBJECTS = 1_000_000
+MAX_OPERATIONS = 2_000_000
+MAX_OBJECTS = 500_000
 
 # Bytes an element; the names are torch's for dtypes, and its storage classes' without "Storage".
 _DTYPE_BYTES = {

@@ -115,8 +115,10 @@ def _tell(
         say(f"left aside: {', '.join(map(repr, imported.others))}")
     if imported.foreign:
         say(f"not made, as nothing from a file is run: {', '.join(map(repr, imported.foreign[:10]))}")
+    if any("optim" in name for name in imported.others):
+        say(f"to train on from it: {typed('surefoot', 'train', 'RECIPE', '--from', imported.path)}")
     words = [to, *(["--trust-code"] if own else [])]
-    given = arguments.data or (arguments.model if splits else "recipe.yaml" if own else "fashion_mnist")
+    given = arguments.data or (arguments.model if splits else "RECIPE" if own else "fashion_mnist")
     data, known = ["--data", given], splits is not None
     if not known:
         say("preprocessing and classes are not known: tell them with --data (the data set or recipe of its training)")
