@@ -95,6 +95,16 @@ def test_training_on_equals_a_loop_that_loads_the_same_dictionary(kind, capsys):
     assert all(torch.equal(found[n], t) for n, t in built.model.state_dict().items())
 
 
+def test_another_rate_is_told_as_the_recipe_has_it_before_its_warmup():
+    recipe = written("SGD", "warmup: {name: LinearWarmup, warmup_period: 4}\n")
+    tutorials("SGD")
+    built = build(load_recipe(recipe, ["optimizer.lr=0.5"]))
+    lines = []
+    objects = (built.model, built.optimizer, built.schedule, built.train)
+    start_from("checkpoint.pt", *objects, steps_per_epoch=built.steps_per_epoch, say=lines.append)
+    assert any(line.endswith("lr 0.5 (the file has 0.02)") for line in lines)
+
+
 def test_the_schedule_goes_on_at_the_files_epoch():
     recipe = written("SGD", "scheduler: {name: StepLR, step_size: 1, gamma: 0.5}\n")
     tutorials("SGD")

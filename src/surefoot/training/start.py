@@ -44,7 +44,7 @@ def start_from(
     lacking = []
     if state is not None and found.optimizer is not None:
         say(f"{path}: the optimizer's state of {len(state['state'])} parameters, by position")
-        for line in _settings(found.optimizer, optimizer):
+        for line in _settings(found.optimizer, optimizer, schedule):
             say(f"{path}: {line}")
         optimizer.load_state_dict(state)
     else:
@@ -105,10 +105,11 @@ def _positioned(
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def _settings(saved: OptimizerFile, optimizer: torch.optim.Optimizer) -> list[str]:
+def _settings(saved: OptimizerFile, optimizer: torch.optim.Optimizer, schedule: Schedule) -> list[str]:
     """A line where the file's settings are not the recipe's, which are used."""
     lines = []
     for number, (theirs, mine) in enumerate(zip(saved.groups, optimizer.param_groups, strict=False)):
+        mine = {**mine, "lr": schedule.undampened_lrs[number]}
         differing = [
             f"{name} {mine[name]} (the file has {value})"
             for name, value in theirs.items()
