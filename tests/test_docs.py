@@ -1,0 +1,99 @@
+"""Every code block of every page runs as it is printed: Python from top to bottom of its page, YAML as (part of) a recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import surefoot
+from surefoot.cli import VERBS, make_parser, parse
+from surefoot.recipe import parse_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((Path(surefoot.__file__).parent / "explanations").glob("*.md"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# What completes a block that shows only some keys of a recipe.
+REST = {
+    "epochs": "epochs: 10",
+    "model": "model: LeNet5",
+    "data": "data: garments",
+    "loss": "loss: CrossEntropyLoss",
+    "optimizer": "optimizer: {name: SGD, lr: 0.1}",
+}
+# The other languages of blocks, and what is done with them.
+LEFT = {"json", "text", ""}
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(line, text) of each block in `language`."""
+    text = page.read_text(encoding="utf-8")
+    return [(text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text) if m[1] == language]
+
+
+def ids(page: Path) -> str:
+    return page.name if page.parent != ROOT / "docs" else f"docs/{page.name}"
+
+
+def having(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")  # a wrong line of the findings' page, beside the right one
+@pytest.mark.parametrize("page", having("python"), ids=ids)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict = {"__name__": "docs"}
+    for line, text in blocks(page, "python"):
+        exec(compile("\n" * line + text, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", having("yaml"), ids=ids)
+def test_the_yaml_of_a_page_is_a_recipe_or_part_of_one(page):
+    for line, text in blocks(page, "yaml"):
+        top = set(re.findall(r"^(\w+):", text, re.M))
+        whole = text + "".join(f"{rest}\n" for key, rest in REST.items() if key not in top)
+        parse_recipe(whole, f"{page.name}, block at line {line}")
+
+
+def test_the_json_of_a_page_is_json():
+    for page in having("json"):
+        for _, text in blocks(page, "json"):
+            for line in text.splitlines() if text.count("\n{") else [text]:
+                json.loads(line)
+
+
+def test_no_block_is_of_a_language_that_nothing_runs():
+    used = {match[1] for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))}
+    assert used <= LEFT | {"python", "yaml"}
+
+
+# Commands in running text, in tables and in indented blocks.
+COMMAND = re.compile(r"(?:`|^ {4}(?:\$ )?)(?:python3 dev\.py|surefoot) ([^`\n]+?)(?:`|  +#.*$|$)", re.MULTILINE)
+
+
+def commands() -> list[tuple[str, str]]:
+    return sorted({(page.name, m[1].strip()) for page in PAGES for m in COMMAND.finditer(page.read_text("utf-8"))})
+
+
+def test_the_commands_of_the_pages_parse():
+    """With what stands in capitals taken as a word, and what is in brackets left out."""
+    tried = 0
+    for page, text in commands():
+        text = re.sub(r"\[[^\]]*\]+|\.\.\.", "", re.split(" [#>]", text)[0]).replace("\\|", "|")
+        words = [word.partition("|")[0] for word in shlex.split(re.sub(r"\bN\b", "2", text.replace("KIND", "losses")))]
+        if not words or words[0].rstrip(",") not in VERBS or text.rstrip().endswith(","):
+            continue
+        try:
+            parse(make_parser(only=words[0]), words)
+        except SystemExit as ended:
+            if len(words) > 1:
+                raise AssertionError(f"{page}: `{text}`") from ended
+        tried += 1
+    assert tried > 15
