@@ -46,6 +46,9 @@ GROUPS = [
     "hostile directories",
     "surefoot train",
     "surefoot resume",
+    "foreign recipes",
+    "links",
+    "streams",
     "records",
     "writers",
 ]

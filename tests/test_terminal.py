@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from surefoot.artifacts import read_info, save_model
+from surefoot.checkpoint import Checkpointer
 from surefoot.cli import main
 from surefoot.cli.streams import Patient
 from surefoot.text import printable, say, typed
+from surefoot.tracking import write_report
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e\u2028\udc80\n"
 NAMES = ["a b", "it's", 'say "hi"', "$HOME", "`id`", "-rf", "--to", "a\nb", "\udcff\udcfe", "中文", "a;b", "*", "~"]
@@ -99,3 +104,64 @@ def test_say_on_standard_error_never_raises(monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Full())
     say("x", error=True)
+
+
+# ------------------------------------------------------------------------------------------ names in files
+
+
+def test_hostile_names_in_a_run_are_listed_as_plain_text(tmp_path, capsys):
+    """A stray file's name, a metric's name, and a date, all of them free to hold anything."""
+    with Checkpointer(tmp_path / "run", model=torch.nn.Linear(2, 1), every="1 epoch", signals=False) as saver:
+        saver.resume()
+        saver.step()
+        saver.epoch({HOSTILE: 1.0})
+    newest = next((tmp_path / "run" / "checkpoints").iterdir())
+    assert main(["checkpoints", str(tmp_path / "run")]) == 0
+    whole = capsys.readouterr().out
+    (newest / "a\x1b]0;owned\x07").write_text("")
+    assert main(["checkpoints", str(tmp_path / "run")]) == 1
+    damaged = capsys.readouterr().out
+    for told in (whole, damaged):
+        assert told.replace("\n", "").isprintable() and "owned" in told, ascii(told)
+    assert len(whole.splitlines()) == 1 and main(["checkpoints", str(tmp_path / "run"), "--json"]) == 1
+
+
+def test_hostile_names_in_a_model_are_text_in_its_card_and_come_back(tmp_path):
+    classes = [HOSTILE, "<script>alert(1)</script>", "](javascript:x)", "a|b", "# head"]
+    model = torch.nn.Linear(2, 5)
+    save_model(model, tmp_path / "m", classes=classes, title=HOSTILE + "<img src=x>", metrics={"<b>|x": 1.0})
+    assert list(read_info(tmp_path / "m").classes) == classes
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert card.replace("\n", "").isprintable()
+    body = card.split("---\n")[2]
+    for piece in ("<script>", "<img", "](java", "| <b>|x", "<b>"):
+        assert piece not in body.replace("\\<", "").replace("\\]", ""), piece
+
+
+def test_a_report_with_hostile_names_is_plain_html(tmp_path):
+    record = {"kind": "epoch", "split": "train", "epoch": 0, "step": 1, "loss": 1.0, "lr": [0.1], "wall_s": 1.0}
+    run = tmp_path / "<script>\udcff"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text(json.dumps(record | {"<script>x": 1.0}) + "\n")
+    (run / "run.json").write_text(json.dumps({"<script>": "<script>"}))
+    (run / "recipe.yaml").write_text("<script>")
+    page = write_report(run, confusion=[[1, 0], [0, 1]], classes=["<script>", "\x1b"]).read_text()
+    assert "<script>" not in page
+
+
+# ------------------------------------------------------------------------------------------ commands to paste
+
+
+@pytest.mark.parametrize("name", ["a b", "it's $HOME", "-rf", "new\nline", "q\"`id`"])
+def test_the_commands_printed_at_the_end_name_the_run_when_pasted(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    settings = ["data.train_size=64", "data.val_size=32", "epochs=1", "execution.threads=1", "warmup=null"]
+    assert main(["train", "quickstart", f"--run={name}", *settings]) == 0
+    out = capsys.readouterr().out
+    commands = [line.split("  # ")[0] for line in out.partition("\nnext:\n")[2].splitlines()]
+    assert len(commands) >= 4
+    show = "surefoot() { printf '%s\\0' \"$@\"; echo; }; tensorboard() { surefoot \"$@\"; }\n"
+    for command in commands:
+        done = subprocess.run(["bash", "-c", show + command], capture_output=True, text=True, check=True)
+        named = [word for word in done.stdout.split("\0") if name in word]
+        assert len(named) == 1 and Path(named[0]).exists(), (command, done.stdout)

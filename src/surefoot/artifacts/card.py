@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
+from ..text import printable
 from .info import ModelInfo
 
 
@@ -41,7 +44,7 @@ def model_card(
         *_model_index(title, info),
         "---",
     ]
-    body = [f"# {title}", "", _summary(info, stored), "", *_results(info)]
+    body = [f"# {_shown(title)}", "", _summary(info, stored), "", *_results(info)]
     body += [
         "## Use",
         "",
@@ -54,7 +57,7 @@ def model_card(
         "",
     ]
     if drawn or pictures:
-        body += ["## Plots", "", *(f"![{_line(name)}](plots/{name})\n" for name in [*drawn, *pictures])]
+        body += ["## Plots", "", *(f"![{_shown(name)}](plots/{quote(name, errors='surrogateescape')})\n" for name in [*drawn, *pictures])]
     body += ["## Made with", "", *(f"- {name} {version}" for name, version in info.versions.items())]
     if info.recipe_digest:
         body.append(f"- recipe {info.recipe_digest}")
@@ -62,7 +65,7 @@ def model_card(
 
 
 def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
-    lines = [f"{_line(info.model_name)}, {stored['parameters']:,} parameters, {stored['bytes']:,} bytes."]
+    lines = [f"{_shown(info.model_name)}, {stored['parameters']:,} parameters, {stored['bytes']:,} bytes."]
     if info.input_shape:
         shape = ", ".join(map(str, info.input_shape))
         lines.append(f"It takes raw batches (N, {shape}) of {info.input_dtype or 'float32'}.")
@@ -73,7 +76,7 @@ def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
             f"Raw values are mapped to (raw{scale} - mean) / std with mean {list(p.mean)} and std {list(p.std)}."
         )
     if info.classes:
-        names = [_line(name) for name in info.classes[:50]]
+        names = [_shown(name) for name in info.classes[:50]]
         more = f" and {len(info.classes) - 50} more" if len(info.classes) > 50 else ""
         lines.append(f"It tells {len(info.classes)} classes apart: {', '.join(names)}{more}.")
     return " ".join(lines)
@@ -101,12 +104,17 @@ def _model_index(title: str, info: ModelInfo) -> list[str]:
 
 
 def _line(text: str) -> str:
-    return " ".join(str(text).split())[:200]
+    return printable(" ".join(str(text).split())[:200])
+
+
+def _shown(text: str) -> str:
+    """A name on one line in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\`*\[\]<>|#&~])", r"\\\1", _line(text))
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else _line(value)
-    return text.replace("|", "\\|")
+    text = f"{value:.6g}" if isinstance(value, float) else _shown(value)
+    return text
 
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 360, 48

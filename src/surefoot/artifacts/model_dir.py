@@ -103,7 +103,7 @@ def save_model(
             files.write_new(new / "plots" / name, [path.read_bytes()])
         for name, text in drawn.items():
             files.write_new(new / "plots" / name, [text.encode()])
-        files.write_new(new / "README.md", [card.encode()])
+        files.write_new(new / "README.md", [card.encode(errors="backslashreplace")])
     return directory
 
 
@@ -252,4 +252,5 @@ def _refuse_foreign(directory: Path) -> None:
 
 def _write_json(path: Path, data: Any) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write_new(path, [text.encode() + b"\n"])
+    # A lone surrogate is then JSON's own escape of it.
+    files.write_new(path, [text.encode(errors="backslashreplace") + b"\n"])
