@@ -255,3 +255,28 @@ def test_data_that_cannot_be_read_alike_are_told_before_the_first_step(tmp_path,
     made = plain(data=lambda: Drawing(lambda shape: torch.full(shape, float(next(counter)))))
     train(tmp_path / "run", made, epochs=1, progress=True)
     assert "reads differently each time" in capsys.readouterr().out
+
+
+class Shaking:
+    """A transform of one sample, with a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator()
+
+    def __call__(self, sample):
+        return sample + 0.1 * torch.randn(sample.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_generator_in_data_or_transforms_draws_depends_on_seed_epoch_and_index_only(workers):
+    def batches(position, **settings):
+        made = Loader(Drawing(Held(seeded("Generator"))), 4, seed=1, augment=[Shaking()], **settings)
+        made.seek(1, position)
+        found = [inputs for inputs, _ in made]
+        made.close()
+        return found
+
+    whole = batches(0)
+    for position in (0, 7):
+        rest = batches(position, workers=workers)
+        assert all(map(torch.equal, rest, whole[position:])) and len(rest) == len(whole) - position

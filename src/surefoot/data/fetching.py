@@ -26,13 +26,13 @@ from .arrays import COLLATE, shape_of
 _PR_SET_PDEATHSIG = 1
 
 
-def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int) -> list[Any]:
+def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int, holder: Any = None) -> list[Any]:
     """The samples at `indices`, each read with Python's, NumPy's and torch's generators seeded for it.
 
-    So are the generators that the data set holds (`held.generators`). The seed is a function of (seed, epoch, index);
+    So are the generators that the data set, or `holder`, has (`held.generators`). The seed is a function of (seed, epoch, index);
     all generators are afterwards as they were.
     """
-    with seeded(dataset) as seed_all:
+    with seeded(dataset if holder is None else holder) as seed_all:
         samples = []
         for index in indices:
             seed_all(fold(seed, epoch, index))
@@ -42,7 +42,8 @@ def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int) -> list[A
 
 def apply_to_each(function: Callable[[Any], Any], items: Any, indices: Sequence[int], seed: int, epoch: int):
     """Stack ``function(item)`` of each item, called under the random numbers of its index."""
-    return torch.stack(fetch(_Mapped(function, dict(zip(indices, items, strict=True))), indices, seed, epoch))
+    mapped = _Mapped(function, dict(zip(indices, items, strict=True)))
+    return torch.stack(fetch(mapped, indices, seed, epoch, function))
 
 
 class _Mapped:

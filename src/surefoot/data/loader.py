@@ -110,6 +110,8 @@ class Loader:
         self._device = _device("cpu" if device is None else device)
         self.epoch = 0
         self.position = 0
+        # Settings that may be others than in a state that is loaded, where nobody names them to `load_state_dict`.
+        self.accept_changes: Collection[str] = ()
         self._normalize_once = normalize_once
         self._order: tuple[int, Tensor] | None = None
         self._last_of_epoch: Tensor | None = None
@@ -333,7 +335,7 @@ class Loader:
         problems = [
             f"loader state: {name}: the saved run has {state[name]!r}, this one {value!r}"
             for name, value in setting.items()
-            if state[name] != value and name not in allow
+            if state[name] != value and name not in allow and name not in self.accept_changes
         ]
         if problems:
             raise Problems([*problems, "the data would go on in another order; give the saved settings"])

@@ -262,7 +262,7 @@ def fit(
             )
             for note in [n for each in (loader, val_loader) for n in getattr(getattr(each, "source", None), "notes", [])]:
                 progress.message(note)
-            restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, unfreezing))
+            restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 write_texts(claim.run, about.files)
@@ -342,6 +342,7 @@ def make_step(
 def _before_loading(
     epochs: int,
     schedule: Schedule,
+    loader: Loader,
     unfreezing: Unfreezing | None,
     saved: Mapping[str, Any],
     changes: Sequence[Change],
@@ -354,6 +355,8 @@ def _before_loading(
             f"{owner} has rates of its own, so this would have no effect: {'; '.join(without_effect)}; leave it as it was and "
             f"change {owner}'s arguments, or start a new run"
         )
+    # What was allowed is allowed; other data may be more or fewer.
+    loader.accept_changes = {c.name.rpartition(".")[2] if not c.name.startswith("data.") else "samples" for c in changes}
     done = saved["progress"]["epoch"]
     if done > epochs:
         raise UsageError(f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more")
