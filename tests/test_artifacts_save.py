@@ -114,7 +114,7 @@ def test_a_class_of_ones_own_is_imported_only_when_trusted(tmp_path, monkeypatch
     import my_models
 
     save_model(my_models.Mine(3), tmp_path / "model")
-    with pytest.raises(UsageError, match=r"my_models:Mine.*trust_code=True"):
+    with pytest.raises(UsageError, match=r"my_models:Mine.*--trust-code"):
         load_model(tmp_path / "model")
     assert load_model(tmp_path / "model", trust_code=True).in_features == 3
     model = my_models.Mine(3)

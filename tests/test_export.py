@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from surefoot.artifacts import LoadedModel, export, load_model, open_model, save_model
 from surefoot.artifacts import exporting as exporting_module
@@ -72,16 +73,17 @@ def test_every_format_gives_the_models_own_probabilities(name, directory, batch,
     assert torch.allclose(expected.sum(1), torch.ones(9)) and expected.min() >= 0
     result = export(directory, tmp_path / f"m.{name}", batch=batch)
     assert result.largest_difference <= (1e-5 if name == "onnx" else 0.0)
-    assert (result.samples, result.real, result.bytes) == (9, True, os.path.getsize(tmp_path / f"m.{name}"))
+    samples = 9 if name in ("pt2", "onnx") else 0  # weights are compared bit by bit
+    assert (result.samples, result.real, result.bytes) == (samples, True, os.path.getsize(tmp_path / f"m.{name}"))
     if name in ("pth", "pt"):
         told = {"preprocessing": Preprocessing(mean=0.3, std=0.4), "classes": CLASSES}
         again = open_model(tmp_path / f"m.{name}", SmallResNet(width=4), **told)
     else:
-        again = open_model(tmp_path / f"m.{name}")
+        again = open_model(tmp_path / f"m.{name}", trust_code=name == "pt2")
     assert list(again.classes) == CLASSES
     for count in (9, 1, 4):
         found = again.predict(batch[:count])
-        # Bare weights tell no loss, so that nothing says that their outputs are logits.
+        # Bare weights do not tell their loss, so that nothing says that the outputs are logits.
         found = found.softmax(1) if name in ("pth", "pt") else found
         assert torch.allclose(found, expected[:count], atol=1e-6)
     assert os.listdir(tmp_path) == [f"m.{name}"]
@@ -112,12 +114,13 @@ def test_a_live_model_is_exported_and_stays_as_it_is(batch, tmp_path):
         export(model, tmp_path / f"m.{name}", batch=batch, info=about)
     assert model.training
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-    assert tuple(open_model(tmp_path / "m.pt2").input_shape) == (1, 28, 28)
+    assert tuple(open_model(tmp_path / "m.pt2", trust_code=True).input_shape) == (1, 28, 28)
 
 
 def test_without_samples_random_ones_are_drawn_and_it_says_so(directory, tmp_path):
-    result = export(directory, tmp_path / "m.safetensors")
+    result = export(directory, tmp_path / "m.pt2")
     assert not result.real and "random samples" in str(result)
+    assert "bit by bit" in str(export(directory, tmp_path / "m.safetensors"))
 
 
 def test_tied_weights_stay_tied_through_every_form(tmp_path):
@@ -133,7 +136,7 @@ def test_tied_weights_stay_tied_through_every_form(tmp_path):
     model, tokens = Tied(), torch.tensor([[0, 1, 2], [3, 4, 0]])
     for name in ("safetensors", "pth", "pt2"):
         assert export(model, tmp_path / f"m.{name}", batch=tokens).largest_difference == 0
-    assert torch.equal(open_model(tmp_path / "m.pt2")(tokens), model(tokens))
+    assert torch.equal(open_model(tmp_path / "m.pt2", trust_code=True)(tokens), model(tokens))
     again = Tied()
     again.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
     assert torch.equal(again(tokens), model(tokens))
@@ -162,12 +165,131 @@ class Attention(nn.Module):
         return self.head(first.amax(1) + second.mean(1))
 
 
+class Recurrent(nn.Module):
+    """The last state of a GRU or LSTM."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cells, self.head = kind(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
+class ClassToken(nn.Module):
+    """A learned token before each sequence, as vision transformers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.head = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.token.expand(len(x), -1, -1), x], 1).mean(1))
+
+
+class UNet(nn.Module):
+    """Down, up and a skip; the output is as large as the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 4, 2, 2)
+        self.last = nn.Conv2d(7, 2, 3, padding=1)
+
+    def forward(self, x):
+        deep = F.interpolate(F.pad(self.down(x), (1, 1, 1, 1)), scale_factor=2.0, mode="nearest")[..., 2:-2, 2:-2]
+        return self.last(torch.cat([x, deep + self.up(self.down(x))], 1))
+
+
+class Several(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Embedding(5, 3)
+
+    def forward(self, x, index):
+        return self.a(x) + self.b(index), {"sum": x.sum(1)}
+
+
+def normed(how):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    how(model[0])
+    return model
+
+
+_NORM = nn.utils.parametrizations
+GENERAL = {
+    "gru": (lambda: Recurrent(nn.GRU), lambda: torch.randn(5, 6, 4)),
+    "lstm": (lambda: Recurrent(nn.LSTM), lambda: torch.randn(5, 6, 4)),
+    "class-token": (ClassToken, lambda: torch.randn(5, 6, 4)),
+    "unet": (UNet, lambda: torch.randn(5, 3, 8, 8)),
+    "several": (Several, lambda: (torch.randn(5, 4), torch.randint(5, (5,)))),
+    "weight-norm": (lambda: normed(_NORM.weight_norm), lambda: torch.randn(5, 4)),
+    "spectral-norm": (lambda: normed(_NORM.spectral_norm), lambda: torch.randn(5, 4)),
+    "orthogonal": (lambda: normed(_NORM.orthogonal), lambda: torch.randn(5, 4)),
+}
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx", "safetensors", "pth"])
+@pytest.mark.parametrize("name", GENERAL)
+def test_models_of_every_kind_are_exported_and_run(name, ending, tmp_path):
+    needs_onnx(ending)
+    torch.manual_seed(0)
+    make, draw = GENERAL[name]
+    model, batch = make().eval(), draw()
+    to = tmp_path / f"m.{ending}"
+    if (name, ending) == ("orthogonal", "onnx"):
+        with pytest.raises(UsageError, match=r"cannot be written as ONNX: .*; export .pt2 instead"):
+            export(model, to, batch=batch)
+        return
+    result = export(model, to, batch=batch)
+    assert result.largest_difference < 1e-5
+    if ending in ("safetensors", "pth"):
+        export(model, to)  # weights need no forward pass and no shape
+        return
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    loaded = open_model(to, trust_code=True)
+    for count in (1, 2, 5):
+        with torch.no_grad():
+            expected = tree_leaves(model(*(p[:count] for p in parts)))
+        found = tree_leaves(loaded(*(p[:count] for p in parts)))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_instance_is_passed_to_export_by_name(tmp_path):
+    save_model(Recurrent(nn.GRU), tmp_path / "m")
+    export(tmp_path / "m", tmp_path / "m.safetensors", model=Recurrent(nn.GRU))
+
+
+def test_a_file_of_ones_own_class_opens_with_trust_or_an_instance(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, n=2):\n        super().__init__()\n"
+        "        self.l = nn.Linear(4, n)\n    def forward(self, x):\n        return self.l(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_nets
+
+    save_model(my_nets.Net(3), tmp_path / "m", source=("my_nets:Net", {"n": 3}))
+    export(tmp_path / "m", tmp_path / "m.safetensors", trust_code=True)
+    assert open_model(tmp_path / "m.safetensors", trust_code=True)(torch.zeros(2, 4)).shape == (2, 3)
+    assert open_model(tmp_path / "m.safetensors", my_nets.Net(3)).module is not None
+    with pytest.raises(UsageError, match="--trust-code"):
+        open_model(tmp_path / "m.safetensors")
+
+
+def test_a_batch_that_is_none_is_told(tmp_path):
+    with pytest.raises(UsageError, match="give a tensor of raw samples"):
+        export(ClassToken(), tmp_path / "m.pt2", batch=[1, 2])
+    with pytest.raises(UsageError, match="different numbers of samples"):
+        export(Several(), tmp_path / "m.pt2", batch=(torch.zeros(2, 4), torch.zeros(3, dtype=torch.long)))
+
+
 def test_a_transformer_of_ones_own_runs_from_a_program(batch, tmp_path):
     torch.manual_seed(0)
     model = Attention()
     result = export(model, tmp_path / "m.pt2", batch=batch, info=describe_model(model, preprocessing=Preprocessing()))
     assert result.largest_difference < 1e-6  # eager attention takes a fused path of its own
-    loaded = open_model(tmp_path / "m.pt2")
+    loaded = open_model(tmp_path / "m.pt2", trust_code=True)
     reference = torch.export.load(tmp_path / "m.pt2").module()
     for count in (1, 2, 9):
         # torch picks its attention kernel by more than the numbers, so the last bit may differ.
@@ -190,15 +312,15 @@ def test_a_model_that_depends_on_its_input_is_told_so(batch, tmp_path):
 def test_an_export_that_computes_something_else_is_not_kept(directory, batch, tmp_path, monkeypatch):
     (tmp_path / "m.pth").write_bytes(b"the one before")
 
-    def wrong(ready, info, batch):
+    def wrong(module, info):
         with torch.no_grad():
-            ready.model.head.bias[0] += 1
-        written = exporting_module._pth(ready, info, batch)
+            module.head.bias[0] += 1
+        written = exporting_module._pth(module, info)
         with torch.no_grad():
-            ready.model.head.bias[0] -= 1
+            module.head.bias[0] -= 1
         return written
 
-    monkeypatch.setitem(exporting_module._WRITERS, ".pth", wrong)
+    monkeypatch.setitem(exporting_module._WEIGHTS, ".pth", wrong)
     with pytest.raises(RunFailed, match="is not what the model holds: head.bias; nothing was kept"):
         export(directory, tmp_path / "m.pth", batch=batch)
     assert (tmp_path / "m.pth").read_bytes() == b"the one before"
@@ -206,11 +328,12 @@ def test_an_export_that_computes_something_else_is_not_kept(directory, batch, tm
 
 
 def test_a_program_that_computes_something_else_is_not_kept(directory, batch, tmp_path, monkeypatch):
-    def wrong(ready, info, batch):
-        other = exporting_module.Ready(ready.model, Preprocessing(mean=0.9)).eval()
-        return exporting_module._pt2(other, info, batch)
+    real = exporting_module.traced
 
-    monkeypatch.setitem(exporting_module._WRITERS, ".pt2", wrong)
+    def wrong(ready, batch):
+        return real(exporting_module.Ready(ready.model, Preprocessing(mean=0.9)).eval(), batch)
+
+    monkeypatch.setattr(exporting_module, "traced", wrong)
     with pytest.raises(RunFailed, match="computes something else: the largest difference is .* was allowed"):
         export(directory, tmp_path / "m.pt2", batch=batch)
     assert os.listdir(tmp_path) == []
@@ -233,7 +356,9 @@ def test_a_place_that_cannot_be_written_is_told(to, said, directory, tmp_path):
 def test_a_program_is_not_made_into_something_else(directory, batch, tmp_path):
     export(directory, tmp_path / "m.pt2", batch=batch)
     with pytest.raises(UsageError, match=r"a \.pt2 program does not hold a model"):
-        export(tmp_path / "m.pt2", tmp_path / "m.onnx")
+        export(tmp_path / "m.pt2", tmp_path / "m.onnx", trust_code=True)
+    with pytest.raises(UsageError, match=r"--trust-code \(in Python: trust_code=True\)"):
+        open_model(tmp_path / "m.pt2")
 
 
 def test_what_onnxruntime_cannot_run_is_told_and_not_kept(batch, tmp_path):
@@ -263,7 +388,7 @@ def test_a_run_directory_opens_its_model(directory, batch, tmp_path):
 def test_a_batch_that_does_not_fit_is_told(directory, batch, tmp_path):
     export(directory, tmp_path / "m.pt2", batch=batch)
     for path in (directory, tmp_path / "m.pt2"):
-        model = open_model(path)
+        model = open_model(path, trust_code=True)
         with pytest.raises(UsageError, match=r"takes batches \(N, 1, 28, 28\), not \[2, 3, 28, 28\]"):
             model(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
         with pytest.raises(UsageError, match="takes raw data of uint8, not float32"):
@@ -284,6 +409,7 @@ def test_predictions_do_not_depend_on_how_they_are_batched(directory, batch):
         ("BCEWithLogitsLoss", "sigmoid"),
         ("MSELoss", None),
         (None, None),
+        ("MultiMarginLoss", None),
     ],
 )
 def test_what_becomes_of_the_outputs_follows_from_the_loss(loss, expected, tmp_path):
@@ -298,7 +424,7 @@ def test_what_becomes_of_the_outputs_follows_from_the_loss(loss, expected, tmp_p
 def test_a_description_is_plain_data(directory, batch, tmp_path):
     export(directory, tmp_path / "m.pt2", batch=batch)
     for path in (directory, tmp_path / "m.pt2"):
-        described = json.loads(json.dumps(open_model(path).describe()))
+        described = json.loads(json.dumps(open_model(path, trust_code=True).describe()))
         assert described["classes"] == CLASSES and described["model"]["name"] == "SmallResNet"
 
 

@@ -8,8 +8,6 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 # ----------------------------------------------------------------------------------------- pickles
 
 
@@ -262,8 +260,3 @@ def pt2_file(
         *more,
     ]
     return archive(records)
-
-
-def harmless_pth() -> dict[str, torch.Tensor]:
-    """The tensors that the harmless part of `weights` holds."""
-    return {"harmless": torch.zeros(4)}

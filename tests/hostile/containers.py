@@ -126,7 +126,7 @@ def safetensors_files(canary: Path) -> Iterator[Case]:
 
     yield told("giant", "at most|hold", model={"name": "MLP", "args": {"in_features": 10**9, "hidden": [10**9]}})
     yield told("endless", "above 64", model={"name": "SmallResNet", "args": {"blocks": 10**9}})
-    yield told("class", "trust_code=True", model={"class": "hostile_module:Evil", "args": {}})
+    yield told("class", "--trust-code", model={"class": "hostile_module:Evil", "args": {}})
     yield told("name", "not a model that", model={"name": "../../evil", "args": {}})
     yield told("tied", "ties tensors", tied={"a": "b"})
     yield told("tied_twice", "ties tensors", tied={"w": "w"})

@@ -60,7 +60,7 @@ def directories(canary: Path) -> Iterator[Case]:
     yield case("json_deep", replaced("model.json", lambda p: p.write_bytes(b"[" * 90_000)), "nested too deeply")
     yield case("json_twice", replaced("model.json", lambda p: p.write_bytes(b'{"a": 1, "a": 2}')), "stands twice")
     yield case("file_outside", told(weights={"file": "../../elsewhere"}), "beside it")
-    yield case("class", told(model={"class": "hostile_module:Evil", "args": {}}), "trust_code=True")
+    yield case("class", told(model={"class": "hostile_module:Evil", "args": {}}), "--trust-code")
     yield case("class_dotted", told(model={"class": "os:system", "args": {"command": f"touch {canary}"}}), "trust_code")
     yield case(
         "giant",

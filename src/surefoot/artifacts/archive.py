@@ -78,14 +78,6 @@ class Archive:
             raise BadFile(self.path, f"{record.name} is damaged: its CRC-32 is {crc:08x}, not {record.crc:08x}")
 
 
-@contextmanager
-def open_archive(path: str | Path) -> Iterator[Archive]:
-    """Open and check a torch archive; closes it at the end of the block. Raises `BadFile`."""
-    path = Path(path)
-    with open_file(path) as file:
-        yield archive_in(path, file)
-
-
 def names_in(file: BinaryIO) -> list[str]:
     """The names in a zip archive's directory, to tell what kind of file it is; nothing else of it is checked."""
     try:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
-import json
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .. import files, safe_tensors
-from ..errors import RunFailed, UsageError, first_line
+from ..errors import RunFailed, UsageError
 from ..safe_tensors import BadFile
 from . import weights
 from .arguments import checked
@@ -24,19 +23,20 @@ from .importing import import_weights
 from .info import ModelInfo, describe_model
 from .model_dir import build
 from .opening import LoadedModel, Ready, open_model
+from .pt2 import to_pt2, traced
 from .state_files import read_state
 from .swap import scratch_directory
 
 # The most that an output may differ from the live model's, relative to the largest output. Weights are copied,
 # so they must give the same bits; another runtime sums in another order.
 TOLERANCES = {".safetensors": 0.0, ".pth": 0.0, ".pt": 0.0, ".pt2": 1e-5, ".onnx": 1e-4}
-_MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
 class Exported:
     """A finished export. `largest_difference` is over all outputs of `samples` raw samples, against the live model;
-    `real` says whether those samples were given or drawn at random."""
+    `real` says whether those samples were given or drawn at random. Weights are compared bit by bit, with no
+    sample (`samples` is 0)."""
 
     path: Path
     format: str
@@ -46,6 +46,8 @@ class Exported:
     real: bool
 
     def __str__(self) -> str:
+        if not self.samples:
+            return f"{self.path}: {self.bytes:,} bytes; every tensor equals the model's, bit by bit"
         of = "samples" if self.real else "random samples"
         return (
             f"{self.path}: {self.bytes:,} bytes; largest difference {self.largest_difference:.3g} "
@@ -54,62 +56,82 @@ class Exported:
 
 
 def export(
-    model: str | Path | LoadedModel | nn.Module,
+    source: str | Path | LoadedModel | nn.Module,
+    /,
     to: str | Path,
     *,
-    batch: torch.Tensor | None = None,
+    batch: Tensor | Sequence[Tensor] | None = None,
     info: ModelInfo | None = None,
-    **opening,
+    **opening: Any,
 ) -> Exported:
-    """Write `model` to the file `to`, in the format of its ending, load it again and compare; returns the result.
+    """Write the model `source` to the file `to`, in the format of its ending, load it again and compare; returns the result.
 
     - ``.safetensors``: the weights, with the description inside; no other file is needed to open it.
     - ``.pth``: a plain state_dict, which ``torch.load(weights_only=True)`` and the tutorial's code take.
     - ``.pt2``: a program by `torch.export`, any batch size, preprocessing and class names inside.
     - ``.onnx``: the same for onnxruntime and others; needs ``surefoot[onnx]``.
 
-    `model` is what `open_model` takes (with its keyword arguments), a `LoadedModel`, or a live module with its
-    `info`. `batch` holds real raw samples (N, ...) to compare on; without it random ones are drawn. Nothing
-    stands at `to` before it has been compared. Raises `UsageError` for a model that cannot be exported so,
-    `RunFailed` when the export computes something else.
+    `source` is what `open_model` takes (with its keyword arguments: ``model=`` an instance, ``trust_code=True``), a
+    `LoadedModel`, or a live module with its `info`. `batch` holds real raw samples (N, ...) to compare on, a tuple
+    of tensors for a model of several inputs; without it random ones are drawn for a program. Weights are compared
+    bit by bit and need none. Nothing stands at `to` before it has been compared. Raises `UsageError` for a model that
+    cannot be exported so, `RunFailed` when the export computes something else.
 
     >>> import tempfile; from surefoot.models import MODELS
     >>> with tempfile.TemporaryDirectory() as d:
     ...     about = describe_model(MODELS.build("LeNet5"), input_shape=(1, 28, 28), input_dtype="uint8")
-    ...     export(MODELS.build("LeNet5"), Path(d, "lenet.pth"), info=about).largest_difference
+    ...     export(MODELS.build("LeNet5"), Path(d, "lenet.pt2"), info=about).largest_difference
     0.0
     """
-    checked(locals())
+    checked({"to": to, "info": info})
     to = Path(to)
-    writer = _WRITERS.get(to.suffix)
-    if writer is None:
-        raise UsageError(f"{to}: give a name that ends in one of {', '.join(_WRITERS)}")
+    if to.suffix not in TOLERANCES:
+        raise UsageError(f"{to}: give a name that ends in one of {', '.join(TOLERANCES)}")
     if not to.parent.is_dir():
         raise UsageError(f"{to}: the directory {to.parent} does not exist")
     if os.path.lexists(to) and not to.is_file():
         raise UsageError(f"{to}: is there and is no regular file")
-    module, info = _live(model, info, opening)
-    real = batch is not None
-    batch = (_random_batch(info, to) if batch is None else batch).detach().cpu()
-    if batch.shape[0] < 1:
-        raise UsageError("batch: holds no sample to compare on")
-    ready = Ready(module, info.preprocessing).eval()
-    info = _told_by(info, batch)
-    expected = _expected(ready, batch, to)
+    module, info = _live(source, info, opening)
+    given = _parts(batch)
     with scratch_directory(to) as place:
         temporary = place / to.name
-        files.write_new(temporary, writer(ready, info, batch))
         try:
-            difference = _compare(temporary, module, info, expected, to)
+            if to.suffix in _WEIGHTS:
+                files.write_new(temporary, _WEIGHTS[to.suffix](module, _form_of(info, given)))
+                _compare_weights(temporary, module, info, to)
+                difference, samples = 0.0, 0
+            else:
+                raw = given or (_random_batch(info, to),)
+                expected = _expected(Ready(module, info.preprocessing).eval(), raw, to)
+                writer = _PROGRAMS[to.suffix]
+                outputs = len(pytree.tree_leaves(expected[0][1]))
+                program = traced(Ready(module, info.preprocessing).eval(), raw)
+                files.write_new(temporary, writer(program, _form_of(info, raw), outputs))
+                difference = _compare_outputs(open_model(temporary, trust_code=True), expected, to)
+                samples = len(raw[0])
         except BadFile as error:
             raise UsageError(f"{to}: what was written cannot be used and was not kept: {error.reason}") from error
         size = temporary.stat().st_size
         files.system.rename(temporary, to)
         files.fsync_directory(to.parent)
-    return Exported(to, to.suffix[1:], size, difference, batch.shape[0], real)
+    return Exported(to, to.suffix[1:], size, difference, samples, given is not None)
 
 
-def _live(model: object, info: ModelInfo | None, opening: dict) -> tuple[nn.Module, ModelInfo]:
+def _parts(batch: object) -> tuple[Tensor, ...] | None:
+    """The batch as one tensor for each input of the model."""
+    if batch is None:
+        return None
+    parts = (batch,) if isinstance(batch, Tensor) else tuple(batch) if isinstance(batch, list | tuple) else ()
+    if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
+        raise UsageError(
+            "batch: give a tensor of raw samples (N, ...), or a tuple with one for each of the model's inputs"
+        )
+    if len({len(part) for part in parts}) != 1 or not len(parts[0]):
+        raise UsageError("batch: holds no sample to compare on, or its tensors hold different numbers of samples")
+    return tuple(part.detach().cpu() for part in parts)
+
+
+def _live(model: object, info: ModelInfo | None, opening: dict[str, Any]) -> tuple[nn.Module, ModelInfo]:
     if isinstance(model, nn.Module):
         info = info or describe_model(model)
         # A copy: the caller's model stays on its device and in its mode.
@@ -135,66 +157,62 @@ def _random_batch(info: ModelInfo, to: Path) -> torch.Tensor:
     return torch.randint(0, 256 if dtype is torch.uint8 else 2, shape, generator=generator).to(dtype)
 
 
-def _told_by(info: ModelInfo, batch: torch.Tensor) -> ModelInfo:
-    """The info with the form of the input that was really used."""
-    known = {name: getattr(info, name) for name in info.__dataclass_fields__}
-    known["input_shape"] = tuple(batch.shape[1:])
-    known["input_dtype"] = str(batch.dtype).removeprefix("torch.")
-    return ModelInfo(**known)
+def _form_of(info: ModelInfo, batch: tuple[Tensor, ...] | None) -> ModelInfo:
+    """The info with the form of the input that was really used; a model of several inputs has no one form."""
+    if batch is None:
+        return info
+    form = (None, None)
+    if len(batch) == 1:
+        form = (tuple(batch[0].shape[1:]), str(batch[0].dtype).removeprefix("torch."))
+    return replace(info, input_shape=form[0], input_dtype=form[1])
 
 
-_Expected = list[tuple[torch.Tensor, torch.Tensor]]
+_Expected = list[tuple[tuple[Tensor, ...], object]]
 
 
-def _expected(ready: Ready, batch: torch.Tensor, to: Path) -> _Expected:
+def _expected(ready: Ready, batch: tuple[Tensor, ...], to: Path) -> _Expected:
     """Batches with what the live model gives for them: all samples, one and three, so that a batch size that was
     baked into a program shows."""
     pairs = []
-    for count in dict.fromkeys((len(batch), 1, min(3, len(batch)))):
+    count = len(batch[0])
+    for size in dict.fromkeys((count, 1, min(3, count))):
+        part = tuple(tensor[:size] for tensor in batch)
         with torch.inference_mode():
-            output = ready(batch[:count])
-        if not isinstance(output, torch.Tensor):
-            raise UsageError(f"{to}: the model returns a {type(output).__name__}; one tensor can be exported")
-        pairs.append((batch[:count], output))
+            output = ready(*part)
+        leaves = pytree.tree_leaves(output)
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise UsageError(f"{to}: the model returns a {type(output).__name__}; tensors can be exported")
+        pairs.append((part, output))
     return pairs
 
 
-def _compare(written: Path, module: nn.Module, info: ModelInfo, expected: _Expected, to: Path) -> float:
-    """The largest difference between any output of the file and the live model's."""
-    if written.suffix in (".pth", ".pt", ".safetensors"):
-        _compare_weights(written, module, to)
-        return _compare_outputs(_rebuilt(written, module, info), expected, to)
-    return _compare_outputs(open_model(written), expected, to)
-
-
-def _rebuilt(written: Path, module: nn.Module, info: ModelInfo) -> LoadedModel:
-    """The file in a fresh model of the catalogue; a user's own class cannot be built here, its bits are compared."""
-    if "name" in info.model:
-        fresh = build(info, written)
-        weights.take_dtypes(module.state_dict(), fresh)
-        module = import_weights(written, fresh).model.to(memory_format=_MEMORY_FORMATS[info.memory_format])
-    return LoadedModel(written, "pth", info, Ready(module, info.preprocessing).eval(), module)
-
-
-def _compare_weights(written: Path, module: nn.Module, to: Path) -> None:
+def _compare_weights(written: Path, module: nn.Module, info: ModelInfo, to: Path) -> None:
+    """Read the file again: every tensor equals the live model's, and a model of the catalogue takes it."""
     found = read_state(written).tensors
     wrong = weights.differences(found, module)
     live = module.state_dict()
     wrong += [n for n, t in found.items() if n in live and not weights.same_bytes(t, live[n])]
     if wrong:
         raise RunFailed(f"{to}: what was written is not what the model holds: {wrong[0]}; nothing was kept")
+    if "name" in info.model:
+        fresh = build(info, written)
+        weights.take_dtypes(module.state_dict(), fresh)
+        import_weights(written, fresh)
 
 
 def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> float:
     worst, allowed = 0.0, 0.0
     for batch, wanted in expected:
-        found = loaded(batch)
-        if found.shape != wanted.shape:
-            raise RunFailed(f"{to}: gives shape {list(found.shape)} for {len(batch)} samples; nothing was kept")
-        finite = wanted.float().masked_fill(~wanted.isfinite(), 0.0).abs()
-        allowed = max(allowed, TOLERANCES[to.suffix] * max(1.0, float(finite.max())))
-        same = (found == wanted) | (found.isnan() & wanted.isnan())
-        worst = max(worst, float((found.float() - wanted.float()).abs().masked_fill(same, 0.0).max()))
+        theirs, ours = pytree.tree_leaves(loaded(*batch)), pytree.tree_leaves(wanted)
+        if [t.shape for t in theirs] != [t.shape for t in ours]:
+            shapes = ", ".join(str(list(t.shape)) for t in theirs)
+            raise RunFailed(f"{to}: gives shape {shapes} for {len(batch[0])} samples; nothing was kept")
+        for found, want in zip(theirs, ours, strict=True):
+            finite = want.float().masked_fill(~want.isfinite(), 0.0).abs()
+            allowed = max(allowed, TOLERANCES[to.suffix] * max(1.0, float(finite.max()) if finite.numel() else 0.0))
+            same = (found == want) | (found.isnan() & want.isnan())
+            difference = (found.float() - want.float()).abs().masked_fill(same, 0.0)
+            worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
     if not worst <= allowed:
         raise RunFailed(
             f"{to}: computes something else: the largest difference is {worst:.3g}, {allowed:.3g} was allowed; "
@@ -209,67 +227,32 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
 _Chunks = Iterable[bytes | memoryview]
 
 
-def _safetensors(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
-    found = weights.collect(ready.model)
+def _safetensors(module: nn.Module, info: ModelInfo) -> _Chunks:
+    found = weights.collect(module)
     described = info.to_json() | {"tied": found.tied}
     return safe_tensors.chunks(found.tensors, info=described, metadata={"format": "pt"})
 
 
-def _pth(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
-    weights.collect(ready.model)  # refuses what weights_only could not load again
+def _pth(module: nn.Module, info: ModelInfo) -> _Chunks:
+    weights.collect(module)  # refuses what weights_only could not load again
     buffer = io.BytesIO()
-    torch.save(ready.model.state_dict(), buffer)
+    torch.save(module.state_dict(), buffer)
     return [buffer.getbuffer()]
 
 
-def _pt2(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
-    program = traced(ready, batch)
-    extra = {"surefoot.json": json.dumps(info.to_json()), "classes.json": json.dumps(info.to_json()["classes"])}
-    buffer = io.BytesIO()
-    with quiet():
-        torch.export.save(program, buffer, extra_files=extra)
-    return [buffer.getbuffer()]
+def _pt2(program: torch.export.ExportedProgram, info: ModelInfo, outputs: int) -> _Chunks:
+    return [to_pt2(program, info)]
 
 
-def _onnx(ready: Ready, info: ModelInfo, batch: torch.Tensor) -> _Chunks:
+def _onnx(program: torch.export.ExportedProgram, info: ModelInfo, outputs: int) -> _Chunks:
     from .onnx_file import to_onnx
 
-    return [to_onnx(traced(ready, batch), info)]
+    return [to_onnx(program, info, outputs)]
 
 
-_WRITERS: dict[str, Callable[[Ready, ModelInfo, torch.Tensor], _Chunks]] = {
+_WEIGHTS: dict[str, Callable[[nn.Module, ModelInfo], _Chunks]] = {
     ".safetensors": _safetensors,
     ".pth": _pth,
     ".pt": _pth,
-    ".pt2": _pt2,
-    ".onnx": _onnx,
 }
-
-
-def traced(ready: Ready, batch: torch.Tensor) -> torch.export.ExportedProgram:
-    """The program of a model in eval mode, for any batch size. Raises `UsageError` where it has none."""
-    # Zeros of two samples: example inputs are stored in the file, and a user's data is nobody's business; a
-    # batch of one would be taken for a fixed size.
-    example = torch.zeros((2, *batch.shape[1:]), dtype=batch.dtype)
-    try:
-        with quiet(), torch.no_grad():
-            shapes = ({0: torch.export.Dim("batch", min=1)},)
-            program = torch.export.export(ready, (example,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export raises many kinds; each means that it found no program
-        raise UsageError(
-            f"{type(ready.model).__name__} cannot be exported as a program: {first_line(error)}. Its forward may "
-            "depend on the values of its input or on the batch size; export .safetensors or .pth instead"
-        ) from error
-    for node in program.graph.nodes:
-        # Source lines with the paths of this machine; whoever gets the file has no use for them.
-        for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
-            node.meta.pop(name, None)
-    return program
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's warnings about its own internals, which nobody who exports can act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+_PROGRAMS: dict[str, Callable[[torch.export.ExportedProgram, ModelInfo, int], _Chunks]] = {".pt2": _pt2, ".onnx": _onnx}

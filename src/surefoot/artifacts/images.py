@@ -34,9 +34,7 @@ class Images:
     notes: tuple[str, ...]
 
 
-def read_images(
-    paths: Sequence[str | Path], input_shape: Sequence[int], input_dtype: str | None = "uint8"
-) -> Images:
+def read_images(paths: Sequence[str | Path], input_shape: Sequence[int], input_dtype: str | None = "uint8") -> Images:
     """The samples of all files, in order, as a model with `input_shape` (without N) takes them.
 
     - PNG and JPEG: made grey where the model takes one channel and RGB where it takes three, resized where the

@@ -54,6 +54,7 @@ def import_weights(
     prefix: str | None = None,
     except_: Sequence[str] = (),
     cast: bool = False,
+    trust_code: bool = False,
 ) -> Imported:
     """Fill `model` with the weights of a file from elsewhere; it is left untouched unless everything fits.
 
@@ -63,7 +64,8 @@ def import_weights(
     whole model) of any age, or a folder of Hugging Face's, shards included. `key` picks the entry where several
     hold weights (``"model.state_dict"``), `prefix` only the names that begin with it. Prefixes of wrappers
     (``module.``, ``_orig_mod.``) are taken off. Names that match a pattern of `except_` (``"fc.*"``) are not
-    taken: the model keeps its own. `cast` accepts other dtypes. The model comes back in eval mode.
+    taken: the model keeps its own. `cast` accepts other dtypes. With `trust_code` the class that the file itself names
+    is imported and called. The model comes back in eval mode.
     Raises `UsageError` with every difference at once.
 
     >>> import tempfile
@@ -87,7 +89,7 @@ def import_weights(
             )
         from .model_dir import build
 
-        model = build(state.info, path)
+        model = build(state.info, path, trust_code=trust_code)
     elif isinstance(model, str):
         model, source = build_named(model, arguments or {})
     elif arguments:
@@ -115,9 +117,7 @@ def import_weights(
     )  # fmt: skip
 
 
-def build_named(
-    name: str, arguments: Mapping[str, Any]
-) -> tuple[nn.Module, tuple[str, Mapping[str, Any]] | None]:
+def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tuple[str, Mapping[str, Any]] | None]:
     """A catalogue's model or a ``module:Name``, fresh weights drawn from seed 0; and its source if it is not ours."""
     before = rng.capture()
     try:
@@ -136,9 +136,7 @@ def build_named(
     return made, (name, dict(arguments))
 
 
-def without_prefix(
-    tensors: Mapping[str, torch.Tensor], model: nn.Module
-) -> tuple[dict[str, torch.Tensor], str]:
+def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, torch.Tensor], str]:
     """The same tensors without the wrappers' prefixes that all names share and the model's do not.
 
     >>> t = torch.zeros(1)
@@ -179,9 +177,7 @@ def _except(
     return taken | {name: own[name] for name in kept if name in own}, list(kept.values())
 
 
-def _counters(
-    tensors: dict[str, torch.Tensor], model: nn.Module
-) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _counters(tensors: dict[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The counters of batch normalisation, which files of torch before 0.4.1 lack: the model's own, as torch does."""
     own = model.state_dict()
     lacking = [n for n in own if n.endswith("num_batches_tracked") and n not in tensors]

@@ -82,9 +82,7 @@ def save_model(
     directory = Path(directory)
     _refuse_foreign(directory)
     with new_directory(directory) as new:
-        written = files.write_new(
-            new / WEIGHTS, safe_tensors.chunks(found.tensors, metadata={"format": "pt"})
-        )
+        written = files.write_new(new / WEIGHTS, safe_tensors.chunks(found.tensors, metadata={"format": "pt"}))
         described = info.to_json() | {
             "weights": {
                 "file": WEIGHTS,
@@ -184,8 +182,8 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
     if not trust_code:
         raise BadFile(
             where,
-            f"the model is of the class {path}, which is not part of Surefoot; pass an instance of it "
-            "(`load_model(DIR, model=...)`), or, if you trust whoever made the file, trust_code=True",
+            f"the model is of the class {path}, which is not part of Surefoot; if you trust whoever made the file, say so "
+            "with --trust-code (in Python: trust_code=True), or pass an instance of it in Python (model=...)",
         )
     if args is None:
         raise BadFile(where, f"the arguments of {path} were not saved; pass an instance as `model`")
@@ -245,9 +243,7 @@ def _refuse_foreign(directory: Path) -> None:
     entries = [entry for entry in directory.iterdir() if not is_temporary(entry.name)]
     if (directory / INFO).exists() or all((entry / INFO).is_file() for entry in entries):
         return
-    raise UsageError(
-        f"{directory}: holds files and no model ({INFO}); give a name that is free or holds a saved model"
-    )
+    raise UsageError(f"{directory}: holds files and no model ({INFO}); give a name that is free or holds a saved model")
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -1,192 +1,240 @@
-"""ONNX files: made from an exported program, and checked before onnxruntime sees them."""
+"""ONNX files: made from an exported program, and run by onnxruntime within bounds of memory and time."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import UsageError, first_line
 from ..safe_tensors import BadFile, parse_json
 from .archive import read_whole
-from .info import ModelInfo
+from .info import DTYPES, ModelInfo
+from .pt2 import quiet
 
 MAX_BYTES = 2**31 - 1  # what a protobuf message can hold
-MAX_VALUE_NUMBERS = 2**29
-MAX_NODES = 100_000
+MAX_NODES = 1_000_000
+MAX_RUN_BYTES = 4 * 2**30
+MAX_SECONDS = 120
 INPUT, OUTPUT = "images", "logits"
 KEY = "surefoot"
-
-# Operators that compute a value of a size known from their inputs' shapes. No control flow (unbounded time), no
-# operators of other domains (libraries), none that reads strings or sequences.
-_OPERATOR_NAMES = """
-    Abs Add And ArgMax ArgMin Atan AveragePool BatchNormalization BitwiseAnd BitwiseNot BitwiseOr Cast CastLike Ceil
-    Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos CumSum Div Dropout Einsum Elu Equal Erf Exp
-    Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater
-    GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN
-    LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mish Mod Mul Neg Not Or
-    PRelu Pad Pow RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round Selu Shape Sigmoid Sign Sin Size Slice Softmax
-    Softplus Softsign SpaceToDepth DepthToSpace Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK
-    Transpose Trilu Unsqueeze Where Xor
-"""
-_OPERATORS = frozenset(_OPERATOR_NAMES.split())
-# These make a size out of numbers; their result's shape must be known before the file is run.
-_SIZE_FROM_NUMBERS = {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize"}
+# What onnxruntime holds itself. Operators of other domains come from libraries, which are never loaded.
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview.training")
 
 
-def to_onnx(program: torch.export.ExportedProgram, info: ModelInfo) -> bytes:
+def to_onnx(program: torch.export.ExportedProgram, info: ModelInfo, outputs: int = 1) -> bytes:
     """An ONNX model of a program, with any batch size and the info among its metadata. Raises `UsageError`."""
     onnx = _package("onnx")
     _package("onnxscript")
-    from .exporting import quiet
-
+    inputs = len(program.graph_signature.user_inputs)
+    names = [INPUT] if inputs == 1 else [f"input_{i}" for i in range(inputs)]
+    results = [OUTPUT] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
     try:
-        with quiet(), _logging_off("torch.onnx"):
-            made = torch.onnx.export(
-                program, (), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
-            )
+        with quiet():
+            made = torch.onnx.export(program, (), input_names=names, output_names=results, dynamo=True, verbose=False)
+            assert made is not None
             model = made.model_proto
     except Exception as error:  # the exporter raises many kinds; each means that an operator has no ONNX form
+        while error.__cause__ is not None:  # what torch wraps says which operator it was
+            error = error.__cause__  # type: ignore[assignment]
         raise UsageError(f"the model cannot be written as ONNX: {first_line(error)}; export .pt2 instead") from error
     _strip(model)
     model.producer_name = "surefoot"
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_param = "batch"
     described = info.to_json()
     for key, value in ((KEY, described), ("classes", described["classes"])):
         model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=json.dumps(value)))
     onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
-def read_onnx(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], ModelInfo]:
-    """Check an ONNX file and make a session of onnxruntime for it. Raises `UsageError`."""
+def read_onnx(path: Path) -> tuple[Callable[..., Any], ModelInfo]:
+    """Check an ONNX file and make a session of onnxruntime's CPU provider for it. Raises `UsageError`.
+
+    The function returned takes one tensor for each input and gives a tensor, or a tuple of them where the file has
+    several outputs. Values of a run may take `MAX_RUN_BYTES` in all, a run at most `MAX_SECONDS`. Tensors in other
+    files are read from the file's own folder only, and no library of operators is ever loaded.
+    """
     onnx, ort = _package("onnx"), _package("onnxruntime")
     data = read_whole(path, MAX_BYTES)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError, without an import of protobuf's internals
-        raise BadFile(path, f"is not an ONNX file, or was cut ({error})") from error
-    check(path, model, onnx)
+        raise BadFile(path, f"is not an ONNX file, or was cut ({first_line(error)})") from error
+    outside = check(path, model, onnx)
     info = _info(path, model)
-    shape, dtype = _input_form(path, model.graph, onnx)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     # Loading must not compute: folding constants would run parts of the file before anyone asked for it.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    _bounded_memory(ort)
+    options.add_session_config_entry("session.use_env_allocators", "1")
     try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        source = str(path) if outside else data
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own kinds, one for each status code
-        raise BadFile(path, f"onnxruntime refuses it: {first_line(error)}") from error
-    name = model.graph.input[0].name
-
-    def run(batch: torch.Tensor) -> torch.Tensor:
-        try:
-            (output,) = session.run(None, {name: batch.cpu().numpy()})
-        except Exception as error:
-            raise ValueError(first_line(error)) from error
-        return torch.from_numpy(output)
-
-    known = {field: getattr(info, field) for field in info.__dataclass_fields__}
+        raise BadFile(path, f"onnxruntime refuses it: {_reason(error)}") from error
+    inputs = session.get_inputs()
+    shape, dtype = _input_form(inputs)
+    known = {name: getattr(info, name) for name in info.__dataclass_fields__}
+    run = functools.partial(_run, ort, session, inputs)
     return run, ModelInfo(**known | {"input_shape": shape, "input_dtype": dtype})
 
 
-def check(path: Path, model: Any, onnx: Any) -> None:
-    """Refuse what is more than a graph of known operators on tensors that the file holds. Raises `BadFile`."""
-    graph = model.graph
-    if not graph.node or not graph.output:
+def _run(ort: Any, session: Any, inputs: Sequence[Any], *batch: Tensor) -> Any:
+    if len(batch) != len(inputs):
+        names = ", ".join(f"{i.name} {list(i.shape)}" for i in inputs)
+        raise ValueError(f"it takes {len(inputs)} inputs ({names[:300]}), not {len(batch)}")
+    sizes = inputs[0].shape
+    if len(batch) == 1 and sizes and sizes[0] == 1 and len(batch[0]) > 1:
+        # Exported for one sample: one after another.
+        parts = [_run(ort, session, inputs, batch[0][i : i + 1]) for i in range(len(batch[0]))]
+        if isinstance(parts[0], tuple):
+            return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return torch.cat(parts)
+    given = {i.name: part.detach().cpu().numpy() for i, part in zip(inputs, batch, strict=True)}
+    options = ort.RunOptions()
+    over = threading.Timer(MAX_SECONDS, lambda: setattr(options, "terminate", True))
+    over.daemon = True
+    over.start()
+    try:
+        found = session.run(None, given, options)
+    except Exception as error:
+        late = f"it took more than {MAX_SECONDS} s: " if options.terminate else ""
+        raise ValueError(late + _reason(error)) from error
+    finally:
+        over.cancel()
+    results = []
+    for value, output in zip(found, session.get_outputs(), strict=True):
+        if not hasattr(value, "dtype") or value.dtype.kind not in "biufc":
+            raise ValueError(f"its output {output.name!r} is {output.type}, not a tensor of numbers")
+        results.append(torch.from_numpy(value.copy() if not value.flags.writeable else value))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+@functools.cache
+def _bounded_memory(ort: Any) -> None:
+    """One arena for all sessions of this process that refuses to grow above `MAX_RUN_BYTES`."""
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    limits = ort.OrtArenaCfg({"max_mem": MAX_RUN_BYTES, "arena_extend_strategy": 1})
+    ort.create_and_register_allocator(where, limits)
+
+
+def check(path: Path, model: Any, onnx: Any) -> bool:
+    """Refuse a model that reaches outside of its file and folder, or lies about its tensors. Raises `BadFile`.
+
+    Returns whether some of its tensors lie in other files of its folder.
+    """
+    if not model.graph.node or not model.graph.output:
         raise BadFile(path, "is not an ONNX model: it holds no graph")
-    if len(graph.node) > MAX_NODES:
-        raise BadFile(path, f"holds {len(graph.node)} nodes; at most {MAX_NODES} are run")
-    if model.functions or graph.sparse_initializer or model.training_info:
-        raise BadFile(path, "holds functions, sparse tensors or training parts, which are not run from a file")
-    foreign = sorted({f"{n.domain}.{n.op_type}".lstrip(".") for n in graph.node if not _known(n)})
-    if foreign:
-        raise BadFile(path, f"uses operators that are not run from a file: {', '.join(foreign[:5])[:300]}")
-    for tensor in graph.initializer:
-        _check_tensor(path, tensor, onnx)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
-                raise BadFile(path, f"{node.op_type} holds a graph of its own, which is not run from a file")
-            if attribute.HasField("t"):
-                _check_tensor(path, attribute.t, onnx)
-    _check_sizes(path, model, onnx)
+    for domain in sorted({node.domain for node in _nodes(path, model)}):
+        own = {function.domain for function in model.functions}
+        if domain not in _DOMAINS and domain not in own:
+            raise BadFile(
+                path,
+                f"uses operators of {domain[:80]!r}, which come from a library; only what onnxruntime itself holds is run",
+            )
+    outside = False
+    for tensor in _tensors(model):
+        outside = _check_tensor(path, tensor, onnx) or outside
+    return outside
 
 
-def _known(node: Any) -> bool:
-    return node.domain in ("", "ai.onnx") and node.op_type in _OPERATORS
+def _nodes(path: Path, model: Any) -> Iterator[Any]:
+    """Every node, of inner graphs (If, Loop) and functions too."""
+    waiting, count = [model.graph.node, *(function.node for function in model.functions)], 0
+    while waiting:
+        for node in waiting.pop():
+            count += 1
+            if count > MAX_NODES:
+                raise BadFile(path, f"holds more than {MAX_NODES} nodes")
+            yield node
+            for attribute in node.attribute:
+                waiting += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
 
 
-def _check_tensor(path: Path, tensor: Any, onnx: Any) -> None:
+def _tensors(model: Any) -> Iterator[Any]:
+    """Every tensor that the file holds or refers to."""
+    waiting = [model.graph]
+    nodes = [*(function.node for function in model.functions)]
+    while waiting or nodes:
+        if waiting:
+            graph = waiting.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield sparse.values
+                yield sparse.indices
+            nodes.append(graph.node)
+        for node in nodes.pop():
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    yield attribute.sparse_tensor.values
+                    yield attribute.sparse_tensor.indices
+                waiting += [g for g in (attribute.g, *attribute.graphs) if g.node or g.initializer]
+
+
+def _check_tensor(path: Path, tensor: Any, onnx: Any) -> bool:
     name = tensor.name[:80]
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        raise BadFile(path, f"the tensor {name!r} lies in another file; only what is inside is read")
-    dtypes = onnx.helper.get_all_tensor_dtypes()
-    if tensor.data_type not in dtypes or tensor.data_type == onnx.TensorProto.STRING:
-        raise BadFile(path, f"the tensor {name!r} has a dtype that is no number")
     if any(size < 0 for size in tensor.dims):
         raise BadFile(path, f"the tensor {name!r} has a negative size")
     numel = math.prod(tensor.dims)
-    if numel > MAX_BYTES * 2:
-        raise BadFile(path, f"the tensor {name!r} claims {numel} numbers; the file cannot hold them")
+    dtypes = onnx.helper.get_all_tensor_dtypes()
+    if tensor.data_type not in dtypes or numel > 8 * MAX_BYTES:
+        raise BadFile(path, f"the tensor {name!r} claims {numel} numbers of dtype {tensor.data_type}")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        _check_external(path, name, {entry.key: entry.value for entry in tensor.external_data})
+        return True
     if tensor.HasField("raw_data"):
         width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        # Types of four bits are packed, two numbers to a byte.
-        expected = {numel * width, (numel + 1) // 2} if width == 1 else {numel * width}
+        # Types of four and two bits are packed, two or four numbers to a byte.
+        expected = {numel * width, (numel + 1) // 2, (numel + 3) // 4} if width == 1 else {numel * width}
         if len(tensor.raw_data) not in expected:
             raise BadFile(path, f"the tensor {name!r} has {len(tensor.raw_data)} bytes for {numel} numbers")
-        return
-    fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-    held = max(len(getattr(tensor, name)) for name in fields)
-    if held not in (numel, 2 * numel, (numel + 1) // 2):
-        raise BadFile(path, f"the tensor {name!r} holds {held} values for {numel} numbers")
+    return False
 
 
-def _check_sizes(path: Path, model: Any, onnx: Any) -> None:
-    """Infer each value's shape without computing it; none may be huge for one sample."""
+def _check_external(path: Path, name: str, entry: dict[str, str]) -> None:
+    """The file of a tensor is a regular one beside the model, not reached through a link, and long enough."""
+    location = entry.get("location", "")
+    if not location or "\0" in location or os.path.basename(location) != location or location in (".", ".."):
+        raise BadFile(path, f"the tensor {name!r} lies in {location[:80]!r}; only files of the same folder are read")
+    other = path.parent / location
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
-    except Exception as error:  # onnx raises its own kinds for graphs that are not consistent
-        raise BadFile(path, f"its shapes do not go together: {first_line(error)}") from error
-    known: dict[str, list[int]] = {}
-    graph = inferred.graph
-    open_sizes = {d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim} - {""}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shape = value.type.tensor_type.shape if value.type.HasField("tensor_type") else None
-        if shape is None:
-            continue
-        known[value.name] = [d.dim_value if d.HasField("dim_value") else 1 for d in shape.dim]
-        if math.prod(known[value.name]) > MAX_VALUE_NUMBERS or min(known[value.name], default=0) < 0:
-            raise BadFile(path, f"{value.name[:80]!r} would have the shape {str(known[value.name])[:80]}")
-        # Inference gives names of its own to sizes that follow from no shape but from numbers.
-        if any(not d.HasField("dim_value") and d.dim_param not in open_sizes for d in shape.dim):
-            del known[value.name]
-    for node in graph.node:
-        if node.op_type in _SIZE_FROM_NUMBERS and node.output[0] not in known:
-            raise BadFile(path, f"{node.op_type} makes a value whose size is not known before it is run")
+        found = other.lstat()
+        end = int(entry.get("offset") or 0) + int(entry.get("length") or 0)
+    except (OSError, ValueError) as error:
+        raise BadFile(path, f"the tensor {name!r} lies in {location[:80]!r}: {first_line(error)}") from error
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not 0 <= end <= found.st_size:
+        raise BadFile(path, f"the tensor {name!r}: {location[:80]!r} is no regular file that holds it")
 
 
-def _input_form(path: Path, graph: Any, onnx: Any) -> tuple[tuple[int, ...], str]:
-    inner = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in inner]
-    if len(inputs) != 1 or len(graph.output) != 1 or inputs[0] is not graph.input[0]:
-        raise BadFile(path, f"takes {len(inputs)} inputs and gives {len(graph.output)}; one of each can be used")
-    kind = inputs[0].type.tensor_type
-    dims = list(kind.shape.dim)
-    if not dims or not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims[1:]):
-        raise BadFile(path, "does not tell the shape of its input (only the batch size may be open)")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return tuple(d.dim_value for d in dims[1:]), dtype
+def _input_form(inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, str | None]:
+    """Shape without N and dtype of the one input; None where there are several or sizes are open."""
+    if len(inputs) != 1:
+        return None, None
+    dtype = inputs[0].type.removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    sizes = inputs[0].shape[1:]
+    known = inputs[0].shape and all(isinstance(n, int) and n > 0 for n in sizes)
+    return (tuple(sizes) if known else None), (dtype if dtype in DTYPES else None)
 
 
 def _info(path: Path, model: Any) -> ModelInfo:
@@ -195,6 +243,11 @@ def _info(path: Path, model: Any) -> ModelInfo:
             found = parse_json(path, item.value.encode(), "its description", max_containers=100_000)
             return ModelInfo.from_json(found, path)
     return ModelInfo(model={"class": f"{path.name}:program", "args": None})
+
+
+def _reason(error: Exception) -> str:
+    """The first line of onnxruntime's message, without its own prefix of codes."""
+    return first_line(error).rpartition(" : ")[2][:300]
 
 
 def _strip(model: Any) -> None:
@@ -211,15 +264,3 @@ def _package(name: str) -> Any:
         return __import__(name)
     except ImportError:
         raise UsageError(f"ONNX needs the package {name}: pip install 'surefoot[onnx]'") from None
-
-
-@contextlib.contextmanager
-def _logging_off(name: str) -> Iterator[None]:
-    """The exporter warns of each torchvision operator that it cannot offer."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .formats import recognise
 from .importing import import_weights
 from .info import UNKNOWN, ModelInfo, describe_model
 from .model_dir import INFO, load_model, read_info
-from .pt2 import read_program
+from .pt2 import read_pt2
 
 
 class Ready(nn.Module):
@@ -33,12 +33,13 @@ class Ready(nn.Module):
         floats = (p.dtype for p in model.parameters() if p.is_floating_point())
         self.dtype = next(floats, torch.float32)
 
-    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+    def forward(self, raw: torch.Tensor, *more: torch.Tensor) -> Any:
+        """The model's own output; the preprocessing is that of the first input."""
         x = raw if self.preprocessing is None else self.preprocessing(raw)
         # Pixels that nobody scales are taken as numbers; other integers are indices (of an embedding) and stay.
         if x.dtype != self.dtype and (x.is_floating_point() or x.dtype is torch.uint8):
             x = x.to(self.dtype)
-        return self.model(x)
+        return self.model(x, *more)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LoadedModel:
     path: Path
     format: str
     info: ModelInfo
-    run: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
+    run: Callable[..., Any] = field(repr=False)
     module: nn.Module | None = field(default=None, repr=False)
 
     @property
@@ -71,8 +72,10 @@ class LoadedModel:
         """The shape of one raw sample, without N."""
         return self.info.input_shape
 
-    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+    def __call__(self, raw: torch.Tensor, *more: torch.Tensor) -> Any:
         """What the model itself returns (logits, as a rule) for a raw batch (N, ...) on the CPU.
+
+        A model of several inputs takes them as further tensors.
 
         Raises `UsageError` for a batch of another shape or dtype than the model takes.
         """
@@ -89,7 +92,7 @@ class LoadedModel:
             raise UsageError(f"{self.path}: takes raw data of {dtype}, not {found}")
         with torch.inference_mode():
             try:
-                return self.run(raw)
+                return self.run(raw, *more)
             except UsageError:
                 raise
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -133,8 +136,8 @@ def open_model(
 
     The format is told by the content. Weights that do not name their model (``.pth``, foreign
     ``.safetensors``) need `model`, a catalogue name, ``module:Name`` or an instance, and a `preprocessing` before
-    they can be called. `key` and `trust_code` are those of `import_weights` and
-    `load_model`. Raises `UsageError`.
+    they can be called. `key` is that of `import_weights`. With `trust_code` the class that a file names is
+    imported, and a ``.pt2`` is read by torch, which runs code of the file. Raises `UsageError`.
 
     >>> import tempfile; from surefoot.artifacts import save_model
     >>> with tempfile.TemporaryDirectory() as d:
@@ -149,13 +152,16 @@ def open_model(
         return _from_directory(path, model, preprocessing, classes, trust_code)
     kind = "folder" if path.is_dir() else recognise(path).kind
     if kind == "pt2":
-        return _from_program(path, preprocessing, classes)
+        if preprocessing is not None:
+            raise UsageError(f"{path}: a program holds its preprocessing; leave it out")
+        run, info = read_pt2(path, trust_code)
+        return LoadedModel(path, "pt2", _with(info, None, classes), run)
     if kind == "onnx":
         from .onnx_file import read_onnx
 
         session, info = read_onnx(path)
         return LoadedModel(path, "onnx", _with(info, preprocessing, classes), session)
-    imported = import_weights(path, model, key=key)
+    imported = import_weights(path, model, key=key, trust_code=trust_code)
     info = imported.info or describe_model(
         imported.model, preprocessing=UNKNOWN, input_shape=_usual_shape(imported.model)
     )
@@ -179,30 +185,13 @@ def _from_directory(
     return LoadedModel(found, "directory", info, Ready(module, info.preprocessing).eval(), module)
 
 
-def _from_program(
-    path: Path, preprocessing: Preprocessing | None, classes: Sequence[str] | None
-) -> LoadedModel:
-    if preprocessing is not None:
-        raise UsageError(f"{path}: a program holds its preprocessing; leave it out")
-    found = read_program(path)
-    program = found.program
-    dtype = str(program.dtype).removeprefix("torch.")
-    info = found.info or ModelInfo(model={"class": f"{path.name}:program", "args": None})
-    info = _replace(info, input_shape=program.shape[1:], input_dtype=dtype)
-    return LoadedModel(path, "pt2", _with(info, None, classes), program)
-
-
 def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> ModelInfo:
     changes: dict[str, Any] = {}
     if isinstance(preprocessing, Preprocessing):
         changes |= {"preprocessing": preprocessing, "preprocessing_known": True}
     if classes is not None:
         changes["classes"] = tuple(classes)
-    return _replace(info, **changes) if changes else info
-
-
-def _replace(info: ModelInfo, **changes: Any) -> ModelInfo:
-    return ModelInfo(**{name: getattr(info, name) for name in info.__dataclass_fields__} | changes)
+    return replace(info, **changes) if changes else info
 
 
 def _usual_shape(model: nn.Module) -> tuple[int, ...] | None:

@@ -129,7 +129,7 @@ def tie_groups(state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
 
 
 def memory_format(model: nn.Module) -> str:
-    """"channels_last" when every four-dimensional parameter lies so and one says so beyond doubt, else "contiguous".
+    """ "channels_last" when every four-dimensional parameter lies so and one says so beyond doubt, else "contiguous".
 
     A weight with one input channel or a 1x1 kernel lies both ways at once and says nothing.
     """
