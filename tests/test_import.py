@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from surefoot.artifacts import import_weights, pickled, read_state
-from surefoot.artifacts.archive import open_archive
+from surefoot.artifacts.archive import archive_in, open_file
 from surefoot.errors import UsageError
 from surefoot.models import MLP, LeNet5, SmallResNet
 
@@ -138,7 +138,8 @@ def test_every_value_that_a_checkpoint_may_hold_is_followed(tmp_path):
         "state": {"w": torch.ones(1)},
     }
     torch.save(plain, tmp_path / "w.pth")
-    with open_archive(tmp_path / "w.pth") as archive:
+    with open_file(tmp_path / "w.pth") as file:
+        archive = archive_in(tmp_path / "w.pth", file)
         tree = pickled.followed("w", archive.read("data.pkl", 10**6))
     for name in ("numbers", "others", "milestones"):
         assert tree[name] == plain[name]

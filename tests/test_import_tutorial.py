@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_models import GarmentClassifier
 
 from surefoot.artifacts import pickled, read_state
-from surefoot.artifacts.archive import open_archive
+from surefoot.artifacts.archive import archive_in, open_file
 from surefoot.cli import main
 
 
@@ -115,7 +115,8 @@ def same(followed: object, loaded: object) -> bool:
 def test_what_is_followed_is_what_torch_loads(tmp_path, tree):
     torch.save(tree, tmp_path / "w.pth")
     loaded = torch.load(tmp_path / "w.pth", weights_only=True)
-    with open_archive(tmp_path / "w.pth") as archive:
+    with open_file(tmp_path / "w.pth") as file:
+        archive = archive_in(tmp_path / "w.pth", file)
         assert same(pickled.followed("w.pth", archive.read("data.pkl", 10**7)), loaded)
 
 
