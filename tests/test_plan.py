@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -264,6 +265,22 @@ def test_activations_are_those_that_autograd_keeps():
     assert memory.activations == 8 * 50 * 4  # ReLU's output, which is the second layer's input; the batch is told apart
     assert memory.batch == 8 * 100 * 4
     assert memory.parameters == memory.gradients == sum(p.numel() for p in model.parameters()) * 4
+
+
+@pytest.mark.parametrize(("per_epoch", "epochs"), [(10**6, 1000), (10, 10**8), (10**12, 1)])
+def test_no_length_of_run_is_refused_or_waited_for(per_epoch, epochs, monkeypatch):
+    monkeypatch.setattr("surefoot.planning.report.LONGEST_DRAWN", 5000)  # of five million
+    spec = S("CosineAnnealingLR", {"T_max": 10**5}, "step")
+    warm = W("LinearWarmup", {"warmup_period": 50})
+    schedule = build_schedule(build_optimizer("SGD", {"lr": 0.1}, LeNet5()), spec, warm, per_epoch, epochs)
+    with monkeypatch.context() as patch:  # neither train nor check computes a rate
+        patch.setattr(sys.modules["surefoot.planning.mistakes"], "simulate_schedule", None)
+        assert [finding.name for finding in mistakes(schedule, per_epoch, epochs)] == ["rises-again"]
+    report = plan_report(schedule, per_epoch, epochs)
+    assert report.run.steps == 5000 and report.run.rates()[:50].max() <= 0.1
+    assert report.to_json()["steps"] == report.steps == per_epoch * epochs
+    text = report.render_terminal(100)
+    assert "the first 5,000 steps" in text and f"{per_epoch * epochs:,} = " in text
 
 
 def test_planning_leaves_no_trace():

@@ -16,9 +16,10 @@ from ..schedules.schedule import Schedule
 from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Simulation, simulate_schedule
 from .cost import Memory, memory_of, seconds_a_step
 from .events import Event, events
-from .mistakes import Finding, found_in
+from .mistakes import Finding, found_in, mistakes
 
 _MOST_POINTS = 500
+LONGEST_DRAWN = 5_000_000  # steps; of a longer run the beginning is planned
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PlanReport:
     """Everything that is known of a run before it begins.
 
     `run` holds the rates; `always` those with every plateau reducing as early as it can, where there is one.
-    `samples` is per run, `seconds` the time expected, `memory` that of one step; each None where not known.
+    `whole` is (steps per epoch, epochs) of a run so long that `run` is only its beginning. `samples` is per run, `seconds` the time expected, `memory` that of one step; each None where not known.
     """
 
     title: str
@@ -53,6 +54,12 @@ class PlanReport:
     memory: Memory | None = None
     seconds: float | None = None
     parts: tuple[str, ...] = ()
+    whole: tuple[int, int] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run."""
+        return self.whole[0] * self.whole[1] if self.whole else self.run.steps
 
     def lines(self) -> list[tuple[str, np.ndarray]]:
         """(label, rates of shape (steps,)) of each different curve, the plateau's two included."""
@@ -91,9 +98,10 @@ class PlanReport:
         """Plain data: the numbers, and of each curve at most some hundreds of (step, rate) points."""
         return {
             "title": self.title,
-            "steps": self.run.steps,
-            "epochs": self.run.epochs,
-            "steps_per_epoch": self.run.steps_per_epoch,
+            "steps": self.steps,
+            "epochs": self.whole[1] if self.whole else self.run.epochs,
+            "steps_per_epoch": self.whole[0] if self.whole else self.run.steps_per_epoch,
+            "steps_drawn": self.run.steps,
             "samples": self.samples,
             "groups": [{k: _finite(v) for k, v in asdict(group).items()} for group in self.groups],
             "curves": [{"label": label, "lr": _points(curve)} for label, curve in self.lines()],
@@ -123,6 +131,10 @@ def plan_report(
     is called a few times to tell the time; it must work on a copy. `later` are the groups that join. Nothing
     live is changed: parameters, buffers, optimizer, schedule and random number generators stay as they are.
     """
+    whole = (steps_per_epoch, epochs)
+    steps_per_epoch = min(steps_per_epoch, LONGEST_DRAWN)
+    epochs = min(epochs, max(1, LONGEST_DRAWN // steps_per_epoch))
+    later = [joins for joins in later if joins.epoch < epochs]
     run = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later)
     always = None
     if schedule.scheduler is not None and has_plateau(schedule.scheduler):
@@ -133,12 +145,13 @@ def plan_report(
         always=always,
         groups=_groups(run, schedule, later),
         events=events(run, always),
-        findings=list(found_in(run, schedule)),
+        findings=list(found_in(run, schedule)) if whole == (steps_per_epoch, epochs) else mistakes(schedule, *whole),
         by=schedule.by,
-        samples=None if samples_per_epoch is None else samples_per_epoch * epochs,
+        samples=None if samples_per_epoch is None else samples_per_epoch * whole[1],
         memory=None if model is None else memory_of(model, schedule.optimizer, batch, apply),
-        seconds=None if step is None else seconds_a_step(step) * run.steps,
+        seconds=None if step is None else seconds_a_step(step) * whole[0] * whole[1],
         parts=described(schedule),
+        whole=None if whole == (steps_per_epoch, epochs) else whole,
     )
 
 

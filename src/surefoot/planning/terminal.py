@@ -160,7 +160,10 @@ def _scale(steps: int, epochs: int, per_epoch: int, columns: int) -> str:
 def _numbers(report: PlanReport, width: int, unicode: bool) -> list[str]:
     run = report.run
     times = "\u00d7" if unicode else "x"
-    told = [("steps", f"{run.steps:,} = {run.epochs:,} epochs {times} {run.steps_per_epoch:,}")]
+    per_epoch, epochs = report.whole or (run.steps_per_epoch, run.epochs)
+    told = [("steps", f"{report.steps:,} = {epochs:,} epochs {times} {per_epoch:,}")]
+    if report.whole:
+        told.append(("planned", f"the first {run.steps:,} steps; a run of this length is not drawn whole"))
     if report.samples is not None:
         told.append(("samples", f"{report.samples:,}"))
     told.append(("parameters", f"{sum(group.elements for group in report.groups):,}"))
@@ -173,7 +176,7 @@ def _numbers(report: PlanReport, width: int, unicode: bool) -> list[str]:
         about = "" if memory.activations is not None else " without activations"
         told.append(("memory", f"{size(memory.total)} a step{about} ({inside})"))
     if report.seconds is not None:
-        told.append(("time", f"about {duration(report.seconds)} at {1e3 * report.seconds / run.steps:.3g} ms a step"))
+        told.append(("time", f"about {duration(report.seconds)} at {1e3 * report.seconds / report.steps:.3g} ms a step"))
     hang = " " * 14
     return [
         line for name, value in told for line in textwrap.wrap(f"  {name:<11} {value}", width, subsequent_indent=hang)
