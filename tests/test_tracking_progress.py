@@ -118,6 +118,23 @@ def test_on_a_terminal_the_bar_is_redrawn_at_most_ten_times_a_second(clock, monk
     assert 90 <= len(draws) <= 100
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_bar_keeps_its_place_on_a_narrow_terminal(columns, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    progress = make_progress(stream)
+    progress.start(INFO)
+    for step in (50, 120):
+        progress._drawn = -1e9
+        progress.record(step_record(step))
+    progress.close()
+    drawn = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", stream.getvalue())]
+    bars = [line for line in drawn if "step 120/200" in line]
+    assert bars and all(line.count("━") >= 8 and len(line) <= columns for line in bars)
+
+
 def test_on_a_terminal_no_thread_is_started_and_the_cursor_comes_back(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = Terminal()

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from ..text import printable
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
+_BESIDE_FIGURES = 28  # columns of the bar (at least 12), the percentage, the time left and the gaps
 _LINE_SECONDS = 10.0  # off a terminal, lines between two epochs come at most this often
 
 
@@ -201,10 +202,12 @@ class RichProgress(Progress):
         if self._bar is None or now - self._drawn < _BAR_SECONDS:
             return
         self._drawn = now
-        figures = "  ".join(live_figures(record, self._samples_per_s))
-        self._bar.update(
-            self._task, completed=record["step"], description=position(self.info, record), figures=figures
-        )
+        where = position(self.info, record)
+        shown = live_figures(record, self._samples_per_s)
+        room = self._console.width - len(where) - _BESIDE_FIGURES
+        while shown and len("  ".join(shown)) > room:  # a narrow terminal keeps its bar; the last figures go first
+            shown.pop()
+        self._bar.update(self._task, completed=record["step"], description=where, figures="  ".join(shown))
         self._quietly(self._bar.refresh)
 
     def _show_epoch(self, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str) -> None:
