@@ -58,11 +58,13 @@ class EventFiles:
         """This place: the bytes so far, over all files in order, and their CRC-32."""
         return [self._bytes, self._crc]
 
-    def cut(self, mark: list[int], step: int) -> bool:
+    def cut(self, mark: Any, step: int) -> bool:
         """Keep what stood there at `mark`, if it is whole, and drop what came after; False, and untouched, if not.
 
         A TensorBoard that watches, or reads later, is told to drop points from `step` on that it has seen.
         """
+        if not (isinstance(mark, list) and len(mark) == 2 and all(type(n) is int and n >= 0 for n in mark)):
+            return False  # not of ours
         size, crc = mark
         left, found = size, 0
         paths = self._paths()

@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import files
 from ..errors import RunFailed, UsageError
-from .mending import Sums, mend, put
+from .mending import Sums, mend
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -93,8 +93,8 @@ class JournalFile:
 
         With the `marks` of these bytes, damage is found: one wrong byte is mended; more stays, and the lines that are no
         records are named. Returns messages of what was mended, and of what is damaged. Raises UsageError if the file
-        is shorter than that or, without them, if `offset` is not the end of a line: then it is not the file that the
-        checkpoint was written beside.
+        is shorter than that or `offset` is not the end of a line: then it is not the file that the checkpoint was
+        written beside.
         """
         sums = marks or None  # earlier versions kept none
         mended: list[str] = []
@@ -106,27 +106,23 @@ class JournalFile:
                     f"{self.path}: holds {size} bytes, but the checkpoint was written when it held {offset}: "
                     "records were lost; restore the file from a copy, or resume an older checkpoint"
                 )
-            ends = offset == 0 or (offset > 0 and os.pread(self._fd, 1, offset - 1) == b"\n")
-            if not ends and (sums is None or offset < 0):
+            self._sums, self._summed = Sums(), 0
+            self._sum_to(max(offset, 0))
+            holds = sums is None or self._sums.plain() == sums
+            if not holds and (place := mend(self.path, offset, self._sums.plain(), sums)) is not None:
+                mended.append(f"{self.path}: byte {place} was damaged and is mended: its checksum holds again")
+                self._sums, self._summed = Sums(), 0
+                self._sum_to(offset)
+                holds = True
+            if offset < 0 or (offset > 0 and os.pread(self._fd, 1, offset - 1) != b"\n"):
                 raise UsageError(
                     f"{self.path}: no line ends at byte {offset}, where the checkpoint has one: the file was "
                     "edited or replaced; restore it from a copy, or resume an older checkpoint"
                 )
-            if not ends:
-                put(self.path, offset - 1, b"\n")
-                mended.append(f"{self.path}: byte {offset - 1} was damaged; it is the end of a line again")
             os.ftruncate(self._fd, offset)
             self._torn = False
-            self._sums, self._summed = Sums(), 0
-            self._sum_to(offset)
-            if sums is not None and self._sums.plain() != sums:
-                place = mend(self.path, offset, self._sums.plain(), sums)
-                if place is not None:
-                    mended.append(f"{self.path}: byte {place} was damaged and is mended: its checksum holds again")
-                else:
-                    damaged = self._broken()
-                self._sums, self._summed = Sums(), 0
-                self._sum_to(offset)
+            if not holds:
+                damaged = self._broken()
             os.fsync(self._fd)
         except OSError as error:
             raise RunFailed(f"{self.path}: cannot be cut back to {offset} bytes: {error.strerror}") from error

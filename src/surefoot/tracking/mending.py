@@ -37,10 +37,11 @@ class Sums:
 
 def mend(path: Path, size: int, found: Mapping[str, Any], right: Mapping[str, Any]) -> int | None:
     """Put the one wrong byte of a file of `size` bytes right; its place, or None where that is not what is wrong."""
-    if size > MOST_BYTES or not isinstance(right.get("crc32"), int):
+    crc = right.get("crc32")
+    if size > MOST_BYTES or type(crc) is not int or not 0 <= crc < 2**32:
         return None
     data = bytearray(path.read_bytes()[:size])
-    for place, difference in _single_byte_errors(found["crc32"] ^ right["crc32"], size):
+    for place, difference in _single_byte_errors(found["crc32"] ^ crc, size):
         data[place] ^= difference
         if hashlib.sha256(data).hexdigest() == right.get("sha256"):
             put(path, place, bytes(data[place : place + 1]))

@@ -80,12 +80,13 @@ class RunRecords:
     def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
         """Go back to a checkpoint, TensorBoard's events too. Returns messages of what was mended and is damaged."""
         marks = marks or {}
-        mended, damaged = self._file.truncate(offset, marks.get("sums"))
+        sums = marks.get("sums")
+        mended, damaged = self._file.truncate(offset, sums if isinstance(sums, dict) else None)
         told: list[str] = []
         if damaged:
             for _ in run_records(self.path, told.append):
                 pass
-        self._newest, self._history = dict(marks.get("newest") or {}), None
+        self._newest, self._history = _newest(marks.get("newest"), offset), None
         start = self._newest.get("offset", 0)
         board = self._opened_board()
         if board is not None:
@@ -115,3 +116,12 @@ class RunRecords:
         if self._board is not None:
             self._board.close()
         self._file.close()
+
+
+def _newest(found: Any, offset: int) -> dict[str, Any]:
+    """What a checkpoint says of the newest step, if it can be."""
+    if not isinstance(found, dict) or not isinstance(found.get("board", {}), dict):
+        return {}
+    if any(type(found.get(key)) is not int or found[key] < 0 for key in ("step", "epoch", "offset")):
+        return {}
+    return dict(found) if found["offset"] <= offset else {}

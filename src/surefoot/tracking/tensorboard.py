@@ -82,7 +82,7 @@ class TensorBoard:
         The events must then be rebuilt.
         """
         parts = self._all()
-        if set(mark) != {"lr_step", *parts}:
+        if set(mark) != {"lr_step", *parts} or type(mark["lr_step"]) is not int:
             return False
         for name, events in parts.items():
             if not events.cut(mark[name], step if events is self._points else epoch + 1):
