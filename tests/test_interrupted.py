@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pkgutil
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 import torch
 
 from surefoot import proof
-from surefoot.checkpoint import Checkpointer, scan, store
+from surefoot.checkpoint import Checkpointer, scan
 from surefoot.cli import main, train
 from surefoot.cli.tracebacks import tell
 from surefoot.errors import Stopped
@@ -115,20 +117,30 @@ def test_where_no_thread_can_start_a_checkpoint_is_written_all_the_same(tmp_path
     assert told == ["checkpoints are written while the training waits: can't start new thread"]
 
 
-def test_a_checkpoint_that_goes_away_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["os.lstat", "os.listdir", "surefoot.files.read_bounded", "surefoot.files.sha256_of"])
+def test_a_checkpoint_that_goes_away_while_it_is_read_is_no_damage(tmp_path, monkeypatch, at):
+    """Before each kind of call that looks at it."""
     with checkpointer(tmp_path / "run") as saver:
         saver.resume()
         saver.step()
         saver.step()
-    read = store.read_manifest
+    oldest = tmp_path / "run" / "checkpoints" / "step-000000001"
+    for call in range(6):
+        calls = iter(range(100))
+        shutil.copytree(tmp_path / "run", tmp_path / f"copy{call}")
 
-    def retained_meanwhile(status, run_id=None):
-        if status.step == 1:
-            store.remove(status.path)
-        return read(status, run_id)
+        def gone(path, *rest, inner=pkgutil.resolve_name(at), calls=calls, call=call, **named):
+            folder = tmp_path / f"copy{call}" / "checkpoints" / oldest.name
+            if str(path).startswith(str(folder)) and next(calls) == call and folder.exists():
+                folder.rename(tmp_path / f"removed{call}")
+            return inner(path, *rest, **named)
 
-    monkeypatch.setattr(store, "read_manifest", retained_meanwhile)
-    assert [(status.step, status.valid) for status in scan(tmp_path / "run")] == [(2, True)]
+        with monkeypatch.context() as patch:
+            patch.setattr(at, gone)
+            found = [(status.step, status.valid) for status in scan(tmp_path / f"copy{call}")]
+        assert found[-1] == (2, True)
+        still_there = (tmp_path / f"copy{call}" / "checkpoints" / oldest.name).exists()
+        assert found[:-1] == ([(1, True)] if still_there else [])
 
 
 def test_runs_of_one_second_have_directories_of_their_own(monkeypatch):

@@ -147,7 +147,10 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
         raise Foreign(path, f"belongs to run {manifest['run'][:40]!r}, not to this run ({run_id})")
     if set(manifest["files"]) != set(PARTS):
         raise Damaged(path, f"must list exactly {', '.join(PARTS)}")
-    _check_files(directory, manifest)
+    try:
+        _check_files(directory, manifest)
+    except OSError as error:  # a run that goes on removes it meanwhile
+        raise Damaged(directory, error.strerror or "cannot be read") from error
     return manifest
 
 
