@@ -66,6 +66,14 @@ def test_a_change_is_refused_by_name_and_marked_where_it_is_allowed(tmp_path, na
     assert any(text.startswith(f"{name}: was") for text in inexact(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("changed", [{"max_grad_norm": 1.0}, {"grad_accum_steps": 2}, {"ema_decay": 0.9}])
+def test_one_change_has_one_name(tmp_path, changed):
+    train(tmp_path / "run", 1)
+    with pytest.raises(ConditionsChanged) as refused:
+        train(tmp_path / "run", 2, **changed)
+    assert [change.name for change in refused.value.changes] == [f"fit.{next(iter(changed))}"]
+
+
 def test_class_weights_that_changed_are_seen(tmp_path):
     train(tmp_path / "run", 1, loss=nn.CrossEntropyLoss(weight=torch.ones(3)))
     with pytest.raises(ConditionsChanged, match="loss: was"):

@@ -42,7 +42,7 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
             found |= {f"{key}.{name}": item for name, item in settings.items()}
             found[f"{key}.preprocessing"] = repr(value.preprocessing)
             found[f"{key}.augment"] = [_text(transform) for transform in value.augment]
-        elif callable(value):
+        elif callable(value) and not hasattr(value, "state_dict"):
             found[key] = _text(value)
     return found
 
@@ -51,7 +51,13 @@ def compared(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable
     """Both, without what a recipe says and is not to be compared once more as what it was built to."""
     recipe = any(name.startswith("recipe.") for name in now)
     built = {*objects, "checkpoint", "loss", "val"} if recipe else set()
-    return [{k: v for k, v in conditions.items() if k.partition(".")[0] not in built} for conditions in (saved, now)]
+    # Which of torch's implementations of an update runs is the execution plan's, where there is one.
+    planned = (".foreach", ".fused") if any(name.startswith("execution.") for name in now) else ()
+
+    def counts(name: str) -> bool:
+        return name.partition(".")[0] not in built and not (planned and name.endswith(planned))
+
+    return [{name: value for name, value in each.items() if counts(name)} for each in (saved, now)]
 
 
 def given(objects: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
