@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -391,6 +392,19 @@ def test_pictures_are_made_and_equal_plans_are_equal_files(name, tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert b"learning rate" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_a_chinese_name_is_in_the_picture_as_text(tmp_path):
+    report = replace(planned(), title="\u7b2c\u4e00\u6b21")
+    report.save_svg(tmp_path / "a.svg")
+    report.save_png(tmp_path / "a.png")  # and no warning
+    assert "\u7b2c\u4e00\u6b21" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_the_plan_counts_as_people_do():
+    text = planned(S("MultiStepLR", {"milestones": [2, 7]}), later=[LaterGroup(4, {"lr": 0.5, "name": "late"})])
+    told = text.render_terminal(100)
+    assert "after epoch 2: x 0.1" in told and "after epoch 7: x 0.1" in told and "(from epoch 5 on)" in told
 
 
 def test_matplotlib_is_imported_only_for_pictures():

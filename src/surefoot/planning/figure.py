@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 LINES = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#64473a", "#dfab01", "#e03e3e")
 INK, GREY, GRID = "#222222", "#8a8a8a", "#e6e6e6"
 _MOST_POINTS = 4000
+_FURTHER_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS", "Noto Sans",
+)  # fmt: skip
 
 
 def saved(report: PlanReport, path: Path, kind: str, dpi: int) -> None:
@@ -31,11 +36,17 @@ def written(draw: Callable[[Any], None], path: Path, kind: str, dpi: int) -> Non
     Raises UsageError where the file cannot be written.
     """
     from matplotlib import rc_context
+    from matplotlib.font_manager import fontManager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Text as paths would bloat an SVG, and without a fixed salt its names are drawn at random.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "surefoot", "font.size": 10}):
+    # A title may be in any script: fonts of this machine that have it follow the usual one.
+    here = {entry.name for entry in fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(font for font in _FURTHER_FONTS if font in here)]
+    with warnings.catch_warnings(), rc_context({"font.family": fonts, "svg.fonttype": "none", "svg.hashsalt": "surefoot", "font.size": 10}):
+        # In an SVG the reader's own fonts show what none here has.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(10, 5), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)

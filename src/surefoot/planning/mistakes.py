@@ -181,7 +181,7 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
         yield _warn(
             "plateau-cannot-trigger",
             f"ReduceLROnPlateau: with patience {scheduler.patience} the first lower rate would come in epoch "
-            f"{scheduler.patience + 2} (counted from 0), and the run has {calls} epochs",
+            f"{scheduler.patience + 3}, and the run has {calls} epochs",
             f"give a patience of at most {max(0, calls - 3)}, or leave the scheduler out",
         )
     if isinstance(scheduler, t.OneCycleLR | t.CyclicLR) and by == "epoch":
@@ -252,7 +252,7 @@ def _of_rates(run: Simulation) -> Iterator[Finding]:
             yield Finding(
                 "rate-negative",
                 "error",
-                f"the rate of {names[0]} is {rates[negative[0]]:.3g} at step {negative[0]}: the loss is driven up",
+                f"the rate of {names[0]} is {rates[negative[0]]:.3g} in step {negative[0] + 1}: the loss is driven up",
                 "change the scheduler's arguments",
             )
         else:
@@ -264,7 +264,7 @@ def _of_rates(run: Simulation) -> Iterator[Finding]:
                 yield _warn(
                     "rate-vanishes",
                     f"the rate of {names[0]} is at most {rates[small].max():.3g} in {len(small)} of {run.steps} steps, "
-                    f"the first of them {small[0]}: nothing is learned there",
+                    f"the first of them step {small[0] + 1}: nothing is learned there",
                     "make the run shorter or the scheduler slower"
                     + (" (by: epoch instead of by: step?)" if run.schedule.by == "step" else ""),
                 )

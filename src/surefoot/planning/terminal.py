@@ -118,7 +118,7 @@ def _marks(report: PlanReport) -> list[tuple[Event, str]]:
         places = [event.step // spe if by_epoch else event.step for event in found]
         some = ", ".join(f"{place:,}" for place in places[1:5]) + (", ..." if len(places) > 5 else "")
         unit = "epoch" if by_epoch else "step"
-        marks.append((first, f"{name}; again at {unit} {some} ({len(found)} in all)"))
+        marks.append((first, f"{name}; again after {unit} {some} ({len(found)} in all)"))
     return sorted(marks, key=lambda mark: mark[0].step)[: len(_LETTERS)]
 
 
@@ -138,9 +138,10 @@ _PLURALS = {
 
 
 def _when(event: Event, per_epoch: int) -> str:
+    # People count from 1: what happens between the second and the third epoch is after epoch 2.
     if event.step % per_epoch == 0:
-        return f"epoch {event.step // per_epoch:,}"
-    return f"step {event.step:,}"
+        return f"after epoch {event.step // per_epoch:,}"
+    return f"after step {event.step:,}"
 
 
 def _scale(steps: int, epochs: int, per_epoch: int, columns: int) -> str:
@@ -198,7 +199,7 @@ def _groups(report: PlanReport, width: int, unicode: bool) -> list[str]:
         name = group.name if len(group.name) <= column else group.name[: column - 2] + ".."
         tensors = f" {group.tensors:>8,}" if roomy else ""
         rates = f" {arrow} ".join(f"{lr:.3g}" for lr in (group.first_lr, group.highest_lr, group.last_lr))
-        joins = f"  (epoch {group.from_epoch} on)" if group.from_epoch else ""
+        joins = f"  (from epoch {group.from_epoch + 1} on)" if group.from_epoch else ""
         out.append(f"  {name:<{column}}{tensors} {group.elements:>11,}   {rates}{joins}"[:width])
     return out
 

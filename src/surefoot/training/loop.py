@@ -163,7 +163,7 @@ class Loop:
         first = self.loader.position - micro_batches
         indices = self.loader.indices_at(self.state.epoch, first + error.micro_batch).tolist()
         shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
-        what = f"epoch {self.state.epoch}, step {self.state.step}: the loss is {error.value} on samples [{shown}]"
+        what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: the loss is {error.value} on samples [{shown}]"
         if self.on_nonfinite == "stop":
             self.fail_nonfinite(what)
         self.state.skipped += 1
