@@ -1,4 +1,4 @@
-"""Ended early: signals before the loop, waits without an end, what the machine will not give, and leftovers of `verify`."""
+"""Ended early: signals before the loop, endless waits, what the machine will not give, leftovers of `verify`."""
 
 from __future__ import annotations
 

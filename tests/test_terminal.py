@@ -1,4 +1,4 @@
-"""What reaches a terminal: no escape sequence of a hostile name, any encoding, no listener, and commands that work pasted."""
+"""What reaches a terminal: no escape sequence of a hostile name, any encoding, no listener, commands to paste."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def test_an_error_message_with_a_hostile_name_is_plain_text(capsys):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "utf-16", "shift_jis"])
 def test_every_encoding_of_a_terminal_takes_every_text(encoding):
-    code = "from surefoot.cli import streams\nfrom surefoot.text import say\n" \
-           "with streams.patient():\n    say('caf\\u00e9 \\u4e2d \\U0001f600 \\udc80')\n    say('e \\u4e2d', error=True)\n"
+    code = (
+        "from surefoot.cli import streams\nfrom surefoot.text import say\nwith streams.patient():\n"
+        "    say('caf\\u00e9 \\u4e2d \\U0001f600 \\udc80')\n    say('e \\u4e2d', error=True)\n"
+    )
     environment = {"PYTHONIOENCODING": encoding, "PATH": os.environ["PATH"], "LANG": "C"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert "caf" in done.stdout.decode(encoding) and r"\udc80" in done.stdout.decode(encoding)
@@ -64,9 +66,10 @@ def test_a_stream_that_nobody_reads_is_noted_and_never_raises():
     stream.close()
 
 
+LOST = "surefoot: standard output cannot be written: {}; what was printed is lost\n"
 ENDS = {
-    ">&-": (1, "surefoot: standard output cannot be written: Bad file descriptor; what was printed is lost\n"),
-    ">/dev/full": (1, "surefoot: standard output cannot be written: No space left on device; what was printed is lost\n"),
+    ">&-": (1, LOST.format("Bad file descriptor")),
+    ">/dev/full": (1, LOST.format("No space left on device")),
     ">&- 2>&-": (1, ""),
     ">/dev/full 2>/dev/full": (1, ""),
     "2>&-": (0, ""),

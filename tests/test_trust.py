@@ -1,4 +1,4 @@
-"""Whose code runs: what a run's recipe imports is imported for whoever trained it here, or says --trust-code; links lead nowhere."""
+"""Whose code runs: a run's recipe imports for whoever trained it here, or says --trust-code; links lead nowhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Text for a terminal: what comes from a file or a name is made harmless, and words are quoted for a shell.
 
-`printable` is for one value (a name, a path, a field of a file) in a message or a table; `say` prints a message of ours.
+`printable` is for one value (a name, a path, a field of a file) in a message or a table; `say` prints our messages.
 No other module calls `print` (tests/test_architecture.py): a name with an escape sequence in it, or with a
 byte that is no text, must never reach a terminal as it is.
 """

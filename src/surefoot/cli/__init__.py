@@ -124,8 +124,8 @@ def _require_memory() -> None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < _LEAST_BYTES:
         raise RunFailed(
-            f"the address space is limited to {limit / 1e6:,.0f} MB, and torch alone takes {_LEAST_BYTES / 1e6:,.0f} MB; "
-            "raise the limit (ulimit -v)"
+            f"the address space is limited to {limit / 1e6:,.0f} MB, and torch alone takes "
+            f"{_LEAST_BYTES / 1e6:,.0f} MB; raise the limit (ulimit -v)"
         )
 
 

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         say(json.dumps(rows, indent=2))
     elif not found:
-        say(f"{printable(run_dir)}: no checkpoint yet; `{typed('surefoot', 'resume', run_dir)}` begins at the first step")
+        go_on = typed("surefoot", "resume", run_dir)
+        say(f"{printable(run_dir)}: no checkpoint yet; `{go_on}` begins at the first step")
     else:
         for status in found:
             say(_line(status, status is resumed))
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _line(status, resumed: bool) -> str:
     if not status.valid:
         return f"step {status.step:>9,}  damaged  {printable(status.reason)}"
-    metrics = "  ".join(f"{printable(name)} {value:.4f}" for name, value in status.metrics.items() if isinstance(value, float))
+    numbers = {printable(name): value for name, value in status.metrics.items() if isinstance(value, float)}
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
     line = f"step {status.step:>9,}  whole    {status.bytes / 1e6:8.2f} MB  {printable(status.created)}  {metrics}"
     return line.rstrip() + ("  <- would be resumed" if resumed else "")

@@ -1,4 +1,4 @@
-"""The recipe that a verb is given: a name, a file, or a run's own, whose code is imported only for those who trust it."""
+"""The recipe that a verb is given: a name, a file, or a run's own, whose code is imported only where it is trusted."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
     about = read_about(run_dir) or {}
     if imported and not trust_code and not trust.holds(run_dir, about, text):
         raise UsageError(
-            f"{path}: imports {', '.join(map(repr, imported))}, and this user has not trained this run with this recipe "
-            "on this machine (it was copied, edited or made by somebody else); give --trust-code if you would run that "
+            f"{path}: imports {', '.join(map(repr, imported))}, and this user has not trained this run with this "
+            "recipe on this machine (it was copied, edited or made by somebody else); give --trust-code if you would run that "
             "code as your own"
         )
     return loaded

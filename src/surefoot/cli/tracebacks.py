@@ -44,8 +44,8 @@ _TEXTS = {
 def tell(error: BaseException) -> int:
     """Print what was raised, in one message, and return the exit code.
 
-    What the machine lacks and a package that cannot be imported take a line; the user's own code is shown from its first
-    frame on; all else is our own bug, with the whole traceback.
+    What the machine lacks and a package that cannot be imported take a line; the user's own code is shown from its
+    first frame on; all else is our own bug, with the whole traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
     users = [i for i, frame in enumerate(frames) if _is_users(frame.filename)]
@@ -99,7 +99,7 @@ def _lacking(error: BaseException) -> str | None:
 
 
 def _broken_package(frames: traceback.StackSummary) -> str | None:
-    """The installed package in whose import the error arose, if it did and the package is neither ours nor the user's."""
+    """The installed package in whose import the error arose, if it did so in none of ours and none of the user's."""
     imports = [i for i, frame in enumerate(frames) if frame.filename.startswith("<frozen importlib")]
     after = [frame.filename for frame in frames[imports[-1] + 1 :]] if imports else []
     if not after or any(_is_users(name) or pathlib.Path(name).resolve().is_relative_to(_OURS) for name in after):

@@ -23,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train once untouched, once killed; compare bytes; 0 where they are equal, 1 where they are not."""
     from ..proof import prove
 
-    named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)  # every mistake before anything is trained
+    # Every mistake before anything is trained.
+    named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     verdict = prove(
         arguments.recipe,
         arguments.overrides,
