@@ -2,29 +2,79 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
+from . import torch_compat
+from .errors import Problems, UsageError
 from .losses import averaging, calling
 from .metrics import Parts
+from .moving_average import MovingAverage
+from .untouched import is_lazy
 
 Batch = tuple[Any, ...]
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("float32", *AUTOCAST)
+ON_NONFINITE = ("stop", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How one update is made; handed on whole from the recipe, or `fit`, to whatever runs the step.
+
+    One update takes `grad_accum_steps` batches. The gradients' 2-norm is limited to `max_grad_norm`, then each
+    element's magnitude to `clip_value`. `precision` is ``float32``, ``bf16`` or ``fp16`` (by autocast, fp16 with a
+    GradScaler). With `ema_decay` a moving average follows the weights. `on_nonfinite` says what a run does about a
+    loss or gradient that is NaN or infinite: ``stop`` or ``skip`` the update. `set_to_none` is `zero_grad`'s: with
+    False gradients are zeroed in place, so that parameters which a batch does not reach are updated with zeros.
+    """
+
+    grad_accum_steps: int = 1
+    max_grad_norm: float | None = None
+    clip_value: float | None = None
+    precision: str = "float32"
+    ema_decay: float | None = None
+    on_nonfinite: str = "stop"
+    set_to_none: bool = True
+
+    def __post_init__(self) -> None:
+        problems = []
+        if type(self.grad_accum_steps) is not int or self.grad_accum_steps < 1:
+            problems.append(f"grad_accum_steps: {self.grad_accum_steps!r} is not a whole number of 1 or more")
+        for name in ("max_grad_norm", "clip_value"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+                problems.append(f"{name}: {limit!r} is not a number above 0; leave it out to limit nothing")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        decay = self.ema_decay
+        if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1):
+            problems.append(f"ema_decay: {decay!r} is not a number from 0 to below 1")
+        if self.on_nonfinite not in ON_NONFINITE:
+            problems.append(f"on_nonfinite: {self.on_nonfinite!r} is not one of {', '.join(ON_NONFINITE)}")
+        if problems:
+            raise Problems(problems)
+
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are limited."""
+        return self.max_grad_norm is not None or self.clip_value is not None
 
 
 class StepResult(NamedTuple):
     """What one update saw: everything detached, nothing read back from the device.
 
     `loss` is a 0-dim tensor, the mean over the `samples` of all its micro-batches; `outputs` and `targets` are
-    theirs, joined, or `metrics.Parts`, one a micro-batch, where their shapes differ. `grad_norm` is the 2-norm over all gradients before clipping (0-dim), where a limit was asked
-    for. `updated` is False where the parameters stayed as they were because a gradient overflowed in fp16.
+    theirs, joined, or `metrics.Parts`, one a micro-batch, where their shapes differ. `grad_norm` is the 2-norm over
+    all gradients before clipping (0-dim), where a limit was asked for. `updated` is False where the parameters stayed
+    as they were because a gradient overflowed in fp16.
     """
 
     loss: Tensor
@@ -35,27 +85,32 @@ class StepResult(NamedTuple):
     updated: bool = True
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The loss of a micro-batch is NaN or infinite; raised before the parameters change."""
+class NonFinite(ArithmeticError):
+    """The loss of a micro-batch, or a gradient, is NaN or infinite; raised before the parameters change.
 
-    def __init__(self, value: float, micro_batch: int):
-        self.value = value
-        self.micro_batch = micro_batch
-        super().__init__(f"the loss is {value}")
+    `value` is the number met. `micro_batch` counts from 0; None where the gradient of all of them together is meant.
+    """
+
+    def __init__(self, what: str, value: float, micro_batch: int | None = None):
+        self.value, self.micro_batch = value, micro_batch
+        super().__init__(what)
+
+    @classmethod
+    def loss(cls, value: float, micro_batch: int = 0) -> NonFinite:
+        """The error for a loss."""
+        return cls(f"the loss is {value}", value, micro_batch)
 
 
 class TrainStep:
-    """Turns micro-batches into one update of `model`'s parameters.
+    """Turns micro-batches into one update of `model`'s parameters, as any PyTorch loop would.
 
     Called with the micro-batches of one step (usually a single one): forward and backward of each, weighted so
     that the gradient is that of the mean over all their samples; then clipping, the optimizer and the moving
-    average. With `max_grad_norm` the 2-norm is limited to it; with `clip_value` each element's magnitude.
-    `precision` is ``float32``, ``bf16`` or ``fp16`` (the last two by autocast, fp16 with a GradScaler).
-    `ema` is a torch AveragedModel that follows the parameters. Set `update` to have one prepared function (a compiled
-    or captured step) run in the place of `plain`; it takes and gives the same.
+    average. Set `backend` to have an object that `execution` made run in the place of `plain`: it takes and gives the
+    same, and has been compared with it.
 
-    `check_finite` reads each loss back (free on a CPU; a synchronisation on CUDA) and raises NonFiniteLoss while
-    the parameters are still as they were.
+    Where `checks` says so (on a CPU; elsewhere, where it waits for the device, under ``on_nonfinite="skip"``), losses
+    and gradients are looked at, and NonFinite is raised while parameters, buffers and optimizer are as they were.
     """
 
     def __init__(
@@ -63,109 +118,138 @@ class TrainStep:
         model: nn.Module,
         loss: Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
-        *,
-        max_grad_norm: float | None = None,
-        clip_value: float | None = None,
-        precision: str = "float32",
-        ema: torch.optim.swa_utils.AveragedModel | None = None,
-        check_finite: bool = True,
+        options: StepOptions | None = None,
     ):
-        if precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.options = options = options if options is not None else StepOptions()
+        if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
-        if precision not in PRECISIONS:
-            raise UsageError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
-        self.model = model
-        self.loss = loss
-        self.optimizer = optimizer
-        self.max_grad_norm = max_grad_norm
-        self.clip_value = clip_value
-        self.precision = precision
-        self.ema = ema
-        self.check_finite = check_finite
-        self.update: Callable[[Sequence[Batch]], StepResult] | None = None
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
-        self._needs_closure = isinstance(optimizer, torch.optim.LBFGS)
-        self.clips = max_grad_norm is not None or clip_value is not None
+        self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
+        self.scaler = torch.amp.GradScaler(self.device.type) if options.precision == "fp16" else None
+        self.ema = None if options.ema_decay is None else MovingAverage(model, options.ema_decay)
+        self.backend: Callable[[Sequence[Batch]], StepResult] | None = None
+        self._buffers = _Buffers(model, loss)
 
     def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
-        result = self.plain(micro_batches) if self.update is None else self.update(micro_batches)
+        if self.checks:
+            self._buffers.note(always=getattr(self.backend, "writes_unseen", False))
+        try:
+            result = (self.backend or self.plain)(micro_batches)
+        except NonFinite:
+            self._buffers.put_back()
+            raise
         if self.ema is not None and result.updated:
             self.ema.update_parameters(self.model)
         return result
 
     def plain(self, micro_batches: Sequence[Batch]) -> StepResult:
-        """The update as any PyTorch loop would run it, without the moving average."""
-        return self._step_with_closure(micro_batches) if self._needs_closure else self._step(micro_batches)
-
-    def _step(self, micro_batches: Sequence[Batch]) -> StepResult:
-        self.optimizer.zero_grad()
+        """The update without the moving average."""
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            return self._plain_with_closure(micro_batches)
+        self.optimizer.zero_grad(set_to_none=self.options.set_to_none)
         seen = self._gradients(micro_batches)
         scaler = self.scaler
         if scaler is None:
-            norm = self.clip() if self.clips else None
+            norm = self.limit()
             self.optimizer.step()
             return StepResult(*seen, norm, True)
-        if self.clips:
+        if self.options.clips:
             scaler.unscale_(self.optimizer)
-        norm = self.clip() if self.clips else None
+        norm = self.limit()
         before = scaler.get_scale()
         scaler.step(self.optimizer)
         scaler.update()
         # A scale that went down means that the gradients overflowed and the optimizer was not stepped.
         return StepResult(*seen, norm, scaler.get_scale() >= before)
 
-    def _step_with_closure(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def _plain_with_closure(self, micro_batches: Sequence[Batch]) -> StepResult:
         """L-BFGS evaluates the loss several times an update; the first evaluation is the one reported."""
         first: StepResult | None = None
+        parameters = self._trained()
+        before = [p.detach().clone() for p in parameters], copy.deepcopy(self.optimizer.state_dict())
 
         def closure() -> Tensor:
             nonlocal first
-            self.optimizer.zero_grad()
+            self.optimizer.zero_grad(set_to_none=self.options.set_to_none)
             seen = self._gradients(micro_batches)
-            norm = self.clip() if self.clips else None
+            norm = self.limit()
             first = first or StepResult(*seen, norm, True)
             return seen[0]
 
-        self.optimizer.step(closure)
+        try:
+            self.optimizer.step(closure)
+        except NonFinite:  # perhaps not at the first evaluation
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before[0], strict=True):
+                    parameter.copy_(value)
+            self.optimizer.load_state_dict(before[1])
+            raise
         assert first is not None
         return first
 
     def _gradients(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Any, Any, int]:
         """Forward and backward of each micro-batch; gradients add up to those of the mean over all samples."""
-        if len(micro_batches) == 1:
-            return self._forward_backward(micro_batches[0], None, 0)
-        shares = averaging.shares(self.loss, micro_batches)
-        seen = [
-            self._forward_backward(batch, share, index)
-            for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True))
-        ]
+        shares = [None] if len(micro_batches) == 1 else averaging.shares(self.loss, micro_batches)
+        seen = []
+        for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
+            loss, outputs, targets = self.forward(batch, share, index)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            seen.append((loss.detach(), detached(outputs), targets, averaging.batch_size(batch)))
+        if len(seen) == 1:
+            return seen[0]
         losses, outputs, targets, samples = zip(*seen, strict=True)
         return torch.stack(losses).sum(), *_joined(outputs, targets), sum(samples)
 
-    def _forward_backward(self, batch: Batch, share: Any, index: int) -> tuple[Tensor, Any, Any, int]:
-        dtype = AUTOCAST.get(self.precision)
+    def forward(
+        self, batch: Batch, share: Any = None, index: int = 0, model: Callable[..., Any] | None = None
+    ) -> tuple[Tensor, Any, Any]:
+        """Loss (with its graph), outputs and targets of one micro-batch; `model` may be a compiled form of the model."""
+        model = self.model if model is None else model
+        dtype = AUTOCAST.get(self.options.precision)
         if dtype is None:
-            loss, outputs, targets = calling.apply(self.loss, self.model, batch, share)
+            loss, outputs, targets = calling.apply(self.loss, model, batch, share)
         else:
             with torch.autocast(self.device.type, dtype=dtype):
-                loss, outputs, targets = calling.apply(self.loss, self.model, batch, share)
-        if self.check_finite:
-            number = loss.item()
-            if not math.isfinite(number):
-                raise NonFiniteLoss(number, index)
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return loss.detach(), _detached(outputs), targets, averaging.batch_size(batch)
+                loss, outputs, targets = calling.apply(self.loss, model, batch, share)
+        if self.checks and not math.isfinite(number := loss.item()):
+            raise NonFinite.loss(number, index)
+        return loss, outputs, targets
 
-    def clip(self) -> Tensor | None:
-        """Limit the gradients in place; their norm before, where `max_grad_norm` asks for it."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = None
-        if self.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        if self.clip_value is not None:
-            nn.utils.clip_grad_value_(parameters, self.clip_value)
+    def limit(self) -> Tensor | None:
+        """Look at the gradients, then clip them in place. Returns their norm before, where `max_grad_norm` is set."""
+        options, norm = self.options, None
+        looks = self.checks and self.scaler is None  # the scaler looks itself, and skips
+        if not looks and not options.clips:
+            return None
+        parameters = [p for p in self._trained() if p.grad is not None]
+        if options.max_grad_norm is not None:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            if looks and not math.isfinite(norm):
+                self.refuse_gradients()
+            nn.utils.clip_grads_with_norm_(parameters, options.max_grad_norm, norm)
+        elif looks and not torch_compat.all_finite([p.grad for p in parameters], scratch=True):
+            self.refuse_gradients()
+        if options.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, options.clip_value)
         return norm
+
+    def refuse_gradients(self) -> None:
+        """Raise NonFinite for the first gradient that is not finite; a norm may overflow though none is."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        for parameter in self._trained():
+            grad = parameter.grad
+            if grad is not None and not torch_compat.all_finite([grad]):
+                name = names.get(id(parameter), "a parameter outside the model")
+                raise NonFinite(f"the gradient of {name} is not finite", math.nan)
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def not_finite(self) -> str | None:
+        """The name of a trained parameter that is NaN or infinite, or None."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return next((n for n, p in trained.items() if not torch_compat.all_finite([p.detach()])), None)
 
     def state_dict(self) -> dict[str, Any]:
         """The scaler's state; empty where there is none. The moving average is a module, kept as one."""
@@ -180,11 +264,48 @@ class TrainStep:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _detached(outputs: Any) -> Any:
+class _Buffers:
+    """The buffers of model and loss as they were before an update, for one that does not happen."""
+
+    def __init__(self, *parts: Any):
+        modules = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
+        self._places = [(m._buffers, name) for m in modules for name in m._buffers]
+        self._kept: dict[int, tuple[Tensor | None, int, Tensor | None]] = {}
+
+    def note(self, always: bool) -> None:
+        """Copy what changed since the last time; `always` where writes do not show in a tensor's version."""
+        for place, (buffers, name) in enumerate(self._places):
+            tensor, kept = buffers.get(name), self._kept.get(place)
+            version = -1 if tensor is None else tensor._version
+            if always or kept is None or kept[0] is not tensor or kept[1] != version:
+                nothing = tensor is None or is_lazy(tensor)
+                self._kept[place] = tensor, version, None if nothing else tensor.detach().clone()
+
+    def put_back(self) -> None:
+        """Make them as they were when `note` was called."""
+        with torch.no_grad():
+            for (buffers, name), (tensor, _, value) in zip(self._places, self._kept.values(), strict=True):
+                buffers[name] = tensor
+                if value is not None and tensor.shape != value.shape:
+                    tensor.data = value.clone()
+                elif value is not None and not torch.equal(tensor, value):
+                    tensor.copy_(value)
+        self._kept.clear()
+
+
+def set_mode(optimizer: torch.optim.Optimizer, training: bool) -> None:
+    """Call the optimizer's own `train()` or `eval()` where it has them, as schedule-free ones do."""
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()
+
+
+def detached(outputs: Any) -> Any:
+    """Outputs without their graph; tuples stay tuples, what is no tensor stays."""
     if isinstance(outputs, Tensor):
         return outputs.detach()
     if isinstance(outputs, list | tuple):
-        return tuple(map(_detached, outputs))
+        return tuple(map(detached, outputs))
     return outputs
 
 

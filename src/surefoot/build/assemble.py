@@ -23,6 +23,7 @@ from .parts import (
 )
 
 if TYPE_CHECKING:
+    from ..step import StepOptions
     import torch
     from torch import nn
 
@@ -82,6 +83,21 @@ class Built:
         with at(recipe, "unfreeze"):
             return Unfreezing(self.model, self.optimizer, plan, **how)
 
+    def step_options(self) -> StepOptions:
+        """How the recipe wants an update to be made."""
+        from ..step import StepOptions
+
+        recipe = self.recipe
+        return StepOptions(
+            grad_accum_steps=recipe.grad_accum_steps,
+            max_grad_norm=recipe.max_grad_norm,
+            clip_value=recipe.clip_value,
+            precision=recipe.precision,
+            ema_decay=recipe.ema.decay if recipe.ema else None,
+            on_nonfinite=recipe.on_nonfinite,
+            set_to_none=recipe.set_to_none,
+        )
+
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `training.fit` that the recipe decides."""
         from ..training import Checkpoints, EarlyStopping
@@ -93,21 +109,16 @@ class Built:
             "val": self.val,
             "schedule": self.schedule,
             "seed": recipe.seed,
-            "grad_accum_steps": recipe.grad_accum_steps,
-            "max_grad_norm": recipe.max_grad_norm,
-            "clip_value": recipe.clip_value,
-            "precision": recipe.precision,
-            "ema_decay": recipe.ema.decay if recipe.ema else None,
+            **vars(self.step_options()),
             "early_stopping": None
             if stopping is None
             else EarlyStopping(stopping.monitor, stopping.mode, stopping.patience, stopping.min_delta),
-            "on_nonfinite": recipe.on_nonfinite,
             "unfreeze": self.unfreezing or (),
             "metrics": recipe.metrics,
             "log_every": recipe.log_every,
             "strict": recipe.strict,
             "lint_off": recipe.lint_off,
-            "execution": recipe.execution if recipe.execution == "auto" else recipe.execution.plain(),
+            "execution": recipe.execution if isinstance(recipe.execution, str) else recipe.execution.plain(),
             "tensorboard": recipe.tensorboard,
             "checkpoints": None
             if checkpoint is None

@@ -46,10 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             start=arguments.start,
             end=arguments.end,
             steps=arguments.steps,
-            grad_accum_steps=loaded.grad_accum_steps,
-            max_grad_norm=loaded.max_grad_norm,
-            clip_value=loaded.clip_value,
-            precision=loaded.precision,
+            options=built.step_options(),
         )
     if arguments.png:
         found.save_png(arguments.png)

@@ -68,21 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _timed_step(built, stack: contextlib.ExitStack):
     """One update as the run would do it. The objects are this process's own and are thrown away afterwards."""
     from ..execution import prepare
-    from ..training.fit import make_step
+    from ..step import NonFinite, TrainStep
     from ..training.plan import choose_plan, use_plan
 
     recipe = built.recipe
-    step = make_step(
-        built.model,
-        built.loss,
-        built.optimizer,
-        built.train.device,
-        max_grad_norm=recipe.max_grad_norm,
-        clip_value=recipe.clip_value,
-        precision=recipe.precision,
-        ema_decay=recipe.ema.decay if recipe.ema else None,
-        on_nonfinite="skip",
-    )
+    step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
     batches = [built.train.batch_at(0, i) for i in range(min(recipe.grad_accum_steps, len(built.train)))]
     state: list = []
 
@@ -92,9 +82,10 @@ def _timed_step(built, stack: contextlib.ExitStack):
             steps = recipe.epochs * built.steps_per_epoch
             plan = choose_plan(built.settings()["execution"], step, built.train, steps, lambda text: None)
             stack.enter_context(prepare(plan, built.model, built.optimizer))
-            use_plan(plan, step, built.train)
+            use_plan(plan, step, built.train, lambda text: None)
             state.append(plan)
-        step(batches)
+        with contextlib.suppress(NonFinite):  # the run itself will say so
+            step(batches)
 
     return once
 

@@ -9,34 +9,48 @@ from .recipes import add_trust_argument, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE, overrides, --seconds."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
+    """RECIPE, overrides, --seconds, --forget."""
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's file or packaged name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as data.batch_size=512")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="what timing may take (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="what all of it may take, compiling too (default: 60)"
+    )
+    parser.add_argument("--forget", action="store_true", help="remove every choice that was kept, and end")
     add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Time every candidate, compiled ones too, against eager float32 gradients; print the table."""
+    """Time every candidate, compiled ones too, against the plain step; print the table and keep the choice."""
+    from ..errors import UsageError
+    from ..execution import cache
+
+    if arguments.forget:
+        count = cache.forget()
+        say(f"{count} kept choice{'' if count == 1 else 's'} removed from {cache.directory()}")
+        if arguments.recipe is None:
+            return 0
+    if arguments.recipe is None:
+        raise UsageError("tune: give a recipe's file or packaged name, or --forget")
+    if not arguments.seconds > 0:
+        raise UsageError(f"tune: --seconds: {arguments.seconds:g} is not above 0")
+
     from ..build import build
-    from ..execution import tune
-    from ..training.plan import BATCHES_TO_MEASURE
+    from ..execution.choose import cache_key, remember, tune
+    from ..step import TrainStep
+    from ..training.plan import batches_to_measure
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
+    settings = built.settings()
+    step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
+    batches = batches_to_measure(built.train)
+    steps = loaded.epochs * built.steps_per_epoch
+
     table = tune(
-        built.settings()["execution"],
-        model=built.model,
-        loss=built.loss,
-        optimizer=built.optimizer,
-        batches=[built.train.batch_at(0, i) for i in range(min(BATCHES_TO_MEASURE, len(built.train)))],
-        steps_expected=loaded.epochs * built.steps_per_epoch,
-        precision=loaded.precision,
-        max_grad_norm=loaded.max_grad_norm,
-        clip_value=loaded.clip_value,
-        budget_s=arguments.seconds,
-        thorough=True,
-        say=say,
+        settings["execution"], step, batches, steps_expected=steps, budget_s=arguments.seconds, thorough=True, say=say
     )
     say(table.render())
+    if len(table.rows) > 1:
+        remember(cache_key(settings["execution"], step, batches[0], steps), table, say)
+        say("kept: the next run of this recipe begins with it; `surefoot tune --forget` removes what is kept")
     return 0

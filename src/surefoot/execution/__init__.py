@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .backends import make_backend, verified_backend
 from .choose import Row, TuneTable, choose_execution, tune, with_asked
 from .evaluation import evaluation_batch
 from .plan import Execution, as_torch_would, prepare
-from .update import make_update
+from .verify import verify
 from .whole_step import CannotCompile
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "as_torch_would",
     "choose_execution",
     "evaluation_batch",
-    "make_update",
+    "make_backend",
     "prepare",
     "tune",
+    "verified_backend",
+    "verify",
     "with_asked",
 ]

@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.utils import _pytree as pytree
 
+from .. import torch_compat
 from ..losses import averaging, calling
-from ..untouched import Snapshot, untouched
-from .direct import after_step, before_step, plain_step
-from .eager import EagerUpdate, MicroBatches
-from .parity import AUTOCAST, Gradients
+from ..step import AUTOCAST, Batch, NonFinite, StepResult, TrainStep
+from ..untouched import Snapshot
+from .direct import after_step, before_step, is_patched, plain_step, run_adam, run_sgd
+from .eager import EagerStep
 from .rules import clip, rules_for
-from .whole_step import CannotCompile, fits, signature, target_place, why_hooks
+from .whole_step import CannotCompile, fits, signature, target_place
 
 WARM_UPS = 3
 
@@ -44,37 +46,28 @@ class CudaGraphs:
         return graph.replay, filled
 
 
-class CapturedUpdate:
-    """One update by a replayed graph; what the graph is not for goes to `eager`.
+class CapturedStep:
+    """One update by a replayed graph; what the graph is not for runs eagerly.
 
     Making it leaves parameters, buffers, optimizer state and random numbers as they were. The optimizer is SGD,
-    Adam or AdamW with its fused kernels; of its numbers only the learning rate may change later: another change
-    (momentum, betas, weight decay) gives the rest of the run to `eager`.
+    Adam or AdamW with its fused kernels; of its numbers only the learning rate may change later. Another change
+    (momentum, betas, weight decay), other parameters, or tensors that lie elsewhere than at the capture (a
+    `load_state_dict`) retire the graph: the rest of the run is eager, as nothing else would be right.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
-        example: Sequence[Tensor],
-        eager: EagerUpdate,
-        *,
-        max_grad_norm: float | None = None,
-        clip_value: float | None = None,
-        precision: str = "float32",
-        graphs: Graphs | None = None,
-    ):
-        if reason := why_hooks(model):
-            raise CannotCompile(reason)
+    writes_unseen = True
+
+    def __init__(self, step: TrainStep, example: Sequence[Tensor], *, graphs: Graphs | None = None):
+        self.step, self.eager = step, EagerStep(step)
+        self.model, self.loss, self.optimizer = step.model, step.loss, step.optimizer
+        optimizer = step.optimizer
         if not plain_step(optimizer) or not all(group.get("fused") for group in optimizer.param_groups):
             raise CannotCompile(f"{type(optimizer).__name__} has no fused update that could be captured")
-        self.model, self.loss, self.optimizer, self.eager = model, loss, optimizer, eager
-        self.limits = max_grad_norm, clip_value
-        self.precision = precision
+        if is_patched(optimizer) or torch_compat.step_hooks(optimizer) is None:
+            raise CannotCompile("the optimizer's step was replaced, or its hooks cannot be seen")
+        self.limits = step.options.max_grad_norm, step.options.clip_value
         self.parameters = self._trained()
-        self.names = {id(p): name for name, p in model.named_parameters()}
-        self.target_place = target_place(loss)
+        self.target_place = target_place(self.loss)
         self.signature = signature(example)
         self.inputs = [part.clone() for part in example]
         try:
@@ -88,7 +81,7 @@ class CapturedUpdate:
         self._places = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
         self.retired = False
         self._output_spec: Any = None
-        before = Snapshot(model, loss, optimizer)
+        before = Snapshot(self.model, self.loss, optimizer)
         try:
             self._rates()
             self._warm_up()
@@ -97,41 +90,48 @@ class CapturedUpdate:
             changed = before.put_back()
         if changed is not None:
             raise CannotCompile(f"{changed}, which a graph would not")
+        self._held = self._addresses()
 
-    def __call__(self, micro_batches: MicroBatches) -> Any:
+    def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
         if self.retired or len(micro_batches) != 1 or not self.model.training:
             return self.eager(micro_batches)
         batch = micro_batches[0]
         if not fits(batch, self.signature):
             return self.eager(micro_batches)
-        if self._numbers() != self._fixed or list(map(id, self._trained())) != list(map(id, self.parameters)):
+        if self._numbers() != self._fixed or self._addresses() != self._held:
             self.retired = True
             return self.eager(micro_batches)
-        arguments = before_step(self.optimizer, ((self.optimizer,), {}))
+        hooks = torch_compat.step_hooks(self.optimizer)
+        assert hooks is not None, "looked at before the capture"
+        arguments = before_step(self.optimizer, hooks[0], ((self.optimizer,), {}))
         self._rates()
         self._feed(batch)
         self.replay()
         loss, norm, outputs = self._found()
-        nonfinite = self.eager.nonfinite
-        if nonfinite is not None and not math.isfinite(number := loss.item()):
-            raise nonfinite(number, 0)  # the fused update left everything alone
-        after_step(self.optimizer, arguments)
-        limited = self.limits[0] is not None
+        if self.step.checks and not math.isfinite(self.filled[2].item()):  # the fused update left everything alone
+            if not math.isfinite(number := loss.item()):
+                raise NonFinite.loss(number)
+            self._give_gradients()
+            self.step.refuse_gradients()
+            raise NonFinite("the norm of the gradients overflows", math.inf)
+        after_step(self.optimizer, hooks[1], arguments)
         targets = None if self.target_place is None else batch[self.target_place]
-        return self.eager.result(loss, outputs, targets, averaging.batch_size(batch), norm if limited else None, True)
+        limited = self.limits[0] is not None
+        return StepResult(loss, outputs, targets, averaging.batch_size(batch), norm if limited else None, True)
 
-    def gradients(self, batch: Sequence[Tensor]) -> Gradients:
-        """Loss and gradients of one batch as the graph has them; nothing else is changed."""
-        with untouched(self.model, self.loss, self.optimizer):
-            self._feed(batch)
-            self.replay()
-            grads = zip(self.parameters, self.filled[2 : 2 + len(self.parameters)], strict=True)
-            named = {self.names[id(p)]: grad.clone() for p, grad in grads if id(p) in self.names}
-            return Gradients(self.filled[0].clone(), named)
+    def show_gradients(self) -> None:
+        """Put the last update's gradients where the plain step leaves them, limited as there."""
+        if not self.retired:
+            self._give_gradients()
+            self.step.limit()
+
+    def _give_gradients(self) -> None:
+        for parameter, grad in zip(self.parameters, self.filled[3:], strict=False):
+            parameter.grad = grad.clone()
 
     def _work(self) -> list[Tensor]:
         """The step on the tensors that stay where they are: loss, norm, gradients, outputs."""
-        dtype = AUTOCAST.get(self.precision)
+        dtype = AUTOCAST.get(self.step.options.precision)
         device = self.parameters[0].device.type
         with torch.enable_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             value = calling.apply(self.loss, self.model, tuple(self.inputs))
@@ -141,10 +141,11 @@ class CapturedUpdate:
             limited = grads
             if any(limit is not None for limit in self.limits):
                 limited, norm = clip(grads, *self.limits, norm)
-            unsound = (~torch.isfinite(value.loss)).float() if self.eager.nonfinite is not None else None
+            sound = value.loss.detach() + get_total_norm(grads).to(value.loss.dtype) if self.step.checks else value.loss
+            unsound = (~torch.isfinite(sound)).float() if self.step.checks else None
             self._update(dict(zip(map(id, self.parameters), limited, strict=True)), unsound)
         outputs, self._output_spec = pytree.tree_flatten(value.outputs)
-        return [value.loss.detach(), norm, *grads, *(output.detach() for output in outputs)]
+        return [value.loss.detach(), norm, sound.detach(), *grads, *(output.detach() for output in outputs)]
 
     def _update(self, grads: dict[int, Tensor], unsound: Tensor | None) -> None:
         """torch's fused kernels, with the rate as a tensor; `unsound` (1.0) makes them do nothing."""
@@ -152,41 +153,22 @@ class CapturedUpdate:
         for group, rate, params in zip(self.optimizer.param_groups, self.rates, self._places, strict=True):
             if not params:
                 continue
-            own = [grads[id(p)] for p in params]
-            common = {"lr": rate, "weight_decay": group["weight_decay"], "maximize": group["maximize"]}
+            own, changes = [grads[id(p)] for p in params], {"lr": rate, "found_inf": unsound}
             if type(self.optimizer).__name__ == "SGD":
-                torch._fused_sgd_(
-                    params,
-                    own,
-                    [state[p]["momentum_buffer"] for p in params] if group["momentum"] else [],
-                    momentum=group["momentum"],
-                    dampening=group["dampening"],
-                    nesterov=group["nesterov"],
-                    is_first_step=False,
-                    found_inf=unsound,
-                    **common,
-                )
+                buffers = [state[p]["momentum_buffer"] for p in params] if group["momentum"] else []
+                run_sgd(self._kernel("sgd"), group, params, own, (buffers,), **changes)
                 continue
+            lists = ([state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
             steps = [state[p]["step"] for p in params]
-            torch._foreach_add_(steps, 1)
-            kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-            beta1, beta2 = group["betas"]
-            kernel(
-                params,
-                own,
-                [state[p]["exp_avg"] for p in params],
-                [state[p]["exp_avg_sq"] for p in params],
-                [],
-                steps,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                eps=group["eps"],
-                found_inf=unsound,
-                **common,
-            )
+            kernel = self._kernel("adamw" if group["decoupled_weight_decay"] else "adam")
+            run_adam(kernel, group, params, own, (*lists, [], steps), **changes)
             if unsound is not None:
-                torch._foreach_sub_(steps, [unsound] * len(steps))
+                torch_compat.add_to_all(steps, -unsound)
+
+    def _kernel(self, name: str) -> Callable[..., None]:
+        if (kernel := torch_compat.fused(name)) is None:
+            raise CannotCompile(f"this torch has no fused {name} as expected")
+        return kernel
 
     def _warm_up(self) -> None:
         if self.parameters[0].device.type != "cuda":
@@ -210,7 +192,7 @@ class CapturedUpdate:
 
     def _found(self) -> tuple[Tensor, Tensor, Any]:
         """Copies: the next replay writes over what this one filled."""
-        first = 2 + len(self.parameters)
+        first = 3 + len(self.parameters)
         outputs = [output.clone() for output in self.filled[first:]]
         return self.filled[0].clone(), self.filled[1].clone(), pytree.tree_unflatten(outputs, self._output_spec)
 
@@ -226,3 +208,9 @@ class CapturedUpdate:
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _addresses(self) -> list[int]:
+        """Where everything lies that the graph changes."""
+        trained = self._trained()
+        state = self.optimizer.state
+        return [t.data_ptr() for p in trained for t in (p, *state.get(p, {}).values()) if isinstance(t, Tensor)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..arguments import Arguments
 from ..errors import UsageError
+from ..step import Batch, TrainStep
 from ..untouched import is_lazy, untouched
 from . import cache as kept
 from .limit import TookTooLong, limited
@@ -78,8 +79,10 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """
     if spec is None or (isinstance(spec, str) and spec == "auto"):
         return {}
+    if spec == "plain":
+        return {"plain": True}
     if not isinstance(spec, Mapping):
-        raise UsageError(f"execution: {spec!r} is neither auto nor a mapping of {', '.join(FIELDS)}")
+        raise UsageError(f"execution: {spec!r} is neither auto nor plain nor a mapping of {', '.join(FIELDS)}")
     if unknown := sorted(map(str, set(spec) - set(FIELDS))):
         raise UsageError(f"execution: unknown key {', '.join(unknown)}; there are {', '.join(FIELDS)}")
     fixed = {name: value for name, value in spec.items() if not (isinstance(value, str) and value == "auto")}
@@ -95,150 +98,157 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
 def with_asked(recorded: Execution, spec: Mapping[str, Any] | str | None) -> Execution:
     """A recorded plan with what `spec` fixes otherwise.
 
+    The form of a compiled step is chosen at the start of a run; later it can only be given up.
+
     >>> with_asked(Execution(threads=2, compile="step"), {"threads": 1, "compile": True}).describe()
     'cpu, 1 thread, oneDNN, compiled step'
     """
     fixed = asked_for(spec)
-    if fixed.get("compile") == COMPILED:  # any form is what was asked for
-        fixed["compile"] = recorded.compile if recorded.compile != "none" else "gradients"
-    if fixed.get("compile", recorded.compile) == "none":
-        fixed["products"] = False
+    if fixed.get("compile", "none") != "none":
+        del fixed["compile"]
+    if fixed.get("compile", recorded.compile) == "none" or fixed.get("plain"):
+        fixed |= {"products": False, "compile": "none"}
     return replace(recorded, **fixed)
 
 
 def choose_execution(
     spec: Mapping[str, Any] | str | None,
-    *,
-    model: nn.Module,
-    loss: Callable[..., Tensor],
-    optimizer: torch.optim.Optimizer,
+    step: TrainStep,
     batches: Iterable[Sequence[Any]],
+    *,
     steps_expected: int,
-    precision: str = "float32",
-    max_grad_norm: float | None = None,
-    clip_value: float | None = None,
     cache: bool = True,
     say: Callable[[str], None] = print,
 ) -> Execution:
-    """The plan for a run of `steps_expected` more steps on batches like `batches` (a few, of the full size).
+    """The settings for a run of `steps_expected` more steps on batches like `batches` (a few, of the full size).
 
-    `spec` is ``"auto"`` or fixes some of `FIELDS`. What was chosen before for the same work on the same machine and
-    versions is taken again. Otherwise candidates are timed on copies for about a second and checked against eager
-    gradients; compiling is tried where the run is long enough to earn it back. Model, optimizer, random numbers and
-    the process's settings are left bit for bit as they were. `say` is told what a user should know.
+    `spec` is ``"auto"``, ``"plain"`` (the step as it is read) or fixes some of `FIELDS`. What was chosen before for
+    the same work on the same machine and versions is taken again. Otherwise candidates are timed on copies for about
+    a second and checked against the plain step; compiling is tried where the run is long enough to earn it back. The
+    objects of `step`, random numbers and the process's settings are left bit for bit as they were. `say` is told what
+    a user should know.
     """
     fixed = asked_for(spec)
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    plain = _plain(device, precision, fixed)
+    plain = _plain(step, fixed)
     batches = [tuple(batch) for batch in batches]
     compiles = fixed.get("compile", "none") != "none"
-    if not _measurable(model, optimizer, batches, precision) or (set(FIELDS) <= set(fixed) and not compiles):
+    if reason := _not_measurable(step, batches, plain):
+        if compiles:
+            say(f"the step is not compiled: {reason}")
         return plain
-    if steps_expected < WORTH_MEASURING_STEPS and not compiles:
+    if (set(FIELDS) <= set(fixed) or steps_expected < WORTH_MEASURING_STEPS) and not compiles:
         return plain
-    work = describe_work(model, loss, optimizer, batches[0])
-    limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
-    long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
-    key = digest(describe_machine(device), work, fixed, precision, limits, long)
-    known = kept.load(key) if cache else None
-    if known is not None and (known.compile == "none" or why_not(model, optimizer) is None):
+    key = cache_key(fixed, step, batches[0], steps_expected)
+    known = kept.load(key, plain, say) if cache else None
+    if known is not None and (known.compile == "none" or why_not(step.model, step.optimizer) is None):
         return known
-    table = tune(
-        fixed,
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        batches=batches,
-        steps_expected=steps_expected,
-        precision=precision,
-        say=say,
-        **limits,
-    )
+    try:
+        table = tune(fixed, step, batches, steps_expected=steps_expected, say=say)
+    except UsageError as error:  # no copies, no measuring
+        say(f"nothing is measured: {error}")
+        return plain
     if cache:
-        facts = {row.execution.describe(): [row.ms, row.verdict] for row in table.rows}
-        kept.save(key, table.best, {"tried": facts, "machine": describe_machine(device)}, say)
+        remember(key, table, say)
     return table.best
+
+
+def cache_key(spec: Mapping[str, Any] | str | None, step: TrainStep, batch: Batch, steps_expected: int) -> str:
+    """The name under which the choice for this work, machine and length of run is kept."""
+    work = describe_work(step.model, step.loss, step.optimizer, batch)
+    options = step.options
+    limits = {"max_grad_norm": options.max_grad_norm, "clip_value": options.clip_value}
+    long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
+    machine = describe_machine(step.device.type)
+    return digest(machine, work, asked_for(spec), options.precision, limits, options.set_to_none, long)
+
+
+def remember(key: str, table: TuneTable, say: Callable[[str], None]) -> None:
+    """Keep a choice for the next run."""
+    facts = {row.execution.describe(): [row.ms, row.verdict] for row in table.rows}
+    kept.save(key, table.best, {"tried": facts, "machine": describe_machine(table.best.device)}, say)
 
 
 def tune(
     spec: Mapping[str, Any] | str | None,
-    *,
-    model: nn.Module,
-    loss: Callable[..., Tensor],
-    optimizer: torch.optim.Optimizer,
+    step: TrainStep,
     batches: Iterable[Sequence[Any]],
+    *,
     steps_expected: int | None = None,
-    precision: str = "float32",
-    max_grad_norm: float | None = None,
-    clip_value: float | None = None,
     budget_s: float = BUDGET_S,
     thorough: bool = False,
     say: Callable[[str], None] = print,
 ) -> TuneTable:
     """Time the candidates and choose. With `thorough` each is checked, compiled steps of both kinds included.
 
-    `steps_expected` is what compiling has to be worth it for; None leaves it out unless `thorough`.
+    `steps_expected` is what compiling has to be worth it for; None leaves it out unless `thorough`. `budget_s`
+    (seconds) bounds timing, and with `thorough` all there is: compiling is tried in what is left. The choice is the row
+    with the lowest time, or a simpler one within 3 % of it. Raises UsageError where there is no copy of the model.
     """
     began = time.perf_counter()
     fixed = asked_for(spec)
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    plain = _plain(device, precision, fixed)
+    plain = _plain(step, fixed)
     batches = [tuple(batch) for batch in batches]
-    limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
+    if reason := _not_measurable(step, batches, plain):
+        say(f"nothing is measured: {reason}")
+        return TuneTable((Row(plain, None, "chosen"),), plain, 0.0)
+    model, optimizer, device = step.model, step.optimizer, plain.device
     # The candidates run on copies; what a copy still shares with the original (a closure) is put back.
-    with untouched(model, loss, optimizer), Bench(model, loss, optimizer, batches, precision, **limits) as bench:
+    with untouched(model, step.loss, optimizer), Bench(step, batches) as bench:
+        timing_s = budget_s if not thorough else min(LONGEST_BUDGET_S, 0.3 * budget_s)
         trials = [Trial(e) for e in candidates(plain, fixed, model)]
-        race(bench, trials, 0.6 * budget_s)
+        race(bench, trials, 0.6 * timing_s)
         best = _settle(bench, trials, thorough, say) or trials[0]
         impls = [Trial(e) for e in implementations(best.execution, fixed, optimizer)]
         if impls:
             # The fused one first, so that it is taken among equals: it is called without torch's wrappers.
             fused = [t for t in impls if t.execution.optimizer_impl == "fused"]
             rivals = [*fused, best, *(t for t in impls if t not in fused)]
-            _again(bench, best, rivals, 0.4 * budget_s)
-            trials += impls
+            race(bench, rivals, 0.4 * timing_s)
+            trials = [*fused, *trials, *(t for t in impls if t not in fused)]
             best = _settle(bench, rivals, thorough, say) or best
-        if device == "cuda" and best.execution.optimizer_impl == "fused" and precision != "fp16":
+        if device == "cuda" and best.execution.optimizer_impl == "fused":
             trial = Trial(replace(best.execution, cuda_graph=True))
             trials.append(trial)
             bench.check(trial)
-            _again(bench, best, [best, trial], 0.5)
+            race(bench, [best, trial], 0.5)
             best = _settle(bench, [best, trial], thorough, say) or best
         eager = best
         for form in _forms(fixed, eager, steps_expected, thorough, bench, say):
-            trial = Trial(replace(eager.execution, **form))
+            # A compiled form launches its own kernels; a graph that was captured is another candidate.
+            trial = Trial(replace(eager.execution, cuda_graph=False, **form))
             trials.append(trial)
+            left = budget_s - (time.perf_counter() - began)
+            if thorough and _compile_seconds(model) > left:
+                trial.refused = f"not tried: compiling takes about {_compile_seconds(model):.0f} s; give more seconds"
+                continue
             say(f"compiling the step (about {_compile_seconds(model):.0f} s, once)")
-            bound = _most_seconds(fixed, eager, steps_expected, thorough)
+            bound = left if thorough else _most_seconds(fixed, eager, steps_expected)
             # It may come in the instant after the check.
             with contextlib.suppress(TookTooLong), limited(bound, "compiling") as clock:
                 bench.check(trial)
+            if clock.up and not trial.refused:
+                trial.refused = "compiling took too long"
             if trial.refused:
                 say(f"the compiled step is not used: {trial.refused}")
                 if clock.up:
                     break
                 continue
-            _again(bench, best, [best, trial], 0.5)
+            race(bench, [best, trial], 0.5)
             if trial.refused:
                 say(f"the compiled step is not used: {trial.refused}")
             elif "compile" in fixed and best is eager:
                 best = trial
                 if trial.seconds > eager.seconds * (1 + MARGIN):
-                    told = f"{trial.seconds * 1e3:.3g} ms in place of {eager.seconds * 1e3:.3g}"
-                    say(f"the compiled step that was asked for is slower here than the eager one: {told}")
+                    times = f"{trial.seconds * 1e3:.3g} ms in place of {eager.seconds * 1e3:.3g}"
+                    say(f"the compiled step that was asked for is slower here than the eager one: {times}")
             else:
                 best = _settle(bench, [best, trial], thorough, say) or best
             if not thorough:
                 break
+        if "compile" not in fixed:  # one rule over the whole table, whatever was raced with what
+            best = _settle(bench, [t for t in trials if t.times], thorough, say) or best
     rows = tuple(Row(t.execution, t.seconds and t.seconds * 1e3, _verdict(t, best)) for t in trials)
     return TuneTable(rows, best.execution, time.perf_counter() - began)
-
-
-def _again(bench: Bench, best: Trial, trials: Sequence[Trial], budget_s: float) -> None:
-    """Race `best` against others on new times alone: those it has were taken when the machine was in another mood."""
-    before, best.times = best.times, []
-    race(bench, trials, budget_s)
-    best.times = best.times or before
 
 
 def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> list[Execution]:
@@ -297,7 +307,7 @@ def _forms(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """The compiled forms to try, the likeliest first; the next one where that is refused, all if `thorough`."""
-    model, loss, optimizer = bench.originals
+    model, optimizer = bench.original.model, bench.original.optimizer
     asked = fixed.get("compile")
     if asked == "none":
         return []
@@ -331,8 +341,9 @@ def _forms(
     return forms + [{"compile": "module"}] if asked or thorough else forms
 
 
-def _plain(device: str, precision: str, fixed: Mapping[str, Any]) -> Execution:
-    return replace(as_torch_would(device, precision), **{**fixed, "compile": "none"})
+def _plain(step: TrainStep, fixed: Mapping[str, Any]) -> Execution:
+    settings = as_torch_would(step.device.type, step.options.precision)
+    return replace(settings, **{**fixed, "compile": "none"})
 
 
 def _compile_seconds(model: nn.Module) -> float:
@@ -340,10 +351,10 @@ def _compile_seconds(model: nn.Module) -> float:
 
 
 def _most_seconds(
-    fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None, thorough: bool
+    fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None
 ) -> float | None:
     """How long compiling may take: what the run would save by it. No bound for what the user asked for."""
-    if thorough or "compile" in fixed or steps_expected is None or eager.seconds is None:
+    if "compile" in fixed or steps_expected is None or eager.seconds is None:
         return None
     return min(steps_expected * eager.seconds * COMPILE_SAVES, LONGEST_COMPILE_S)
 
@@ -352,18 +363,25 @@ def _verdict(trial: Trial, best: Trial) -> str:
     if trial.execution == best.execution:
         return "chosen"
     if trial.refused:
-        return f"thrown out: {trial.refused}"
+        return trial.refused if trial.refused.startswith("not tried") else f"thrown out: {trial.refused}"
     if not trial.times:
         return "not run: no time was left"
     return "gradients agree" if trial.checked else ""
 
 
-def _measurable(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Any], precision: str) -> bool:
-    if precision == "fp16" or type(optimizer).__name__ == "LBFGS":
-        return False
-    if any(map(is_lazy, model.parameters())):  # the first batch of training makes its parameters
-        return False
-    return bool(batches) and all(isinstance(part, Tensor) for part in batches[0])
+def _not_measurable(step: TrainStep, batches: Sequence[Any], plain: Execution) -> str | None:
+    """Why there is nothing but the plain step, as torch would run it; None where there is."""
+    if plain.plain:
+        return "the plain step is asked for"
+    if step.options.precision == "fp16" or isinstance(step.optimizer, torch.optim.LBFGS):
+        return "fp16 and L-BFGS have the plain step only"
+    if step.options.grad_accum_steps > 1:
+        return "accumulated updates have the plain step only"
+    if any(map(is_lazy, step.model.parameters())):
+        return "the first batch of training makes this model's parameters"
+    if not batches or not all(isinstance(part, Tensor) for part in batches[0]):
+        return "its batches hold more than plain tensors"
+    return None
 
 
 def _may_use_onednn(model: nn.Module) -> bool:

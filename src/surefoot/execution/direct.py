@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from .. import torch_compat
 
 
 class DirectUpdate:
@@ -28,29 +29,30 @@ class DirectUpdate:
         self._raw = inspect.unwrap(kind.step) if plain_step(optimizer) else None
         # What a group's kernel is given beside parameters and gradients, and the kernel.
         self._lists: Callable[[dict, list[Tensor]], tuple | None] | None = None
-        if kind is torch.optim.SGD:
-            self._lists, self._kernel = self._sgd_state, _sgd
+        if kind is torch.optim.SGD and (sgd := torch_compat.fused("sgd")):
+            self._lists, self._kernel = self._sgd_state, lambda *each: run_sgd(sgd, *each)
         elif kind in (torch.optim.Adam, torch.optim.AdamW):
-            self._lists, self._kernel = self._adam_state, _adam
+            adam, adamw = torch_compat.fused("adam"), torch_compat.fused("adamw")
+            if adam and adamw:
+                self._lists = self._adam_state
+                self._kernel = lambda group, *rest: run_adam(
+                    adamw if group["decoupled_weight_decay"] else adam, group, *rest
+                )
         self._count = -1
         self._uniform = False
 
     def __call__(self) -> None:
         optimizer = self.optimizer
-        own = optimizer.__dict__.get("step")
-        if self._raw is None or (own is not None and not hasattr(own, "_wrapped_by_lr_sched")):
+        hooks = torch_compat.step_hooks(optimizer)
+        if self._raw is None or hooks is None or is_patched(optimizer):
             optimizer.step()
             return
         plain = ((optimizer,), {})
-        arguments = before_step(optimizer, plain)
-        was = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
+        arguments = before_step(optimizer, hooks[0], plain)
+        with torch.no_grad():
             if arguments is not plain or not self._fused():
                 self._raw(*arguments[0], **arguments[1])
-        finally:
-            torch._C._set_grad_enabled(was)
-        after_step(optimizer, arguments)
+        after_step(optimizer, hooks[1], arguments)
 
     def _fused(self) -> bool:
         """Run torch's fused kernel on every group; False where one of them is not a case for it (nothing was done)."""
@@ -69,7 +71,7 @@ class DirectUpdate:
                     break
             if not grads:
                 continue
-            if grads[0].layout is not torch.strided:
+            if any([grad.layout is not torch.strided for grad in grads]):
                 return False
             state = self._lists(group, params)
             if state is None:
@@ -118,56 +120,43 @@ class DirectUpdate:
             return None
 
 
-def _sgd(group: dict, params: list[Tensor], grads: list[Tensor], state: tuple) -> None:
-    torch._fused_sgd_(
-        params,
-        grads,
-        *state,
-        weight_decay=group["weight_decay"],
-        momentum=group["momentum"],
-        lr=group["lr"],
-        dampening=group["dampening"],
-        nesterov=group["nesterov"],
-        maximize=group["maximize"],
-        is_first_step=False,
-    )
+def run_sgd(kernel: Callable, group: dict, params: list, grads: list, state: tuple, **changes: object) -> None:
+    """torch's fused SGD on one group; `state` holds the momentum buffers. `changes` go in the place of its numbers."""
+    numbers = {name: group[name] for name in ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")}
+    kernel(params, grads, *state, is_first_step=False, **(numbers | changes))
 
 
-def _adam(group: dict, params: list[Tensor], grads: list[Tensor], state: tuple) -> None:
-    torch._foreach_add_(state[-1], 1)
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+def run_adam(kernel: Callable, group: dict, params: list, grads: list, state: tuple, **changes: object) -> None:
+    """torch's fused Adam or AdamW on one group; `state` holds averages, squares, their maxima and the step counts."""
+    torch_compat.add_to_all(state[-1], 1)
+    numbers = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
     beta1, beta2 = group["betas"]
-    kernel(
-        params,
-        grads,
-        *state,
-        amsgrad=group["amsgrad"],
-        lr=group["lr"],
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=group["maximize"],
-    )
+    kernel(params, grads, *state, beta1=beta1, beta2=beta2, **(numbers | changes))
 
 
-def before_step(optimizer: torch.optim.Optimizer, arguments: tuple[tuple, dict]) -> tuple[tuple, dict]:
+def before_step(optimizer: torch.optim.Optimizer, hooks: list[Callable], arguments: tuple) -> tuple[tuple, dict]:
     """What `optimizer.step()` calls first: the hooks, which may give other arguments."""
     # A torch scheduler looks at this to warn of being stepped before the optimizer.
     optimizer._opt_called = True
-    for hooks in (_global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks):
-        for hook in hooks.values():
-            arguments = hook(optimizer, *arguments) or arguments
+    for hook in hooks:
+        arguments = hook(optimizer, *arguments) or arguments
     return arguments
 
 
-def after_step(optimizer: torch.optim.Optimizer, arguments: tuple[tuple, dict]) -> None:
+def after_step(optimizer: torch.optim.Optimizer, hooks: list[Callable], arguments: tuple[tuple, dict]) -> None:
     """What `optimizer.step()` calls last: the hooks."""
-    for hooks in (optimizer._optimizer_step_post_hooks, _global_optimizer_post_hooks):
-        for hook in hooks.values():
-            hook(optimizer, *arguments)
+    for hook in hooks:
+        hook(optimizer, *arguments)
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's step is torch's own and nothing is to be differentiated through it."""
     return type(optimizer).__module__.startswith("torch.optim.") and not optimizer.defaults.get("differentiable")
+
+
+def is_patched(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether somebody put another `step` on the optimizer; a torch scheduler's wrapper of the class's own is none."""
+    own = vars(optimizer).get("step")
+    if own is None:
+        return False
+    return not hasattr(own, "_wrapped_by_lr_sched") or getattr(own, "__wrapped__", None) is not type(optimizer).step

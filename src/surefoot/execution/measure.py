@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from .. import rng
+from ..copying import copied
 from ..errors import first_line
-from .captured import CapturedUpdate
-from .parity import Gradients, eager_gradients, first_difference
-from .plan import Execution, prepare
-from .update import CompiledUpdate, make_update
+from ..step import TrainStep, set_mode
+from .backends import make_backend
+from .plan import Execution, freed_memory_kept, prepare
+from .verify import Seen, first_difference, record
 
 # A step that another beats by less than this is not beaten: the simpler one stays.
 MARGIN = 0.03
@@ -42,40 +41,32 @@ class Trial:
 
 
 class Bench:
-    """Runs candidates on copies of model, loss and optimizer; the originals are never touched.
+    """Runs candidates on copies of a step's model, loss and optimizer; the originals are never touched.
 
     The copies' learning rate is 0, so that what is timed is always the same work on sound numbers. Use it as a
-    context manager: random numbers, threads and oneDNN are as before when it is left.
+    context manager: random numbers, threads and oneDNN are as before when it is left. Raises UsageError where there
+    is no copy of the model.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
-        batches: Sequence[Sequence[Any]],
-        precision: str = "float32",
-        *,
-        max_grad_norm: float | None = None,
-        clip_value: float | None = None,
-    ):
-        self.originals = (model, loss, optimizer)
+    def __init__(self, step: TrainStep, batches: Sequence[Sequence[Any]]):
+        self.original = step
         shapes = [part.shape for part in batches[0]]
         self.batches = [tuple(batch) for batch in batches if [part.shape for part in batch] == shapes]
-        self.limits = {"max_grad_norm": max_grad_norm, "clip_value": clip_value}
-        self.precision = precision
-        self._copies: dict[Any, tuple[nn.Module, Any, torch.optim.Optimizer]] = {}
-        self._updates: dict[Execution, Callable[[Any], Any]] = {}
-        self._expected: list[Gradients] | None = None
+        self._copies: dict[Any, TrainStep] = {}
+        self._backends: dict[Execution, Callable[[Any], Any]] = {}
+        self._expected: list[Seen] | None = None
 
     def __enter__(self) -> Bench:
         self._random = rng.capture()
+        self._memory = freed_memory_kept()
+        self._memory.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._memory.__exit__(None, None, None)
         rng.restore(self._random)
         self._copies.clear()
-        self._updates.clear()
+        self._backends.clear()
 
     def time(self, trial: Trial, steps: int | None = None) -> None:
         """One turn: a few steps, the first of them unmeasured. What it raises is held against the candidate."""
@@ -97,99 +88,69 @@ class Bench:
             del trial.times[0]  # the first turn paid for pages and caches
 
     def check(self, trial: Trial) -> bool:
-        """Compare loss and every gradient on every batch; a difference is held against the candidate."""
+        """Compare an update (at a rate of 0) on every batch; a difference is held against the candidate."""
         if trial.checked or trial.refused:
             return trial.refused is None
         for index, batch in enumerate(self.batches):
             try:
                 expected = self.expected()[index]
-                found = self.gradients(trial.execution, batch)
+                found = self.seen(trial.execution, batch)
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"
                 return False
-            if difference := first_difference(expected, found, self.precision):
+            if difference := first_difference(expected, found, self.original.options.precision):
                 trial.refused = f"it differs from eager by more than rounding: {difference}"
                 return False
         trial.checked = True
         return True
 
-    def expected(self) -> list[Gradients]:
-        """Loss and gradients of plain eager execution as torch would run it."""
+    def expected(self) -> list[Seen]:
+        """The same updates by the plain step, as torch would run it."""
         if self._expected is None:
-            model, loss, _ = self._copy(None)
+            step = self._copy(None)
             self._expected = []
             for batch in self.batches:
                 rng.restore(self._random)
-                self._expected.append(eager_gradients(model, loss, batch, self.precision))
+                self._expected.append(record(step, step.plain, [batch], updates=1))
         return self._expected
 
-    def gradients(self, execution: Execution, batch: Sequence[Any]) -> Gradients:
-        """Loss and gradients of one batch as `execution` runs it."""
-        model, loss, optimizer = self._copy(execution)
-        with prepare(execution, model, optimizer):
-            if execution.compile == "none" and not execution.cuda_graph:
-                rng.restore(self._random)
-                return eager_gradients(model, loss, batch, self.precision)
-            update = self._update(execution)
+    def seen(self, execution: Execution, batch: Sequence[Any]) -> Seen:
+        """One update (at a rate of 0) of one batch as `execution` runs it."""
+        step = self._copy(execution)
+        with prepare(execution, step.model, step.optimizer):
+            backend = self._backend(execution)
             rng.restore(self._random)
-            if execution.compile == "module":
-                return eager_gradients(model, loss, batch, self.precision, update.model)
-            if isinstance(update, CapturedUpdate):
-                return update.gradients(batch)
-            assert isinstance(update, CompiledUpdate)
-            found, _ = update.step.tried(batch)
-            return update.step.gradients(found)
+            return record(step, backend, [batch], updates=1)
 
     @contextmanager
     def _running(self, execution: Execution) -> Iterator[Callable[[int], Any]]:
-        model, _, optimizer = self._copy(execution)
-        with prepare(execution, model, optimizer):
-            update = self._update(execution)
+        step = self._copy(execution)
+        with prepare(execution, step.model, step.optimizer):
+            backend = self._backend(execution)
             batches = [[batch] for batch in self.batches]
-            yield lambda i: update(batches[i % len(batches)])
+            yield lambda i: backend(batches[i % len(batches)])
 
-    def _update(self, execution: Execution) -> Callable[[Any], Any]:
-        if execution not in self._updates:
-            model, loss, optimizer = self._copy(execution)
-            limited = any(limit is not None for limit in self.limits.values())
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    def _backend(self, execution: Execution) -> Callable[[Any], Any]:
+        if execution not in self._backends:
+            backend = make_backend(execution, self._copy(execution), self.batches[0])
+            assert backend is not None, "what has no backend is not measured"
+            self._backends[execution] = backend
+        return self._backends[execution]
 
-            def clip() -> Tensor | None:
-                norm = None
-                if self.limits["max_grad_norm"] is not None:
-                    norm = nn.utils.clip_grad_norm_(parameters, self.limits["max_grad_norm"])
-                if self.limits["clip_value"] is not None:
-                    nn.utils.clip_grad_value_(parameters, self.limits["clip_value"])
-                return norm
-
-            update = make_update(
-                execution,
-                model,
-                loss,
-                optimizer,
-                example=self.batches[0],
-                plain=_unexpected,
-                result=lambda *values: values,
-                nonfinite=_accept if execution.device == "cpu" else None,
-                clip=clip if limited else None,
-                **self.limits,
-            )
-            assert update is not None
-            self._updates[execution] = update
-        return self._updates[execution]
-
-    def _copy(self, execution: Execution | None) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
+    def _copy(self, execution: Execution | None) -> TrainStep:
         """A copy for each layout, kind of state and kind of optimizer; None is the one that is never set up."""
         key = None
         if execution is not None:
             key = (execution.memory_format, execution.optimizer_impl, execution.compile, execution.cuda_graph)
             key += (execution.products,)
         if key not in self._copies:
-            model, loss, optimizer = copy.deepcopy(self.originals)
+            step = self.original
+            model, loss, optimizer = copied((step.model, step.loss, step.optimizer), step.model)
+            set_mode(optimizer, training=True)
             for group in optimizer.param_groups:
                 if isinstance(group.get("lr"), float):
                     group["lr"] = 0.0
-            self._copies[key] = model, loss, optimizer
+            self._copies[key] = TrainStep(model, loss, optimizer, replace(step.options, ema_decay=None))
         return self._copies[key]
 
     def _wait(self) -> None:
@@ -230,11 +191,3 @@ def fastest(trials: Sequence[Trial]) -> Trial | None:
         return None
     best = min(t.seconds for t in sound)
     return next(t for t in sound if t.seconds <= best * (1 + MARGIN))
-
-
-def _unexpected(micro_batches: Any) -> Any:
-    raise AssertionError("the measured step is one batch")
-
-
-def _accept(value: float, index: int) -> Exception:
-    return ArithmeticError(f"the loss is {value}")

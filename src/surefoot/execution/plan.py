@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import torch_compat
 from ..errors import Problems, UsageError
+from ..untouched import is_lazy
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
@@ -36,7 +38,8 @@ class Execution:
     `optimizer_impl` picks among torch's own implementations of the optimizer. `compile` is ``none``,
     ``gradients`` (forward, loss and backward in one compiled graph, the update beside it), ``step`` (clipping
     and update in the graph as well) or ``module`` (torch.compile of the model alone); with `products` a graph's
-    small convolutions are written out as matrix products. `cuda_graph` replays a captured step on a GPU.
+    small convolutions are written out as matrix products. `cuda_graph` replays a captured step on a GPU. `plain` runs
+    the step as it is read in `step.py` and nothing else.
 
     >>> Execution(threads=1, onednn=False).describe()
     'cpu, 1 thread, oneDNN off'
@@ -53,6 +56,7 @@ class Execution:
     products: bool = False
     precision: str = "float32"
     cuda_graph: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -67,7 +71,7 @@ class Execution:
                 problems.append(f"execution: {name}: {value!r} is not one of {', '.join(options)}")
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
             problems.append(f"execution: threads: {self.threads!r} is not a whole number of 1 or more")
-        for name in ("onednn", "products", "cuda_graph"):
+        for name in ("onednn", "products", "cuda_graph", "plain"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"execution: {name}: {getattr(self, name)!r} is not true or false")
         if problems:
@@ -87,6 +91,8 @@ class Execution:
             parts.append(f"compiled {self.compile}" + (", convolutions as products" if self.products else ""))
         if self.cuda_graph:
             parts.append("CUDA graph")
+        if self.plain:
+            parts.append("plain step")
         if self.precision != "float32":
             parts.append(self.precision)
         return ", ".join(parts)
@@ -129,23 +135,58 @@ def prepare(
 ) -> Iterator[None]:
     """Run what is inside as `execution` says: threads, oneDNN, memory layout, the optimizer's implementation.
 
-    Threads and oneDNN belong to the process and are put back on leaving. The layout of the model's weights and of
-    the optimizer's state, and the optimizer's flags, stay: they belong to the run. Numbers are not changed.
+    All of it is as before on leaving; numbers are not changed.
     """
     threads, onednn = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_set_threads, threads)
+        stack.callback(torch_compat.set_onednn, onednn)
         if execution.device == "cpu":
             _set_threads(execution.threads)
-            torch._C._set_mkldnn_enabled(execution.onednn)
-            keep_freed_memory()
+            torch_compat.set_onednn(execution.onednn)
+            stack.enter_context(freed_memory_kept())
         if model is not None:
+            formats = [(t, _format_of(t)) for t in (*model.parameters(), *model.buffers()) if _is_image(t)]
+            stack.callback(_lay_out_again, formats, optimizer)
             set_layout(model, optimizer, execution.memory_format)
         if optimizer is not None:
+            flags = [(group, {k: group[k] for k in ("foreach", "fused") if k in group}) for group in _groups(optimizer)]
+            stack.callback(_flag_again, optimizer, flags, vars(optimizer).get("_step_supports_amp_scaling"))
             set_optimizer_impl(optimizer, execution.optimizer_impl)
         yield
-    finally:
-        _set_threads(threads)
-        torch._C._set_mkldnn_enabled(onednn)
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [optimizer.defaults, *optimizer.param_groups]
+
+
+def _flag_again(optimizer: torch.optim.Optimizer, flags: list[tuple[dict, dict]], amp: bool | None) -> None:
+    for group, before in flags:
+        group.update(before)
+    if amp is not None:
+        optimizer._step_supports_amp_scaling = amp
+
+
+def _is_image(tensor: torch.Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.dim() == 4
+
+
+def _format_of(tensor: torch.Tensor) -> torch.memory_format | None:
+    """How a tensor lies; None for strides of another kind, which are left alone."""
+    return next((f for f in _TORCH_FORMATS.values() if tensor.is_contiguous(memory_format=f)), None)
+
+
+def _lay_out_again(
+    formats: list[tuple[torch.Tensor, torch.memory_format | None]], optimizer: torch.optim.Optimizer | None
+) -> None:
+    with torch.no_grad():
+        for tensor, wanted in formats:
+            if wanted is not None and not tensor.is_contiguous(memory_format=wanted):
+                tensor.data = tensor.data.contiguous(memory_format=wanted)
+                if tensor.grad is not None:
+                    tensor.grad = _laid_out_like(tensor.grad, tensor)
+    if optimizer is not None:
+        _lay_out_state(optimizer)
 
 
 def _set_threads(count: int) -> None:
@@ -159,12 +200,17 @@ def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory
     wanted = _TORCH_FORMATS[memory_format]
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            if tensor.dim() == 4 and not tensor.is_contiguous(memory_format=wanted):
+            if is_lazy(tensor):
+                continue
+            if tensor.dim() == 4 and not tensor.is_contiguous(memory_format=wanted) and _format_of(tensor) is not None:
                 tensor.data = tensor.data.contiguous(memory_format=wanted)
-            if tensor.grad is not None and tensor.grad.stride() != tensor.stride():
+            if tensor.is_leaf and tensor.grad is not None and tensor.grad.layout is torch.strided and tensor.grad.stride() != tensor.stride():
                 tensor.grad = _laid_out_like(tensor.grad, tensor)
-    if optimizer is None:
-        return
+    if optimizer is not None:
+        _lay_out_state(optimizer)
+
+
+def _lay_out_state(optimizer: torch.optim.Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         if not isinstance(parameter, torch.Tensor) or not isinstance(state, dict):
             continue  # a state of the optimizer as a whole
@@ -215,24 +261,33 @@ def supports_fused(optimizer: torch.optim.Optimizer) -> bool:
     return all(p.is_floating_point() and p.device.type in devices and not p.is_sparse for p in parameters)
 
 
-_kept = False
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _GLIBC_DEFAULT = -1, -3, 128 << 10
+_keeping = 0
 
 
-def keep_freed_memory() -> bool:
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """Ask the C library to keep freed memory for the next step instead of giving it back to the system.
 
     Large activations are otherwise mapped anew every step, and the kernel clears each page: a quarter of a
-    LeNet-5 step at batch 512. No bit changes; the process holds on to its peak. False where it cannot be asked
-    for (not glibc).
+    LeNet-5 step at batch 512. No bit changes; the process holds on to its peak. On leaving, glibc's documented
+    thresholds are set again. Nothing happens where it cannot be asked for (not glibc).
     """
-    global _kept
-    if not _kept:
-        try:
-            mallopt = ctypes.CDLL(None).mallopt
-        except (OSError, AttributeError):
-            return False
-        trim_threshold, mmap_threshold = -1, -3
+    global _keeping
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    _keeping += 1
+    if _keeping == 1:
         # glibc takes at most half a gigabyte on some versions; smaller asks are then tried.
-        asked = any(mallopt(mmap_threshold, size) for size in (1 << 30, 1 << 29, 32 << 20))
-        _kept = bool(asked and mallopt(trim_threshold, (1 << 31) - 1))
-    return _kept
+        any(mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 29, 32 << 20))
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        _keeping -= 1
+        if not _keeping:
+            mallopt(_MMAP_THRESHOLD, _GLIBC_DEFAULT)
+            mallopt(_TRIM_THRESHOLD, _GLIBC_DEFAULT)

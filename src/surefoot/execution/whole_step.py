@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import SurefootError, first_line
+from .. import torch_compat
 from ..losses import calling
+from ..step import AUTOCAST, TrainStep
 from ..untouched import Snapshot
 from . import rules
-from .parity import AUTOCAST, Gradients
+from .direct import is_patched
 from .written import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
@@ -36,12 +38,13 @@ class CannotCompile(SurefootError):
 
 
 class Found:
-    """What one run of a compiled step gave: loss, outputs, gradients by name (before clipping), the norm."""
+    """What one run of a graph gave: loss, outputs, gradients (before clipping), their norm, and whether loss and
+    gradients are all finite (`sound` is then a finite number)."""
 
-    __slots__ = ("grads", "loss", "norm", "outputs")
+    __slots__ = ("grads", "loss", "norm", "outputs", "sound")
 
-    def __init__(self, loss: Tensor, outputs: Any, grads: list[Tensor | None], norm: Tensor | None):
-        self.loss, self.outputs, self.grads, self.norm = loss, outputs, grads, norm
+    def __init__(self, loss: Tensor, outputs: Any, grads: list[Tensor | None], norm: Tensor | None, sound: Tensor):
+        self.loss, self.outputs, self.grads, self.norm, self.sound = loss, outputs, grads, norm, sound
 
 
 class _Bundle(nn.Module):
@@ -57,26 +60,14 @@ class _Bundle(nn.Module):
         return calling.apply(self.loss, self.model, batch)
 
 
-class CompiledStep:
-    """A compiled step for batches shaped like `batch`; made by `compile_step`.
+class CompiledGraph:
+    """The graph of a step for batches shaped like `batch`; made by `compile_step`.
 
     Everything that it reads or changes is handed to the graph at each call: parameters, buffers, optimizer state.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
-        batch: Sequence[Any],
-        *,
-        update: bool,
-        max_grad_norm: float | None,
-        clip_value: float | None,
-        precision: str,
-        guard: bool,
-        products: bool = False,
-    ):
+    def __init__(self, step: TrainStep, batch: Sequence[Any], *, update: bool, products: bool = False):
+        model, loss, optimizer, options = step.model, step.loss, step.optimizer, step.options
         self.products = products
         self.kind = "step" if update else "gradients"
         self.bundle = _Bundle(model, loss)
@@ -93,9 +84,9 @@ class CompiledStep:
         ]
         self.other_names = [*frozen, *(name for name, _ in self.bundle.named_buffers())]
         self.rules = rules.rules_for(optimizer, self.parameters) if update else None
-        self.max_grad_norm, self.clip_value = max_grad_norm, clip_value
-        self.precision = precision
-        self.guard = guard
+        self.max_grad_norm, self.clip_value = (options.max_grad_norm, options.clip_value) if update else (None, None)
+        self.precision = options.precision
+        self.guard = step.checks
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
         self._targets_at = target_place(loss)
@@ -147,24 +138,12 @@ class CompiledStep:
             self.rules.read()
         return self.run(self.arguments(batch))
 
-    def tried(self, batch: Sequence[Any]) -> tuple[Found, dict[str, Tensor]]:
-        """Run on copies. Returns what was found and the parameters as they would be after."""
-        if self.rules is not None:
-            self.rules.read()
-        copies = [a.detach().clone() for a in self.arguments(batch)]
-        found = self.run(copies)
-        return found, dict(zip(self.names, copies, strict=False))
-
     def run(self, arguments: Sequence[Tensor]) -> Found:
         """Run the graph on `arguments`, which are in the order of `arguments()`."""
         assert self._graph is not None, "compile() comes first"
-        was = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
+        with torch.no_grad():
             values = self._graph(*arguments)
-        finally:
-            torch._C._set_grad_enabled(was)
-        loss, norm, rest = values[0], values[1], values[2:]
+        (loss, norm, sound), rest = values[:3], values[3:]
         if self._single:  # what nearly every model gives; putting a tree together is not free
             outputs, grads = rest[0], iter(rest[1:])
         else:
@@ -176,6 +155,7 @@ class CompiledStep:
             outputs,
             [next(grads) if present else None for present in self._present],
             norm if self.max_grad_norm is not None else None,
+            sound,
         )
 
     def fits(self, batch: Sequence[Any]) -> bool:
@@ -187,15 +167,6 @@ class CompiledStep:
     def targets_of(self, batch: Sequence[Any]) -> Any:
         """The part of a batch that the loss is given as targets; None where it has none."""
         return None if self._targets_at is None else batch[self._targets_at]
-
-    def gradients(self, found: Found) -> Gradients:
-        """`found` by the names that `eager_gradients` uses."""
-        own = {
-            name.removeprefix("model."): grad
-            for name, grad in zip(self.names, found.grads, strict=True)
-            if name.startswith("model.")
-        }
-        return Gradients(found.loss, own)
 
     def _flat(self, *tensors: Tensor) -> list[Tensor]:
         first, second = len(self.parameters), len(self.parameters) + len(self.other_names)
@@ -218,12 +189,13 @@ class CompiledStep:
         if self.max_grad_norm is not None or self.clip_value is not None:
             clipped, norm = rules.clip(grads, self.max_grad_norm, self.clip_value, norm)
         loss = loss.detach()
+        # Nothing times zero is zero, but for NaN and infinity: one number that is finite if all are.
+        sound = loss + sum((grad * 0).sum().to(loss.dtype) for grad in present) if self.guard else loss
         if self.rules is not None:
-            sound = torch.isfinite(loss) if self.guard else None
-            self.rules.apply(list(parameters), clipped, list(state), sound)
+            self.rules.apply(list(parameters), clipped, list(state), torch.isfinite(sound) if self.guard else None)
         flat_outputs, self._output_spec = pytree.tree_flatten(outputs)
         self._single = isinstance(outputs, Tensor)
-        return [loss, norm, *(o.detach() for o in flat_outputs), *present]
+        return [loss, norm, sound, *(o.detach() for o in flat_outputs), *present]
 
     def _forward(
         self, leaves: Sequence[Tensor], others: Sequence[Tensor], batch: Sequence[Tensor]
@@ -240,64 +212,40 @@ class CompiledStep:
         return value.loss, value.outputs
 
 
-def compile_step(
-    model: nn.Module,
-    loss: Callable[..., Tensor],
-    optimizer: torch.optim.Optimizer,
-    batch: Sequence[Any],
-    *,
-    update: bool = False,
-    max_grad_norm: float | None = None,
-    clip_value: float | None = None,
-    precision: str = "float32",
-    guard: bool = True,
-    products: bool = False,
-) -> CompiledStep:
+def compile_step(step: TrainStep, batch: Sequence[Any], *, update: bool = False, products: bool = False) -> CompiledGraph:
     """Compile the step under the settings that now hold (threads, oneDNN, memory layout).
 
-    With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. `guard`
-    leaves parameters alone where the loss is not finite. With `products` small convolutions are written out as matrix
-    products. Nothing that the run will see is changed. Raises
+    With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. Where the
+    step looks at its numbers, parameters are left alone where the loss or a gradient is not finite. With `products`
+    small convolutions are written out as matrix products. Nothing that the run will see is changed. Raises
     CannotCompile, with torch's reason, for what cannot be.
     """
-    if reason := why_not(model, optimizer):
+    if reason := why_not(step.model, step.optimizer):
         raise CannotCompile(reason)
-    if not model.training:
+    if not step.model.training:
         raise CannotCompile("the model is in evaluation mode; call model.train() first")
+    if update and (torch_compat.step_hooks(step.optimizer) is None or is_patched(step.optimizer)):
+        raise CannotCompile("the optimizer's step was replaced, or its hooks cannot be seen")
     try:
-        step = CompiledStep(
-            model,
-            loss,
-            optimizer,
-            batch,
-            update=update,
-            max_grad_norm=max_grad_norm,
-            clip_value=clip_value,
-            precision=precision,
-            guard=guard,
-            products=products,
-        )
-        step.compile(batch)
+        graph = CompiledGraph(step, batch, update=update, products=products)
+        graph.compile(batch)
     except CannotCompile:
         raise
     except Exception as error:  # tracing runs the user's forward on stand-ins: anything may be raised
         raise CannotCompile(first_line(error, kind=True)) from error
-    return step
+    return graph
 
 
 def by_inductor(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callable[..., Any]:
     """The graph as machine code."""
-    import torch._inductor
-    import torch._inductor.config as config
-
     on_cpu = all(argument.device.type == "cpu" for argument in arguments)
     # Random numbers come from torch's own generators, which a checkpoint holds. The wrapper in C++ halves what a
     # call costs. Left to itself, Inductor lays every image out with its channels last, and back, which costs LeNet-5
     # half of its step at batch 512; layouts are the plan's business.
     settings = {"fallback_random": True, "cpp_wrapper": on_cpu, "layout_optimization": not _contiguous(arguments)}
-    with config.patch(settings), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its internals
-        return torch._inductor.compile(graph, arguments)
+        return torch_compat.inductor_compile(graph, arguments, settings)
 
 
 def _contiguous(arguments: Sequence[Tensor]) -> bool:
@@ -312,6 +260,8 @@ def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
         return "there is no C++ compiler (g++ or clang++) on this machine"
     if sys.platform == "win32":
         return "compiling is not supported on Windows"
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return f"a graph of a {type(model).__name__} would leave out what it does between processes or devices"
     return why_hooks(model)
 
 

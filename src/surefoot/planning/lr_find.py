@@ -7,7 +7,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import UsageError
-from ..step import Batch, TrainStep
+from ..step import Batch, NonFinite, StepOptions, TrainStep, set_mode
 from ..untouched import untouched
 
 START, END, STEPS = 1e-7, 10.0, 100
@@ -84,14 +84,13 @@ def lr_find(
     start: float = START,
     end: float = END,
     steps: int = STEPS,
-    grad_accum_steps: int = 1,
-    **how: Any,
+    options: StepOptions | None = None,
 ) -> LrFind:
     """Raise the rate from `start` to `end` over `steps` updates and watch the loss; everything live stays as it is.
 
     `batches` gives tuples as training takes them and is begun again when it ends; where it has a state (a Loader),
-    that is put back. Groups keep their proportions: the rate is that of the group with the highest. `how` goes to
-    `TrainStep` (``max_grad_norm``, ``clip_value``, ``precision``).
+    that is put back. Groups keep their proportions: the rate is that of the group with the highest. `options`
+    say how an update is made (batches to accumulate, clipping, precision).
 
     >>> _ = torch.manual_seed(0)
     >>> model, batch = nn.Linear(8, 1), (torch.randn(64, 8), torch.randn(64, 1))
@@ -100,8 +99,7 @@ def lr_find(
     True
     """
     _check(start, end, steps)
-    if grad_accum_steps < 1:
-        raise UsageError(f"grad_accum_steps: {grad_accum_steps} is below 1")
+    options = replace(options or StepOptions(), ema_decay=None)
     place = batches.state_dict() if hasattr(batches, "state_dict") else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched(model, loss, optimizer))
@@ -111,7 +109,8 @@ def lr_find(
         twin, twin_loss = copy.deepcopy((model, loss), memo)
         twin_optimizer = _copied(optimizer, memo)
         twin.train()
-        update = TrainStep(twin, twin_loss, twin_optimizer, check_finite=False, **how)
+        set_mode(twin_optimizer, training=True)
+        update = TrainStep(twin, twin_loss, twin_optimizer, options)
         shares = _shares(twin_optimizer)
         source = _endless(batches)
 
@@ -121,7 +120,10 @@ def lr_find(
                     group["lr"].fill_(rate * share)
                 else:
                     group["lr"] = rate * share
-            return float(update(list(itertools.islice(source, grad_accum_steps))).loss)
+            try:
+                return float(update(list(itertools.islice(source, options.grad_accum_steps))).loss)
+            except NonFinite as error:
+                return error.value
 
         return range_test(step, start, end, steps)
 

@@ -289,6 +289,9 @@ class Recipe(Keyed):
     on_nonfinite: str = key(
         Choice(("stop", "skip")), "What a NaN or infinite loss or gradient does: end the run, or skip the step.", "stop"
     )
+    set_to_none: bool = key(
+        Flag(), "zero_grad's: gradients are dropped between steps; false zeroes them in place.", True
+    )
     deterministic: bool = key(Flag(), "Only torch's deterministic algorithms.", False)
     strict: bool = key(Flag(), "What the first batch's check finds ends the run.", False)
     lint_off: tuple[str, ...] = key(
@@ -313,7 +316,9 @@ class Recipe(Keyed):
         "auto",
     )
     execution: ExecutionSection | str = key(
-        Or(_AUTO, Section(lambda: ExecutionSection)), "How a step runs here; auto measures and chooses.", "auto"
+        Or(("auto", "plain"), Section(lambda: ExecutionSection)),
+        "How a step runs here; auto measures and chooses, plain runs it as it is read in step.py.",
+        "auto",
     )
     checkpoint: CheckpointSection | None = key(
         Maybe(Section(lambda: CheckpointSection)),

@@ -71,7 +71,7 @@ def _as_mapping(node: Scalar, keys: list[str], at: int, where: Where) -> Entries
         if keys[at].isdigit():
             raise Refused(where, f"{path!r} has no item {keys[at]!r}; give the whole list: {path}=[...]")
         return Entries({}, where)
-    if node.value == "auto":  # execution, data.normalize
+    if node.value in ("auto", "plain"):  # execution, data.normalize
         return Entries({}, where)
     part = keys[0] in _PARTS and (at == 1 or keys[at - 1].isdigit())
     if part and isinstance(node.value, str) and not keys[at].isdigit():

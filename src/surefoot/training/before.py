@@ -17,12 +17,11 @@ from ..losses.checks.look import check_validation
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
-from ..step import PRECISIONS
+from ..step import ON_NONFINITE, PRECISIONS
 from ..tracking import Progress
 from .about import About
 from .state import Checkpoints, EarlyStopping
 
-ON_NONFINITE = ("stop", "skip")
 _ABOVE_0 = Range(low=0, low_open=True, hint="give None for no limit")
 
 

@@ -24,7 +24,7 @@ from ..modes import enter_training
 from ..schedules import Schedule
 from ..schedules.accept import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
-from ..step import TrainStep
+from ..step import StepOptions, TrainStep
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import About, completed, save_model_of
 from .before import check_monitors, checked, look_over_first_batch
@@ -80,6 +80,7 @@ def fit(
     clip_value: float | None = None,
     precision: str = "float32",
     ema_decay: float | None = None,
+    set_to_none: bool = True,
     early_stopping: EarlyStopping | None = None,
     on_nonfinite: str = "stop",
     unfreeze: Sequence[tuple[int, str]] | Unfreezing = (),
@@ -119,7 +120,10 @@ def fit(
     standard output: a live bar on a terminal, plain lines off it.
 
     How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
-    ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it.
+    ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it, and ``"plain"`` runs the step as it
+    stands in ``step.py``. A compiled form that was asked for and cannot be made is said, and the eager one is run.
+    `set_to_none` is `zero_grad`'s: with False gradients are zeroed in place. An optimizer with `train()` and `eval()`
+    of its own (a schedule-free one) is switched around validation, and stays in evaluation mode after the last epoch.
 
     The first batch is looked over before anything is spent: findings are printed, or raised with `strict`; those
     named in `lint_off` are not looked for. `metrics` is ``"auto"`` or names. `about` (an About) holds what is saved
@@ -170,6 +174,7 @@ def fit(
         "clip_value": clip_value,
         "precision": precision,
         "ema_decay": ema_decay,
+        "set_to_none": set_to_none,
         "log_every": log_every,
         # As with epochs, another patience is another end and not another run.
         "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
@@ -178,6 +183,15 @@ def fit(
     }
     if isinstance(progress, bool):
         progress = make_progress() if progress else Progress()
+    options = StepOptions(
+        grad_accum_steps=grad_accum_steps,
+        max_grad_norm=max_grad_norm,
+        clip_value=clip_value,
+        precision=precision,
+        ema_decay=ema_decay,
+        on_nonfinite=on_nonfinite,
+        set_to_none=set_to_none,
+    )
     rng.seed_all(seed)
     loader = training_loader(data, batch_size, seed, model, progress.message)
     about = completed(about, loader, loss)
@@ -193,17 +207,7 @@ def fit(
     )
     schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in allow)
     unfreezing = unfreeze or None
-    step = make_step(
-        model,
-        loss,
-        optimizer,
-        loader.device,
-        max_grad_norm=max_grad_norm,
-        clip_value=clip_value,
-        precision=precision,
-        ema_decay=ema_decay,
-        on_nonfinite=on_nonfinite,
-    )
+    step = TrainStep(model, loss, optimizer, options)
     running = RunningMetrics(**metric_options(loss, metrics))
     checkpoints = checkpoints if checkpoints is not None else Checkpoints(every=None)
     begun = start_epoch or 0
@@ -224,10 +228,12 @@ def fit(
         if val_loader is not None:
             stack.callback(val_loader.close)
         plan = recorded_plan(run_dir, execution) if resume and run_dir is not None else None
+        again = plan is not None
         if plan is None:
             plan = choose_plan(execution, step, loader, epochs * steps_per_epoch, progress.message)
         stack.enter_context(prepare(plan, model, optimizer))
-        use_plan(plan, step, loader)
+        if not again:
+            plan = use_plan(plan, step, loader, progress.message)
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
@@ -269,6 +275,8 @@ def fit(
             elif start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
+            if again:  # only now: a captured graph holds the addresses of what was loaded
+                use_plan(plan, step, loader, progress.message, begun=True)
             claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
             RunInfo(
@@ -292,9 +300,7 @@ def fit(
             checkpointer=checkpointer,
             epochs=epochs,
             log_every=log_every or max(1, round(steps_per_epoch / RECORDS_AN_EPOCH)),
-            grad_accum_steps=grad_accum_steps,
             metrics=metrics,
-            on_nonfinite=on_nonfinite,
             monitor=checkpoints.keep_best,
             early_stopping=early_stopping,
             unfreezing=unfreezing,
@@ -317,26 +323,6 @@ def fit(
         run_dir=run_dir,
         wall_s=state.wall_s(),
     )
-
-
-def make_step(
-    model: nn.Module,
-    loss: Callable[..., Tensor],
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    *,
-    ema_decay: float | None = None,
-    on_nonfinite: str = "stop",
-    **settings: Any,
-) -> TrainStep:
-    """The step of a run: with its moving average, and looking at each loss where that costs nothing or is needed."""
-    average = None
-    if ema_decay is not None:
-        follow = torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay)
-        average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-    # On a GPU, reading a loss back waits for it; a loss that is not finite then shows at the next record.
-    check = on_nonfinite == "skip" or device.type == "cpu"
-    return TrainStep(model, loss, optimizer, ema=average, check_finite=check, **settings)
 
 
 def _before_loading(

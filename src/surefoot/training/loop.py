@@ -15,7 +15,7 @@ from ..data import Loader
 from ..errors import RunFailed
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
-from ..step import NonFiniteLoss, TrainStep
+from ..step import NonFinite, TrainStep, set_mode
 from .evaluation import evaluate_on
 from .records import Recorder
 from .state import EarlyStopping, RunState
@@ -39,9 +39,7 @@ class Loop:
     checkpointer: Checkpointer | None
     epochs: int
     log_every: int
-    grad_accum_steps: int = 1
     metrics: Any = "auto"
-    on_nonfinite: str = "stop"
     monitor: str | None = None
     early_stopping: EarlyStopping | None = None
     unfreezing: Unfreezing | None = None
@@ -65,11 +63,12 @@ class Loop:
             self.unfreezing.begin(state.epoch)
         # What has joined gets its rate before the first update, however that update is run.
         schedule.adopt_groups()
+        set_mode(step.optimizer, training=True)
         skipped_in_a_row = 0
-        for micro_batches in grouped(loader, self.grad_accum_steps):
+        for micro_batches in grouped(loader, step.options.grad_accum_steps):
             try:
                 result = step(micro_batches)
-            except NonFiniteLoss as error:
+            except NonFinite as error:
                 skipped_in_a_row += 1
                 self.nonfinite(error, len(micro_batches), skipped_in_a_row)
                 continue
@@ -86,6 +85,7 @@ class Loop:
                 self.record_step(result.grad_norm)
             if checkpointer is not None:
                 checkpointer.step()
+        self.require_finite_parameters()
         means = running.result()
         self.record("epoch", "train", means)
         state.last = {f"train/{name}": value for name, value in means.items()}
@@ -100,10 +100,18 @@ class Loop:
         self.record("step", "train", means)
         if not math.isfinite(means["loss"]):
             self.fail_nonfinite(f"the mean loss up to step {self.state.step} is {means['loss']}")
+        if not self.step.checks:  # a gradient that was NaN under a finite loss shows here
+            self.require_finite_parameters()
+
+    def require_finite_parameters(self) -> None:
+        """End the run where a parameter is NaN or infinite, before anything is saved as good."""
+        if self.step.not_finite() is not None:
+            self.fail_nonfinite(f"epoch {self.state.epoch}, step {self.state.step}: an update overflowed")
 
     def validate(self) -> dict[str, float]:
         """One pass over the validation data; returns the epoch's values by name (``train/loss``, ``val/loss``)."""
         values = dict(self.state.last)
+        set_mode(self.step.optimizer, training=False)
         if self.val_loader is not None:
             # A model that draws random numbers even in evaluation must find them as they were, should the run be
             # stopped in here: it then begins this validation again.
@@ -116,7 +124,7 @@ class Loop:
                 self.evaluated_model,
                 self.step.loss,
                 metrics=self.metrics,
-                precision=self.step.precision,
+                precision=self.step.options.precision,
                 confusion=self.classes,
                 between=lambda: self.stop_in_validation(before),
             )
@@ -158,13 +166,14 @@ class Loop:
         state = self.state
         self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
-    def nonfinite(self, error: NonFiniteLoss, micro_batches: int, in_a_row: int) -> None:
-        """A loss that is NaN or infinite: skip the update and say so, or stop with the last finite state kept."""
+    def nonfinite(self, error: NonFinite, micro_batches: int, in_a_row: int) -> None:
+        """A loss or gradient that is NaN or infinite: skip the update and say so, or stop with the last finite state kept."""
         first = self.loader.position - micro_batches
-        indices = self.loader.indices_at(self.state.epoch, first + error.micro_batch).tolist()
+        which = range(micro_batches) if error.micro_batch is None else [error.micro_batch]
+        indices = [i for k in which for i in self.loader.indices_at(self.state.epoch, first + k).tolist()]
         shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
-        what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: the loss is {error.value} on samples [{shown}]"
-        if self.on_nonfinite == "stop":
+        what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: {error} on samples [{shown}]"
+        if self.step.options.on_nonfinite == "stop":
             self.fail_nonfinite(what)
         self.state.skipped += 1
         if in_a_row >= MOST_SKIPS_IN_A_ROW:
@@ -174,10 +183,9 @@ class Loop:
             self.checkpointer.check_signals()
 
     def fail_nonfinite(self, what: str) -> None:
-        """End the run over a loss that is not finite."""
+        """End the run over a number that is not finite."""
         advice = "lower the learning rate, limit max_grad_norm, or look at these samples"
-        bad = next((n for n, p in self.step.model.named_parameters() if not bool(p.isfinite().all())), None)
-        if bad is not None:
+        if (bad := self.step.not_finite()) is not None:
             kept = f"the parameters are no longer finite ({bad}); what was saved before is kept"
         elif self.checkpointer is not None:
             self.checkpointer.save()

@@ -1,22 +1,24 @@
-"""The execution plan of a run: chosen once, recorded, taken up again on resume, put under the step."""
+"""The execution settings of a run: chosen once, recorded, taken up again on resume, put under the step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_about
 from ..data import Loader
-from ..execution import Execution, choose_execution, make_update, with_asked
-from ..step import NonFiniteLoss, StepResult, TrainStep
+from ..errors import UsageError
+from ..execution import CannotCompile, Execution, choose_execution, verified_backend, with_asked
+from ..step import Batch, TrainStep
 
 # Enough real batches to time on without measuring one lucky shape of data.
 BATCHES_TO_MEASURE = 4
 
 
 def recorded_plan(run_dir: Path | str, execution: Any = "auto") -> Execution | None:
-    """The plan that a run was begun with, or None where there is none yet.
+    """The settings that a run was begun with, or None where there are none yet.
 
     What `execution` fixes otherwise is taken over: a changed condition, which the resume then refuses or allows.
     """
@@ -26,36 +28,38 @@ def recorded_plan(run_dir: Path | str, execution: Any = "auto") -> Execution | N
     return with_asked(Execution.from_json(about["execution"]), execution)
 
 
+def batches_to_measure(loader: Loader) -> list[Batch]:
+    """A few real batches, for timing."""
+    return [loader.batch_at(0, i) for i in range(min(BATCHES_TO_MEASURE, len(loader)))]
+
+
 def choose_plan(
     execution: Any, step: TrainStep, loader: Loader, steps_expected: int, say: Callable[[str], None]
 ) -> Execution:
-    """What `execution` (``"auto"`` or a mapping) fixes, and the fastest of the rest on this machine."""
-    return choose_execution(
-        execution,
-        model=step.model,
-        loss=step.loss,
-        optimizer=step.optimizer,
-        batches=[loader.batch_at(0, i) for i in range(min(BATCHES_TO_MEASURE, len(loader)))],
-        steps_expected=steps_expected,
-        precision=step.precision,
-        max_grad_norm=step.max_grad_norm,
-        clip_value=step.clip_value,
-        say=say,
-    )
+    """What `execution` (``"auto"``, ``"plain"`` or a mapping) fixes, and the fastest of the rest on this machine."""
+    return choose_execution(execution, step, batches_to_measure(loader), steps_expected=steps_expected, say=say)
 
 
-def use_plan(plan: Execution, step: TrainStep, loader: Loader) -> None:
-    """Let `step` run as `plan` says; call it inside of `execution.prepare`."""
-    step.update = make_update(
-        plan,
-        step.model,
-        step.loss,
-        step.optimizer,
-        example=loader.batch_at(0, 0),
-        plain=step.plain,
-        result=StepResult,
-        nonfinite=NonFiniteLoss if step.check_finite else None,
-        clip=step.clip if step.clips else None,
-        max_grad_norm=step.max_grad_norm,
-        clip_value=step.clip_value,
-    )
+def use_plan(
+    plan: Execution, step: TrainStep, loader: Loader, say: Callable[[str], None], *, begun: bool = False
+) -> Execution:
+    """Put under `step` what `plan` says; call it inside of `execution.prepare`, after a resume has loaded its state.
+
+    Returns the settings that the run has: where the compiled form cannot be made, those of the eager one, and `say`
+    is told. Raises UsageError, with the way to go on, for a run that was `begun` with a form that cannot be made again.
+    """
+    if step.options.grad_accum_steps > 1:  # of several micro-batches there is the plain step alone
+        return plan
+    try:
+        step.backend = verified_backend(plan, step, loader.batch_at(0, 0), say)
+    except CannotCompile as error:
+        if begun:
+            raise UsageError(
+                f"execution: this run was begun with {plan.describe()}, which cannot be made again here: {error}; "
+                "go on without it, no longer to the bit: surefoot resume RUN execution.compile=false --allow "
+                "execution.compile --allow execution.products --allow recipe.execution"
+            ) from error
+        say(f"the step is not compiled: {error}")
+        plan = replace(plan, compile="none", products=False, cuda_graph=False)
+        step.backend = verified_backend(plan, step, loader.batch_at(0, 0), say)
+    return plan

@@ -1,0 +1,74 @@
+"""From execution settings to the object that runs a step, compared with the plain step before it does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..step import Batch, StepResult, TrainStep
+from .captured import CapturedStep
+from .compiled import CompiledStep
+from .eager import EagerStep
+from .plan import Execution
+from .verify import verify
+from .whole_step import CannotCompile, compile_step, why_not
+
+Backend = Callable[[Sequence[Batch]], StepResult]
+
+
+def make_backend(
+    execution: Execution, step: TrainStep, example: Sequence[Any], say: Callable[[str], None] = print
+) -> Backend | None:
+    """What runs `step` as `execution` says, or None where the plain step is all there is.
+
+    Call it inside of `prepare(execution, step.model, step.optimizer)`, after whatever state there is has been loaded:
+    a captured graph holds addresses. `example` is a batch of the full size: a compiled step is one for batches of
+    its shape, and others (an epoch's short last one) run eagerly, whichever comes first.
+
+    Nothing is compared here; see `verified_backend`. Raises CannotCompile for settings that say compiled or captured
+    where it cannot be.
+    """
+    options = step.options
+    if execution.plain or options.precision == "fp16" or isinstance(step.optimizer, torch.optim.LBFGS):
+        return None
+    if execution.cuda_graph or execution.compile != "none":
+        reason = why_not(step.model, step.optimizer)
+        if reason is None and not options.set_to_none and execution.compile != "module":
+            reason = "set_to_none: false keeps gradients in place, which a graph does not"
+        if reason is not None:
+            raise CannotCompile(reason)
+    if execution.cuda_graph:
+        return CapturedStep(step, example)
+    if execution.compile == "module":
+        return EagerStep(step, torch.compile(step.model))
+    if execution.compile == "none":
+        return EagerStep(step)
+
+    make = functools.partial(
+        compile_step, step, example, update=execution.compile == "step", products=execution.products
+    )
+    return CompiledStep(step, make, say)
+
+
+def verified_backend(
+    execution: Execution, step: TrainStep, example: Sequence[Any], say: Callable[[str], None] = print
+) -> Backend | None:
+    """`make_backend`, after two updates with it were compared with two of the plain step; they leave no trace.
+
+    Loss, outputs, gradients, parameters, buffers and optimizer state are compared: to the bit for an eager backend, up
+    to rounding for a compiled one. Raises CannotCompile, naming what differs first, for the latter; an eager
+    backend that differs is not used, and `say` is told.
+    """
+    backend = make_backend(execution, step, example, say)
+    if backend is None:
+        return None
+    difference = verify(step, backend, [example])
+    if difference is None:
+        return backend
+    if execution.cuda_graph or execution.compile != "none":
+        raise CannotCompile(difference)
+    say(f"the plain step is run: the leaner one {difference}")
+    return None

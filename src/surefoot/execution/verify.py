@@ -1,0 +1,191 @@
+"""Whether a backend makes the update that the plain step makes: two updates of each, compared in everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+from ..errors import first_line
+from ..step import Batch, NonFinite, StepResult, TrainStep
+from ..untouched import untouched
+
+# How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.
+# Summing in another order costs tens; a unit of a ReLU or a pool that lands on its other side costs more.
+TOLERANCE = {"float32": 2e-3, "bf16": 0.1, "fp16": 0.05}
+# A gradient that is nothing but rounding (a bias before a BatchNorm) is measured against all gradients together.
+FLOOR = {"float32": 2e-5, "bf16": 1e-2, "fp16": 5e-3}
+# An update may turn a rounding into a whole step (Adam's first divides each element by its own size).
+OF_UPDATES = 25
+
+UPDATES = 2
+
+
+@dataclass
+class Seen:
+    """What updates did: for each its loss, outputs and gradients; then parameters, buffers and optimizer state."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    outputs: list[list[Tensor]] = field(default_factory=list)
+    gradients: list[dict[str, Tensor | None]] = field(default_factory=list)
+    begin: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    refused: str | None = None
+
+
+def verify(
+    step: TrainStep, backend: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Batch], *, exact: bool | None = None
+) -> str | None:
+    """What of two updates by `backend` differs from two by the plain step, in words; None where nothing does.
+
+    Both begin from the same weights, state and random numbers and leave no trace. With `exact` every bit is compared,
+    else up to rounding; by default every bit where the backend is an eager one.
+    """
+    if exact is None:
+        exact = not getattr(backend, "writes_unseen", False)
+    expected = record(step, step.plain, batches)
+    try:
+        found = record(step, backend, batches)
+    except Exception as error:  # the user's forward runs here, as a graph that may not stand it
+        return f"fails: {first_line(error, kind=True)}"
+    if expected.refused or found.refused:
+        same = expected.refused == found.refused
+        return None if same else f"differs: {found.refused or 'all is finite'} where eager says: {expected.refused or 'all is finite'}"
+    if difference := first_difference(expected, found, step.options.precision, exact):
+        return f"differs from eager{'' if exact else ' by more than rounding'}: {difference}"
+    return None
+
+
+def record(
+    step: TrainStep, run: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Batch], updates: int = UPDATES
+) -> Seen:
+    """So many updates by `run` on the live objects of `step`, which are put back."""
+    seen = Seen()
+    with untouched(step.model, step.loss, step.optimizer):
+        seen.begin = dict(_tensors(step))
+        for number in range(updates):
+            try:
+                result = run([tuple(batches[number % len(batches)])])
+            except NonFinite as error:
+                seen.refused = str(error)
+                return seen
+            seen.losses.append(result.loss.detach().clone())
+            leaves = pytree.tree_leaves(result.outputs)
+            seen.outputs.append([leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)])
+            if (show := getattr(run, "show_gradients", None)) is not None:
+                show()
+            seen.gradients.append(dict(_gradients(step)))
+        seen.tensors = dict(_tensors(step))
+    return seen
+
+
+def _named(step: TrainStep) -> Iterator[tuple[str, nn.Module]]:
+    for name, part in (("", step.model), ("loss.", step.loss)):
+        if isinstance(part, nn.Module):
+            yield name, part
+
+
+def _gradients(step: TrainStep) -> Iterator[tuple[str, Tensor | None]]:
+    for prefix, part in _named(step):
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad:
+                yield prefix + name, None if parameter.grad is None else parameter.grad.detach().clone()
+
+
+def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and optimizer state by name, copied."""
+    names = {}
+    for prefix, part in _named(step):
+        for name, parameter in part.named_parameters():
+            names[parameter] = prefix + name
+            yield prefix + name, parameter.detach().clone()
+        for name, buffer in part.named_buffers():
+            yield f"buffer {prefix}{name}", buffer.detach().clone()
+    for parameter, state in step.optimizer.state.items():
+        for key, value in state.items() if isinstance(state, Mapping) else ():
+            if isinstance(value, Tensor):
+                yield f"{key} of {names.get(parameter, 'a parameter outside the model')}", value.detach().clone()
+
+
+def first_difference(expected: Seen, found: Seen, precision: str = "float32", exact: bool = False) -> str | None:
+    """What of `found` is off, in words that name it; None where nothing is.
+
+    >>> a = Seen([torch.tensor(1.0)], [[]], [{"w": torch.ones(3)}])
+    >>> first_difference(a, a)
+    >>> first_difference(a, Seen([torch.tensor(1.0)], [[]], [{"w": torch.zeros(3)}]))
+    'the gradient of w is all zeros where eager has a 2-norm of 1.73'
+    """
+    tolerance = 0.0 if exact else TOLERANCE[precision]
+    floor = 0.0 if exact else FLOOR[precision]
+    noise: set[str] = set()
+    for number, (loss, other) in enumerate(zip(expected.losses, found.losses, strict=True)):
+        if not _close(float(other), float(loss), tolerance if number == 0 else OF_UPDATES * tolerance):
+            return f"the loss is {float(other):.9g} where eager has {float(loss):.9g}"
+    # After the first update roundings have gone through the whole model; from there on bits or nothing.
+    for grads, others in list(zip(expected.gradients, found.gradients, strict=True))[: None if exact else 1]:
+        norms = {n: _norm(g) for n, g in grads.items() if g is not None}
+        whole = math.sqrt(sum(v * v for v in norms.values()))
+        noise |= {n for n, norm in norms.items() if norm <= 10 * floor * whole}
+        for name, grad in grads.items():
+            if difference := _gradient_off(grad, others.get(name), max(tolerance * norms.get(name, 0.0), floor * whole)):
+                return f"the gradient of {name} {difference}"
+    for outputs, others in list(zip(expected.outputs, found.outputs, strict=True))[: None if exact else 1]:
+        if len(outputs) != len(others) or any(a.shape != b.shape for a, b in zip(outputs, others, strict=True)):
+            return "its outputs have other shapes than eager's"
+        if any(_off(b, a) > tolerance * max(_norm(a), 1e-30) for a, b in zip(outputs, others, strict=True)):
+            return "its outputs are off"
+    for name, after in expected.tensors.items():
+        other, before = found.tensors.get(name), expected.begin.get(name)
+        if other is None or other.shape != after.shape:
+            return f"{name} is missing after two updates" if other is None else f"{name} has another shape"
+        if any(name == n or name.endswith(f" of {n}") for n in noise):
+            continue
+        moved = _off(after, before) if before is not None and before.shape == after.shape else _norm(after)
+        scale = max(moved, floor * _norm(after))
+        if not _off(other, after) <= OF_UPDATES * tolerance * scale:
+            return f"{name} is off by {_off(other, after) / scale if scale else math.inf:.2%} of its change after two updates"
+    return None
+
+
+def _gradient_off(grad: Tensor | None, other: Tensor | None, allowed: float) -> str | None:
+    if grad is None:
+        return "is there where eager has none" if other is not None and bool(other.any()) else None
+    norm = _norm(grad)
+    if other is None:
+        return f"is missing where eager has a 2-norm of {norm:.3g}" if norm > 0 else None
+    if other.shape != grad.shape:
+        return f"has shape {tuple(other.shape)} where eager has {tuple(grad.shape)}"
+    off = _off(other, grad)
+    if off <= allowed:  # NaN is off, too
+        return None
+    if norm > 0 and not bool((_dense(other) != 0).any()):
+        return f"is all zeros where eager has a 2-norm of {norm:.3g}"
+    return f"is off by {off / norm if norm else math.inf:.2%} of its 2-norm"
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return tensor if tensor.is_complex() else tensor.double()
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(_dense(tensor).norm()) if tensor.numel() else 0.0
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    """The 2-norm of the difference; values that are the same count as none, infinite ones and NaN included."""
+    a, b = _dense(a), _dense(b)
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, torch.zeros_like(a), a - b).norm()) if a.numel() else 0.0
+
+
+def _close(found: float, expected: float, tolerance: float) -> bool:
+    if math.isnan(found) or math.isnan(expected):
+        return math.isnan(found) and math.isnan(expected)
+    return found == expected or math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance * 1e-2)

@@ -1,0 +1,154 @@
+"""Every private name of torch that Surefoot runs by, each with what takes its place where a torch lacks it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+# Above this many numbers, reading them once (a norm) is cheaper than the kernel that reads and writes.
+_SMALL = 1 << 20
+
+
+def all_finite(tensors: Sequence[Tensor], scratch: bool = False) -> bool:
+    """Whether no number in `tensors` (sparse ones too) is NaN or infinite. Reads back from the device.
+
+    With `scratch` they may be written to, with what is there already: small gradients are then looked at in one call.
+    """
+    tensors = [t if t.layout is torch.strided else t.coalesce().values() for t in tensors]
+    tensors = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+    if not tensors:
+        return True
+    if scratch and sum([t.numel() for t in tensors]) <= _SMALL and (check := _fused_check()) is not None:
+        first = tensors[0]
+        if all([t.dtype is torch.float32 and t.device == first.device for t in tensors]):
+            return check(tensors)
+    if math.isfinite(get_total_norm(tensors)):
+        return True
+    return all(bool(t.isfinite().all()) for t in tensors)  # the norm alone may have overflowed
+
+
+@functools.cache
+def _fused_check() -> Callable[[list[Tensor]], bool] | None:
+    """GradScaler's test in one call, at a scale of 1; None where this torch has it otherwise."""
+    kernel = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
+    if kernel is None:
+        return None
+    constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def check(tensors: list[Tensor]) -> bool:
+        device = tensors[0].device
+        if device not in constants:
+            constants[device] = torch.zeros(1, device=device), torch.ones(1, device=device)
+        found, one = constants[device]
+        found.zero_()
+        with torch.no_grad():
+            kernel(tensors, found, one)
+        return not found.item()
+
+    probe = torch.tensor([1.5, -0.0]), torch.tensor([1.0, math.nan]), torch.tensor([math.inf])
+    try:
+        sound = check([probe[0]]) and not check(list(probe[:2])) and not check([probe[2]])
+        sound = sound and probe[0].tolist() == [1.5, -0.0]
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+    return check if sound else None
+
+
+@functools.cache
+def run_backward() -> Callable[[Tensor, Tensor], None]:
+    """The autograd engine's own entry where this torch has it as expected, else `torch.autograd.backward`.
+
+    The wrapper around it (argument checks, logging hooks) costs as much as a tenth of a small step.
+    """
+    run = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+
+    def direct(loss: Tensor, ones: Tensor) -> None:
+        run((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+    try:
+        leaf = torch.tensor(2.0, requires_grad=True)
+        with torch.enable_grad():
+            loss = leaf * 3
+        direct(loss, torch.ones(()))
+        expected = leaf.grad is not None and leaf.grad.item() == 3
+    except (TypeError, RuntimeError):
+        expected = False
+    return direct if expected else torch.autograd.backward
+
+
+def lerp_all(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:
+    """Move each of `tensors` towards its end by `weight` of the distance, in place; in one call where torch has it."""
+    if (kernel := getattr(torch, "_foreach_lerp_", None)) is not None:
+        kernel(tensors, ends, weight)
+        return
+    for tensor, end in zip(tensors, ends, strict=True):
+        tensor.lerp_(end, weight)
+
+
+def fused(name: str) -> Callable[..., None] | None:
+    """torch's fused update ``sgd``, ``adam`` or ``adamw``; None where this torch has none, or takes other arguments."""
+    kernel = getattr(torch, f"_fused_{name}_", None)
+    return kernel if kernel is not None and _fused_as_expected(name) else None
+
+
+@functools.cache
+def _fused_as_expected(name: str) -> bool:
+    kernel = getattr(torch, f"_fused_{name}_")
+    one = [[torch.ones(2)] for _ in range(4)]
+    numbers = {"lr": 0.1, "weight_decay": 0.0, "maximize": False}
+    try:
+        if name == "sgd":
+            rest = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "is_first_step": False}
+            kernel(one[0], one[1], [], **numbers, **rest)
+        else:
+            rest = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "amsgrad": False}
+            kernel(one[0], one[1], one[2], one[3], [], [torch.ones(())], **numbers, **rest)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return bool((one[0][0] < 1).all())
+
+
+def add_to_all(tensors: list[Tensor], number: float | Tensor) -> None:
+    """Add a number (a tensor of one stays on its device) to each of `tensors`, in place."""
+    if (kernel := getattr(torch, "_foreach_add_", None)) is not None:
+        kernel(tensors, number if not isinstance(number, Tensor) else [number] * len(tensors))
+        return
+    for tensor in tensors:
+        tensor.add_(number)
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> tuple[list[Callable], list[Callable]] | None:
+    """The hooks that `optimizer.step()` calls first and last, global ones included; None where they cannot be seen."""
+    from torch.optim import optimizer as module
+
+    try:
+        before = (module._global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks)
+        after = (optimizer._optimizer_step_post_hooks, module._global_optimizer_post_hooks)
+    except AttributeError:
+        return None
+    return [h for hooks in before for h in hooks.values()], [h for hooks in after for h in hooks.values()]
+
+
+def set_onednn(enabled: bool) -> None:
+    """Let convolutions and the like use oneDNN, or not, from now on in this process."""
+    if bool(torch.backends.mkldnn.enabled) == enabled:
+        return
+    switch = getattr(torch._C, "_set_mkldnn_enabled", None)
+    if switch is None:
+        torch.backends.mkldnn.enabled = enabled
+    else:
+        switch(enabled)
+
+
+def inductor_compile(graph: torch.fx.GraphModule, arguments: list[Tensor], settings: dict[str, object]) -> Callable:
+    """A graph of primitive operations as machine code, made under `settings` of Inductor."""
+    import torch._inductor
+    import torch._inductor.config as config
+
+    with config.patch(settings):
+        return torch._inductor.compile(graph, arguments)
