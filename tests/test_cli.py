@@ -57,7 +57,7 @@ COMMAND_LINE = {
     "check": {"recipe", "overrides", "--trust-code"},
     "plan": {"recipe", "overrides", "--png", "--svg", "--json", "--trust-code"},
     "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--json", "--trust-code"},
-    "tune": {"recipe", "overrides", "--seconds", "--trust-code"},
+    "tune": {"recipe", "overrides", "--forget", "--seconds", "--trust-code"},
     "eval": {"path", "--data", "--split", "--best", "--json", "--model", "--key", "--trust-code"},
     "predict": {"path", "files", "--top", "--json", "--data", "--model", "--key", "--trust-code"},
     "export": {"path", "--to", "--best", "--data", "--model", "--key", "--trust-code"},

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import types
 
 import pytest
 import torch
 from torch import nn
 
 from surefoot.errors import UsageError
-from surefoot.execution import Execution, make_update, prepare
+from surefoot.execution import Execution, make_backend, prepare
 from surefoot.execution.direct import DirectUpdate
+from surefoot.execution.eager import EagerStep
 from surefoot.execution.plan import set_layout, supports_fused
 from surefoot.models import MODELS
-from surefoot.step import NonFiniteLoss, StepResult, TrainStep
+from surefoot.step import NonFinite, StepOptions, StepResult, TrainStep
 
 
 def lenet(seed=0):
@@ -42,22 +44,10 @@ def same(a, b):
 
 
 def fast_step(execution, model, loss, optimizer, example, **settings):
-    plain = TrainStep(model, loss, optimizer, **settings)
-    update = make_update(
-        execution,
-        model,
-        loss,
-        optimizer,
-        example=example,
-        plain=plain.plain,
-        result=StepResult,
-        nonfinite=NonFiniteLoss if plain.check_finite else None,
-        clip=plain.clip if plain.clips else None,
-        max_grad_norm=settings.get("max_grad_norm"),
-        clip_value=settings.get("clip_value"),
-    )
-    plain.update = update
-    return plain
+    step = TrainStep(model, loss, optimizer, StepOptions(**settings))
+    step.backend = make_backend(execution, step, example)
+    assert isinstance(step.backend, EagerStep)
+    return step
 
 
 def test_a_plan_survives_json_and_refuses_what_it_does_not_know():
@@ -201,7 +191,7 @@ def test_the_fast_eager_step_is_the_plain_step_to_the_bit(settings):
     loss = nn.CrossEntropyLoss()
     with prepare(plan, model, ours), prepare(plan, other, theirs):
         fast = fast_step(plan, model, loss, ours, batches()[0], **settings)
-        plain = TrainStep(other, loss, theirs, **settings)
+        plain = TrainStep(other, loss, theirs, StepOptions(**settings))
         for batch in [*batches(), *batches(1, size=3)]:
             a, b = fast([batch]), plain([batch])
             assert same(tuple(a), tuple(b))
@@ -218,7 +208,7 @@ def test_a_loss_that_is_not_finite_is_raised_before_anything_changes():
     step = fast_step(Execution(), model, nn.CrossEntropyLoss(), optimizer, batches()[0])
     before = copy.deepcopy(model.state_dict())
     inputs, targets = batches()[0]
-    with pytest.raises(NonFiniteLoss) as raised:
+    with pytest.raises(NonFinite) as raised:
         step([(inputs * math.inf, targets)])
     assert math.isnan(raised.value.value)
     assert same(before, model.state_dict())
@@ -227,10 +217,42 @@ def test_a_loss_that_is_not_finite_is_raised_before_anything_changes():
 def test_lbfgs_and_fp16_keep_the_plain_step():
     model = lenet()
     loss, batch = nn.CrossEntropyLoss(), batches()[0]
-    arguments = {"example": batch, "plain": lambda b: None, "result": StepResult}
-    assert make_update(Execution(), model, loss, torch.optim.LBFGS(model.parameters()), **arguments) is None
+    lbfgs = TrainStep(model, loss, torch.optim.LBFGS(model.parameters()))
+    assert make_backend(Execution(), lbfgs, batch) is None
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert make_update(Execution(precision="fp16"), model, loss, sgd, **arguments) is None
+    fp16 = TrainStep(model, loss, sgd, StepOptions(precision="fp16"))
+    assert make_backend(Execution(precision="fp16"), fp16, batch) is None
+    assert make_backend(Execution(plain=True), TrainStep(model, loss, sgd), batch) is None
+
+
+def test_a_step_that_somebody_patched_is_called_under_a_scheduler_too():
+    model = lenet()
+    model(batches()[0][0]).sum().backward()
+    for scheduler_first in (True, False):
+        optimizer, called = torch.optim.SGD(model.parameters(), lr=0.1, fused=True), []
+        if scheduler_first:
+            torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        optimizer.step = types.MethodType(lambda self, closure=None, called=called: called.append(self), optimizer)
+        if not scheduler_first:
+            torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        before = copy.deepcopy(model.state_dict())
+        DirectUpdate(optimizer)()
+        assert called == [optimizer] and same(before, model.state_dict())
+
+
+def test_everything_that_prepare_sets_is_put_back():
+    model = lenet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    strides = [p.stride() for p in model.parameters()]
+    flags = [dict(group) for group in (optimizer.defaults, *optimizer.param_groups)]
+    with prepare(Execution(memory_format="channels_last", optimizer_impl="fused"), model, optimizer):
+        assert [p.stride() for p in model.parameters()] != strides
+        model(batches()[0][0]).sum().backward()
+        optimizer.step()
+    assert [p.stride() for p in model.parameters()] == strides
+    assert [p.grad.stride() for p in model.parameters()] == strides
+    assert [optimizer.state[p]["momentum_buffer"].stride() for p in model.parameters()] == strides
+    assert [dict(group) for group in (optimizer.defaults, *optimizer.param_groups)] == flags
 
 
 def test_fused_is_refused_where_torch_has_none():

@@ -9,26 +9,34 @@ import pytest
 import torch
 from torch import nn
 
-from surefoot.execution import CannotCompile
-from surefoot.execution.captured import CapturedUpdate
-from surefoot.execution.eager import EagerUpdate
-from surefoot.execution.parity import eager_gradients, first_difference
-from surefoot.step import NonFiniteLoss, StepResult, TrainStep
+from surefoot.execution import CannotCompile, Execution, make_backend, verify
+from surefoot.execution.captured import CapturedStep
+from surefoot.step import NonFinite, StepOptions, TrainStep
 
 
 class Remembered:
-    """What a CUDA graph does, by hand: replays write into the tensors that the capture gave."""
+    """What a CUDA graph does, by hand: replays read and write the memory that the capture met, and no other."""
 
     def __init__(self):
         self.replays = 0
 
     def capture(self, work):
+        step = work.__self__
         filled = [tensor.clone() for tensor in work()]
+        memory = [(p, p.data) for p in step.parameters]
+        state = {p: dict(values) for p, values in step.optimizer.state.items()}
 
         def replay():
             self.replays += 1
+            live, places = step.optimizer.state, [(p, p.data) for p, _ in memory]
+            step.optimizer.state = state
+            for parameter, held in memory:
+                parameter.data = held
             for place, value in zip(filled, work(), strict=True):
                 place.copy_(value)
+            step.optimizer.state = live
+            for parameter, own in places:
+                parameter.data = own
 
         return replay, filled
 
@@ -55,12 +63,9 @@ OPTIMIZERS = {
 }
 
 
-def captured(model, optimizer, graphs=None, nonfinite=NonFiniteLoss, loss=None, **limits):
-    loss = loss or nn.CrossEntropyLoss()
-    plain = TrainStep(model, loss, optimizer, **limits)
-    clip = plain.clip if plain.clips else None
-    eager = EagerUpdate(model, loss, optimizer, fallback=plain.plain, result=StepResult, nonfinite=nonfinite, clip=clip)
-    return CapturedUpdate(model, loss, optimizer, batches()[0], eager, graphs=graphs or Remembered(), **limits)
+def captured(model, optimizer, graphs=None, loss=None, **options):
+    step = TrainStep(model, loss or nn.CrossEntropyLoss(), optimizer, StepOptions(**options))
+    return CapturedStep(step, batches()[0], graphs=graphs or Remembered())
 
 
 def close(a, b):
@@ -80,7 +85,7 @@ def test_replays_train_as_the_plain_step_does_at_every_rate(name, limits):
     other, reference = made(OPTIMIZERS[name])
     graphs = Remembered()
     update = captured(model, optimizer, graphs, **limits)
-    plain = TrainStep(other, nn.CrossEntropyLoss(), reference, **limits)
+    plain = TrainStep(other, nn.CrossEntropyLoss(), reference, StepOptions(**limits))
     kept = []
     for i, batch in enumerate(batches()):
         for o in (optimizer, reference):
@@ -105,13 +110,66 @@ def test_capturing_leaves_no_trace():
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_its_gradients_can_be_checked_without_a_trace():
+@pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1}])
+def test_it_is_compared_with_the_plain_step_without_a_trace(limits):
     model, optimizer = made(OPTIMIZERS["SGD with momentum"])
+    update = captured(model, optimizer, **limits)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    assert verify(update.step, update, [batches()[1]]) is None
+    assert close(before, (model.state_dict(), optimizer.state_dict()["state"]))
+
+
+class Root(nn.Module):
+    """At a row of zeros the value is 0 and the slope of the root infinite: a finite loss, NaN gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(5, 4, bias=False), nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.out(self.layer(x).pow(2).sum(1, keepdim=True).sqrt())
+
+
+def test_a_gradient_that_is_not_finite_leaves_everything_alone():
+    torch.manual_seed(0)
+    model = Root()
+    optimizer = OPTIMIZERS["Adam"](model.parameters())
     update = captured(model, optimizer)
-    before = copy.deepcopy(model.state_dict())
-    expected = eager_gradients(copy.deepcopy(model), nn.CrossEntropyLoss(), batches()[1])
-    assert first_difference(expected, update.gradients(batches()[1])) is None
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    update([batches()[0]])
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    inputs, targets = batches()[1]
+    with pytest.raises(NonFinite, match=r"the gradient of layer\.weight is not finite"):
+        update([(inputs.index_fill(0, torch.tensor([2]), 0.0), targets)])
+    for a, b in zip(before[0].values(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(before[1][i][name], after[i][name]) for i in after for name in after[i])
+
+
+@pytest.mark.parametrize("loaded", ["before the capture", "after it"])
+def test_a_state_that_was_loaded_is_the_one_that_is_trained(loaded):
+    """A graph writes to the addresses that it met; what was loaded later lies elsewhere."""
+    results = []
+    for fast in (False, True):
+        model, optimizer = made(OPTIMIZERS["SGD with momentum"])
+        step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+        for batch in batches():
+            step([batch])
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        model, optimizer = made(OPTIMIZERS["SGD with momentum"])
+        step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+        graphs = Remembered()
+        if fast and loaded == "after it":
+            step.backend = CapturedStep(step, batches()[0], graphs=graphs)
+        model.load_state_dict(saved[0])
+        optimizer.load_state_dict(copy.deepcopy(saved[1]))
+        if fast and loaded != "after it":
+            step.backend = CapturedStep(step, batches()[0], graphs=graphs)
+        for batch in batches():
+            step([batch])
+        assert graphs.replays == (4 if fast and loaded != "after it" else 0)
+        results.append((model.state_dict(), optimizer.state_dict()["state"]))
+    assert close(*results)
 
 
 def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone():
@@ -119,7 +177,7 @@ def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone():
     update = captured(model, optimizer)
     update([batches()[0]])
     before = copy.deepcopy((list(model.parameters()), optimizer.state_dict()["state"]))
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFinite):
         update([(batches()[1][0] * math.inf, batches()[1][1])])
     assert all(torch.equal(a, b) for a, b in zip(before[0], model.parameters(), strict=True))
     after = optimizer.state_dict()["state"]
@@ -150,8 +208,9 @@ def test_what_cannot_be_captured_says_why():
         captured(*made(lambda p: torch.optim.Adam(p, amsgrad=True, fused=True)))
     model, optimizer = made(OPTIMIZERS["Adam"])
     model[0].register_forward_hook(lambda *_: None)
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
     with pytest.raises(CannotCompile, match="module 0 has hooks"):
-        captured(model, optimizer)
+        make_backend(Execution(cuda_graph=True), step, batches()[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -162,12 +221,10 @@ def test_on_a_gpu_the_graph_trains_as_the_plain_step_does():
         model, _ = made(OPTIMIZERS["Adam"])
         model = model.cuda()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-        plain = TrainStep(model, loss, optimizer, check_finite=False)
-        step = plain.plain
+        step = TrainStep(model, loss, optimizer)
         on_gpu = [tuple(part.cuda() for part in batch) for batch in batches()]
         if fast:
-            eager = EagerUpdate(model, loss, optimizer, fallback=plain.plain, result=StepResult)
-            step = CapturedUpdate(model, loss, optimizer, on_gpu[0], eager)
+            step.backend = CapturedStep(step, on_gpu[0])
         for batch in on_gpu:
             step([batch])
         results.append({name: value.cpu() for name, value in model.state_dict().items()})

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from surefoot import rng
+from surefoot.cli import main
 from surefoot.errors import UsageError
 from surefoot.execution import (
     CannotCompile,
@@ -28,8 +31,9 @@ from surefoot.execution.choose import _forms, _settle, candidates
 from surefoot.execution.limit import TookTooLong, limited
 from surefoot.execution.machine import describe_work, digest
 from surefoot.execution.measure import Bench, Trial, fastest, race
-from surefoot.execution.parity import Gradients, first_difference
+from surefoot.execution.verify import Seen, first_difference
 from surefoot.models import MODELS
+from surefoot.step import StepOptions, TrainStep
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +46,7 @@ def work(size=4):
     model = MODELS.build("LeNet5", {})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     pairs = [(torch.randn(size, 1, 28, 28), torch.randint(0, 10, (size,))) for _ in range(2)]
-    return {"model": model, "loss": nn.CrossEntropyLoss(), "optimizer": optimizer, "batches": pairs}
+    return {"step": TrainStep(model, nn.CrossEntropyLoss(), optimizer), "batches": pairs}
 
 
 def choose(spec="auto", steps=1000, **changes):
@@ -63,7 +67,7 @@ def identical(a, b):
 
 def test_measuring_leaves_no_trace():
     made = work()
-    model, optimizer = made["model"], made["optimizer"]
+    model, optimizer = made["step"].model, made["step"].optimizer
     model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
     optimizer.step()
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
@@ -101,7 +105,7 @@ def test_what_a_recipe_fixes_is_kept():
     assert plan == Execution(**fixed)
     with pytest.raises(UsageError, match="unknown key thread"):
         choose({"thread": 1})
-    with pytest.raises(UsageError, match="neither auto nor a mapping"):
+    with pytest.raises(UsageError, match="neither auto nor plain nor a mapping"):
         choose("fast")
 
 
@@ -109,7 +113,7 @@ def test_compiling_is_tried_where_it_is_asked_for_and_falls_back_with_a_word(mon
     def refuses(*args, **settings):
         raise CannotCompile("a reason")
 
-    monkeypatch.setattr("surefoot.execution.update.compile_step", refuses)
+    monkeypatch.setattr("surefoot.execution.backends.compile_step", refuses)
     monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
     monkeypatch.setattr("torch.compile", refuses)
     plan, said = choose({"compile": True}, steps=1)
@@ -124,9 +128,11 @@ def test_compiling_is_tried_by_itself_only_where_the_run_earns_it(monkeypatch):
     tried = []
     monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
     monkeypatch.setattr(
-        "surefoot.execution.update.compile_step", lambda *_, **settings: tried.append(settings) or 1 / 0
+        "surefoot.execution.backends.compile_step", lambda *_, **settings: tried.append(settings) or 1 / 0
     )
-    choose(steps=1000)
+    with monkeypatch.context() as dear:
+        dear.setattr("surefoot.execution.choose.COMPILE_S", 1e9)
+        choose(steps=10**6)
     assert tried == []
     choose(steps=10**9)
     assert tried and tried[0]["update"] and tried[0]["products"]
@@ -144,7 +150,7 @@ def test_compiling_is_given_up_when_it_takes_longer_than_it_would_save(monkeypat
 
     monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
     monkeypatch.setattr("surefoot.execution.choose.LONGEST_COMPILE_S", 0.2)
-    monkeypatch.setattr("surefoot.execution.update.compile_step", endless)
+    monkeypatch.setattr("surefoot.execution.backends.compile_step", endless)
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 3600)
     try:
@@ -181,27 +187,116 @@ def test_a_short_run_is_not_measured():
 
 
 def test_the_choice_is_kept_for_the_same_work_and_no_other(monkeypatch):
-    first, _ = choose()
+    first, _ = choose({"threads": 1, "compile": False})
     files = list(kept.directory().glob("*.json"))
     assert len(files) == 1
-    # What is in the file is what is taken: another plan written there comes back.
+    # What is in the file is what is taken: another choice written there comes back.
     data = json.loads(files[0].read_text())
     assert Execution.from_json(data["execution"]) == first
-    data["execution"] = Execution(threads=7, onednn=False).to_json()
+    data["execution"] = replace(first, optimizer_impl="for_loop").to_json()
     files[0].write_text(json.dumps(data))
-    assert choose()[0].threads == 7
-    assert choose(**{"batches": work(size=5)["batches"]})[0].threads != 7
+    fixed = {"threads": 1, "compile": False}
+    assert choose(fixed)[0].optimizer_impl == "for_loop"
+    assert choose(fixed, batches=work(size=5)["batches"])[0].optimizer_impl != "for_loop"
     monkeypatch.setattr("surefoot.execution.machine.__version__", "0.0.0")
-    assert choose()[0].threads != 7
+    assert choose(fixed)[0].optimizer_impl != "for_loop"
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 99}', '{"format": 2, "execution": {"threads": -1}}'])
-def test_a_damaged_cache_is_measured_again(damage):
-    choose()
+def kept_choice(**changes):
+    return json.dumps({"format": kept.FORMAT, "execution": Execution(**changes).to_json()})
+
+
+DAMAGE = {
+    "empty": "",
+    "cut": "{",
+    "a list": "[]",
+    "another format": '{"format": 99, "execution": {}}',
+    "no threads": json.dumps({"format": kept.FORMAT, "execution": {"threads": -1}}),
+    "huge threads": kept_choice(threads=100_000),
+    "another device": kept_choice(device="evil"),
+    "another precision": kept_choice(precision="bf16"),
+    "deep": "[" * 60_000,
+    "large": " " * (kept.MOST_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_kept_choice_that_cannot_be_believed_is_measured_again(damage):
+    spec = {"threads": 1, "compile": False}
+    choose(spec)
     file = next(kept.directory().glob("*.json"))
-    file.write_text(damage)
-    plan, _ = choose()
-    assert json.loads(file.read_text())["execution"] == plan.to_json()
+    file.write_text(DAMAGE[damage])
+    plan, said = choose(spec)
+    assert plan.threads == 1 and json.loads(file.read_text())["execution"] == plan.to_json()
+    assert any("measured anew" in text for text in said) or damage == "another format"
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a link to a device", "a link to a file", "a directory"])
+def test_only_a_regular_file_is_read(kind, tmp_path):
+    spec = {"threads": 1, "compile": False}
+    choose(spec)
+    file = next(kept.directory().glob("*.json"))
+    right = file.read_text()
+    file.unlink()
+    if kind == "a FIFO":
+        os.mkfifo(file)
+    elif kind == "a directory":
+        file.mkdir()
+    else:
+        (tmp_path / "target").write_text(right)
+        file.symlink_to("/dev/zero" if kind == "a link to a device" else tmp_path / "target")
+    _, said = choose(spec)
+    assert any("measured anew" in text for text in said)
+
+
+def test_what_is_kept_can_be_forgotten():
+    choose({"threads": 1, "compile": False})
+    other = kept.directory() / "notes.json"
+    other.write_text("{}")
+    assert kept.forget() == 1
+    assert list(kept.directory().iterdir()) == [other]
+
+
+def test_tune_keeps_its_choice_for_the_next_run(capsys):
+    fixed = ["execution={threads: 1, compile: none}", "data.train_size=64", "data.val_size=16", "data.batch_size=8"]
+    assert main(["tune", "quickstart", *fixed, "--seconds", "0.5"]) == 0
+    (file,) = kept.directory().glob("*.json")
+    assert "kept: the next run of this recipe begins with it" in capsys.readouterr().out
+    assert main(["tune", "--forget"]) == 0
+    assert not file.exists() and "1 kept choice removed" in capsys.readouterr().out
+
+
+def test_the_choice_is_the_lowest_row_or_a_simpler_one_as_good():
+    table = tune({"compile": False}, budget_s=0.3, say=lambda text: None, **work())
+    chosen = next(row for row in table.rows if row.verdict == "chosen")
+    sound = [row.ms for row in table.rows if row.ms is not None and "thrown out" not in row.verdict]
+    assert chosen.ms <= 1.03 * min(sound) + 1e-9
+
+
+def test_tune_begins_no_compilation_for_which_there_is_no_time(monkeypatch):
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.backends.compile_step", lambda *_, **__: pytest.fail("was compiled"))
+    table = tune({"threads": 1}, budget_s=0.5, thorough=True, steps_expected=10**9, say=lambda text: None, **work())
+    verdicts = [row.verdict for row in table.rows if row.execution.compile != "none"]
+    assert verdicts and all(v.startswith("not tried: compiling takes about 10 s") for v in verdicts)
+
+
+def test_what_there_is_only_a_plain_step_for_is_not_measured():
+    for options in ({"precision": "fp16"}, {"grad_accum_steps": 2}):
+        step = TrainStep(nn.Linear(2, 2), nn.MSELoss(), torch.optim.SGD([torch.zeros(1)], lr=1), StepOptions(**options))
+        batch = (torch.zeros(2, 2), torch.zeros(2, 2))
+        chosen, said = choose({"compile": True}, step=step, batches=[batch])
+        assert chosen.compile == "none" and "the step is not compiled" in said[0]
+    assert choose("plain")[0] == replace(as_torch_would(), plain=True)
+
+
+def test_a_model_without_a_copy_is_not_measured_and_says_so():
+    made = work()
+    made["step"].model.handle = open(os.devnull)  # noqa: SIM115
+    with made["step"].model.handle:
+        chosen, said = choose(**made)
+    assert chosen == as_torch_would()
+    assert said[0].startswith("nothing is measured: the model cannot be copied: model.handle: TypeError")
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path, monkeypatch):
@@ -244,9 +339,7 @@ class Views(nn.Module):
 def test_a_candidate_that_fails_is_thrown_out_with_the_reason():
     model = Views()
     made = {
-        "model": model,
-        "loss": nn.CrossEntropyLoss(),
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "step": TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)),
         "batches": [(torch.randn(4, 3, 8, 8), torch.randint(0, 10, (4,)))],
     }
     table = tune({"onednn": True}, budget_s=5.0, say=lambda text: None, **made)
@@ -275,7 +368,7 @@ def test_a_candidate_with_wrong_gradients_is_thrown_out_by_the_parameters_name()
     pairs = [(torch.randn(4, 1, 8, 8), torch.randint(0, 3, (4,)))]
     right, wrong = Trial(Execution(), [1.0]), Trial(Execution(onednn=False), [0.1])
     said = []
-    with Bench(model, nn.CrossEntropyLoss(), optimizer, pairs) as bench:
+    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), pairs) as bench:
         assert _settle(bench, [right, wrong], False, said.append) is right
     assert said == [
         "cpu, 1 thread, oneDNN off is not used: it differs from eager by more than rounding: "
@@ -284,7 +377,7 @@ def test_a_candidate_with_wrong_gradients_is_thrown_out_by_the_parameters_name()
 
 
 def norm(bench, name):
-    return float(bench.expected()[0].grads[name].norm())
+    return float(bench.expected()[0].gradients[0][name].norm())
 
 
 def test_among_equals_the_first_is_taken():
@@ -308,10 +401,14 @@ def test_a_race_keeps_to_its_budget():
             calls.append(trial)
             trial.times.append(1.0)
 
-    with Counting(made["model"], made["loss"], made["optimizer"], made["batches"]) as bench:
+    with Counting(**made) as bench:
         trials = [Trial(Execution(threads=1)), Trial(Execution(threads=2))]
         race(bench, trials, budget_s=0.0)
         assert calls == trials[:1]
+
+
+def gradients(loss, by_name):
+    return Seen([torch.tensor(loss)], gradients=[by_name])
 
 
 @pytest.mark.parametrize(
@@ -326,17 +423,17 @@ def test_a_race_keeps_to_its_budget():
     ],
 )
 def test_a_difference_names_the_parameter(found, words):
-    expected = Gradients(torch.tensor(1.0), {"w": torch.ones(3), "v": None})
-    assert words in first_difference(expected, Gradients(torch.tensor(1.0), found))
+    expected = gradients(1.0, {"w": torch.ones(3), "v": None})
+    assert words in first_difference(expected, gradients(1.0, found))
 
 
 def test_rounding_is_no_difference_and_another_loss_is():
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(100, generator=generator)
-    expected = Gradients(torch.tensor(1.0), {"w": grad, "silent": torch.full((4,), 1e-9)})
+    expected = gradients(1.0, {"w": grad, "silent": torch.full((4,), 1e-9)})
     rounded = {"w": grad * (1 + 1e-5), "silent": -torch.full((4,), 1e-9)}
-    assert first_difference(expected, Gradients(torch.tensor(1.00001), rounded)) is None
-    assert "the loss is 1.1" in first_difference(expected, Gradients(torch.tensor(1.1), dict(expected.grads)))
+    assert first_difference(expected, gradients(1.00001, rounded)) is None
+    assert "the loss is 1.1" in first_difference(expected, gradients(1.1, expected.gradients[0]))
 
 
 def test_candidates_are_those_that_can_matter():
@@ -366,7 +463,7 @@ def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatc
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batch = (torch.zeros(64, 1, 28, 28), torch.zeros(64, dtype=torch.long))
     eager = Trial(Execution(memory_format="channels_last"), times=[0.002])
-    with Bench(model, nn.CrossEntropyLoss(), optimizer, [batch]) as bench:
+    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
         assert _forms({}, eager, 10**7, False, bench, print)[0] == {
             "compile": "gradients",
             "memory_format": "contiguous",
@@ -385,6 +482,6 @@ def test_a_candidate_that_raises_an_error_without_text_is_thrown_out():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batch = torch.randn(8, 4), torch.randint(3, (8,))
     trial = Trial(Execution(threads=2))
-    with Bench(model, nn.CrossEntropyLoss(), optimizer, [batch]) as bench:
+    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
         bench.time(trial)
     assert trial.refused == "it fails: AssertionError"

@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 
 import numpy
 import pytest
 import torch
 from torch import nn
 
-from surefoot.execution import CannotCompile, Execution
+from surefoot.execution import CannotCompile, Execution, make_backend, verify
+from surefoot.execution.compiled import CompiledStep
 from surefoot.execution.measure import Bench, Trial
-from surefoot.execution.parity import Gradients, eager_gradients, first_difference
 from surefoot.execution.pools import ROWS, WINDOWS, written_pools
 from surefoot.execution.products import worth_writing_out
-from surefoot.execution.update import CompiledUpdate, check_step
-from surefoot.execution.whole_step import CompiledStep, compile_step, compiler, why_not
+from surefoot.execution.verify import Seen, first_difference, record
+from surefoot.execution.whole_step import CompiledGraph, compile_step, compiler, why_not
 from surefoot.execution.written import written_out
 from surefoot.models import MODELS
-from surefoot.step import NonFiniteLoss, StepResult, TrainStep
+from surefoot.step import NonFinite, StepOptions, TrainStep
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler here")
 
@@ -61,35 +62,29 @@ def interpreted(graph, arguments):
     return graph
 
 
-def step_of(model, loss, optimizer, batch, lower=interpreted, **settings):
-    settings = {
-        "update": False,
-        "max_grad_norm": None,
-        "clip_value": None,
-        "precision": "float32",
-        "guard": True,
-    } | settings
-    step = CompiledStep(model, loss, optimizer, batch, **settings)
-    step.compile(batch, lower)
-    return step
+def step_of(model, loss, optimizer, batch, lower=interpreted, update=False, products=False, **options):
+    step = TrainStep(model, loss, optimizer, StepOptions(**options))
+    graph = CompiledGraph(step, batch, update=update, products=products)
+    graph.compile(batch, lower)
+    return graph
 
 
-def updater(model, loss, optimizer, batch, lower=interpreted, **settings):
-    from surefoot.execution.eager import EagerUpdate
+def updater(model, loss, optimizer, batch, update=False, **options):
+    """A compiled backend whose graph is interpreted."""
+    step = TrainStep(model, loss, optimizer, StepOptions(**options))
+    return CompiledStep(step, lambda: step_of(model, loss, optimizer, batch, update=update, **options), print)
 
-    plain = TrainStep(
-        model, loss, optimizer, max_grad_norm=settings.get("max_grad_norm"), clip_value=settings.get("clip_value")
-    )
-    eager = EagerUpdate(
-        model,
-        loss,
-        optimizer,
-        fallback=plain.plain,
-        result=StepResult,
-        nonfinite=NonFiniteLoss,
-        clip=plain.clip if plain.clips else None,
-    )
-    return CompiledUpdate(lambda: step_of(model, loss, optimizer, batch, lower, **settings), eager), plain
+
+def differs(graph, batch):
+    """How loss and gradients of a graph differ from eager's, both from the same random numbers."""
+    step = TrainStep(graph.bundle.model, graph.bundle.loss, torch.optim.SGD(graph.parameters, lr=0.1))
+    random = torch.get_rng_state()
+    expected = record(step, step.plain, [batch], updates=1)
+    torch.set_rng_state(random)
+    found = graph([t.clone() for t in batch])
+    names = [name.removeprefix("model.") for name in graph.names]
+    seen = Seen([found.loss], [], [dict(zip(names, found.grads, strict=True))])
+    return first_difference(Seen(expected.losses, [], expected.gradients), seen)
 
 
 def close(a, b):
@@ -118,8 +113,8 @@ def test_the_graph_trains_as_the_plain_step_does(rule, update, limits):
     loss = nn.CrossEntropyLoss()
     model, optimizer = made(RULES[rule])
     other, reference = made(RULES[rule])
-    fast, _ = updater(model, loss, optimizer, batches()[0], update=update, **limits)
-    plain = TrainStep(other, loss, reference, **limits)
+    fast = updater(model, loss, optimizer, batches()[0], update=update, **limits)
+    plain = TrainStep(other, loss, reference, StepOptions(**limits))
     for i, batch in enumerate(batches()):
         for o in (optimizer, reference):
             o.param_groups[0]["lr"] = 0.01 * (i + 1)  # the graph is the same one for every learning rate
@@ -136,10 +131,10 @@ def test_random_numbers_are_those_of_eager():
     model, optimizer = made(dropout=0.5)
     step = step_of(model, loss, optimizer, batch)
     state = torch.get_rng_state()
-    expected = eager_gradients(copy.deepcopy(model), loss, batch)
+    assert differs(step, batch) is None
     after = torch.get_rng_state()
     torch.set_rng_state(state)
-    assert first_difference(expected, step.gradients(step(batch))) is None
+    model(batch[0])
     assert torch.equal(torch.get_rng_state(), after)
 
 
@@ -147,11 +142,11 @@ def test_random_numbers_are_those_of_eager():
 def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone(update):
     loss = nn.CrossEntropyLoss()
     model, optimizer = made(RULES["Adam"])
-    fast, _ = updater(model, loss, optimizer, batches()[0], update=update)
+    fast = updater(model, loss, optimizer, batches()[0], update=update)
     fast([batches()[0]])
     before = copy.deepcopy((list(model.parameters()), optimizer.state_dict()["state"]))
     inputs, targets = batches()[1]
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFinite):
         fast([(inputs * math.nan, targets)])
     for a, b in zip(before[0], model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -159,11 +154,30 @@ def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone(update):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("update", [False, True])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}])
+def test_a_gradient_that_is_not_finite_leaves_parameters_and_state_alone(update, options):
+    from test_execution_captured import Root
+
+    torch.manual_seed(0)
+    model = Root()
+    optimizer = RULES["Adam"](model.parameters())
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], update=update, **options)
+    fast([batches()[0]])
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    inputs, targets = batches()[1]
+    with pytest.raises(NonFinite, match=r"the gradient of layer\.weight is not finite"):
+        fast([(inputs.index_fill(0, torch.tensor([2]), 0.0), targets)])
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values(), strict=True))
+    for a, b in zip(before[1].values(), optimizer.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_other_shapes_several_micro_batches_and_evaluation_mode_run_eagerly():
     loss = nn.CrossEntropyLoss()
     model, optimizer = made()
-    fast, _ = updater(model, loss, optimizer, batches()[0])
-    fast.step.run = None  # calling it would fail
+    fast = updater(model, loss, optimizer, batches()[0])
+    fast.graph.run = None  # calling it would fail
     assert fast([batches(size=4)[0]]).samples == 4
     assert fast(batches(2)).samples == 12
     model.eval()
@@ -175,14 +189,14 @@ def test_a_parameter_unfrozen_later_is_trained_by_a_graph_made_anew():
     model, _ = made()
     model.first.requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    fast, _ = updater(model, loss, optimizer, batches()[0])
-    graph, weight = fast.step, model.first.weight.clone()
+    fast = updater(model, loss, optimizer, batches()[0])
+    graph, weight = fast.graph, model.first.weight.clone()
     fast([batches()[0]])
-    assert fast.step is graph and torch.equal(model.first.weight, weight)
+    assert fast.graph is graph and torch.equal(model.first.weight, weight)
     model.first.requires_grad_(True)
     optimizer.add_param_group({"params": list(model.first.parameters())})
     fast([batches()[0]])
-    assert fast.step is not graph and not torch.equal(model.first.weight, weight)
+    assert fast.graph is not graph and not torch.equal(model.first.weight, weight)
 
 
 def test_what_a_graph_would_leave_out_is_not_compiled():
@@ -192,11 +206,17 @@ def test_what_a_graph_would_leave_out_is_not_compiled():
     assert why_not(model) == "module norm has hooks, which a graph would leave out"
     handle.remove()
     with pytest.raises(CannotCompile, match="ctc loss"):
-        compile_step(model, nn.CTCLoss(), optimizer, batches()[0])
+        compile_step(TrainStep(model, nn.CTCLoss(), optimizer), batches()[0])
     with pytest.raises(CannotCompile, match="more than plain tensors"):
-        compile_step(model, loss, optimizer, (batches()[0][0], ["a", "b"]))
+        compile_step(TrainStep(model, loss, optimizer), (batches()[0][0], ["a", "b"]))
     with pytest.raises(CannotCompile, match="RMSprop"):
-        compile_step(model, loss, torch.optim.RMSprop(model.parameters()), batches()[0], update=True)
+        compile_step(TrainStep(model, loss, torch.optim.RMSprop(model.parameters())), batches()[0], update=True)
+    wrapped = TrainStep(nn.DataParallel(model), loss, optimizer)
+    with pytest.raises(CannotCompile, match="DataParallel would leave out"):
+        make_backend(Execution(compile="step"), wrapped, batches()[0])
+    in_place = TrainStep(model, loss, optimizer, StepOptions(set_to_none=False))
+    with pytest.raises(CannotCompile, match="set_to_none"):
+        make_backend(Execution(compile="step"), in_place, batches()[0])
 
 
 class LooksAtValues(nn.Module):
@@ -212,7 +232,7 @@ def test_a_forward_that_branches_on_values_is_refused_with_a_reason():
     model = LooksAtValues()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(CannotCompile, match="data-dependent|DataDependent"):
-        compile_step(model, nn.CrossEntropyLoss(), optimizer, batches()[0])
+        compile_step(TrainStep(model, nn.CrossEntropyLoss(), optimizer), batches()[0])
 
 
 def test_without_a_compiler_the_reason_is_told(monkeypatch):
@@ -226,7 +246,7 @@ def lenets_bench():
     model = MODELS.build("LeNet5", {})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     pairs = [(torch.randn(4, 1, 28, 28), torch.randint(0, 10, (4,))) for _ in range(2)]
-    return Bench(model, nn.CrossEntropyLoss(), optimizer, pairs)
+    return Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), pairs)
 
 
 @needs_compiler
@@ -250,7 +270,7 @@ def test_a_compiled_module_with_wrong_gradients_is_caught(monkeypatch):
     with lenets_bench() as bench:
         module = Trial(Execution(onednn=False, compile="module"))
         assert not bench.check(module)
-        norm = float(bench.expected()[0].grads["conv1.weight"].norm())
+        norm = float(bench.expected()[0].gradients[0]["conv1.weight"].norm())
     assert module.refused == (
         f"it differs from eager by more than rounding: the gradient of conv1.weight is all zeros where eager has a "
         f"2-norm of {norm:.3g}"
@@ -297,8 +317,7 @@ def test_convolutions_and_pools_written_out_have_eagers_gradients(ties):
     kept = [n.target for n in graph.graph.nodes]
     assert kept.count(aten.convolution.default) == 3  # groups, dilation and a window of one
     assert kept.count(aten.max_pool2d_with_indices.default) == 1  # its windows overlap
-    found = step.gradients(step(batch))
-    assert first_difference(eager_gradients(model, loss, batch), found) is None
+    assert differs(step, batch) is None
 
 
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (1, 3), (3, 2), (2, 4)])
@@ -337,7 +356,7 @@ def test_pools_that_tile_the_image_are_written_out(ties, products):
     assert aten.max_pool2d_with_indices.default not in targets
     assert (aten.convolution.default in targets) == (not products)
     assert (aten.convolution_backward.default in targets) == (not products)
-    assert first_difference(eager_gradients(model, loss, batch), step.gradients(step(batch))) is None
+    assert differs(step, batch) is None
 
 
 @pytest.mark.parametrize(
@@ -375,7 +394,7 @@ def test_the_optimizers_hooks_are_called_around_a_graph_that_updates():
     """Schedules hang on them."""
     loss = nn.CrossEntropyLoss()
     model, optimizer = made(RULES["Adam"])
-    fast, _ = updater(model, loss, optimizer, batches()[0], update=True)
+    fast = updater(model, loss, optimizer, batches()[0], update=True)
     called = []
     optimizer.register_step_pre_hook(lambda *_: called.append("before"))
     optimizer.register_step_post_hook(lambda *_: called.append("after"))
@@ -383,27 +402,80 @@ def test_the_optimizers_hooks_are_called_around_a_graph_that_updates():
     assert called == ["before", "after"]
 
 
-def test_a_compiled_step_is_compared_with_eager_each_time_it_is_made(monkeypatch):
-    loss, batch = nn.CrossEntropyLoss(), batches()[0]
-    model, optimizer = made(dropout=0.5)
-    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    step = step_of(model, loss, optimizer, batch)
-    check_step(step, model, loss, batch, "float32")
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+@pytest.mark.parametrize("update", [False, True])
+@pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1}])
+def test_a_compiled_step_is_compared_with_the_plain_one_without_a_trace(update, limits):
+    model, optimizer = made(RULES["Adam"], dropout=0.5)
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], update=update, **limits)
+    before, random = copy.deepcopy((model.state_dict(), optimizer.state_dict())), torch.get_rng_state()
+    assert verify(fast.step, fast, [batches()[0]]) is None
+    assert close(before, (model.state_dict(), optimizer.state_dict()))
     assert torch.equal(random, torch.get_rng_state())
-    right = step.gradients
-    monkeypatch.setattr(step, "gradients", lambda found: right(found) | {"last.bias": torch.zeros(3)})
-    monkeypatch.setattr(
-        Gradients, "__or__", lambda self, other: Gradients(self.loss, self.grads | other), raising=False
-    )
-    with pytest.raises(CannotCompile, match="gradient of last.bias is all zeros"):
-        check_step(step, model, loss, batch, "float32")
+
+
+def lie(what):
+    """A backend that is the plain step, but for one thing."""
+
+    def backend(step):
+        def run(micro_batches):
+            result = step.plain(micro_batches)
+            with torch.no_grad():
+                if what == "update":  # another rule: p + 123 * grad
+                    for p in step.model.parameters():
+                        p.add_(p.grad, alpha=123)
+                elif what == "outputs":
+                    result = result._replace(outputs=result.outputs + 1)
+                elif what == "loss":
+                    result = result._replace(loss=result.loss * 1.1)
+                elif what == "buffer":
+                    step.model.norm.running_mean.add_(1)
+                elif what == "state":
+                    step.optimizer.state[step.model.last.weight]["exp_avg"].mul_(2)
+                elif what == "gradient":
+                    step.model.last.bias.grad = torch.zeros(3)
+            return result
+
+        run.writes_unseen = True
+        return run
+
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("update", "the loss is .* where eager has"),
+        ("outputs", "its outputs are off"),
+        ("loss", "the loss is"),
+        ("buffer", "buffer norm.running_mean is off by"),
+        ("state", "last.weight is off by .* of its change after two updates"),
+        ("gradient", "the gradient of last.bias is all zeros where eager has"),
+    ],
+)
+def test_each_difference_from_the_plain_step_is_found(what, words):
+    model, optimizer = made(RULES["Adam"])
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+    assert re.search(words, verify(step, lie(what)(step), [batches()[0]]))
+    assert verify(step, lie("nothing")(step), [batches()[0]]) is None
+
+
+def test_an_eager_backend_is_held_to_the_bit():
+    model, optimizer = made()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+
+    def nearly(micro_batches):
+        result = step.plain(micro_batches)
+        with torch.no_grad():
+            model.last.weight.mul_(1 + 1e-6)
+        return result
+
+    assert "differs from eager: the loss is" in verify(step, nearly, [batches()[0]])
 
 
 def test_a_model_in_evaluation_mode_is_not_compiled():
     model, optimizer = made()
     with pytest.raises(CannotCompile, match="evaluation mode"):
-        compile_step(model.eval(), nn.CrossEntropyLoss(), optimizer, batches()[0])
+        compile_step(TrainStep(model.eval(), nn.CrossEntropyLoss(), optimizer), batches()[0])
 
 
 def test_a_step_that_cannot_be_compiled_anew_goes_on_eagerly():
@@ -411,17 +483,17 @@ def test_a_step_that_cannot_be_compiled_anew_goes_on_eagerly():
     model, _ = made()
     model.first.requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    fast, _ = updater(model, loss, optimizer, batches()[0])
+    fast = updater(model, loss, optimizer, batches()[0])
 
     def refuses():
         raise CannotCompile("no")
 
-    fast._compile = refuses
+    fast._make = refuses
     model.first.requires_grad_(True)
     optimizer.add_param_group({"params": list(model.first.parameters())})
     weight = model.first.weight.clone()
     fast([batches()[0]])
-    assert fast.step is None and not torch.equal(model.first.weight, weight)
+    assert fast.graph is None and not torch.equal(model.first.weight, weight)
 
 
 class Stateful(nn.Module):
@@ -508,4 +580,4 @@ def test_a_loss_that_counts_is_not_compiled_either():
 def test_attributes_that_are_only_read_do_no_harm():
     model, batch, loss = Stateful(lambda self, x: self.by_name["a"]), batches()[0], nn.CrossEntropyLoss()
     step = step_of(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), batch)
-    assert first_difference(eager_gradients(model, loss, batch), step.gradients(step(batch))) is None
+    assert differs(step, batch) is None

@@ -164,7 +164,7 @@ LINES = [
     ("name: ..", "8:7: name: the text '..' is not a name for a directory"),
     ("seed: 9223372036854775808", "8:7: seed: 9223372036854775808 is above 9223372036854775807"),
     ("device: gpu", "8:9: device: the text 'gpu' is not auto, cpu, cuda, cuda:N or mps; a GPU is cuda"),
-    ("execution: fast", "8:12: execution: the text 'fast' is not auto or a mapping"),
+    ("execution: fast", "8:12: execution: the text 'fast' is not auto, plain or a mapping"),
     ("execution: {threads: 0}", "8:22: execution.threads: 0 is below 1; give at least one"),
     ("execution: {onednn: no}", "8:21: execution.onednn: the text 'no' is not auto or true or false; write false"),
     ("freeze: [1]", "8:10: freeze.0: 1 is not a pattern of parameter names such as '*.bias'"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from surefoot.data import DatasetSource
 from surefoot.errors import UsageError
-from surefoot.step import NonFiniteLoss, TrainStep
+from surefoot.step import NonFinite, StepOptions, TrainStep
 from surefoot.training import fit
 
 
@@ -63,7 +63,7 @@ def test_a_step_is_plain_torch_bit_for_bit(name, ours, theirs):
     model, oracle, loss = small_model(), small_model(), nn.CrossEntropyLoss()
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.05)
     expected = plain_torch(oracle, loss, getattr(torch.optim, name)(oracle.parameters(), lr=0.05), batches(6), **theirs)
-    step = TrainStep(model, loss, optimizer, **ours)
+    step = TrainStep(model, loss, optimizer, StepOptions(**ours))
     assert [step([batch]).loss.item() for batch in batches(6)] == expected
     assert same(model, oracle)
 
@@ -189,7 +189,7 @@ def test_the_norm_before_clipping_is_told():
     loss(model(batch[0]), batch[1]).backward()
     expected = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
     model = small_model()
-    result = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), max_grad_norm=1e-3)([batch])
+    result = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(max_grad_norm=1e-3))([batch])
     torch.testing.assert_close(result.grad_norm, expected)
 
 
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(bad):
     step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     (batch,) = batches(1)
     broken = (batch[0].clone().fill_(bad), batch[1])
-    with pytest.raises(NonFiniteLoss) as caught:
+    with pytest.raises(NonFinite) as caught:
         step([batch, broken])
     assert caught.value.micro_batch == 1
     assert same(model, before)
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(bad):
 def test_an_overflow_in_fp16_skips_the_update_and_says_so():
     model = nn.Linear(6, 4)
     before = copy.deepcopy(model)
-    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision="fp16")
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="fp16"))
     (batch,) = batches(1)
     # The loss is finite; its gradients, multiplied by the scale, are beyond fp16's 65504.
     assert step([(batch[0] * 1000, batch[1])]).updated is False
@@ -220,20 +220,19 @@ def test_an_overflow_in_fp16_skips_the_update_and_says_so():
 
 def test_the_moving_average_follows_the_parameters():
     model = nn.Linear(6, 4)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
-    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), ema=average)
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(ema_decay=0.9))
     expected = None
     for batch in batches(4):
         step([batch])
         now = model.weight.detach().clone()
         expected = now if expected is None else expected * 0.9 + now * 0.1
-    torch.testing.assert_close(average.module.weight, expected)
+    torch.testing.assert_close(step.ema.module.weight, expected)
 
 
 def test_a_saved_state_of_other_settings_is_refused():
     model = nn.Linear(6, 4)
     plain = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
-    scaled = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision="fp16")
+    scaled = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="fp16"))
     scaled.load_state_dict(scaled.state_dict())
     with pytest.raises(UsageError, match="scaler"):
         scaled.load_state_dict(plain.state_dict())
@@ -244,4 +243,4 @@ def test_a_saved_state_of_other_settings_is_refused():
 def test_an_unknown_precision_is_told():
     model = nn.Linear(6, 4)
     with pytest.raises(UsageError, match="float64"):
-        TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision="float64")
+        TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="float64"))

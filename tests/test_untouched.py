@@ -13,12 +13,13 @@ from torch import nn
 import surefoot
 from surefoot import rng
 from surefoot.build import build
-from surefoot.execution import choose_execution, evaluation_batch, tune
+from surefoot.execution import Execution, choose_execution, evaluation_batch, tune, verified_backend
 from surefoot.execution.products import worth_writing_out
 from surefoot.losses import lint
 from surefoot.planning import lr_find
 from surefoot.planning.cost import memory_of
 from surefoot.recipe import load_recipe
+from surefoot.step import TrainStep
 from surefoot.untouched import Snapshot, untouched
 
 
@@ -143,11 +144,11 @@ def looks(model, batch):
     yield lambda: evaluation_batch(model, batch[0][:1])
     yield lambda: worth_writing_out(model, batch[0])
     yield lambda: memory_of(model, optimizer, batch, lambda m, b: loss(m(b[0]), b[1]))
-    yield lambda: choose_execution(
-        "auto", model=model, loss=loss, optimizer=optimizer, batches=[batch], steps_expected=1000, cache=False
-    )
+    step = TrainStep(model, loss, optimizer)
+    yield lambda: choose_execution("auto", step, [batch], steps_expected=1000, cache=False)
     model(batch[0])
-    yield lambda: tune({"threads": 1, "compile": False}, model=model, loss=loss, optimizer=optimizer, batches=[batch], budget_s=0)
+    yield lambda: tune({"threads": 1, "compile": False}, step, [batch], budget_s=0)
+    yield lambda: verified_backend(Execution(), step, batch)
 
 
 @pytest.mark.filterwarnings("ignore")

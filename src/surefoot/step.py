@@ -224,6 +224,8 @@ class TrainStep:
             return None
         parameters = [p for p in self._trained() if p.grad is not None]
         if options.max_grad_norm is not None:
+            if any([p.grad.layout is not torch.strided for p in parameters]):
+                raise UsageError("max_grad_norm: torch cannot clip sparse gradients; leave it out, or give sparse=False")
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             if looks and not math.isfinite(norm):
                 self.refuse_gradients()

@@ -169,7 +169,7 @@ class _Tensor:
             if not _same_place(tensor, self.memory):
                 tensor.data = self.memory
             # Nothing is written where several elements share one place (an expanded buffer) and nothing changed.
-            if not torch.equal(self.memory, self.value):
+            if self.memory.layout is not torch.strided or not torch.equal(self.memory, self.value):
                 self.memory.copy_(self.value)
         if self.leaf:
             if tensor.requires_grad is not self.flag:

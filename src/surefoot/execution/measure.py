@@ -57,6 +57,7 @@ class Bench:
         self._expected: list[Seen] | None = None
 
     def __enter__(self) -> Bench:
+        self._copy(None)
         self._random = rng.capture()
         self._memory = freed_memory_kept()
         self._memory.__enter__()
@@ -111,7 +112,7 @@ class Bench:
             self._expected = []
             for batch in self.batches:
                 rng.restore(self._random)
-                self._expected.append(record(step, step.plain, [batch], updates=1))
+                self._expected.append(self._one(step, step.plain, batch))
         return self._expected
 
     def seen(self, execution: Execution, batch: Sequence[Any]) -> Seen:
@@ -120,7 +121,13 @@ class Bench:
         with prepare(execution, step.model, step.optimizer):
             backend = self._backend(execution)
             rng.restore(self._random)
-            return record(step, backend, [batch], updates=1)
+            return self._one(step, backend, batch)
+
+    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Sequence[Any]) -> Seen:
+        """What one update gave; not what it left: copies that were timed have another state than fresh ones."""
+        seen = record(step, run, [batch], updates=1)
+        seen.tensors = {}
+        return seen
 
     @contextmanager
     def _running(self, execution: Execution) -> Iterator[Callable[[int], Any]]:

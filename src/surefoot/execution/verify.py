@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 
 from ..errors import first_line
-from ..step import Batch, NonFinite, StepResult, TrainStep
+from ..step import Batch, NonFinite, StepResult, TrainStep, set_mode
 from ..untouched import untouched
 
 # How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.
@@ -68,6 +68,7 @@ def record(
     """So many updates by `run` on the live objects of `step`, which are put back."""
     seen = Seen()
     with untouched(step.model, step.loss, step.optimizer):
+        set_mode(step.optimizer, training=True)
         seen.begin = dict(_tensors(step))
         for number in range(updates):
             try:

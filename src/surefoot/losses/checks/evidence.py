@@ -159,7 +159,9 @@ def run_loss(evidence: Evidence) -> None:
         if "checkpoint" not in str(error).lower():
             raise
         gradients = _by_backward(evidence, list(trained.values()))
-    evidence.gradients = dict(zip(trained, gradients, strict=True))
+    # Of a sparse one (an embedding's) the rows that it has.
+    values = [g if g is None or g.layout is torch.strided else g.coalesce().values() for g in gradients]
+    evidence.gradients = dict(zip(trained, values, strict=True))
 
 
 def _part_values(evidence: Evidence, outputs: Any) -> list[Tensor]:

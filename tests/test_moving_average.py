@@ -1,0 +1,205 @@
+"""The moving average of weights, and optimizers with modes of their own."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import surefoot
+from surefoot.errors import UsageError
+from surefoot.moving_average import MovingAverage
+from surefoot.step import StepOptions, TrainStep
+
+
+class Positions(nn.Module):
+    """Whole numbers in a buffer, a counter, a mask that lies in one place, and a buffer that is no state."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("position_ids", torch.arange(64))
+        self.register_buffer("mask", torch.ones(1, 4).expand(3, 4))
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        self.seen += 1
+        return self.norm(x) * self.mask[0]
+
+
+def test_whole_numbers_are_copied_and_the_rest_is_torchs_average():
+    model = Positions()
+    theirs = torch.optim.swa_utils.AveragedModel(
+        nn.BatchNorm1d(4), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    )
+    ours = MovingAverage(model, 0.9)
+    for _ in range(5):
+        model(torch.randn(8, 4))
+        with torch.no_grad():
+            model.norm.weight.add_(torch.randn(4))
+        ours.update_parameters(model)
+        theirs.update_parameters(model.norm)
+    assert ours.module.position_ids.tolist() == list(range(64))
+    assert int(ours.module.norm.num_batches_tracked) == 5
+    assert torch.equal(ours.module.norm.weight, theirs.module.weight)
+    assert ours.module.norm.running_mean.ne(model.norm.running_mean).all()
+
+
+def test_a_buffer_that_is_no_state_comes_back_with_the_average():
+    model = Positions()
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(ema_decay=0.5))
+    for _ in range(3):
+        step([(torch.randn(8, 4), torch.zeros(8, 4))])
+    other = TrainStep(Positions(), nn.MSELoss(), step.optimizer, StepOptions(ema_decay=0.5))
+    other.load_state_dict(step.state_dict())
+    assert other.ema.module.seen.item() == step.ema.module.seen.item() != 0
+    assert other.ema.n_averaged.item() == 3
+
+
+def locked():
+    model = nn.Linear(3, 2)
+    model.lock, model.again = threading.Lock(), threading.RLock()
+    return model
+
+
+def kept_result():
+    model = nn.Linear(3, 2)
+    model.last = model(torch.ones(1, 3))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.utils.weight_norm(nn.Linear(3, 2)),
+        lambda: nn.LazyLinear(2),
+        locked,
+        kept_result,
+    ],
+    ids=["the older weight_norm", "lazy", "locks", "a result with its graph"],
+)
+def test_what_deepcopy_refuses_can_be_followed(make):
+    torch.manual_seed(0)
+    model = make()
+    result = surefoot.fit(
+        model,
+        nn.MSELoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        (torch.randn(16, 3), torch.randn(16, 2)),
+        val=(torch.randn(4, 3), torch.randn(4, 2)),
+        epochs=1,
+        batch_size=4,
+        ema_decay=0.5,
+        progress=False,
+    )
+    assert result.metrics["val/loss"] > 0
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].stream = io.TextIOWrapper(io.BytesIO())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match=r"ema_decay: the model cannot be copied: model\.0\.stream: TypeError: .*without ema_decay"):
+        TrainStep(model, nn.MSELoss(), optimizer, StepOptions(ema_decay=0.9))
+
+
+class ScheduleFree(torch.optim.SGD):
+    """As schedule-free optimizers do: the weights to train and those to use are not the same."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+        for group in self.param_groups:
+            group["train_mode"] = False
+
+    def _switch(self, training, sign):
+        self.calls.append("train" if training else "eval")
+        for group in self.param_groups:
+            if group["train_mode"] is not training:
+                group["train_mode"] = training
+                with torch.no_grad():
+                    for p in group["params"]:
+                        p.add_(sign)
+
+    def train(self):
+        self._switch(True, 1.0)
+
+    def eval(self):
+        self._switch(False, -1.0)
+
+    def step(self, closure=None):
+        assert self.param_groups[0]["train_mode"], "optimizer.train() was not called"
+        self.calls.append("step")
+        return super().step(closure)
+
+
+def test_an_optimizers_own_modes_are_set_around_training_and_validation(tmp_path):
+    results = []
+    for stops in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        data = torch.ones(16, 3), torch.ones(16, 2)
+        for epochs in (1, 3) if stops else (3,):
+            torch.manual_seed(0)
+            model = nn.Linear(3, 2)
+            optimizer = ScheduleFree(model.parameters(), lr=0.1)
+            surefoot.fit(
+                model,
+                nn.MSELoss(),
+                optimizer,
+                data,
+                val=data,
+                epochs=epochs,
+                batch_size=8,
+                progress=False,
+                run_dir=tmp_path / f"run-{stops}",
+                resume=stops,
+                execution={"threads": 1, "compile": False},
+            )
+        assert [c for c in optimizer.calls if c != "step"][-2:] == ["train", "eval"]
+        assert not optimizer.param_groups[0]["train_mode"]
+        saved = surefoot.load_model(tmp_path / f"run-{stops}" / "model", model=nn.Linear(3, 2))
+        assert torch.equal(saved.weight, model.weight)
+        results.append(model.weight.detach().clone())
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("execution", ["plain", {"threads": 1, "compile": False}])
+def test_gradients_can_be_zeroed_in_place(execution):
+    """What a batch does not reach is then updated with zeros: with momentum it goes on moving, as in torch."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.calls = nn.Linear(3, 2), nn.Linear(3, 2), 0
+
+        def forward(self, x):
+            return self.first(x) if x[0, 0] > 0 else self.second(x)
+
+    x = torch.randn(8, 3)
+    x[:4, 0], x[4:, 0] = 1.0, -1.0
+    moved = {}
+    for set_to_none in (True, False):
+        torch.manual_seed(0)
+        model = Half()
+        loader = surefoot.Loader(surefoot.data.as_source((x, torch.ones(8, 2))), 4, shuffle=False)
+        weights = []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer.register_step_post_hook(lambda *_, w=weights, m=model: w.append(m.first.weight.detach().clone()))
+        surefoot.fit(
+            model,
+            nn.MSELoss(),
+            optimizer,
+            loader,
+            epochs=1,
+            progress=False,
+            set_to_none=set_to_none,
+            execution=execution,
+            lint_off=["all"],
+        )
+        moved[set_to_none] = not torch.equal(weights[-2], weights[-1])
+    assert moved == {True: False, False: True}
