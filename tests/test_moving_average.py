@@ -45,18 +45,8 @@ def test_whole_numbers_are_copied_and_the_rest_is_torchs_average():
     assert ours.module.position_ids.tolist() == list(range(64))
     assert int(ours.module.norm.num_batches_tracked) == 5
     assert torch.equal(ours.module.norm.weight, theirs.module.weight)
+    assert ours.module.seen.item() > 0
     assert ours.module.norm.running_mean.ne(model.norm.running_mean).all()
-
-
-def test_a_buffer_that_is_no_state_comes_back_with_the_average():
-    model = Positions()
-    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(ema_decay=0.5))
-    for _ in range(3):
-        step([(torch.randn(8, 4), torch.zeros(8, 4))])
-    other = TrainStep(Positions(), nn.MSELoss(), step.optimizer, StepOptions(ema_decay=0.5))
-    other.load_state_dict(step.state_dict())
-    assert other.ema.module.seen.item() == step.ema.module.seen.item() != 0
-    assert other.ema.n_averaged.item() == 3
 
 
 def locked():

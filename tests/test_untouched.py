@@ -60,7 +60,7 @@ class Changes(nn.Module):
         self.plain = self.plain + 1
         self.calls += 1
         self.notes.seen.append(self.calls)
-        self.notes.last = x
+        self.notes.last = x.detach()
         self.table["a"].append(len(x))
         self.array += 1
         self.dice.random()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -56,20 +54,6 @@ class MovingAverage(AveragedModel):
             for a, b in copied:
                 a.copy_(b)
         self.n_averaged += 1
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """torch's, and the buffers that a module does not count as its state: they are averages as well."""
-        state = super().state_dict(*args, **kwargs)
-        return state if args or kwargs else state | {name: b.detach() for name, b in self.named_buffers()}
-
-    def load_state_dict(self, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take back what `state_dict` gave."""
-        own = super().state_dict()
-        more = {name: buffer for name, buffer in self.named_buffers() if name not in own and name in state}
-        with torch.no_grad():
-            for name, buffer in more.items():
-                buffer.copy_(state[name])
-        return super().load_state_dict({k: v for k, v in state.items() if k not in more}, *args, **kwargs)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

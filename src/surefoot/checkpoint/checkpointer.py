@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from .. import held, rng, safe_tensors, torch_compat
+from .. import held, rng, safe_tensors
 from ..arguments import metric_values, plain
 from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
-from ..untouched import is_lazy
 from ..text import say
 from . import capture, contract, journals, store
 from .arguments import check_arguments
 from .description import compared, describe, given, use_changed
+from .finite import require_finite
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
 from .sources import code_of
@@ -224,8 +222,8 @@ class Checkpointer:
     def save(self, metrics: Mapping[str, float] | None = None, *, wait: bool = True) -> None:
         """Save now. With `wait` the checkpoint is on the disk on return. Raises `RunFailed`."""
         self._require_begun()
-        self._require_finite()
         self.wait()
+        require_finite(self._objects, self.steps, self._writer.known)
         self._last_save = time.monotonic()
         snapshot = self._snapshots.take(
             step=self.steps,
@@ -404,19 +402,6 @@ class Checkpointer:
         self._start_fresh()
 
     # ------------------------------------------------------------------------------------------ saving
-
-    def _require_finite(self) -> None:
-        """Nothing that is NaN or infinite is saved as good; such weights would be what a resume goes on with."""
-        modules = [(key, value) for key, value in self._objects.items() if isinstance(value, nn.Module)]
-        trained = ((f"{key}.{n}", p) for key, m in modules for n, p in m.named_parameters() if p.requires_grad)
-        bad = next((name for name, p in trained if not is_lazy(p) and not torch_compat.all_finite([p.detach()])), None)
-        if bad is not None:
-            earlier = self._writer.known[-1].step if self._writer.known else None
-            kept = "nothing was saved before" if earlier is None else f"the checkpoint of step {earlier} is kept"
-            raise RunFailed(
-                f"step {self.steps}: {bad} is NaN or infinite, so this is not saved; {kept}; lower the learning rate, "
-                "limit the gradients' norm, or look at the last samples"
-            )
 
     def _advance(self) -> None:
         if not self._begun:

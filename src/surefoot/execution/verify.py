@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import first_line
 from ..step import Batch, NonFinite, StepResult, TrainStep, set_mode
-from ..untouched import untouched
+from ..untouched import is_lazy, untouched
 
 # How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.
 # Summing in another order costs tens; a unit of a ReLU or a pool that lands on its other side costs more.
@@ -105,9 +105,11 @@ def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
     for prefix, part in _named(step):
         for name, parameter in part.named_parameters():
             names[parameter] = prefix + name
-            yield prefix + name, parameter.detach().clone()
+            if not is_lazy(parameter):
+                yield prefix + name, parameter.detach().clone()
         for name, buffer in part.named_buffers():
-            yield f"buffer {prefix}{name}", buffer.detach().clone()
+            if not is_lazy(buffer):
+                yield f"buffer {prefix}{name}", buffer.detach().clone()
     for parameter, state in step.optimizer.state.items():
         for key, value in state.items() if isinstance(state, Mapping) else ():
             if isinstance(value, Tensor):
