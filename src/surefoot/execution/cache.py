@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import first_line
+from ..errors import UsageError, first_line
 from ..files import write_atomically
 from ..places import user_directory
 from .plan import Execution
