@@ -106,7 +106,7 @@ class Loop:
     def require_finite_parameters(self) -> None:
         """End the run where a parameter is NaN or infinite, before anything is saved as good."""
         if self.step.not_finite() is not None:
-            self.fail_nonfinite(f"epoch {self.state.epoch}, step {self.state.step}: an update overflowed")
+            self.fail_nonfinite(f"epoch {self.state.epoch + 1}, step {self.state.step}: an update overflowed")
 
     def validate(self) -> dict[str, float]:
         """One pass over the validation data; returns the epoch's values by name (``train/loss``, ``val/loss``)."""
