@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -114,26 +112,28 @@ def test_a_group_that_joins_later_is_planned_as_it_happens(name, by):
     assert run.names[2] == "late"
 
 
-def a_million_steps(name):
+def a_million_steps(name, monkeypatch):
+    """Planned by arithmetic: torch's own scheduler, some 20 us a call, does no more than the first calls and the probes."""
     args = dict(SPECS[name].args)
     if "total_steps" in args:
         args["total_steps"] = 1_000_000
     spec = SchedulerSpec(SPECS[name].name, args, "step", children=SPECS[name].children)
-    begin = time.process_time()
+    driven, calls = simulation._Run.driven, []
+    monkeypatch.setattr(simulation._Run, "driven", lambda self, count: calls.append(count) or driven(self, count))
     run = simulate(adam(), spec, WARM["LinearWarmup"], 10_000, 100)
-    assert time.process_time() - begin < 5
+    assert calls == [simulation._PREFIX]
     assert run.rates().shape == (1_000_000,)
 
 
 @pytest.mark.parametrize("name", ["CosineAnnealingLR", "OneCycleLR", "CyclicLR exp_range", "ChainedScheduler"])
-def test_a_million_steps_are_planned_in_under_five_seconds(name):
-    a_million_steps(name)
+def test_a_million_steps_are_planned_without_a_million_calls(name, monkeypatch):
+    a_million_steps(name, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in SPECS if n not in ("ReduceLROnPlateau", "CyclicLR")])
-def test_a_million_steps_of_every_scheduler_are_planned_in_under_five_seconds(name):
-    a_million_steps(name)
+def test_a_million_steps_of_every_scheduler_are_planned_without_a_million_calls(name, monkeypatch):
+    a_million_steps(name, monkeypatch)
 
 
 @pytest.mark.parametrize("computed", [False, True])
