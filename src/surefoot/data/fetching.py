@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import multiprocessing.connection
 import os
 import random
 import signal
@@ -161,7 +162,7 @@ class Workers:
             yield from iterator
         except (RuntimeError, EOFError, OSError) as error:
             # The pipe of a worker that died while it handed a batch over breaks before torch has missed the worker.
-            if "DataLoader worker (pid" not in str(error) and not self._lost_one():
+            if "DataLoader worker (pid" not in str(error) and not self._lost_one(error):
                 raise
             self.close()
             raise SurefootError(
@@ -169,9 +170,11 @@ class Workers:
                 "cause: try fewer workers, or workers: 0 to read the data in this process"
             ) from error
 
-    def _lost_one(self) -> bool:
-        processes = getattr(self._loader._iterator, "_workers", ())
-        return any(not process.is_alive() for process in processes)
+    def _lost_one(self, error: BaseException) -> bool:
+        sentinels = [process.sentinel for process in getattr(self._loader._iterator, "_workers", ())]
+        # A killed process closes its pipe a moment before it counts as ended.
+        patience_s = 5.0 if isinstance(error, EOFError | ConnectionError) else 0.0
+        return bool(multiprocessing.connection.wait(sentinels, patience_s))
 
     def close(self) -> None:
         """End the processes."""
