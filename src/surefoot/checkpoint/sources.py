@@ -59,6 +59,8 @@ def _own(module: str | None) -> bool:
     """Whether a module is the user's: neither installed, nor Python's, nor this package."""
     if module == _MAIN:
         return True
+    if (module or "").partition(".")[0] == "torch":  # what a compiler wrote into its cache counts by torch's version
+        return False
     path = _path(module)
     if path is None or path.is_relative_to(_HOUSE) or any(part in _INSTALLED for part in path.parts):
         return False

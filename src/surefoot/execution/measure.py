@@ -134,7 +134,8 @@ class Bench:
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
             backend = self._backend(execution)
-            batches = [[batch] for batch in self.batches]
+            # A forward pass may write into its inputs: each candidate is timed on copies of its own.
+            batches = [[tuple(part.clone() for part in batch)] for batch in self.batches]
             yield lambda i: backend(batches[i % len(batches)])
 
     def _backend(self, execution: Execution) -> Callable[[Any], Any]:

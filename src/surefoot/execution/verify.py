@@ -72,7 +72,9 @@ def record(
         seen.begin = dict(_tensors(step))
         for number in range(updates):
             try:
-                result = run([tuple(batches[number % len(batches)])])
+                # A forward pass may write into its inputs.
+                batch = batches[number % len(batches)]
+                result = run([tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)])
             except NonFinite as error:
                 seen.refused = str(error)
                 return seen

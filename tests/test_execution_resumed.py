@@ -1,0 +1,114 @@
+"""Compiled forms in runs: refused ones fall back and the run goes on; those that cannot be made again say how to go on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import surefoot
+from surefoot.errors import UsageError
+from surefoot.execution import CannotCompile
+from surefoot.execution.whole_step import CompiledGraph
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.drop(self.first(x))))
+
+
+class InPlace(Net):
+    """Writes into its own inputs."""
+
+    def forward(self, x):
+        x += 1
+        return super().forward(x)
+
+
+class LooksAtValues(Net):
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) > -1e9 else x
+
+
+@pytest.fixture(autouse=True)
+def interpreted(tmp_path, monkeypatch):
+    """Graphs are run as they were traced, which takes no time to make; nothing is kept for another test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("surefoot.execution.whole_step.by_inductor", lambda graph, arguments: graph)
+    monkeypatch.setattr("surefoot.execution.whole_step.compiler", lambda: "g++")
+    monkeypatch.setattr("torch.compile", lambda model: model)
+
+
+def train(run_dir, kind, compile, epochs, **options):
+    torch.manual_seed(0)
+    model = kind()
+    data = torch.randn(64, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 2
+    result = surefoot.fit(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        data,
+        epochs=epochs,
+        batch_size=16,
+        execution={
+            "compile": compile,
+            "threads": 1,
+            "onednn": True,
+            "memory_format": "contiguous",
+            "optimizer_impl": "for_loop",
+        },
+        run_dir=run_dir,
+        resume=True,
+        progress=False,
+        lint_off=["all"],
+        **options,
+    )
+    return result, model
+
+
+def form_of(run_dir):
+    return json.loads((run_dir / "run.json").read_text())["execution"]["compile"]
+
+
+@pytest.mark.parametrize("compile", [True, "step", "gradients"])
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "max_grad_norm": 1.0}])
+def test_a_compiled_run_that_was_stopped_ends_as_one_that_was_not(compile, options, tmp_path):
+    train(tmp_path / "stopped", Net, compile, 1, **options)
+    _, resumed = train(tmp_path / "stopped", Net, compile, 3, **options)
+    _, whole = train(tmp_path / "whole", Net, compile, 3, **options)
+    assert form_of(tmp_path / "whole") == form_of(tmp_path / "stopped") != "none"
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", [LooksAtValues, InPlace])
+@pytest.mark.parametrize("compile", [True, "step"])
+def test_a_model_that_cannot_be_compiled_is_trained_eagerly_and_resumed(kind, compile, tmp_path):
+    train(tmp_path / "stopped", kind, compile, 1)
+    result, resumed = train(tmp_path / "stopped", kind, compile, 3)
+    _, whole = train(tmp_path / "whole", kind, compile, 3)
+    assert result.steps == 12
+    assert form_of(tmp_path / "whole") == form_of(tmp_path / "stopped")
+    if kind is LooksAtValues:
+        assert form_of(tmp_path / "whole") in ("none", "module")
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_form_that_cannot_be_made_again_says_how_to_go_on(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(run, Net, "gradients", 1)
+
+    def refuses(*args, **settings):
+        raise CannotCompile("another compiler")
+
+    monkeypatch.setattr(CompiledGraph, "compile", refuses)
+    with pytest.raises(UsageError, match="cannot be made again here: another compiler; go on without it") as raised:
+        train(run, Net, "gradients", 2)
+    allowed = [word for word in str(raised.value).split() if word.startswith("execution.") and "=" not in word]
+    result, _ = train(run, Net, False, 2, allow=allowed)
+    assert result.steps == 8 and form_of(run) == "none"
