@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from surefoot.artifacts import read_images
-from surefoot.errors import UsageError
+from surefoot.errors import Problems, UsageError
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
@@ -164,3 +164,31 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 def test_a_picture_for_a_model_that_takes_none_is_told(tmp_path):
     with pytest.raises(UsageError, match=r"is a picture; the model takes \[4\]"):
         read(tmp_path, png(PIXELS), "a.png", shape=(4,))
+
+
+def test_a_photo_is_turned_as_its_camera_was_held(tmp_path):
+    pixels = np.zeros((4, 4), np.uint8)
+    pixels[0] = 255
+    photo = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    photo.save(tmp_path / "photo.png", exif=exif)
+    images = read_images([tmp_path / "photo.png"], (1, 4, 4))
+    assert np.array_equal(images.batch[0, 0].numpy(), np.rot90(pixels, -1))
+    assert "turned as its EXIF data say" in images.notes[0]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+def test_every_mode_of_a_picture_gives_its_colours(mode, tmp_path):
+    ending = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(tmp_path / f"p.{ending}")
+    assert int(read_images([tmp_path / f"p.{ending}"], (3, 4, 4)).batch.min()) >= 250
+
+
+@pytest.mark.parametrize("shape", ["(True,)", "(" + "1," * 20_000 + ")"])
+def test_a_npy_header_made_to_hurt_is_one_message_and_advises_no_pickle(shape, tmp_path):
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x02\x00" + len(head).to_bytes(4, "little") + head + bytes(4))
+    with pytest.raises(Problems) as caught:
+        read_images([tmp_path / "x.npy"], (1,), "float32")
+    assert "allow_pickle" not in str(caught.value) and "npy" in str(caught.value)

@@ -391,3 +391,15 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
 def test_naming_the_package_does_not_import_torch():
     code = "import sys, surefoot.artifacts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_card_names_the_data_and_says_that_weights_are_an_average(tmp_path):
+    about = {"classes": ["a", "b"], "metrics": {"val/accuracy": 0.5}, "title": "my recipe"}
+    save_model(MLP(in_features=2, hidden=[], classes=2), tmp_path / "m", dataset="garments", averaged=True, **about)
+    card = (tmp_path / "m/README.md").read_text()
+    assert "It was trained on garments." in card and "exponential moving average" in card
+    assert '      name: "garments"' in card
+    assert read_info(tmp_path / "m").averaged and read_info(tmp_path / "m").dataset == "garments"
+    save_model(MLP(in_features=2, hidden=[], classes=2), tmp_path / "n", **about)
+    card = (tmp_path / "n/README.md").read_text()
+    assert '      name: "unknown"' in card and "average" not in card

@@ -89,6 +89,8 @@ _KINDS = {
     "prefix": lambda check, name, value: check.text(name, value, none=True),
     "except_": lambda check, name, value: check.texts(name, value),
     "cast": Arguments.flag,
+    "averaged": Arguments.flag,
+    "dataset": lambda check, name, value: check.text(name, value, none=True),
     "trust_code": Arguments.flag,
     "source": _source,
     "plots": _items,

@@ -57,7 +57,11 @@ def model_card(
         "",
     ]
     if drawn or pictures:
-        body += ["## Plots", "", *(f"![{_shown(name)}](plots/{quote(name, errors='surrogateescape')})\n" for name in [*drawn, *pictures])]
+        body += [
+            "## Plots",
+            "",
+            *(f"![{_shown(name)}](plots/{quote(name, errors='surrogateescape')})\n" for name in [*drawn, *pictures]),
+        ]
     body += ["## Made with", "", *(f"- {name} {version}" for name, version in info.versions.items())]
     if info.recipe_digest:
         body.append(f"- recipe {info.recipe_digest}")
@@ -69,6 +73,10 @@ def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
     if info.input_shape:
         shape = ", ".join(map(str, info.input_shape))
         lines.append(f"It takes raw batches (N, {shape}) of {info.input_dtype or 'float32'}.")
+    if info.dataset:
+        lines.append(f"It was trained on {_shown(info.dataset)}.")
+    if info.averaged:
+        lines.append("The weights are an exponential moving average (EMA) of those that were trained.")
     if info.preprocessing:
         p = info.preprocessing
         scale = "" if p.scale is None else f" * {p.scale:.6g}"
@@ -96,7 +104,8 @@ def _model_index(title: str, info: ModelInfo) -> list[str]:
         return []
     lines = ["model-index:", f"- name: {json.dumps(title)}", "  results:", "  - task:"]
     lines += ["      type: image-classification", "    dataset:"]
-    lines += [f"      type: {json.dumps(title)}", f"      name: {json.dumps(title)}", "    metrics:"]
+    dataset = _line(info.dataset or "unknown")
+    lines += [f"      type: {json.dumps(dataset)}", f"      name: {json.dumps(dataset)}", "    metrics:"]
     for name, value in finite.items():
         kind = name.rpartition("/")[2]
         lines += [f"    - type: {json.dumps(kind)}", f"      name: {json.dumps(name)}", f"      value: {value!r}"]

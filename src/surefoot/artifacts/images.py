@@ -83,7 +83,7 @@ def _read(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, s
 
 
 def _read_picture(path: Path, data: bytes, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, str]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise BadFile(path, f"is a picture; the model takes {list(shape)}, not (1 or 3, height, width)")
@@ -95,6 +95,9 @@ def _read_picture(path: Path, data: bytes, shape: tuple[int, ...], dtype: str) -
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadFile(path, f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
             picture.load()
+            if picture.getexif().get(0x0112, 1) != 1:  # Orientation
+                picture = ImageOps.exif_transpose(picture)
+                notes.append("turned as its EXIF data say")
             if picture.mode.startswith("I") or picture.mode == "F":
                 raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -128,10 +131,12 @@ def _read_npy(path: Path, data: bytes) -> np.ndarray:
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = reader(file)
     except Exception as error:  # numpy parses the header as Python literals; many kinds for one damaged header
-        raise BadFile(path, f"its .npy header cannot be read: {str(error)[:200]}") from error
+        raise BadFile(
+            path, "its .npy header cannot be read: it is damaged, or longer than 10,000 characters"
+        ) from error
     if dtype.hasobject or dtype.kind not in "uifb":
         raise BadFile(path, f"holds {dtype}, not numbers; objects (pickle) are never loaded")
-    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         there = len(data) - file.tell()
         raise BadFile(path, f"shape {list(shape)} of {dtype} does not go with its {there} bytes")
     flat = np.frombuffer(data, dtype=dtype, offset=file.tell())

@@ -33,7 +33,8 @@ class ModelInfo:
 
     `model` is ``{"name": ..., "args": {...}}`` for a model of the catalogue, ``{"class": "module:Name",
     "args": {...} | None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype`
-    is the raw data's, as torch names it. Fields that nobody told are None; a `preprocessing` of None means that the
+    is the raw data's, as torch names it. `dataset` names what it was trained on; `averaged` says that the weights are
+    a moving average of the training's (EMA). Fields that nobody told are None; a `preprocessing` of None means that the
     model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
     """
 
@@ -46,6 +47,8 @@ class ModelInfo:
     metrics: dict[str, Any] = field(default_factory=dict)
     recipe_digest: str | None = None
     title: str | None = None
+    dataset: str | None = None
+    averaged: bool = False
     memory_format: str = "contiguous"
     versions: dict[str, str] = field(default_factory=dict)
     preprocessing_known: bool = True
@@ -68,6 +71,8 @@ class ModelInfo:
             "loss": _plain(self.loss),
             "metrics": _plain(self.metrics),
             "recipe_digest": self.recipe_digest,
+            "dataset": self.dataset,
+            "averaged": self.averaged,
             "memory_format": self.memory_format,
             "versions": self.versions,
         }
@@ -103,6 +108,8 @@ class ModelInfo:
             metrics=_object(data.get("metrics"), "metrics", bad),
             recipe_digest=_text(data.get("recipe_digest"), "recipe_digest", bad),
             title=_text(data.get("title"), "title", bad),
+            dataset=_text(data.get("dataset"), "dataset", bad),
+            averaged=_choice(data.get("averaged", False), (False, True), "averaged", bad),
             memory_format=_choice(
                 data.get("memory_format", "contiguous"),
                 ("contiguous", "channels_last"),
@@ -124,6 +131,8 @@ def describe_model(
     metrics: Mapping[str, Any] | None = None,
     recipe_digest: str | None = None,
     title: str | None = None,
+    dataset: str | None = None,
+    averaged: bool = False,
     source: tuple[str, Mapping[str, Any]] | None = None,
 ) -> ModelInfo:
     """The `ModelInfo` of a live model. `source` is the import path and arguments that made a user's own model;
@@ -162,6 +171,8 @@ def describe_model(
         metrics=dict(metrics or {}),
         recipe_digest=recipe_digest,
         title=title,
+        dataset=dataset,
+        averaged=averaged,
         memory_format=memory_format(model),
         versions={"surefoot": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )

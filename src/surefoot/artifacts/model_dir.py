@@ -40,6 +40,8 @@ def save_model(
     metrics: Mapping[str, Any] | None = None,
     recipe_digest: str | None = None,
     title: str | None = None,
+    dataset: str | None = None,
+    averaged: bool = False,
     source: tuple[str, Mapping[str, Any]] | None = None,
     plots: Iterable[str | Path] = (),
     history: Sequence[Mapping[str, Any]] = (),
@@ -52,7 +54,8 @@ def save_model(
 
     `preprocessing` is "unknown" where nobody told: the model is then not used before it is known.
     `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
-    ``{"val/accuracy": 0.95}``; `source` tells the import path and arguments of a user's own class; `plots` are
+    ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights are a moving average;
+    `source` tells the import path and arguments of a user's own class; `plots` are
     image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
     losses. Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
 
@@ -76,6 +79,8 @@ def save_model(
         metrics=metrics,
         recipe_digest=recipe_digest,
         title=title,
+        dataset=dataset,
+        averaged=averaged,
         source=source,
     )
     pictures = {Path(p).name: Path(p) for p in plots}

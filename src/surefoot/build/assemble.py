@@ -178,6 +178,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
         preprocessing=splits.preprocessing,
         loss_name=[term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain(),
         recipe_digest=recipe.digest(),
+        dataset=recipe.data.part.name,
         source=_source(recipe.model),
     )
     return Built(recipe, model, loss, optimizer, schedule, train, val, about)

@@ -27,7 +27,7 @@ class About:
     The rest is saved with the model, so that it can be evaluated, exported and used on raw data: `classes` (names),
     `preprocessing` (what raw inputs need), `input_shape` (of one sample, without N), `input_dtype` and `loss_name`.
     What is None is taken from the data (their `classes`, the Loader's preprocessing, the first sample) and the loss.
-    `source` is ``("module:Name", its arguments)`` of a model class of one's own, `recipe_digest` the recipe's.
+    `dataset` names the data; `source` is ``("module:Name", its arguments)`` of a model class of one's own, `recipe_digest` the recipe's.
     """
 
     name: str = "run"
@@ -41,6 +41,7 @@ class About:
     source: tuple[str, Mapping[str, Any]] | None = None
     input_shape: Sequence[int] | None = None
     input_dtype: str | None = None
+    dataset: str | None = None
 
 
 def completed(about: About, loader: Loader, loss: Any) -> About:
@@ -72,7 +73,13 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
 
 
 def save_model_of(
-    about: About, run_dir: Path, recorder: Recorder, where: str, model: nn.Module, metrics: Mapping[str, float]
+    about: About,
+    averaged: bool,
+    run_dir: Path,
+    recorder: Recorder,
+    where: str,
+    model: nn.Module,
+    metrics: Mapping[str, float],
 ) -> None:
     """Write the model, with all that is needed to use it, to a directory below the run's."""
     (run_dir / where).parent.mkdir(exist_ok=True)
@@ -89,6 +96,8 @@ def save_model_of(
         metrics=dict(metrics),
         recipe_digest=about.recipe_digest,
         title=about.name,
+        dataset=about.dataset,
+        averaged=averaged,
         source=about.source,
         history=recorder.journal.history(),
     )

@@ -288,7 +288,7 @@ def fit(
                 details={**about.details, "runs on": plan.describe()},
             )
         )
-        save = functools.partial(save_model_of, about, run_dir, recorder) if run_dir is not None else None
+        save = functools.partial(save_model_of, about, ema_decay is not None, run_dir, recorder) if run_dir is not None else None
         loop = Loop(
             step=step,
             loader=loader,
