@@ -83,7 +83,7 @@ def export(
     ...     export(MODELS.build("LeNet5"), Path(d, "lenet.pt2"), info=about).largest_difference
     0.0
     """
-    checked({"to": to, "info": info})
+    checked({"to": to, "info": info, "batch": batch})
     to = Path(to)
     if to.suffix not in TOLERANCES:
         raise UsageError(f"{to}: give a name that ends in one of {', '.join(TOLERANCES)}")
