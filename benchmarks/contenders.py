@@ -160,16 +160,15 @@ def ignite(batch_size: int) -> Run:
 def surefoot_plan(compiled: bool, batch_size: int):
     """The plan that a long run would get, chosen on this machine now."""
     from surefoot.execution import choose_execution
+    from surefoot.step import TrainStep
 
     model, optimizer = model_and_optimizer()
     pixels, labels = images(4 * batch_size)
     batches = list(zip(normalized(pixels).split(batch_size), labels.split(batch_size), strict=True))
     return choose_execution(
         {"compile": compiled},
-        model=model,
-        loss=nn.CrossEntropyLoss(),
-        optimizer=optimizer,
-        batches=batches,
+        TrainStep(model, nn.CrossEntropyLoss(), optimizer),
+        batches,
         steps_expected=10**6,
         cache=False,
         say=lambda text: print(text, file=sys.stderr),
@@ -210,8 +209,8 @@ def fit_and_bare_step(batch_size: int, compiled: bool = False) -> Callable[[int]
 
     The bare step goes over batches that are there already, as many as `fit` makes: no loader, metrics or records.
     """
-    from surefoot.execution import make_update, prepare
-    from surefoot.step import NonFiniteLoss, StepResult, TrainStep
+    from surefoot.execution import make_backend, prepare
+    from surefoot.step import TrainStep
 
     fit = surefoot_fit(batch_size, compiled)
     plan = fit.chosen
@@ -226,17 +225,8 @@ def fit_and_bare_step(batch_size: int, compiled: bool = False) -> Callable[[int]
             parts = zip(*(whole[: steps * batch_size].split(batch_size) for whole in (pixels, labels)), strict=True)
             pairs[:] = [[(normalized(inputs), targets)] for inputs, targets in parts]
         with prepare(plan, model, optimizer):
-            if step.update is None:
-                step.update = make_update(
-                    plan,
-                    model,
-                    loss,
-                    optimizer,
-                    example=pairs[0][0],
-                    plain=step.plain,
-                    result=StepResult,
-                    nonfinite=NonFiniteLoss,
-                )
+            if step.backend is None:
+                step.backend = make_backend(plan, step, pairs[0][0])
             watch = Stopwatch(pairs, steps, warm=steps // 10)
             for batch in watch:
                 step(batch)

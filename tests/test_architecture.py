@@ -140,6 +140,19 @@ def test_examples_in_docstrings_run(path, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "an example left files in the working directory"
 
 
+def test_private_names_of_torch_are_in_one_file(path, tree):
+    if path.name == "torch_compat.py":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            parts = ast.unparse(node).split(".")
+            private = len(parts) > 1 and parts[1].startswith("_") and not parts[1].startswith("__")
+            assert parts[0] != "torch" or not private, f"line {node.lineno}: {'.'.join(parts)}"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            private = [a.name for a in node.names if a.name.startswith("_") and a.name != "_pytree"]
+            assert not private and "._" not in node.module, f"line {node.lineno}: {node.module} {private}"
+
+
 def calls_in(tree: ast.Module):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
