@@ -12,7 +12,7 @@ from torch import nn
 from surefoot.data import DatasetSource
 from surefoot.errors import UsageError
 from surefoot.step import NonFinite, StepOptions, TrainStep
-from surefoot.training import fit
+from surefoot.training import fit, predict
 
 
 def small_model() -> nn.Module:
@@ -181,6 +181,15 @@ def test_outputs_with_time_first_are_accumulated_over_batches_of_two_sizes(sampl
     step = TrainStep(model, nn.CTCLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     results = [step(batches[i : i + 2]) for i in range(0, len(batches), 2)]
     assert sum(result.samples for result in results) == samples
+
+
+def test_outputs_that_cannot_be_joined_are_named_by_predict():
+    class TimeFirst(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).transpose(0, 1)
+
+    with pytest.raises(UsageError, match=r"cannot be joined to \(N, ...\): \(12, 2, 6\), \(12, 4, 6\); call the model"):
+        predict(TimeFirst(5, 6), torch.randn(6, 12, 5), batch_size=4)
 
 
 def test_the_norm_before_clipping_is_told():

@@ -222,18 +222,19 @@ class TrainStep:
         looks = self.checks and self.scaler is None  # the scaler looks itself, and skips
         if not looks and not options.clips:
             return None
-        parameters = [p for p in self._trained() if p.grad is not None]
+        groups = self.optimizer.param_groups
+        grads = [grad for group in groups for p in group["params"] if (grad := p.grad) is not None]
         if options.max_grad_norm is not None:
-            if any([p.grad.layout is not torch.strided for p in parameters]):
+            if any([grad.layout is not torch.strided for grad in grads]):
                 raise UsageError("max_grad_norm: torch cannot clip sparse gradients; leave it out, or give sparse=False")
-            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            norm = nn.utils.get_total_norm(grads)
             if looks and not math.isfinite(norm):
                 self.refuse_gradients()
-            nn.utils.clip_grads_with_norm_(parameters, options.max_grad_norm, norm)
-        elif looks and not torch_compat.all_finite([p.grad for p in parameters], scratch=True):
+            nn.utils.clip_grads_with_norm_(self._trained(), options.max_grad_norm, norm)
+        elif looks and not torch_compat.all_finite(grads, scratch=True):
             self.refuse_gradients()
         if options.clip_value is not None:
-            nn.utils.clip_grad_value_(parameters, options.clip_value)
+            nn.utils.clip_grad_value_(self._trained(), options.clip_value)
         return norm
 
     def refuse_gradients(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -19,14 +20,13 @@ def all_finite(tensors: Sequence[Tensor], scratch: bool = False) -> bool:
 
     With `scratch` they may be written to, with what is there already: small gradients are then looked at in one call.
     """
+    if scratch and (check := _fused_check()) is not None and sum(map(Tensor.numel, tensors)) <= _SMALL:
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # not for sparse ones, or several devices
+            return check(tensors)
     tensors = [t if t.layout is torch.strided else t.coalesce().values() for t in tensors]
     tensors = [t for t in tensors if t.is_floating_point() or t.is_complex()]
     if not tensors:
         return True
-    if scratch and sum([t.numel() for t in tensors]) <= _SMALL and (check := _fused_check()) is not None:
-        first = tensors[0]
-        if all([t.dtype is torch.float32 and t.device == first.device for t in tensors]):
-            return check(tensors)
     if math.isfinite(get_total_norm(tensors)):
         return True
     return all(bool(t.isfinite().all()) for t in tensors)  # the norm alone may have overflowed
@@ -41,6 +41,8 @@ def _fused_check() -> Callable[[list[Tensor]], bool] | None:
     constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def check(tensors: list[Tensor]) -> bool:
+        if not tensors:
+            return True
         device = tensors[0].device
         if device not in constants:
             constants[device] = torch.zeros(1, device=device), torch.ones(1, device=device)

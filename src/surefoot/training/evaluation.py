@@ -146,7 +146,14 @@ def predict(
         raise UsageError(f"inputs: a {type(inputs).__name__} was given; predict takes the inputs alone, (N, ...)")
     inputs = source_for(model, (inputs,)).tensors[0]
     with evaluating(model), torch.no_grad(), autocast(device, precision):
-        return torch.cat([model(part.to(device)) for part in inputs.split(batch_size)])
+        parts = [model(part.to(device)) for part in inputs.split(batch_size)]
+    if not all(isinstance(part, Tensor) and part.dim() for part in parts) or len({part.shape[1:] for part in parts}) > 1:
+        found = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
+        raise UsageError(
+            f"predict: the model's outputs for batches of up to {batch_size} cannot be joined to (N, ...): {found}; "
+            "call the model yourself, a batch at a time"
+        )
+    return torch.cat(parts)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
