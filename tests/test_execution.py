@@ -240,6 +240,25 @@ def test_a_step_that_somebody_patched_is_called_under_a_scheduler_too():
         assert called == [optimizer] and same(before, model.state_dict())
 
 
+def test_bf16_takes_inputs_of_any_shape():
+    class ByName(nn.Linear):
+        def forward(self, batch):
+            return super().forward(batch["x"])
+
+    results = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        model = ByName(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batch = {"x": torch.ones(4, 3)}, torch.zeros(4, 2)
+        settings = Execution(precision="bf16", plain=plain)
+        step = TrainStep(model, nn.MSELoss(), optimizer, StepOptions(precision="bf16"))
+        step.backend = make_backend(settings, step, batch)
+        assert step([batch]).samples == 4
+        results.append(model.weight)
+    assert torch.equal(*results)
+
+
 def test_everything_that_prepare_sets_is_put_back():
     model = lenet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

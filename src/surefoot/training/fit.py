@@ -276,7 +276,7 @@ def fit(
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
             if again:  # only now: a captured graph holds the addresses of what was loaded
-                use_plan(plan, step, loader, progress.message, begun=True)
+                use_plan(plan, step, loader, progress.message, begun=run_dir)
             claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
             RunInfo(

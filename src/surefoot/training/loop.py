@@ -189,7 +189,7 @@ class Loop:
             kept = f"the parameters are no longer finite ({bad}); what was saved before is kept"
         elif self.checkpointer is not None:
             self.checkpointer.save()
-            kept = "the parameters are finite and saved; `surefoot resume` goes on after this batch"
+            kept = "the parameters are finite and saved; a resume goes on after this batch"
         else:
             kept = "the parameters are still finite"
         raise RunFailed(f"{what}; {kept}; {advice}")

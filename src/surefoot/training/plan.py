@@ -12,6 +12,7 @@ from ..data import Loader
 from ..errors import UsageError
 from ..execution import CannotCompile, Execution, choose_execution, verified_backend, with_asked
 from ..step import Batch, TrainStep
+from ..text import typed
 
 # Enough real batches to time on without measuring one lucky shape of data.
 BATCHES_TO_MEASURE = 4
@@ -41,25 +42,32 @@ def choose_plan(
 
 
 def use_plan(
-    plan: Execution, step: TrainStep, loader: Loader, say: Callable[[str], None], *, begun: bool = False
+    plan: Execution, step: TrainStep, loader: Loader, say: Callable[[str], None], *, begun: Path | None = None
 ) -> Execution:
     """Put under `step` what `plan` says; call it inside of `execution.prepare`, after a resume has loaded its state.
 
     Returns the settings that the run has: where the compiled form cannot be made, those of the eager one, and `say`
-    is told. Raises UsageError, with the way to go on, for a run that was `begun` with a form that cannot be made again.
+    is told. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot be made again.
     """
     if step.options.grad_accum_steps > 1:  # of several micro-batches there is the plain step alone
         return plan
     try:
         step.backend = verified_backend(plan, step, loader.batch_at(0, 0), say)
     except CannotCompile as error:
-        if begun:
+        if begun is not None:
             raise UsageError(
                 f"execution: this run was begun with {plan.describe()}, which cannot be made again here: {error}; "
-                "go on without it, no longer to the bit: surefoot resume RUN execution.compile=false --allow "
-                "execution.compile --allow execution.products --allow recipe.execution"
+                f"go on without it, no longer to the bit: {_without_compiling(begun)}"
             ) from error
         say(f"the step is not compiled: {error}")
         plan = replace(plan, compile="none", products=False, cuda_graph=False)
         step.backend = verified_backend(plan, step, loader.batch_at(0, 0), say)
     return plan
+
+
+def _without_compiling(run_dir: Path) -> str:
+    allowed = ("execution.compile", "execution.products")
+    if (run_dir / "recipe.yaml").exists():
+        words = [word for name in (*allowed, "recipe.execution") for word in ("--allow", name)]
+        return typed("surefoot", "resume", run_dir, "execution.compile=false", *words)
+    return f"fit(..., execution={{'compile': False}}, resume=True, allow={list(allowed)})"
