@@ -102,14 +102,15 @@ def test_a_model_that_cannot_be_compiled_is_trained_eagerly_and_resumed(kind, co
 
 def test_a_form_that_cannot_be_made_again_says_how_to_go_on(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    train(run, Net, "gradients", 1)
+    train(run, Net, "gradients", 1, about=surefoot.training.About(files={"notes.txt": "begun"}))
 
     def refuses(*args, **settings):
         raise CannotCompile("another compiler")
 
     monkeypatch.setattr(CompiledGraph, "compile", refuses)
     with pytest.raises(UsageError, match="cannot be made again here: another compiler; go on without it") as raised:
-        train(run, Net, "gradients", 2)
+        train(run, Net, "gradients", 2, about=surefoot.training.About(files={"notes.txt": "longer"}))
+    assert (run / "notes.txt").read_text() == "begun"
     told = str(raised.value)
     allowed = ast.literal_eval(told[told.index("allow=") + len("allow=") :].rstrip(")"))
     result, _ = train(run, Net, False, 2, allow=allowed)

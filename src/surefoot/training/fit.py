@@ -269,14 +269,14 @@ def fit(
             for note in [n for each in (loader, val_loader) for n in getattr(getattr(each, "source", None), "notes", [])]:
                 progress.message(note)
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
+            if again:  # not before: a captured graph holds the addresses of what was loaded
+                use_plan(plan, step, loader, progress.message, begun=run_dir)
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 write_texts(claim.run, about.files)
             elif start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
-            if again:  # only now: a captured graph holds the addresses of what was loaded
-                use_plan(plan, step, loader, progress.message, begun=run_dir)
             claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
         progress.start(
             RunInfo(
