@@ -267,6 +267,9 @@ def _worker_killed(folder: Path) -> str:
     return told[-60:]
 
 
+PRECISION = "flags.fp32_precision.mkldnn.matmul"
+
+
 def _changed(what: str):
     """Something that the run depends on is another than before: refused with a diff, or allowed by name."""
 
@@ -295,7 +298,7 @@ def _changed(what: str):
                 torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined]
             elif what == "flags.deterministic":
                 torch.use_deterministic_algorithms(True)
-            elif what == "flags.matmul_precision":
+            elif what == PRECISION:
                 torch.set_float32_matmul_precision("medium")
             elif what == "versions.torch":
                 torch.__version__ = "2.12.0"
@@ -360,7 +363,7 @@ def catalogue() -> None:
     add("data", "a worker process is killed", _worker_killed, TESTS)
     for what in ("one value changed", "one label changed", "a sample fewer", "order changed"):
         add("data", what, _changed(f"data: {what}"), TESTS if what == "one value changed" else FAST)
-    for what in ("threads", "flags.mkldnn", "flags.deterministic", "flags.matmul_precision", "versions.torch"):
+    for what in ("threads", "flags.mkldnn", "flags.deterministic", PRECISION, "versions.torch"):
         add("conditions", f"{what} changed", _changed(what), TESTS if what == "threads" else FAST)
     for value in (float("nan"), float("inf")):
         add("data", f"a sample that is {value}", _not_finite(value), TESTS)
