@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import Problems, RunFailed, Stopped, SurefootError, UsageError
+from .lazy import lazily
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -24,36 +24,6 @@ if TYPE_CHECKING:
         UntunedLinearWarmup,
     )
     from .training import About, Checkpoints, EarlyStopping, Journal, evaluate, fit, predict
-
-# Looked up when first used, so that `import surefoot` and `surefoot --help` import no torch.
-_HOMES = {
-    "About": "training",
-    "Checkpointer": "checkpoint",
-    "Checkpoints": "training",
-    "DataSplits": "data",
-    "EarlyStopping": "training",
-    "ExponentialWarmup": "schedules",
-    "Journal": "training",
-    "LinearWarmup": "schedules",
-    "LoadedModel": "artifacts",
-    "Loader": "data",
-    "Preprocessing": "preprocessing",
-    "RAdamWarmup": "schedules",
-    "Schedule": "schedules",
-    "TensorSource": "data",
-    "UntunedExponentialWarmup": "schedules",
-    "UntunedLinearWarmup": "schedules",
-    "evaluate": "training",
-    "export": "artifacts",
-    "fit": "training",
-    "import_weights": "artifacts",
-    "lint": "losses",
-    "load_model": "artifacts",
-    "load_recipe": "recipe",
-    "open_model": "artifacts",
-    "predict": "training",
-    "save_model": "artifacts",
-}
 
 __all__ = [
     "About",
@@ -90,8 +60,18 @@ __all__ = [
     "save_model",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+# Looked up when first used, so that `import surefoot` and `surefoot --help` import no torch.
+__getattr__ = lazily(
+    __name__,
+    {
+        "artifacts": "LoadedModel export import_weights load_model open_model save_model",
+        "checkpoint": "Checkpointer",
+        "data": "DataSplits Loader TensorSource",
+        "losses": "lint",
+        "preprocessing": "Preprocessing",
+        "recipe": "load_recipe",
+        "schedules": "ExponentialWarmup LinearWarmup RAdamWarmup "
+        "Schedule UntunedExponentialWarmup UntunedLinearWarmup",
+        "training": "About Checkpoints EarlyStopping Journal evaluate fit predict",
+    },
+)

@@ -5,30 +5,19 @@ No pickle is ever run: what a file claims is checked before anything of it is us
 
 from __future__ import annotations
 
-import importlib
+from ..lazy import lazily
 
-_WHERE = {
-    "save_model": "model_dir",
-    "load_model": "model_dir",
-    "ModelInfo": "info",
-    "read_info": "model_dir",
-    "import_weights": "importing",
-    "read_state": "state_files",
-    "Imported": "importing",
-    "export": "exporting",
-    "Exported": "exporting",
-    "open_model": "opening",
-    "LoadedModel": "opening",
-    "read_images": "images",
-    "describe_outputs": "answers",
-    "shown": "answers",
-    "remove_leftovers": "swap",
+_HOMES = {
+    "answers": "describe_outputs shown",
+    "exporting": "Exported export",
+    "images": "read_images",
+    "importing": "Imported import_weights",
+    "info": "ModelInfo",
+    "model_dir": "load_model read_info save_model",
+    "opening": "LoadedModel open_model",
+    "state_files": "read_state",
+    "swap": "remove_leftovers",
 }
-__all__ = sorted(_WHERE)
 
-
-def __getattr__(name: str):
-    # Lazy, because these modules import torch and `surefoot --help` must not.
-    if name in _WHERE:
-        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [name for names in _HOMES.values() for name in names.split()]
+__getattr__ = lazily(__name__, _HOMES)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from ..lazy import lazily
+
 _HOMES = {
-    "Loader": "loader",
-    "epoch_order": "loader",
-    "Source": "sources",
-    "TensorSource": "sources",
-    "DatasetSource": "sources",
-    "as_source": "sources",
-    "DataSplits": "splits",
-    "DATA": "catalogue",
-    "AUGMENTATIONS": "catalogue",
+    "catalogue": "AUGMENTATIONS DATA",
+    "loader": "Loader epoch_order",
+    "sources": "DatasetSource Source TensorSource as_source",
+    "splits": "DataSplits",
 }
 
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    # These need torch, the catalogues do not: `surefoot list data` shows names without importing it.
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [name for names in _HOMES.values() for name in names.split()]
+__getattr__ = lazily(__name__, _HOMES)

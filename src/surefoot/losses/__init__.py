@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazily
 from .catalogue import LOSSES, build_loss, needs_targets
 from .checks.findings import FINDINGS, Finding
 
@@ -15,28 +15,6 @@ if TYPE_CHECKING:
     from .checks.look import lint
     from .composite import WeightedSum
     from .scoring import accuracy_kind, default_metrics, metric_options
-
-# The catalogue and the names of the findings are read without torch; the rest is imported when it is asked for.
-_HOMES = {
-    "Convention": "calling",
-    "LossValue": "calling",
-    "WeightedSum": "composite",
-    "accuracy_kind": "scoring",
-    "apply": "calling",
-    "batch_size": "averaging",
-    "class_weights": "balance",
-    "convention_of": "calling",
-    "default_metrics": "scoring",
-    "is_summed": "averaging",
-    "lint": "checks.look",
-    "many_weights": "averaging",
-    "metric_options": "scoring",
-    "positive_weight": "balance",
-    "sample_weight": "averaging",
-    "shares": "averaging",
-    "value_of": "calling",
-    "weighs_by": "averaging",
-}
 
 __all__ = [
     "FINDINGS",
@@ -64,8 +42,15 @@ __all__ = [
     "weighs_by",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+# The catalogue and the names of the findings are read without torch; the rest is imported when it is asked for.
+__getattr__ = lazily(
+    __name__,
+    {
+        "averaging": "batch_size is_summed many_weights sample_weight shares weighs_by",
+        "balance": "class_weights positive_weight",
+        "calling": "Convention LossValue apply convention_of value_of",
+        "checks.look": "lint",
+        "composite": "WeightedSum",
+        "scoring": "accuracy_kind default_metrics metric_options",
+    },
+)

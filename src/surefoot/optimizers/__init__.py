@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazily
 from .catalogue import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -12,13 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIMIZERS", "build_optimizer", "missing_groups", "named_groups", "param_groups", "trainable"]
 
-
-def __getattr__(name: str) -> Any:
-    # The catalogue is listed without torch; the rest needs it.
-    if name == "build_optimizer":
-        from . import building as module
-    elif name in __all__:
-        from . import groups as module
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+# The catalogue is listed without torch; the rest needs it.
+__getattr__ = lazily(
+    __name__, {"building": "build_optimizer", "groups": "missing_groups named_groups param_groups trainable"}
+)

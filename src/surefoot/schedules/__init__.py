@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazily
 from .catalogue import SCHEDULERS, WARMUPS, SchedulerSpec, WarmupSpec
 
 if TYPE_CHECKING:
@@ -19,24 +19,6 @@ if TYPE_CHECKING:
         UntunedExponentialWarmup,
         UntunedLinearWarmup,
     )
-
-# The catalogue is listed without torch; the rest is imported when it is asked for.
-_HOMES = {
-    "ChainedScheduler": "composite",
-    "ExponentialWarmup": "warmup",
-    "LinearWarmup": "warmup",
-    "RAdamWarmup": "warmup",
-    "Schedule": "schedule",
-    "SequentialLR": "composite",
-    "UntunedExponentialWarmup": "warmup",
-    "UntunedLinearWarmup": "warmup",
-    "build_schedule": "building",
-    "horizon_of": "building",
-    "LaterGroup": "simulation",
-    "Simulation": "simulation",
-    "simulate": "simulation",
-    "simulate_schedule": "simulation",
-}
 
 __all__ = [
     "SCHEDULERS",
@@ -59,8 +41,14 @@ __all__ = [
     "simulate_schedule",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+# The catalogue is listed without torch; the rest is imported when it is asked for.
+__getattr__ = lazily(
+    __name__,
+    {
+        "building": "build_schedule horizon_of",
+        "composite": "ChainedScheduler SequentialLR",
+        "schedule": "Schedule",
+        "simulation": "LaterGroup Simulation simulate simulate_schedule",
+        "warmup": "ExponentialWarmup LinearWarmup RAdamWarmup UntunedExponentialWarmup UntunedLinearWarmup",
+    },
+)
