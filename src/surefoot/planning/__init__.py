@@ -5,13 +5,12 @@ from __future__ import annotations
 from .cost import Memory, memory_of
 from .events import Event, events
 from .lr_find import LrFind, lr_find, range_test
-from .mistakes import MISTAKES, Finding, mistakes
+from .mistakes import MISTAKES, mistakes
 from .report import GroupPlan, PlanReport, plan_report
 
 __all__ = [
     "MISTAKES",
     "Event",
-    "Finding",
     "GroupPlan",
     "LrFind",
     "Memory",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.optim import RAdam
 from torch.optim import lr_scheduler as t
 
+from ..finding import Finding
 from ..schedules.composite import leaves
 from ..schedules.schedule import Schedule
 from ..schedules.simulation import NEVER, LaterGroup, Simulation, simulate_schedule
-from ..text import typed
 from .events import warm_after
 
 # Each name has a section in explanations/schedules.md.
@@ -39,24 +38,6 @@ LONGEST_LOOKED_AT = 1_000_000  # steps whose rates are computed one by one, in a
 _TINY = 1e-8
 _MUCH = 0.1  # of the run, where the rate stays there
 _MOST = 0.5  # of the run, in all
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One likely mistake: what was seen and why it is wrong (`message`), and what to do (`fix`)."""
-
-    name: str
-    severity: str
-    message: str
-    fix: str
-
-    @property
-    def doc(self) -> str:
-        """The command that explains it."""
-        return typed("surefoot", "explain", self.name)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}. Fix: {self.fix} (`{self.doc}` tells more)"
 
 
 def mistakes(

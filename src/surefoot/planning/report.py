@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..finding import Finding
 from ..schedules.composite import has_plateau
 from ..schedules.schedule import Schedule
 from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Simulation, simulate_schedule
 from .cost import Memory, memory_of, seconds_a_step
 from .events import Event, events
-from .mistakes import Finding, found_in, mistakes
+from .mistakes import found_in, mistakes
 
 _MOST_POINTS = 500
 LONGEST_DRAWN = 5_000_000  # steps; of a longer run the beginning is planned

@@ -9,7 +9,7 @@ from .load import load_recipe, packaged_names, packaged_summary
 from .model import (
     CheckpointSection,
     DataSection,
-    EarlyStopping,
+    EarlyStoppingSection,
     Ema,
     ExecutionSection,
     Group,
@@ -30,7 +30,7 @@ __all__ = [
     "MAX_BYTES",
     "CheckpointSection",
     "DataSection",
-    "EarlyStopping",
+    "EarlyStoppingSection",
     "Ema",
     "ExecutionSection",
     "Frozen",

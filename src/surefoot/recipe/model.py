@@ -171,7 +171,7 @@ class Unfreeze(Keyed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyStopping(Keyed):
+class EarlyStoppingSection(Keyed):
     """End the run when a metric no longer gets better."""
 
     monitor: str = key(Choice(METRICS), "The metric.", "val/loss")
@@ -283,8 +283,8 @@ class Recipe(Keyed):
     unfreeze: tuple[Unfreeze, ...] = key(
         Several(Section(lambda: Unfreeze)), "Frozen parameters that learn from an epoch on.", ()
     )
-    early_stopping: EarlyStopping | None = key(
-        Maybe(Section(lambda: EarlyStopping)), "When to end before `epochs`.", None
+    early_stopping: EarlyStoppingSection | None = key(
+        Maybe(Section(lambda: EarlyStoppingSection)), "When to end before `epochs`.", None
     )
     on_nonfinite: str = key(
         Choice(("stop", "skip")), "What a NaN or infinite loss or gradient does: end the run, or skip the step.", "stop"
@@ -369,7 +369,7 @@ SECTIONS: tuple[type, ...] = (
     WarmupSection,
     Ema,
     Unfreeze,
-    EarlyStopping,
+    EarlyStoppingSection,
     CheckpointSection,
     ExecutionSection,
 )

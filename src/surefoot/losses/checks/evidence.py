@@ -130,17 +130,6 @@ class Watch:
             hook.remove()
 
 
-def plain_module(model: nn.Module) -> nn.Module:
-    """The module inside wrappers (torch.compile, DistributedDataParallel), which a look must not set in motion."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        else:
-            return model
-
-
 def run_loss(evidence: Evidence) -> None:
     """Compute the loss and all gradients, into `evidence`; whatever torch raises comes through."""
     values = _part_values(evidence, evidence.outputs)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ...text import typed
+from ...finding import Finding
 
 # Each name has a section in explanations/lint.md. "error" means that training cannot go on, or is undefined from here.
 FINDINGS = {
@@ -51,37 +49,13 @@ FINDINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One likely mistake: what was seen and why it is wrong (`message`), and what to do (`fix`).
-
-    `severity` is ``"error"`` where training cannot go on or is undefined, else ``"warning"``; `doc` is the section
-    of the documentation.
-    """
-
-    name: str
-    severity: str
-    message: str
-    fix: str
-
-    def __post_init__(self):
-        assert self.name in FINDINGS, self.name
-        assert self.severity in ("error", "warning"), self.severity
-
-    @property
-    def doc(self) -> str:
-        """The command that explains it."""
-        return typed("surefoot", "explain", self.name)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}. Fix: {self.fix} (`{self.doc}` tells more)"
-
-
 def error(name: str, message: str, fix: str) -> Finding:
     """A finding after which training cannot go on."""
+    assert name in FINDINGS, name
     return Finding(name, "error", message, fix)
 
 
 def warning(name: str, message: str, fix: str) -> Finding:
     """A finding that a user may have reasons for."""
+    assert name in FINDINGS, name
     return Finding(name, "warning", message, fix)

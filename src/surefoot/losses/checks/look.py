@@ -16,9 +16,10 @@ from ...errors import UsageError, first_line
 from ...modes import enter_training, evaluating
 from ...text import typed
 from ...untouched import untouched
+from ...wrapping import unwrap
 from ..averaging import batch_size
 from ..calling import convention_of, describe, value_of
-from .evidence import Evidence, Watch, plain_module, run_loss, tensors_in
+from .evidence import Evidence, Watch, run_loss, tensors_in
 from .findings import FINDINGS, Finding, error
 from .inputs import check_data, check_inputs
 from .learning import check_learning, check_optimizer
@@ -60,7 +61,7 @@ def lint(
     off = _checked(model, loss, optimizer, batch, classes, off)
     if "all" in off:
         return []
-    model = plain_module(model)
+    model = unwrap(model)
     seen = Evidence(
         model, loss, batch, optimizer, classes if classes is None or isinstance(classes, int) else len(classes)
     )
@@ -96,7 +97,7 @@ def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, of
 
 def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
     """Raise UsageError where model or loss cannot be run on a batch of the validation data."""
-    model = plain_module(model)
+    model = unwrap(model)
     with untouched(model, loss), evaluating(model), torch.no_grad():
         try:
             value_of(loss, *convention_of(loss).forward(model, batch))
