@@ -48,7 +48,6 @@ ALIASES = {
     "log_interval": "log_every",
     "log_every_n_steps": "log_every",
 }
-FOR_NAME = {"type": "name", "class": "name", "_target_": "import", "target": "import"}
 
 
 def elsewhere(name: str, path: str, keys: Collection[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -313,29 +313,3 @@ class Arguments(Kind):
 
     def schema(self, builder):
         return {}
-
-
-class Section(Kind):
-    """A mapping with keys of its own, read by the dataclass that `cls` returns."""
-
-    def __init__(self, cls: Callable[[], type]):
-        self.cls = cls
-
-    @property
-    def told(self) -> str:
-        return self.cls().told()
-
-    @property
-    def example(self) -> str:
-        return self.cls().example()
-
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
-        from .parse import read_section
-
-        return read_section(self.cls(), node, path, reading)
-
-    def plain(self, value: Any) -> Any:
-        return value.plain()
-
-    def schema(self, builder):
-        return builder.section(self.cls())

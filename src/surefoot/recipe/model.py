@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from ..catalog import Range
 from .frozen import Frozen, thaw
-from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Section, Several, Text, Whole
-from .sections import Keyed, Part, PartKind, key
+from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Several, Text, Whole
+from .mappings import PartKind, Section
+from .sections import Keyed, Part, key
 
 _PATTERN = Text("a pattern of parameter names such as '*.bias'")
 _PATTERNS = Several(_PATTERN, least=1, one=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,15 @@ INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
 
 @dataclass
 class Reading:
-    """One reading of a recipe: the problems found so far, and where each key and value stands."""
+    """One reading of a recipe: the problems found so far, and where each key and value stands.
+
+    `elsewhere` tells of a key that is unknown at a path, beside the keys that it has, where it belongs; "" if unclear.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     values: dict[str, Where] = field(default_factory=dict)
     keys: dict[str, Where] = field(default_factory=dict)
+    elsewhere: Callable[[str, str, Collection[str]], str] = lambda name, path, keys: ""
 
     def refuse(self, where: Where, path: str, message: str) -> Any:
         """Note a problem; returns INVALID."""

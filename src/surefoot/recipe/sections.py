@@ -134,29 +134,3 @@ class Keyed:
         if part is None:
             return {**settings, **thaw(getattr(self, "args", {}))}
         return {**told, **thaw(part.args), **settings}
-
-
-class PartKind(Kind):
-    """A name of one catalogue (``"model"``), or a mapping of it and its arguments."""
-
-    def __init__(self, catalogue: str):
-        self.catalogue = catalogue
-
-    @property
-    def told(self) -> str:
-        return part_told(self.catalogue)
-
-    @property
-    def example(self) -> str:
-        return EXAMPLES[self.catalogue]
-
-    def take(self, node, path, reading):
-        from .parse import read_part
-
-        return read_part(node, path, reading, self.catalogue, {})
-
-    def plain(self, value: Part) -> Any:
-        return value.plain()
-
-    def schema(self, builder):
-        return builder.part(self.catalogue)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -13,75 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..monitor import contradiction
-from .catalogue import EPOCH, SCHEDULERS, STEP
+from .catalogue import EPOCH, STEP
 from .composite import leaves
 from .dampening import BaseWarmup
 from .state import encode
 
-if TYPE_CHECKING:
-    from .schedule import Schedule
-
 _WARMUPS = "surefoot.LinearWarmup(optimizer, warmup_period=500)"
-_SCHEDULERS = "torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)"
-# How long a scheduler is, in calls, by the attribute that says so.
-_LENGTHS = ("total_steps", "T_max", "total_iters")
-
-
-def as_schedule(
-    given: Any,
-    optimizer: Optimizer,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    validates: bool,
-    say: Callable[[str], None],
-) -> Schedule:
-    """A Schedule over `optimizer` from what was given: None, a Schedule, a scheduler of torch's, or a warmup.
-
-    A bare scheduler is moved by step where its length is that of the run in steps, else by the unit that is usual for
-    it (OneCycleLR and CyclicLR by step, the others by epoch); `say` receives a line that says which. Raises UsageError
-    for one with a function of the user's, whose unit cannot be seen, and for anything else, with the line that works.
-    """
-    from .schedule import Schedule
-
-    if given is None:
-        return Schedule(optimizer)
-    if isinstance(given, Schedule):
-        if given.optimizer is not optimizer:
-            raise UsageError("schedule: it was made for another optimizer; make it for the one that is trained with")
-        return given
-    if isinstance(given, BaseWarmup):
-        return Schedule(optimizer, warmup=given)
-    if isinstance(given, list | tuple):
-        raise UsageError(
-            "schedule: a list was given; join the schedulers in torch's SequentialLR or ChainedScheduler "
-            "and give schedule=surefoot.Schedule(optimizer, joined)"
-        )
-    if isinstance(given, str | Mapping):
-        raise UsageError(f"schedule: a {type(given).__name__} was given; give an object, e.g. {_SCHEDULERS}")
-    if callable(given) and not inspect.isclass(given) and not hasattr(given, "step"):
-        raise UsageError(
-            "schedule: a function was given; give surefoot.Schedule(optimizer, "
-            'torch.optim.lr_scheduler.LambdaLR(optimizer, function), by="epoch") or by="step"'
-        )
-    check = Arguments()
-    _check_scheduler(check, "schedule", given)
-    check.done()
-    if any(getattr(part, "lr_lambdas", None) for part in leaves(given)):
-        raise UsageError(
-            f"schedule: nobody can see whether the function of {type(given).__name__} counts steps (as the schedules of "
-            'transformers do) or epochs; give surefoot.Schedule(optimizer, scheduler, by="step") or by="epoch"'
-        )
-    name, total = type(given).__name__, epochs * steps_per_epoch
-    by = SCHEDULERS[name].facts["by"] if name in SCHEDULERS else EPOCH
-    if any(getattr(given, length, None) == total != epochs for length in _LENGTHS):
-        by = STEP
-    split = "val" if validates else "train"
-    monitor = f"{split}/{'accuracy' if getattr(given, 'mode', 'min') == 'max' else 'loss'}"
-    watched = f", watching {monitor}" if isinstance(given, ReduceLROnPlateau) else ""
-    say(f"schedule: {name} moves once a{'n epoch' if by == EPOCH else ' step'}{watched}; "
-        f"surefoot.Schedule(optimizer, scheduler, by=\"{STEP if by == EPOCH else EPOCH}\") says it otherwise")  # fmt: skip
-    return Schedule(optimizer, given, by=by, monitor=monitor)
+SCHEDULER_EXAMPLE = "torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)"
 
 
 def check_parts(optimizer: Any, scheduler: Any, warmup: Any, *, by: Any, warmup_by: Any, monitor: Any) -> None:
@@ -92,7 +30,7 @@ def check_parts(optimizer: Any, scheduler: Any, warmup: Any, *, by: Any, warmup_
     check.choice("warmup_by", warmup_by, (EPOCH, STEP))
     check.text("monitor", monitor)
     if scheduler is not None:
-        _check_scheduler(check, "scheduler", scheduler)
+        check_scheduler(check, "scheduler", scheduler)
     if warmup is not None and not isinstance(warmup, BaseWarmup):
         check.instance("warmup", warmup, BaseWarmup, f"{_WARMUPS}{_instead(warmup)}")
     check.done()
@@ -126,13 +64,14 @@ def check_optimizer(check: Arguments, optimizer: Any) -> None:
         check.instance("optimizer", optimizer, Optimizer, like)
 
 
-def _check_scheduler(check: Arguments, name: str, scheduler: Any) -> None:
+def check_scheduler(check: Arguments, name: str, scheduler: Any) -> None:
+    """Note what is wrong with a scheduler: a warmup, a class, or something else."""
     moves = all(callable(getattr(scheduler, n, None)) for n in ("step", "state_dict", "load_state_dict"))
     if isinstance(scheduler, BaseWarmup) or _instead(scheduler):
         check.refuse(name, f"{type(scheduler).__name__} is a warmup; give surefoot.Schedule(optimizer, warmup={_WARMUPS})"
                            f"{_instead(scheduler)}")  # fmt: skip
     elif inspect.isclass(scheduler) or not moves or isinstance(scheduler, Optimizer):
-        check.instance(name, scheduler, LRScheduler, _SCHEDULERS)
+        check.instance(name, scheduler, LRScheduler, SCHEDULER_EXAMPLE)
 
 
 def _instead(warmup: Any) -> str:

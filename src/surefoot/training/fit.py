@@ -22,7 +22,7 @@ from ..losses import metric_options
 from ..metrics import RunningMetrics
 from ..modes import enter_training
 from ..schedules import Schedule
-from ..schedules.accept import as_schedule
+from ..schedules.given import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
 from ..tracking import Progress, RunInfo, make_progress, write_report
