@@ -1,10 +1,11 @@
-"""What all tests share: one thread, fixed random choices, no stray environment, any order, and where the real data lies."""
+"""What all tests share: one thread, fixed random choices, nobody's environment, any order, and where the real data lies."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,14 @@ DATA_PLACES = (os.environ.get("SUREFOOT_DATA", ""), str(ROOT.parent / "shared" /
 # Before torch is imported: bits must not depend on how many cores a machine has.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# No setting of the person who runs the tests reaches them: language, terminal, time zone, caches, keys.
+_THEIRS = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES", "COLORTERM", "LANG", "LANGUAGE"}
+for _name in [name for name in os.environ if name in _THEIRS or name.startswith(("LC_", "XDG_", "SUREFOOT_"))]:
+    del os.environ[_name]
+os.environ |= {"TZ": "UTC", "TERM": "xterm"}
+time.tzset()
+os.umask(0o022)
 
 # A shell starts what runs in its background, and nohup what it runs, with these ignored; children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,19 +72,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank[item.path])  # a file stays together, so that its fixtures are made once
 
 
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the person who runs the tests reaches them."""
-    for name in ("SUREFOOT_COMMAND", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The key that marks a user's own runs is the tests' own."""
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kept choices, downloads and the key that marks a user's own runs are the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("HOME", str(home))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "compiled"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays() -> Iterator[None]:
+    """What a test sets, it takes back: else the next one would hang on the order."""
+    before = dict(os.environ)
+    yield
+    assert dict(os.environ) == before | {"PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}
 
 
 @pytest.fixture

@@ -466,7 +466,7 @@ def test_a_failed_save_is_raised_at_the_next_step_and_the_older_one_stays(run_di
 def test_the_last_save_is_awaited(run_dir, monkeypatch):
     gate = threading.Event()
     fsync = files.System.fsync
-    monkeypatch.setattr(files.System, "fsync", lambda self, fd: (gate.wait(5), fsync(self, fd))[1])
+    monkeypatch.setattr(files.System, "fsync", lambda self, fd: (gate.wait(), fsync(self, fd))[1])
     gate.set()
     saver = saver_for(run_dir, every=None)
     saver.step()
@@ -484,7 +484,7 @@ def test_training_goes_on_while_a_copy_is_written(run_dir, monkeypatch):
     mkdir = files.System.mkdir
     net = model()
     saver = saver_for(run_dir, net, every=None)
-    monkeypatch.setattr(files.System, "mkdir", lambda self, path: (gate.wait(5), mkdir(self, path))[1])
+    monkeypatch.setattr(files.System, "mkdir", lambda self, path: (gate.wait(), mkdir(self, path))[1])
     saver.step()
     moment = net.weight.detach().clone()
     saver.save(wait=False)

@@ -70,7 +70,7 @@ def call(clone: Path, *arguments: str, **how):
         cwd=how.pop("cwd", clone),
         **how,
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     return process, out, err
 
 
@@ -328,7 +328,7 @@ def test_two_at_once_take_turns_and_the_second_finds_it_done(clone):
     assert second.stderr.readline() == "dev.py: another dev.py is setting up .venv; waiting for it\n"
     make_ready(clone)
     os.close(lock)
-    assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
+    assert second.communicate()[1] == "" and second.returncode == 0
     assert dev.is_ready()
 
 
@@ -355,7 +355,7 @@ def a_set_up_under_way(clone):
 def test_a_signal_in_set_up_ends_pip_as_well(clone, signum, code, message):
     process, pip = a_set_up_under_way(clone)
     process.send_signal(signum)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate()[1]
     assert process.returncode == code and message in err and "Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.kill(pip, 0)
@@ -365,7 +365,7 @@ def test_a_signal_in_set_up_ends_pip_as_well(clone, signum, code, message):
 def test_a_pip_whose_dev_py_was_killed_is_still_waited_for(clone):
     process, pip = a_set_up_under_way(clone)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate()
     lock = os.open(clone / "dev.py", os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

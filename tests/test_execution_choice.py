@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -116,7 +115,8 @@ def test_compiling_is_tried_where_it_is_asked_for_and_falls_back_with_a_word(mon
     monkeypatch.setattr("surefoot.execution.backends.compile_step", refuses)
     monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
     monkeypatch.setattr("torch.compile", refuses)
-    plan, said = choose({"compile": True}, steps=1)
+    # The layout is fixed: where the race preferred another, which hangs on the load, there would be a form more.
+    plan, said = choose({"compile": True, "memory_format": "contiguous"}, steps=1)
     assert plan.compile == "none"
     assert sum("compiling the step (about 10 s, once)" in text for text in said) == 5
     assert sum("the compiled step is not used: it fails: CannotCompile: a reason" in text for text in said) == 5
@@ -141,23 +141,23 @@ def test_compiling_is_tried_by_itself_only_where_the_run_earns_it(monkeypatch):
 def test_compiling_is_given_up_when_it_takes_longer_than_it_would_save(monkeypatch):
     """And what the process had on its timer is there again."""
 
+    left = []
+
     def endless(*args, **settings):
-        while True:
-            try:
-                time.sleep(60)
-            except Exception:  # as libraries do
-                raise
+        left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        signal.raise_signal(signal.SIGALRM)  # what the timer does when the time is up
 
     monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
-    monkeypatch.setattr("surefoot.execution.choose.LONGEST_COMPILE_S", 0.2)
+    monkeypatch.setattr("surefoot.execution.choose.LONGEST_COMPILE_S", 1e5)
     monkeypatch.setattr("surefoot.execution.backends.compile_step", endless)
     before = signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 3600)
+    signal.setitimer(signal.ITIMER_REAL, 1e6)
     try:
         plan, said = choose(steps=10**9)
         assert plan.compile == "none"
         assert sum("the compiled step is not used: it fails: TookTooLong: compiling took" in text for text in said) == 1
-        assert signal.getitimer(signal.ITIMER_REAL)[0] > 3000
+        assert len(left) == 1 and 0 < left[0] <= 1e5
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 1e5
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -165,20 +165,20 @@ def test_compiling_is_given_up_when_it_takes_longer_than_it_would_save(monkeypat
 
 def test_what_was_asked_for_may_take_its_time_and_so_may_other_threads():
     with limited(None, "this"):
-        time.sleep(0.01)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     with pytest.raises(TookTooLong, match="this took more than 0 s"), limited(0.01, "this"):
-        time.sleep(5)
+        while True:
+            signal.pause()
 
     def work():
         with limited(0.01, "this"):
-            time.sleep(0.1)
-        done.append(True)
+            seen.append(signal.getitimer(signal.ITIMER_REAL))
 
-    done = []
+    seen = []
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert done
+    assert seen == [(0, 0)] and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_short_run_is_not_measured():
@@ -266,11 +266,22 @@ def test_tune_keeps_its_choice_for_the_next_run(capsys):
     assert not file.exists() and "1 kept choice removed" in capsys.readouterr().out
 
 
-def test_the_choice_is_the_lowest_row_or_a_simpler_one_as_good():
-    table = tune({"compile": False}, budget_s=0.3, say=lambda text: None, **work())
+@pytest.mark.parametrize("spec", ["auto", {"compile": False}])
+def test_the_choice_is_the_lowest_row_or_a_simpler_one_as_good(monkeypatch, spec):
+    """Also where the winner of the first race falls behind in the second: its first turns were lucky."""
+
+    def time(self, trial, steps=None):
+        e = trial.execution
+        lucky = not e.onednn and e.optimizer_impl not in ("fused", "foreach")
+        ms = 0.8 + 0.4 * (len(trial.times) > 2) if lucky else 0.84 if e.memory_format == "channels_last" else 1.0
+        trial.times.append(ms / 1000)
+
+    monkeypatch.setattr(Bench, "time", time)
+    table = tune(spec, budget_s=600, say=lambda text: None, **work())
     chosen = next(row for row in table.rows if row.verdict == "chosen")
     sound = [row.ms for row in table.rows if row.ms is not None and "thrown out" not in row.verdict]
     assert chosen.ms <= 1.03 * min(sound) + 1e-9
+    assert chosen.execution.memory_format == "channels_last" and chosen.ms == pytest.approx(0.84)
 
 
 def test_tune_begins_no_compilation_for_which_there_is_no_time(monkeypatch):

@@ -239,7 +239,7 @@ def test_a_process_ends_with_the_one_that_holds_its_lifeline():
     )
     assert child.stdout.readline() == b"on\n" and child.poll() is None
     os.close(writing)
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL
     child.stdout.close()
     os.close(reading)
 

@@ -149,7 +149,6 @@ def run(code: str) -> subprocess.CompletedProcess:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=60,
         start_new_session=True,
     )
 

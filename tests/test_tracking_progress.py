@@ -204,10 +204,8 @@ def test_the_interpreter_ends_well_after_its_reader_left():
         "for index in range(20000): progress.message('x' * 50)\n"
         "import sys; print('the end', file=sys.stderr)\n"
     )
-    command = f"{sys.executable} -c '{code}'".replace("'x'", '"x"').replace("'the end'", '"the end"')
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command} | head -1"], capture_output=True, text=True, check=False
-    )
+    shell = ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, code]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "x" * 50 + "\n", "the end\n")
 
 

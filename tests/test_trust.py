@@ -166,7 +166,7 @@ def test_a_seal_is_over_run_recipe_and_directory(tmp_path):
 
 
 def test_without_a_home_the_key_lies_in_a_directory_of_this_user_alone(tmp_path, monkeypatch):
-    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no HOME and no passwd entry
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     place = user_directory("state")

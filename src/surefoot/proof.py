@@ -180,13 +180,13 @@ def compare(one: Path, other: Path) -> tuple[str | None, int]:
 
 
 def _items(run: Path) -> Iterator[tuple[str, Any]]:
-    yield "run.json, conditions", json.loads((run / "run.json").read_text())["conditions"]
+    yield "run.json, conditions", json.loads((run / "run.json").read_text("utf-8"))["conditions"]
     yield "metrics.jsonl", _records(run)
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     yield "newest checkpoint", newest.name
     for file in ("model.safetensors", "optimizer.safetensors"):
         yield f"checkpoints/{newest.name}/{file}", (newest / file).read_bytes()
-    state = json.loads((newest / "state.json").read_text())
+    state = json.loads((newest / "state.json").read_text("utf-8"))
     state["objects"].get("progress", {}).pop(TIME, None)
     state.pop("marks")  # checksums of the same
     state.pop("journal")  # an offset in bytes, which hangs on how many digits the times have

@@ -19,7 +19,7 @@ from surefoot.checkpoint.store import CheckpointStatus
 
 from .training import Settings, guarded, records, train
 
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 TESTS, FAST, ALL = 0, 1, 2
 """Which runs a case belongs to: the project's tests, `--fast`, or everything."""
 

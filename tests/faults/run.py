@@ -9,12 +9,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 TESTS_FOLDER = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS_FOLDER), str(TESTS_FOLDER.parent / "src")]

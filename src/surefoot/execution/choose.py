@@ -245,7 +245,7 @@ def tune(
                 best = _settle(bench, [best, trial], thorough, say) or best
             if not thorough:
                 break
-        if "compile" not in fixed:  # one rule over the whole table, whatever was raced with what
+        if fixed.get("compile", "none") == "none":  # one rule over the whole table, whatever was raced with what
             best = _settle(bench, [t for t in trials if t.times], thorough, say) or best
     rows = tuple(Row(t.execution, t.seconds and t.seconds * 1e3, _verdict(t, best)) for t in trials)
     return TuneTable(rows, best.execution, time.perf_counter() - began)

@@ -37,10 +37,11 @@ def limited(seconds: float | None, what: str) -> Iterator[Clock]:
         clock.up = True
         raise TookTooLong(f"{what} took more than {seconds:.0f} s")
 
+    others = signal.getitimer(signal.ITIMER_REAL)
     before = signal.signal(signal.SIGALRM, interrupt)
-    # Again every second, should the first be caught by somebody who catches everything.
-    others = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
+        # Again every second, should the first be caught by somebody who catches everything.
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield clock
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
