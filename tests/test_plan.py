@@ -17,7 +17,7 @@ from torch import nn
 from surefoot.models import LeNet5, SmallResNet
 from surefoot.optimizers import OPTIMIZERS, build_optimizer
 from surefoot.planning import MISTAKES, memory_of, mistakes, plan_report
-from surefoot.planning.canvas import Axis, axis_for, drawn, envelope
+from surefoot.charts.terminal import Axis, axis_for, drawn, envelope
 from surefoot.schedules import LaterGroup, Schedule, SchedulerSpec, WarmupSpec, build_schedule
 
 S, W = SchedulerSpec, WarmupSpec

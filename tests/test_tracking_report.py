@@ -11,7 +11,7 @@ import pytest
 
 from surefoot.errors import RunFailed, UsageError
 from surefoot.tracking import JournalFile, write_report
-from surefoot.tracking.charts import Line, line_chart, ticks
+from surefoot.charts.svg import Line, line_chart, ticks
 from surefoot.tracking.report import render_report
 from surefoot.tracking.run_numbers import RunNumbers
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .canvas import Axis, axis_for
+from ..charts.terminal import Axis, axis_for
 from .terminal import _marks, _when
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .canvas import Axis, drawn, painted
+from ..charts.terminal import Axis, drawn, painted
 from .figure import GREY, GRID, INK, LINES, written
 
 if TYPE_CHECKING:

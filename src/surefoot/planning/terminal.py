@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .canvas import Axis, axis_for, drawn, marker, painted
+from ..charts.terminal import Axis, axis_for, drawn, marker, painted
 from .events import Event
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UsageError
 from .journal import JournalFile, run_records
 from .tensorboard import TensorBoard
-from .thinning import Epochs
+from ..charts.thinning import Epochs
 
 TOGETHER = "together"
 

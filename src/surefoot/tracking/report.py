@@ -12,8 +12,8 @@ from typing import Any
 
 from .. import files
 from ..errors import RunFailed, UsageError
-from . import charts
-from .charts import Line, line_chart
+from ..charts import svg as charts
+from ..charts.svg import Line, line_chart
 from .confusion import STYLE as _CONFUSION_STYLE
 from .confusion import confusion_table
 from .journal import run_records

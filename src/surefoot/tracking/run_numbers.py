@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .thinning import Curve, Epochs, Point
+from ..charts.thinning import Curve, Epochs, Point
 
 NOT_SERIES = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 DRAWN = ("loss", "accuracy")
