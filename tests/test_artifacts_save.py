@@ -368,7 +368,7 @@ def test_the_hubs_conventions(tmp_path):
     assert "| val/accuracy | 0.951235 |" in body and "44,426 parameters" in body
     for name in ("loss.svg", "confusion.png"):
         assert f"plots/{name}" in body and (tmp_path / "model/plots" / name).is_file()
-    assert (tmp_path / "model/plots/loss.svg").read_text().count("<polyline") == 3
+    assert (tmp_path / "model/plots/loss.svg").read_text().count("<polyline") == 2
 
 
 def test_the_weights_are_read_by_the_plain_library(tmp_path):

@@ -281,11 +281,26 @@ def test_a_recipe_is_checked_without_training(capsys, tmp_path):
 
 
 def test_the_plan_is_drawn_before_the_run_and_writes_only_what_was_asked_for(capsys, tmp_path):
-    assert main(["plan", "quickstart", *SMALL, "--png", "plan.png"]) == 0
+    assert main(["plan", "quickstart", *SMALL, "--svg", "plan.svg"]) == 0
     told = capsys.readouterr().out
     assert "20 = 2 epochs" in told
-    assert files_in(tmp_path) == ["plan.png"]
-    assert Path("plan.png").read_bytes().startswith(b"\x89PNG")
+    assert files_in(tmp_path) == ["plan.svg"]
+    assert Path("plan.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+@pytest.mark.parametrize("verb", ["plan", "lr-find"])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("a.png", "pictures are written as SVG; give a.svg"),
+        ("missing/a.svg", "the directory missing does not exist"),
+        ("here.svg", "is a directory"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_told_before_any_work(verb, path, told, capsys, tmp_path):
+    Path("here.svg").mkdir()
+    assert main([verb, "quickstart", "--svg", path]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_training_follows_the_plan_bit_for_bit(small_run):

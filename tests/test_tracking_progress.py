@@ -13,10 +13,10 @@ import threading
 
 import pytest
 
-from surefoot.text import typed
+from surefoot.text import duration, typed
 from surefoot.tracking import Progress, RunInfo, Summary, make_progress
 from surefoot.tracking import progress as module
-from surefoot.tracking.progress import PlainProgress, RichProgress, duration, epoch_line
+from surefoot.tracking.progress import PlainProgress, RichProgress, epoch_line
 
 INFO = RunInfo(
     "mine", epochs=2, steps_per_epoch=100, samples_per_step=4, details={"model": "LeNet5", "on": "cpu"}

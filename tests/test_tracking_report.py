@@ -9,9 +9,10 @@ import xml.etree.ElementTree as xml
 
 import pytest
 
+from surefoot.charts.scale import Axis
+from surefoot.charts.svg import Line, line_chart
 from surefoot.errors import RunFailed, UsageError
 from surefoot.tracking import JournalFile, write_report
-from surefoot.charts.svg import Line, line_chart, ticks
 from surefoot.tracking.report import render_report
 from surefoot.tracking.run_numbers import RunNumbers
 
@@ -133,7 +134,8 @@ def test_param_groups_with_one_course_share_a_line():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.3, 0.31), (-5, 1e6), (1e-9, 3e-9), (2, 2)])
 def test_ticks_are_round_few_and_inside(low, high):
-    found = ticks(low, high)
+    found = Axis.around([low, high]).ticks()
+    low, high = Axis.around([low, high]).low, Axis.around([low, high]).high
     assert 1 <= len(found) <= 7 and all(low - 1e-9 <= value <= high + 1e-9 for value in found)
 
 

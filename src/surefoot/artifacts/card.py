@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from ..charts.svg import Line, line_chart, picture
 from ..text import printable
 from .info import ModelInfo
 
@@ -126,48 +127,15 @@ def _cell(value: Any) -> str:
     return text
 
 
-_WIDTH, _HEIGHT, _MARGIN = 640, 360, 48
-_COLOURS = {"train": "#1f77b4", "val": "#d95f02"}
-
-
 def _loss_chart(history: Sequence[Mapping[str, Any]]) -> str | None:
     """Training and validation loss by epoch, as SVG text; None where there are no two points to join."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in history:
         epoch, loss, split = record.get("epoch"), record.get("loss"), record.get("split")
         numbers = isinstance(epoch, int) and isinstance(loss, int | float) and math.isfinite(loss)
-        if record.get("kind", "epoch") == "epoch" and split in _COLOURS and numbers:
+        if record.get("kind", "epoch") == "epoch" and split in ("train", "val") and numbers:
             lines.setdefault(split, []).append((epoch, loss))
-    points = [point for line in lines.values() for point in line]
-    if len({x for x, _ in points}) < 2:
+    if len({x for points in lines.values() for x, _ in points}) < 2:
         return None
-    left, right = min(x for x, _ in points), max(x for x, _ in points)
-    top = max(y for _, y in points)
-    bottom = min(0.0, min(y for _, y in points))
-    tall = (top - bottom) or 1.0
-
-    def place(x: float, y: float) -> str:
-        across = _MARGIN + (x - left) / (right - left) * (_WIDTH - 2 * _MARGIN)
-        down = _HEIGHT - _MARGIN - (y - bottom) / tall * (_HEIGHT - 2 * _MARGIN)
-        return f"{across:.1f},{down:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<polyline points="{place(left, top)} {place(left, bottom)} {place(right, bottom)}" '
-        'fill="none" stroke="#888"/>',
-        f'<text x="{_MARGIN}" y="24">Training vs. validation loss</text>',
-        f'<text x="4" y="{_MARGIN + 4}">{top:.3g}</text>',
-        f'<text x="4" y="{_HEIGHT - _MARGIN}">{bottom:.3g}</text>',
-        f'<text x="{_MARGIN}" y="{_HEIGHT - _MARGIN + 18}">{left}</text>',
-        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - _MARGIN + 18}" text-anchor="end">epoch {right}</text>',
-    ]
-    for row, (split, line) in enumerate(sorted(lines.items())):
-        path = " ".join(place(x, y) for x, y in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{_COLOURS[split]}" stroke-width="2"/>')
-        parts.append(
-            f'<text x="{_WIDTH - _MARGIN}" y="{24 + 16 * row}" text-anchor="end" '
-            f'fill="{_COLOURS[split]}">{split}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+    drawn = [Line(split, points, split == "val") for split, points in sorted(lines.items())]
+    return picture(line_chart(drawn, x_label="epoch", y_label="loss", title="Training vs. validation loss"))

@@ -1,28 +1,49 @@
-"""Line charts as inline SVG: no script, no request, readable on light and dark pages."""
+"""Line charts as SVG: text as text, no script, no request; inline in a page, or as a file; equal charts are equal text."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from .thinning import Curve
+import numpy as np
+
+from .scale import Axis
+from .thinning import Curve, Point
 
 WIDTH, HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM, _HEAD, _ROW = 64, 14, 12, 44, 60, 18
 
-STYLE = """
-svg.chart { width: 100%; min-width: 34rem; height: auto; display: block; font: 12px system-ui, sans-serif; }
+# Each colour on a light page and on a dark one.
+_COLOURS = (
+    ("#2166c4", "#6ba7ff"), ("#d0590b", "#ffa25c"), ("#23863b", "#66cc80"), ("#8a45c4", "#c79bff"),
+    ("#ad1a72", "#f07fc0"), ("#7a5c00", "#d9bb55"), ("#0f7b8c", "#5cc8d8"), ("#c02626", "#ff8a80"),
+)  # fmt: skip
+_LIGHT = {"text": "#1d2228", "dim": "#6a7280", "line": "#e3e6ea", "back": "#fff"}
+_RULES = """
+svg.chart { font: 12px system-ui, sans-serif; }
 svg.chart text { fill: var(--dim); }
 svg.chart .grid { stroke: var(--line); stroke-width: 1; }
 svg.chart .axis { stroke: var(--dim); stroke-width: 1; }
+svg.chart .mark { stroke: var(--dim); stroke-width: 1; stroke-dasharray: 1 3; }
 svg.chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg.chart polyline.faint { stroke-width: 1; opacity: .45; }
-.c0 { stroke: var(--c0); fill: var(--c0); } .c1 { stroke: var(--c1); fill: var(--c1); }
-.c2 { stroke: var(--c2); fill: var(--c2); } .c3 { stroke: var(--c3); fill: var(--c3); }
-svg.chart text.key { fill: var(--text); }
-"""
+svg.chart .dashed { stroke-dasharray: 6 4; }
+svg.chart text.key { fill: var(--text); } svg.chart text.title { font-size: 15px; font-weight: bold; fill: var(--text); }
+""" + "".join(f".c{i} {{ stroke: var(--c{i}); fill: var(--c{i}); }}\n" for i in range(len(_COLOURS)))
+
+
+def _variables(dark: bool) -> str:
+    return ":root { " + "".join(f"--c{i}: {pair[dark]}; " for i, pair in enumerate(_COLOURS)) + "}"
+
+
+# For a page that has charts inline, and itself the variables --text, --dim and --line.
+STYLE = (
+    f"{_variables(False)}\n@media (prefers-color-scheme: dark) {{ {_variables(True)} }}{_RULES}"
+    "svg.chart { width: 100%; min-width: 34rem; height: auto; display: block; }\n"
+)
 
 
 @dataclass(frozen=True)
@@ -30,104 +51,139 @@ class Line:
     """A line of a chart: `points` (x, y) in the order of x; `marks` puts a dot on each, `faint` is thin."""
 
     label: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[Point]
     colour: int = 0
     marks: bool = False
     faint: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A dotted line over the whole height at `x`; its label stands beside it where there is room."""
+
+    x: float
+    label: str
 
 
 def line_chart(
-    lines: Sequence[Line], *, x_label: str, y_label: str, log: bool = False, percent: bool = False
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    x_axis: Axis | None = None,
+    y_axis: Axis | None = None,
+    log: bool = False,
+    percent: bool = False,
+    marks: Sequence[Mark] = (),
+    most: int = 800,
+    title: str = "",
+    subtitle: str = "",
 ) -> str:
     """An SVG element with `lines`, a legend and axes; points that are not finite leave a gap.
 
-    `log` asks for a logarithmic y axis (points at or below 0 then leave a gap), `percent` shows y times 100.
+    The axes are as the points want them unless given; `log` asks for a logarithmic y axis (points at or below 0 then
+    leave a gap), `percent` shows y times 100. A line is thinned to `most` points. With `title` it has a head too.
     """
     drawable = [(x, y) for line in lines for x, y in line.points if _fits(y, log)]
     if not drawable:
         return "<p>Nothing to draw.</p>"
-    x_low, x_high = _span([x for x, _ in drawable])
-    ys = [math.log10(y) if log else y for _, y in drawable]
-    y_low, y_high = _span(ys, margin=0.04)
+    across = x_axis or Axis.around([x for x, _ in drawable])
+    up = y_axis or Axis.around([y for _, y in drawable], log=log, margin=0.04)
+    top = _TOP + (_HEAD if title else 0)
+    base = top + HEIGHT - _TOP - _BOTTOM
+    keys, rows = _legend(lines, base + 32)
+    height = base + _BOTTOM + _ROW * (rows - 1)
 
-    def to_x(x: float) -> float:
-        return _LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
+    def places(points: Sequence[Point]) -> np.ndarray:
+        x, y = np.array(points, float).T
+        return np.stack((_LEFT + across.place(x) * (WIDTH - _LEFT - _RIGHT), base - up.place(y) * (base - top)), axis=1)
 
-    def to_y(y: float) -> float:
-        y = math.log10(y) if log else y
-        return HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM)
-
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
-    for value in _log_ticks(y_low, y_high) if log else ticks(y_low, y_high):
-        at = to_y(value)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title or y_label)}">'
+    ]
+    if title:
+        parts.append(f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>')
+        parts.append(f'<text x="{_LEFT}" y="42">{escape(subtitle)}</text>')
+        parts.append(f'<text x="4" y="{top - 6}">{escape(y_label)}</text>')
+    for value in up.ticks():
+        at = base - float(up.place(np.array(value))) * (base - top)
         text = f"{100 * value:.4g} %" if percent else _number(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
-    base = HEIGHT - _BOTTOM
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
-    for value in ticks(x_low, x_high, most=8):
-        at = to_x(value)
+    for value in across.ticks(8):
+        at = _LEFT + float(across.place(np.array(value))) * (WIDTH - _LEFT - _RIGHT)
         parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 4}"/>')
         parts.append(f'<text x="{at:.1f}" y="{base + 18}" text-anchor="middle">{_number(value)}</text>')
-    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{base + 36}" text-anchor="end">{escape(x_label)}</text>')
+    parts += _marked(marks, lines, across, up, top, base)
     for line in lines:
-        for stretch in _stretches(Curve.of(line.points).points(), log):
-            spots = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in stretch)
-            faint = " faint" if line.faint else ""
-            parts.append(f'<polyline class="c{line.colour % 4}{faint}" style="fill:none" points="{spots}"/>')
+        look = f"c{line.colour % len(_COLOURS)}"
+        for stretch in _stretches(Curve.of(line.points, most).points(), log):
+            spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in places(stretch))
+            styles = f"{look}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
+            parts.append(f'<polyline class="{styles}" style="fill:none" points="{spots}"/>')
             if line.marks and len(stretch) <= 60:
-                for x, y in stretch:
+                for (x, y), (left, down) in zip(stretch, places(stretch), strict=True):
                     shown = f"{100 * y:.2f} %" if percent else _number(y, digits=5)
                     told = f"{line.label}: {shown} at {x_label} {_number(x)}"
                     parts.append(
-                        f'<circle class="c{line.colour % 4}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="3.5">'
+                        f'<circle class="{look}" cx="{left:.1f}" cy="{down:.1f}" r="3.5">'
                         f"<title>{escape(told)}</title></circle>"
                     )
-    parts.append(_legend(lines))
-    parts.append("</svg>")
-    return "\n".join(parts)
+    return "\n".join([*parts, *keys, "</svg>"])
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values between `low` and `high`, at most about `most`.
+def picture(chart: str) -> str:
+    """The text of a file of its own for a chart of `line_chart`: on white, with what a page's style would add."""
+    style = _RULES
+    for name, colour in {**_LIGHT, **{f"c{i}": light for i, (light, _) in enumerate(_COLOURS)}}.items():
+        style = style.replace(f"var(--{name})", colour)  # what is no browser knows no variables
+    head, _, rest = chart.partition("\n")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)  # a page needs, and wants, no address
+    return f'{head}\n<style>{style}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n{rest}\n'
 
-    >>> ticks(0.0, 1.0)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+def stepped(points: Sequence[Point]) -> list[Point]:
+    """The corners of a line that keeps the height of each point until the next.
+
+    >>> stepped([(0, 1.0), (5, 2.0)])
+    [(0, 1.0), (5, 1.0), (5, 2.0)]
     """
-    if high <= low:
-        return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(f * power for f in (1, 2, 5, 10, 20) if (high - low) / (f * power) <= most + 1e-9)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    corners = [corner for (_, y), (x, following) in zip(points, points[1:], strict=False) for corner in ((x, y), (x, following))]
+    return [*points[:1], *corners]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two exponents; round values where there are fewer than two powers."""
-    powers = [10.0**exponent for exponent in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
-    if len(powers) > 1:
-        return powers[:: math.ceil(len(powers) / 7)]
-    return [value for value in ticks(10**low, 10**high, most=5) if value > 0]
+def _marked(
+    marks: Sequence[Mark], lines: Sequence[Line], across: Axis, up: Axis, top: float, base: float
+) -> Iterator[str]:
+    """Dotted lines; labels beside them, where they lie neither over one another nor over the first line."""
+    known = [(x, y) for x, y in lines[0].points if math.isfinite(y)]
+    xs, ys = np.array(known or [(0.0, 0.0)], float).T
+    taken = -math.inf
+    for mark in marks:
+        at = _LEFT + float(across.place(np.array(mark.x))) * (WIDTH - _LEFT - _RIGHT)
+        yield f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{base}"/>'
+        if not mark.label or at - taken < 15:
+            continue
+        taken = at
+        high = float(up.place(np.interp(mark.x, xs, ys))) > 0.5
+        x, y = (at - 4 if at > WIDTH - _RIGHT - 14 else at + 11), (base - 4 if high else top + 4)
+        yield (
+            f'<text font-size="10" transform="translate({x:.1f} {y:.1f}) rotate(-90)" '
+            f'text-anchor="{"start" if high else "end"}">{escape(mark.label)}</text>'
+        )
 
 
 def _fits(y: float, log: bool) -> bool:
     return math.isfinite(y) and (y > 0 or not log)
 
 
-def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
-    """The lowest and the highest value, a little apart even where they are one."""
-    low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        pad = abs(low) * 0.05 or 0.5
-        return low - pad, high + pad
-    pad = (high - low) * margin
-    return low - pad, high + pad
-
-
-def _stretches(points: Sequence[tuple[float, float]], log: bool) -> Iterator[list[tuple[float, float]]]:
+def _stretches(points: Sequence[Point], log: bool) -> Iterator[list[Point]]:
     """The points between two gaps."""
-    stretch: list[tuple[float, float]] = []
+    stretch: list[Point] = []
     for point in points:
         if _fits(point[1], log):
             stretch.append(point)
@@ -138,17 +194,20 @@ def _stretches(points: Sequence[tuple[float, float]], log: bool) -> Iterator[lis
         yield stretch
 
 
-def _legend(lines: Sequence[Line]) -> str:
-    """Keys in one row under the x axis, left."""
-    parts, at = [], _LEFT
+def _legend(lines: Sequence[Line], y: float) -> tuple[list[str], int]:
+    """Keys under the x axis, left, in as many rows as they need; and how many those are."""
+    parts: list[str] = []
+    at, rows = _LEFT, 1
     for line in lines:
-        y = HEIGHT - 12
+        wide = 42 + sum(13 if unicodedata.east_asian_width(c) in "WF" else 7 for c in line.label)
+        if at > _LEFT and at + wide > WIDTH - 80:
+            at, y, rows = _LEFT, y + _ROW, rows + 1
+        look = f"c{line.colour % len(_COLOURS)}{' dashed' if line.dashed else ''}"
         faint = ' style="opacity:.45"' if line.faint else ""
-        key = f'<line class="c{line.colour % 4}" stroke-width="3" x1="{at}" x2="{at + 18}"'
-        parts.append(f'{key} y1="{y}" y2="{y}"{faint}/>')
+        parts.append(f'<line class="{look}" stroke-width="3" x1="{at}" x2="{at + 18}" y1="{y}" y2="{y}"{faint}/>')
         parts.append(f'<text class="key" x="{at + 24}" y="{y + 4}">{escape(line.label)}</text>')
-        at += 42 + 7 * len(line.label)
-    return "\n".join(parts)
+        at += wide
+    return parts, rows
 
 
 def _number(value: float, digits: int = 4) -> str:

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .scale import Axis
+
 # The dots of a braille cell by (row, column), as bits above U+2800.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_ROWS = 14
 _MARKERS = "*+ox#%"
+BOLD = 1
 COLOURS = (36, 33, 35, 32, 34, 31)  # ANSI: cyan, yellow, magenta, green, blue, red
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A vertical axis from `low` to `high`, linear or logarithmic (then both are above 0)."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def place(self, value: np.ndarray) -> np.ndarray:
-        """0 at the bottom, 1 at the top; what is outside is put on the edge."""
-        if self.log:
-            value = np.log10(np.maximum(value, self.low))
-            low, high = math.log10(self.low), math.log10(self.high)
-        else:
-            low, high = self.low, self.high
-        return np.clip((value - low) / (high - low), 0.0, 1.0)
-
-    def ticks(self, most: int) -> list[float]:
-        """Round values within the axis, from low to high, at most about `most`."""
-        if self.log:
-            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            stride = max(1, math.ceil((last - first + 1) / most))
-            found = [10.0**power for power in range(first, last + 1, stride)]
-            return found if len(found) > 1 else [self.low, self.high]
-        rough = (self.high - self.low) / max(1, most - 1)
-        power = 10.0 ** math.floor(math.log10(rough))
-        size = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
-        first = math.ceil(self.low / size - 1e-9)
-        return [k * size for k in range(first, math.floor(self.high / size + 1e-9) + 1)]
 
 
 def envelope(rates: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,22 +31,40 @@ def envelope(rates: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def axis_for(curves: Sequence[np.ndarray]) -> Axis:
-    """An axis on which `curves` show: logarithmic where on a linear one most of the run would lie on the floor."""
-    finite = [curve[np.isfinite(curve)] for curve in curves]
-    every = [curve for curve in finite if len(curve)]
-    top = max((float(curve.max()) for curve in every), default=1.0)
-    bottom = min((float(curve.min()) for curve in every), default=0.0)
-    if top <= 0 or not every:
-        return Axis(min(bottom, 0.0), top if top > 0 else -0.05 * bottom or 1e-12)
-    hidden = max((float(np.mean(curve < 0.02 * curve.max())) for curve in every if curve.max() > 0), default=0.0)
-    # Curves of different groups can be orders apart too.
-    apart = min(float(curve.max()) for curve in every) < 0.02 * top
-    positive = [curve[curve > 0] for curve in every]
-    if bottom >= 0 and (hidden > 1 / 3 or apart):
-        low = max(min(float(curve.min()) for curve in positive if len(curve)), 1e-7 * top)
-        return Axis(min(low, top / 10), top * 1.05, log=True)
-    return Axis(min(0.0, bottom), top * 1.04)
+def framed(
+    curves: Sequence[np.ndarray],
+    axis: Axis,
+    width: int,
+    *,
+    label: str,
+    marks: Sequence[tuple[float, str]],
+    scale: Callable[[int], str],
+    unicode: bool,
+    colour: bool,
+) -> tuple[list[str], int]:
+    """`curves` in a frame `width` wide: the axis with its `label`, `marks` and the `scale` below; and its left margin.
+
+    A mark is its place from left to right, 0 to 1, and a letter; ``scale(columns)`` is the text under the chart.
+    """
+    tall = _ROWS * (4 if unicode else 1)
+    ticks = axis.ticks(5)
+    rows = (axis.place(np.array(ticks)) * (tall - 1)).round().astype(int) * _ROWS // tall
+    labels = {_ROWS - 1 - int(row): f"{tick:.4g}" for row, tick in zip(rows, ticks, strict=True)}
+    margin = max(map(len, labels.values()), default=1) + 1
+    columns = width - margin - 1
+    bar, tee, corner, floor, up = "\u2502\u2524\u2514\u2500\u252c" if unicode else "|++-+"
+    body = drawn(curves, axis, columns, _ROWS, unicode=unicode, colour=colour)
+    out = [f"{label:>{margin}}"]
+    out += [f"{labels.get(row, ''):>{margin}}{tee if row in labels else bar}{line}" for row, line in enumerate(body)]
+    ruler, letters = [floor] * columns, [" "] * columns
+    for place, letter in marks:
+        column = min(columns - 1, int(place * columns))
+        ruler[column] = up
+        letters[column] = letter if letters[column] == " " else "+"
+    out.append(" " * margin + corner + "".join(ruler))
+    if marks:
+        out.append(" " * (margin + 1) + "".join(letters))
+    return [*out, " " * (margin + 1) + scale(columns)], margin
 
 
 def drawn(

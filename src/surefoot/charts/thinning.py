@@ -1,10 +1,12 @@
-"""Long series in little memory: a curve by its lowest and highest points, epochs by an even selection."""
+"""Long series in few points, the lowest and the highest of each stretch among them."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+import numpy as np
 
 Point = tuple[float, float]
 
@@ -32,9 +34,9 @@ class Curve:
         self._gap: Point | None = None
 
     @classmethod
-    def of(cls, points: Iterable[Point]) -> Curve:
+    def of(cls, points: Iterable[Point], most: int = 800) -> Curve:
         """The curve of points that are there."""
-        curve = cls()
+        curve = cls(most)
         for x, y in points:
             curve.add(x, y)
         return curve
@@ -83,30 +85,23 @@ def _merged(one, other):
     )
 
 
-class Epochs:
-    """The records of at most about `most` epochs, evenly spread, and of the last: a function of the records alone."""
+def extremes(values: np.ndarray, most: int) -> np.ndarray:
+    """Indices of about `most` of `values` (N,) to draw, in order: of each stretch the lowest and highest, and the ends.
 
-    def __init__(self, most: int = 500):
-        self._most = most
-        self.stride = 1
-        self._kept: dict[int, list[Mapping[str, Any]]] = {}
-        self._last: tuple[int, list[Mapping[str, Any]]] | None = None
+    A stretch without a finite value is told by its first.
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a record; those of steps are left out."""
-        if record["kind"] != "epoch":
-            return
-        epoch = record["epoch"]
-        if self._last is None or epoch != self._last[0]:
-            self._last = (epoch, self._kept.get(epoch, []))
-            if epoch % self.stride == 0:
-                self._kept[epoch] = self._last[1]
-        self._last[1].append(record)
-        while len(self._kept) > self._most:
-            self.stride *= 2
-            self._kept = {kept: found for kept, found in self._kept.items() if kept % self.stride == 0}
-
-    def kept(self) -> list[tuple[int, list[Mapping[str, Any]]]]:
-        """Epochs and their records, in order."""
-        last = {} if self._last is None else dict([self._last])
-        return sorted({**self._kept, **last}.items())
+    >>> extremes(np.array([1.0, 1.0, 1.0, 9.0, 1.0, 1.0, 0.0, 1.0]), 4).tolist()
+    [0, 3, 4, 6, 7]
+    """
+    count = len(values)
+    if count <= most:
+        return np.arange(count)
+    picked = [0, count - 1]
+    edges = np.linspace(0, count, most // 2 + 1).astype(int)
+    for begin, end in itertools.pairwise(edges):
+        piece = values[begin:end]
+        if np.isfinite(piece).any():
+            picked += [begin + int(np.nanargmin(piece)), begin + int(np.nanargmax(piece))]
+        else:
+            picked.append(begin)
+    return np.unique(picked)

@@ -15,13 +15,13 @@ from .recipes import add_trust_argument, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE, overrides, --start, --end, --steps, --png, --json."""
+    """RECIPE, overrides, --start, --end, --steps, --svg, --json."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as data.batch_size=128")
     parser.add_argument("--start", type=float, default=1e-7, metavar="LR", help="the lowest rate (default: 1e-7)")
     parser.add_argument("--end", type=float, default=10.0, metavar="LR", help="the highest rate (default: 10)")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="updates in between (default: 100)")
-    parser.add_argument("--png", metavar="FILE", help="draw the chart into a PNG file as well")
+    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an .svg file as well")
     parser.add_argument("--json", action="store_true", help="rates and losses as one JSON object for machines")
     add_trust_argument(parser)
 
@@ -29,13 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Raise the rate step by step, print the chart and a suggestion. Nothing is kept of the training."""
     from ..build import build
-    from ..errors import UsageError
     from ..execution import as_torch_would, prepare
-    from ..planning import lr_find
+    from ..planning import lr_find, picture_path
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
-    if arguments.png and not Path(arguments.png).parent.is_dir():
-        raise UsageError(f"{arguments.png}: the directory {Path(arguments.png).parent} does not exist")
+    chart = picture_path(arguments.svg) if arguments.svg else None
     built = build(loaded, say=functools.partial(say, error=True))
     with prepare(as_torch_would(built.train.device.type)):
         found = lr_find(
@@ -48,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             options=built.step_options(),
         )
-    if arguments.png:
-        found.save_png(arguments.png)
+    if chart is not None:
+        found.save_svg(chart)
     if arguments.json:
         say(json.dumps(found.to_json(), indent=2))
         return 0
@@ -59,6 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
     if found.suggestion is not None:
         rate = f"optimizer.lr={found.suggestion:.2g}"
         say(f"\ntry: {typed('surefoot', 'train', Path(arguments.recipe), *arguments.overrides, rate)}")
-    if arguments.png:
-        say(f"drawn: {arguments.png}")
+    if chart is not None:
+        say(f"drawn: {chart}")
     return 0

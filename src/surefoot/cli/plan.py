@@ -9,32 +9,29 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 from ..text import draw, printable, say
 from .recipes import add_trust_argument, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE, overrides, --png, --svg, --json."""
+    """RECIPE, overrides, --svg, --json."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as warmup.warmup_period=20")
-    parser.add_argument("--png", metavar="FILE", help="draw the chart into a PNG file as well")
-    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an SVG file as well")
+    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an .svg file as well")
     parser.add_argument("--json", action="store_true", help="the numbers as one JSON object for machines")
     add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build the recipe, draw its plan, time a few steps. Nothing is trained and nothing is written but the charts."""
+    """Build the recipe, draw its plan, time a few steps. Nothing is trained and nothing is written but the chart."""
     from ..build import build
     from ..losses import apply
-    from ..planning import plan_report
+    from ..planning import picture_path, plan_report
     from ..schedules.simulation import LaterGroup
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
-    charts = [Path(path) for path in (arguments.png, arguments.svg) if path]
-    _check_writable(charts)
+    chart = picture_path(arguments.svg) if arguments.svg else None
     built = build(loaded, say=functools.partial(say, error=True))
     batch = built.train.peek()
     later = [LaterGroup(*joins) for joins in built.unfreezing.joining()] if built.unfreezing else []
@@ -51,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             step=_timed_step(built, stack),
             later=later,
         )
-    for chart in charts:
-        (report.save_png if chart == charts[0] and arguments.png else report.save_svg)(chart)
+    if chart is not None:
+        report.save_svg(chart)
     if arguments.json:
         say(json.dumps(report.to_json(), indent=2))
         return 0
@@ -60,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     draw(report.render_terminal(min(width, 120), unicode, colour))
-    for chart in charts:
+    if chart is not None:
         say(f"drawn: {chart}")
     return 0
 
@@ -88,12 +85,3 @@ def _timed_step(built, stack: contextlib.ExitStack):
             step(batches)
 
     return once
-
-
-def _check_writable(charts: list[Path]) -> None:
-    from ..errors import Problems
-
-    problems = [f"{path}: the directory {path.parent} does not exist" for path in charts if not path.parent.is_dir()]
-    problems += [f"{path}: is a directory; give a file's name" for path in charts if path.is_dir()]
-    if problems:
-        raise Problems(problems)

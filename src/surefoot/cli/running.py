@@ -32,7 +32,7 @@ def train(
     from ..build import build
     from ..errors import Stopped, UsageError
     from ..planning import mistakes
-    from ..text import typed
+    from ..text import duration, typed
     from ..tracking import make_progress
     from ..training import fit
     from ..training.start import start_from
@@ -75,8 +75,8 @@ def train(
 
 def summary(built: Built, result: FitResult):
     """The last table: what was reached, where it lies, what to try next."""
-    from ..text import typed
-    from ..tracking import Summary, duration
+    from ..text import duration, typed
+    from ..tracking import Summary
 
     assert result.run_dir is not None, "a run from the command line has a directory"
     rows = {name: figure(name, value) for name, value in result.metrics.items()}

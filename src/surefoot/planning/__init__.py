@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from .cost import Memory, memory_of
 from .events import Event, events
-from .lr_find import LrFind, lr_find, range_test
+from .lr_find import lr_find, range_test
+from .lr_found import LrFind
 from .mistakes import MISTAKES, mistakes
-from .report import GroupPlan, PlanReport, plan_report
+from .numbers import GroupPlan
+from .pictures import picture_path
+from .report import PlanReport, plan_report
 
 __all__ = [
     "MISTAKES",
@@ -19,6 +22,7 @@ __all__ = [
     "lr_find",
     "memory_of",
     "mistakes",
+    "picture_path",
     "plan_report",
     "range_test",
 ]

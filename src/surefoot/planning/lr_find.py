@@ -7,8 +7,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,60 +18,13 @@ from torch.optim import Optimizer
 from ..errors import UsageError
 from ..step import Batch, NonFinite, StepOptions, TrainStep, set_mode
 from ..untouched import untouched
+from .lr_found import LrFind
 
 START, END, STEPS = 1e-7, 10.0, 100
 # The smoothed loss counts as diverged beyond this multiple of its lowest value (as fastai has it).
 _DIVERGED = 4.0
 _FEWEST = 10
 _BELOW_HIGHEST = 4
-
-
-@dataclass(frozen=True)
-class LrFind:
-    """What a range test saw: at each rate, the loss before that step's update, and the loss smoothed.
-
-    `highest` is the rate at which the smoothed loss is lowest, about the last that is still safe. `suggestion` is the
-    rate at which it falls steepest over the logarithm of the rate, but at most a quarter of `highest`: a real run stays
-    at its rate for longer than one step. Both are None where the loss never clearly fell. `stopped` says why the
-    test ended before its last rate, if it did.
-    """
-
-    rates: list[float]
-    losses: list[float]
-    smoothed: list[float]
-    suggestion: float | None
-    highest: float | None
-    stopped: str | None
-
-    def render_terminal(self, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
-        """The chart and the suggestion as text of at most `width` columns; without `unicode`, in ASCII."""
-        from .lr_find_chart import rendered
-
-        return rendered(self, width, unicode, colour)
-
-    def save_png(self, path: str | Path, dpi: int = 144) -> None:
-        """Draw the chart into a PNG file."""
-        from .lr_find_chart import saved
-
-        saved(self, Path(path), "png", dpi)
-
-    def save_svg(self, path: str | Path) -> None:
-        """Draw the chart into an SVG file."""
-        from .lr_find_chart import saved
-
-        saved(self, Path(path), "svg", 72)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; a loss that is not finite is null."""
-        finite = [loss if math.isfinite(loss) else None for loss in self.losses]
-        return {
-            "rates": self.rates,
-            "losses": finite,
-            "smoothed": [loss if math.isfinite(loss) else None for loss in self.smoothed],
-            "suggestion": self.suggestion,
-            "highest": self.highest,
-            "stopped": self.stopped,
-        }
 
 
 def lr_find(

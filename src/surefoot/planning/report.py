@@ -11,89 +11,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..finding import Finding
+from ..charts.thinning import extremes
 from ..schedules.composite import has_plateau
 from ..schedules.schedule import Schedule
 from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Simulation, simulate_schedule
-from .cost import Memory, memory_of, seconds_a_step
-from .events import Event, events
+from .cost import memory_of, seconds_a_step
+from .events import events
+from .figure import drawn
 from .mistakes import found_in, mistakes
+from .numbers import GroupPlan, PlanNumbers
+from .pictures import save
+from .terminal import rendered
 
 _MOST_POINTS = 500
 LONGEST_DRAWN = 5_000_000  # steps; of a longer run the beginning is planned
 
 
 @dataclass(frozen=True)
-class GroupPlan:
-    """A param group: its name, its numbers of tensors and of elements, the epoch from which it learns, its rates."""
-
-    name: str
-    tensors: int
-    elements: int
-    from_epoch: int
-    first_lr: float
-    highest_lr: float
-    last_lr: float
-
-
-@dataclass(frozen=True)
-class PlanReport:
-    """Everything that is known of a run before it begins.
-
-    `run` holds the rates; `always` those with every plateau reducing as early as it can, where there is one.
-    `whole` is (steps per epoch, epochs) of a run so long that `run` is only its beginning. `samples` is per run, `seconds` the time expected, `memory` that of one step; each None where not known.
-    """
-
-    title: str
-    run: Simulation
-    always: Simulation | None
-    groups: list[GroupPlan]
-    events: list[Event]
-    findings: list[Finding]
-    by: str
-    samples: int | None = None
-    memory: Memory | None = None
-    seconds: float | None = None
-    parts: tuple[str, ...] = ()
-    whole: tuple[int, int] | None = None
-
-    @property
-    def steps(self) -> int:
-        """Updates in the whole run."""
-        return self.whole[0] * self.whole[1] if self.whole else self.run.steps
-
-    def lines(self) -> list[tuple[str, np.ndarray]]:
-        """(label, rates of shape (steps,)) of each different curve, the plateau's two included."""
-        found = []
-        for index, curve in enumerate(self.run.curves):
-            names = [name for name, own in zip(self.run.names, self.run.curve_of, strict=True) if own == index]
-            label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-            if self.always is None:
-                found.append((label, curve))
-                continue
-            label = f"{label}, " if len(self.run.curves) > 1 else ""
-            found.append((f"{label}plateau never reduces", curve))
-            member = self.run.curve_of.index(index)
-            found.append((f"{label}plateau always reduces", self.always.rates(member)))
-        return found
+class PlanReport(PlanNumbers):
+    """The numbers of a run before it begins, as text, as a picture and as plain data."""
 
     def render_terminal(self, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
         """The plan as text of at most `width` columns; without `unicode`, in ASCII."""
-        from .terminal import rendered
-
         return rendered(self, width, unicode, colour)
 
-    def save_png(self, path: str | Path, dpi: int = 144) -> None:
-        """Draw the chart into a PNG file."""
-        from .figure import saved
-
-        saved(self, Path(path), "png", dpi)
-
     def save_svg(self, path: str | Path) -> None:
-        """Draw the chart into an SVG file."""
-        from .figure import saved
-
-        saved(self, Path(path), "svg", 72)
+        """Draw the chart into an SVG file; equal plans are equal files. Raises UsageError where it cannot be written."""
+        save(Path(path), drawn(self))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: the numbers, and of each curve at most some hundreds of (step, rate) points."""
@@ -205,15 +149,4 @@ def _finite(value: Any) -> Any:
 
 def _points(curve: np.ndarray) -> list[list[float]]:
     """Points enough to draw `curve`: the lowest and highest of each stretch, ends included."""
-    count = len(curve)
-    if count <= _MOST_POINTS:
-        chosen = np.arange(count)
-    else:
-        picked = [0, count - 1]
-        edges = np.linspace(0, count, _MOST_POINTS // 2 + 1).astype(int)
-        for begin, end in zip(edges, edges[1:], strict=False):
-            piece = curve[begin:end]
-            if np.isfinite(piece).any():
-                picked += [begin + int(np.nanargmin(piece)), begin + int(np.nanargmax(piece))]
-        chosen = np.unique(picked)
-    return [[int(k), float(curve[k])] for k in chosen if np.isfinite(curve[k])]
+    return [[int(k), float(curve[k])] for k in extremes(curve, _MOST_POINTS) if np.isfinite(curve[k])]

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from ..charts.terminal import Axis, axis_for, drawn, marker, painted
+from ..charts.scale import Axis, axis_for
+from ..charts.terminal import BOLD, framed, marker, painted
+from ..text import duration
 from .events import Event
+from .numbers import PlanNumbers
 
-if TYPE_CHECKING:
-    from .report import PlanReport
-
-_ROWS = 14
 _MOST_LINES = 6
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MOST_MARKS = 8
-_YELLOW, _RED, _DIM, _BOLD = 33, 31, 2, 1
+_YELLOW, _RED = 33, 31
 
 
-def rendered(report: PlanReport, width: int, unicode: bool, colour: bool) -> str:
+def rendered(report: PlanNumbers, width: int, unicode: bool, colour: bool) -> str:
     """The whole plan, one line for each line of the terminal."""
     width = max(60, width)
     blocks = [
@@ -33,42 +31,28 @@ def rendered(report: PlanReport, width: int, unicode: bool, colour: bool) -> str
     return text if unicode else text.encode("ascii", "replace").decode()
 
 
-def _head(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[str]:
+def _head(report: PlanNumbers, width: int, unicode: bool, colour: bool) -> list[str]:
     dot = " \u00b7 " if unicode else " - "
     line = dot.join(part for part in (report.title, *report.parts) if part)
     lines = textwrap.wrap(line, width)
-    return [painted(part, _BOLD) for part in lines] if colour else lines
+    return [painted(part, BOLD) for part in lines] if colour else lines
 
 
-def _chart(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[str]:
+def _chart(report: PlanNumbers, width: int, unicode: bool, colour: bool) -> list[str]:
     lines = report.lines()
     shown = lines if len(lines) <= _MOST_LINES else _spread(lines)
     axis = axis_for([curve for _, curve in lines])
-    ticks = axis.ticks(5)
-    labels = {_row(axis, tick): f"{tick:.3g}" for tick in ticks}
-    margin = max(map(len, labels.values()), default=1) + 1
-    columns = width - margin - 1
-    bar, tee, corner, floor, up = (
-        ("\u2502", "\u2524", "\u2514", "\u2500", "\u252c") if unicode else ("|", "+", "+", "-", "+")
+    run, marks = report.run, events_marked(report)
+    out, margin = framed(
+        [curve for _, curve in shown],
+        axis,
+        width,
+        label="lr (log)" if axis.log else "lr",
+        marks=[(event.step / run.steps, letter) for (event, _), letter in zip(marks, _LETTERS, strict=False)],
+        scale=lambda columns: _scale(run.steps, run.epochs, columns),
+        unicode=unicode,
+        colour=colour,
     )
-    body = drawn([curve for _, curve in shown], axis, columns, _ROWS, unicode=unicode, colour=colour)
-    out = [f"{'lr' + (' (log)' if axis.log else ''):>{margin}}"]
-    for row, line in enumerate(body):
-        label = labels.get(row, "")
-        out.append(f"{label:>{margin}}{tee if label else bar}{line}")
-    marks = _marks(report)
-    run = report.run
-    places = [min(columns - 1, int(event.step / run.steps * columns)) for event, _ in marks]
-    ruler = [floor] * columns
-    for place in places:
-        ruler[place] = up
-    out.append(" " * margin + corner + "".join(ruler))
-    letters = [" "] * columns
-    for place, letter in zip(places, _LETTERS, strict=False):
-        letters[place] = letter if letters[place] == " " else "+"
-    if marks:
-        out.append(" " * (margin + 1) + "".join(letters))
-    out.append(" " * (margin + 1) + _scale(run.steps, run.epochs, run.steps_per_epoch, columns))
     out.append("")
     for index, (label, _) in enumerate(shown):
         if len(lines) > 1:
@@ -77,7 +61,7 @@ def _chart(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[
         out.append(f"{' ' * margin}      {len(lines) - len(shown)} more groups lie between")
     for letter, (event, text) in zip(_LETTERS, marks, strict=False):
         out += textwrap.wrap(
-            f"{letter}  {_when(event, run.steps_per_epoch)}: {text}",
+            f"{letter}  {when(event, run.steps_per_epoch)}: {text}",
             width,
             initial_indent=" " * (margin + 1),
             subsequent_indent=" " * (margin + 4),
@@ -90,15 +74,7 @@ def _spread(lines: Sequence[tuple[str, object]]) -> list:
     return [lines[round(k * last / (_MOST_LINES - 1))] for k in range(_MOST_LINES)]
 
 
-def _row(axis, value: float) -> int:
-    import numpy as np
-
-    dots = _ROWS * 4
-    place = float(np.round(axis.place(np.array([value]))[0] * (dots - 1)))
-    return _ROWS - 1 - int(place) // 4
-
-
-def _marks(report: PlanReport) -> list[tuple[Event, str]]:
+def events_marked(report: PlanNumbers) -> list[tuple[Event, str]]:
     """The events that are marked, each with its text; many of one kind are told in one line at the first."""
     kinds: dict[tuple[str, str], list[Event]] = {}
     crowded = len(report.events) > _MOST_MARKS
@@ -137,14 +113,15 @@ _PLURALS = {
 }
 
 
-def _when(event: Event, per_epoch: int) -> str:
+def when(event: Event, per_epoch: int) -> str:
+    """The end of the epoch, or the step, at which `event` is."""
     # People count from 1: what happens between the second and the third epoch is after epoch 2.
     if event.step % per_epoch == 0:
         return f"after epoch {event.step // per_epoch:,}"
     return f"after step {event.step:,}"
 
 
-def _scale(steps: int, epochs: int, per_epoch: int, columns: int) -> str:
+def _scale(steps: int, epochs: int, columns: int) -> str:
     """Numbers under the chart: epochs where there are several, else steps."""
     count, unit = (epochs, "epochs") if epochs > 1 else (steps, "steps")
     line = [" "] * columns
@@ -158,7 +135,7 @@ def _scale(steps: int, epochs: int, per_epoch: int, columns: int) -> str:
     return "".join(line)
 
 
-def _numbers(report: PlanReport, width: int, unicode: bool) -> list[str]:
+def _numbers(report: PlanNumbers, width: int, unicode: bool) -> list[str]:
     run = report.run
     times = "\u00d7" if unicode else "x"
     per_epoch, epochs = report.whole or (run.steps_per_epoch, run.epochs)
@@ -184,7 +161,7 @@ def _numbers(report: PlanReport, width: int, unicode: bool) -> list[str]:
     ]
 
 
-def _groups(report: PlanReport, width: int, unicode: bool) -> list[str]:
+def _groups(report: PlanNumbers, width: int, unicode: bool) -> list[str]:
     arrow = "\u2192" if unicode else "->"
     if len(report.groups) == 1:
         group = report.groups[0]
@@ -204,7 +181,7 @@ def _groups(report: PlanReport, width: int, unicode: bool) -> list[str]:
     return out
 
 
-def _findings(report: PlanReport, width: int, unicode: bool, colour: bool) -> list[str]:
+def _findings(report: PlanNumbers, width: int, unicode: bool, colour: bool) -> list[str]:
     out = []
     for finding in report.findings:
         sign = ("\u2717" if unicode else "x") if finding.severity == "error" else "!"
@@ -227,20 +204,3 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(4000)
-    '1 h 7 min'
-    """
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours / 24:.1f} days"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .journal import JournalFile, read_records
-from .progress import Progress, RunInfo, Summary, duration, make_progress
+from .progress import Progress, RunInfo, Summary, make_progress
 from .recording import TOGETHER, RunRecords
 from .report import write_report
 from .tensorboard import TensorBoard
@@ -16,7 +16,6 @@ __all__ = [
     "RunRecords",
     "Summary",
     "TensorBoard",
-    "duration",
     "make_progress",
     "read_records",
     "write_report",

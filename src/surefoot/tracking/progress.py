@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from ..text import printable
+from ..text import duration, printable
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
 _BESIDE_FIGURES = 28  # columns of the bar (at least 12), the percentage, the time left and the gaps
@@ -327,22 +327,6 @@ def live_figures(record: Mapping[str, Any], samples_per_s: float | None) -> list
     if samples_per_s:
         parts.append(f"{samples_per_s:,.0f} samples/s")
     return parts
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    >>> [duration(s) for s in (0.04, 9.26, 75, 7265)]
-    ['0.04 s', '9.3 s', '1 min 15 s', '2 h 01 min']
-    """
-    if seconds < 1:
-        return f"{seconds:.2g} s"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _figures(record: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .epochs import Epochs
 from .journal import JournalFile, run_records
 from .tensorboard import TensorBoard
-from ..charts.thinning import Epochs
 
 TOGETHER = "together"
 

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..errors import RunFailed, UsageError
-from ..charts import svg as charts
+from ..charts import svg
 from ..charts.svg import Line, line_chart
+from ..errors import RunFailed, UsageError
+from ..text import duration
 from .confusion import STYLE as _CONFUSION_STYLE
 from .confusion import confusion_table
 from .journal import run_records
-from .progress import duration
 from .run_numbers import NOT_SERIES, RunNumbers
 
 MOST_COURSES, MOST_COLUMNS, MOST_SETTINGS, MOST_TEXT = 12, 40, 1000, 200_000
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea;
-  --card: #f6f7f9; --c0: #2166c4; --c1: #d0590b; --c2: #23863b; --c3: #8a45c4; --heat: 33, 102, 196; }
+  --card: #f6f7f9; --heat: 33, 102, 196; }
 @media (prefers-color-scheme: dark) { :root {
   --back: #14171b; --text: #e4e7eb; --dim: #98a1ad; --line: #2b3038; --card: #1c2026;
-  --c0: #6ba7ff; --c1: #ffa25c; --c2: #66cc80; --c3: #c79bff; --heat: 107, 167, 255; } }
+  --heat: 107, 167, 255; } }
 body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
@@ -112,7 +112,7 @@ def render_report(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{_CONFUSION_STYLE}{charts.STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{_CONFUSION_STYLE}{svg.STYLE}</style></head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body></html>\n"
     )

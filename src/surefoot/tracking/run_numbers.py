@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..charts.thinning import Curve, Epochs, Point
+from ..charts.thinning import Curve, Point
+from .epochs import Epochs
 
 NOT_SERIES = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 DRAWN = ("loss", "accuracy")

@@ -1,0 +1,136 @@
+"""What a range test found: loss over learning rate, as numbers, in the terminal and as a picture."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..charts.scale import Axis
+from ..charts.svg import Line, Mark, line_chart, picture
+from ..charts.terminal import BOLD, framed, painted
+from .pictures import save
+
+
+@dataclass(frozen=True)
+class LrFind:
+    """What a range test saw: at each rate, the loss before that step's update, and the loss smoothed.
+
+    `highest` is the rate at which the smoothed loss is lowest, about the last that is still safe. `suggestion` is the
+    rate at which it falls steepest over the logarithm of the rate, but at most a quarter of `highest`: a real run stays
+    at its rate for longer than one step. Both are None where the loss never clearly fell. `stopped` says why the
+    test ended before its last rate, if it did.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None
+    highest: float | None
+    stopped: str | None
+
+    def render_terminal(self, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
+        """The chart and the suggestion as text of at most `width` columns; without `unicode`, in ASCII."""
+        return _rendered(self, max(60, width), unicode, colour)
+
+    def save_svg(self, path: str | Path) -> None:
+        """Draw the chart into an SVG file; raises UsageError where it cannot be written."""
+        save(Path(path), _drawn(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a loss that is not finite is null."""
+        finite = [loss if math.isfinite(loss) else None for loss in self.losses]
+        return {
+            "rates": self.rates,
+            "losses": finite,
+            "smoothed": [loss if math.isfinite(loss) else None for loss in self.smoothed],
+            "suggestion": self.suggestion,
+            "highest": self.highest,
+            "stopped": self.stopped,
+        }
+
+
+def _rendered(found: LrFind, width: int, unicode: bool, colour: bool) -> str:
+    smoothed = np.array(found.smoothed, float)
+    title = "loss over learning rate"
+    marks = [(_along(found, rate), mark) for mark, rate in (("s", found.suggestion), ("h", found.highest)) if rate is not None]
+    chart, _ = framed(
+        [smoothed], _loss_axis(smoothed), width, label="", marks=marks, scale=lambda columns: _scale(found, columns),
+        unicode=unicode, colour=colour,
+    )  # fmt: skip
+    out = [painted(title, BOLD) if colour else title, *chart, ""]
+    out += [line for text in conclusion(found) for line in textwrap.wrap(text, width, subsequent_indent="     ")]
+    text = "\n".join(line.rstrip() for line in out)
+    return text if unicode else text.encode("ascii", "replace").decode()
+
+
+def conclusion(found: LrFind) -> list[str]:
+    """What the test says, in sentences."""
+    told = []
+    if found.suggestion is None or found.highest is None:
+        told.append(
+            f"  No suggestion: between {found.rates[0]:.2g} and {found.rates[-1]:.2g} the loss does not clearly fall. "
+            "Try other ends, more steps, or check the first batch with `surefoot check`."
+        )
+    else:
+        told.append(f"  s  suggested rate {found.suggestion:.2g}: the loss falls, and there is room to the highest")
+        told.append(f"  h  highest rate {found.highest:.2g}: the loss is lowest here; beyond, training is unsafe")
+    if found.stopped:
+        told.append(f"  The test ended early: {found.stopped}.")
+    return told
+
+
+def _drawn(found: LrFind) -> str:
+    smoothed = np.array(found.smoothed, float)
+    marks = (("suggested", found.suggestion), ("highest", found.highest))
+    return picture(
+        line_chart(
+            [
+                Line("loss of each batch", list(zip(found.rates, found.losses, strict=True)), 0, faint=True),
+                Line("smoothed", list(zip(found.rates, found.smoothed, strict=False)), 0),
+            ],
+            x_label="learning rate",
+            y_label="loss",
+            x_axis=Axis(found.rates[0], max(found.rates[-1], found.rates[0] * 1.01), log=True),
+            y_axis=_loss_axis(smoothed),
+            marks=[Mark(rate, f"{name} {rate:.2g}") for name, rate in marks if rate is not None],
+            title="Learning rate range test",
+            subtitle="loss over learning rate",
+        )
+    )
+
+
+def _loss_axis(smoothed: np.ndarray) -> Axis:
+    """An axis that the end, where the loss explodes, does not flatten."""
+    known = smoothed[np.isfinite(smoothed)]
+    if not len(known):
+        return Axis(0.0, 1.0)
+    low, first = float(known.min()), float(known[0])
+    high = min(float(known.max()), first + 0.5 * (first - low))
+    high = max(high, low + 1e-9 * max(1.0, abs(low)))
+    room = 0.05 * (high - low)
+    return Axis(low - room, high + room)
+
+
+def _along(found: LrFind, rate: float) -> float:
+    """Where `rate` lies between the first and the last, 0 to 1, by its logarithm."""
+    first, last = math.log(found.rates[0]), math.log(found.rates[-1])
+    return (math.log(rate) - first) / (last - first) if last > first else 0.0
+
+
+def _scale(found: LrFind, columns: int) -> str:
+    line = [" "] * (columns + 8)
+    end = -1
+    for power in range(
+        math.ceil(math.log10(found.rates[0]) - 1e-9), math.floor(math.log10(found.rates[-1]) + 1e-9) + 1
+    ):
+        text = f"1e{power:d}" if abs(power) > 2 else f"{10.0**power:g}"
+        place = int(_along(found, 10.0**power) * columns)
+        if place > end + 1 and place + len(text) <= columns:
+            line[place : place + len(text)] = text
+            end = place + len(text)
+    return "".join(line)[:columns]
