@@ -91,6 +91,54 @@ def test_imports_point_down(path, tree):
     assert not wrong, "\n".join(wrong)
 
 
+def modules_imported(path: Path, tree: ast.Module, known: set[str]) -> set[str]:
+    """The package's own modules that a file imports, wherever in it; `from package import name` is the package's file."""
+    package = dotted(path).split(".") if path.name == "__init__.py" else dotted(path).split(".")[:-1]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {full if (full := f"{module}.{alias.name}") in known else module for alias in node.names}
+    return found & known - {dotted(path)}
+
+
+def circle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, the first again at the end; [] where there is none."""
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(imports[module]):
+            if circle := walk(other, [*way, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in sorted(imports) if (circle := walk(module, []))), [])
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Imports within functions count: a file is understood, and moved, without those that need it."""
+    known = {dotted(path) for path in FILES}
+    imports = {dotted(path): modules_imported(path, ast.parse(path.read_text("utf-8")), known) for path in FILES}
+    assert not (circle := circle_in(imports)), " imports ".join(circle)
+
+
+def test_a_circle_would_be_found():
+    known = {"surefoot.recipe.kinds", "surefoot.recipe.parse", "surefoot.recipe"}
+    path = PACKAGE / "recipe" / "kinds.py"
+    found = modules_imported(path, ast.parse("def f():\n    from .parse import x\n    from . import y"), known)
+    assert found == {"surefoot.recipe.parse", "surefoot.recipe"}
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 def test_a_wrong_import_would_be_found():
     """The test above sees each way of writing an import."""
     source = (

@@ -299,7 +299,8 @@ def test_the_plan_is_drawn_before_the_run_and_writes_only_what_was_asked_for(cap
 )
 def test_a_picture_that_cannot_be_is_told_before_any_work(verb, path, told, capsys, tmp_path):
     Path("here.svg").mkdir()
-    assert main([verb, "quickstart", "--svg", path]) == 2
+    option = "--png" if path.endswith(".png") else "--svg"
+    assert main([verb, "quickstart", option, path]) == 2
     assert told in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..text import draw, say, typed
-from .recipes import add_trust_argument, named_recipe
+from .recipes import add_picture_argument, add_trust_argument, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=float, default=1e-7, metavar="LR", help="the lowest rate (default: 1e-7)")
     parser.add_argument("--end", type=float, default=10.0, metavar="LR", help="the highest rate (default: 10)")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="updates in between (default: 100)")
-    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an .svg file as well")
+    add_picture_argument(parser)
     parser.add_argument("--json", action="store_true", help="rates and losses as one JSON object for machines")
     add_trust_argument(parser)
 

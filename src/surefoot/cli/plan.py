@@ -11,14 +11,14 @@ import shutil
 import sys
 
 from ..text import draw, printable, say
-from .recipes import add_trust_argument, named_recipe
+from .recipes import add_picture_argument, add_trust_argument, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --svg, --json."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as warmup.warmup_period=20")
-    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an .svg file as well")
+    add_picture_argument(parser)
     parser.add_argument("--json", action="store_true", help="the numbers as one JSON object for machines")
     add_trust_argument(parser)
 

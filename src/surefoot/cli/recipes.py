@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 FILE = "recipe.yaml"
 
 
+def add_picture_argument(parser: argparse.ArgumentParser) -> None:
+    """--svg; and --png, which is answered by what to give instead."""
+    parser.add_argument("--svg", metavar="FILE", help="draw the chart into an .svg file as well")
+    parser.add_argument("--png", dest="svg", help=argparse.SUPPRESS)
+
+
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     """--trust-code."""
     parser.add_argument(
