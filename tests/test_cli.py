@@ -56,7 +56,7 @@ COMMAND_LINE = {
     "resume": {"run_dir", "overrides", "--allow", "--horizon", "--trust-code"},
     "check": {"recipe", "overrides", "--trust-code"},
     "plan": {"recipe", "overrides", "--png", "--svg", "--json", "--trust-code"},
-    "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--json", "--trust-code"},
+    "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--svg", "--json", "--trust-code"},
     "tune": {"recipe", "overrides", "--forget", "--seconds", "--trust-code"},
     "eval": {"path", "--data", "--split", "--best", "--json", "--model", "--key", "--trust-code"},
     "predict": {"path", "files", "--top", "--json", "--data", "--model", "--key", "--trust-code"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import xml.etree.ElementTree as xml
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from surefoot.data import Loader, TensorSource
 from surefoot.errors import UsageError
 from surefoot.models import SmallResNet
-from surefoot.planning import lr_find, range_test
+from surefoot.planning import LrFind, lr_find, range_test
 from surefoot.step import StepOptions
 
 
@@ -162,3 +163,11 @@ def test_the_chart_keeps_to_its_width_and_shows_the_suggestion(width, unicode, t
         assert f"suggested {found.suggestion:.2g}" in (tmp_path / "a.svg").read_text()
         with pytest.raises(UsageError, match=r"give .*a\.svg"):
             found.save_svg(tmp_path / "a.png")
+
+
+def test_a_test_that_saw_no_loss_has_a_picture_all_the_same(tmp_path):
+    found = LrFind([1e-7], [math.nan], [], None, None, "the loss is not finite at rate 1e-07")
+    found.save_svg(tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "range test" in "".join(xml.fromstring(text).itertext()) and "nan" not in text
+    assert "No suggestion" in found.render_terminal()

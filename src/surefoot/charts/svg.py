@@ -86,7 +86,7 @@ def line_chart(
     leave a gap), `percent` shows y times 100. A line is thinned to `most` points. With `title` it has a head too.
     """
     drawable = [(x, y) for line in lines for x, y in line.points if _fits(y, log)]
-    if not drawable:
+    if not drawable and (x_axis is None or y_axis is None):
         return "<p>Nothing to draw.</p>"
     across = x_axis or Axis.around([x for x, _ in drawable])
     up = y_axis or Axis.around([y for _, y in drawable], log=log, margin=0.04)
