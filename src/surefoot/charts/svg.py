@@ -21,7 +21,7 @@ _COLOURS = (
     ("#2166c4", "#6ba7ff"), ("#d0590b", "#ffa25c"), ("#23863b", "#66cc80"), ("#8a45c4", "#c79bff"),
     ("#ad1a72", "#f07fc0"), ("#7a5c00", "#d9bb55"), ("#0f7b8c", "#5cc8d8"), ("#c02626", "#ff8a80"),
 )  # fmt: skip
-_LIGHT = {"text": "#1d2228", "dim": "#6a7280", "line": "#e3e6ea", "back": "#fff"}
+_LIGHT = {"text": "#1d2228", "dim": "#6a7280", "line": "#e3e6ea"}
 _RULES = """
 svg.chart { font: 12px system-ui, sans-serif; }
 svg.chart text { fill: var(--dim); }

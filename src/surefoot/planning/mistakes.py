@@ -13,6 +13,7 @@ from ..finding import Finding
 from ..schedules.composite import leaves
 from ..schedules.schedule import Schedule
 from ..schedules.simulation import NEVER, LaterGroup, Simulation, simulate_schedule
+from ..text import counted
 from .events import warm_after
 
 # Each name has a section in explanations/schedules.md.
@@ -82,7 +83,7 @@ def _of_warmup(run: Simulation, optimizer: Any) -> Iterator[Finding]:
             reached = warmup.warmup_factor(counts - 1, **params)
             yield _warn(
                 "warmup-longer-than-run",
-                f"{title} is not done when the run ends after {_count(counts, unit)}: the last factor is {reached:.2g}"
+                f"{title} is not done when the run ends after {counted(counts, unit)}: the last factor is {reached:.2g}"
                 + (f" (warmup_period {params['warmup_period']})" if "warmup_period" in params else ""),
                 f"give a warmup_period below {counts}, or count it by {'epoch' if unit == 'step' else 'step'}",
             )
@@ -110,7 +111,7 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
     elif isinstance(scheduler, t.StepLR) and scheduler.step_size >= calls and whole:
         yield _warn(
             "step-size-past-end",
-            f"StepLR: step_size is {scheduler.step_size}, but it is called {_count(calls, by)}: the rate never changes",
+            f"StepLR: step_size is {scheduler.step_size}, but it is called {counted(calls, by)}: the rate never changes",
             f"give a step_size below {calls}" + _other_unit(by, scheduler.step_size),
         )
     elif isinstance(scheduler, t.MultiStepLR):
@@ -121,14 +122,14 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
         if calls - 1 > scheduler.T_max:
             yield _warn(
                 "rises-again",
-                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called {_count(calls, by)}: after "
+                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called {counted(calls, by)}: after "
                 f"{by} {scheduler.T_max} the rate rises again",
                 f"leave T_max out (it is then {calls}), or take CosineAnnealingWarmRestarts if cycles are meant",
             )
         elif scheduler.T_max > 1.05 * calls + 1 and whole:
             yield _warn(
                 "cosine-unfinished",
-                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called only {_count(calls, by)}: "
+                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called only {counted(calls, by)}: "
                 "the rate does not come down to eta_min",
                 f"leave T_max out (it is then {calls})" + _other_unit(by, scheduler.T_max),
             )
@@ -141,20 +142,20 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
         yield Finding(
             "onecycle-total-steps",
             "error" if scheduler.total_steps < calls else "warning",
-            f"OneCycleLR: total_steps is {scheduler.total_steps}, but it is called {_count(calls, by)}: {ending}",
+            f"OneCycleLR: total_steps is {scheduler.total_steps}, but it is called {counted(calls, by)}: {ending}",
             f"leave total_steps out (it is then {calls})",
         )
     elif isinstance(scheduler, t.CosineAnnealingWarmRestarts) and calls <= scheduler.T_0 and whole:
         yield _warn(
             "no-restart",
-            f"CosineAnnealingWarmRestarts: T_0 is {scheduler.T_0}, but it is called {_count(calls, by)}: "
+            f"CosineAnnealingWarmRestarts: T_0 is {scheduler.T_0}, but it is called {counted(calls, by)}: "
             "there is no restart",
             f"give a T_0 below {calls}, or take CosineAnnealingLR" + _other_unit(by, scheduler.T_0),
         )
     elif isinstance(scheduler, t.LinearLR | t.PolynomialLR | t.ConstantLR) and scheduler.total_iters > calls and whole:
         yield _warn(
             "unfinished",
-            f"{name}: total_iters is {scheduler.total_iters}, but it is called {_count(calls, by)}: it does not finish",
+            f"{name}: total_iters is {scheduler.total_iters}, but it is called {counted(calls, by)}: it does not finish",
             f"give a total_iters of at most {calls}" + _other_unit(by, scheduler.total_iters),
         )
     elif isinstance(scheduler, t.ReduceLROnPlateau) and scheduler.patience + 2 > calls - 1 and whole and by == "epoch":
@@ -190,7 +191,7 @@ def _past_end(name: str, late: list[int], calls: int, by: str, outcome: str) -> 
     which = "milestones " + ", ".join(map(str, late)) + " are" if len(late) > 1 else f"milestone {late[0]} is"
     return _warn(
         "milestones-past-end",
-        f"{name}: {which} not reached in {_count(calls, by)}; {outcome}",
+        f"{name}: {which} not reached in {counted(calls, by)}; {outcome}",
         f"give milestones below {calls}" + _other_unit(by, min(late)),
     )
 
@@ -249,10 +250,6 @@ def _of_rates(run: Simulation) -> Iterator[Finding]:
                     "make the run shorter or the scheduler slower"
                     + (" (by: epoch instead of by: step?)" if run.schedule.by == "step" else ""),
                 )
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def _other_unit(by: str, number: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from ..text import duration, printable
+from ..text import counted, duration, printable
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
 _BESIDE_FIGURES = 28  # columns of the bar (at least 12), the percentage, the time left and the gaps
@@ -277,7 +277,7 @@ def headline(info: RunInfo) -> str:
     >>> headline(RunInfo("mine", epochs=3, steps_per_epoch=10, first_step=15))
     'mine: 3 epochs of 10 steps, on from step 15'
     """
-    text = f"{info.name}: {_count(info.epochs, 'epoch')} of {_count(info.steps_per_epoch, 'step')}"
+    text = f"{info.name}: {counted(info.epochs, 'epoch')} of {counted(info.steps_per_epoch, 'step')}"
     if info.first_step:
         text += f", on from step {info.first_step}"
     if info.details:
@@ -343,10 +343,6 @@ def _rates(rates: Sequence[float]) -> str:
     """Up to three different rates; a model with a rate a layer would fill the line."""
     shown = [f"{rate:.3g}" for rate in dict.fromkeys(rates)]
     return " ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _console(stream: TextIO) -> Any:
