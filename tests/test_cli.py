@@ -496,28 +496,29 @@ def test_a_users_own_error_points_at_their_line(own_code, capsys):
 # ------------------------------------------------------------------------------------------ signals, pipes
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_between_steps_says_so_and_the_run_goes_on_later(tmp_path, signum, code):
-    command = [sys.executable, "-m", "surefoot"]
-    made = ["train", "quickstart", "--run", "run", *SMALL, "epochs=4000", "log_every=1"]
-    process = subprocess.Popen([*command, *made], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # The journal's first line says that steps are being done; waiting for it hangs on no clock.
-    journal = Path("run/metrics.jsonl")
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
-        os.sched_yield()
-    process.send_signal(signum)
-    _, told = process.communicate()
-    assert process.returncode == code, told
-    assert "stopped by" in told and "Traceback" not in told
-    assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
-    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    done = max(r["step"] for r in records)
-    assert Path(f"run/checkpoints/step-{done:09d}").is_dir()
+def test_a_signal_stops_between_steps_says_so_and_the_run_goes_on_later(tmp_path):
+    more = [*SMALL, "epochs=4000", "log_every=1", "execution=plain"]
+    processes = {}
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):  # side by side
+        command = [sys.executable, "-u", "-m", "surefoot", "train", "quickstart", "--run", str(code), *more]
+        processes[code] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), signum
+    for code, (process, signum) in processes.items():
+        # The first epoch's line says that steps are being done; waiting for it hangs on no clock.
+        assert any(line.startswith("epoch 1/4000") for line in process.stdout)
+        process.send_signal(signum)
+        _, told = process.communicate()
+        assert process.returncode == code, told
+        assert "stopped by" in told and "Traceback" not in told
+        run = Path(str(code))
+        assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+        done = max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+        assert (run / f"checkpoints/step-{done:09d}").is_dir()
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
-    command = f"{sys.executable} -m surefoot train quickstart --run run {' '.join(SMALL)} | head -n 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "surefoot", "train", "quickstart", "--run", "run", *SMALL]
+    shell = ["bash", "-o", "pipefail", "-c", '"$@" | head -n 1', "bash", *command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/run.json").read_text())["status"] == "done"

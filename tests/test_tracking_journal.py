@@ -9,11 +9,13 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surefoot import files
 from surefoot.errors import RunFailed, UsageError
 from surefoot.tracking import JournalFile, read_records
 from surefoot.tracking.journal import encode, run_records
@@ -154,6 +156,25 @@ def test_a_failed_sync_fails_the_run(path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(RunFailed, match="Input/output error; check the disk"):
         journal.sync()
+
+
+def test_what_is_appended_while_a_removed_file_is_made_again_is_not_lost(path, monkeypatch):
+    """A save in the background makes it again; training goes on meanwhile."""
+    journal, _ = filled(path, 3)
+    path.unlink()
+    training = threading.Thread(target=lambda: journal.append({"step": 3}))
+    replace = files.replace_durably
+
+    def replaced(*arguments):
+        replace(*arguments)
+        training.start()
+        training.join(0.1)  # it waits, or has written to the file without a name
+
+    monkeypatch.setattr(files, "replace_durably", replaced)
+    journal.sync()
+    training.join()
+    assert [record["step"] for record in read_records(path)] == [0, 1, 2, 3]
+    journal.close()
 
 
 WRITER = """

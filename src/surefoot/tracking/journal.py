@@ -13,6 +13,7 @@ import json
 import math
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class JournalFile:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self._writing = threading.Lock()  # a save in the background calls `sync` while training appends
         try:
             self._fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o666)
         except OSError as error:
@@ -67,12 +69,13 @@ class JournalFile:
         """
         line = encode(record)
         try:
-            if self._torn:
-                os.ftruncate(self._fd, self.offset)
-                self._torn = False
-            written = os.write(self._fd, line)
-            while written < len(line):  # a short write: a signal, or the last block of a full disk
-                written += os.write(self._fd, line[written:])
+            with self._writing:
+                if self._torn:
+                    os.ftruncate(self._fd, self.offset)
+                    self._torn = False
+                written = os.write(self._fd, line)
+                while written < len(line):  # a short write: a signal, or the last block of a full disk
+                    written += os.write(self._fd, line[written:])
         except OSError as error:
             self._cut_back()
             raise RunFailed(
@@ -150,8 +153,9 @@ class JournalFile:
         A file that was removed meanwhile is made again.
         """
         try:
-            if not self._there():
-                self._make_again()
+            with self._writing:
+                if not self._there():
+                    self._make_again()
             os.fsync(self._fd)
         except OSError as error:
             # The kernel may have dropped the pages: a second fsync that succeeds would prove nothing.
@@ -170,8 +174,8 @@ class JournalFile:
         pieces = (os.pread(self._fd, 1 << 20, start) for start in range(0, os.fstat(self._fd).st_size, 1 << 20))
         files.replace_durably(self.path, pieces)
         new = os.open(self.path, _FLAGS)
-        self._fd, old = new, self._fd
-        os.close(old)
+        os.dup2(new, self._fd, inheritable=False)  # under the same number: another thread may be at it
+        os.close(new)
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""
