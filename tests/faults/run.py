@@ -24,7 +24,7 @@ sys.path[:0] = [str(TESTS_FOLDER), str(TESTS_FOLDER.parent / "src")]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="a selection that takes under three minutes")
+    parser.add_argument("--fast", action="store_true", help="a selection of more than half of the cases")
     parser.add_argument("--tests", action="store_true", help="the selection that runs in the project's tests")
     parser.add_argument("--only", metavar="WORDS", help="only cases whose group and name hold these words")
     parser.add_argument("--part", metavar="N/M", default="1/1", help="only the Nth of M parts, each as long")
