@@ -215,6 +215,7 @@ def _no_permission_to_resume(folder: Path) -> str:
     (run / "metrics.jsonl").chmod(0o444)
     told = expect_message(sit(run, _nobody), 2, "Permission denied")
     run.chmod(0o755)
+    (run / "metrics.jsonl").chmod(0o644)
     expect_exact(run)
     return told[-70:]
 
