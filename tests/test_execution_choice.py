@@ -266,7 +266,7 @@ def test_tune_keeps_its_choice_for_the_next_run(capsys):
     assert not file.exists() and "1 kept choice removed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("spec", ["auto", {"compile": False}])
+@pytest.mark.parametrize("spec", [{"threads": 1}, {"threads": 1, "compile": False}])
 def test_the_choice_is_the_lowest_row_or_a_simpler_one_as_good(monkeypatch, spec):
     """Also where the winner of the first race falls behind in the second: its first turns were lucky."""
 
