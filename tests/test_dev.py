@@ -152,7 +152,8 @@ def test_other_verbs_go_to_surefoot_where_the_user_stands_and_tests_run_at_the_r
     assert "args=tests/fuzz.py 5 " in out and f"in={ready}\n" in out
     _, out, _ = call(ready, "run", "tool", "1", cwd=tmp_path)
     assert "args=1 " in out and f"in={tmp_path}\n" in out
-    process, _, err = call(ready, "run", "no-such-tool")
+    # A folder of the PATH that may not be looked into would be told of instead.
+    process, _, err = call(ready, "run", "no-such-tool", env=os.environ | {"PATH": os.defpath})
     assert (
         process.returncode == 1 and err == "dev.py: no-such-tool: cannot be run: No such file or directory\n"
     )
