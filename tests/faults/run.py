@@ -16,7 +16,9 @@ import time
 import traceback
 from pathlib import Path
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it
+# A shell starts what runs in its background, and nohup what it runs, with these ignored; the cases would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 TESTS_FOLDER = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS_FOLDER), str(TESTS_FOLDER.parent / "src")]
