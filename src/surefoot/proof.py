@@ -97,6 +97,7 @@ def prove(
                     errors = None
                 finally:
                     process.kill()  # does nothing to one that has ended
+                    process.wait()  # what it wrote is looked at below, and must not move any more
             if errors is None:
                 done += 1
                 steps.append(_last_step(killed))
