@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, MultiplicativeLR, OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import SWALR
 
-from .composite import leaves
-from .kernels import Unknown
-from .replaying import kernel_of
+from .composite import OF_TORCH, advance, leaves
+from .stand_in import copied, rewind, stand_in_for
 
 # What OneCycleLR, CyclicLR and SWALR keep in the param groups themselves.
 _GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
@@ -27,7 +25,6 @@ def enter(scheduler: Any, added: list[dict[str, Any]], first: list[float]) -> No
 
 def replay(
     scheduler: Any,
-    groups: list[dict[str, Any]],
     start: int = 0,
     *,
     calls: int,
@@ -35,20 +32,42 @@ def replay(
     fed: bool,
     undampened: float,
 ) -> list[float]:
-    """The rates of ``groups[start:]`` after `calls` calls, as if they had been there from the start.
+    """The rates of the groups from `start` on after `calls` calls, as if they had been there from the start.
 
-    `reductions` holds for each plateau its ``[own call, call of the schedule]`` at each reduction; `fed` says that
-    plateaus go by epoch while the rest goes by step. A scheduler of one's own scales a group as it has scaled the
-    first one, which is at `undampened` now.
+    A copy of torch's scheduler takes these calls again, some microseconds each. `reductions` holds for each plateau its
+    ``[own call, call of the schedule]`` at each reduction; `fed` says that plateaus go by epoch while the rest goes by
+    step. A scheduler of one's own, which nobody can put back to its start, scales a group as it has scaled the first
+    one, which is at `undampened` now.
     """
-    rates = []
-    for index, group in enumerate(groups[start:], start):
-        lr = float(group.get("initial_lr", group["lr"]))
-        try:
-            rates.append(_replayed(scheduler, group, index, lr, calls, reductions, fed))
-        except Unknown:
-            rates.append(_in_proportion(groups[0], undampened, lr))
-    return rates
+    groups = scheduler.optimizer.param_groups
+    if any(type(part).__module__ not in OF_TORCH for part in (scheduler, *leaves(scheduler))):
+        return [_in_proportion(groups[0], undampened, float(g.get("initial_lr", g["lr"]))) for g in groups[start:]]
+    again = copied(scheduler, scheduler.optimizer, stand_in_for(scheduler.optimizer))
+    rewind(again)
+    plateaus = [leaf for leaf in leaves(again) if isinstance(leaf, ReduceLROnPlateau)]
+    due: dict[int, list[ReduceLROnPlateau]] = {}
+    for plateau, times in zip(plateaus, reductions, strict=True):
+        plateau.__class__ = _Replayed
+        plateau.reduces = {own for own, _ in times}
+        for _, call in times if fed else ():
+            due.setdefault(call, []).append(plateau)
+    for call in range(calls + 1):
+        if call:
+            advance(again, 0.0, plateaus=not fed)
+        for plateau in due.get(call, ()):
+            plateau._reduce_lr(call)
+    return [float(group["lr"]) for group in again.optimizer.param_groups[start:]]
+
+
+class _Replayed(ReduceLROnPlateau):
+    """Reduces at the calls at which the run's plateau has reduced."""
+
+    reduces: set[int]
+
+    def step(self, metrics: Any, epoch: Any = None) -> None:
+        self.last_epoch += 1
+        if self.last_epoch in self.reduces:
+            self._reduce_lr(self.last_epoch)
 
 
 def _enter_group(scheduler: Any, group: dict[str, Any], lr: float, model: dict[str, Any]) -> None:
@@ -82,32 +101,6 @@ def _extend(leaf: Any, group: dict[str, Any], lr: float) -> None:
     bases = getattr(leaf, "base_lrs", None)
     if isinstance(bases, list) and "base_lrs" not in lists:
         bases.append(group.get("initial_lr", lr))
-
-
-def _replayed(
-    scheduler: Any, group: dict[str, Any], index: int, lr: float, calls: int, reductions: list[list[list[int]]],
-    fed: bool,
-) -> float:  # fmt: skip
-    plateaus = [leaf for leaf in leaves(scheduler) if isinstance(leaf, ReduceLROnPlateau)]
-    due: set[int] = set()
-    scripts = {}
-    for plateau, times in zip(plateaus, reductions, strict=True):
-        own = {count for count, _ in times}
-        scripts[id(plateau)] = partial(_is_due, due, id(plateau)) if fed else own.__contains__
-    kernel = kernel_of(scheduler, group, index, scripts=scripts, fed=fed)
-    rate, done = kernel.initial(lr), 0
-    events = [(call, id(p)) for p, times in zip(plateaus, reductions, strict=True) for _, call in times] if fed else []
-    for call, plateau in sorted(events):
-        if call > done:
-            rate, done = float(kernel.run(rate, call - done)[-1]), call
-        due.clear()
-        due.add(plateau)
-        rate = kernel.feed(rate)
-    return float(kernel.run(rate, calls - done)[-1]) if calls > done else rate
-
-
-def _is_due(due: set[int], plateau: int, _: int) -> bool:
-    return plateau in due
 
 
 def _in_proportion(model: dict[str, Any], now: float, lr: float) -> float:

@@ -16,6 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..errors import UsageError
 
+# Where the schedulers are defined whose state has always the same fields; one of somebody's own may have any.
+OF_TORCH = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", __name__)
+
 
 def leaves(scheduler: Any) -> Iterator[Any]:
     """Every scheduler that is no composite, in order."""

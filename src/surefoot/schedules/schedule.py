@@ -16,15 +16,13 @@ from ..errors import UsageError
 from .accept import check_parts, saveable_callables
 from .adopting import enter, replay
 from .catalogue import EPOCH, STEP
-from .composite import advance, advance_plateaus, leaves
+from .composite import OF_TORCH, advance, advance_plateaus, leaves
 from .dampening import BaseWarmup, Undampened, watch
 from .fitting import arguments_of, changed_arguments, check_counts, check_groups, check_shape
 from .horizon import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
 
 _FORMAT = 1
-# Schedulers whose state is known to have always the same fields; one of somebody's own may have any.
-_KNOWN = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "surefoot.schedules.composite")
 # What torch keeps as tensors where the optimizer's rate is one; here the rates are float64 until they are written.
 _RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr", "base_momentums", "max_momentums")
 
@@ -257,7 +255,7 @@ class Schedule:
         check_counts(saved, len(self._plateaus))
         count = len(self.optimizer.param_groups)
         check_groups(saved["rates"], count)
-        own = type(self.scheduler).__module__ in _KNOWN
+        own = type(self.scheduler).__module__ in OF_TORCH
         if own:
             check_shape(mine["scheduler"], saved["scheduler"], type(self.scheduler).__name__)
         check_shape(mine["rates"], saved["rates"], "rates")
@@ -282,7 +280,6 @@ class Schedule:
         """The undampened rates at this call of the groups from `start` on, computed from the start of the run."""
         return replay(
             self.scheduler,
-            self.optimizer.param_groups,
             start,
             calls=self.calls if self.hold_after is None else min(self.calls, self.hold_after),
             reductions=self._reductions,
