@@ -35,7 +35,7 @@ MISTAKES = {
     "groups-flattened": "one max_lr for groups that were given different rates",
     "scheduler-fails": "the scheduler raises an error in the midst of the run",
 }
-LONGEST_LOOKED_AT = 1_000_000  # steps whose rates are computed one by one, in about a second
+LONGEST_LOOKED_AT = 1_000_000  # steps whose rates are computed one by one, in 2 to 8 s
 _TINY = 1e-8
 _MUCH = 0.1  # of the run, where the rate stays there
 _MOST = 0.5  # of the run, in all
