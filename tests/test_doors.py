@@ -29,7 +29,7 @@ from surefoot import (
     lint,
     predict,
 )
-from surefoot.data import DatasetSource, as_source
+from surefoot.data import DatasetSource
 from surefoot.tracking import Progress
 
 FIXED = {"threads": 1, "compile": "none", "onednn": True, "memory_format": "contiguous", "optimizer_impl": "default"}

@@ -205,3 +205,11 @@ def test_a_look_at_data_draws_nothing():
     before = str(rng.capture())
     loader.peek(), loader.batch_at(0, 1)
     assert str(rng.capture()) == before
+
+
+def test_the_systems_own_randomness_has_no_state_to_put_back():
+    model = nn.Linear(2, 2)
+    model.dice = random.SystemRandom()
+    with untouched(model) as looked:
+        model(torch.ones(1, 2))
+    assert looked.put_back() is None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import rng
+from . import held, rng
 
 _MODULES_OWN = frozenset(vars(nn.Module()))
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
@@ -79,8 +79,8 @@ class Snapshot:
             self._tensors += [_Tensor(tensor) for tensor in (*value.parameters(), *value.buffers())]
             self._attributes.append((None, value, type(value), {"training": value.training}))
             return []
-        if (state := _generator_state(value)) is not None:
-            self._generators.append((name, value, state))
+        if held.is_generator(value):
+            self._generators.append((name, value, held.state_of(value)))
             return []
         if _is_array(value):
             self._arrays.append((value, value.copy()))
@@ -88,18 +88,18 @@ class Snapshot:
         if isinstance(value, types.MethodType):
             return [(name, value.__self__), (name, value.__func__)]
         if isinstance(value, types.FunctionType):
-            return [(name, held) for held in _closed_over(value) if isinstance(held, _LOOKED_INTO)]
+            return [(name, item) for item in _closed_over(value) if isinstance(item, _LOOKED_INTO)]
         attributes = getattr(value, "__dict__", None)
         torchs = type(value).__module__.startswith("torch.") and not isinstance(value, nn.Module | torch.optim.Optimizer)
         if not isinstance(attributes, dict) or torchs:
             return []
         self._attributes.append((name, value, type(value), dict(attributes)))
         own = _MODULES_OWN if isinstance(value, nn.Module) else ()
-        held = [(None if k in own or name is None else f"{name}.{k}", v) for k, v in attributes.items()]
+        inside = [(None if k in own or name is None else f"{name}.{k}", v) for k, v in attributes.items()]
         if isinstance(value, nn.Module):  # its children by their names, before they are met as bookkeeping
             children = [(name and f"{name}.{key}", child) for key, child in value._modules.items()]
-            return held + children
-        return held
+            return inside + children
+        return inside
 
     def put_back(self) -> str | None:
         """Make everything as it was. Returns which Python state had changed (a counter, a list), in words, or None."""
@@ -127,9 +127,9 @@ class Snapshot:
                     changed = changed or f"the forward pass changes {name}"
                 _refill(value, before)
         for name, generator, before in self._generators:
-            if name is not None and not _equal(_generator_state(generator), before):
+            if name is not None and not _equal(held.state_of(generator), before):
                 changed = changed or f"the forward pass draws from {name}"
-            _set_generator(generator, before)
+            held.put_state(generator, before)
         for array, before in self._arrays:
             array[...] = before
         for tensor in self._tensors:
@@ -227,28 +227,6 @@ def _closed_over(function: types.FunctionType) -> Iterator[Any]:
 def _is_array(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
-
-
-def _generator_state(value: Any) -> Any:
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if isinstance(value, random.Random):
-        return value.getstate()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.random.Generator):
-        return value.bit_generator.state
-    if numpy is not None and isinstance(value, numpy.random.RandomState):
-        return value.get_state(legacy=False)
-    return None
-
-
-def _set_generator(generator: Any, state: Any) -> None:
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif hasattr(generator, "bit_generator"):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -26,7 +26,7 @@ from surefoot.execution.plan import Execution
 from surefoot.models import MLP
 
 from .command import RECIPE, _message, _recipe, surefoot
-from .harness import ALL, FAST, TESTS, Result, Settings, Sitting, add, spread
+from .harness import ALL, FAST, Result, Settings, Sitting, add, spread
 
 # What a path below the run must look like to belong to a writer; the first that fits counts.
 WRITERS = {

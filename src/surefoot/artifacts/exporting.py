@@ -148,7 +148,10 @@ def _live(model: object, info: ModelInfo | None, opening: dict[str, Any]) -> tup
 
 def _random_batch(info: ModelInfo, to: Path) -> torch.Tensor:
     if info.input_shape is None:
-        raise UsageError(f"{to}: the model does not tell its input's shape; give a batch of real samples")
+        raise UsageError(
+            f"{to}: the model does not tell the shape of its input; export its weights (.safetensors or .pth), or give "
+            "real samples in Python: export(..., batch=...)"
+        )
     generator = torch.Generator().manual_seed(0)
     shape = (16, *info.input_shape)
     dtype = getattr(torch, info.input_dtype or "float32")

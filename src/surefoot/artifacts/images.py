@@ -22,7 +22,13 @@ from .archive import read_whole
 MAX_FILE_BYTES = 2**30
 MAX_BATCH_BYTES = 4 * 2**30
 MAX_PIXELS = 64 * 2**20
+_PIXEL_DTYPES = ("uint8", "float32", "float64")
 _IDX_DTYPES = {0x08: "uint8", 0x09: "int8", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def takes_pictures(shape: Sequence[int] | None, dtype: str | None) -> bool:
+    """Whether a picture can be made into a sample of this shape and dtype."""
+    return shape is not None and len(shape) == 3 and shape[0] in (1, 3) and dtype in _PIXEL_DTYPES
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,12 @@ class Images:
     notes: tuple[str, ...]
 
 
-def read_images(paths: Sequence[str | Path], input_shape: Sequence[int], input_dtype: str | None = "uint8") -> Images:
+def read_images(
+    paths: Sequence[str | Path], input_shape: Sequence[int] | None, input_dtype: str | None = "uint8"
+) -> Images:
     """The samples of all files, in order, as a model with `input_shape` (without N) takes them.
+
+    Without a shape, arrays are taken as they are, (N, ...), and pictures are refused.
 
     - PNG and JPEG: made grey where the model takes one channel and RGB where it takes three, resized where the
       size differs; never inverted. Fashion-MNIST is white on black: a photo on a white ground is not like it.
@@ -44,8 +54,8 @@ def read_images(paths: Sequence[str | Path], input_shape: Sequence[int], input_d
 
     Whatever was changed is told in the notes. Raises `Problems` with every file that cannot be used.
     """
-    shape = tuple(input_shape)
-    dtype = input_dtype or "uint8"
+    shape = None if input_shape is None else tuple(input_shape)
+    dtype = input_dtype or (None if shape is None else "uint8")
     batches, names, notes, problems = [], [], [], []
     total = 0
     for path in map(Path, paths):
@@ -53,6 +63,9 @@ def read_images(paths: Sequence[str | Path], input_shape: Sequence[int], input_d
             array, note = _read(path, shape, dtype)
         except BadFile as error:
             problems.append(str(error))
+            continue
+        if batches and (array.shape[1:], array.dtype) != (batches[0].shape[1:], batches[0].dtype):
+            problems.append(f"{path}: its samples differ from those of {paths[0]} in shape or dtype; give one at a time")
             continue
         total += array.nbytes
         if total > MAX_BATCH_BYTES:
@@ -69,7 +82,9 @@ def read_images(paths: Sequence[str | Path], input_shape: Sequence[int], input_d
     return Images(tensor, tuple(names), tuple(notes))
 
 
-def _read(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, str]:
+def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None) -> tuple[np.ndarray, str]:
+    if path.is_dir():
+        raise BadFile(path, f"is a directory; give the files in it, e.g. {path}/*.png")
     data = read_whole(path, MAX_FILE_BYTES)
     if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
         return _read_picture(path, data, shape, dtype)
@@ -82,9 +97,15 @@ def _read(path: Path, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, s
     raise BadFile(path, "is no image that can be read (PNG, JPEG, .npy, or idx as MNIST's, raw or .gz)")
 
 
-def _read_picture(path: Path, data: bytes, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, str]:
+def _read_picture(
+    path: Path, data: bytes, shape: tuple[int, ...] | None, dtype: str | None
+) -> tuple[np.ndarray, str]:
     from PIL import Image, ImageOps
 
+    if shape is None:
+        raise BadFile(
+            path, "is a picture, and the model does not tell the shape of its input; give a .npy array (N, ...)"
+        )
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise BadFile(path, f"is a picture; the model takes {list(shape)}, not (1 or 3, height, width)")
     channels, height, width = shape
@@ -119,7 +140,7 @@ def _read_picture(path: Path, data: bytes, shape: tuple[int, ...], dtype: str) -
     if colours:
         notes.insert(0, "colours made grey")
     array = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-    if dtype not in ("uint8", "float32", "float64"):
+    if dtype not in _PIXEL_DTYPES:
         raise BadFile(path, f"holds pixels; the model takes {dtype}")
     return array[None].astype(dtype), ", ".join(notes)
 
@@ -176,8 +197,12 @@ def _read_idx(path: Path, file: BinaryIO | _Gunzip) -> np.ndarray:
     return np.frombuffer(data, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _fitted(path: Path, array: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _fitted(path: Path, array: np.ndarray, shape: tuple[int, ...] | None, dtype: str | None) -> np.ndarray:
     """The array as (N, *shape): one sample or many, the channel left out where there is one."""
+    if shape is None:
+        if not array.ndim:
+            raise BadFile(path, "holds one number; give an array (N, ...)")
+        shape = array.shape[1:]
     options = [shape, shape[1:]] if shape[:1] == (1,) and len(shape) > 1 else [shape]
     for option in options:
         if array.shape == option:
@@ -190,7 +215,7 @@ def _fitted(path: Path, array: np.ndarray, shape: tuple[int, ...], dtype: str) -
         raise BadFile(path, f"holds the shape {list(array.shape)}; the model takes {list(shape)}, or (N, ...) of it")
     if not len(array):
         raise BadFile(path, "holds no sample")
-    if str(array.dtype) != dtype:
+    if dtype is not None and str(array.dtype) != dtype:
         if not (array.dtype == np.float64 and dtype == "float32"):
             raise BadFile(path, f"holds {array.dtype}; the model takes raw data of {dtype}")
         array = array.astype(np.float32)

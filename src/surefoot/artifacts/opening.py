@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import UsageError, first_line
 from ..models import MODELS
 from ..preprocessing import Preprocessing
-from .answers import check_classes, probabilities
+from .answers import check_classes, kind_of, probabilities
 from .arguments import check_model, checked
 from .formats import recognise
 from .importing import import_weights
@@ -37,7 +37,8 @@ class Ready(nn.Module):
         """The model's own output; the preprocessing is that of the first input."""
         x = raw if self.preprocessing is None else self.preprocessing(raw)
         # Pixels that nobody scales are taken as numbers; other integers are indices (of an embedding) and stay.
-        if x.dtype != self.dtype and (x.is_floating_point() or x.dtype is torch.uint8):
+        # What is no tensor (a tuple of inputs) is the model's own matter.
+        if isinstance(x, torch.Tensor) and x.dtype != self.dtype and (x.is_floating_point() or x.dtype is torch.uint8):
             x = x.to(self.dtype)
         return self.model(x, *more)
 
@@ -85,6 +86,12 @@ class LoadedModel:
                 "surefoot.Preprocessing(mean=0.5, std=0.5) for pixels of 0 to 255 to -1 to 1"
             )
         shape, dtype = self.info.input_shape, self.info.input_dtype
+        if not isinstance(raw, torch.Tensor):
+            if shape is not None or self.preprocessing is not None:
+                raise UsageError(f"{self.path}: takes one tensor of raw samples (N, ...), not {type(raw).__name__}")
+            dtype, what = None, type(raw).__name__
+        else:
+            what = f"batch of shape {list(raw.shape)}"
         if shape is not None and tuple(raw.shape[1:]) != shape:
             raise UsageError(f"{self.path}: takes batches (N, {', '.join(map(str, shape))}), not {list(raw.shape)}")
         if dtype is not None and raw.dtype != getattr(torch, dtype):
@@ -97,7 +104,7 @@ class LoadedModel:
                 raise
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise UsageError(
-                    f"{self.path}: does not take a batch of shape {list(raw.shape)}: {first_line(error)}"
+                    f"{self.path}: does not take a {what}: {first_line(error)}"
                 ) from error
 
     def predict(self, raw: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -105,13 +112,18 @@ class LoadedModel:
 
         Softmax after losses that take logits or log-probabilities of classes, sigmoid after
         BCEWithLogitsLoss; the model's own output where its loss is another one or is not known.
-        Raises `UsageError` where the model's output is no tensor, or not as wide as its classes.
+        Raises `UsageError` where the model's output is no tensor, has no row for each sample, or is not as wide as
+        its classes.
         """
         parts = [self(part) for part in raw.split(batch_size)] or [self(raw)]
         if not isinstance(parts[0], torch.Tensor):
             kind = type(parts[0]).__name__
             advice = "its .logits" if hasattr(parts[0], "logits") else "one tensor"
             raise UsageError(f"{self.path}: the model returns {kind}; predictions need {advice} from forward()")
+        first, samples = list(parts[0].shape), min(len(raw), batch_size)
+        if first[:1] != [samples] or (len(first) < 2 and kind_of(self.info) == "softmax"):
+            expected = f"({samples}, {'classes' if kind_of(self.info) == 'softmax' else '...'})"
+            raise UsageError(f"{self.path}: the model gives {first} for {samples} samples; expected {expected}")
         outputs = torch.cat(parts).float()
         check_classes(self.info, outputs, self.path)
         return probabilities(self.info, outputs)

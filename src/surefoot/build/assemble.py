@@ -23,14 +23,14 @@ from .parts import (
 )
 
 if TYPE_CHECKING:
-    from ..step import StepOptions
     import torch
     from torch import nn
 
     from ..catalog import Catalog
-    from ..data import DataSplits, Loader
+    from ..data import Loader
     from ..recipe import Part, Recipe
     from ..schedules import Schedule
+    from ..step import StepOptions
     from ..training import About, Unfreezing
 
 

@@ -8,7 +8,7 @@ they alone cannot refuse any more: no parameter has changed when anything else f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UsageError
-from ..wrapping import submodules, tensors, unwrap
+from ..wrapping import submodules, tensors
 
 Tree = dict[str, Any]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import signal
 import time
 import weakref
@@ -26,8 +25,8 @@ from .description import compared, describe, given, use_changed
 from .finite import require_finite
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
-from .sources import code_of
 from .snapshot import Snapshots, decode
+from .sources import code_of
 from .store import CheckpointStatus
 from .writer import Writer
 

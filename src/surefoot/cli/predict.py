@@ -23,11 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """One line a sample, for every sample of every file, in order."""
     from ..artifacts import describe_outputs, read_images, shown
-    from ..errors import UsageError
 
     model = opened(Path(arguments.path), arguments)
-    if model.input_shape is None:
-        raise UsageError(f"{model.path}: does not tell the shape of its input, so files cannot be fitted to it")
     images = read_images(arguments.files, model.input_shape, model.info.input_dtype)
     for note in images.notes:
         say(note, error=True)

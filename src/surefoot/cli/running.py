@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ def train(
     from ..build import build
     from ..errors import Stopped, UsageError
     from ..planning import mistakes
-    from ..text import duration, typed
+    from ..text import typed
     from ..tracking import make_progress
     from ..training import fit
     from ..training.start import start_from
@@ -88,15 +88,34 @@ def summary(built: Built, result: FitResult):
     rows["run"] = str(result.run_dir)
     rows["model"] = str(result.run_dir / "model")
     rows["report"] = str(result.run_dir / "report.html")
-    commands = [
-        (typed("surefoot", "eval", result.run_dir), "accuracy by class, confusion matrix"),
-        (typed("surefoot", "predict", result.run_dir / "model", "IMAGE..."), "classify pictures"),
-        (typed("surefoot", "export", result.run_dir, "--to", "model.onnx"), "take the model elsewhere"),
-        (typed("surefoot", "resume", result.run_dir, *_longer(built, result)), "train on"),
-    ]
+    commands = [*_uses(built, result.run_dir)]
+    commands.append((typed("surefoot", "resume", result.run_dir, *_longer(built, result)), "train on"))
     if built.recipe.tensorboard:
         commands.append((typed("tensorboard", "--logdir", result.run_dir), "curves in a browser"))
     return Summary(f"{built.recipe.name}: done", rows, commands)
+
+
+def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
+    """The commands that use the model of this run, each with what it does; only those that work for its data."""
+    from ..artifacts import read_info
+    from ..artifacts.answers import kind_of
+    from ..artifacts.images import takes_pictures
+    from ..text import typed
+
+    info = read_info(run_dir / "model")
+    # A model of the user's own class is only imported where this is said.
+    trust = ["--trust-code"] if built.recipe.model.imported else []
+    split = ["--split", "train"] if built.val is None else []
+    figures = "accuracy by class, confusion matrix" if info.classes else "its figures on the data"
+    yield typed("surefoot", "eval", run_dir, *split, *trust), figures
+    if info.input_dtype is not None:  # else a sample is no single array
+        pictures = takes_pictures(info.input_shape, info.input_dtype)
+        does = "classify" if kind_of(info) == "softmax" else "its answers for"
+        file, what = ("IMAGE...", "pictures") if pictures else ("FILE.npy", "the samples of an array")
+        yield f"{typed('surefoot', 'predict', run_dir / 'model', *trust)} {file}", f"{does} {what}"
+    # A program needs to know what it is called with; weights do not.
+    to = "model.onnx" if info.input_shape is not None else "model.safetensors"
+    yield typed("surefoot", "export", run_dir, "--to", to, *trust), "take the model elsewhere"
 
 
 def _longer(built: Built, result: FitResult) -> list[str]:

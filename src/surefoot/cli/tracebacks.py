@@ -6,7 +6,6 @@ import errno
 import os
 import pathlib
 import re
-import sys
 import sysconfig
 import traceback
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import SurefootError, first_line
 from .. import torch_compat
+from ..errors import SurefootError, first_line
 from ..losses import calling
 from ..step import AUTOCAST, TrainStep
 from ..untouched import Snapshot
