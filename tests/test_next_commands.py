@@ -106,6 +106,10 @@ def labels():
 
 def points():
     return each((PICTURES, (PICTURES[:, 0] > 0).long()))
+
+
+def pixels():
+    return each(((PICTURES * 50 + 128).to(torch.uint8), (PICTURES[:, 0] > 0).long()))
 """
 OWN = '{import: "next_commands_things:%s"}'
 KINDS = {  # model, data, loss, what predict is offered (None: nothing), export's ending
@@ -115,7 +119,8 @@ KINDS = {  # model, data, loss, what predict is offered (None: nothing), export'
     "lengths": (OWN % "Words", "words", "CrossEntropyLoss", "FILE.npy", "safetensors"),
     "numbers": ('{import: "next_commands_things:Head", n: 1}', "numbers", "MSELoss", "FILE.npy", "onnx"),
     "labels": ('{import: "next_commands_things:Head", n: 3}', "labels", "BCEWithLogitsLoss", "FILE.npy", "onnx"),
-    "points": (OWN % "Points", "points", "CrossEntropyLoss", "IMAGE...", "onnx"),
+    "points": (OWN % "Points", "points", "CrossEntropyLoss", "FILE.npy", "onnx"),
+    "pictures": (OWN % "Points", "pixels", "CrossEntropyLoss", "IMAGE...", "onnx"),
     "catalogue": ("{name: MLP, in_features: 5, classes: 2}", "classes", "CrossEntropyLoss", "FILE.npy", "onnx"),
 }
 
@@ -131,6 +136,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "next_commands_things", raising=False)
     np.save("words.npy", np.full((2, 4), 3))
     np.save("rows.npy", np.zeros((2, 5), dtype=np.float32))
+    np.save("points.npy", np.zeros((2, 1, 8, 8), dtype=np.float32))
     Image.new("L", (8, 8), 100).save("picture.png")
     yield folder
     sys.modules.pop("next_commands_things", None)
@@ -139,17 +145,19 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_that_a_run_prints_works_as_printed(kind, here, capsys):
     model, data, loss, offered, ending = KINDS[kind]
+    normalize = ", normalize: {mean: 0.5, std: 0.5}" if data == "pixels" else ""
     (here / "recipe.yaml").write_text(
         f"name: mine\nepochs: 1\nmodel: {model}\nloss: {loss}\noptimizer: {{name: SGD, lr: 0.01}}\ntensorboard: false\n"
-        f'data: {{import: "next_commands_things:{data}", batch_size: 8}}\nexecution: {{threads: 1, compile: none}}\n'
+        f'data: {{import: "next_commands_things:{data}", batch_size: 8{normalize}}}\nexecution: {{threads: 1, compile: none}}\n'
     )
     assert main(["train", "recipe.yaml", "--run", str(here / "the run")]) == 0
     told = capsys.readouterr().out.partition("next:\n")[2].splitlines()
     commands = [shlex.split(line, comments=True) for line in told]
     verbs = [command[1] for command in commands]
     assert verbs == ["eval", *(["predict"] if offered else []), "export", "resume"]
-    assert ("confusion matrix" in told[0]) == (kind not in ("numbers", "labels", "points", "lengths"))
-    files = {"IMAGE...": "picture.png", "FILE.npy": "words.npy" if kind == "lengths" else "rows.npy"}
+    assert ("confusion matrix" in told[0]) == (kind not in ("numbers", "labels", "points", "pictures", "lengths"))
+    arrays = {"lengths": "words.npy", "points": "points.npy"}
+    files = {"IMAGE...": "picture.png", "FILE.npy": arrays.get(kind, "rows.npy")}
     for command in commands:
         words = [files.get(word, word) for word in command[1:]]
         assert (words != command[1:]) == (words[0] == "predict")

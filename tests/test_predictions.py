@@ -7,13 +7,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from surefoot import UsageError, open_model, save_model
-from surefoot.artifacts import describe_outputs, shown
+from surefoot import Preprocessing, UsageError, fit, open_model, save_model
+from surefoot.artifacts import describe_outputs, read_info, shown
+from surefoot.artifacts.answers import kind_of
 from surefoot.artifacts.info import describe_model
 from surefoot.cli import main
 from surefoot.cli.evaluate import matrix_lines
+from surefoot.losses import WeightedSum
 from surefoot.models import MODELS
 
 
@@ -174,3 +177,35 @@ def test_eval_prints_the_matrix(tmp_path, capsys, monkeypatch):
     assert main(["eval", "model", "--data", "few.yaml"]) == 0
     out = capsys.readouterr().out
     assert "confusion matrix (rows: true class, columns: predicted)" in out and "  9 c9 " in out
+
+
+@pytest.mark.parametrize(
+    "loss, kind",
+    [
+        ([{"name": "CrossEntropyLoss"}, {"name": "MSELoss", "factor": 0.1}], "softmax"),
+        ([{"name": "CrossEntropyLoss"}, {"name": "BCEWithLogitsLoss"}], "numbers"),
+        ([{"import": "a:b"}], "numbers"),
+        ([], "numbers"),
+    ],
+)
+def test_a_sum_of_losses_tells_how_outputs_are_read(loss, kind):
+    assert kind_of(describe_model(nn.Linear(1, 1), loss=loss, classes=["a", "b"])) == kind
+
+
+def test_fit_saves_the_losses_of_a_sum(tmp_path):
+    model = nn.Linear(4, 2)
+    loss = WeightedSum([(1.0, nn.CrossEntropyLoss()), (0.5, nn.MultiMarginLoss())])
+    data = (torch.randn(32, 4), torch.arange(32) % 2)
+    settings = {"epochs": 1, "batch_size": 8, "progress": False, "execution": {"threads": 1, "compile": "none"}}
+    fit(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), data, run_dir=tmp_path / "run", **settings)
+    assert read_info(tmp_path / "run/model").loss == [{"name": "CrossEntropyLoss"}, {"name": "MultiMarginLoss"}]
+
+
+@pytest.mark.parametrize("scale, taken", [(None, False), (1 / 255, True)])
+def test_pictures_are_not_given_to_a_model_of_another_scale(scale, taken, tmp_path, capsys):
+    Image.new("RGB", (8, 8), (9, 99, 200)).save(tmp_path / "i.png")
+    about = {"input_shape": (3, 8, 8), "input_dtype": "float32", "preprocessing": Preprocessing(scale=scale)}
+    save_model(MODELS.build("SmallResNet", {"channels": 3}), tmp_path / "model", **about)
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "i.png")]) == (0 if taken else 2)
+    told = capsys.readouterr().err
+    assert ("pixels of 0 to 255; the model was trained on float32" in told) == (not taken)

@@ -95,7 +95,7 @@ def hostile_run(run: Path) -> Path:
     [
         ["resume", "run"],
         ["eval", "run"],
-        ["export", "run", "--to", "m.pth"],
+        ["export", "run", "--to", "m.pt2"],
         ["verify", "run/recipe.yaml"],
         ["tune", "run/recipe.yaml"],
         ["plan", "run/recipe.yaml"],

@@ -101,6 +101,22 @@ def onnx_files(canary: Path) -> Iterator[Case]:
     endless = helper.make_node("Loop", ["", "w", "x"], ["y"], body=turn)
     yield case("endless_loop", model([endless], yes), "took more than")
     yield case("no_nodes", model([]), "holds no graph")
+    ops = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
+
+    def calling(levels: int, domain: str, name: str) -> onnx.ModelProto:
+        """Functions of which each calls the one before twice; the first holds the operator `name`."""
+        first = helper.make_node(name, ["a"], ["b"], domain=domain)
+        made = [helper.make_function("f", "f0", ["a"], ["b"], [first], ops)]
+        for k in range(1, levels):
+            twice = [helper.make_node(f"f{k - 1}", [x], [y], domain="f") for x, y in ("ac", "cb")]
+            made.append(helper.make_function("f", f"f{k}", ["a"], ["b"], twice, ops))
+        found = model([helper.make_node(f"f{levels - 1}", ["x"], ["y"], domain="f")], domain="f")
+        found.functions.extend(made)
+        return found
+
+    yield case("functions_laugh", calling(40, "", "Identity"), "its functions stand for 549755813888 nodes")
+    yield case("functions_deep", calling(400, "", "Identity"), "more than 50 deep")
+    yield case("functions_circle", calling(3, "f", "f2"), "more than 50 deep")
     yield case("unknown_value", model([helper.make_node("Relu", ["nothing"], ["y"])]), "onnxruntime refuses")
     yield case("cut", model([add], tensor([4])).SerializeToString()[:-7], "was cut|no graph|not an ONNX|refuses")
     described = model([relu])

@@ -33,8 +33,13 @@ def kind_of(info: ModelInfo) -> str:
     already between 0 and 1), ``"scores"`` (the highest is the answer, on no scale) or ``"numbers"``. A file that names
     no loss gives scores where it names classes, else numbers: nothing says that they are logits.
     """
-    loss = info.loss.get("name") if isinstance(info.loss, Mapping) else info.loss
-    return _KINDS.get(str(loss), "scores" if loss is None and info.classes else "numbers")
+    if info.loss is None:
+        return "scores" if info.classes else "numbers"
+    terms = info.loss if isinstance(info.loss, list | tuple) else [info.loss]
+    names = [term.get("name") if isinstance(term, Mapping) else term for term in terms]
+    # Of a sum of losses, the one that says how the outputs are read.
+    kinds = {_KINDS[name] for name in names if isinstance(name, str) and name in _KINDS}
+    return kinds.pop() if len(kinds) == 1 else "numbers"
 
 
 def probabilities(info: ModelInfo, outputs: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from ..errors import Problems
 from ..safe_tensors import BadFile
 from .archive import read_whole
+from .info import ModelInfo
 
 MAX_FILE_BYTES = 2**30
 MAX_BATCH_BYTES = 4 * 2**30
@@ -26,9 +27,16 @@ _PIXEL_DTYPES = ("uint8", "float32", "float64")
 _IDX_DTYPES = {0x08: "uint8", 0x09: "int8", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def takes_pictures(shape: Sequence[int] | None, dtype: str | None) -> bool:
-    """Whether a picture can be made into a sample of this shape and dtype."""
-    return shape is not None and len(shape) == 3 and shape[0] in (1, 3) and dtype in _PIXEL_DTYPES
+def takes_pictures(info: ModelInfo) -> bool:
+    """Whether a picture can be made into a sample of this model."""
+    shape = info.input_shape
+    return shape is not None and len(shape) == 3 and shape[0] in (1, 3) and takes_pixels(info)
+
+
+def takes_pixels(info: ModelInfo) -> bool:
+    """Whether pixels of 0 to 255 are the raw data: floats that the model does not scale were on a scale of their own."""
+    scaled = info.preprocessing is not None and info.preprocessing.scale is not None
+    return info.input_dtype in (None, "uint8") or (scaled and info.input_dtype in _PIXEL_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,16 @@ class Images:
 
 
 def read_images(
-    paths: Sequence[str | Path], input_shape: Sequence[int] | None, input_dtype: str | None = "uint8"
+    paths: Sequence[str | Path],
+    input_shape: Sequence[int] | None,
+    input_dtype: str | None = "uint8",
+    *,
+    pixels: bool = True,
 ) -> Images:
     """The samples of all files, in order, as a model with `input_shape` (without N) takes them.
 
-    Without a shape, arrays are taken as they are, (N, ...), and pictures are refused.
+    Without a shape, arrays are taken as they are, (N, ...), and pictures are refused; so they are without `pixels`,
+    where the model was trained on numbers of another scale than 0 to 255.
 
     - PNG and JPEG: made grey where the model takes one channel and RGB where it takes three, resized where the
       size differs; never inverted. Fashion-MNIST is white on black: a photo on a white ground is not like it.
@@ -60,7 +73,7 @@ def read_images(
     total = 0
     for path in map(Path, paths):
         try:
-            array, note = _read(path, shape, dtype)
+            array, note = _read(path, shape, dtype, pixels)
         except BadFile as error:
             problems.append(str(error))
             continue
@@ -82,11 +95,19 @@ def read_images(
     return Images(tensor, tuple(names), tuple(notes))
 
 
-def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None) -> tuple[np.ndarray, str]:
+def _read(
+    path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: bool
+) -> tuple[np.ndarray, str]:
     if path.is_dir():
         raise BadFile(path, f"is a directory; give the files in it, e.g. {path}/*.png")
     data = read_whole(path, MAX_FILE_BYTES)
     if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        if shape is not None and not pixels:
+            raise BadFile(
+                path,
+                f"holds pixels of 0 to 255; the model was trained on {dtype} as its data set gave them, on a scale "
+                "that is not known here; give such numbers as .npy (or train on uint8 with data.normalize)",
+            )
         return _read_picture(path, data, shape, dtype)
     if data.startswith(b"\x93NUMPY"):
         return _fitted(path, _read_npy(path, data), shape, dtype), ""

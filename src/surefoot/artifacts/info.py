@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -180,7 +181,10 @@ def describe_model(
 
 def _own_arguments(model: nn.Module) -> Mapping[str, Any] | None:
     arguments = getattr(model, "arguments", None)
-    return arguments if isinstance(arguments, Mapping) else None
+    if isinstance(arguments, Mapping):
+        return arguments
+    # A constructor that takes nothing can have been called in one way only.
+    return None if inspect.signature(type(model)).parameters else {}
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,6 +23,8 @@ from .pt2 import quiet
 
 MAX_BYTES = 2**31 - 1  # what a protobuf message can hold
 MAX_NODES = 1_000_000
+MAX_CALLED = 20_000  # onnxruntime writes functions out where they are called, in more than linear time
+MAX_CALLS_DEEP = 50
 MAX_RUN_BYTES = 4 * 2**30
 MAX_SECONDS = 120
 INPUT, OUTPUT = "images", "logits"
@@ -142,22 +144,43 @@ def check(path: Path, model: Any, onnx: Any) -> bool:
     """
     if not model.graph.node or not model.graph.output:
         raise BadFile(path, "is not an ONNX model: it holds no graph")
-    for domain in sorted({node.domain for node in _nodes(path, model)}):
+    everything = [model.graph.node, *(function.node for function in model.functions)]
+    for domain in sorted({node.domain for node in _nodes(path, everything)}):
         own = {function.domain for function in model.functions}
         if domain not in _DOMAINS and domain not in own:
             raise BadFile(
                 path,
                 f"uses operators of {domain[:80]!r}, which come from a library; only what onnxruntime itself holds is run",
             )
+    _check_functions(path, model)
     outside = False
     for tensor in _tensors(model):
         outside = _check_tensor(path, tensor, onnx) or outside
     return outside
 
 
-def _nodes(path: Path, model: Any) -> Iterator[Any]:
-    """Every node, of inner graphs (If, Loop) and functions too."""
-    waiting, count = [model.graph.node, *(function.node for function in model.functions)], 0
+def _check_functions(path: Path, model: Any) -> None:
+    """Functions that call functions may stand for far more nodes than the file holds: count before they are made."""
+    bodies = {
+        (f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(path, [f.node])] for f in model.functions
+    }
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], depth: int) -> int:
+        if depth > MAX_CALLS_DEEP:
+            raise BadFile(path, f"holds functions that call one another more than {MAX_CALLS_DEEP} deep")
+        if key not in sizes:
+            sizes[key] = sum(size(inner, depth + 1) for inner in bodies[key]) if key in bodies else 1
+        return sizes[key]
+
+    called = sum(size(key, 0) for n in _nodes(path, [model.graph.node]) if (key := (n.domain, n.op_type)) in bodies)
+    if called > MAX_CALLED:
+        raise BadFile(path, f"its functions stand for {called} nodes where they are called; at most {MAX_CALLED} run")
+
+
+def _nodes(path: Path, graphs: Sequence[Any]) -> Iterator[Any]:
+    """Every node of lists of nodes, of inner graphs (If, Loop) too."""
+    waiting, count = list(graphs), 0
     while waiting:
         for node in waiting.pop():
             count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,15 +33,20 @@ class Ready(nn.Module):
         self.model = model
         floats = (p.dtype for p in model.parameters() if p.is_floating_point())
         self.dtype = next(floats, torch.float32)
+        kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+        self.one_argument = kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
     def forward(self, raw: torch.Tensor, *more: torch.Tensor) -> Any:
-        """The model's own output; the preprocessing is that of the first input."""
+        """The model's own output; the preprocessing is that of the first input.
+
+        Several inputs go to a forward() of one argument as one tuple, as training gives them.
+        """
         x = raw if self.preprocessing is None else self.preprocessing(raw)
         # Pixels that nobody scales are taken as numbers; other integers are indices (of an embedding) and stay.
         # What is no tensor (a tuple of inputs) is the model's own matter.
         if isinstance(x, torch.Tensor) and x.dtype != self.dtype and (x.is_floating_point() or x.dtype is torch.uint8):
             x = x.to(self.dtype)
-        return self.model(x, *more)
+        return self.model((x, *more)) if more and self.one_argument else self.model(x, *more)
 
 
 @dataclass(frozen=True)

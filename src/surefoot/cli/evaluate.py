@@ -97,7 +97,7 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
     from ..errors import UsageError
 
     class Loaded(torch.nn.Module):
-        def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        def forward(self, raw: Any) -> Any:
             outputs = model(raw)
             if isinstance(outputs, torch.Tensor) and outputs.dim() >= 2:
                 check_classes(model.info, outputs, model.path)

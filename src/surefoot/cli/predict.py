@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """One line a sample, for every sample of every file, in order."""
     from ..artifacts import describe_outputs, read_images, shown
+    from ..artifacts.images import takes_pixels
 
     model = opened(Path(arguments.path), arguments)
-    images = read_images(arguments.files, model.input_shape, model.info.input_dtype)
+    form = (model.input_shape, model.info.input_dtype)
+    images = read_images(arguments.files, *form, pixels=takes_pixels(model.info))
     for note in images.notes:
         say(note, error=True)
     found = describe_outputs(model.info, model.predict(images.batch), arguments.top)

@@ -109,7 +109,7 @@ def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
     figures = "accuracy by class, confusion matrix" if info.classes else "its figures on the data"
     yield typed("surefoot", "eval", run_dir, *split, *trust), figures
     if info.input_dtype is not None:  # else a sample is no single array
-        pictures = takes_pictures(info.input_shape, info.input_dtype)
+        pictures = takes_pictures(info)
         does = "classify" if kind_of(info) == "softmax" else "its answers for"
         file, what = ("IMAGE...", "pictures") if pictures else ("FILE.npy", "the samples of an array")
         yield f"{typed('surefoot', 'predict', run_dir / 'model', *trust)} {file}", f"{does} {what}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..artifacts import save_model
 from ..artifacts.info import DTYPES
 from ..data import Loader, TensorSource
+from ..losses import WeightedSum
 from ..losses.known import family
 from ..preprocessing import Preprocessing
 from .records import Recorder
@@ -52,9 +53,15 @@ def completed(about: About, loader: Loader, loss: Any) -> About:
         "preprocessing": loader.preprocessing,
         "input_shape": shape,
         "input_dtype": dtype,
-        "loss_name": family(loss),
+        "loss_name": _loss_name(loss),
     }
     return replace(about, **{name: value for name, value in found.items() if getattr(about, name) is None})
+
+
+def _loss_name(loss: Any) -> Any:
+    if isinstance(loss, WeightedSum):
+        return [{"name": name} for name in map(family, loss.parts) if name is not None] or None
+    return family(loss)
 
 
 def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
