@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from surefoot import files
-from surefoot.artifacts import load_model, read_info, save_model, swap
+from surefoot.artifacts import export, load_model, read_info, save_model, swap
 from surefoot.errors import UsageError
 from surefoot.models import MLP, LeNet5, SmallResNet
 from surefoot.preprocessing import Preprocessing
@@ -175,6 +175,11 @@ def test_wrapped_models_are_saved_as_themselves(tmp_path):
     assert same(load_model(tmp_path / "model"), model)
     save_model(torch.compile(model), tmp_path / "compiled")
     assert same(load_model(tmp_path / "compiled"), model)
+    average = torch.optim.swa_utils.AveragedModel(nn.DataParallel(model))
+    save_model(average, tmp_path / "average")
+    assert same(load_model(tmp_path / "average"), model) and read_info(tmp_path / "average").averaged
+    export(average, tmp_path / "average.pth")
+    assert torch.load(tmp_path / "average.pth", weights_only=True).keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize(

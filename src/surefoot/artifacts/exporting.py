@@ -135,7 +135,7 @@ def _live(model: object, info: ModelInfo | None, opening: dict[str, Any]) -> tup
     if isinstance(model, nn.Module):
         info = info or describe_model(model)
         # A copy: the caller's model stays on its device and in its mode.
-        return copy.deepcopy(weights.unwrap(model)).cpu(), info
+        return copy.deepcopy(weights.plain(model)[0]).cpu(), info
     if not isinstance(model, LoadedModel):
         model = open_model(model, **opening)
     if model.module is None:

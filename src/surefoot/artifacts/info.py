@@ -19,7 +19,7 @@ from ..models import spec_of
 from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
 from ..version import __version__
-from .weights import memory_format, unwrap
+from .weights import memory_format, plain
 
 FORMAT = "surefoot-model"
 FORMAT_VERSION = 1
@@ -141,7 +141,7 @@ def describe_model(
 
     Raises `UsageError` for a description that does not fit the model or cannot be written as JSON.
     """
-    model = unwrap(model)
+    model, average = plain(model)
     spec = spec_of(model)
     if spec is None:
         path, args = source or (f"{type(model).__module__}:{type(model).__qualname__}", _own_arguments(model))
@@ -173,7 +173,7 @@ def describe_model(
         recipe_digest=recipe_digest,
         title=title,
         dataset=dataset,
-        averaged=averaged,
+        averaged=averaged or average,
         memory_format=memory_format(model),
         versions={"surefoot": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )

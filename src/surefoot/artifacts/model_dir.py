@@ -67,7 +67,7 @@ def save_model(
     """
     checked(locals())
     check_model(model, none=False)
-    model = weights.unwrap(model)
+    model, average = weights.plain(model)
     found = weights.collect(model)
     info = describe_model(
         model,
@@ -80,7 +80,7 @@ def save_model(
         recipe_digest=recipe_digest,
         title=title,
         dataset=dataset,
-        averaged=averaged,
+        averaged=averaged or average,
         source=source,
     )
     pictures = {Path(p).name: Path(p) for p in plots}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..catalog import did_you_mean
 from ..errors import Problems, UsageError
@@ -27,6 +28,19 @@ class Weights:
     def all(self) -> dict[str, torch.Tensor]:
         """Every name with its tensor, the tied ones included (they share the tensor)."""
         return {**self.tensors, **{name: self.tensors[kept] for name, kept in self.tied.items()}}
+
+
+def plain(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The model without wrappers and torch's `AveragedModel` around it, and whether its weights are an average.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> plain(nn.DataParallel(layer)) == (layer, False)
+    True
+    """
+    model, averaged = unwrap(model), False
+    while isinstance(model, AveragedModel):
+        model, averaged = unwrap(model.module), True
+    return model, averaged
 
 
 def collect(model: nn.Module) -> Weights:
