@@ -187,6 +187,23 @@ class ClassToken(nn.Module):
         return self.head(torch.cat([self.token.expand(len(x), -1, -1), x], 1).mean(1))
 
 
+class Windows(nn.Module):
+    """Attention within windows, many to a sample, as Swin has."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 2)
+        self.bias = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x):
+        samples, *shape = x.shape[0], 4, 8
+        windows = x.view(samples, 2, 2, 2, 2, 8).transpose(2, 3).contiguous().view(-1, *shape)
+        q, k, v = (part.view(windows.shape[0], 4, 2, 4).transpose(1, 2) for part in self.qkv(windows).chunk(3, -1))
+        found = F.scaled_dot_product_attention(q, k, v, self.bias.unsqueeze(0))
+        found = found.transpose(1, 2).contiguous().reshape(windows.shape[0], 4, -1).contiguous()
+        return self.head(found.view(samples, -1, 8).mean(1))
+
+
 class UNet(nn.Module):
     """Down, up and a skip; the output is as large as the input."""
 
@@ -222,6 +239,7 @@ GENERAL = {
     "gru": (lambda: Recurrent(nn.GRU), lambda: torch.randn(5, 6, 4)),
     "lstm": (lambda: Recurrent(nn.LSTM), lambda: torch.randn(5, 6, 4)),
     "class-token": (ClassToken, lambda: torch.randn(5, 6, 4)),
+    "windows": (Windows, lambda: torch.randn(5, 4, 4, 8)),
     "unet": (UNet, lambda: torch.randn(5, 3, 8, 8)),
     "several": (Several, lambda: (torch.randn(5, 4), torch.randint(5, (5,)))),
     "weight-norm": (lambda: normed(_NORM.weight_norm), lambda: torch.randn(5, 4)),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UsageError, first_line
 from ..safe_tensors import BadFile, parse_json
@@ -41,7 +42,8 @@ def to_onnx(program: torch.export.ExportedProgram, info: ModelInfo, outputs: int
     names = [INPUT] if inputs == 1 else [f"input_{i}" for i in range(inputs)]
     results = [OUTPUT] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
     try:
-        with quiet():
+        # Other forms of attention give views that torch cannot write out for an open batch size.
+        with quiet(), sdpa_kernel(SDPBackend.MATH):
             made = torch.onnx.export(program, (), input_names=names, output_names=results, dynamo=True, verbose=False)
             assert made is not None
             model = made.model_proto
