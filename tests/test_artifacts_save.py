@@ -168,6 +168,16 @@ def test_a_model_whose_own_loading_breaks_is_put_back(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
+def test_arguments_are_known_only_where_there_is_nothing_to_know(tmp_path):
+    class Plain(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+
+    for number, (model, args) in enumerate(((Plain(), {}), (nn.Linear(2, 2), None))):
+        save_model(model, tmp_path / str(number))
+        assert read_info(tmp_path / str(number)).model["args"] == args
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
 def test_wrapped_models_are_saved_as_themselves(tmp_path):
     model = LeNet5()

@@ -228,6 +228,17 @@ class Several(nn.Module):
         return self.a(x) + self.b(index), {"sum": x.sum(1)}
 
 
+class Pair(nn.Module):
+    """One argument that holds two inputs, as data of ((a, b), target) give it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, pair):
+        return self.layer(pair[0] - pair[1])
+
+
 def normed(how):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     how(model[0])
@@ -272,6 +283,18 @@ def test_models_of_every_kind_are_exported_and_run(name, ending, tmp_path):
             expected = tree_leaves(model(*(p[:count] for p in parts)))
         found = tree_leaves(loaded(*(p[:count] for p in parts)))
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_a_pair_goes_to_forward_as_training_gives_it(ending, tmp_path):
+    needs_onnx(ending)
+    model, a, b = Pair().eval(), torch.randn(5, 4), torch.randn(5, 4)
+    assert export(model, tmp_path / f"m.{ending}", batch=(a, b)).largest_difference < 1e-5
+    with torch.no_grad():
+        expected = model((a, b))
+    assert torch.allclose(open_model(tmp_path / f"m.{ending}", trust_code=True)(a, b), expected, atol=1e-5)
+    save_model(model, tmp_path / ending)
+    assert torch.equal(open_model(tmp_path / ending, Pair())(a, b), expected)
 
 
 def test_the_instance_is_passed_to_export_by_name(tmp_path):
