@@ -124,7 +124,7 @@ def catalogue() -> None:
     tries = [
         ("", "a run", ("resume", run)),
         ("", "a run", ("eval", run)),
-        ("", "a run", ("export", run, "--to", "{run}/m.pth")),
+        ("", "a run", ("export", run, "--to", "{run}/m.pt2")),
         ("model", "a model's folder", ("eval", "{run}/model")),
         ("", "the run around a model", ("eval", "{run}/model")),
         ("model/best/deep", "the folder of bare weights", ("eval", *bare)),
