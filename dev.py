@@ -97,9 +97,7 @@ def needs_command(arguments):
 
 
 def needs_script(path):
-    return lambda arguments: (
-        "" if os.path.exists(os.path.join(ROOT, path)) else f"{path} is not in this clone"
-    )
+    return lambda arguments: "" if os.path.exists(os.path.join(ROOT, path)) else f"{path} is not in this clone"
 
 
 SCRIPTS = {
@@ -123,9 +121,7 @@ def misspelt(verb):
     import difflib
 
     near = difflib.get_close_matches(verb, [*VERBS, "help"], 1, 0.75)
-    return (
-        f"{verb!r} is not a verb; did you mean {near[0]!r}? (python3 dev.py help lists them)" if near else ""
-    )
+    return f"{verb!r} is not a verb; did you mean {near[0]!r}? (python3 dev.py help lists them)" if near else ""
 
 
 def plan(verb, arguments):
@@ -150,9 +146,7 @@ def hand_over(program, command, folder, verb):
     environment["PATH"] = os.path.join(VENV, "bin") + os.pathsep + environment.get("PATH", os.defpath)
     environment.pop("PYTHONHOME", None)
     if verb not in ("run", "test", "slow", *SCRIPTS):
-        environment["SUREFOOT_COMMAND"] = (
-            "python3 " + sys.argv[0]
-        )  # so that its hints can be typed as they are
+        environment["SUREFOOT_COMMAND"] = "python3 " + sys.argv[0]  # so that its hints can be typed as they are
     if folder:
         os.chdir(folder)
     sys.stdout.flush()
@@ -383,9 +377,7 @@ def explain(lines):
     advice = "the whole output is in .venv/setup.log; the next call tries again"
     if "No space left on device" in text:
         advice = "free about 3 GB (the environment, and pip's temporary files in $TMPDIR), then try again"
-    elif any(
-        word in text for word in ("NewConnectionError", "NameResolutionError", "ConnectionError", "timed out")
-    ):
+    elif any(word in text for word in ("NewConnectionError", "NameResolutionError", "ConnectionError", "timed out")):
         advice = (
             "the package index was not reached: check the network; behind a mirror or proxy, tell pip "
             "(PIP_INDEX_URL, HTTPS_PROXY or pip's configuration), then try again"
@@ -469,9 +461,7 @@ def download_pip(version_, folder):
                         data = answer.read()
                     wanted = fragment.partition("sha256=")[2]
                     if wanted and hashlib.sha256(data).hexdigest() != wanted:
-                        raise Failed(
-                            f"{url}: the download is damaged (its SHA-256 is not the index's); try again"
-                        )
+                        raise Failed(f"{url}: the download is damaged (its SHA-256 is not the index's); try again")
                     path = os.path.join(folder, name)
                     with open(path, "wb") as file:
                         file.write(data)

@@ -1,6 +1,6 @@
 """What saving a large state costs: the stall of each save, waiting or skipping, and memory; figures of docs/saving.md.
 
-    python benchmarks/large_state.py [GB] [FOLDER]
+python benchmarks/large_state.py [GB] [FOLDER]
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(gigabytes: float, folder: Path) -> None:
                 time.sleep(0.1)
             skipped = saver.skipped
         shown = ", ".join(f"{seconds:.2f}" for seconds in stalls[:4])
-        print(f"{when_busy}: first four steps {shown} s; longest later {max(stalls[1:]):.2f} s; {skipped} saves left out")
+        print(
+            f"{when_busy}: first four steps {shown} s; longest later {max(stalls[1:]):.2f} s; {skipped} saves left out"
+        )
         print(f"peak {peak():.2f} GB, {peak() / state:.2f} times the state")
 
 

@@ -1,6 +1,6 @@
-"""What a very long run costs: going back to a checkpoint, the model card's history, the report; figures of docs/tracking.md.
+"""What a very long run costs: going back to a checkpoint, the card's history, the report (docs/tracking.md).
 
-    python benchmarks/long_runs.py [FOLDER]
+python benchmarks/long_runs.py [FOLDER]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, fixed random choices, nobody's environment, any order, and where the real data lies."""
+"""What all tests share: one thread, fixed random choices, nobody's environment, any order, the real data's place."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_imports_point_down(path, tree):
 
 
 def modules_imported(path: Path, tree: ast.Module, known: set[str]) -> set[str]:
-    """The package's own modules that a file imports, wherever in it; `from package import name` is the package's file."""
+    """The package's own modules that a file imports, anywhere in it; `from package import name` is its file."""
     package = dotted(path).split(".") if path.name == "__init__.py" else dotted(path).split(".")[:-1]
     found = set()
     for node in ast.walk(tree):
@@ -217,13 +217,9 @@ def test_nothing_is_unpickled_or_evaluated(tree):
     for call, name in calls_in(tree):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         if name == "torch.load":
-            assert given.get("weights_only") == "True", (
-                f"line {call.lineno}: torch.load without weights_only=True"
-            )
+            assert given.get("weights_only") == "True", f"line {call.lineno}: torch.load without weights_only=True"
         assert given.get("allow_pickle", "False") == "False", f"line {call.lineno}"
-        assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"), (
-            call.lineno
-        )
+        assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"), call.lineno
 
 
 def test_no_error_is_swallowed_and_nothing_is_left_for_later(path, tree):

@@ -23,9 +23,7 @@ def messages(name: str, arguments: dict) -> list[str]:
 
 
 def test_a_misspelt_name_is_told_with_the_nearest_one():
-    assert messages("sgd", {}) == [
-        "unknown optimizer 'sgd'; did you mean 'SGD'? `surefoot list optimizers` shows all"
-    ]
+    assert messages("sgd", {}) == ["unknown optimizer 'sgd'; did you mean 'SGD'? `surefoot list optimizers` shows all"]
 
 
 def test_a_misspelt_argument_is_told_with_the_nearest_one():

@@ -302,7 +302,9 @@ def test_conditions_compare_types_and_absence():
 
 
 def test_what_changes_bits_is_recorded():
-    assert {"versions.torch", "threads", "flags.mkldnn", "flags.fp32_precision.mkldnn.matmul", "device.cpu"} <= set(environment())
+    assert {"versions.torch", "threads", "flags.mkldnn", "flags.fp32_precision.mkldnn.matmul", "device.cpu"} <= set(
+        environment()
+    )
 
 
 class Mine(nn.Module):

@@ -1,4 +1,4 @@
-"""Data as users have them: every dtype and byte order, frames, lists, splits; taken right, or refused in one message."""
+"""Data as users have them: every dtype and byte order, frames, lists, splits; right, or refused in one message."""
 
 from __future__ import annotations
 

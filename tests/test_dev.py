@@ -154,9 +154,7 @@ def test_other_verbs_go_to_surefoot_where_the_user_stands_and_tests_run_at_the_r
     assert "args=1 " in out and f"in={tmp_path}\n" in out
     # A folder of the PATH that may not be looked into would be told of instead.
     process, _, err = call(ready, "run", "no-such-tool", env=os.environ | {"PATH": os.defpath})
-    assert (
-        process.returncode == 1 and err == "dev.py: no-such-tool: cannot be run: No such file or directory\n"
-    )
+    assert process.returncode == 1 and err == "dev.py: no-such-tool: cannot be run: No such file or directory\n"
 
 
 def test_a_finished_set_up_costs_no_process_no_lock_and_no_second_look(ready, monkeypatch):
@@ -455,9 +453,7 @@ def indexed(clone, monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
 
     def serve(data: bytes, digest: str) -> None:
-        pages["https://index.example/simple/pip/"] = an_index(
-            tmp_path / "index", dev.pin("pip"), data, digest
-        )
+        pages["https://index.example/simple/pip/"] = an_index(tmp_path / "index", dev.pin("pip"), data, digest)
 
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
     monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
@@ -469,9 +465,7 @@ def test_pip_is_downloaded_where_python_came_without(indexed, tmp_path):
     dev, serve = indexed
     serve(b"a wheel", hashlib.sha256(b"a wheel").hexdigest())
     path = dev.download_pip(dev.pin("pip"), str(tmp_path))
-    assert (
-        Path(path).name == f"pip-{dev.pin('pip')}-py3-none-any.whl" and Path(path).read_bytes() == b"a wheel"
-    )
+    assert Path(path).name == f"pip-{dev.pin('pip')}-py3-none-any.whl" and Path(path).read_bytes() == b"a wheel"
 
 
 def test_a_damaged_download_of_pip_is_refused(indexed, tmp_path):
@@ -484,9 +478,7 @@ def test_a_damaged_download_of_pip_is_refused(indexed, tmp_path):
 def test_no_pip_anywhere_is_told_with_what_to_do(clone, monkeypatch, tmp_path):
     dev = load(clone)
     monkeypatch.setattr(dev, "indexes", lambda: [(tmp_path / "none").as_uri()])
-    with pytest.raises(
-        dev.Failed, match="no pip and none could be downloaded(.|\n)*apt install python3-venv"
-    ):
+    with pytest.raises(dev.Failed, match="no pip and none could be downloaded(.|\n)*apt install python3-venv"):
         dev.download_pip(dev.pin("pip"), str(tmp_path))
 
 

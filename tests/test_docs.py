@@ -1,4 +1,4 @@
-"""Every code block of every page runs as it is printed: Python from top to bottom of its page, YAML as (part of) a recipe."""
+"""Every code block of every page runs as printed: Python from top to bottom, YAML as (part of) a recipe."""
 
 from __future__ import annotations
 

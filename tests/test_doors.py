@@ -141,7 +141,10 @@ class Comparable:
 
 @pytest.mark.parametrize("metrics", [[Comparable()], (Comparable(),), Comparable(), {"f1": Comparable()}])
 def test_a_metric_that_is_an_object_is_refused_and_never_ignored(metrics):
-    for call in (lambda: fitted(metrics=metrics), lambda: evaluate(net(), nn.CrossEntropyLoss(), (X, Y), metrics=metrics)):
+    for call in (
+        lambda: fitted(metrics=metrics),
+        lambda: evaluate(net(), nn.CrossEntropyLoss(), (X, Y), metrics=metrics),
+    ):
         with pytest.raises(UsageError, match="metrics"):
             call()
 
@@ -206,7 +209,10 @@ OTHER_CALLS = {
     "predict, a Loader": (lambda: predict(net(), Loader((X, Y), 4)), "inputs: a Loader was given"),
     "fit, val of another width": (lambda: fitted(val=(X[:, :3], Y)), "val: model and loss cannot be run on the"),
     "fit, three parts": (lambda: fitted(data=[(x, 0, 1) for x in X]), "this one is 3 parts; give samples of such"),
-    "fit, mappings": (lambda: fitted(data=[{"x": x, "y": 0} for x in X]), "this one is one part, a mapping with 'x', 'y'"),
+    "fit, mappings": (
+        lambda: fitted(data=[{"x": x, "y": 0} for x in X]),
+        "this one is one part, a mapping with 'x', 'y'",
+    ),
     "fit, texts": (lambda: fitted(data=[("text", 0)] * 8), "the inputs are texts: encode them"),
     "fit, a model without return": (lambda: fitted(Returns(lambda x: None)), "the model returns None"),
     "fit, a model of two outputs": (lambda: fitted(Returns(lambda x: (x, x))), "loss_function(outputs[0], targets)"),
@@ -386,7 +392,10 @@ def test_a_scheduler_of_torch_is_taken_by_its_usual_unit():
 
 
 WRONG_SCHEDULES = {
-    "a warmup of pytorch_warmup": (lambda o: _theirs(o), "give surefoot.Schedule(optimizer, warmup=surefoot.LinearWarmup("),
+    "a warmup of pytorch_warmup": (
+        lambda o: _theirs(o),
+        "give surefoot.Schedule(optimizer, warmup=surefoot.LinearWarmup(",
+    ),
     "a function": (lambda o: lambda epoch: 0.5, "LambdaLR(optimizer, function)"),
     "a scheduler with a function": (lambda o: lr_scheduler.LambdaLR(o, lambda n: 0.9**n), "counts steps"),
     "a list": (lambda o: [lr_scheduler.StepLR(o, 1)], "SequentialLR or ChainedScheduler"),

@@ -22,7 +22,14 @@ def train(run: Path | None, epochs: int, *, lr=0.1, optimizer=None, schedule=Non
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 10), nn.Dropout(p), nn.Linear(10, 3))
     made = torch.optim.SGD(model.parameters(), lr=lr, **(optimizer or {}))
-    arguments = {"val": samples(), "batch_size": 4, "run_dir": run, "resume": True, "progress": False, "lint_off": ["all"]}
+    arguments = {
+        "val": samples(),
+        "batch_size": 4,
+        "run_dir": run,
+        "resume": True,
+        "progress": False,
+        "lint_off": ["all"],
+    }
     data = given.pop("data", samples())
     fit(
         model,

@@ -1,4 +1,4 @@
-"""What a resume must bring back beside weights and optimizer: hidden generators, objectives, validation, others' optimizers.
+"""What a resume brings back beside weights and optimizer: hidden generators, objectives, validation and more.
 
 Each case trains once untouched, and once killed in the middle and resumed by objects built anew; the rest is equal
 as bytes.
@@ -225,7 +225,11 @@ def test_killed_and_resumed_equals_untouched(tmp_path, name):
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_names_in_a_checkpoint_are_plain_whatever_wraps_the_model(tmp_path, ema):
     made = plain(fit={"ema_decay": ema})
-    wraps = {"bare": lambda m: m, "DataParallel": nn.DataParallel, "compiled": lambda m: torch.compile(m, backend="eager")}
+    wraps = {
+        "bare": lambda m: m,
+        "DataParallel": nn.DataParallel,
+        "compiled": lambda m: torch.compile(m, backend="eager"),
+    }
     for name, wrap in wraps.items():
         train(tmp_path / name, made, wrap=wrap, epochs=1)
         assert train(tmp_path / name, made, epochs=2).epochs == 2

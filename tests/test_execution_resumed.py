@@ -1,4 +1,4 @@
-"""Compiled forms in runs: refused ones fall back and the run goes on; those that cannot be made again say how to go on."""
+"""Compiled forms in runs: refused ones fall back; those that cannot be made again say how to go on."""
 
 from __future__ import annotations
 

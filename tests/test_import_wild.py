@@ -90,9 +90,7 @@ def test_checkpoints_with_other_objects_give_their_tensors(zipped, protocol, sta
         ("a", 1): 2,
         "state_dict": state,
     }
-    torch.save(
-        checkpoint, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol
-    )
+    torch.save(checkpoint, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     found = read_state(tmp_path / "w.pth")
     assert same(found.tensors, state) and found.key == "state_dict"
     assert "args" in found.others and "argparse.Namespace" in found.foreign

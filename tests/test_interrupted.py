@@ -129,7 +129,9 @@ def test_a_checkpoint_that_goes_away_while_it_is_read_is_no_damage(tmp_path, mon
         calls = iter(range(100))
         shutil.copytree(tmp_path / "run", tmp_path / f"copy{call}")
 
-        def gone(path, *rest, inner=pkgutil.resolve_name(at), calls=calls, call=call, **named):
+        inner = pkgutil.resolve_name(at)
+
+        def gone(path, *rest, inner=inner, calls=calls, call=call, **named):
             folder = tmp_path / f"copy{call}" / "checkpoints" / oldest.name
             if str(path).startswith(str(folder)) and next(calls) == call and folder.exists():
                 folder.rename(tmp_path / f"removed{call}")

@@ -63,7 +63,8 @@ def test_a_finding_says_what_was_seen_why_it_is_wrong_and_the_fix():
 
 # What torch then raises, or worse, does not raise: training cannot go on after these.
 ERRORS = {
-    "target-out-of-range", "target-dtype", "shape-mismatch", "loss-refused", "nan-in-data", "nan-at-start", "last-batch",
+    "target-out-of-range", "target-dtype", "shape-mismatch", "loss-refused", "nan-in-data", "nan-at-start",
+    "last-batch",
 }  # fmt: skip
 
 

@@ -128,7 +128,9 @@ def test_groups_keep_their_proportions():
 def test_batches_begin_again_and_are_accumulated():
     model, loss, optimizer, loader = setup()
     few = [next(iter(loader))]
-    found = lr_find(model, loss, optimizer, few, start=1e-5, end=1e-4, steps=10, options=StepOptions(grad_accum_steps=3))
+    found = lr_find(
+        model, loss, optimizer, few, start=1e-5, end=1e-4, steps=10, options=StepOptions(grad_accum_steps=3)
+    )
     assert len(found.losses) == 10
 
 

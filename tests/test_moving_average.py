@@ -93,7 +93,9 @@ def test_what_cannot_be_copied_is_named():
     model = nn.Sequential(nn.Linear(3, 2))
     model[0].stream = io.TextIOWrapper(io.BytesIO())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(UsageError, match=r"ema_decay: the model cannot be copied: model\.0\.stream: TypeError: .*without ema_decay"):
+    with pytest.raises(
+        UsageError, match=r"ema_decay: the model cannot be copied: model\.0\.stream: TypeError: .*without ema_decay"
+    ):
         TrainStep(model, nn.MSELoss(), optimizer, StepOptions(ema_decay=0.9))
 
 

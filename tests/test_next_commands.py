@@ -148,7 +148,8 @@ def test_every_command_that_a_run_prints_works_as_printed(kind, here, capsys):
     normalize = ", normalize: {mean: 0.5, std: 0.5}" if data == "pixels" else ""
     (here / "recipe.yaml").write_text(
         f"name: mine\nepochs: 1\nmodel: {model}\nloss: {loss}\noptimizer: {{name: SGD, lr: 0.01}}\ntensorboard: false\n"
-        f'data: {{import: "next_commands_things:{data}", batch_size: 8{normalize}}}\nexecution: {{threads: 1, compile: none}}\n'
+        f'data: {{import: "next_commands_things:{data}", batch_size: 8{normalize}}}\n'
+        "execution: {threads: 1, compile: none}\n"
     )
     assert main(["train", "recipe.yaml", "--run", str(here / "the run")]) == 0
     told = capsys.readouterr().out.partition("next:\n")[2].splitlines()

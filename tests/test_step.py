@@ -176,7 +176,9 @@ def test_outputs_with_time_first_are_accumulated_over_batches_of_two_sizes(sampl
             return self.layer(x).log_softmax(2).transpose(0, 1)
 
     inputs, targets = torch.randn(samples, 12, 5), torch.randint(1, 6, (samples, 4))
-    batches = [(inputs[i : i + 4], targets[i : i + 4], torch.full((len(inputs[i : i + 4]),), 4)) for i in range(0, samples, 4)]
+    batches = [
+        (inputs[i : i + 4], targets[i : i + 4], torch.full((len(inputs[i : i + 4]),), 4)) for i in range(0, samples, 4)
+    ]
     model = Speech()
     step = TrainStep(model, nn.CTCLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     results = [step(batches[i : i + 2]) for i in range(0, len(batches), 2)]
@@ -198,7 +200,9 @@ def test_the_norm_before_clipping_is_told():
     loss(model(batch[0]), batch[1]).backward()
     expected = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
     model = small_model()
-    result = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(max_grad_norm=1e-3))([batch])
+    result = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(max_grad_norm=1e-3))(
+        [batch]
+    )
     torch.testing.assert_close(result.grad_norm, expected)
 
 
@@ -218,7 +222,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(bad):
 def test_an_overflow_in_fp16_skips_the_update_and_says_so():
     model = nn.Linear(6, 4)
     before = copy.deepcopy(model)
-    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="fp16"))
+    step = TrainStep(
+        model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="fp16")
+    )
     (batch,) = batches(1)
     # The loss is finite; its gradients, multiplied by the scale, are beyond fp16's 65504.
     assert step([(batch[0] * 1000, batch[1])]).updated is False
@@ -229,7 +235,9 @@ def test_an_overflow_in_fp16_skips_the_update_and_says_so():
 
 def test_the_moving_average_follows_the_parameters():
     model = nn.Linear(6, 4)
-    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(ema_decay=0.9))
+    step = TrainStep(
+        model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(ema_decay=0.9)
+    )
     expected = None
     for batch in batches(4):
         step([batch])
@@ -241,7 +249,9 @@ def test_the_moving_average_follows_the_parameters():
 def test_a_saved_state_of_other_settings_is_refused():
     model = nn.Linear(6, 4)
     plain = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
-    scaled = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="fp16"))
+    scaled = TrainStep(
+        model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="fp16")
+    )
     scaled.load_state_dict(scaled.state_dict())
     with pytest.raises(UsageError, match="scaler"):
         scaled.load_state_dict(plain.state_dict())

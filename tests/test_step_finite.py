@@ -55,7 +55,9 @@ def test_a_batch_with_a_nan_gradient_is_skipped_and_leaves_nothing_behind(option
 
 def test_a_run_stops_before_the_parameters_change_and_goes_on_after_the_batch(tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(RunFailed, match=r"the gradient of layer\.weight is not finite on samples \[.*parameters are finite and saved"):
+    with pytest.raises(
+        RunFailed, match=r"the gradient of layer\.weight is not finite on samples \[.*parameters are finite and saved"
+    ):
         train(run)
     result, model = train(run, resume=True)
     assert result.steps == 19 and bool(model.layer.weight.isfinite().all())
@@ -102,7 +104,10 @@ def test_an_update_that_overflows_is_never_saved_and_the_checkpoint_before_it_is
             **settings,
         )
 
-    with pytest.raises(RunFailed, match="step 8: model.layer.weight is NaN or infinite, so this is not saved; the checkpoint of step 7 is kept"):
+    with pytest.raises(
+        RunFailed,
+        match="step 8: model.layer.weight is NaN or infinite, so this is not saved; the checkpoint of step 7 is kept",
+    ):
         go(0)
     assert go(8, resume=True).steps == 19
 
@@ -110,13 +115,14 @@ def test_an_update_that_overflows_is_never_saved_and_the_checkpoint_before_it_is
 def test_a_hand_written_loop_saves_nothing_that_is_not_finite(tmp_path):
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(RunFailed, match="step 2: model.weight is NaN or infinite, .* the checkpoint of step 1 is kept"):
-        with surefoot.Checkpointer(tmp_path / "run", every="1 steps", background=False, model=model, optimizer=optimizer) as saver:
-            saver.resume()
-            saver.step()
-            with torch.no_grad():
-                model.weight.fill_(torch.nan)
-            saver.step()
+    told = "step 2: model.weight is NaN or infinite, .* the checkpoint of step 1 is kept"
+    saver = surefoot.Checkpointer(tmp_path / "run", every="1 steps", background=False, model=model, optimizer=optimizer)
+    with pytest.raises(RunFailed, match=told), saver:
+        saver.resume()
+        saver.step()
+        with torch.no_grad():
+            model.weight.fill_(torch.nan)
+        saver.step()
 
 
 def test_lbfgs_is_put_back_where_a_later_evaluation_is_not_finite():

@@ -155,7 +155,7 @@ def test_a_report_with_hostile_names_is_plain_html(tmp_path):
 # ------------------------------------------------------------------------------------------ commands to paste
 
 
-@pytest.mark.parametrize("name", ["a b", "it's $HOME", "-rf", "new\nline", "q\"`id`"])
+@pytest.mark.parametrize("name", ["a b", "it's $HOME", "-rf", "new\nline", 'q"`id`'])
 def test_the_commands_printed_at_the_end_name_the_run_when_pasted(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     settings = ["data.train_size=64", "data.val_size=32", "epochs=1", "execution.threads=1", "warmup=null"]
@@ -163,7 +163,7 @@ def test_the_commands_printed_at_the_end_name_the_run_when_pasted(tmp_path, monk
     out = capsys.readouterr().out
     commands = [line.split("  # ")[0] for line in out.partition("\nnext:\n")[2].splitlines()]
     assert len(commands) >= 4
-    show = "surefoot() { printf '%s\\0' \"$@\"; echo; }; tensorboard() { surefoot \"$@\"; }\n"
+    show = 'surefoot() { printf \'%s\\0\' "$@"; echo; }; tensorboard() { surefoot "$@"; }\n'
     for command in commands:
         done = subprocess.run(["bash", "-c", show + command], capture_output=True, text=True, check=True)
         named = [word for word in done.stdout.split("\0") if name in word]

@@ -18,9 +18,7 @@ from surefoot.tracking import Progress, RunInfo, Summary, make_progress
 from surefoot.tracking import progress as module
 from surefoot.tracking.progress import PlainProgress, RichProgress, epoch_line
 
-INFO = RunInfo(
-    "mine", epochs=2, steps_per_epoch=100, samples_per_step=4, details={"model": "LeNet5", "on": "cpu"}
-)
+INFO = RunInfo("mine", epochs=2, steps_per_epoch=100, samples_per_step=4, details={"model": "LeNet5", "on": "cpu"})
 SUMMARY = Summary(
     "done in 12.0 s",
     {"val accuracy": "96.00 %", "run": "runs/mine/1"},

@@ -43,8 +43,7 @@ def charts_of(page):
 def lines_of(chart):
     """The corners of each line of a chart, in the picture's units."""
     return [
-        [tuple(map(float, spot.split(","))) for spot in line.get("points").split()]
-        for line in chart.iter("polyline")
+        [tuple(map(float, spot.split(","))) for spot in line.get("points").split()] for line in chart.iter("polyline")
     ]
 
 
@@ -94,9 +93,7 @@ def test_a_report_that_cannot_be_written_is_told(run_dir):
 
 
 def test_a_lines_corners_stand_where_its_values_are():
-    (chart,) = charts_of(
-        line_chart([Line("a", [(0, 0.0), (5, 1.0), (10, 4.0)])], x_label="step", y_label="loss")
-    )
+    (chart,) = charts_of(line_chart([Line("a", [(0, 0.0), (5, 1.0), (10, 4.0)])], x_label="step", y_label="loss"))
     ((left, middle, right),) = lines_of(chart)
     assert middle[0] - left[0] == pytest.approx(right[0] - middle[0], abs=0.2)
     assert (left[1] - middle[1]) * 3 == pytest.approx(middle[1] - right[1], abs=0.5)  # up is less

@@ -43,9 +43,9 @@ def points(directory):
 
 
 def close_to(found, expected):
-    return [step for step, _ in found] == [step for step, _ in expected] and [
-        v for _, v in found
-    ] == pytest.approx([v for _, v in expected])
+    return [step for step, _ in found] == [step for step, _ in expected] and [v for _, v in found] == pytest.approx(
+        [v for _, v in expected]
+    )
 
 
 def written(directory, records, **how):
@@ -181,9 +181,7 @@ def test_the_first_event_needs_neither_torch_nor_a_writers_thread(tmp_path):
         "heavy = {'torch', 'tensorflow', 'tensorboard.summary', 'grpc'}\n"
         "print(sorted(heavy & set(sys.modules)), threading.active_count())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[] 1\n"
 
 

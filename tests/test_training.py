@@ -269,7 +269,9 @@ def test_a_nan_loss_stops_the_run_names_the_samples_and_keeps_the_last_finite_st
         fit(model, nn.CrossEntropyLoss(), sgd(model), poisoned(data, 17), epochs=2, batch_size=5, run_dir=run_dir)
     batches = list(epoch_order(SAMPLES, 0, 0).split(5))
     bad = next(i for i, indices in enumerate(batches) if 17 in indices)
-    assert f"epoch 1, step {bad + 1}: the loss is nan on samples [{', '.join(map(str, batches[bad].tolist()))}]" in str(caught.value)
+    assert f"epoch 1, step {bad + 1}: the loss is nan on samples [{', '.join(map(str, batches[bad].tolist()))}]" in str(
+        caught.value
+    )
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert (run_dir / "checkpoints" / f"step-{bad:09d}").is_dir()
     assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"

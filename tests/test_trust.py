@@ -243,5 +243,3 @@ def test_a_recipe_that_is_a_pipe_or_a_device_is_refused_at_once(capsys, verb):
     Path("link.yaml").symlink_to("r.yaml")
     Path("r.yaml").write_text(RECIPE)
     assert main(["check", "link.yaml"]) == 0  # a user's own link is followed
-
-

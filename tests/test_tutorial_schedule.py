@@ -88,7 +88,10 @@ def test_a_scheduler_only_after_the_warmup_is_as_pytorch_warmup_documents_it(nam
     args, make = AFTER[name]
     steps = 40
     expected = documented(lambda optimizer: make(optimizer, steps - period + 1), period, steps)
-    spec, warm = SchedulerSpec(name, args, unit), WarmupSpec("LinearWarmup", {"warmup_period": period}, unit, "scheduler")
+    spec, warm = (
+        SchedulerSpec(name, args, unit),
+        WarmupSpec("LinearWarmup", {"warmup_period": period}, unit, "scheduler"),
+    )
     per_epoch, epochs = (steps, 1) if unit == "step" else (1, steps)
     plan = simulate(sgd(0.01), spec, warm, per_epoch, epochs)
     schedule = build_schedule(sgd(0.01), spec, warm, per_epoch, epochs)

@@ -84,7 +84,10 @@ def state(model: Changes) -> list:
     }
     return [
         tensors,
-        [(type(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        [
+            (type(m), m.training, sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks))
+            for m in model.modules()
+        ],
         (model.plain.tolist(), model.calls, model.notes.seen.copy(), sorted(vars(model.notes)), model.array.tolist()),
         copy.deepcopy(model.table),
         (model.dice.getstate(), model.generator.get_state().tolist()),

@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     same, differ = backend_cases()
     print(
-        f"{same} of onnx's own test models opened, refused and computed as there; {refused} programs named; {wrong + differ} wrong"
+        f"{same} of onnx's own test models opened, refused and computed as there; {refused} programs named; "
+        f"{wrong + differ} wrong"
     )
     wrong += differ
     if missing:

@@ -70,8 +70,7 @@ __getattr__ = lazily(
         "losses": "lint",
         "preprocessing": "Preprocessing",
         "recipe": "load_recipe",
-        "schedules": "ExponentialWarmup LinearWarmup RAdamWarmup "
-        "Schedule UntunedExponentialWarmup UntunedLinearWarmup",
+        "schedules": "ExponentialWarmup LinearWarmup RAdamWarmup Schedule UntunedExponentialWarmup UntunedLinearWarmup",
         "training": "About Checkpoints EarlyStopping Journal evaluate fit predict",
     },
 )

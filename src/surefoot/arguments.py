@@ -70,7 +70,9 @@ class Arguments:
             self.refuse(name, f"{_told(value)} is not a number{' (or None)' if none else ''}")
             return value
         limits = limits or Range()
-        wrong = limits.violation(number) or (None if abs(number) <= sys.float_info.max else f"{_told(value)} is not finite")
+        wrong = limits.violation(number) or (
+            None if abs(number) <= sys.float_info.max else f"{_told(value)} is not finite"
+        )
         if wrong:
             self.refuse(name, wrong + (f"; {limits.hint}" if limits.hint else ""))
             return value

@@ -129,9 +129,7 @@ class Catalog:
         entry = self._entries.get(name)
         if entry is None:
             meant = did_you_mean(name, self._entries)
-            raise UsageError(
-                f"unknown {self.kind} {name!r}{meant or ';'} `surefoot list {self.plural}` shows all"
-            )
+            raise UsageError(f"unknown {self.kind} {name!r}{meant or ';'} `surefoot list {self.plural}` shows all")
         return entry
 
     def problems(self, name: str, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:

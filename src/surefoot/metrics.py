@@ -174,7 +174,9 @@ class RunningMetrics:
         """How many answers are right, and how many there were."""
         # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
         groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        every = zip((o for one in outputs for o in _parts(one)), (t for one in targets for t in _parts(one)), strict=True)
+        every = zip(
+            (o for one in outputs for o in _parts(one)), (t for one in targets for t in _parts(one)), strict=True
+        )
         for i, (o, t) in enumerate(every):
             shape, of = o.shape, t.shape
             key = (*shape[1:], t.dtype, *of[1:]) if len(shape) and len(of) else i

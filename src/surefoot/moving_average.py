@@ -48,7 +48,9 @@ class MovingAverage(AveragedModel):
                 a.copy_(b)
         else:
             averaged = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point() or a.is_complex()]
-            copied = [(a, b) for a, b in zip(mine, theirs, strict=True) if not (a.is_floating_point() or a.is_complex())]
+            copied = [
+                (a, b) for a, b in zip(mine, theirs, strict=True) if not (a.is_floating_point() or a.is_complex())
+            ]
             if averaged:
                 torch_compat.lerp_all(*map(list, zip(*averaged, strict=True)), 1 - self.decay)
             for a, b in copied:

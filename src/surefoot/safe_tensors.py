@@ -165,9 +165,7 @@ def layout(
     return len(text).to_bytes(8, "little") + text, ordered
 
 
-def dumps(
-    tensors: Mapping[str, torch.Tensor], info: Any = None, metadata: Mapping[str, str] | None = None
-) -> bytes:
+def dumps(tensors: Mapping[str, torch.Tensor], info: Any = None, metadata: Mapping[str, str] | None = None) -> bytes:
     """`chunks` as one bytes object, for what is small."""
     return b"".join(bytes(chunk) for chunk in chunks(tensors, info, metadata))
 

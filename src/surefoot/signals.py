@@ -77,8 +77,8 @@ class SignalWatch:
     The first SIGTERM, SIGHUP or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
     `at_once` true; a third ends the process without a word. Under torchrun, which repeats SIGTERM to whole groups of
     processes, only a second SIGINT does so. SIGUSR1 sets `save_requested`. Ignored signals (`nohup`) stay ignored.
-    The handlers go in only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what was there
-    before comes back on closing. A process forked while the watch is open falls back on the old ways.
+    The handlers go in only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what
+    was there before comes back on closing. A process forked while the watch is open falls back on the old ways.
 
     >>> with SignalWatch() as watch:
     ...     signal.raise_signal(signal.SIGTERM)

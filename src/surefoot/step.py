@@ -204,7 +204,7 @@ class TrainStep:
     def forward(
         self, batch: Batch, share: Any = None, index: int = 0, model: Callable[..., Any] | None = None
     ) -> tuple[Tensor, Any, Any]:
-        """Loss (with its graph), outputs and targets of one micro-batch; `model` may be a compiled form of the model."""
+        """Loss (with its graph), outputs and targets of one micro-batch; `model` may be a compiled form of it."""
         model = self.model if model is None else model
         dtype = AUTOCAST.get(self.options.precision)
         if dtype is None:
@@ -226,7 +226,9 @@ class TrainStep:
         grads = [grad for group in groups for p in group["params"] if (grad := p.grad) is not None]
         if options.max_grad_norm is not None:
             if any([grad.layout is not torch.strided for grad in grads]):
-                raise UsageError("max_grad_norm: torch cannot clip sparse gradients; leave it out, or give sparse=False")
+                raise UsageError(
+                    "max_grad_norm: torch cannot clip sparse gradients; leave it out, or give sparse=False"
+                )
             norm = nn.utils.get_total_norm(grads)
             if looks and not math.isfinite(norm):
                 self.refuse_gradients()

@@ -1,7 +1,8 @@
 """Whose run it is: a seal in run.json says that this user, on this machine, trained with the recipe beside it.
 
 A run's recipe may name code to import (``{import: "module:name"}``), and a run directory may come from anybody.
-The seal is an HMAC-SHA-256 over the run's id, the recipe's bytes and the directory's inode, with a key that lies in the user's
+The seal is an HMAC-SHA-256 over the run's id, the recipe's bytes and the directory's inode, with a key that lies in
+the user's
 state directory and never in a run: a recipe that was edited, or a directory that was copied, has none that holds.
 A directory that is renamed or moved within its file system keeps it.
 """

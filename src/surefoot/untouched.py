@@ -90,7 +90,9 @@ class Snapshot:
         if isinstance(value, types.FunctionType):
             return [(name, item) for item in _closed_over(value) if isinstance(item, _LOOKED_INTO)]
         attributes = getattr(value, "__dict__", None)
-        torchs = type(value).__module__.startswith("torch.") and not isinstance(value, nn.Module | torch.optim.Optimizer)
+        torchs = type(value).__module__.startswith("torch.") and not isinstance(
+            value, nn.Module | torch.optim.Optimizer
+        )
         if not isinstance(attributes, dict) or torchs:
             return []
         self._attributes.append((name, value, type(value), dict(attributes)))

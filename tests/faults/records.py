@@ -143,8 +143,10 @@ def catalogue() -> None:
         ("two lines are noise", ":2: not a JSON record", lambda ls: [ls[0], b"~" * len(ls[1][:-1]) + b"\n", *ls[2:]]),
         ("a line has no kind", "lacks 'kind'", lambda ls: [ls[0], ls[1].replace(b'"kind"', b'"kine"'), *ls[2:-1],
                                                            ls[-1].replace(b"loss", b"lost")]),
-        ("a line is no object", "expected a JSON object", lambda ls: [ls[0], b"[1]".ljust(len(ls[1]) - 1) + b"\n", *ls[2:]]),
-        ("digits are changed", "checksum does not hold", lambda ls: [line.replace(b"loss\": 2", b"loss\": 7") for line in ls]),
+        ("a line is no object", "expected a JSON object",
+         lambda ls: [ls[0], b"[1]".ljust(len(ls[1]) - 1) + b"\n", *ls[2:]]),
+        ("digits are changed", "checksum does not hold",
+         lambda ls: [line.replace(b"loss\": 2", b"loss\": 7") for line in ls]),
         ("two bytes of the last line", "not a JSON record", lambda ls: [*ls[:-1], b"??" + ls[-1][2:]]),
     ):  # fmt: skip
         add("records", name, _lines(change, word), TESTS if "kind" in name else FAST)

@@ -1,6 +1,6 @@
 """Runs the fault catalogue and prints a table: case, outcome, seconds. Exit code 1 if any outcome is wrong.
 
-    python tests/faults/run.py [--fast] [--tests] [--only WORDS] [--part N/M] [--list] [--json FILE]
+python tests/faults/run.py [--fast] [--tests] [--only WORDS] [--part N/M] [--list] [--json FILE]
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     for reason in sorted({row["outcome"] for row in absent}):
         print(f"did not run: {reason}")
     if options.json:
-        options.json.write_text(json.dumps({"listed": [f"{c.group}: {c.name}" for c in harness.CASES], "rows": rows}, indent=1))
+        options.json.write_text(
+            json.dumps({"listed": [f"{c.group}: {c.name}" for c in harness.CASES], "rows": rows}, indent=1)
+        )
     return 1 if wrong or not rows else 0
 
 

@@ -64,7 +64,7 @@ def export(
     info: ModelInfo | None = None,
     **opening: Any,
 ) -> Exported:
-    """Write the model `source` to the file `to`, in the format of its ending, load it again and compare; returns the result.
+    """Write the model `source` to the file `to`, in the format of its ending, load it again and compare.
 
     - ``.safetensors``: the weights, with the description inside; no other file is needed to open it.
     - ``.pth``: a plain state_dict, which ``torch.load(weights_only=True)`` and the tutorial's code take.

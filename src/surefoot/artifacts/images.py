@@ -34,7 +34,7 @@ def takes_pictures(info: ModelInfo) -> bool:
 
 
 def takes_pixels(info: ModelInfo) -> bool:
-    """Whether pixels of 0 to 255 are the raw data: floats that the model does not scale were on a scale of their own."""
+    """Whether raw data are pixels of 0 to 255; floats that the model does not scale were on a scale of their own."""
     scaled = info.preprocessing is not None and info.preprocessing.scale is not None
     return info.input_dtype in (None, "uint8") or (scaled and info.input_dtype in _PIXEL_DTYPES)
 
@@ -78,7 +78,9 @@ def read_images(
             problems.append(str(error))
             continue
         if batches and (array.shape[1:], array.dtype) != (batches[0].shape[1:], batches[0].dtype):
-            problems.append(f"{path}: its samples differ from those of {paths[0]} in shape or dtype; give one at a time")
+            problems.append(
+                f"{path}: its samples differ from those of {paths[0]} in shape or dtype; give one at a time"
+            )
             continue
         total += array.nbytes
         if total > MAX_BATCH_BYTES:
@@ -95,9 +97,7 @@ def read_images(
     return Images(tensor, tuple(names), tuple(notes))
 
 
-def _read(
-    path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: bool
-) -> tuple[np.ndarray, str]:
+def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: bool) -> tuple[np.ndarray, str]:
     if path.is_dir():
         raise BadFile(path, f"is a directory; give the files in it, e.g. {path}/*.png")
     data = read_whole(path, MAX_FILE_BYTES)
@@ -118,9 +118,7 @@ def _read(
     raise BadFile(path, "is no image that can be read (PNG, JPEG, .npy, or idx as MNIST's, raw or .gz)")
 
 
-def _read_picture(
-    path: Path, data: bytes, shape: tuple[int, ...] | None, dtype: str | None
-) -> tuple[np.ndarray, str]:
+def _read_picture(path: Path, data: bytes, shape: tuple[int, ...] | None, dtype: str | None) -> tuple[np.ndarray, str]:
     from PIL import Image, ImageOps
 
     if shape is None:

@@ -147,9 +147,9 @@ def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tup
     names = {name: name for name in tensors}
     taken = ""
     # torch.optim.swa_utils.AveragedModel counts beside the model that it wraps.
-    if "n_averaged" in names and "n_averaged" not in wanted:
-        if all(name.startswith("module.") for name in names if name != "n_averaged"):
-            del names["n_averaged"]
+    averaged = "n_averaged" in names and "n_averaged" not in wanted
+    if averaged and all(name.startswith("module.") for name in names if name != "n_averaged"):
+        del names["n_averaged"]
     while names:
         shared = [p for p in _PREFIXES if all(name.startswith(p) for name in names.values())]
         if not shared or any(name.startswith(shared[0]) for name in wanted):

@@ -54,7 +54,8 @@ def save_model(
 
     `preprocessing` is "unknown" where nobody told: the model is then not used before it is known.
     `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
-    ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights are a moving average;
+    ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights
+    are a moving average;
     `source` tells the import path and arguments of a user's own class; `plots` are
     image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
     losses. Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
@@ -187,8 +188,8 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
     if not trust_code:
         raise BadFile(
             where,
-            f"the model is of the class {path}, which is not part of Surefoot; if you trust whoever made the file, say so "
-            "with --trust-code (in Python: trust_code=True), or pass an instance of it in Python (model=...)",
+            f"the model is of the class {path}, which is not part of Surefoot; if you trust whoever made the file, "
+            "say so with --trust-code (in Python: trust_code=True), or pass an instance of it in Python (model=...)",
         )
     if args is None:
         raise BadFile(where, f"the arguments of {path} were not saved; pass an instance as `model`")

@@ -152,7 +152,8 @@ def check(path: Path, model: Any, onnx: Any) -> bool:
         if domain not in _DOMAINS and domain not in own:
             raise BadFile(
                 path,
-                f"uses operators of {domain[:80]!r}, which come from a library; only what onnxruntime itself holds is run",
+                f"uses operators of {domain[:80]!r}, which come from a library; only what onnxruntime "
+                "itself holds is run",
             )
     _check_functions(path, model)
     outside = False
@@ -163,9 +164,7 @@ def check(path: Path, model: Any, onnx: Any) -> bool:
 
 def _check_functions(path: Path, model: Any) -> None:
     """Functions that call functions may stand for far more nodes than the file holds: count before they are made."""
-    bodies = {
-        (f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(path, [f.node])] for f in model.functions
-    }
+    bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(path, [f.node])] for f in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 
     def size(key: tuple[str, str], depth: int) -> int:

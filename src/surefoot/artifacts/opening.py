@@ -109,9 +109,7 @@ class LoadedModel:
             except UsageError:
                 raise
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                raise UsageError(
-                    f"{self.path}: does not take a {what}: {first_line(error)}"
-                ) from error
+                raise UsageError(f"{self.path}: does not take a {what}: {first_line(error)}") from error
 
     def predict(self, raw: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Probabilities (N, classes) for a raw batch of any length, computed `batch_size` samples at a time.

@@ -67,9 +67,9 @@ def read_state(path: str | Path, *, key: str | None = None) -> State:
             content = read_torch_file(path, file, kind)
             stored, where, others = select(path, content.tree, key, content.foreign)
             state = State(path, content.tensors(stored), where, others, foreign=content.foreign)
-    if any(name.endswith((".lora_A.weight", ".lora_A.default.weight")) for name in state.tensors):
-        if all("lora_" in name or ".modules_to_save." in name for name in state.tensors):
-            raise BadFile(path, _PEFT)
+    adapter = any(name.endswith((".lora_A.weight", ".lora_A.default.weight")) for name in state.tensors)
+    if adapter and all("lora_" in name or ".modules_to_save." in name for name in state.tensors):
+        raise BadFile(path, _PEFT)
     return state
 
 

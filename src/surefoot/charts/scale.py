@@ -1,4 +1,4 @@
-"""Axes: where a value lies between two ends, on a linear or a logarithmic scale, and the round values to write there."""
+"""Axes: where a value lies between two ends, on a linear or logarithmic scale, and the round values to write."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Axis:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             powers = [10.0**power for power in range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))]
             # Fewer than two powers of ten tell nothing; a round value may be 0, which has no place here.
-            return powers if len(powers) > 1 else [value for value in Axis(self.low, self.high).ticks(most) if value > 0]
+            return (
+                powers if len(powers) > 1 else [value for value in Axis(self.low, self.high).ticks(most) if value > 0]
+            )
         power = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
         # The nearest doubles of round decimals, where a product would give 0.30000000000000004.
         step = next(f * power for f in (1, 2, 5, 10, 20) if (self.high - self.low) / (f * power) <= most + 1e-9)

@@ -1,4 +1,4 @@
-"""Line charts as SVG: text as text, no script, no request; inline in a page, or as a file; equal charts are equal text."""
+"""Line charts as SVG, inline in a page or as a file: no script, no request; equal charts are equal text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ svg.chart .mark { stroke: var(--dim); stroke-width: 1; stroke-dasharray: 1 3; }
 svg.chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg.chart polyline.faint { stroke-width: 1; opacity: .45; }
 svg.chart .dashed { stroke-dasharray: 6 4; }
-svg.chart text.key { fill: var(--text); } svg.chart text.title { font-size: 15px; font-weight: bold; fill: var(--text); }
+svg.chart text.key { fill: var(--text); } svg.chart text.title { font-size: 15px; font-weight: bold; fill: var(--text) }
 """ + "".join(f".c{i} {{ stroke: var(--c{i}); fill: var(--c{i}); }}\n" for i in range(len(_COLOURS)))
 
 
@@ -99,10 +99,7 @@ def line_chart(
         x, y = np.array(points, float).T
         return np.stack((_LEFT + across.place(x) * (WIDTH - _LEFT - _RIGHT), base - up.place(y) * (base - top)), axis=1)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title or y_label)}">'
-    ]
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title or y_label)}">']
     if title:
         parts.append(f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>')
         parts.append(f'<text x="{_LEFT}" y="42">{escape(subtitle)}</text>')
@@ -152,7 +149,11 @@ def stepped(points: Sequence[Point]) -> list[Point]:
     >>> stepped([(0, 1.0), (5, 2.0)])
     [(0, 1.0), (5, 1.0), (5, 2.0)]
     """
-    corners = [corner for (_, y), (x, following) in zip(points, points[1:], strict=False) for corner in ((x, y), (x, following))]
+    corners = [
+        corner
+        for (_, y), (x, following) in zip(points, points[1:], strict=False)
+        for corner in ((x, y), (x, following))
+    ]
     return [*points[:1], *corners]
 
 

@@ -139,9 +139,7 @@ def _is_plain_optimizer(value: Any) -> bool:
 def parameter_names(objects: Mapping[str, Any]) -> dict[int, str]:
     """id of a parameter -> its name; where several modules have parameters, the module's key goes before it."""
     modules = {
-        key: value
-        for key, value in _sections(objects)["modules"].items()
-        if any(True for _ in value.parameters())
+        key: value for key, value in _sections(objects)["modules"].items() if any(True for _ in value.parameters())
     }
     names: dict[int, str] = {}
     for key, module in modules.items():
@@ -289,8 +287,7 @@ def _capture_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str
         "class": type(optimizer).__name__,
         "state": {by_number.get(key, key): value for key, value in state["state"].items()},
         "groups": [
-            {**group, "params": group_names}
-            for group, group_names in zip(state["param_groups"], groups, strict=True)
+            {**group, "params": group_names} for group, group_names in zip(state["param_groups"], groups, strict=True)
         ],
         "attributes": _own_attributes(optimizer),
     }

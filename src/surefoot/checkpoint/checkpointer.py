@@ -180,9 +180,7 @@ class Checkpointer:
             self._best = metrics[best][self._keep.best]
         self._begin(content.manifest, changes, damaged)
         self._writer.set_aside(self.steps)
-        return Restored(
-            self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes)
-        )
+        return Restored(self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes))
 
     def begin_at(self, step: int, epoch: int) -> None:
         """Count from here in a run that begins with a state from elsewhere, and save it: before its first step."""
@@ -280,7 +278,9 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        status = "done" if error is None else "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        status = (
+            "done" if error is None else "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        )
         try:
             if error is None:
                 self.finish()
@@ -430,6 +430,7 @@ class Checkpointer:
         raise Stopped(
             signum, f"stopped by {signal.Signals(signum).name} after step {self.steps}; saved in {self.run.path}"
         )
+
 
 def _to_stderr(line: str) -> None:
     say(f"surefoot: {line}", error=True)

@@ -125,9 +125,9 @@ class Encoder:
         if refuse:
             raise UsageError(f"{path}: {refuse} cannot be saved; convert it to a plain tensor")
         shape, stride = tuple(tensor.shape), tensor.stride()
-        if 0 in stride and not is_dense(shape, stride):  # expanded: one number stands for many
-            if (base := _unexpanded(tensor)).shape != tensor.shape:
-                return {"$": "expanded", "v": self._tensor(base, path), "shape": list(shape)}
+        expanded = 0 in stride and not is_dense(shape, stride)  # one number stands for many
+        if expanded and (base := _unexpanded(tensor)).shape != tensor.shape:
+            return {"$": "expanded", "v": self._tensor(base, path), "shape": list(shape)}
         identity = (tensor.data_ptr(), tensor.device, tensor.dtype, shape, stride, tensor.is_conj(), tensor.is_neg())
         name = self._names.get(identity) if tensor.numel() else None
         if name is None:
@@ -143,7 +143,6 @@ class Encoder:
             found["dtype"] = str(tensor.dtype).removeprefix("torch.")
             found["shape"] = list(shape)
         return found
-
 
     def _sparse(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         layout = str(tensor.layout).removeprefix("torch.")
@@ -252,7 +251,6 @@ class Decoder:
             tensor = torch.empty_strided(tuple(tensor.shape), stride, dtype=tensor.dtype).copy_(tensor)
         self._made[name] = tensor
         return tensor
-
 
     def _sparse(self, node: dict[str, Any], depth: int) -> torch.Tensor:
         layout = _LAYOUTS[node["layout"]]

@@ -114,10 +114,15 @@ def _precisions() -> Iterator[tuple[str, str]]:
 def _parallel() -> Iterator[tuple[str, str]]:
     """The libraries of `torch.__config__.parallel_info()`; how many threads they use is compared as `threads`."""
     for line in torch.__config__.parallel_info().splitlines():
-        if match := re.match(r"(OpenMP|Intel\(R\) oneAPI Math Kernel Library|Intel\(R\) MKL-DNN|ATen parallel backend)", line):
-            yield {"Intel(R) MKL-DNN": "onednn", "OpenMP": "openmp", "ATen parallel backend": "backend"}.get(
-                match[1], "mkl"
-            ), line[match.end() :].strip(" :")
+        if match := re.match(
+            r"(OpenMP|Intel\(R\) oneAPI Math Kernel Library|Intel\(R\) MKL-DNN|ATen parallel backend)", line
+        ):
+            yield (
+                {"Intel(R) MKL-DNN": "onednn", "OpenMP": "openmp", "ATen parallel backend": "backend"}.get(
+                    match[1], "mkl"
+                ),
+                line[match.end() :].strip(" :"),
+            )
 
 
 def _accelerator() -> str:

@@ -25,7 +25,8 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name: ``model.0: Linear(in_features=8, ...)``, ``optimizer.lr: 0.1``, ``loader.augment: [...]``.
 
     Of modules: class, `extra_repr` and constructor arguments that are kept as attributes. Of optimizers: each group's
-    values as given, before any scheduler moved them. Of loaders: all settings. Of other callables: class and attributes.
+    values as given, before any scheduler moved them. Of loaders: all settings. Of other callables: class and
+    attributes.
     """
     found: dict[str, Any] = {}
     for key, value in objects.items():
@@ -71,7 +72,7 @@ def use_changed(
     saved: Mapping[str, Any],
     now: Mapping[str, Any],
 ) -> None:
-    """Let the options that differ between the conditions `saved` and `now` take effect: loading put the old ones back."""
+    """Let options that differ between the conditions `saved` and `now` take effect: loading put the old ones back."""
     for key, groups in given.items():
         optimizer, rates = objects[key], {}
         for index, options in enumerate(groups):
@@ -96,7 +97,9 @@ def prefix(key: str, index: int, groups: int) -> str:
 
 def given_groups(optimizer: torch.optim.Optimizer, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The options of each param group as they were given; a rate is that without scheduler and warmup."""
-    undampened = [getattr(o, "undampened_lrs", None) for o in objects.values() if getattr(o, "optimizer", 0) is optimizer]
+    undampened = [
+        getattr(o, "undampened_lrs", None) for o in objects.values() if getattr(o, "optimizer", 0) is optimizer
+    ]
     rates = next((lrs for lrs in undampened if lrs is not None), None)
     found = []
     for index, group in enumerate(optimizer.param_groups):

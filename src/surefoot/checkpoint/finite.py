@@ -14,7 +14,7 @@ from .store import CheckpointStatus
 
 
 def require_finite(objects: Mapping[str, Any], step: int, known: Sequence[CheckpointStatus]) -> None:
-    """Raise RunFailed where a trained parameter of a module in `objects` is NaN or infinite; `known` stay as they are."""
+    """Raise RunFailed where a trained parameter of a module in `objects` is NaN or infinite, except `known`."""
     modules = [(key, value) for key, value in objects.items() if isinstance(value, nn.Module)]
     trained = ((f"{key}.{n}", p) for key, m in modules for n, p in m.named_parameters() if p.requires_grad)
     bad = next((name for name, p in trained if not is_lazy(p) and not all_finite([p.detach()])), None)

@@ -33,7 +33,7 @@ class Snapshot:
 
 
 def state_json(state: Mapping[str, Any], what: str) -> bytes:
-    """The text of a state. Raises `RunFailed` for one that could not be read back (`store.load` has the same limits)."""
+    """The text of a state. Raises `RunFailed` for one that could not be read back (`store.load` has these limits)."""
     data = json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
     containers = data.count(b"{") + data.count(b"[")
     for found, most, unit in (
@@ -41,7 +41,9 @@ def state_json(state: Mapping[str, Any], what: str) -> bytes:
         (containers, store.MAX_STATE_CONTAINERS, "lists and objects"),
     ):
         if found > most:
-            large = max((k for k in ("objects", "optimizers", "modules") if k in state), key=lambda k: len(repr(state[k])))
+            large = max(
+                (k for k in ("objects", "optimizers", "modules") if k in state), key=lambda k: len(repr(state[k]))
+            )
             inner = state[large]
             if isinstance(inner, dict) and inner:
                 large += "/" + max(inner, key=lambda name: len(repr(inner[name])))

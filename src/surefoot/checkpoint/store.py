@@ -103,9 +103,7 @@ def verified(status: CheckpointStatus, run_id: str | None = None) -> CheckpointS
     except BadFile as error:
         return replace(status, valid=False, reason=str(error), foreign=isinstance(error, Foreign))
     total = sum(told["bytes"] for told in manifest["files"].values())
-    return replace(
-        status, valid=True, bytes=total, metrics=manifest["metrics"], created=manifest["created"]
-    )
+    return replace(status, valid=True, bytes=total, metrics=manifest["metrics"], created=manifest["created"])
 
 
 def load(status: CheckpointStatus, run_id: str | None = None) -> Content:

@@ -99,9 +99,7 @@ def _recipe(model: str, words: list[str], trust_code: bool) -> tuple[Recipe, boo
         raise Problems([text.replace("argument 'model.", "argument '") for text in typed_so]) from None
 
 
-def _tell(
-    imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool
-) -> None:
+def _tell(imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool) -> None:
     """What was taken, what was not, and the commands that go on from here."""
     taken = f"{imported.tensors} tensors of {arguments.model}"
     if imported.key:

@@ -67,8 +67,8 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
     if imported and not trust_code and not trust.holds(run_dir, about, text):
         raise UsageError(
             f"{path}: imports {', '.join(map(repr, imported))}, and this user has not trained this run with this "
-            "recipe on this machine (it was copied, edited or made by somebody else); give --trust-code if you would run that "
-            "code as your own"
+            "recipe on this machine (it was copied, edited or made by somebody else); give --trust-code if you would "
+            "run that code as your own"
         )
     return loaded
 

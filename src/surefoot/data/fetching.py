@@ -30,8 +30,8 @@ _PR_SET_PDEATHSIG = 1
 def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int, holder: Any = None) -> list[Any]:
     """The samples at `indices`, each read with Python's, NumPy's and torch's generators seeded for it.
 
-    So are the generators that the data set, or `holder`, has (`held.generators`). The seed is a function of (seed, epoch, index);
-    all generators are afterwards as they were.
+    So are the generators that the data set, or `holder`, has (`held.generators`). The seed is a function of (seed,
+    epoch, index); all generators are afterwards as they were.
     """
     with seeded(dataset if holder is None else holder) as seed_all:
         samples = []
@@ -239,4 +239,3 @@ def _end_when_told(parent: int) -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
             os._exit(0)
-

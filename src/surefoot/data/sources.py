@@ -306,7 +306,8 @@ def _refuse_nests(data: Any) -> None:
     if isinstance(data, tuple) and len(data) <= 3 and holds_arrays(data[0]):
         raise UsageError(
             f"data: the inputs are a {type(data[0]).__name__} of {len(data[0])} arrays; give a Dataset whose samples "
-            "are (inputs, target), each with its inputs so: the model is then called with a batch of them as one argument"
+            "are (inputs, target), each with its inputs so: the model is then called with a batch of them as one "
+            "argument"
         )
 
 
@@ -344,5 +345,3 @@ def check_labels(labels: Tensor, classes: int) -> None:
             f"the first is {int(labels.reshape(-1)[wrong[0]])} at sample {int(wrong[0])}; mend the labels or name "
             "all the classes"
         )
-
-

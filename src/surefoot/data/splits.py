@@ -56,7 +56,9 @@ def pixel_scale(source: Source) -> float | None:
         batches = [Loader(source, 1, shuffle=False).batch_at(0, place)[0] for place in places]
         other = next((type(b).__name__ for b in batches if not isinstance(b, Tensor)), None)
         if other is not None:
-            raise UsageError(f"the inputs are a {other} and not one tensor; normalise them in the data set, or give null")
+            raise UsageError(
+                f"the inputs are a {other} and not one tensor; normalise them in the data set, or give null"
+            )
         inputs = torch.cat([batch.reshape(-1) for batch in batches])
     if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
         return None

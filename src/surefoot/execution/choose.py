@@ -350,9 +350,7 @@ def _compile_seconds(model: nn.Module) -> float:
     return COMPILE_S + COMPILE_S_PER_PARAMETER * sum(1 for _ in model.parameters())
 
 
-def _most_seconds(
-    fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None
-) -> float | None:
+def _most_seconds(fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None) -> float | None:
     """How long compiling may take: what the run would save by it. No bound for what the user asked for."""
     if "compile" in fixed or steps_expected is None or eager.seconds is None:
         return None

@@ -57,7 +57,9 @@ def describe_work(
     """Everything about the step that a timing depends on; no weight's value is part of it."""
     modules = [f"{name}:{_kind(m)}:{m.extra_repr()}:{m.training}" for name, m in model.named_modules()]
     code = {_kind(m): _code(m) for m in model.modules() if not type(m).__module__.startswith("torch.")}
-    parameters = [f"{n}:{None if is_lazy(p) else tuple(p.shape)}:{p.dtype}:{p.requires_grad}" for n, p in model.named_parameters()]
+    parameters = [
+        f"{n}:{None if is_lazy(p) else tuple(p.shape)}:{p.dtype}:{p.requires_grad}" for n, p in model.named_parameters()
+    ]
     groups = [
         {k: v if isinstance(v, bool | int | str | None) else bool(v) for k, v in g.items() if k != "params"}
         | {"params": len(g["params"])}

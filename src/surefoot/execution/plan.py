@@ -204,7 +204,12 @@ def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory
                 continue
             if tensor.dim() == 4 and not tensor.is_contiguous(memory_format=wanted) and _format_of(tensor) is not None:
                 tensor.data = tensor.data.contiguous(memory_format=wanted)
-            if tensor.is_leaf and tensor.grad is not None and tensor.grad.layout is torch.strided and tensor.grad.stride() != tensor.stride():
+            if (
+                tensor.is_leaf
+                and tensor.grad is not None
+                and tensor.grad.layout is torch.strided
+                and tensor.grad.stride() != tensor.stride()
+            ):
                 tensor.grad = _laid_out_like(tensor.grad, tensor)
     if optimizer is not None:
         _lay_out_state(optimizer)

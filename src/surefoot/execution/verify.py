@@ -38,7 +38,11 @@ class Seen:
 
 
 def verify(
-    step: TrainStep, backend: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Batch], *, exact: bool | None = None
+    step: TrainStep,
+    backend: Callable[[Sequence[Batch]], StepResult],
+    batches: Sequence[Batch],
+    *,
+    exact: bool | None = None,
 ) -> str | None:
     """What of two updates by `backend` differs from two by the plain step, in words; None where nothing does.
 
@@ -54,7 +58,11 @@ def verify(
         return f"fails: {first_line(error, kind=True)}"
     if expected.refused or found.refused:
         same = expected.refused == found.refused
-        return None if same else f"differs: {found.refused or 'all is finite'} where eager says: {expected.refused or 'all is finite'}"
+        return (
+            None
+            if same
+            else f"differs: {found.refused or 'all is finite'} where eager says: {expected.refused or 'all is finite'}"
+        )
     if difference := first_difference(expected, found, step.options.precision, exact):
         return f"differs from eager{'' if exact else ' by more than rounding'}: {difference}"
     return None
@@ -136,7 +144,9 @@ def first_difference(expected: Seen, found: Seen, precision: str = "float32", ex
         whole = math.sqrt(sum(v * v for v in norms.values()))
         noise |= {n for n, norm in norms.items() if norm <= 10 * floor * whole}
         for name, grad in grads.items():
-            if difference := _gradient_off(grad, others.get(name), max(tolerance * norms.get(name, 0.0), floor * whole)):
+            if difference := _gradient_off(
+                grad, others.get(name), max(tolerance * norms.get(name, 0.0), floor * whole)
+            ):
                 return f"the gradient of {name} {difference}"
     for outputs, others in list(zip(expected.outputs, found.outputs, strict=True))[: None if exact else 1]:
         if len(outputs) != len(others) or any(a.shape != b.shape for a, b in zip(outputs, others, strict=True)):
@@ -152,7 +162,8 @@ def first_difference(expected: Seen, found: Seen, precision: str = "float32", ex
         moved = _off(after, before) if before is not None and before.shape == after.shape else _norm(after)
         scale = max(moved, floor * _norm(after))
         if not _off(other, after) <= OF_UPDATES * tolerance * scale:
-            return f"{name} is off by {_off(other, after) / scale if scale else math.inf:.2%} of its change after two updates"
+            share = _off(other, after) / scale if scale else math.inf
+            return f"{name} is off by {share:.2%} of its change after two updates"
     return None
 
 

@@ -212,7 +212,9 @@ class CompiledGraph:
         return value.loss, value.outputs
 
 
-def compile_step(step: TrainStep, batch: Sequence[Any], *, update: bool = False, products: bool = False) -> CompiledGraph:
+def compile_step(
+    step: TrainStep, batch: Sequence[Any], *, update: bool = False, products: bool = False
+) -> CompiledGraph:
     """Compile the step under the settings that now hold (threads, oneDNN, memory layout).
 
     With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. Where the

@@ -193,6 +193,6 @@ def _look(value: Any) -> str:
 
 def _unfit(batch: Any, wanted: int | str, meaning: str) -> UsageError:
     return UsageError(
-        f"a batch for this loss holds {wanted} parts, {meaning}; this one is {_look(batch)}; give samples of such parts, "
-        "or make the batches by surefoot.data.DatasetSource(dataset, collate=function)"
+        f"a batch for this loss holds {wanted} parts, {meaning}; this one is {_look(batch)}; give samples of such "
+        "parts, or make the batches by surefoot.data.DatasetSource(dataset, collate=function)"
     )

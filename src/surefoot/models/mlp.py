@@ -18,9 +18,7 @@ class MLP(nn.Module):
     torch.Size([2, 10])
     """
 
-    def __init__(
-        self, in_features: int = 784, hidden: Sequence[int] = (256,), classes: int = 10, dropout: float = 0.0
-    ):
+    def __init__(self, in_features: int = 784, hidden: Sequence[int] = (256,), classes: int = 10, dropout: float = 0.0):
         super().__init__()
         widths = [in_features, *hidden]
         if min(widths) < 1:

@@ -117,7 +117,13 @@ def state_bytes(optimizer: Optimizer) -> int:
     with contextlib.suppress(RuntimeError, NotImplementedError):
         twin.step()
     if any(twin.state.values()):
-        return _bytes(value for state in twin.state.values() if isinstance(state, dict) for value in state.values() if torch.is_tensor(value))
+        return _bytes(
+            value
+            for state in twin.state.values()
+            if isinstance(state, dict)
+            for value in state.values()
+            if torch.is_tensor(value)
+        )
     return 0 if kind is torch.optim.SGD else 2 * _bytes(held)  # one of one's own; two moments are usual
 
 

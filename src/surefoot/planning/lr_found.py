@@ -57,7 +57,11 @@ class LrFind:
 def _rendered(found: LrFind, width: int, unicode: bool, colour: bool) -> str:
     smoothed = np.array(found.smoothed, float)
     title = "loss over learning rate"
-    marks = [(_along(found, rate), mark) for mark, rate in (("s", found.suggestion), ("h", found.highest)) if rate is not None]
+    marks = [
+        (_along(found, rate), mark)
+        for mark, rate in (("s", found.suggestion), ("h", found.highest))
+        if rate is not None
+    ]
     chart, _ = framed(
         [smoothed], _loss_axis(smoothed), width, label="", marks=marks, scale=lambda columns: _scale(found, columns),
         unicode=unicode, colour=colour,

@@ -111,7 +111,8 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
     elif isinstance(scheduler, t.StepLR) and scheduler.step_size >= calls and whole:
         yield _warn(
             "step-size-past-end",
-            f"StepLR: step_size is {scheduler.step_size}, but it is called {counted(calls, by)}: the rate never changes",
+            f"StepLR: step_size is {scheduler.step_size}, but it is called {counted(calls, by)}: "
+            "the rate never changes",
             f"give a step_size below {calls}" + _other_unit(by, scheduler.step_size),
         )
     elif isinstance(scheduler, t.MultiStepLR):
@@ -155,7 +156,8 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
     elif isinstance(scheduler, t.LinearLR | t.PolynomialLR | t.ConstantLR) and scheduler.total_iters > calls and whole:
         yield _warn(
             "unfinished",
-            f"{name}: total_iters is {scheduler.total_iters}, but it is called {counted(calls, by)}: it does not finish",
+            f"{name}: total_iters is {scheduler.total_iters}, but it is called {counted(calls, by)}: "
+            "it does not finish",
             f"give a total_iters of at most {calls}" + _other_unit(by, scheduler.total_iters),
         )
     elif isinstance(scheduler, t.ReduceLROnPlateau) and scheduler.patience + 2 > calls - 1 and whole and by == "epoch":
@@ -239,7 +241,8 @@ def _of_rates(run: Simulation) -> Iterator[Finding]:
             )
         else:
             small = np.flatnonzero(rates <= _TINY * top)
-            # A schedule may touch 0 in one value, as torch's cosine does at T_max: that is its lowest point, no mistake.
+            # A schedule may touch 0 in one value, as torch's cosine does at T_max: that is its lowest point, no
+            # mistake.
             value = 1 if run.schedule.by == "step" else run.steps_per_epoch
             longest = max(map(len, np.split(small, np.flatnonzero(np.diff(small) > 1) + 1)))
             if len(small) >= _MOST * run.steps or (longest > value and len(small) > _MUCH * run.steps):

@@ -30,8 +30,8 @@ class PlanNumbers:
     """Everything that is known of a run before it begins.
 
     `run` holds the rates; `always` those with every plateau reducing as early as it can, where there is one. `whole` is
-    (steps per epoch, epochs) of a run so long that `run` is only its beginning. `samples` is per run, `seconds` the time
-    expected, `memory` that of one step; each None where not known.
+    (steps per epoch, epochs) of a run so long that `run` is only its beginning. `samples` is per run, `seconds` the
+    time expected, `memory` that of one step; each None where not known.
     """
 
     title: str

@@ -36,7 +36,7 @@ class PlanReport(PlanNumbers):
         return rendered(self, width, unicode, colour)
 
     def save_svg(self, path: str | Path) -> None:
-        """Draw the chart into an SVG file; equal plans are equal files. Raises UsageError where it cannot be written."""
+        """Draw the chart into an SVG file; equal plans are equal files. Raises UsageError if it cannot be written."""
         save(Path(path), drawn(self))
 
     def to_json(self) -> dict[str, Any]:

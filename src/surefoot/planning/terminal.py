@@ -154,7 +154,9 @@ def _numbers(report: PlanNumbers, width: int, unicode: bool) -> list[str]:
         about = "" if memory.activations is not None else " without activations"
         told.append(("memory", f"{size(memory.total)} a step{about} ({inside})"))
     if report.seconds is not None:
-        told.append(("time", f"about {duration(report.seconds)} at {1e3 * report.seconds / report.steps:.3g} ms a step"))
+        told.append(
+            ("time", f"about {duration(report.seconds)} at {1e3 * report.seconds / report.steps:.3g} ms a step")
+        )
     hang = " " * 14
     return [
         line for name, value in told for line in textwrap.wrap(f"  {name:<11} {value}", width, subsequent_indent=hang)

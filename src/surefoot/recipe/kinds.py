@@ -268,7 +268,11 @@ class Several(Kind):
                 value = self.kind.take(node, path, reading)
                 return INVALID if value is INVALID else (value,)
             alone = Reading()
-            if isinstance(self.kind, Choice) and isinstance(node, Scalar) and self.kind.read(node, path, alone) is INVALID:
+            if (
+                isinstance(self.kind, Choice)
+                and isinstance(node, Scalar)
+                and self.kind.read(node, path, alone) is INVALID
+            ):
                 reading.problems += alone.problems  # in brackets it would be refused too
                 return INVALID
             return reading.refuse(node.where, path, f"{describe_node(node)} is not a list{self._bracket(node)}")

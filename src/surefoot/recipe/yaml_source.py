@@ -210,7 +210,13 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
 
 # Full-width signs, as a Chinese or Japanese keyboard gives them.
 _WIDE = re.compile("[\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011]")
-_NARROW = dict(zip("\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011", ': |, |, |"|"|[|]|[|]'.split("|"), strict=True))
+_NARROW = dict(
+    zip(
+        "\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011",
+        [": ", ", ", ", ", '"', '"', "[", "]", "[", "]"],
+        strict=True,
+    )
+)
 
 
 def _wide_remedy(sign: str) -> str:
@@ -314,7 +320,7 @@ class _Builder:
         return Entries(entries, where, keys), size
 
     def split_value(self, before: Node | None, text: str, where: Where) -> bool:
-        """Whether a comma inside of a value cut it, ``{lr: 0,1}`` or ``{betas: (0.9, 0.999)}``, so that `text` is no key."""
+        """Whether a comma within a value cut it, ``{lr: 0,1}`` or ``{betas: (0.9, 0.999)}``: `text` is no key."""
         if not isinstance(before, Scalar) or not text:
             return False
         if before.text.startswith("(") and text.endswith(")"):

@@ -68,8 +68,8 @@ def check_scheduler(check: Arguments, name: str, scheduler: Any) -> None:
     """Note what is wrong with a scheduler: a warmup, a class, or something else."""
     moves = all(callable(getattr(scheduler, n, None)) for n in ("step", "state_dict", "load_state_dict"))
     if isinstance(scheduler, BaseWarmup) or _instead(scheduler):
-        check.refuse(name, f"{type(scheduler).__name__} is a warmup; give surefoot.Schedule(optimizer, warmup={_WARMUPS})"
-                           f"{_instead(scheduler)}")  # fmt: skip
+        instead = f"give surefoot.Schedule(optimizer, warmup={_WARMUPS}){_instead(scheduler)}"
+        check.refuse(name, f"{type(scheduler).__name__} is a warmup; {instead}")
     elif inspect.isclass(scheduler) or not moves or isinstance(scheduler, Optimizer):
         check.instance(name, scheduler, LRScheduler, SCHEDULER_EXAMPLE)
 

@@ -107,7 +107,9 @@ def _calls_before(warmup: WarmupSpec, unit: str, steps_per_epoch: int) -> int:
     if isinstance(period, list | tuple) and period:
         period = max(period)
     if not isinstance(period, int):
-        raise UsageError(f"{warmup.title}: `then: scheduler` needs a warmup with a warmup_period; give LinearWarmup one")
+        raise UsageError(
+            f"{warmup.title}: `then: scheduler` needs a warmup with a warmup_period; give LinearWarmup one"
+        )
     if warmup.by == EPOCH and unit == STEP:
         period *= steps_per_epoch
     elif warmup.by == STEP and unit == EPOCH:

@@ -61,8 +61,8 @@ def as_schedule(
     check.done()
     if any(getattr(part, "lr_lambdas", None) for part in leaves(given)):
         raise UsageError(
-            f"schedule: nobody can see whether the function of {type(given).__name__} counts steps (as the schedules of "
-            'transformers do) or epochs; give surefoot.Schedule(optimizer, scheduler, by="step") or by="epoch"'
+            f"schedule: nobody can see whether the function of {type(given).__name__} counts steps (as the schedules "
+            'of transformers do) or epochs; give surefoot.Schedule(optimizer, scheduler, by="step") or by="epoch"'
         )
     name, total = type(given).__name__, epochs * steps_per_epoch
     by = SCHEDULERS[name].facts["by"] if name in SCHEDULERS else EPOCH
@@ -71,6 +71,9 @@ def as_schedule(
     split = "val" if validates else "train"
     monitor = f"{split}/{'accuracy' if getattr(given, 'mode', 'min') == 'max' else 'loss'}"
     watched = f", watching {monitor}" if isinstance(given, ReduceLROnPlateau) else ""
-    say(f"schedule: {name} moves once a{'n epoch' if by == EPOCH else ' step'}{watched}; "
-        f"surefoot.Schedule(optimizer, scheduler, by=\"{STEP if by == EPOCH else EPOCH}\") says it otherwise")  # fmt: skip
+    say(
+        f"schedule: {name} moves once a{'n epoch' if by == EPOCH else ' step'}{watched}; "
+        # fmt: skip
+        f'surefoot.Schedule(optimizer, scheduler, by="{STEP if by == EPOCH else EPOCH}") says it otherwise'
+    )
     return Schedule(optimizer, given, by=by, monitor=monitor)

@@ -228,7 +228,7 @@ class Schedule:
         self._rewrite = moved
 
     def rebase(self, ratios: list[float]) -> None:
-        """Go on with other first rates, which the groups and schedulers hold already; `ratios` are new to old, by group.
+        """Go on with other first rates, which groups and schedulers hold already; `ratios` are new to old, by group.
 
         The rates are then those of a run that had them from the start; a scheduler of one's own keeps its proportion.
         """

@@ -31,7 +31,8 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
     for index, row in enumerate(confusion):
         total = sum(row) or 1
         cells = "".join(
-            f'<td style="background: rgba(var(--heat), {0.75 * cell / total:.3f})">{int(cell) or ""}</td>' for cell in row
+            f'<td style="background: rgba(var(--heat), {0.75 * cell / total:.3f})">{int(cell) or ""}</td>'
+            for cell in row
         )
         rows.append(f"<tr><th>{escape(names[index])}</th>{cells}<td>{100 * row[index] / total:.2f} %</td></tr>")
     return f'<div class="scroll"><table class="confusion">{head}\n' + "\n".join(rows) + "</table></div>"
@@ -40,6 +41,9 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
 def _worst_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     pairs = [(int(n), i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
     worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_MOST_PAIRS]
-    rows = "\n".join(f"<tr><td>{escape(names[i])}</td><td>{escape(names[j])}</td><td>{n}</td></tr>" for n, i, j in worst)
+    rows = "\n".join(
+        f"<tr><td>{escape(names[i])}</td><td>{escape(names[j])}</td><td>{n}</td></tr>" for n, i, j in worst
+    )
     told = f'<p class="dim">{len(names)} classes: the {len(worst)} pairs that were mistaken most often.</p>'
-    return f'{told}<div class="scroll"><table><tr><th>true</th><th>predicted</th><th>samples</th></tr>\n{rows}</table></div>'
+    head = "<tr><th>true</th><th>predicted</th><th>samples</th></tr>"
+    return f'{told}<div class="scroll"><table>{head}\n{rows}</table></div>'

@@ -94,8 +94,8 @@ class JournalFile:
     def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
         """Cut the journal back to its first `offset` bytes, durably: what a checkpoint knows of.
 
-        With the `marks` of these bytes, damage is found: one wrong byte is mended; more stays, and the lines that are no
-        records are named. Returns messages of what was mended, and of what is damaged. Raises UsageError if the file
+        With the `marks` of these bytes, damage is found: one wrong byte is mended; more stays, and the lines that are
+        no records are named. Returns messages of what was mended, and of what is damaged. Raises UsageError if the file
         is shorter than that or `offset` is not the end of a line: then it is not the file that the checkpoint was
         written beside.
         """

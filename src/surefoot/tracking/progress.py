@@ -294,9 +294,7 @@ def position(info: RunInfo, record: Mapping[str, Any]) -> str:
     return f"epoch {int(record['epoch']) + 1}/{info.epochs}  step {record['step']}/{info.steps}"
 
 
-def epoch_line(
-    info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str = ""
-) -> str:
+def epoch_line(info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str = "") -> str:
     """One line for an epoch's records (one of the two may be missing)."""
     last = val if val is not None else train
     assert last is not None, "an epoch without a record"

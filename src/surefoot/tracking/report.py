@@ -112,14 +112,17 @@ def render_report(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{_CONFUSION_STYLE}{svg.STYLE}</style></head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
+        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{_CONFUSION_STYLE}{svg.STYLE}</style>"
+        "</head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
 
 
 def _byline(run: Mapping[str, Any]) -> str:
-    parts = [f"{word} {run[key]}" for key, word in (("id", "run"), ("created", "begun"), ("status", "status")) if run.get(key)]
+    parts = [
+        f"{word} {run[key]}"
+        for key, word in (("id", "run"), ("created", "begun"), ("status", "status"))
+        if run.get(key)
+    ]
     if run.get("inexact"):
         parts.append("resumed inexactly: " + ", ".join(map(str, run["inexact"])))
     return " · ".join(parts)
@@ -148,10 +151,7 @@ def _tiles(numbers: RunNumbers) -> str:
             tiles.append((duration(float(last["wall_s"])), "of training"))
     return (
         '<div class="tiles">'
-        + "".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
-            for value, what in tiles
-        )
+        + "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles)
         + "</div>"
     )
 
@@ -202,7 +202,9 @@ def _epoch_table(numbers: RunNumbers) -> str:
     if not rows:
         return ""
     heads = ["epoch", "step", *columns, "time"]
-    body = ("<tr>" + "".join(f"<td>{escape(row.get(head, ''))}</td>" for head in heads) + "</tr>" for row in rows.values())
+    body = (
+        "<tr>" + "".join(f"<td>{escape(row.get(head, ''))}</td>" for head in heads) + "</tr>" for row in rows.values()
+    )
     head = "".join(f"<th>{escape(head)}</th>" for head in heads)
     stride = numbers.epochs.stride
     note = f'<p class="dim">One epoch in {stride} is shown; metrics.jsonl has all.</p>' if stride > 1 else ""

@@ -44,9 +44,7 @@ class TensorBoard:
     >>> board.close()
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str], *, started: float | None = None, together: bool = False
-    ):
+    def __init__(self, directory: str | os.PathLike[str], *, started: float | None = None, together: bool = False):
         self.directory = Path(directory)
         self._points = EventFiles(self.directory, started=started, first=(_layout(),))
         self._sub_runs = {

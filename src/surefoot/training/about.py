@@ -28,7 +28,8 @@ class About:
     The rest is saved with the model, so that it can be evaluated, exported and used on raw data: `classes` (names),
     `preprocessing` (what raw inputs need), `input_shape` (of one sample, without N), `input_dtype` and `loss_name`.
     What is None is taken from the data (their `classes`, the Loader's preprocessing, the first sample) and the loss.
-    `dataset` names the data; `source` is ``("module:Name", its arguments)`` of a model class of one's own, `recipe_digest` the recipe's.
+    `dataset` names the data; `source` is ``("module:Name", its arguments)`` of a model class of one's own,
+    `recipe_digest` the recipe's.
     """
 
     name: str = "run"

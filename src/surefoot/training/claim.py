@@ -44,9 +44,7 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
     """
     there = RunDirectory.holds_run(path)
     if there and not resume:
-        raise UsageError(
-            f"{path}: already holds a run; go on with it ({_way_on(path)}) or name another directory"
-        )
+        raise UsageError(f"{path}: already holds a run; go on with it ({_way_on(path)}) or name another directory")
     existed = path.exists()
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")
     claim = Claim(run)
@@ -64,8 +62,10 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 run.record(status="interrupted" if stopped else "failed")
-        if isinstance(error, OSError) and error.filename and Path(os.path.abspath(error.filename)).is_relative_to(
-            os.path.abspath(path)
+        if (
+            isinstance(error, OSError)
+            and error.filename
+            and Path(os.path.abspath(error.filename)).is_relative_to(os.path.abspath(path))
         ):
             what = f"{error.filename}: cannot be written: {error.strerror}"
             go_on = "make room or mend the disk, then resume the run" if claim.begun else "make room or mend the disk"

@@ -132,9 +132,7 @@ def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | 
     return TensorSource(*converted, classes=source.classes)
 
 
-def predict(
-    model: nn.Module, inputs: Tensor, *, batch_size: int = EVAL_BATCH, precision: str = "float32"
-) -> Tensor:
+def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Tensor:
     """The model's outputs (N, ...) for `inputs` (N, ...), in evaluation mode and without gradients."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     check = Arguments()
@@ -147,7 +145,10 @@ def predict(
     inputs = source_for(model, (inputs,)).tensors[0]
     with evaluating(model), torch.no_grad(), autocast(device, precision):
         parts = [model(part.to(device)) for part in inputs.split(batch_size)]
-    if not all(isinstance(part, Tensor) and part.dim() for part in parts) or len({part.shape[1:] for part in parts}) > 1:
+    if (
+        not all(isinstance(part, Tensor) and part.dim() for part in parts)
+        or len({part.shape[1:] for part in parts}) > 1
+    ):
         found = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
         raise UsageError(
             f"predict: the model's outputs for batches of up to {batch_size} cannot be joined to (N, ...): {found}; "

@@ -266,7 +266,9 @@ def fit(
                     generators=held.Generators(model=model, loss=loss),
                 )
             )
-            for note in [n for each in (loader, val_loader) for n in getattr(getattr(each, "source", None), "notes", [])]:
+            for note in [
+                n for each in (loader, val_loader) for n in getattr(getattr(each, "source", None), "notes", [])
+            ]:
                 progress.message(note)
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
             if again:  # not before: a captured graph holds the addresses of what was loaded
@@ -288,7 +290,11 @@ def fit(
                 details={**about.details, "runs on": plan.describe()},
             )
         )
-        save = functools.partial(save_model_of, about, ema_decay is not None, run_dir, recorder) if run_dir is not None else None
+        save = (
+            functools.partial(save_model_of, about, ema_decay is not None, run_dir, recorder)
+            if run_dir is not None
+            else None
+        )
         loop = Loop(
             step=step,
             loader=loader,
@@ -338,11 +344,13 @@ def _before_loading(
     if without_effect := [str(change) for change in changes if vain and change.name.endswith(vain)]:
         owner = owns_rates(schedule.scheduler)
         raise UsageError(
-            f"{owner} has rates of its own, so this would have no effect: {'; '.join(without_effect)}; leave it as it was and "
-            f"change {owner}'s arguments, or start a new run"
+            f"{owner} has rates of its own, so this would have no effect: {'; '.join(without_effect)}; leave it as it "
+            f"was and change {owner}'s arguments, or start a new run"
         )
     # What was allowed is allowed; other data may be more or fewer.
-    loader.accept_changes = {c.name.rpartition(".")[2] if not c.name.startswith("data.") else "samples" for c in changes}
+    loader.accept_changes = {
+        c.name.rpartition(".")[2] if not c.name.startswith("data.") else "samples" for c in changes
+    }
     done = saved["progress"]["epoch"]
     if done > epochs:
         raise UsageError(f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more")
@@ -365,7 +373,9 @@ def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: P
     for change in restored.changes:
         progress.message(f"going on inexactly: {change}")
     if state.best.value is None and state.best.metric is not None and state.epoch:
-        progress.message(f"{state.best.metric}: the best is looked for from here on; until then model/best is the old one")
+        progress.message(
+            f"{state.best.metric}: the best is looked for from here on; until then model/best is the old one"
+        )
     if state.stopped_early:
         more = f"give early_stopping a patience above {state.stale_epochs} to go on"
         progress.message(f"nothing to do: the run was stopped early, after epoch {state.epoch}; {more}")

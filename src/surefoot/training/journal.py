@@ -17,7 +17,8 @@ from .records import Recorder
 class Journal:
     """Records what a hand-written loop measures in a run's directory, as fit does, and goes on with it exactly.
 
-        with surefoot.Journal("runs/mine") as journal, surefoot.Checkpointer("runs/mine", journal=journal, ...) as saver:
+        journal = surefoot.Journal("runs/mine")
+        with journal, surefoot.Checkpointer("runs/mine", journal=journal, ...) as saver:
             saver.resume()
             ...
                 journal.step(saver.steps + 1, {"loss": loss}, epoch=loader.epoch, lr=schedule.lrs)

@@ -167,7 +167,7 @@ class Loop:
         self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
     def nonfinite(self, error: NonFinite, micro_batches: int, in_a_row: int) -> None:
-        """A loss or gradient that is NaN or infinite: skip the update and say so, or stop with the last finite state kept."""
+        """A loss or gradient that is NaN or infinite: skip the update and say so, or stop and keep the finite state."""
         first = self.loader.position - micro_batches
         which = range(micro_batches) if error.micro_batch is None else [error.micro_batch]
         indices = [i for k in which for i in self.loader.indices_at(self.state.epoch, first + k).tolist()]

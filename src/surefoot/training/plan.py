@@ -47,7 +47,8 @@ def use_plan(
     """Put under `step` what `plan` says; call it inside of `execution.prepare`, after a resume has loaded its state.
 
     Returns the settings that the run has: where the compiled form cannot be made, those of the eager one, and `say`
-    is told. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot be made again.
+    is told. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot be made
+    again.
     """
     if step.options.grad_accum_steps > 1:  # of several micro-batches there is the plain step alone
         return plan

@@ -10,7 +10,7 @@ from ..tracking import RunRecords
 
 
 class Recorder:
-    """Writes records to the RunRecords of `run_dir` and shows them on `progress`; without a directory it only shows them."""
+    """Writes records to the RunRecords of `run_dir` and shows them on `progress`; without a directory only shows."""
 
     def __init__(self, run_dir: Path | None, *, tensorboard: bool | str, progress: Any):
         self.progress = progress

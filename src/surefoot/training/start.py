@@ -69,9 +69,7 @@ def start_from(
     return done
 
 
-def _positioned(
-    saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.Optimizer, where: str
-) -> dict[str, Any]:
+def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> dict[str, Any]:
     """The saved state under this optimizer's positions. Raises `UsageError` where they cannot be told."""
     own = [p for group in optimizer.param_groups for p in group["params"]]
     sizes = tuple(len(group["params"]) for group in optimizer.param_groups)

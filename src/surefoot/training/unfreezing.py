@@ -23,9 +23,7 @@ class Unfreezing:
     matches no frozen parameter.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Sequence[tuple[int, str]], **how: Any
-    ):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Sequence[tuple[int, str]], **how: Any):
         self.model = model
         self.optimizer = optimizer
         self.plan = sorted(_pairs(plan), key=lambda item: item[0])

@@ -46,8 +46,8 @@ def lint(
     `batch` is what training gives to `losses.apply` (on the model's device); `classes` is the number of classes of
     the data, or their names; findings named in `off` are not told, and with ``"all"`` nothing is looked at. `last` is
     an epoch's last batch, where it is shorter: whether model and loss can be run on it. One forward and backward pass
-    in training mode (parts that are frozen in evaluation mode stay so); parameters, buffers, gradients, optimizer and random number
-    generators are afterwards as they were. Run it under `torch.autocast` where training is.
+    in training mode (parts that are frozen in evaluation mode stay so); parameters, buffers, gradients, optimizer and
+    random number generators are afterwards as they were. Run it under `torch.autocast` where training is.
 
     Raises UsageError, from the original error, where the model cannot run on the batch, and for an unknown name in
     `off`.
@@ -90,7 +90,10 @@ def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, of
     off = check.texts("lint_off", off)
     for name in off:
         if name != "all" and name not in FINDINGS:
-            check.refuse("lint_off", f"unknown finding {name!r}{did_you_mean(name, FINDINGS)}; `{typed('surefoot', 'explain')}` lists them")
+            check.refuse(
+                "lint_off",
+                f"unknown finding {name!r}{did_you_mean(name, FINDINGS)}; `{typed('surefoot', 'explain')}` lists them",
+            )
     check.done()
     return off
 
@@ -122,8 +125,8 @@ def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
         return [
             error(
                 "last-batch",
-                f"the last batch of each epoch has {batch_size(last)} of {batch_size(seen.batch)} samples, and cannot be "
-                f"trained on: {text}",
+                f"the last batch of each epoch has {batch_size(last)} of {batch_size(seen.batch)} samples, and cannot "
+                f"be trained on: {text}",
                 "leave it out (drop_last: true, in Python a Loader with drop_last=True), or give a batch_size that "
                 "divides the data otherwise",
             )
@@ -186,7 +189,10 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
             return error("shape-mismatch", f"{told}: {text}", fix)
     fix = "docs/losses.md says what each loss is given"
     if seen.outputs is None:
-        told, fix = f"the model returns None, and {describe(seen.loss)} takes a tensor", "return the outputs in its forward"
+        told, fix = (
+            f"the model returns None, and {describe(seen.loss)} takes a tensor",
+            "return the outputs in its forward",
+        )
     elif part := _scores_in(seen.outputs):
         name = type(seen.outputs).__name__
         told = f"the model returns a {name}, and {describe(seen.loss)} takes a tensor"
