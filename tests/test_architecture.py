@@ -20,7 +20,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
     {"version", "errors", "text", "lazy"},
-    {"catalog", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
+    {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
     {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
     {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics", "moving_average"},
@@ -237,7 +237,7 @@ def test_no_error_is_swallowed_and_nothing_is_left_for_later(path, tree):
     "code",
     [
         "import surefoot",
-        "import surefoot.errors, surefoot.catalog, surefoot.rng, surefoot.files",
+        "import surefoot.errors, surefoot.registry, surefoot.rng, surefoot.files",
         "import surefoot.tracking",
         "from surefoot.cli import main; main(['--help'])",
         "from surefoot.cli import main; main(['--version'])",

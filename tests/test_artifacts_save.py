@@ -44,7 +44,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("make", [LeNet5, lambda: SmallResNet(width=4), lambda: MLP(hidden=[8, 4])])
-def test_a_catalogue_model_comes_back_without_any_code_of_the_caller(make, tmp_path):
+def test_a_registered_model_comes_back_without_any_code_of_the_caller(make, tmp_path):
     model = make()
     save_model(model, tmp_path / "model", **full_info())
     again = load_model(tmp_path / "model")

@@ -189,7 +189,7 @@ def test_arguments_that_cannot_be_are_told(name, arguments, message):
         AUGMENTATIONS.build(name, arguments)
 
 
-def test_the_catalogue_builds_transforms_that_the_loader_takes():
+def test_the_registry_builds_transforms_that_the_loader_takes():
     augment = [AUGMENTATIONS.build("RandomCrop", {"padding": 2}), AUGMENTATIONS.build("RandomHorizontalFlip")]
     raw = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
     loader = Loader((raw, torch.arange(20)), 7, augment=augment)

@@ -312,7 +312,7 @@ def test_the_directory_is_the_argument_or_the_environment_or_the_cache(monkeypat
     assert data_directory("here") == Path("here")
 
 
-def test_the_catalogue_builds_it(tmp_path, monkeypatch):
+def test_the_registry_builds_it(tmp_path, monkeypatch):
     place(tmp_path)
     monkeypatch.setattr(module, "load_arrays", lambda directory, **rest: load_arrays(directory, files=SMALL, **rest))
     splits = DATA.build("fashion_mnist", {"dir": str(tmp_path), "train_size": 12}, progress=None)

@@ -171,7 +171,7 @@ def test_read_only_arrays_are_copied_and_others_shared():
     assert TensorSource(array).tensors[0].data_ptr() != array.ctypes.data
 
 
-def test_the_catalogue_lists_without_torch():
+def test_the_registry_lists_without_torch():
     code = "import sys; from surefoot.data import DATA; print(DATA.names()); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "['garments', 'fashion_mnist']\n")

@@ -100,7 +100,7 @@ def test_every_format_gives_the_models_own_probabilities(name, directory, batch,
         (lambda: SmallResNet(width=4).bfloat16().to(memory_format=torch.channels_last), "pt2"),
     ],
 )
-def test_the_catalogues_models_export_as_programs(make, name, batch, tmp_path):
+def test_the_registered_models_export_as_programs(make, name, batch, tmp_path):
     needs_onnx(name)
     saved(make(), tmp_path / "model")
     assert export(tmp_path / "model", tmp_path / f"m.{name}", batch=batch).largest_difference < 1e-6

@@ -13,7 +13,7 @@ from torch import nn
 
 from surefoot import losses
 from surefoot.errors import UsageError
-from surefoot.losses.catalogue import LEFT_OUT
+from surefoot.losses.registry import LEFT_OUT
 
 DOCS = (Path(__file__).parent.parent / "docs" / "losses.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", DOCS, re.M | re.S))
@@ -25,7 +25,7 @@ def test_every_loss_class_of_torch_is_there_or_left_out_for_a_reason():
     assert in_torch == set(losses.LOSSES.names()) | set(LEFT_OUT)
 
 
-def test_the_catalogue_and_the_findings_are_read_without_torch():
+def test_the_registry_and_the_findings_are_read_without_torch():
     code = (
         "import sys; from surefoot.losses import FINDINGS, LOSSES; "
         "assert len(LOSSES) > 20 and FINDINGS; sys.exit('torch' in sys.modules)"

@@ -17,7 +17,7 @@ all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def test_the_table_holds_every_loss_of_the_catalogue():
+def test_the_table_holds_every_loss_of_the_registry():
     assert {case.loss for case in CASES} == set(losses.LOSSES.names())
 
 

@@ -1,4 +1,4 @@
-"""The models of the catalogue: what they take and give, and that each is rebuilt from its record."""
+"""The models of the registry: what they take and give, and that each is rebuilt from its record."""
 
 from __future__ import annotations
 

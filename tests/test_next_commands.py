@@ -121,7 +121,7 @@ KINDS = {  # model, data, loss, what predict is offered (None: nothing), export'
     "labels": ('{import: "next_commands_things:Head", n: 3}', "labels", "BCEWithLogitsLoss", "FILE.npy", "onnx"),
     "points": (OWN % "Points", "points", "CrossEntropyLoss", "FILE.npy", "onnx"),
     "pictures": (OWN % "Points", "pixels", "CrossEntropyLoss", "IMAGE...", "onnx"),
-    "catalogue": ("{name: MLP, in_features: 5, classes: 2}", "classes", "CrossEntropyLoss", "FILE.npy", "onnx"),
+    "registry": ("{name: MLP, in_features: 5, classes: 2}", "classes", "CrossEntropyLoss", "FILE.npy", "onnx"),
 }
 
 

@@ -74,7 +74,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_every_optimizer_of_torch_is_in_the_catalogue():
+def test_every_optimizer_of_torch_is_in_the_registry():
     of_torch = {
         name
         for name in torch.optim.__all__

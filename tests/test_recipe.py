@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
-from surefoot.catalog import Catalog, Entry, Range
 from surefoot.errors import Problems, UsageError
 from surefoot.recipe import Frozen, load_recipe, packaged_names, packaged_summary, parse_recipe
 from surefoot.recipe.check import BY_STEP
+from surefoot.registry import Entry, Range, Registry
 
 
 def lenet(classes: int = 10, channels: int = 1): ...
@@ -27,17 +27,17 @@ def random_crop(padding: int): ...
 
 
 FAKES = {
-    "model": Catalog("model", "models", [Entry("LeNet5", lenet)]),
-    "data": Catalog("data set", "data", [Entry("garments", garments)]),
-    "loss": Catalog("loss", "losses", [Entry("CrossEntropyLoss", cross_entropy)]),
-    "optimizer": Catalog(
+    "model": Registry("model", "models", [Entry("LeNet5", lenet)]),
+    "data": Registry("data set", "data", [Entry("garments", garments)]),
+    "loss": Registry("loss", "losses", [Entry("CrossEntropyLoss", cross_entropy)]),
+    "optimizer": Registry(
         "optimizer",
         "optimizers",
         [Entry("SGD", sgd, provided=("params",), limits={"lr": Range(low=0, hint="give a positive rate, e.g. 0.001")})],
     ),
-    "scheduler": Catalog("scheduler", "schedulers", [Entry("StepLR", step_lr, provided=("optimizer",))]),
-    "warmup": Catalog("warmup", "warmups", [Entry("LinearWarmup", linear_warmup, provided=("optimizer",))]),
-    "augmentation": Catalog("augmentation", "augmentations", [Entry("RandomCrop", random_crop)]),
+    "scheduler": Registry("scheduler", "schedulers", [Entry("StepLR", step_lr, provided=("optimizer",))]),
+    "warmup": Registry("warmup", "warmups", [Entry("LinearWarmup", linear_warmup, provided=("optimizer",))]),
+    "augmentation": Registry("augmentation", "augmentations", [Entry("RandomCrop", random_crop)]),
 }
 
 BASE = """\
@@ -51,13 +51,13 @@ optimizer:
 """
 
 
-def read(text: str = BASE, *overrides: str, catalogues=FAKES):
-    return parse_recipe(text, "r.yaml", overrides, catalogues=catalogues)
+def read(text: str = BASE, *overrides: str, registries=FAKES):
+    return parse_recipe(text, "r.yaml", overrides, registries=registries)
 
 
-def told(text: str = BASE, *overrides: str, catalogues=FAKES) -> list[str]:
+def told(text: str = BASE, *overrides: str, registries=FAKES) -> list[str]:
     with pytest.raises(Problems) as caught:
-        read(text, *overrides, catalogues=catalogues)
+        read(text, *overrides, registries=registries)
     return list(caught.value.problems)
 
 
@@ -197,7 +197,7 @@ LINES = [
     ("model: [LeNet5]", "2:8: model: a list is not the name of a model, or a mapping with it, e.g. LeNet5"),
     ("model: Lenet", "2:8: model: unknown model 'Lenet'; did you mean 'LeNet5'?"),
     ("model: VGG", "2:8: model: unknown model 'VGG'; the names are: LeNet5; your own is {import: my_package.m"),
-    ("model: a.b:C", "2:8: model: 'a.b:C' is no name of a catalogue; to use your own, write {import: a.b:C}"),
+    ("model: a.b:C", "2:8: model: 'a.b:C' is not a registered name; to use your own, write {import: a.b:C}"),
     ("model: {import: a.b.C}", "2:17: model.import: 'a.b.C' has no colon; write a.b:C"),
     ("model: {import: a/b.py:C}", "2:17: model.import: 'a/b.py:C' is a file; give the module and the name in it"),
     ("model: {import: 'a b:C'}", "2:17: model.import: 'a b:C' is not of the form module:Name"),
@@ -297,7 +297,7 @@ def test_a_mistake_is_told_with_place_key_and_remedy(line, message):
     ],
 )
 def test_schedulers_that_do_not_fit_together_are_told(scheduler, message):
-    (found,) = told(f"{BASE}scheduler: {scheduler}", catalogues={})
+    (found,) = told(f"{BASE}scheduler: {scheduler}", registries={})
     assert message in found
 
 
@@ -316,12 +316,12 @@ def test_schedulers_that_do_not_fit_together_are_told(scheduler, message):
     ],
 )
 def test_what_a_scheduler_counts_and_watches_is_settled(scheduler, by, monitor):
-    section = read(f"{BASE}scheduler: {scheduler}", catalogues={}).scheduler
+    section = read(f"{BASE}scheduler: {scheduler}", registries={}).scheduler
     assert (section.by, section.monitor) == (by, monitor)
     assert all(child.by == by for child in section.children)
 
 
-def test_the_usual_units_are_those_of_the_catalogue():
+def test_the_usual_units_are_those_of_the_registry():
     from surefoot.schedules import SCHEDULERS
 
     assert tuple(sorted(e.name for e in SCHEDULERS if e.facts["by"] == "step")) == tuple(sorted(BY_STEP))
@@ -356,7 +356,7 @@ def test_an_imported_part_takes_any_arguments_even_one_called_name():
     recipe = read(BASE.replace("LeNet5", "{import: torchvision.models:get_model, name: resnet18, weights: null}"))
     assert recipe.model.imported and recipe.model.name == "torchvision.models:get_model"
     assert recipe.model.args == {"name": "resnet18", "weights": None}
-    assert parse_recipe(recipe.to_yaml(), catalogues=FAKES) == recipe
+    assert parse_recipe(recipe.to_yaml(), registries=FAKES) == recipe
 
 
 def test_a_weighted_sum_is_a_list_of_losses():
@@ -499,7 +499,7 @@ def test_a_recipe_survives_pickling_and_copying():
 def test_the_dump_holds_every_default_and_loads_back_equal():
     recipe = read(BASE + "scheduler: {name: StepLR, step_size: 2}\nema: {}\n")
     text = recipe.to_yaml()
-    again = parse_recipe(text, "elsewhere.yaml", catalogues=FAKES)
+    again = parse_recipe(text, "elsewhere.yaml", registries=FAKES)
     assert again == recipe and again.digest() == recipe.digest() and again.to_yaml() == text
     for key in ("seed: 0", "grad_accum_steps: 1", "shuffle: true", "by: epoch", "decay: 0.999", "keep_last: 3"):
         assert key in text
@@ -513,7 +513,7 @@ def test_texts_that_look_like_other_values_are_quoted_in_the_dump(text):
 
     recipe = dataclasses.replace(read(), model=dataclasses.replace(read().model, args=Frozen({"x": text})))
     dumped = recipe.to_yaml()
-    assert parse_recipe(dumped, catalogues={}).model.args["x"] == text
+    assert parse_recipe(dumped, registries={}).model.args["x"] == text
     assert yaml.safe_load(dumped)["model"]["x"] == text
 
 
@@ -538,8 +538,8 @@ def test_a_file_is_read_and_named_as_it_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(BASE.replace("lr: 0.1", "lr: x"))
     with pytest.raises(Problems, match=r"^mine.yaml:7:7: optimizer.lr: "):
-        load_recipe("mine.yaml", catalogues=FAKES)
-    recipe = load_recipe("mine.yaml", ["optimizer.lr=1"], catalogues=FAKES)
+        load_recipe("mine.yaml", registries=FAKES)
+    recipe = load_recipe("mine.yaml", ["optimizer.lr=1"], registries=FAKES)
     assert recipe.name == "mine" and recipe.source == "mine.yaml"
 
 
@@ -564,7 +564,7 @@ def test_a_source_that_cannot_be_read_is_one_message(tmp_path, monkeypatch, sour
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
     (tmp_path / "huge.yaml").write_bytes(b"# " + b"x" * (1 << 20))
     with pytest.raises(UsageError) as caught:
-        load_recipe(source, catalogues=FAKES)
+        load_recipe(source, registries=FAKES)
     assert str(caught.value).startswith(message)
 
 
@@ -574,7 +574,7 @@ def test_a_file_without_permission_is_one_message(tmp_path):
     path.write_text(BASE)
     path.chmod(0)
     with pytest.raises(UsageError, match="cannot be read: Permission denied"):
-        load_recipe(path, catalogues=FAKES)
+        load_recipe(path, registries=FAKES)
 
 
 @pytest.mark.parametrize("name", packaged_names())
@@ -586,7 +586,7 @@ def test_packaged_recipes_say_what_they_are_for_and_are_right(name):
 
 def test_real_catalogues_find_what_they_know():
     text = BASE + "lint_off: [broadcats]\nscheduler: {name: LambdaLR, lr_lambda: {import: 'm:f'}}\n"
-    messages = told(text, "loss.weight=balanced", "optimizer.betas=[0.1, 2]", catalogues=None)
+    messages = told(text, "loss.weight=balanced", "optimizer.betas=[0.1, 2]", registries=None)
     assert messages[0] == "r.yaml:8:12: lint_off.0: unknown check 'broadcats'; did you mean 'broadcast'?"
     assert len(messages) == 2 and "SGD has no argument 'betas'" in messages[1]
 
@@ -598,7 +598,7 @@ def test_the_three_packaged_recipes_are_there():
 def test_reading_a_recipe_needs_no_torch():
     code = (
         "import sys; from surefoot.recipe import load_recipe, json_schema\n"
-        "load_recipe('quickstart', ['epochs=1'], catalogues={}); json_schema({})\n"
+        "load_recipe('quickstart', ['epochs=1'], registries={}); json_schema({})\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -108,8 +108,8 @@ RECIPES = st.fixed_dictionaries(
 
 @given(RECIPES)
 def test_what_is_read_is_dumped_and_read_back_equal(given_recipe):
-    recipe = parse_recipe(to_yaml(given_recipe), "r.yaml", catalogues={})
-    again = parse_recipe(recipe.to_yaml(), "other.yaml", catalogues={})
+    recipe = parse_recipe(to_yaml(given_recipe), "r.yaml", registries={})
+    again = parse_recipe(recipe.to_yaml(), "other.yaml", registries={})
     assert again == recipe and hash(again) == hash(recipe)
     assert again.digest() == recipe.digest() and again.to_yaml() == recipe.to_yaml()
     assert yaml.safe_load(recipe.to_yaml()) == recipe.plain()
@@ -123,15 +123,15 @@ def test_what_is_read_is_dumped_and_read_back_equal(given_recipe):
 def readable(text: str, *overrides: str) -> bool:
     """Whether a text is a recipe; anything but a UsageError comes through."""
     try:
-        recipe = parse_recipe(text, "r.yaml", overrides, catalogues={})
+        recipe = parse_recipe(text, "r.yaml", overrides, registries={})
     except UsageError as error:
         assert str(error) and "\n\n" not in str(error)
         return False
-    assert parse_recipe(recipe.to_yaml(), catalogues={}) == recipe
+    assert parse_recipe(recipe.to_yaml(), registries={}) == recipe
     return True
 
 
-QUICKSTART = load_recipe("quickstart", catalogues={}).to_yaml()
+QUICKSTART = load_recipe("quickstart", registries={}).to_yaml()
 
 
 @given(st.data())

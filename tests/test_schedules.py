@@ -22,8 +22,8 @@ from test_schedules_table import (
     rates_of,
 )
 
-from surefoot.catalog import Range
 from surefoot.errors import UsageError
+from surefoot.registry import Range
 from surefoot.schedules import (
     SCHEDULERS,
     LinearWarmup,

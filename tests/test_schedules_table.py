@@ -127,13 +127,13 @@ def plain_torch(spec, optimizer):
     return kind(optimizer, **spec.args)
 
 
-def test_every_scheduler_of_torch_is_in_the_catalogue_and_in_the_table():
+def test_every_scheduler_of_torch_is_in_the_registry_and_in_the_table():
     of_torch = {n for n in lr_scheduler.__all__ if n != "LRScheduler"} | {"SWALR"}
     assert set(SCHEDULERS.names()) == of_torch
     assert {spec.name for spec in SPECS.values()} == of_torch
 
 
-def test_every_warmup_of_pytorch_warmup_is_in_the_catalogue_and_in_the_table():
+def test_every_warmup_of_pytorch_warmup_is_in_the_registry_and_in_the_table():
     import pytorch_warmup
 
     theirs = {n for n, c in vars(pytorch_warmup).items() if inspect.isclass(c) and n != "BaseWarmup"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from surefoot import recipe
-from surefoot.catalog import did_you_mean
 from surefoot.cli import main
 from surefoot.errors import UsageError
 from surefoot.losses import FINDINGS
 from surefoot.optimizers import OPTIMIZERS
 from surefoot.planning import MISTAKES
+from surefoot.registry import did_you_mean
 
 WHOLE = "epochs: 3\nmodel: LeNet5\ndata: {name: garments, batch_size: 64}\nloss: CrossEntropyLoss\n"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .catalog import Range, describe, did_you_mean
 from .errors import Problems
+from .registry import Range, describe, did_you_mean
 
 
 class Arguments:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import Arguments
-from .catalog import Range
 from .errors import UsageError
+from .registry import Range
 
 
 @dataclass(frozen=True)

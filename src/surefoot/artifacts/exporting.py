@@ -190,7 +190,7 @@ def _expected(ready: Ready, batch: tuple[Tensor, ...], to: Path) -> _Expected:
 
 
 def _compare_weights(written: Path, module: nn.Module, info: ModelInfo, to: Path) -> None:
-    """Read the file again: every tensor equals the live model's, and a model of the catalogue takes it."""
+    """Read the file again: every tensor equals the live model's, and a registered model takes it."""
     found = read_state(written).tensors
     wrong = weights.differences(found, module)
     live = module.state_dict()

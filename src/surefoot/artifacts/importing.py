@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from .. import rng
-from ..catalog import argument_problems, did_you_mean, import_object
 from ..errors import Problems, UsageError
 from ..models import MODELS
+from ..registry import argument_problems, did_you_mean, import_object
 from . import weights
 from .arguments import check_model, checked
 from .info import ModelInfo
@@ -58,7 +58,7 @@ def import_weights(
 ) -> Imported:
     """Fill `model` with the weights of a file from elsewhere; it is left untouched unless everything fits.
 
-    `model` is an instance (filled in place), a catalogue name or a ``module:Name`` of your own, which are built with
+    `model` is an instance (filled in place), a registered name or a ``module:Name`` of your own, which are built with
     `arguments`, or None for a file that names its own. `path` is a ``.safetensors``, anything by torch.save (a
     state_dict, bare or in a checkpoint dictionary such as the tutorial's ``{"epoch", "model_state_dict", ...}``, a
     whole model) of any age, or a folder of Hugging Face's, shards included. `key` picks the entry where several
@@ -118,7 +118,7 @@ def import_weights(
 
 
 def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tuple[str, Mapping[str, Any]] | None]:
-    """A catalogue's model or a ``module:Name``, fresh weights drawn from seed 0; and its source if it is not ours."""
+    """A registered model or a ``module:Name``, fresh weights drawn from seed 0; and its source if it is not ours."""
     before = rng.capture()
     try:
         rng.seed_all(0)

@@ -32,7 +32,7 @@ DTYPES = ("uint8", "float32", "float64", "float16", "bfloat16", "int64", "int32"
 class ModelInfo:
     """The description that travels with the weights.
 
-    `model` is ``{"name": ..., "args": {...}}`` for a model of the catalogue, ``{"class": "module:Name",
+    `model` is ``{"name": ..., "args": {...}}`` for a registered model, ``{"class": "module:Name",
     "args": {...} | None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype`
     is the raw data's, as torch names it. `dataset` names what it was trained on; `averaged` says that the weights are
     a moving average of the training's (EMA). Fields that nobody told are None; a `preprocessing` of None means that the
@@ -56,7 +56,7 @@ class ModelInfo:
 
     @property
     def model_name(self) -> str:
-        """The name to show: the catalogue's, or the class's own."""
+        """The name to show: the registry's, or the class's own."""
         return self.model.get("name") or self.model["class"].rpartition(":")[2]
 
     def to_json(self) -> dict[str, Any]:

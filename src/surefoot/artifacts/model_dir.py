@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from .. import files, safe_tensors
-from ..catalog import import_object
 from ..errors import UsageError
 from ..models import MODELS
 from ..preprocessing import Preprocessing
+from ..registry import import_object
 from ..safe_tensors import BadFile
 from . import weights
 from .arguments import check_model, checked
@@ -114,7 +114,7 @@ def save_model(
 def load_model(directory: str | Path, model: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
     """The model that `save_model` wrote to `directory`, on the CPU, in eval mode, with its weights' dtypes.
 
-    A model of the catalogue is rebuilt. For a user's own class pass an instance as `model`, which is filled in
+    A registered model is rebuilt. For a user's own class pass an instance as `model`, which is filled in
     place, or say ``trust_code=True`` to have the class that the file names imported and called: do so only
     for files that you would run as a program. Everything is checked first; a `model` passed in is untouched when
     anything does not fit. Raises `UsageError`.
@@ -221,7 +221,7 @@ def _refuse_giant(name: str, args: Mapping[str, Any], where: str | Path) -> None
         raise BadFile(where, f"model: {name} with these arguments holds {size} numbers; at most {MAX_REBUILT}")
 
 
-# Far above what the catalogue's models are for; a user's own class is not bound by it.
+# Far above what the registered models are for; a user's own class is not bound by it.
 MAX_REBUILT = 2**30
 MAX_ARGUMENTS = 4000
 

@@ -151,7 +151,7 @@ def open_model(
     """Open a run directory, a model directory, ``.safetensors``, ``.pth``, ``.pt2`` or ``.onnx`` to use it.
 
     The format is told by the content. Weights that do not name their model (``.pth``, foreign
-    ``.safetensors``) need `model`, a catalogue name, ``module:Name`` or an instance, and a `preprocessing` before
+    ``.safetensors``) need `model`, a registered name, ``module:Name`` or an instance, and a `preprocessing` before
     they can be called. `key` is that of `import_weights`. With `trust_code` the class that a file names is
     imported, and a ``.pt2`` is read by torch, which runs code of the file. Raises `UsageError`.
 

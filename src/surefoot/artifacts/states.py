@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..catalog import did_you_mean
+from ..registry import did_you_mean
 from ..safe_tensors import BadFile
 from . import pickled
 from .pickled import Opaque, Stored

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..catalog import did_you_mean
 from ..errors import Problems, UsageError
+from ..registry import did_you_mean
 from ..wrapping import unwrap as unwrap
 
 # How many differences of one kind are told one by one; a file for another model would fill the screen.

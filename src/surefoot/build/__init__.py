@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .assemble import Built, build, catalogues
+from .assemble import Built, build, registries
 from .imports import import_object
 from .parts import build_data, build_loss, build_model, schedule_specs
 
@@ -12,7 +12,7 @@ __all__ = [
     "build_data",
     "build_loss",
     "build_model",
-    "catalogues",
+    "registries",
     "import_object",
     "schedule_specs",
 ]

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..catalog import Catalog
     from ..data import Loader
     from ..recipe import Part, Recipe
+    from ..registry import Registry
     from ..schedules import Schedule
     from ..step import StepOptions
     from ..training import About, Unfreezing
 
 
-def catalogues() -> dict[str, Catalog]:
-    """Every catalogue by the name that `surefoot list` uses."""
+def registries() -> dict[str, Registry]:
+    """Every registry by the name that `surefoot list` uses."""
     from ..data import AUGMENTATIONS, DATA
     from ..losses import LOSSES
     from ..models import MODELS
@@ -43,7 +43,7 @@ def catalogues() -> dict[str, Catalog]:
     from ..schedules import SCHEDULERS, WARMUPS
 
     found = (LOSSES, OPTIMIZERS, SCHEDULERS, WARMUPS, MODELS, DATA, AUGMENTATIONS)
-    return {catalogue.plural: catalogue for catalogue in found}
+    return {registry.plural: registry for registry in found}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a name in a recipe to what it stands for: a catalogue's entry, or a user's own import."""
+"""From a name in a recipe to what it stands for: a registry's entry, or a user's own import."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import Catalog, argument_problems, import_object
 from ..errors import Problems, UsageError
+from ..registry import Registry, argument_problems, import_object
 
 if TYPE_CHECKING:
     from ..recipe import Part, Recipe
 
 
-def make(part: Part, catalogue: Catalog, fitting: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
-    """The object of a part: from the catalogue, or imported and called with its arguments.
+def make(part: Part, registry: Registry, fitting: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
+    """The object of a part: from the registry, or imported and called with its arguments.
 
     `fitting` are arguments that the data decide unless the recipe does, `provided` those that are the house's own.
     """
     if not part.imported:
-        return catalogue.build(part.name, {**(fitting or {}), **resolved(part)}, **provided)
+        return registry.build(part.name, {**(fitting or {}), **resolved(part)}, **provided)
     found = import_object(part.name)
     return call(found, part.name, resolved(part)) if callable(found) else found
 
@@ -33,7 +33,7 @@ def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) ->
 
 
 def named(part: Part) -> Any:
-    """The class that a part imports, or its catalogue name."""
+    """The class that a part imports, or its registered name."""
     return import_object(part.name) if part.imported else part.name
 
 

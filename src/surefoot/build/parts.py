@@ -10,8 +10,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import did_you_mean
 from ..errors import Problems, UsageError
+from ..registry import did_you_mean
 from .imports import at, call, import_object, make, named, resolved
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one section, or every name. Raises UsageError for a name that no finding has."""
-    from ..catalog import did_you_mean
     from ..errors import UsageError
+    from ..registry import did_you_mean
 
     known = sections()
     if arguments.name is None:

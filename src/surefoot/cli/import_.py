@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME|MODULE:NAME|RECIPE",
-        help="what they are for: a model of the catalogue, a class or function of your own, or a recipe",
+        help="what they are for: a registered model, a class or function of your own, or a recipe",
     )
     parser.add_argument("--to", metavar="DIR", help="the model directory to write (default: FILE without its ending)")
     parser.add_argument(

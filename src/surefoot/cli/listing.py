@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _kind(word: str) -> str:
-    from ..catalog import did_you_mean
+    from ..registry import did_you_mean
 
     if word not in KINDS:
         meant = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
@@ -48,7 +48,7 @@ def _entries(kind: str) -> list[dict]:
     from .. import build
 
     rows = []
-    for entry in build.catalogues()[kind]:
+    for entry in build.registries()[kind]:
         arguments = {
             name: None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
             for name, parameter in entry.parameters().items()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --key, --trust-code."""
-    parser.add_argument("--model", metavar="NAME", help="the catalogue model that bare weights (.pth) are for")
+    parser.add_argument("--model", metavar="NAME", help="the registered model that bare weights (.pth) are for")
     parser.add_argument("--key", metavar="KEY", help="the entry of a checkpoint dictionary that holds the weights")
     add_trust_argument(parser)
 
@@ -85,7 +85,7 @@ def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
 
 
 def data_of(name: str, *, trust_code: bool) -> tuple[DataSplits, object]:
-    """The data set that the catalogue or a recipe names, and the loss where the recipe tells it."""
+    """The data set that the registry or a recipe names, and the loss where the recipe tells it."""
     from .. import recipe
     from ..data import DATA
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..lazy import lazily
 
 _HOMES = {
-    "catalogue": "AUGMENTATIONS DATA",
+    "registry": "AUGMENTATIONS DATA",
     "loader": "Loader epoch_order",
     "sources": "DatasetSource Source TensorSource as_source",
     "splits": "DataSplits",

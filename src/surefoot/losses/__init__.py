@@ -1,12 +1,12 @@
-"""Losses: the catalogue, how each is called, what its mean is over, and the lint of the first batch."""
+"""Losses: the registry, how each is called, what its mean is over, and the lint of the first batch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..lazy import lazily
-from .catalogue import LOSSES, build_loss, needs_targets
 from .checks.findings import FINDINGS, Finding
+from .registry import LOSSES, build_loss, needs_targets
 
 if TYPE_CHECKING:
     from .averaging import batch_size, is_summed, many_weights, sample_weight, shares, weighs_by
@@ -42,7 +42,7 @@ __all__ = [
     "weighs_by",
 ]
 
-# The catalogue and the names of the findings are read without torch; the rest is imported when it is asked for.
+# The registry and the names of the findings are read without torch; the rest is imported when it is asked for.
 __getattr__ = lazily(
     __name__,
     {

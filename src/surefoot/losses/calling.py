@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import catalogue
+from . import registry
 from .known import family
 
 
@@ -97,10 +97,10 @@ def _value_adaptive(loss, outputs, targets):
     return loss(outputs, targets).loss
 
 
-PAIR = Convention("pair", catalogue.PAIR, _forward_pair, _value_pair)
-TRIPLET = Convention("triplet", catalogue.TRIPLET, _forward_triplet, _value_triplet)
-TWO_INPUTS = Convention("two inputs", catalogue.TWO_INPUTS, _forward_two_inputs, _value_two_inputs)
-CTC = Convention("ctc", catalogue.CTC, _forward_ctc, _value_ctc)
+PAIR = Convention("pair", registry.PAIR, _forward_pair, _value_pair)
+TRIPLET = Convention("triplet", registry.TRIPLET, _forward_triplet, _value_triplet)
+TWO_INPUTS = Convention("two inputs", registry.TWO_INPUTS, _forward_two_inputs, _value_two_inputs)
+CTC = Convention("ctc", registry.CTC, _forward_ctc, _value_ctc)
 GAUSSIAN = Convention("gaussian", PAIR.batch, _forward_pair, _value_gaussian)
 ADAPTIVE = Convention("adaptive", PAIR.batch, _forward_pair, _value_adaptive)
 

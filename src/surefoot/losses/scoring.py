@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..catalog import did_you_mean
 from ..errors import UsageError
+from ..registry import did_you_mean
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
 from .calling import describe
 from .composite import WeightedSum

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .catalogue import MODELS, spec_of
+from .registry import MODELS, spec_of
 
 __all__ = ["MODELS", "spec_of", "LeNet5", "MLP", "SmallResNet"]
 

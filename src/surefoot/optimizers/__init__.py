@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..lazy import lazily
-from .catalogue import OPTIMIZERS
+from .registry import OPTIMIZERS
 
 if TYPE_CHECKING:
     from .building import build_optimizer
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIMIZERS", "build_optimizer", "missing_groups", "named_groups", "param_groups", "trainable"]
 
-# The catalogue is listed without torch; the rest needs it.
+# The registry is listed without torch; the rest needs it.
 __getattr__ = lazily(
     __name__, {"building": "build_optimizer", "groups": "missing_groups named_groups param_groups trainable"}
 )

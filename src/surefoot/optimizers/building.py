@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..catalog import argument_problems
 from ..errors import Problems, UsageError
-from .catalogue import OPTIMIZERS
+from ..registry import argument_problems
 from .groups import param_groups
+from .registry import OPTIMIZERS
 
 
 def build_optimizer(

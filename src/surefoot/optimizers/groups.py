@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..catalog import Range, describe, did_you_mean
 from ..errors import Problems, UsageError
+from ..registry import Range, describe, did_you_mean
 
 NORM_AND_BIAS = "norm_and_bias"
 _DECAY_RANGE = Range(low=0, high=1, low_open=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .check import all_catalogues
+from .check import all_registries
 from .elsewhere import key_called
 from .frozen import Frozen, freeze, thaw
 from .load import load_recipe, packaged_names, packaged_summary
@@ -43,7 +43,7 @@ __all__ = [
     "SchedulerSection",
     "Unfreeze",
     "WarmupSection",
-    "all_catalogues",
+    "all_registries",
     "freeze",
     "json_schema",
     "key_called",

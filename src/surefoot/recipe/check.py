@@ -1,4 +1,4 @@
-"""What no single key shows: defaults that follow from other keys, arguments by the catalogues, keys that clash."""
+"""What no single key shows: defaults that follow from other keys, arguments by the registries, keys that clash."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..catalog import Catalog, did_you_mean
 from ..monitor import better, contradiction
+from ..registry import Registry, did_you_mean
 from ..text import typed
 from .elsewhere import elsewhere
 from .model import Recipe, SchedulerSection
@@ -21,8 +21,8 @@ COMPOSITES = ("SequentialLR", "ChainedScheduler")
 # The schedulers that torch's documentation moves after every batch.
 BY_STEP = ("OneCycleLR", "CyclicLR")
 
-# Where the catalogue of each kind of part is; loaded when a recipe is checked, because most of them need torch.
-_CATALOGUES = {
+# Where the registry of each kind of part is; loaded when a recipe is checked, because most of them need torch.
+_REGISTRIES = {
     "model": ("surefoot.models", "MODELS"),
     "data": ("surefoot.data", "DATA"),
     "loss": ("surefoot.losses", "LOSSES"),
@@ -33,9 +33,9 @@ _CATALOGUES = {
 }
 
 
-def all_catalogues() -> dict[str, Catalog]:
-    """Surefoot's own catalogues, by the kind of part. Imports torch."""
-    return {kind: getattr(importlib.import_module(m), name) for kind, (m, name) in _CATALOGUES.items()}
+def all_registries() -> dict[str, Registry]:
+    """Surefoot's own registries, by the kind of part. Imports torch."""
+    return {kind: getattr(importlib.import_module(m), name) for kind, (m, name) in _REGISTRIES.items()}
 
 
 def settle(recipe: Recipe, reading: Reading) -> Recipe:
@@ -99,44 +99,44 @@ def _monitors(section: SchedulerSection) -> Iterator[str]:
         yield from _monitors(child)
 
 
-def check_parts(recipe: Recipe, reading: Reading, catalogues: Mapping[str, Catalog] | None) -> None:
-    """Note what the catalogues refuse: unknown names, arguments unknown, missing, of a wrong type or out of range.
+def check_parts(recipe: Recipe, reading: Reading, registries: Mapping[str, Registry] | None) -> None:
+    """Note what the registries refuse: unknown names, arguments unknown, missing, of a wrong type or out of range.
 
-    A user's own imported part is checked when it is built. `catalogues` None stands for all of Surefoot's.
+    A user's own imported part is checked when it is built. `registries` None stands for all of Surefoot's.
     """
-    if catalogues is None:
-        catalogues = all_catalogues()
+    if registries is None:
+        registries = all_registries()
         _check_lint_names(recipe, reading)
     for kind, part, section in _parts(recipe):
-        if part is None or part.imported or kind not in catalogues:
+        if part is None or part.imported or kind not in registries:
             continue
-        _check_part(part, catalogues[kind], keys_of(section) if section else {}, reading)
+        _check_part(part, registries[kind], keys_of(section) if section else {}, reading)
     optimizer = recipe.optimizer
-    if optimizer is None or optimizer.part is None or optimizer.part.imported or "optimizer" not in catalogues:
+    if optimizer is None or optimizer.part is None or optimizer.part.imported or "optimizer" not in registries:
         return
     for index, group in enumerate(optimizer.groups):
         path = f"optimizer.groups.{index}"
         options = Part(optimizer.part.name, group.args, path=path)
-        _check_part(options, catalogues["optimizer"], keys_of(type(group)), reading, partial=True)
+        _check_part(options, registries["optimizer"], keys_of(type(group)), reading, partial=True)
 
 
 def _check_part(
-    part: Part, catalogue: Catalog, reserved: Mapping[str, Any], reading: Reading, *, partial: bool = False
+    part: Part, registry: Registry, reserved: Mapping[str, Any], reading: Reading, *, partial: bool = False
 ) -> None:
     """One part's problems; with `partial`, the arguments are some of them and the name is checked elsewhere."""
-    if part.name not in catalogue:
+    if part.name not in registry:
         if not partial:
             # torch.optim.SGD and nn.MSELoss: the last part is the name.
             last = part.name.rpartition(".")[2]
-            near = f"; write {last}" if last in catalogue else did_you_mean(part.name, catalogue.names())
+            near = f"; write {last}" if last in registry else did_you_mean(part.name, registry.names())
             own = f"your own is {{import: my_package.module:{part.name}}}" if part.name.isidentifier() else ""
-            told = near or f"; the names are: {', '.join(catalogue.names())}" + (f"; {own}" if own else "")
-            message = f"unknown {catalogue.kind} {shortened(part.name)!r}{told}"
+            told = near or f"; the names are: {', '.join(registry.names())}" + (f"; {own}" if own else "")
+            message = f"unknown {registry.kind} {shortened(part.name)!r}{told}"
             reading.refuse(_name_place(part, reading), part.path, message)
         return
-    parameters = catalogue[part.name].parameters()
+    parameters = registry[part.name].parameters()
     unknown: set[str] = set()
-    for problem in catalogue.problems(part.name, part.args):
+    for problem in registry.problems(part.name, part.args):
         argument = problem.argument
         if argument is None:
             if not partial:

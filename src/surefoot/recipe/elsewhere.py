@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..catalog import did_you_mean
+from ..registry import did_you_mean
 from .model import Recipe
 from .sections import keys_of
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..catalog import Range, describe, did_you_mean
+from ..registry import Range, describe, did_you_mean
 from .frozen import thaw
 from .nodes import Broken, Entries, Items, Node, Scalar
 from .reading import INVALID, Reading, describe_node, flag_remedy, number_remedy
@@ -302,7 +302,7 @@ class Several(Kind):
 
 @dataclass(frozen=True)
 class Arguments(Kind):
-    """Any plain value: the arguments of a part, which its catalogue checks."""
+    """Any plain value: the arguments of a part, which its registry checks."""
 
     told = "any value"
 

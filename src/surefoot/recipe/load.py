@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from ..arguments import Arguments
-from ..catalog import Catalog, did_you_mean
 from ..errors import UsageError
+from ..registry import Registry, did_you_mean
 from .model import Recipe
 from .parse import parse_recipe
 from .yaml_source import read_text
@@ -21,7 +21,7 @@ def load_recipe(
     source: str | os.PathLike[str],
     overrides: Sequence[str] = (),
     *,
-    catalogues: Mapping[str, Catalog] | None = None,
+    registries: Mapping[str, Registry] | None = None,
 ) -> Recipe:
     """The recipe `source`, changed by `overrides` (``"optimizer.lr=3e-4"``) and checked.
 
@@ -41,10 +41,10 @@ are: fashion_mnist, fashion_mnist_best, quickstart; a file is given by its path,
     path = Path(source)
     if isinstance(source, str) and source in packaged_names():
         path = _packaged(source)
-        return parse_recipe(read_text(path), path.name, overrides, catalogues=catalogues, source=str(path))
+        return parse_recipe(read_text(path), path.name, overrides, registries=registries, source=str(path))
     if not os.path.lexists(path):
         raise UsageError(_not_found(str(source)))
-    return parse_recipe(read_text(path), str(source), overrides, catalogues=catalogues, source=str(path))
+    return parse_recipe(read_text(path), str(source), overrides, registries=registries, source=str(path))
 
 
 def packaged_names() -> list[str]:

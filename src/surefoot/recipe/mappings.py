@@ -42,27 +42,27 @@ class Section(Kind):
 
 
 class PartKind(Kind):
-    """A name of one catalogue (``"model"``), or a mapping of it and its arguments."""
+    """A name of one registry (``"model"``), or a mapping of it and its arguments."""
 
-    def __init__(self, catalogue: str):
-        self.catalogue = catalogue
+    def __init__(self, registry: str):
+        self.registry = registry
 
     @property
     def told(self) -> str:
-        return part_told(self.catalogue)
+        return part_told(self.registry)
 
     @property
     def example(self) -> str:
-        return EXAMPLES[self.catalogue]
+        return EXAMPLES[self.registry]
 
     def take(self, node, path, reading):
-        return read_part(node, path, reading, self.catalogue, {})
+        return read_part(node, path, reading, self.registry, {})
 
     def plain(self, value: Part) -> Any:
         return value.plain()
 
     def schema(self, builder):
-        return builder.part(self.catalogue)
+        return builder.part(self.registry)
 
 
 def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
@@ -71,11 +71,11 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
     Where a key without a default is wrong or missing, its field is None. INVALID where there is no section at all.
     """
     keys = keys_of(cls)
-    catalogue = getattr(cls, "catalogue", "")
+    registry = getattr(cls, "registry", "")
     reading.values[path] = node.where
     given: dict[str, Any] = {}
-    if catalogue:
-        part = read_part(node, path, reading, catalogue, keys)
+    if registry:
+        part = read_part(node, path, reading, registry, keys)
         if part is INVALID and not isinstance(node, Entries):
             return INVALID
         given["part"] = None if part is INVALID else part
@@ -92,7 +92,7 @@ def read_section(cls: type, node: Node, path: str, reading: Reading) -> Any:
             given[keys[name].attribute] = keys[name].kind.read(value, here, reading)
         elif takes_rest:
             rest[name] = _ARGUMENT.read(value, here, reading)
-        elif not catalogue:
+        elif not registry:
             message = unknown_key(name, tuple(keys), reading.elsewhere(name, path, tuple(keys)))
             reading.refuse(reading.keys[here], path, message)
             meant |= {key for key in keys if f" {key!r}" in message}
@@ -120,15 +120,15 @@ def _as_mapping(cls: type, node: Node) -> str:
     return f"; write {{{name}: {node.text}}}" if fits and node.value is not False else ""
 
 
-def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved: Mapping[str, Any]) -> Any:
+def read_part(node: Node, path: str, reading: Reading, registry: str, reserved: Mapping[str, Any]) -> Any:
     """The Part that `node` names: a bare name, ``{name: ..., **arguments}`` or ``{import: ..., **arguments}``.
 
     `reserved` are the keys of the section around it, which are no arguments. INVALID where it has no usable name.
     """
     if isinstance(node, Scalar) and isinstance(node.value, str) and node.value:
-        return _named(node, {}, path, reading, catalogue)
+        return _named(node, {}, path, reading, registry)
     if not isinstance(node, Entries):
-        message = f"{describe_node(node)} is not {part_told(catalogue)}, e.g. {EXAMPLES[catalogue]}"
+        message = f"{describe_node(node)} is not {part_told(registry)}, e.g. {EXAMPLES[registry]}"
         return reading.refuse(node.where, path, message)
     if "import" in node.entries:
         title, imported = node.entries["import"], True
@@ -142,8 +142,8 @@ def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved:
         elif only[:1].isupper() and only not in reserved:
             remedy = f"write {{name: {shortened(only)}, ...}} with the arguments beside the name"
         else:
-            remedy = f"give its name, e.g. {EXAMPLES[catalogue]}"
-        reading.refuse(node.where, path, f"no {TITLES[catalogue]} is named; {remedy}")
+            remedy = f"give its name, e.g. {EXAMPLES[registry]}"
+        reading.refuse(node.where, path, f"no {TITLES[registry]} is named; {remedy}")
         return INVALID
     label = "import" if imported else "name"
     args: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved:
     reading.values[here] = title.where
     if not isinstance(title, Scalar) or not isinstance(title.value, str) or not title.value:
         if isinstance(title, Scalar | Items | Entries):
-            meant = "a text module:Name" if imported else f"the name of {a(TITLES[catalogue])}"
+            meant = "a text module:Name" if imported else f"the name of {a(TITLES[registry])}"
             reading.refuse(title.where, here, f"{describe_node(title)} is not {meant}")
         return INVALID
     if imported:
@@ -166,12 +166,12 @@ def read_part(node: Node, path: str, reading: Reading, catalogue: str, reserved:
         if any(value is INVALID for value in args.values()):
             return INVALID
         return Part(title.value, Frozen(args), True, str(title.where), path)
-    return _named(title, args, path, reading, catalogue)
+    return _named(title, args, path, reading, registry)
 
 
-def _named(title: Scalar, args: dict[str, Any], path: str, reading: Reading, catalogue: str) -> Any:
+def _named(title: Scalar, args: dict[str, Any], path: str, reading: Reading, registry: str) -> Any:
     if ":" in title.value and re.fullmatch(IMPORT_PATTERN, title.value):
-        message = f"{title.value!r} is no name of a catalogue; to use your own, write {{import: {title.value}}}"
+        message = f"{title.value!r} is not a registered name; to use your own, write {{import: {title.value}}}"
         return reading.refuse(title.where, path, message)
     if any(value is INVALID for value in args.values()):
         return INVALID

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..catalog import Range
+from ..registry import Range
 from .frozen import Frozen, thaw
 from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
@@ -49,7 +49,7 @@ class Normalize(Keyed):
 class DataSection(Keyed):
     """A data source with its arguments, and how its samples are served."""
 
-    catalogue: ClassVar[str] = "data"
+    registry: ClassVar[str] = "data"
 
     part: Part
     batch_size: int = key(Whole(1, "give at least one sample"), "Samples in a batch.", 64)
@@ -73,7 +73,7 @@ class DataSection(Keyed):
 class LossTerm(Keyed):
     """One loss, and what it counts in the sum."""
 
-    catalogue: ClassVar[str] = "loss"
+    registry: ClassVar[str] = "loss"
 
     part: Part
     factor: float = key(Number(Range(), "give a finite number"), "What this loss is multiplied by in a sum.", 1.0)
@@ -97,7 +97,7 @@ class Group(Keyed):
 class OptimizerSection(Keyed):
     """An optimizer of torch.optim with its arguments, and its parameter groups."""
 
-    catalogue: ClassVar[str] = "optimizer"
+    registry: ClassVar[str] = "optimizer"
 
     part: Part
     groups: tuple[Group, ...] = key(
@@ -117,7 +117,7 @@ class OptimizerSection(Keyed):
 class SchedulerSection(Keyed):
     """A scheduler of torch.optim.lr_scheduler with its arguments."""
 
-    catalogue: ClassVar[str] = "scheduler"
+    registry: ClassVar[str] = "scheduler"
 
     part: Part
     by: str = key(
@@ -141,7 +141,7 @@ class SchedulerSection(Keyed):
 class WarmupSection(Keyed):
     """A warmup, which dampens whatever the scheduler gives."""
 
-    catalogue: ClassVar[str] = "warmup"
+    registry: ClassVar[str] = "warmup"
 
     part: Part
     by: str = key(Choice(("step", "epoch")), "What its period is counted in.", "step")
@@ -335,7 +335,7 @@ class Recipe(Keyed):
 
         >>> from surefoot.recipe import parse_recipe
         >>> text = "epochs: 1\\nmodel: M\\ndata: D\\nloss: L\\noptimizer: {name: O, lr: 1}"
-        >>> parse_recipe(text, "r.yaml", catalogues={}).where("optimizer.lr")
+        >>> parse_recipe(text, "r.yaml", registries={}).where("optimizer.lr")
         'r.yaml:5:26'
         """
         while path and path not in self.places:

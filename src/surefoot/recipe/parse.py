@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from ..catalog import Catalog
 from ..errors import Problems
+from ..registry import Registry
 from .check import check_parts, check_together, settle
 from .elsewhere import elsewhere
 from .frozen import Frozen
@@ -24,16 +24,16 @@ def parse_recipe(
     name: str = "recipe.yaml",
     overrides: Sequence[str] = (),
     *,
-    catalogues: Mapping[str, Catalog] | None = None,
+    registries: Mapping[str, Registry] | None = None,
     source: str | None = None,
 ) -> Recipe:
     """The recipe that the YAML `text` stands for, changed by `overrides` (``"optimizer.lr=3e-4"``).
 
-    `name` is how messages call the text; its stem is the recipe's default name. `catalogues` are those that
+    `name` is how messages call the text; its stem is the recipe's default name. `registries` are those that
     parts are looked up in, by kind (``"model"``, ``"optimizer"``): all of Surefoot's unless given, and a kind that
     is left out is not checked. Raises Problems with every mistake, in the order of the text.
 
-    >>> parse_recipe("epochs: 0\\nmodle: M\\nloss: L\\noptimizer: O\\nmodel: M", "r.yaml", catalogues={})
+    >>> parse_recipe("epochs: 0\\nmodle: M\\nloss: L\\noptimizer: O\\nmodel: M", "r.yaml", registries={})
     Traceback (most recent call last):
     ...
     surefoot.errors.Problems: r.yaml:1:1: data: missing; give the name of a data set, or a mapping with it, \
@@ -60,7 +60,7 @@ e.g. data: garments
     stem = Scalar(_directory_name(PurePath(name).stem), tree.where, "")
     named = Entries({"name": stem, **tree.entries}, tree.where, {"name": tree.where, **tree.keys})
     recipe = settle(read_section(Recipe, named, "", reading), reading)
-    check_parts(recipe, reading, catalogues)
+    check_parts(recipe, reading, registries)
     check_together(recipe, reading)
     if reading.problems:
         raise Problems([str(problem) for problem in _in_order(reading.problems)])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..catalog import describe, did_you_mean
+from ..registry import describe, did_you_mean
 from .nodes import Entries, Items, Node, Problem, Scalar, Where
 from .yaml_source import resolve
 

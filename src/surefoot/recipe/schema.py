@@ -9,14 +9,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ..catalog import Catalog, Entry, Range
-from .check import all_catalogues
+from ..registry import Entry, Range, Registry
+from .check import all_registries
 from .model import Recipe
 from .sections import IMPORT_PATTERN, REQUIRED, TITLES, Keyed, a, keys_of
 
 
-def json_schema(catalogues: Mapping[str, Catalog] | None = None) -> dict[str, Any]:
-    """The schema of a recipe file; `catalogues` are those whose names and arguments it lists, all unless given.
+def json_schema(registries: Mapping[str, Registry] | None = None) -> dict[str, Any]:
+    """The schema of a recipe file; `registries` are those whose names and arguments it lists, all unless given.
 
     An editor that knows it (yaml-language-server: ``# yaml-language-server: $schema=recipe.schema.json``)
     completes keys and names and marks most mistakes; `surefoot check` knows more than a schema can say.
@@ -24,7 +24,7 @@ def json_schema(catalogues: Mapping[str, Catalog] | None = None) -> dict[str, An
     >>> json_schema({})["properties"]["epochs"]["minimum"]
     1
     """
-    builder = SchemaBuilder(all_catalogues() if catalogues is None else catalogues)
+    builder = SchemaBuilder(all_registries() if registries is None else registries)
     body = builder.mapping(Recipe, {})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -38,15 +38,15 @@ def json_schema(catalogues: Mapping[str, Catalog] | None = None) -> dict[str, An
 class SchemaBuilder:
     """Collects the definitions that the schema refers to, so that a section may hold itself."""
 
-    def __init__(self, catalogues: Mapping[str, Catalog]):
-        self.catalogues = catalogues
+    def __init__(self, registries: Mapping[str, Registry]):
+        self.registries = registries
         self.definitions: dict[str, Any] = {}
 
     def section(self, cls: type[Keyed]) -> dict[str, Any]:
         """A reference to the schema of a section."""
         if cls.__name__ not in self.definitions:
             self.definitions[cls.__name__] = {}  # known before it is made: SchedulerSection holds itself
-            made = self.part(cls.catalogue, cls) if cls.catalogue else self.mapping(cls, {})
+            made = self.part(cls.registry, cls) if cls.registry else self.mapping(cls, {})
             self.definitions[cls.__name__] = made
         return {"$ref": f"#/$defs/{cls.__name__}"}
 
@@ -72,10 +72,10 @@ class SchemaBuilder:
             properties[name] = {**key.kind.schema(self), **told}
         return properties
 
-    def part(self, catalogue: str, cls: type[Keyed] | None = None) -> dict[str, Any]:
+    def part(self, registry: str, cls: type[Keyed] | None = None) -> dict[str, Any]:
         """The schema of a name, a mapping with a name and its arguments, or one with an import."""
         own = self.keys(cls)
-        known = self.catalogues.get(catalogue)
+        known = self.registries.get(registry)
         # JavaScript's \\w is ASCII; a name in other letters is only marked by the editor.
         pattern = "^" + IMPORT_PATTERN.replace(r"[^\W\d]", "[A-Za-z_]") + "$"
         imported = {
@@ -89,18 +89,18 @@ class SchemaBuilder:
         if known is None:
             named = {"type": "object", "properties": {"name": {"type": "string"}, **own}, "required": ["name"]}
             return {"anyOf": [{"type": "string", "minLength": 1}, named, imported]}
-        words = {"enum": known.names(), "description": f"The name of {a(TITLES[catalogue])}."}
+        words = {"enum": known.names(), "description": f"The name of {a(TITLES[registry])}."}
         return {"anyOf": [words, *(_entry_schema(known, entry, own) for entry in known), imported]}
 
 
-def _entry_schema(catalogue: Catalog, entry: Entry, own: Mapping[str, Any]) -> dict[str, Any]:
+def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> dict[str, Any]:
     target = entry.load()
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError, AttributeError):
         hints = {}
     arguments, required = {}, ["name"]
-    missing = [problem.message for problem in catalogue.problems(entry.name, {}) if problem.argument is None]
+    missing = [problem.message for problem in registry.problems(entry.name, {}) if problem.argument is None]
     for name, parameter in entry.parameters().items():
         schema = _type_schema(hints.get(name, parameter.annotation))
         if name in entry.limits:

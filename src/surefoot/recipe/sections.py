@@ -45,7 +45,7 @@ def keys_of(cls: type) -> dict[str, Key]:
 
 @dataclass(frozen=True)
 class Part:
-    """A name of a catalogue, or a user's own ``module:Name`` (`imported`), with its arguments.
+    """A registered name, or a user's own ``module:Name`` (`imported`), with its arguments.
 
     `where` is the place of the name (``recipe.yaml:4:8``, or the overriding argument), `path` its key
     (``"optimizer"``, ``"loss.1"``): for messages about what only shows when it is built.
@@ -75,7 +75,7 @@ class Part:
         return {"import" if self.imported else "name": self.name, **thaw(self.args)}
 
 
-# How messages call a part of each catalogue, and one that they can show.
+# How messages call a part of each registry, and one that they can show.
 TITLES = {
     "model": "model",
     "data": "data set",
@@ -101,25 +101,25 @@ def a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def part_told(catalogue: str) -> str:
+def part_told(registry: str) -> str:
     """What a value that names a part is, in messages and docs."""
-    return f"the name of {a(TITLES[catalogue])}, or a mapping with it"
+    return f"the name of {a(TITLES[registry])}, or a mapping with it"
 
 
 class Keyed:
-    """A section: something with keys. One with a field `part` holds the keys of that part of `catalogue` too."""
+    """A section: something with keys. One with a field `part` holds the keys of that part of `registry` too."""
 
-    catalogue: ClassVar[str] = ""
+    registry: ClassVar[str] = ""
 
     @classmethod
     def told(cls) -> str:
         """What messages and docs call it."""
-        return part_told(cls.catalogue) if cls.catalogue else "a mapping"
+        return part_told(cls.registry) if cls.registry else "a mapping"
 
     @classmethod
     def example(cls) -> str:
         """One that messages can show, or an empty text."""
-        return EXAMPLES.get(cls.catalogue, "")
+        return EXAMPLES.get(cls.registry, "")
 
     @classmethod
     def open_ended(cls) -> bool:

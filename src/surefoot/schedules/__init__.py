@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..lazy import lazily
-from .catalogue import SCHEDULERS, WARMUPS, SchedulerSpec, WarmupSpec
+from .registry import SCHEDULERS, WARMUPS, SchedulerSpec, WarmupSpec
 
 if TYPE_CHECKING:
     from .building import build_schedule, horizon_of
@@ -41,7 +41,7 @@ __all__ = [
     "simulate_schedule",
 ]
 
-# The catalogue is listed without torch; the rest is imported when it is asked for.
+# The registry is listed without torch; the rest is imported when it is asked for.
 __getattr__ = lazily(
     __name__,
     {

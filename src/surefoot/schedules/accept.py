@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..monitor import contradiction
-from .catalogue import EPOCH, STEP
 from .composite import leaves
 from .dampening import BaseWarmup
+from .registry import EPOCH, STEP
 from .state import encode
 
 _WARMUPS = "surefoot.LinearWarmup(optimizer, warmup_period=500)"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ..catalog import argument_problems
 from ..errors import Problems, UsageError
-from .catalogue import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
+from ..registry import argument_problems
 from .horizon import horizons
+from .registry import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
 from .schedule import Schedule
 
 
@@ -169,9 +169,9 @@ def _built(spec: SchedulerSpec, optimizer: Optimizer) -> Any:
     return _make(SCHEDULERS, spec.name, spec.args, optimizer)
 
 
-def _make(catalog: Any, name: str | Callable[..., Any], args: Mapping[str, Any], optimizer: Optimizer) -> Any:
+def _make(registry: Any, name: str | Callable[..., Any], args: Mapping[str, Any], optimizer: Optimizer) -> Any:
     if isinstance(name, str):
-        return catalog.build(name, args, optimizer=optimizer)
+        return registry.build(name, args, optimizer=optimizer)
     title = getattr(name, "__name__", str(name))
     hidden = {"optimizer", "self", "last_epoch", "last_step"}
     parameters = {n: p for n, p in inspect.signature(name).parameters.items() if n not in hidden}

@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..arguments import Arguments
 from ..errors import UsageError
 from .accept import SCHEDULER_EXAMPLE, check_scheduler
-from .catalogue import EPOCH, SCHEDULERS, STEP
 from .composite import leaves
 from .dampening import BaseWarmup
+from .registry import EPOCH, SCHEDULERS, STEP
 from .schedule import Schedule
 
 # How long a scheduler is, in calls, by the attribute that says so.

@@ -15,11 +15,11 @@ from ..arguments import as_metric
 from ..errors import UsageError
 from .accept import check_parts, saveable_callables
 from .adopting import enter, replay
-from .catalogue import EPOCH, STEP
 from .composite import OF_TORCH, advance, advance_plateaus, leaves
 from .dampening import BaseWarmup, Undampened, watch
 from .fitting import arguments_of, changed_arguments, check_counts, check_groups, check_shape
 from .horizon import STRETCH, asked, calls_of, horizons, stretch
+from .registry import EPOCH, STEP
 from .state import decode, encode
 
 _FORMAT = 1

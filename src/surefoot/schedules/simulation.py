@@ -17,9 +17,9 @@ from torch.optim import lr_scheduler as t
 
 from ..errors import UsageError
 from .building import build_schedule
-from .catalogue import STEP, SchedulerSpec, WarmupSpec
 from .composite import advance, advance_plateaus
 from .dampening import BaseWarmup
+from .registry import STEP, SchedulerSpec, WarmupSpec
 from .schedule import Schedule
 from .stand_in import copied, stand_in_for, without_weights
 

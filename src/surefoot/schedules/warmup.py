@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..arguments import Arguments
-from ..catalog import describe
 from ..errors import UsageError
+from ..registry import describe
 from .dampening import BaseWarmup
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ..arguments import Arguments
-from ..catalog import Range
 from ..data import Loader
 from ..errors import Problems
 from ..losses import lint
 from ..losses.checks.look import check_validation
 from ..metrics import RunningMetrics
+from ..registry import Range
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
 from ..step import ON_NONFINITE, PRECISIONS

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..arguments import Arguments
-from ..catalog import Range
 from ..checkpoint.policy import Every, Keep, check_when_busy
 from ..monitor import AUTO, settled
+from ..registry import Range
 
 
 @dataclass(frozen=True)

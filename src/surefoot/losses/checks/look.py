@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ...arguments import Arguments
-from ...catalog import did_you_mean
 from ...errors import UsageError, first_line
 from ...modes import enter_training, evaluating
+from ...registry import did_you_mean
 from ...text import typed
 from ...untouched import untouched
 from ...wrapping import unwrap

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..catalog import ArgumentProblem, Catalog, Entry, Range, describe, type_violation
+from ..registry import ArgumentProblem, Entry, Range, Registry, describe, type_violation
 
 _LR = Range(low=0, hint="give a rate of 0 or more, e.g. 0.001")
 _AT_LEAST_0 = Range(low=0)
@@ -67,7 +67,7 @@ def beta_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
     return problems
 
 
-OPTIMIZERS = Catalog(
+OPTIMIZERS = Registry(
     "optimizer",
     "optimizers",
     [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..catalog import Catalog, Entry, Range
+from ..registry import Entry, Range, Registry
 
 _AT_LEAST_ONE = Range(low=1)
 _PROBABILITY = Range(low=0, high=1)
 
-DATA = Catalog(
+DATA = Registry(
     "data set",
     "data",
     [
@@ -32,7 +32,7 @@ DATA = Catalog(
     ],
 )
 
-AUGMENTATIONS = Catalog(
+AUGMENTATIONS = Registry(
     "augmentation",
     "augmentations",
     [

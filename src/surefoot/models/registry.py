@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import Catalog, Entry, Range
+from ..registry import Entry, Range, Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _CLASSES = Range(low=1)
 _CHANNELS = Range(low=1)
 
-MODELS = Catalog(
+MODELS = Registry(
     "model",
     "models",
     [
@@ -52,7 +52,7 @@ MODELS = Catalog(
 
 
 def spec_of(model: nn.Module) -> dict[str, Any] | None:
-    """The catalogue name and arguments that rebuild `model`; None for a class that is not in the catalogue.
+    """The registered name and arguments that rebuild `model`; None for a class that is not in the registry.
 
     >>> from surefoot.models import MLP
     >>> spec_of(MLP(in_features=4, hidden=[8], classes=3))

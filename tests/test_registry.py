@@ -1,14 +1,14 @@
-"""The catalogue: names are suggested, arguments are checked against the class's own signature."""
+"""The registry: names are suggested, arguments are checked against the class's own signature."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from surefoot.catalog import Catalog, Entry, Range, did_you_mean
 from surefoot.errors import Problems, UsageError
+from surefoot.registry import Entry, Range, Registry, did_you_mean
 
-OPTIMIZERS = Catalog(
+OPTIMIZERS = Registry(
     "optimizer",
     "optimizers",
     [
@@ -70,6 +70,6 @@ def test_nothing_near_suggests_nothing():
 
 
 def test_a_list_becomes_the_tensor_that_the_class_takes():
-    losses = Catalog("loss", "losses", [Entry("CrossEntropyLoss", "torch.nn:CrossEntropyLoss")])
+    losses = Registry("loss", "losses", [Entry("CrossEntropyLoss", "torch.nn:CrossEntropyLoss")])
     assert losses.build("CrossEntropyLoss", {"weight": [1, 2]}).weight.tolist() == [1.0, 2.0]
     assert losses.problems("CrossEntropyLoss", {"weight": ["a"]}) != []

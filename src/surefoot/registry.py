@@ -63,7 +63,7 @@ class ArgumentProblem:
 
 @dataclass(frozen=True)
 class Entry:
-    """One name of a catalogue.
+    """One name of a registry.
 
     `target` is a callable or its import path ``"torch.nn:CrossEntropyLoss"``; `provided` names the parameters
     that the house fills in (``params``, ``optimizer``) and a user may not give; `limits` gives the range of
@@ -95,10 +95,10 @@ class Entry:
         return argument_problems(self.name, self.load(), arguments, self.parameters(), self.limits)
 
 
-class Catalog:
+class Registry:
     """All entries of one kind.
 
-    >>> shapes = Catalog("shape", "shapes", [Entry("Fraction", "fractions:Fraction", "a ratio")])
+    >>> shapes = Registry("shape", "shapes", [Entry("Fraction", "fractions:Fraction", "a ratio")])
     >>> shapes.build("Fraction", {"numerator": 1, "denominator": 2})
     Fraction(1, 2)
     >>> shapes["Fractoin"]
@@ -122,7 +122,7 @@ class Catalog:
         return name in self._entries
 
     def names(self) -> list[str]:
-        """The names, in the catalogue's order."""
+        """The names, in the registry's order."""
         return list(self._entries)
 
     def __getitem__(self, name: str) -> Entry:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..catalog import ArgumentProblem, Catalog, Entry, Range, describe
+from ..registry import ArgumentProblem, Entry, Range, Registry, describe
 
 EPOCH, STEP = "epoch", "step"
 COMPOSITES = ("SequentialLR", "ChainedScheduler")
@@ -99,7 +99,7 @@ def _milestone_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
 # Arguments that torch insists on and that the length of the run answers.
 FILLED_IN: dict[str, tuple[str, ...]] = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("total_steps",)}
 
-SCHEDULERS = Catalog(
+SCHEDULERS = Registry(
     "scheduler",
     "schedulers",
     [
@@ -136,7 +136,7 @@ def _warmup(name: str, summary: str) -> Entry:
     )
 
 
-WARMUPS = Catalog(
+WARMUPS = Registry(
     "warmup",
     "warmups",
     [

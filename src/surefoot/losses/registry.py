@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import ArgumentProblem, Catalog, Entry, Range, did_you_mean
 from ..errors import Problems, UsageError
+from ..registry import ArgumentProblem, Entry, Range, Registry, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +19,7 @@ TRIPLET = "(anchor, positive, negative)"
 TWO_INPUTS = "(first, second, targets)"
 CTC = "(inputs, targets, [input_lengths,] target_lengths)"
 
-# Classes of torch.nn that are not in the catalogue, and why.
+# Classes of torch.nn that are not in the registry, and why.
 LEFT_OUT = {"NLLLoss2d": "a deprecated alias; NLLLoss takes the same (N, C, d1, d2)"}
 
 # `weight: balanced` is possible where the argument holds one number a class (or, pos_weight, one for the positives).
@@ -147,7 +147,7 @@ _ENTRIES = [
 # fmt: on
 
 
-class LossCatalog(Catalog):
+class LossRegistry(Registry):
     """The losses; beside the signature it knows `reduction`'s values and ``weight: balanced``."""
 
     def problems(self, name: str, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
@@ -181,7 +181,7 @@ def _in_this_torch() -> list[Entry]:
     return [entry for entry in _ENTRIES if has_it or entry.name != new]
 
 
-LOSSES = LossCatalog("loss", "losses", _in_this_torch())
+LOSSES = LossRegistry("loss", "losses", _in_this_torch())
 
 
 def build_loss(
