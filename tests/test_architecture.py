@@ -48,7 +48,7 @@ def tree(path) -> ast.Module:
 
 
 def part_of(path: Path) -> str:
-    """The top-level module or package that a file belongs to: `losses/calling.py` -> `losses`."""
+    """The top-level module or package that a file belongs to: `losses/conventions.py` -> `losses`."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -147,7 +147,7 @@ def test_a_wrong_import_would_be_found():
         "import surefoot.build\n"
         "def f():\n    from ..recipe.load import x\n"
     )
-    found = list(imported_parts(PACKAGE / "losses" / "calling.py", ast.parse(source)))
+    found = list(imported_parts(PACKAGE / "losses" / "conventions.py", ast.parse(source)))
     assert found == [(1, "training"), (2, "cli"), (3, "build"), (5, "recipe")]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from wrong_setups import Then
 
 from surefoot.losses import lint
-from surefoot.losses.known import ignored, known
+from surefoot.losses.torch_losses import formula_of, ignored
 
 VALUES = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 LOGITS = ("BCEWithLogitsLoss", "MultiLabelSoftMarginLoss")
@@ -61,22 +61,22 @@ MUTATIONS = {
     "softmax": (("CrossEntropyLoss",), ending(lambda o: o.softmax(1)), "softmax-before-cross-entropy"),
     "log-softmax": (("CrossEntropyLoss",), ending(lambda o: o.log_softmax(1)), "log-softmax-before-cross-entropy"),
     "other loss": (
-        lambda s: known(s.loss) == "CrossEntropyLoss" and indices(s),
+        lambda s: formula_of(s.loss) == "CrossEntropyLoss" and indices(s),
         lambda s: s._replace(loss=nn.NLLLoss(ignore_index=ignored(s.loss))),
         "raw-logits-to-nll",
     ),
     "indices too high": (
-        lambda s: known(s.loss) in ("CrossEntropyLoss", "NLLLoss") and indices(s),
+        lambda s: formula_of(s.loss) in ("CrossEntropyLoss", "NLLLoss") and indices(s),
         targets(lambda t: t + 5000),
         "target-out-of-range",
     ),
     "float indices": (
-        lambda s: known(s.loss) in ("CrossEntropyLoss", "NLLLoss") and indices(s),
+        lambda s: formula_of(s.loss) in ("CrossEntropyLoss", "NLLLoss") and indices(s),
         targets(torch.Tensor.float),
         "target-dtype",
     ),
     "pixels not scaled": (
-        lambda s: known(s.loss) == "CrossEntropyLoss" and scaled_by_the_data(s),
+        lambda s: formula_of(s.loss) == "CrossEntropyLoss" and scaled_by_the_data(s),
         inputs(lambda i: i * 255),
         "inputs-not-normalised",
     ),
@@ -98,7 +98,7 @@ def missed(seeds) -> tuple[list[str], Counter]:
     for seed in seeds:
         for name, (where, mutate, findings) in MUTATIONS.items():
             setup = right_setup(seed)
-            if not (where(setup) if callable(where) else known(setup.loss) in where):
+            if not (where(setup) if callable(where) else formula_of(setup.loss) in where):
                 continue
             counts[name] += 1
             broken = mutate(setup)

@@ -151,7 +151,7 @@ def test_a_function_of_ones_own_is_a_loss():
 
 
 def test_a_class_of_ones_own_may_carry_a_convention():
-    from surefoot.losses.calling import TRIPLET
+    from surefoot.losses.conventions import TRIPLET
 
     class Own(nn.Module):
         convention = TRIPLET

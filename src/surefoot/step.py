@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import torch_compat
 from .errors import Problems, UsageError
-from .losses import averaging, calling
+from .losses import averaging, conventions
 from .metrics import Parts
 from .moving_average import MovingAverage
 from .untouched import is_lazy
@@ -208,10 +208,10 @@ class TrainStep:
         model = self.model if model is None else model
         dtype = AUTOCAST.get(self.options.precision)
         if dtype is None:
-            loss, outputs, targets = calling.apply(self.loss, model, batch, share)
+            loss, outputs, targets = conventions.apply(self.loss, model, batch, share)
         else:
             with torch.autocast(self.device.type, dtype=dtype):
-                loss, outputs, targets = calling.apply(self.loss, model, batch, share)
+                loss, outputs, targets = conventions.apply(self.loss, model, batch, share)
         if self.checks and not math.isfinite(number := loss.item()):
             raise NonFinite.loss(number, index)
         return loss, outputs, targets

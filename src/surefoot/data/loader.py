@@ -16,8 +16,8 @@ from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
 from .draws import Draws
-from .fetching import BatchReader, Workers, apply_to_each
 from .sources import Source, TensorSource, as_source
+from .workers import BatchReader, Workers, apply_to_each
 
 # Batches are made many at a time: one indexed read and one conversion for about this many bytes of input. Less would
 # come with a cold cache too often, more would no longer be in the processor's when the last of them is used.

@@ -27,7 +27,7 @@ from ..arguments import Arguments
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from .arrays import as_tensor, is_array
-from .fetching import fetch
+from .workers import fetch
 
 _ITEMS_IN_FINGERPRINT = 64
 

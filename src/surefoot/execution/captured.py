@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils import _pytree as pytree
 
 from .. import torch_compat
-from ..losses import averaging, calling
+from ..losses import averaging, conventions
 from ..step import AUTOCAST, Batch, NonFinite, StepResult, TrainStep
 from ..untouched import Snapshot
 from .direct import after_step, before_step, is_patched, plain_step, run_adam, run_sgd
@@ -134,7 +134,7 @@ class CapturedStep:
         dtype = AUTOCAST.get(self.step.options.precision)
         device = self.parameters[0].device.type
         with torch.enable_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
-            value = calling.apply(self.loss, self.model, tuple(self.inputs))
+            value = conventions.apply(self.loss, self.model, tuple(self.inputs))
             grads = list(torch.autograd.grad(value.loss, self.parameters))
         with torch.no_grad():
             norm = torch.zeros((), device=grads[0].device)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from .. import torch_compat
 from ..errors import SurefootError, first_line
-from ..losses import calling
+from ..losses import conventions
 from ..step import AUTOCAST, TrainStep
 from ..untouched import Snapshot
 from . import rules
@@ -56,8 +56,8 @@ class _Bundle(nn.Module):
         self.loss = loss  # registered where it is a module
         self.training = model.training
 
-    def forward(self, batch: Sequence[Any]) -> calling.LossValue:
-        return calling.apply(self.loss, self.model, batch)
+    def forward(self, batch: Sequence[Any]) -> conventions.LossValue:
+        return conventions.apply(self.loss, self.model, batch)
 
 
 class CompiledGraph:
@@ -306,7 +306,7 @@ def target_place(loss: Callable[..., Tensor]) -> int | None:
 
     Raises CannotCompile for a loss that looks at the values of its batch.
     """
-    convention = calling.convention_of(loss).name
+    convention = conventions.convention_of(loss).name
     if convention not in _TARGETS_AT:
         raise CannotCompile(f"the {convention} loss looks at the values of its batch")
     return _TARGETS_AT[convention]

@@ -11,9 +11,9 @@ from .registry import LOSSES, build_loss, needs_targets
 if TYPE_CHECKING:
     from .averaging import batch_size, is_summed, many_weights, sample_weight, shares, weighs_by
     from .balance import class_weights, positive_weight
-    from .calling import Convention, LossValue, apply, convention_of, value_of
-    from .checks.look import lint
+    from .checks.lint import lint
     from .composite import WeightedSum
+    from .conventions import Convention, LossValue, apply, convention_of, value_of
     from .scoring import accuracy_kind, default_metrics, metric_options
 
 __all__ = [
@@ -48,8 +48,8 @@ __getattr__ = lazily(
     {
         "averaging": "batch_size is_summed many_weights sample_weight shares weighs_by",
         "balance": "class_weights positive_weight",
-        "calling": "Convention LossValue apply convention_of value_of",
-        "checks.look": "lint",
+        "conventions": "Convention LossValue apply convention_of value_of",
+        "checks.lint": "lint",
         "composite": "WeightedSum",
         "scoring": "accuracy_kind default_metrics metric_options",
     },

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calling import convention_of
 from .composite import WeightedSum
-from .known import ignored, known, option, reduction
+from .conventions import convention_of
+from .torch_losses import formula_of, ignored, option, reduction
 
 # Losses whose mean is over all elements. The others average over samples, or over classes' weights (below).
 _OVER_ELEMENTS = frozenset(
@@ -44,7 +44,7 @@ def weighs_by(loss: Any) -> str:
     >>> weighs_by(torch.nn.MSELoss()), weighs_by(torch.nn.CrossEntropyLoss()), weighs_by(torch.nn.CTCLoss())
     ('elements', 'targets', 'samples')
     """
-    name = known(loss)
+    name = formula_of(loss)
     if isinstance(loss, WeightedSum):
         kinds = {weighs_by(part) for part in loss.parts}
         if len(kinds) == 1 and kinds <= {"samples", "elements"}:
@@ -136,7 +136,7 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
 def shares(loss: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
     """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
 
-    Known before any forward pass, from the targets alone. One entry per micro-batch, for `calling.apply(...,
+    Known before any forward pass, from the targets alone. One entry per micro-batch, for `conventions.apply(...,
     share=...)`: None (one micro-batch, or a summed loss), a number, a tensor of one number, or a tuple
     (a `WeightedSum`, whose parts may divide by different things).
 

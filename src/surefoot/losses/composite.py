@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .calling import Convention, convention_of, describe, value_of, weighed
+from .conventions import Convention, convention_of, describe, value_of, weighed
 
 
 def _value(loss, outputs, targets):

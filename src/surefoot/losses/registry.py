@@ -13,7 +13,7 @@ from ..registry import ArgumentProblem, Entry, Range, Registry, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# What a batch holds; `calling` has the conventions themselves.
+# What a batch holds; `conventions` has the conventions themselves.
 PAIR = "(inputs, targets)"
 TRIPLET = "(anchor, positive, negative)"
 TWO_INPUTS = "(first, second, targets)"

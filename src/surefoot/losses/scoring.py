@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import UsageError
 from ..registry import did_you_mean
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
-from .calling import describe
 from .composite import WeightedSum
-from .known import family, ignored
+from .conventions import describe
+from .torch_losses import family, ignored
 
 METRICS = ("accuracy",)
 

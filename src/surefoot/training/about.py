@@ -13,7 +13,7 @@ from ..artifacts import save_model
 from ..artifacts.info import DTYPES
 from ..data import Loader, TensorSource
 from ..losses import WeightedSum
-from ..losses.known import family
+from ..losses.torch_losses import family
 from ..preprocessing import Preprocessing
 from .records import Recorder
 

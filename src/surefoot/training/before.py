@@ -12,7 +12,7 @@ from ..arguments import Arguments
 from ..data import Loader
 from ..errors import Problems
 from ..losses import lint
-from ..losses.checks.look import check_validation
+from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
 from ..registry import Range
 from ..schedules import Schedule

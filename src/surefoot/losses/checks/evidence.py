@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import convention_of, scalar
 from ..composite import WeightedSum
-from ..known import known
+from ..conventions import convention_of, scalar
+from ..torch_losses import formula_of
 
 # Operations that move numbers about without changing them.
 # fmt: off
@@ -58,7 +58,7 @@ class Evidence:
     def parts(self) -> list[tuple[str | None, Any]]:
         """``(torch's name or None, loss)`` of each loss that is summed; usually one."""
         losses = self.loss.parts if isinstance(self.loss, WeightedSum) else (self.loss,)
-        return [(known(loss), loss) for loss in losses]
+        return [(formula_of(loss), loss) for loss in losses]
 
     def inputs(self) -> list[Tensor]:
         """The tensors of the batch that the model was given."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import convention_of, scalar
+from ..conventions import convention_of, scalar
 from .evidence import Evidence, Layer, last_operation, tensors_in
 from .findings import Finding, error, warning
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..known import option, reduction
+from ..torch_losses import option, reduction
 from .evidence import Evidence, last_operation
 from .findings import Finding, error, warning
 

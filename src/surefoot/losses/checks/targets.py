@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..known import ignored, option
+from ..torch_losses import ignored, option
 from .evidence import Evidence
 from .findings import Finding, error, warning
 from .refusal import look

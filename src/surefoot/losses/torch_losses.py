@@ -62,7 +62,7 @@ def family(loss: Any) -> str | None:
         return None
 
 
-def known(loss: Any) -> str | None:
+def formula_of(loss: Any) -> str | None:
     """As `family`, but None for a class that overrides torch's `forward`: its formula is its own."""
     if isinstance(loss, nn.Module) and not _name_of_class(type(loss))[1]:
         return None

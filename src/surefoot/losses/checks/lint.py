@@ -18,7 +18,7 @@ from ...text import typed
 from ...untouched import untouched
 from ...wrapping import unwrap
 from ..averaging import batch_size
-from ..calling import convention_of, describe, value_of
+from ..conventions import convention_of, describe, value_of
 from .evidence import Evidence, Watch, run_loss, tensors_in
 from .findings import FINDINGS, Finding, error
 from .inputs import check_data, check_inputs

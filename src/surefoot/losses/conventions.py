@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from . import registry
-from .known import family
+from .torch_losses import family
 
 
 class LossValue(NamedTuple):
