@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         UntunedExponentialWarmup,
         UntunedLinearWarmup,
     )
-    from .training import About, Checkpoints, EarlyStopping, Journal, evaluate, fit, predict
+    from .training import About, Checkpoints, EarlyStopping, Journal, evaluate, predict
+    from .training.fit import fit
 
 __all__ = [
     "About",

@@ -19,7 +19,7 @@ class Finding:
     message: str
     fix: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         assert self.severity in ("error", "warning"), self.severity
 
     @property

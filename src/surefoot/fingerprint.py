@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import hashlib
 import types
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any
 
 # Hashed in pieces: a piece is copied to one contiguous block, however the tensor lies in memory.
 _HASHED_AT_ONCE = 16 << 20
+# How an object without state of its own is copied: `copyreg.__newobj__(class)`.
+_NEW_OBJECT = object().__reduce_ex__(4)[0]
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 
 
@@ -134,7 +135,7 @@ class Fingerprint:
             self.add(dict(state) if isinstance(state, Mapping) else state)
             for items in rest[1:3]:
                 self.add(list(items) if items is not None else None)
-            if maker is copyreg.__newobj__ and len(arguments) == 1 and not any(made[2:]) and _opaque(kind):
+            if maker is _NEW_OBJECT and len(arguments) == 1 and not any(made[2:]) and _opaque(kind):
                 self.unseen.add(name)
 
 

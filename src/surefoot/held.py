@@ -49,7 +49,7 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     # The process's own generators are kept anyway (`rng`).
     done = {id(torch.default_generator), id(getattr(random, "_inst", None)), id(numpy.random.mtrand._rand)}
     kept: list[Any] = []  # ids are only good while the objects live
-    waiting = [(name, value, 0) for name, value in reversed(roots.items())]
+    waiting = [(name, value, 0) for name, value in reversed(list(roots.items()))]
     while waiting:
         place, value, depth = waiting.pop()
         if isinstance(value, _LEAVES) or id(value) in done:

@@ -52,7 +52,7 @@ class MovingAverage(AveragedModel):
                 (a, b) for a, b in zip(mine, theirs, strict=True) if not (a.is_floating_point() or a.is_complex())
             ]
             if averaged:
-                torch_compat.lerp_all(*map(list, zip(*averaged, strict=True)), 1 - self.decay)
+                torch_compat.lerp_all([a for a, _ in averaged], [b for _, b in averaged], 1 - self.decay)
             for a, b in copied:
                 a.copy_(b)
         self.n_averaged += 1

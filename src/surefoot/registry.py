@@ -14,7 +14,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Registry:
         self.plural = plural
         self._entries = {entry.name: entry for entry in entries}
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
     def __len__(self) -> int:
@@ -302,7 +302,8 @@ def _short(text: str) -> str:
 @functools.cache
 def _load(path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    maker: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return maker
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def capture() -> dict[str, Any]:
     import torch
 
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    legacy: Any = numpy.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = legacy
     state: dict[str, Any] = {
         "python": {
             "version": version,
@@ -67,7 +68,7 @@ def capture() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": [],
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [generator.clone() for generator in torch.cuda.get_rng_state_all()]
     return state
 

@@ -58,7 +58,9 @@ class Snapshot:
         self._generators: list[tuple[str | None, Any, Any]] = []
         self._met: dict[int, Any] = {}
         names = ("model", "loss", "optimizer")
-        todo = [(names[i] if i < len(names) else f"part {i}", part) for i, part in enumerate(parts)][::-1]
+        todo: list[tuple[str | None, Any]] = []
+        for i, part in reversed(list(enumerate(parts))):
+            todo.append((names[i] if i < len(names) else f"part {i}", part))
         while todo:
             name, value = todo.pop()
             if not isinstance(value, _OPAQUE) and id(value) not in self._met:
@@ -184,7 +186,7 @@ class _Tensor:
 
 def is_lazy(tensor: Tensor) -> bool:
     """Whether a parameter or buffer of a lazy module waits for the first batch to have a shape."""
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return nn.parameter.is_lazy(tensor)
 
 
 def _same_place(a: Tensor, b: Tensor) -> bool:
@@ -207,7 +209,7 @@ def _same_content(value: Any, before: Any) -> bool:
     if len(value) != len(before):
         return False
     if isinstance(value, set):
-        return value == before
+        return bool(value == before)
     if isinstance(value, dict):
         pairs = zip(value.items(), before.items(), strict=True)
         return all(_same(a, c) and _same(b, d) for (a, b), (c, d) in pairs)
@@ -238,4 +240,4 @@ def _equal(a: Any, b: Any) -> bool:
         return all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, tuple | list):
         return all(map(_equal, a, b))
-    return a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b
+    return bool(a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b)

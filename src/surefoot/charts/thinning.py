@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 Point = tuple[float, float]
+_Bucket = tuple[Point | None, Point | None, Point | None]  # the lowest, the highest, and one that is not finite
 
 
 class Curve:
@@ -26,8 +27,7 @@ class Curve:
     def __init__(self, most: int = 800):
         self._most = most
         self._size = 1  # points in a full bucket
-        # Of each bucket the lowest point, the highest, and one that was not finite.
-        self._buckets: list[tuple[Point | None, Point | None, Point | None]] = []
+        self._buckets: list[_Bucket] = []
         self._count = 0
         self._low: Point | None = None
         self._high: Point | None = None
@@ -75,7 +75,7 @@ class Curve:
         return found
 
 
-def _merged(one, other):
+def _merged(one: _Bucket, other: _Bucket) -> _Bucket:
     lows = [bucket[0] for bucket in (one, other) if bucket[0] is not None]
     highs = [bucket[1] for bucket in (one, other) if bucket[1] is not None]
     return (

@@ -37,4 +37,5 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x.flatten(1))
+        logits: torch.Tensor = self.layers(x.flatten(1))
+        return logits
