@@ -358,34 +358,6 @@ def test_a_metric_that_is_not_finite_does_not_break_the_json(tmp_path):
     assert read_info(tmp_path / "model").metrics == {"val/loss": None}
 
 
-# --------------------------------------------------------------------------------------- for the hub
-
-
-def test_the_hubs_conventions(tmp_path):
-    history = [
-        {"kind": "epoch", "split": split, "epoch": epoch, "loss": 1 / (epoch + 1)}
-        for epoch in range(3)
-        for split in ("train", "val")
-    ]
-    plot = tmp_path / "confusion.png"
-    plot.write_bytes(b"\x89PNG")
-    save_model(LeNet5(), tmp_path / "model", history=history, plots=[plot], **full_info())
-    config = json.loads((tmp_path / "model/config.json").read_text())
-    assert config["architectures"] == ["LeNet5"] and config["id2label"]["3"] == "class 3"
-    assert LeNet5(**{k: config[k] for k in ("classes", "channels")})
-    card = (tmp_path / "model/README.md").read_text()
-    front, body = card.removeprefix("---\n").split("\n---\n")
-    import yaml
-
-    parsed = yaml.safe_load(front)
-    assert parsed["library_name"] == "surefoot"
-    assert parsed["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.9512345678901234
-    assert "| val/accuracy | 0.951235 |" in body and "44,426 parameters" in body
-    for name in ("loss.svg", "confusion.png"):
-        assert f"plots/{name}" in body and (tmp_path / "model/plots" / name).is_file()
-    assert (tmp_path / "model/plots/loss.svg").read_text().count("<polyline") == 2
-
-
 def test_the_weights_are_read_by_the_plain_library(tmp_path):
     model = LeNet5()
     save_model(model, tmp_path / "model")
@@ -406,15 +378,3 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
 def test_naming_the_package_does_not_import_torch():
     code = "import sys, surefoot.artifacts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_the_card_names_the_data_and_says_that_weights_are_an_average(tmp_path):
-    about = {"classes": ["a", "b"], "metrics": {"val/accuracy": 0.5}, "title": "my recipe"}
-    save_model(MLP(in_features=2, hidden=[], classes=2), tmp_path / "m", dataset="garments", averaged=True, **about)
-    card = (tmp_path / "m/README.md").read_text()
-    assert "It was trained on garments." in card and "exponential moving average" in card
-    assert '      name: "garments"' in card
-    assert read_info(tmp_path / "m").averaged and read_info(tmp_path / "m").dataset == "garments"
-    save_model(MLP(in_features=2, hidden=[], classes=2), tmp_path / "n", **about)
-    card = (tmp_path / "n/README.md").read_text()
-    assert '      name: "unknown"' in card and "average" not in card

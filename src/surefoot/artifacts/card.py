@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from urllib.parse import quote
 
 from ..charts.svg import Line, line_chart, picture
 from ..text import printable
+from .answers import kind_of
+from .images import takes_pictures
 from .info import ModelInfo
 
 
@@ -31,10 +34,8 @@ def model_card(
     `stored` is the "weights" of model.json, `pictures` the names of image files under plots/.
     """
     title = _line(info.title or info.model_name)
-    drawn = {}
     chart = _loss_chart(history)
-    if chart:
-        drawn["loss.svg"] = chart
+    drawn = {"loss.svg": chart} if chart else {}
     front = [
         "---",
         "library_name: surefoot",
@@ -45,18 +46,7 @@ def model_card(
         *_model_index(title, info),
         "---",
     ]
-    body = [f"# {_shown(title)}", "", _summary(info, stored), "", *_results(info)]
-    body += [
-        "## Use",
-        "",
-        "```python",
-        "import surefoot",
-        "",
-        'model = surefoot.open_model("path/to/this/directory")',
-        "probabilities = model.predict(images)  # raw images, as described above",
-        "```",
-        "",
-    ]
+    body = [f"# {_shown(title)}", "", _summary(info, stored), "", *_results(info), *_use(info)]
     if drawn or pictures:
         body += [
             "## Plots",
@@ -91,6 +81,45 @@ def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
     return " ".join(lines)
 
 
+def _use(info: ModelInfo) -> list[str]:
+    """Code that runs as it stands, in this directory, for the kind of model that this is."""
+    imports, opening, before = ["import surefoot"], ['"."'], []
+    if "class" in info.model:
+        made = _construction(info.model["class"], info.model["args"])
+        if made:
+            imports.append(made[0])
+        else:
+            before.append(f"`net` is an instance of {_shown(info.model_name)}, made as it was for training.")
+        opening.append(made[1] if made else "net")
+    if not info.preprocessing_known:
+        before.append("How raw data are prepared is not known: replace `preprocessing` by that of the training.")
+        opening.append("preprocessing=surefoot.Preprocessing(mean=0.5, std=0.5)")
+    kind = kind_of(info)
+    outputs = {"scores": "scores", "numbers": "outputs"}.get(kind, "probabilities")
+    batch = "images" if takes_pictures(info) else "samples"
+    lines = [f"model = surefoot.open_model({', '.join(opening)})"]
+    if info.input_shape is None:
+        before.append(f"`{batch}` is what its forward() takes, as a batch of raw data.")
+        lines.append(f"outputs = model({batch})")
+    else:
+        imports.insert(0, "import torch")
+        shape = ", ".join(map(str, (1, *info.input_shape)))
+        lines.append(f"{batch} = torch.zeros({shape}, dtype=torch.{info.input_dtype or 'float32'})  # yours instead")
+        lines.append(f"{outputs} = model.predict({batch})")
+    lead = ["Run this in the directory of this file.", *before]
+    return ["## Use", "", " ".join(lead), "", "```python", *imports, "", *lines, "```", ""]
+
+
+def _construction(path: str, args: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """The import of a user's own class and a call that makes it; None where they cannot be written as code."""
+    module, _, name = path.partition(":")
+    words = [*module.split("."), name, *(args or {})]
+    code = f"{name}({', '.join(f'{key}={value!r}' for key, value in (args or {}).items())})"
+    if args is None or module == "__main__" or not all(w.isidentifier() and not keyword.iskeyword(w) for w in words):
+        return None
+    return None if "```" in code else (f"from {module} import {name}", code)
+
+
 def _results(info: ModelInfo) -> list[str]:
     rows = [(k, v) for k, v in info.metrics.items() if isinstance(v, int | float | str)]
     if not rows:
@@ -99,9 +128,9 @@ def _results(info: ModelInfo) -> list[str]:
 
 
 def _model_index(title: str, info: ModelInfo) -> list[str]:
-    """The hub's results table wants a type and a finite value for each metric."""
+    """The hub's results table wants a task, and a type and a finite value for each metric."""
     finite = {k: v for k, v in info.metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-    if not finite or not info.classes:
+    if not finite or not info.classes or not takes_pictures(info):
         return []
     lines = ["model-index:", f"- name: {json.dumps(title)}", "  results:", "  - task:"]
     lines += ["      type: image-classification", "    dataset:"]
@@ -123,8 +152,7 @@ def _shown(text: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else _shown(value)
-    return text
+    return f"{value:.6g}" if isinstance(value, float) else _shown(value)
 
 
 def _loss_chart(history: Sequence[Mapping[str, Any]]) -> str | None:
@@ -132,8 +160,9 @@ def _loss_chart(history: Sequence[Mapping[str, Any]]) -> str | None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in history:
         epoch, loss, split = record.get("epoch"), record.get("loss"), record.get("split")
-        numbers = isinstance(epoch, int) and isinstance(loss, int | float) and math.isfinite(loss)
-        if record.get("kind", "epoch") == "epoch" and split in ("train", "val") and numbers:
+        if record.get("kind", "epoch") != "epoch" or split not in ("train", "val"):
+            continue
+        if isinstance(epoch, int) and isinstance(loss, int | float) and math.isfinite(loss):
             lines.setdefault(split, []).append((epoch, loss))
     if len({x for points in lines.values() for x, _ in points}) < 2:
         return None

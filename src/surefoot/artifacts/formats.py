@@ -12,7 +12,7 @@ from .archive import names_in, open_file
 from .torch_file import LEGACY_MAGIC
 
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
-_NUMPY = "safetensors.numpy.save_file(arrays, 'weights.safetensors')"
+_NUMPY = "safetensors.numpy.save_file(arrays, 'weights.safetensors') (pip install safetensors)"
 
 # What files of each kind are, and the way from there; the kinds that are read are not in it.
 TOLD = {
@@ -30,7 +30,7 @@ TOLD = {
     "keras": "is a Keras model (.keras); in Keras: m.save_weights('w.weights.h5'), then read its arrays with h5py "
     f"and write them: {_NUMPY}",
     "npz": "is a .npz of NumPy arrays; write them as safetensors: "
-    "safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors')",
+    "safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors') (pip install safetensors)",
     "npy": "is one NumPy array (.npy), not a file of named weights",
     "gguf": "is a GGUF file (llama.cpp), whose weights are quantized for that program; take the model's .safetensors",
     "tflite": "is a TensorFlow Lite model (.tflite); it is a program without named weights: train from the source "

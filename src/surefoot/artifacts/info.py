@@ -146,8 +146,8 @@ def describe_model(
     if spec is None:
         path, args = source or (f"{type(model).__module__}:{type(model).__qualname__}", _own_arguments(model))
         spec = {"class": path, "args": None if args is None else dict(args)}
-        if not _is_plain(spec["args"]):
-            # Arguments that only Python can hold (a module, a function) are not written: the caller passes
+        if not _is_plain(spec["args"], finite=True):
+            # Arguments that JSON cannot hold (a module, a function, infinity) are not written: the caller passes
             # the instance when the model is loaded.
             spec["args"] = None
     dtype = str(input_dtype).removeprefix("torch.") if input_dtype is not None else None
@@ -187,14 +187,14 @@ def _own_arguments(model: nn.Module) -> Mapping[str, Any] | None:
     return None if inspect.signature(type(model)).parameters else {}
 
 
-def _is_plain(value: Any) -> bool:
-    if value is None or isinstance(value, bool | int | float | str):
-        return True
+def _is_plain(value: Any, finite: bool = False) -> bool:
+    if isinstance(value, float):
+        return not finite or math.isfinite(value)
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(_is_plain(v, finite) for v in value)
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return False
+        return all(isinstance(k, str) and _is_plain(v, finite) for k, v in value.items())
+    return value is None or isinstance(value, bool | int | str)
 
 
 def _plain(value: Any) -> Any:
