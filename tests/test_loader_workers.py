@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy
 import pytest
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from surefoot import rng
 from surefoot.data.loader import Loader
 from surefoot.data.sources import DatasetSource
+from surefoot.data.workers import Workers
 from surefoot.errors import SurefootError, UsageError
 from surefoot.preprocessing import Preprocessing
 
@@ -133,6 +135,35 @@ def test_a_killed_worker_is_told_and_does_not_hang():
     assert told.value.exit_code == 1
     assert not isinstance(told.value, UsageError)
     assert not multiprocessing.active_children()
+
+
+class Stuck(Noisy):
+    """Reading sample 13 waits until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.go_on = multiprocessing.Event()
+
+    def __getitem__(self, index: int):
+        if index == 13:
+            self.go_on.wait()
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_is_stuck_is_told_with_its_samples_and_its_batch_still_comes(monkeypatch):
+    monkeypatch.setattr(Workers, "LOOK_S", 0.05)
+    monkeypatch.setattr(Workers, "LOOKS_BEFORE_WARNING", 1)
+    data, texts = Stuck(), []
+
+    def warn(text, category, stacklevel):
+        texts.append(text)
+        if "12, 13, 14, 15" in text:
+            data.go_on.set()
+
+    monkeypatch.setattr(warnings, "warn", warn)
+    loader = Loader(data, 4, workers=2, shuffle=False)
+    assert same(batches(loader, 1), batches(Loader(Noisy(), 4, shuffle=False), 1))
+    assert any("still waiting for the samples 12, 13, 14, 15 of epoch 1" in text for text in texts)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

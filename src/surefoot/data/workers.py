@@ -11,29 +11,34 @@ import random
 import signal
 import sys
 import threading
+import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from .. import held
 from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
+from ..text import duration
 from .arrays import COLLATE, shape_of
 
 _PR_SET_PDEATHSIG = 1
+Key = tuple[int, Sequence[int]]  # an epoch, and the data set indices of one of its batches
 
 
-def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int, holder: Any = None) -> list[Any]:
+def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int) -> list[Any]:
     """The samples at `indices`, each read with Python's, NumPy's and torch's generators seeded for it.
 
-    So are the generators that the data set, or `holder`, has (`held.generators`). The seed is a function of (seed,
-    epoch, index); all generators are afterwards as they were.
+    So are the generators that the data set has (`held.generators`). The seed is a function of (seed, epoch, index);
+    all generators are afterwards as they were.
     """
-    with seeded(dataset if holder is None else holder) as seed_all:
+    with seeded(dataset) as seed_all:
         samples = []
         for index in indices:
             seed_all(fold(seed, epoch, index))
@@ -41,27 +46,24 @@ def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int, holder: A
         return samples
 
 
-def apply_to_each(function: Callable[[Any], Any], items: Any, indices: Sequence[int], seed: int, epoch: int):
+def apply_to_each(
+    function: Callable[[Any], Any], items: Tensor, indices: Sequence[int], seed: int, epoch: int
+) -> Tensor:
     """Stack ``function(item)`` of each item, called under the random numbers of its index."""
-    mapped = _Mapped(function, dict(zip(indices, items, strict=True)))
-    return torch.stack(fetch(mapped, indices, seed, epoch, function))
-
-
-class _Mapped:
-    def __init__(self, function: Callable[[Any], Any], items: dict[int, Any]):
-        self.function = function
-        self.items = items
-
-    def __getitem__(self, index: int) -> Any:
-        return self.function(self.items[index])
+    with seeded(function) as seed_all:
+        results = []
+        for index, item in zip(indices, items, strict=True):
+            seed_all(fold(seed, epoch, index))
+            results.append(function(item))
+    return torch.stack(results)
 
 
 @contextlib.contextmanager
 def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
-    """Gives a function that seeds the process's generators and those that `holder` has; all are put back at the end."""
+    """Gives a function that seeds the process's generators and those of `holder`; all are restored at the end."""
     # Not rng.capture: CUDA's generators are not touched here, and reading them would wait for the device.
     states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
-    own = list(_held(holder).values())
+    own = list(_generators_of(holder).values())
     before = [held.state_of(generator) for generator in own]
 
     def seed_all(seed: int) -> None:
@@ -81,28 +83,31 @@ def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
             held.put_state(generator, state)
 
 
-def _held(holder: Any) -> dict[str, Any]:
-    # Looked for once an object: this runs at every batch.
+_GENERATORS: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def _generators_of(holder: Any) -> dict[str, Any]:
+    # Searched once per object: this runs at every batch.
     try:
-        if (found := _HELD.get(holder)) is None:
-            found = _HELD[holder] = held.generators(data=holder)
-    except TypeError:  # an object that no dictionary takes, or that cannot be referred to weakly
-        found = held.generators(data=holder)
-    return found
-
-
-_HELD: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+        if holder not in _GENERATORS:
+            _GENERATORS[holder] = held.generators(data=holder)
+        return _GENERATORS[holder]
+    except TypeError:  # not hashable, or without weak references
+        return held.generators(data=holder)
 
 
 class BatchReader:
-    """Makes the batch of ``(epoch, indices)``; travels to worker processes."""
+    """Makes the batch of ``(epoch, indices)``; copied to the worker processes.
 
-    def __init__(self, dataset: Any, seed: int, collate: Callable[[list], Any] | None):
+    Samples that make no batch give a UsageError as the value: raised in a worker, it would arrive with another text.
+    """
+
+    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] | None):
         self.dataset = dataset
         self.seed = seed
         self.collate = collate or default_collate
 
-    def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Any, ...]:
+    def __getitem__(self, key: Key) -> tuple[Any, ...] | UsageError:
         epoch, indices = key
         samples = fetch(self.dataset, indices, self.seed, epoch)
         if self.collate is not default_collate:  # it may draw, and in whatever process it runs must draw the same
@@ -113,8 +118,7 @@ class BatchReader:
             try:
                 batch = default_collate(samples)
             except (RuntimeError, TypeError, ValueError) as error:
-                # Returned, since what is raised in a worker process comes back as another text.
-                return UsageError(_uncollatable(samples, indices, error))  # type: ignore[return-value]
+                return UsageError(_uncollatable(samples, indices, error))
         return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
     # torch's fetcher hands a whole batch to this method where there is one.
@@ -126,26 +130,32 @@ def _uncollatable(samples: list[Any], indices: Sequence[int], error: Exception) 
     shapes = [shape_of(sample) for sample in samples]
     other = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is None:
-        told = f"sample {indices[0]} is {shapes[0]} ({first_line(error)})"
+        reason = f"sample {indices[0]} is {shapes[0]} ({first_line(error)})"
     else:
-        told = f"sample {indices[0]} is {shapes[0]} and sample {indices[other]} is {shapes[other]}"
-    return f"data: the samples cannot be joined in a batch: {told}; make them alike, or {COLLATE}"
+        reason = f"sample {indices[0]} is {shapes[0]} and sample {indices[other]} is {shapes[other]}"
+    return f"data: the samples cannot be joined in a batch: {reason}; make them alike, or {COLLATE}"
 
 
 class Workers:
     """Worker processes that read batches ahead, in the order asked for.
 
     They outlive an epoch. `batches` starts over from any place; `close` ends them. A worker that dies ends the
-    iteration with SurefootError; what the data set itself raises is raised here.
+    iteration with SurefootError; what the data set itself raises is raised here. Where no batch comes for a minute,
+    a RuntimeWarning names the samples that are waited for, and again each time that the wait has doubled.
     """
 
+    # How often torch looks whether the workers live, in seconds, and after how many such looks a warning is due.
+    LOOK_S = 5.0
+    LOOKS_BEFORE_WARNING = 12
+
     def __init__(self, reader: BatchReader, workers: int):
-        self._plan = _Plan()
-        self._loader = DataLoader(
-            reader,  # type: ignore[arg-type]
-            batch_sampler=self._plan,  # type: ignore[arg-type]
+        self._keys = _Keys()
+        self._loader: DataLoader[Any] = DataLoader(
+            reader,  # type: ignore[arg-type]  # read by index, as torch needs it, but no Dataset
+            batch_sampler=self._keys,  # type: ignore[arg-type]  # (epoch, indices) and not indices alone
             num_workers=workers,
             collate_fn=_unchanged,
+            timeout=self.LOOK_S,
             # A thread's workers may outlive the thread: only those of the main thread die with it.
             worker_init_fn=functools.partial(_start_worker, threading.current_thread() is threading.main_thread()),
             persistent_workers=True,
@@ -153,13 +163,20 @@ class Workers:
             generator=torch.Generator(),
         )
 
-    def batches(self, keys: Iterable[tuple[int, Sequence[int]]]) -> Iterator[tuple[Any, ...]]:
+    def batches(self, keys: Iterable[Key]) -> Iterator[tuple[Any, ...] | UsageError]:
         """The batches of the given ``(epoch, indices)``, in order; `keys` are taken as the workers need them."""
-        self._plan.keys = keys
+        self._keys.source = keys
+        self._keys.requested.clear()
         try:
             with _sigchld_kept():
                 iterator = iter(self._loader)
-            yield from iterator
+            while True:
+                try:
+                    batch = self._next(iterator)
+                except StopIteration:
+                    return
+                self._keys.requested.popleft()
+                yield batch
         except (RuntimeError, EOFError, OSError) as error:
             # The pipe of a worker that died while it handed a batch over breaks before torch has missed the worker.
             if "DataLoader worker (pid" not in str(error) and not self._lost_one(error):
@@ -169,6 +186,28 @@ class Workers:
                 f"data: a worker process ended unexpectedly ({first_line(error)}); memory that ran out is the usual "
                 "cause: try fewer workers, or workers: 0 to read the data in this process"
             ) from error
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        """The next batch, however long it takes; with a warning now and then."""
+        looks, warn_at = 0, self.LOOKS_BEFORE_WARNING
+        while True:
+            try:
+                return next(iterator)
+            except RuntimeError as error:
+                if "DataLoader timed out after" not in str(error):
+                    raise
+            looks += 1
+            if looks == warn_at:
+                warn_at *= 2
+                epoch, indices = self._keys.requested[0]
+                shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+                warnings.warn(
+                    f"data: no batch has come from the worker processes for {duration(looks * self.LOOK_S)}; still "
+                    f"waiting for the samples {shown} of epoch {epoch + 1}: reading one of them may have stopped for "
+                    "good; with workers: 0 an interrupt (Ctrl-C) shows where",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def _lost_one(self, error: BaseException) -> bool:
         sentinels = [process.sentinel for process in getattr(self._loader._iterator, "_workers", ())]
@@ -180,18 +219,23 @@ class Workers:
         """End the processes."""
         # torch has no public way. Dropping the iterator would do it too, but only once nothing refers to it any
         # more, and the traceback of an error does.
-        iterator, self._loader._iterator = self._loader._iterator, None
+        iterator: Any = self._loader._iterator
+        self._loader._iterator = None
         if iterator is not None:
             iterator._shutdown_workers()
 
 
-class _Plan:
-    """torch's batch sampler: what is to be read next."""
+class _Keys:
+    """torch's batch sampler: what is to be read, and what of it was requested and has not come yet."""
 
-    keys: Iterable[tuple[int, Sequence[int]]] = ()
+    def __init__(self) -> None:
+        self.source: Iterable[Key] = ()
+        self.requested: deque[Key] = deque()
 
-    def __iter__(self) -> Iterator[tuple[int, Sequence[int]]]:
-        return iter(self.keys)
+    def __iter__(self) -> Iterator[Key]:
+        for key in self.source:
+            self.requested.append(key)
+            yield key
 
 
 def _unchanged(batch: Any) -> Any:
@@ -228,14 +272,14 @@ def _start_worker(dies_with_parent: bool, worker: int) -> None:
     parent = os.getppid()
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()
+        threading.Thread(target=_end_on_request, args=(parent,), daemon=True).start()
     if dies_with_parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 
 
-def _end_when_told(parent: int) -> None:
+def _end_on_request(parent: int) -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
             os._exit(0)
