@@ -334,8 +334,8 @@ def test_the_real_files_are_read(fashion_mnist_dir):
     splits = fashion_mnist(dir=str(fashion_mnist_dir), download=False)
     images, labels = splits.train.tensors
     assert images.shape == (60_000, 1, 28, 28)
-    assert splits.train.class_counts().tolist() == [6000] * 10
-    assert splits.val.class_counts().tolist() == [1000] * 10
+    assert splits.train.targets().bincount().tolist() == [6000] * 10
+    assert splits.val.targets().bincount().tolist() == [1000] * 10
     # The first labels as every tutorial prints them, and the well-known mean and deviation of the pixels.
     assert labels[:5].tolist() == [9, 0, 0, 3, 0]
     assert (images.float() / 255).mean().item() == pytest.approx(0.2860, abs=1e-4)

@@ -144,16 +144,15 @@ def load_arrays(
     timeout_s: float | None = None,
 ) -> dict[str, numpy.ndarray]:
     """The contents of `files`, uint8 in their shapes, found under `directory` or fetched to it."""
-    paths = {key: _find(directory, file) for key, file in files.items()}
-    missing = [file for key, file in files.items() if paths[key] is None]
+    paths = {key: path for key, file in files.items() if (path := _find(directory, file)) is not None}
+    missing = [file for key, file in files.items() if key not in paths]
     if missing:
         if not may_download:
             raise UsageError(f"data: {_not_here(directory, missing)}\n{_by_hand(directory, missing)}")
         # What is missing goes where the others are.
-        present = [path.parent for path in paths.values() if path is not None]
-        folder = present[0] if present else directory / FOLDERS[0]
+        folder = next(iter(paths.values())).parent if paths else directory / FOLDERS[0]
         _download_all(directory, folder, missing, mirrors, progress, timeout_s)
-        paths = {key: path or folder / f"{files[key].name}.gz" for key, path in paths.items()}
+        paths = {key: folder / f"{file.name}.gz" for key, file in files.items()} | paths
     return {key: _read(paths[key], file) for key, file in files.items()}
 
 

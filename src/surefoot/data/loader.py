@@ -16,7 +16,7 @@ from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
 from .draws import Draws
-from .sources import Source, TensorSource, as_source
+from .sources import DatasetSource, TensorSource, as_source
 from .workers import BatchReader, Workers, apply_to_each
 
 # Batches are made many at a time: one indexed read and one conversion for about this many bytes of input. Less would
@@ -80,10 +80,10 @@ class Loader:
         device: torch.device | str | None = None,
         normalize_once: bool | str = "auto",
     ):
-        self.source: Source = as_source(source)
+        self.source = as_source(source)
         count = len(self.source)
         check = Arguments("data: ")
-        self.batch_size = check.whole("batch_size", batch_size, low=1)
+        self.batch_size: int = check.whole("batch_size", batch_size, low=1)
         if not check.problems and self.batch_size > count:
             message = f"{batch_size} is larger than the data set of {count} samples; give at most {count}"
             check.refuse("batch_size", message)
@@ -243,8 +243,7 @@ class Loader:
                 yield zip(*(torch.unsafe_split(tensor, size) for tensor in chunk), strict=True)
 
     def _batches_in_chunk(self) -> int:
-        tensors = self._in_memory()
-        numbers = sum(tensor[0].numel() for tensor in tensors)
+        numbers = sum(tensor[0].numel() for tensor in self._in_memory())
         return max(1, CHUNK_BYTES // (4 * numbers * self.batch_size))
 
     def _gather(self, epoch: int, indices: Tensor) -> tuple[Any, ...]:
@@ -275,6 +274,7 @@ class Loader:
     def _in_memory(self) -> tuple[Tensor, ...]:
         """The source's tensors where they are best kept: on the device, preprocessed, or as they are."""
         if self._prepared is None:
+            assert isinstance(self.source, TensorSource)
             tensors = self.source.tensors
             self._prepared_normalized = self._normalizes_once(tensors[0])
             if self._prepared_normalized:
@@ -293,6 +293,7 @@ class Loader:
         return inputs.numel() * 4 <= min(NORMALIZED_BYTES, memory // 8)
 
     def _reader(self) -> BatchReader:
+        assert isinstance(self.source, DatasetSource)
         return BatchReader(self.source.dataset, self.seed, self.source.collate)
 
     def _read(self, epoch: int, position: int) -> Iterator[tuple[Any, ...]]:
@@ -374,7 +375,7 @@ def _device(device: Any) -> torch.device:
         raise UsageError(f"data: device: {device!r} is no device of torch's; give 'cpu', 'cuda' or 'cuda:0'") from None
 
 
-def _usable(batch: Any) -> tuple[Any, ...]:
+def _usable(batch: tuple[Any, ...] | UsageError) -> tuple[Any, ...]:
     if isinstance(batch, UsageError):
         raise batch
     return batch

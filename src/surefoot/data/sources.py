@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -49,18 +49,6 @@ class Source(ABC):
     def targets(self) -> Tensor:
         """The targets of all samples, in order. Raises UsageError where there are none."""
 
-    def class_counts(self, classes: int | None = None) -> Tensor:
-        """How many samples each class has: int64 (classes,), for balanced weights.
-
-        `classes` is taken from the names or from the largest label where it is not given. Raises UsageError for
-        targets that are not class labels 0 .. classes - 1.
-        """
-        labels = self.targets()
-        if classes is None:
-            classes = len(self.classes) if self.classes else int(labels.max()) + 1
-        check_labels(labels, classes)
-        return torch.bincount(labels.reshape(-1).to(torch.int64), minlength=classes)
-
 
 class TensorSource(Source):
     """Samples in memory: each of `tensors` is (N, ...), and a batch is one slice of each.
@@ -70,8 +58,8 @@ class TensorSource(Source):
     them. Raises UsageError for tensors of unequal lengths, an empty data set and labels outside the classes.
 
     >>> source = TensorSource(torch.zeros(3, 1, 28, 28), torch.tensor([0, 1, 1]), classes=("shirt", "bag"))
-    >>> len(source), source.class_counts().tolist()
-    (3, [1, 2])
+    >>> len(source), source.targets().tolist()
+    (3, [0, 1, 1])
     """
 
     def __init__(self, *tensors: Tensor | numpy.ndarray, classes: Sequence[str] | None = None):
@@ -123,7 +111,13 @@ class DatasetSource(Source):
     no order that could be resumed, and for empty ones.
     """
 
-    def __init__(self, dataset: Dataset, *, classes: Sequence[str] | None = None, collate=None):
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        classes: Sequence[str] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ):
         name = type(dataset).__qualname__
         if isinstance(dataset, IterableDataset) or not (
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -225,7 +219,7 @@ def _names_only(value: Any) -> Any:
     return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def as_source(data: Any, *, classes: Sequence[str] | None = None) -> Source:
+def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource:
     """A Source of whatever holds samples: a Source, a tuple of columns, a list of samples, or a map-style Dataset.
 
     A column is a tensor, a NumPy array, a frame or column of pandas, or a list of numbers. A TensorDataset, or a
@@ -235,7 +229,7 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> Source:
     >>> len(as_source((torch.zeros(5, 2), torch.zeros(5))))
     5
     """
-    if isinstance(data, Source):
+    if isinstance(data, TensorSource | DatasetSource):
         return data
     if isinstance(data, tuple | list) and data:
         if all(map(is_array, data)) or (len(data) == 2 and all(_is_column(d, data) for d in data)):
@@ -311,7 +305,7 @@ def _refuse_nests(data: Any) -> None:
         )
 
 
-def _of_loader(loader: DataLoader) -> str:
+def _of_loader(loader: DataLoader[Any]) -> str:
     """What to give in place of a DataLoader, and what becomes of its settings."""
     data, said = "loader.dataset", []
     if loader.collate_fn is not default_collate and loader.batch_size is not None:

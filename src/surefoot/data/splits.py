@@ -27,7 +27,7 @@ class DataSplits:
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "train", as_source(self.train))
         object.__setattr__(self, "val", None if self.val is None else as_source(self.val))
         check = Arguments("data: ")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazily
 from .registry import MODELS, spec_of
 
-__all__ = ["MODELS", "spec_of", "LeNet5", "MLP", "SmallResNet"]
+if TYPE_CHECKING:
+    from .lenet import LeNet5
+    from .mlp import MLP
+    from .resnet import SmallResNet
 
+__all__ = ["MODELS", "MLP", "LeNet5", "SmallResNet", "spec_of"]
 
-def __getattr__(name: str) -> Any:
-    # The classes need torch, the names do not: `surefoot list models` shows them without importing it.
-    if name in MODELS:
-        return MODELS[name].load()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The classes need torch, the names do not: `surefoot list models` shows them without importing it.
+__getattr__ = lazily(__name__, {"lenet": "LeNet5", "mlp": "MLP", "resnet": "SmallResNet"})

@@ -6,14 +6,20 @@ hashes are used, on float32, so that every machine draws the same picture.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
-from numpy import ndarray
+
+# float32 (N, height, width), or what broadcasts to it. numpy's functions are typed to give anything, so that a
+# narrower type would hold nothing.
+Pixels = Any
+Point = tuple[Pixels, Pixels]
 
 _GAMMA = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
 
 
-def _mix(x: ndarray) -> ndarray:
+def _mix(x: Pixels) -> Pixels:
     """SplitMix64's output function on uint64 (Steele, Lea and Flood, OOPSLA 2014)."""
     x = x + numpy.uint64(_GAMMA)
     x = (x ^ (x >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
@@ -24,28 +30,28 @@ def _mix(x: ndarray) -> ndarray:
 class Dice:
     """Random numbers of N images, shape (N, 1, 1); those of an image depend on `seed` and its index only."""
 
-    def __init__(self, seed: int, indices: ndarray):
+    def __init__(self, seed: int, indices: Pixels):
         self._keys = _mix(_mix(indices.astype(numpy.uint64)) ^ numpy.uint64(seed & _WORD))
         self._calls = 0
 
-    def _bits(self) -> ndarray:
+    def _bits(self) -> Pixels:
         self._calls += 1
         return _mix(self._keys + numpy.uint64(self._calls * _GAMMA & _WORD))
 
-    def __call__(self, low: float = 0.0, high: float = 1.0) -> ndarray:
+    def __call__(self, low: float = 0.0, high: float = 1.0) -> Pixels:
         """Float32 numbers, evenly between `low` and `high`."""
         unit = (self._bits() >> numpy.uint64(40)).astype(numpy.float32) * numpy.float32(2.0**-24)
         return (unit * numpy.float32(high - low) + numpy.float32(low))[:, None, None]
 
-    def bell(self, low: float, high: float) -> ndarray:
+    def bell(self, low: float, high: float) -> Pixels:
         """Float32 numbers between `low` and `high`, most of them near the middle."""
         return (self(low, high) + self(low, high)) * numpy.float32(0.5)
 
-    def chance(self, p: float) -> ndarray:
+    def chance(self, p: float) -> Pixels:
         """True with probability `p`."""
         return self() < numpy.float32(p)
 
-    def grain(self, height: int, width: int) -> ndarray:
+    def grain(self, height: int, width: int) -> Pixels:
         """Noise for every pixel, (N, height, width), float32 from -1 to 1."""
         self._calls += 1
         words = -(-height * width // 8)
@@ -57,29 +63,29 @@ class Dice:
         return unit.reshape(-1, height, width)
 
 
-def clip(x: ndarray, low: float = 0.0, high: float = 1.0) -> ndarray:
+def clip(x: Pixels, low: float = 0.0, high: float = 1.0) -> Pixels:
     """`x` kept between `low` and `high`."""
     return numpy.minimum(numpy.maximum(x, numpy.float32(low)), numpy.float32(high))
 
 
-def choose(condition: ndarray, then: ndarray | float, otherwise: ndarray | float) -> ndarray:
+def choose(condition: Pixels, then: Pixels, otherwise: Pixels) -> Pixels:
     """`then` where the condition holds, else `otherwise`, in float32."""
     return numpy.where(condition, numpy.asarray(then, numpy.float32), numpy.asarray(otherwise, numpy.float32))
 
 
-def smooth(x: ndarray) -> ndarray:
+def smooth(x: Pixels) -> Pixels:
     """From 0 at 0 to 1 at 1 without corners."""
     x = clip(x)
     return x * x * (3 - 2 * x)
 
 
-def wave(x: ndarray) -> ndarray:
+def wave(x: Pixels) -> Pixels:
     """A periodic curve like a sine: period 1, from -1 to 1."""
     x = x - numpy.floor(x) - numpy.float32(0.5)
     return 16 * x * (numpy.abs(x) - numpy.float32(0.5))
 
 
-def curve(x: ndarray, *knots: tuple) -> ndarray:
+def curve(x: Pixels, *knots: Point) -> Pixels:
     """A smooth curve through ``(position, value)`` knots in rising order, level outside them."""
     position, value = knots[0]
     y = numpy.zeros_like(x) + value
@@ -92,7 +98,7 @@ def curve(x: ndarray, *knots: tuple) -> ndarray:
 # Distances to a shape, in the units of the coordinates u and v: below 0 inside, and about right near the edge.
 
 
-def union(*shapes: ndarray) -> ndarray:
+def union(*shapes: Pixels) -> Pixels:
     """Inside any of the shapes."""
     out = shapes[0]
     for shape in shapes[1:]:
@@ -100,12 +106,14 @@ def union(*shapes: ndarray) -> ndarray:
     return out
 
 
-def without(shape: ndarray, hole: ndarray) -> ndarray:
+def without(shape: Pixels, hole: Pixels) -> Pixels:
     """Inside `shape` and outside `hole`."""
     return numpy.maximum(shape, -hole)
 
 
-def box(u: ndarray, v: ndarray, x, y, half_width, half_height, corner=0.0) -> ndarray:
+def box(
+    u: Pixels, v: Pixels, x: Pixels, y: Pixels, half_width: Pixels, half_height: Pixels, corner: Pixels = 0.0
+) -> Pixels:
     """A rectangle about (x, y) with rounded corners."""
     across = numpy.abs(u - x) - half_width + corner
     along = numpy.abs(v - y) - half_height + corner
@@ -114,14 +122,14 @@ def box(u: ndarray, v: ndarray, x, y, half_width, half_height, corner=0.0) -> nd
     return outside + numpy.minimum(numpy.maximum(across, along), 0) - corner
 
 
-def ellipse(u: ndarray, v: ndarray, x, y, half_width, half_height) -> ndarray:
+def ellipse(u: Pixels, v: Pixels, x: Pixels, y: Pixels, half_width: Pixels, half_height: Pixels) -> Pixels:
     """An ellipse about (x, y)."""
     across, along = (u - x) / half_width, (v - y) / half_height
     smaller = numpy.minimum(half_width, half_height, dtype=numpy.float32)
     return (numpy.sqrt(across * across + along * along) - 1) * smaller
 
 
-def limb(u: ndarray, v: ndarray, start: tuple, end: tuple, start_radius, end_radius) -> ndarray:
+def limb(u: Pixels, v: Pixels, start: Point, end: Point, start_radius: Pixels, end_radius: Pixels) -> Pixels:
     """A straight sleeve or strap from `start` to `end`, cut square at both ends."""
     run_x, run_y = end[0] - start[0], end[1] - start[1]
     length = numpy.sqrt(run_x * run_x + run_y * run_y)
@@ -133,7 +141,7 @@ def limb(u: ndarray, v: ndarray, start: tuple, end: tuple, start_radius, end_rad
     return numpy.maximum(aside - radius, numpy.maximum(along - length, -along))
 
 
-def stroke(u: ndarray, v: ndarray, start: tuple, end: tuple, radius) -> ndarray:
+def stroke(u: Pixels, v: Pixels, start: Point, end: Point, radius: Pixels) -> Pixels:
     """A line with round ends."""
     run_x, run_y = end[0] - start[0], end[1] - start[1]
     from_x, from_y = u - start[0], v - start[1]
@@ -142,6 +150,6 @@ def stroke(u: ndarray, v: ndarray, start: tuple, end: tuple, radius) -> ndarray:
     return numpy.sqrt(from_x * from_x + from_y * from_y) - radius
 
 
-def ring(u: ndarray, v: ndarray, x, y, half_width, half_height, radius) -> ndarray:
+def ring(u: Pixels, v: Pixels, x: Pixels, y: Pixels, half_width: Pixels, half_height: Pixels, radius: Pixels) -> Pixels:
     """The outline of an ellipse, drawn `radius` thick to both sides."""
     return numpy.abs(ellipse(u, v, x, y, half_width, half_height)) - radius

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy
-from numpy import ndarray
 
-from .drawing import Dice, choose, clip, smooth, stroke, wave
+from .drawing import Dice, Pixels, choose, clip, smooth, stroke, wave
 
 SIZE = 28
 
@@ -39,7 +38,7 @@ class Sheet:
         self.plain = dice(0.45, 0.95)
         self.fabric = self._fabric()
 
-    def _fabric(self) -> ndarray:
+    def _fabric(self) -> Pixels:
         """The brightness of the cloth at each pixel: plain, striped, checked, dotted or mottled, with folds."""
         dice, u, v = self.dice, self.u, self.v
         kind, period, depth = dice(), dice(0.18, 0.5), dice(0.15, 0.5)
@@ -58,12 +57,12 @@ class Sheet:
         light = 1 + u * dice(-0.18, 0.18) + v * dice(-0.15, 0.1) + folds * dice(0.0, 0.1)
         return self.plain * (1 - depth * pattern) * light
 
-    def edge(self, shape: ndarray) -> ndarray:
+    def edge(self, shape: Pixels) -> Pixels:
         """How much of each pixel the shape covers, 0 to 1."""
         assert shape.dtype == numpy.float32, "numbers of two widths would round differently here and there"
         return clip(numpy.float32(0.5) - shape / self.pixel)
 
-    def paint(self, shape: ndarray, tone: ndarray | float = 1.0, *, plain: bool = False, rim: float = 0.35) -> None:
+    def paint(self, shape: Pixels, tone: Pixels = 1.0, *, plain: bool = False, rim: float = 0.35) -> None:
         """Lay `shape` in the garment's fabric, `tone` times as bright; `plain` for its mean brightness.
 
         Towards its edge a part is darker by the share `rim`, as cloth is that turns away.
@@ -74,20 +73,20 @@ class Sheet:
         self.ink = self.ink + alpha * (cloth * tone * shading - self.ink)
         self.cover = numpy.maximum(self.cover, alpha)
 
-    def mark(self, shape: ndarray, strength: ndarray | float) -> None:
+    def mark(self, shape: Pixels, strength: Pixels) -> None:
         """Darken (down to black at -1) or lighten (up to white at 1) what is painted where `shape` lies."""
         change = self.edge(shape) * strength
         lighter = numpy.maximum(change, 0) * (self.cover - self.ink)
         self.ink = self.ink * (1 + numpy.minimum(change, 0)) + lighter
         assert self.ink.dtype == numpy.float32
 
-    def carve(self, shape: ndarray) -> None:
+    def carve(self, shape: Pixels) -> None:
         """Take away what is painted where `shape` lies."""
         alpha = 1 - self.edge(shape)
         self.ink = self.ink * alpha
         self.cover = self.cover * alpha
 
-    def finish(self) -> ndarray:
+    def finish(self) -> Pixels:
         """The pictures, uint8 (N, 28, 28): the garment before its background, behind what hides it, with noise."""
         dice, u, v = self.dice, self.u, self.v
         behind = dice(0.0, 0.12) * (1 + u * dice(-0.5, 0.5) + v * dice(-0.5, 0.5))
@@ -99,7 +98,7 @@ class Sheet:
         assert ink.dtype == numpy.float32
         return (clip(ink) * 255 + numpy.float32(0.5)).astype(numpy.uint8)
 
-    def _bar(self, ink: ndarray, *, chance: float, reach: float, thickness: tuple[float, float], tone: ndarray) -> None:
+    def _bar(self, ink: Pixels, *, chance: float, reach: float, thickness: tuple[float, float], tone: Pixels) -> None:
         """Draw a straight bar over some of the images of `ink`, in place."""
         dice = self.dice
         ends = [dice(-reach, reach) for _ in range(4)]

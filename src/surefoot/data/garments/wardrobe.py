@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy
-from numpy import ndarray
 
-from .drawing import box, choose, clip, curve, ellipse, limb, ring, stroke, union
+from .drawing import Pixels, box, choose, clip, curve, ellipse, limb, ring, stroke, union
 from .sheet import Sheet
 
 
-def _torso(s: Sheet, top, bottom, shoulder, waist, hem) -> ndarray:
+def _torso(s: Sheet, top: Pixels, bottom: Pixels, shoulder: Pixels, waist: Pixels, hem: Pixels) -> Pixels:
     """From sloping shoulders down to a straight hem."""
     across = numpy.abs(s.u)
     width = curve(s.v, (top, shoulder * 0.96), (top + 0.35, shoulder * 0.9), (0.05, waist), (bottom, hem))
@@ -19,7 +18,9 @@ def _torso(s: Sheet, top, bottom, shoulder, waist, hem) -> ndarray:
     return numpy.maximum(numpy.maximum(across - width, slope), s.v - bottom)
 
 
-def _sleeves(s: Sheet, shoulder, top, reach, drop, radius, cuff) -> ndarray:
+def _sleeves(
+    s: Sheet, shoulder: Pixels, top: Pixels, reach: Pixels, drop: Pixels, radius: Pixels, cuff: Pixels
+) -> Pixels:
     """Both sleeves, from the shoulders outwards by `reach` and down by `drop`."""
     start = shoulder - 0.12, top + 0.2
     return limb(numpy.abs(s.u), s.v, start, (start[0] + reach, start[1] + drop), radius, cuff)
