@@ -44,6 +44,7 @@ usage: python3 dev.py VERB [ARGUMENTS]
   train ...     surefoot train: without arguments the quickstart, in under a minute
   test ...      the tests (arguments go to pytest)
   slow ...      the slow tests, which `test` leaves out
+  coverage ...  the tests, and which lines of the source they do not run
   fuzz [MIN]    the property tests with new examples, for that many minutes (default 10)
   faults ...    the fault catalogue: kills, full disks, damaged files (tests/faults/run.py)
   wild          model files that real packages ship: downloaded, imported, compared (tests/wild.py)
@@ -112,6 +113,7 @@ VERBS = {  # verb -> what is wrong with its arguments, before anything is set up
     "setup": nothing_wrong,
     "run": needs_command,
     "slow": nothing_wrong,
+    "coverage": nothing_wrong,
     **{verb: needs_script(path) for verb, path in SCRIPTS.items()},
 }
 
@@ -130,6 +132,8 @@ def plan(verb, arguments):
         return PYTHON, [PYTHON, "-m", "pytest", *arguments], ROOT
     if verb == "slow":
         return PYTHON, [PYTHON, "-m", "pytest", "-m", "slow", *arguments], ROOT
+    if verb == "coverage":
+        return PYTHON, [PYTHON, "-m", "pytest", "--cov", "--cov-report=term-missing:skip-covered", *arguments], ROOT
     if verb in SCRIPTS:
         return PYTHON, [PYTHON, SCRIPTS[verb], *arguments], ROOT
     if verb == "run":
@@ -145,7 +149,7 @@ def hand_over(program, command, folder, verb):
     environment["VIRTUAL_ENV"] = VENV
     environment["PATH"] = os.path.join(VENV, "bin") + os.pathsep + environment.get("PATH", os.defpath)
     environment.pop("PYTHONHOME", None)
-    if verb not in ("run", "test", "slow", *SCRIPTS):
+    if verb not in ("run", "test", "slow", "coverage", *SCRIPTS):
         environment["SUREFOOT_COMMAND"] = "python3 " + sys.argv[0]  # so that its hints can be typed as they are
     if folder:
         os.chdir(folder)
