@@ -197,7 +197,14 @@ def surefoot_fit(batch_size: int, compiled: bool = False) -> Run:
         count = steps * batch_size
         source = surefoot.TensorSource(pixels[:count], labels[:count])
         loader = Watched(source, batch_size, preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
-        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, log_every=steps, progress=Progress())
+        surefoot.fit(
+            model,
+            nn.CrossEntropyLoss(),
+            optimizer,
+            loader,
+            epochs=1,
+            run=surefoot.RunOptions(log_every=steps, progress=Progress()),
+        )
         return loader.watch.per_step
 
     run.about, run.chosen = plan.describe(), plan

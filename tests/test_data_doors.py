@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -243,7 +244,7 @@ class Heard(Progress):
 def trained(model, data, loss=None, **settings):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     settings = {"progress": False, "execution": FIXED, **settings}
-    return fit(model, loss or nn.CrossEntropyLoss(), optimizer, data, epochs=1, **settings)
+    return fit(model, loss or nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=1, **settings))
 
 
 def test_float64_is_read_as_float32_with_a_word():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import operator
 from decimal import Decimal
@@ -11,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -62,7 +64,7 @@ def fitted(model=None, *, loss=None, optimizer=None, data=(X, Y), epochs=1, batc
     optimizer = sgd(model) if optimizer is None else optimizer
     loss = nn.CrossEntropyLoss() if loss is None else loss
     settings = {"execution": FIXED, "batch_size": batch_size, "progress": progress, **settings}
-    return fit(model, loss, optimizer, data, epochs=epochs, **settings)
+    return fit(model, loss, optimizer, data, **fit_arguments(epochs=epochs, **settings))
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------
@@ -109,11 +111,24 @@ def test_fit_refuses_an_argument_that_cannot_be(arguments, message):
     assert torch.equal(model.weight, before)
 
 
+def test_fit_has_at_most_14_parameters():
+    assert len(inspect.signature(fit).parameters) <= 14
+
+
 def test_all_mistakes_of_a_call_are_told_at_once():
-    with pytest.raises(surefoot.Problems) as refusal:
-        fitted(epochs=0, max_grad_norm=-1, ema_decay=2, seed="a", on_nonfinite="ignore")
-    names = [problem.partition(":")[0] for problem in refusal.value.problems]
-    assert sorted(names) == ["ema_decay", "epochs", "max_grad_norm", "on_nonfinite", "seed"]
+    calls = {
+        "epochs seed step": lambda: fit(
+            net(), nn.CrossEntropyLoss(), sgd(net()), (X, Y), epochs=0, seed="a", step={"ema_decay": 0.9}
+        ),
+        "max_grad_norm ema_decay on_nonfinite": lambda: surefoot.StepOptions(
+            max_grad_norm=-1, ema_decay=2, on_nonfinite="ignore"
+        ),
+        "early_stopping log_every allow": lambda: surefoot.RunOptions(early_stopping=5, log_every=0, allow=3),
+    }
+    for names, call in calls.items():
+        with pytest.raises(surefoot.Problems) as refusal:
+            call()
+        assert {problem.partition(":")[0] for problem in refusal.value.problems} == set(names.split())
 
 
 def test_numbers_of_numpy_are_taken_as_the_numbers_that_they_are():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from torch import nn
 
 from surefoot.data import Loader
@@ -111,16 +112,18 @@ def train(run: Path, made, *, crash_at: int | None = None) -> None:
         loss,
         optimizer,
         loader,
-        val=Loader((inputs, targets), 8, shuffle=False),
-        schedule=schedule,
-        epochs=EPOCHS,
-        log_every=2,
-        run_dir=run,
-        resume=True,
-        checkpoints=Checkpoints(made["every"], keep_last=2, keep_best="val/loss"),
-        tensorboard=False,
-        lint_off=["all"],
-        **made["fit"],
+        **fit_arguments(
+            val=Loader((inputs, targets), 8, shuffle=False),
+            schedule=schedule,
+            epochs=EPOCHS,
+            log_every=2,
+            run_dir=run,
+            resume=True,
+            checkpoints=Checkpoints(made["every"], keep_last=2, keep_best="val/loss"),
+            tensorboard=False,
+            lint_off=["all"],
+            **made["fit"],
+        ),
     )
 
 

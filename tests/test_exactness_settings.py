@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from test_exactness import samples
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
@@ -36,11 +37,13 @@ def train(run: Path | None, epochs: int, *, lr=0.1, optimizer=None, schedule=Non
         loss or nn.CrossEntropyLoss(),
         made,
         data,
-        epochs=epochs,
-        schedule=schedule and schedule(made),
-        tensorboard=False,
-        execution={"compile": False},
-        **{**arguments, **given},
+        **fit_arguments(
+            epochs=epochs,
+            schedule=schedule and schedule(made),
+            tensorboard=False,
+            execution={"compile": False},
+            **{**arguments, **given},
+        ),
     )
     return made
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from test_exactness import Crash, left_behind, samples
 from torch import nn
 from torch.utils.data import Dataset
@@ -206,7 +207,9 @@ def train(run: Path, made, crash_at: int | None = None, wrap=lambda model: model
         "progress": False,
         "lint_off": ["all"],
     }
-    return fit(model, made["loss"](), optimizer, made["data"](), **{**arguments, **made["fit"], **changed})
+    return fit(
+        model, made["loss"](), optimizer, made["data"](), **fit_arguments(**{**arguments, **made["fit"], **changed})
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

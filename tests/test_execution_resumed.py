@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from torch import nn
 
 import surefoot
@@ -55,20 +56,22 @@ def train(run_dir, kind, compile, epochs, **options):
         nn.CrossEntropyLoss(),
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         data,
-        epochs=epochs,
-        batch_size=16,
-        execution={
-            "compile": compile,
-            "threads": 1,
-            "onednn": True,
-            "memory_format": "contiguous",
-            "optimizer_impl": "for_loop",
-        },
-        run_dir=run_dir,
-        resume=True,
-        progress=False,
-        lint_off=["all"],
-        **options,
+        **fit_arguments(
+            epochs=epochs,
+            batch_size=16,
+            execution={
+                "compile": compile,
+                "threads": 1,
+                "onednn": True,
+                "memory_format": "contiguous",
+                "optimizer_impl": "for_loop",
+            },
+            run_dir=run_dir,
+            resume=True,
+            progress=False,
+            lint_off=["all"],
+            **options,
+        ),
     )
     return result, model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -95,9 +96,12 @@ def test_a_cell_that_is_run_twice_is_told_what_works(tmp_path):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         execution = {"threads": 1, "compile": "none"}
         return fit(
-            model, nn.CrossEntropyLoss(), optimizer, (X, Y), epochs=1, run_dir=tmp_path / "run",
-            progress=False, execution=execution, **more,
-        )  # fmt: skip
+            model,
+            nn.CrossEntropyLoss(),
+            optimizer,
+            (X, Y),
+            **fit_arguments(epochs=1, run_dir=tmp_path / "run", progress=False, execution=execution, **more),
+        )
 
     cell()
     with pytest.raises(UsageError, match=r"already holds a run; go on with it \(in Python: resume=True\)"):

@@ -83,8 +83,8 @@ def test_what_deepcopy_refuses_can_be_followed(make):
         val=(torch.randn(4, 3), torch.randn(4, 2)),
         epochs=1,
         batch_size=4,
-        ema_decay=0.5,
-        progress=False,
+        step=surefoot.StepOptions(ema_decay=0.5),
+        run=surefoot.RunOptions(progress=False),
     )
     assert result.metrics["val/loss"] > 0
 
@@ -147,10 +147,9 @@ def test_an_optimizers_own_modes_are_set_around_training_and_validation(tmp_path
                 val=data,
                 epochs=epochs,
                 batch_size=8,
-                progress=False,
                 run_dir=tmp_path / f"run-{stops}",
                 resume=stops,
-                execution={"threads": 1, "compile": False},
+                run=surefoot.RunOptions(progress=False, execution={"threads": 1, "compile": False}),
             )
         assert [c for c in optimizer.calls if c != "step"][-2:] == ["train", "eval"]
         assert not optimizer.param_groups[0]["train_mode"]
@@ -188,10 +187,8 @@ def test_gradients_can_be_zeroed_in_place(execution):
             optimizer,
             loader,
             epochs=1,
-            progress=False,
-            set_to_none=set_to_none,
-            execution=execution,
-            lint_off=["all"],
+            step=surefoot.StepOptions(set_to_none=set_to_none),
+            run=surefoot.RunOptions(progress=False, execution=execution, lint_off=["all"]),
         )
         moved[set_to_none] = not torch.equal(weights[-2], weights[-1])
     assert moved == {True: False, False: True}

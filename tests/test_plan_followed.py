@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from test_schedules_table import SPECS, WARM
 from torch import nn
 
@@ -29,8 +30,15 @@ def setup(spec, warm):
 def recorded(tmp_path, model, optimizer, schedule, **more):
     data = (torch.randn(40, 4), torch.randint(0, 3, (40,)))
     settings = {"batch_size": 8, "log_every": 1, "lint_off": ["all"], "execution": {}, "tensorboard": False}
-    fit(model, nn.CrossEntropyLoss(), optimizer, data, val=data, epochs=EPOCHS, schedule=schedule,
-        run_dir=tmp_path / "run", checkpoints=None, **settings, **more)  # fmt: skip
+    fit(
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        data,
+        **fit_arguments(
+            val=data, epochs=EPOCHS, schedule=schedule, run_dir=tmp_path / "run", checkpoints=None, **settings, **more
+        ),
+    )
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == "step"]
 

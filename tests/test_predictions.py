@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from PIL import Image
 from torch import nn
 
@@ -197,7 +198,13 @@ def test_fit_saves_the_losses_of_a_sum(tmp_path):
     loss = WeightedSum([(1.0, nn.CrossEntropyLoss()), (0.5, nn.MultiMarginLoss())])
     data = (torch.randn(32, 4), torch.arange(32) % 2)
     settings = {"epochs": 1, "batch_size": 8, "progress": False, "execution": {"threads": 1, "compile": "none"}}
-    fit(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), data, run_dir=tmp_path / "run", **settings)
+    fit(
+        model,
+        loss,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        data,
+        **fit_arguments(run_dir=tmp_path / "run", **settings),
+    )
     assert read_info(tmp_path / "run/model").loss == [{"name": "CrossEntropyLoss"}, {"name": "MultiMarginLoss"}]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from surefoot import RunOptions
 from surefoot.data import DatasetSource
 from surefoot.errors import UsageError
 from surefoot.step import NonFinite, StepOptions, TrainStep
@@ -156,9 +157,8 @@ def test_micro_batches_of_several_lengths_count_as_one_batch():
                 val=source,
                 epochs=1,
                 batch_size=size,
-                grad_accum_steps=accumulate,
-                progress=False,
-                lint_off=["all"],
+                step=StepOptions(grad_accum_steps=accumulate),
+                run=RunOptions(progress=False, lint_off=["all"]),
             )
         results.append(fitted.metrics)
     assert results[0] == pytest.approx(results[1], rel=1e-6)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from torch import nn
 
 import surefoot
@@ -40,7 +41,7 @@ def train(run_dir=None, bad=BAD, **settings):
     model = Root()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     settings = {"epochs": 1, "batch_size": 16, "progress": False, "run_dir": run_dir, "lint_off": ["all"]} | settings
-    return surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, data(bad), **settings), model
+    return surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, data(bad), **fit_arguments(**settings)), model
 
 
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"clip_value": 0.1}, {"grad_accum_steps": 2}])
@@ -93,15 +94,17 @@ def test_an_update_that_overflows_is_never_saved_and_the_checkpoint_before_it_is
             nn.CrossEntropyLoss(),
             optimizer,
             data(BAD),
-            epochs=1,
-            batch_size=16,
-            progress=False,
-            run_dir=run,
-            checkpoints=good,
-            on_nonfinite="skip",
-            execution="plain",
-            lint_off=["all"],
-            **settings,
+            **fit_arguments(
+                epochs=1,
+                batch_size=16,
+                progress=False,
+                run_dir=run,
+                checkpoints=good,
+                on_nonfinite="skip",
+                execution="plain",
+                lint_off=["all"],
+                **settings,
+            ),
         )
 
     with pytest.raises(
@@ -174,7 +177,13 @@ def test_sparse_gradients_are_looked_at_and_trained(capsys):
         model = bag()
         optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.05)
         result = surefoot.fit(
-            model, nn.CrossEntropyLoss(), optimizer, (x, y), epochs=1, batch_size=8, progress=False, execution=execution
+            model,
+            nn.CrossEntropyLoss(),
+            optimizer,
+            (x, y),
+            epochs=1,
+            batch_size=8,
+            run=surefoot.RunOptions(progress=False, execution=execution),
         )
         results.append((result.metrics, model.weight))
     assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fit_arguments import fit_arguments
 from torch import nn
 
+from surefoot import RunOptions, StepOptions
 from surefoot.data import Loader
 from surefoot.data.loader import epoch_order
 from surefoot.errors import RunFailed, UsageError
@@ -73,8 +75,8 @@ def test_the_losses_are_those_of_a_hand_written_loop_bit_for_bit(data, run_dir):
         epochs=5,
         batch_size=8,
         seed=11,
-        log_every=1,
         run_dir=run_dir,
+        run=RunOptions(log_every=1),
     )
 
     pytorch_warmup = pytest.importorskip("pytorch_warmup")
@@ -129,9 +131,9 @@ def test_records_have_the_promised_fields_in_the_promised_number(data, run_dir):
         val=data,
         epochs=2,
         batch_size=5,
-        log_every=4,
-        max_grad_norm=1.0,
         run_dir=run_dir,
+        step=StepOptions(max_grad_norm=1.0),
+        run=RunOptions(log_every=4),
     )
     records = list(read_records(run_dir / "metrics.jsonl"))
     told = [(r["kind"], r["split"], r["epoch"], r["step"]) for r in records]
@@ -173,7 +175,7 @@ def test_the_best_model_is_the_one_of_its_epoch(data, run_dir):
         epochs=5,
         batch_size=10,
         run_dir=run_dir,
-        checkpoints=Checkpoints(keep_best="val/loss"),
+        run=RunOptions(checkpoints=Checkpoints(keep_best="val/loss")),
     )
     losses = [r["loss"] for r in epochs_of(run_dir, "val")]
     assert result.best.value == min(losses) != losses[-1]
@@ -196,7 +198,7 @@ def test_early_stopping_ends_after_its_patience(data, run_dir):
         epochs=10,
         batch_size=10,
         run_dir=run_dir,
-        early_stopping=EarlyStopping(patience=2),
+        run=RunOptions(early_stopping=EarlyStopping(patience=2)),
     )
     assert (result.epochs, result.stopped_early) == (3, True)
 
@@ -204,7 +206,7 @@ def test_early_stopping_ends_after_its_patience(data, run_dir):
 def test_the_moving_average_is_what_is_validated_and_saved(data, run_dir):
     model = make_model()
     averaged = {"epochs": 2, "batch_size": 10, "ema_decay": 0.9}
-    fit(model, nn.CrossEntropyLoss(), sgd(model), data, val=data, run_dir=run_dir, **averaged)
+    fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(val=data, run_dir=run_dir, **averaged))
     from surefoot.artifacts import load_model
 
     saved = load_model(run_dir / "model", make_model())
@@ -219,12 +221,12 @@ def test_unfrozen_parameters_learn_from_their_epoch_on(data):
     before = model[0].weight.clone()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     settings = {"batch_size": 10, "unfreeze": [(2, "0.*")]}
-    fit(model, nn.CrossEntropyLoss(), optimizer, data, epochs=2, **settings)
+    fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=2, **settings))
     assert torch.equal(model[0].weight, before)
     assert len(optimizer.param_groups) == 1
 
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    fit(model, nn.CrossEntropyLoss(), optimizer, data, epochs=3, **settings)
+    fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=3, **settings))
     assert not torch.equal(model[0].weight, before)
     assert len(optimizer.param_groups) == 2
 
@@ -246,10 +248,9 @@ def test_an_update_that_fp16_skipped_does_not_step_the_schedule(data, run_dir):
         schedule=schedule,
         epochs=1,
         batch_size=10,
-        log_every=1,
-        precision="fp16",
         run_dir=run_dir,
-        lint_off=["all"],
+        step=StepOptions(precision="fp16"),
+        run=RunOptions(log_every=1, lint_off=["all"]),
     )
     assert [r["lr"][0] for r in steps_of(run_dir)] == [1e-6, 1e-6, 1e-6, 5e-7, 2.5e-7]
 
@@ -287,8 +288,8 @@ def test_a_nan_loss_can_be_skipped_and_is_told(data, run_dir):
         epochs=2,
         batch_size=5,
         run_dir=run_dir,
-        on_nonfinite="skip",
-        progress=heard,
+        step=StepOptions(on_nonfinite="skip"),
+        run=RunOptions(progress=heard),
     )
     assert result.steps == 18
     assert sum("this update is skipped" in text for text in heard.messages) == 2
@@ -306,8 +307,8 @@ def test_a_run_whose_every_batch_is_nan_does_not_go_on_for_ever(data):
             (inputs, torch.zeros(400).long()),
             epochs=9,
             batch_size=1,
-            on_nonfinite="skip",
-            lint_off=["all"],
+            step=StepOptions(on_nonfinite="skip"),
+            run=RunOptions(lint_off=["all"]),
         )
 
 
@@ -332,7 +333,7 @@ def test_a_mistake_is_told_and_leaves_nothing_behind(data, run_dir, arguments, t
     model = make_model()
     with pytest.raises(UsageError) as caught:
         settings = {"epochs": 1, "batch_size": 10, **arguments}
-        fit(model, nn.CrossEntropyLoss(), sgd(model), data, run_dir=run_dir, **settings)
+        fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(run_dir=run_dir, **settings))
     assert told in str(caught.value)
     assert not run_dir.exists()
 
@@ -387,7 +388,17 @@ def test_prediction_is_the_model_on_all_inputs(data):
 def test_a_run_is_described_in_its_directory(data, run_dir):
     model = make_model()
     about = About(name="mine", files={"recipe.yaml": "epochs: 1\n"}, classes=["a", "b", "c"])
-    fit(model, nn.CrossEntropyLoss(), sgd(model), data, val=data, epochs=1, batch_size=10, run_dir=run_dir, about=about)
+    fit(
+        model,
+        nn.CrossEntropyLoss(),
+        sgd(model),
+        data,
+        val=data,
+        epochs=1,
+        batch_size=10,
+        run_dir=run_dir,
+        run=RunOptions(about=about),
+    )
     assert (run_dir / "recipe.yaml").read_text() == "epochs: 1\n"
     told = json.loads((run_dir / "run.json").read_text())
     assert (told["name"], told["status"], told["inexact"]) == ("mine", "done", [])
@@ -405,11 +416,7 @@ def test_fewer_epochs_than_were_done_are_refused_and_change_nothing(data, run_di
             nn.CrossEntropyLoss(),
             sgd(model),
             data,
-            epochs=epochs,
-            batch_size=10,
-            run_dir=run_dir,
-            about=about,
-            **more,
+            **fit_arguments(epochs=epochs, batch_size=10, run_dir=run_dir, about=about, **more),
         )
 
     run(3)

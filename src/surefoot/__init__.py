@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         UntunedExponentialWarmup,
         UntunedLinearWarmup,
     )
-    from .training import About, Checkpoints, EarlyStopping, Journal, evaluate, predict
+    from .step import StepOptions
+    from .training import About, Checkpoints, EarlyStopping, Journal, RunOptions, evaluate, predict
     from .training.fit import fit
 
 __all__ = [
@@ -41,7 +42,9 @@ __all__ = [
     "Problems",
     "RAdamWarmup",
     "RunFailed",
+    "RunOptions",
     "Schedule",
+    "StepOptions",
     "Stopped",
     "SurefootError",
     "TensorSource",
@@ -72,6 +75,7 @@ __getattr__ = lazily(
         "preprocessing": "Preprocessing",
         "recipe": "load_recipe",
         "schedules": "ExponentialWarmup LinearWarmup RAdamWarmup Schedule UntunedExponentialWarmup UntunedLinearWarmup",
-        "training": "About Checkpoints EarlyStopping Journal evaluate fit predict",
+        "step": "StepOptions",
+        "training": "About Checkpoints EarlyStopping Journal RunOptions evaluate fit predict",
     },
 )

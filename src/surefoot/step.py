@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_compat
-from .errors import Problems, UsageError
+from .arguments import Arguments
+from .errors import UsageError
 from .losses import averaging, conventions
 from .metrics import Parts
 from .moving_average import MovingAverage
+from .registry import Range
 from .untouched import is_lazy
 
 Batch = tuple[Any, ...]
@@ -23,6 +25,8 @@ Batch = tuple[Any, ...]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("float32", *AUTOCAST)
 ON_NONFINITE = ("stop", "skip")
+_LIMIT = Range(low=0, low_open=True, hint="give None for no limit")
+_DECAY = Range(low=0, high=1, high_open=True, hint="give a decay such as 0.999")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class StepOptions:
     GradScaler). With `ema_decay` a moving average follows the weights. `on_nonfinite` says what a run does about a
     loss or gradient that is NaN or infinite: ``stop`` or ``skip`` the update. `set_to_none` is `zero_grad`'s: with
     False gradients are zeroed in place, so that parameters which a batch does not reach are updated with zeros.
+
+    Raises Problems (a UsageError) with all mistakes at once.
     """
 
     grad_accum_steps: int = 1
@@ -45,22 +51,19 @@ class StepOptions:
     set_to_none: bool = True
 
     def __post_init__(self) -> None:
-        problems = []
-        if type(self.grad_accum_steps) is not int or self.grad_accum_steps < 1:
-            problems.append(f"grad_accum_steps: {self.grad_accum_steps!r} is not a whole number of 1 or more")
-        for name in ("max_grad_norm", "clip_value"):
-            limit = getattr(self, name)
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
-                problems.append(f"{name}: {limit!r} is not a number above 0; leave it out to limit nothing")
-        if self.precision not in PRECISIONS:
-            problems.append(f"precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        decay = self.ema_decay
-        if decay is not None and (isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1):
-            problems.append(f"ema_decay: {decay!r} is not a number from 0 to below 1")
-        if self.on_nonfinite not in ON_NONFINITE:
-            problems.append(f"on_nonfinite: {self.on_nonfinite!r} is not one of {', '.join(ON_NONFINITE)}")
-        if problems:
-            raise Problems(problems)
+        check = Arguments()
+        values = {
+            "grad_accum_steps": check.whole("grad_accum_steps", self.grad_accum_steps, low=1),
+            "max_grad_norm": check.number("max_grad_norm", self.max_grad_norm, _LIMIT, none=True),
+            "clip_value": check.number("clip_value", self.clip_value, _LIMIT, none=True),
+            "precision": check.choice("precision", self.precision, PRECISIONS),
+            "ema_decay": check.number("ema_decay", self.ema_decay, _DECAY, none=True),
+            "on_nonfinite": check.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE),
+            "set_to_none": check.flag("set_to_none", self.set_to_none),
+        }
+        check.done()
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def clips(self) -> bool:

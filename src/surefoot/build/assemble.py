@@ -98,34 +98,42 @@ class Built:
             set_to_none=recipe.set_to_none,
         )
 
+    @property
+    def execution(self) -> Any:
+        """What the recipe fixes of how a step runs, as `fit` takes it."""
+        return self.recipe.execution if isinstance(self.recipe.execution, str) else self.recipe.execution.plain()
+
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `training.fit` that the recipe decides."""
-        from ..training import Checkpoints, EarlyStopping
+        from ..training import Checkpoints, EarlyStopping, RunOptions
 
         recipe = self.recipe
         stopping, checkpoint = recipe.early_stopping, recipe.checkpoint
+        run = RunOptions(
+            early_stopping=None
+            if stopping is None
+            else EarlyStopping(stopping.monitor, stopping.mode, stopping.patience, stopping.min_delta),
+            unfreeze=self.unfreezing or (),
+            log_every=recipe.log_every,
+            strict=recipe.strict,
+            lint_off=recipe.lint_off,
+            execution=self.execution,
+            tensorboard=recipe.tensorboard,
+            checkpoints=None
+            if checkpoint is None
+            else Checkpoints(
+                **{name: getattr(checkpoint, name) for name in ("every", "keep_last", "keep_best", "mode", "when_busy")}
+            ),
+            about=self.about,
+        )
         return {
             "epochs": recipe.epochs,
             "val": self.val,
             "schedule": self.schedule,
             "seed": recipe.seed,
-            **vars(self.step_options()),
-            "early_stopping": None
-            if stopping is None
-            else EarlyStopping(stopping.monitor, stopping.mode, stopping.patience, stopping.min_delta),
-            "unfreeze": self.unfreezing or (),
             "metrics": recipe.metrics,
-            "log_every": recipe.log_every,
-            "strict": recipe.strict,
-            "lint_off": recipe.lint_off,
-            "execution": recipe.execution if isinstance(recipe.execution, str) else recipe.execution.plain(),
-            "tensorboard": recipe.tensorboard,
-            "checkpoints": None
-            if checkpoint is None
-            else Checkpoints(
-                **{name: getattr(checkpoint, name) for name in ("every", "keep_last", "keep_best", "mode", "when_busy")}
-            ),
-            "about": self.about,
+            "step": self.step_options(),
+            "run": run,
         }
 
 

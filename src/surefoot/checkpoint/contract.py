@@ -45,7 +45,7 @@ class ConditionsChanged(UsageError):
         more = " ..." if len(changes) > 3 else ""
         super().__init__(
             f"this run was made under other conditions, so it would not go on exactly:\n{lines}\n"
-            f"Bring them back, or go on inexactly with {names}{more} (in Python: allow=[...])"
+            f"Bring them back, or go on inexactly with {names}{more} (in Python: run=RunOptions(allow=[...]))"
         )
 
 

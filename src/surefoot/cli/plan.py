@@ -77,7 +77,7 @@ def _timed_step(built, stack: contextlib.ExitStack):
         if not state:
             # Only now: what was told of the schedule and the memory is of untouched objects.
             steps = recipe.epochs * built.steps_per_epoch
-            plan = choose_plan(built.settings()["execution"], step, built.train, steps, lambda text: None)
+            plan = choose_plan(built.execution, step, built.train, steps, lambda text: None)
             stack.enter_context(prepare(plan, built.model, built.optimizer))
             use_plan(plan, step, built.train, lambda text: None)
             state.append(plan)

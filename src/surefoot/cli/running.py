@@ -47,22 +47,22 @@ def train(
         about, start_epoch = built.about, None
         if start is not None and not (run_dir / "checkpoints").exists():
             objects = (built.model, built.optimizer, built.schedule, built.train)
-            settings = {"steps_per_epoch": built.steps_per_epoch, "done": start[1], "say": progress.message}
-            start_epoch = start_from(start[0], *objects, **settings)
+            where = {"steps_per_epoch": built.steps_per_epoch, "done": start[1], "say": progress.message}
+            start_epoch = start_from(start[0], *objects, **where)
             about = replace(about, files={**about.files, STARTED: f"{start[0]}\n"})
         elif resume and (run_dir / STARTED).exists() and not any((run_dir / "checkpoints").glob("step-*")):
             raise UsageError(f"{run_dir}: was stopped before its first save; begin it again with train --from")
+        settings = built.settings()
+        changes = {"about": about, "start_epoch": start_epoch, "allow": allow, "progress": progress}
+        settings["run"] = replace(settings["run"], **changes)
         result = fit(
             built.model,
             built.loss,
             built.optimizer,
             built.train,
-            **(built.settings() | {"about": about}),
-            start_epoch=start_epoch,
+            **settings,
             run_dir=run_dir,
             resume=resume,
-            allow=allow,
-            progress=progress,
         )
         progress.finish(summary(built, result))
     except Stopped as stopped:

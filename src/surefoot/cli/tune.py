@@ -41,16 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
-    settings = built.settings()
     step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
     batches = batches_to_measure(built.train)
     steps = loaded.epochs * built.steps_per_epoch
 
     table = tune(
-        settings["execution"], step, batches, steps_expected=steps, budget_s=arguments.seconds, thorough=True, say=say
+        built.execution, step, batches, steps_expected=steps, budget_s=arguments.seconds, thorough=True, say=say
     )
     say(table.render())
     if len(table.rows) > 1:
-        remember(cache_key(settings["execution"], step, batches[0], steps), table, say)
+        remember(cache_key(built.execution, step, batches[0], steps), table, say)
         say("kept: the next run of this recipe begins with it; `surefoot tune --forget` removes what is kept")
     return 0

@@ -7,6 +7,7 @@ from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
 from .fit import FitResult, fit
 from .journal import Journal
 from .objective import learns
+from .options import RunOptions
 from .state import Checkpoints, EarlyStopping
 from .unfreezing import Unfreezing
 
@@ -18,6 +19,7 @@ __all__ = [
     "Evaluation",
     "FitResult",
     "Journal",
+    "RunOptions",
     "Unfreezing",
     "evaluate",
     "fit",

@@ -14,57 +14,34 @@ from ..errors import Problems
 from ..losses import lint
 from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
-from ..registry import Range
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
-from ..step import ON_NONFINITE, PRECISIONS
+from ..step import StepOptions
 from ..tracking import Progress
-from .about import About
-from .state import Checkpoints, EarlyStopping
-
-_ABOVE_0 = Range(low=0, low_open=True, hint="give None for no limit")
+from .options import RunOptions
+from .state import EarlyStopping
 
 
-def checked(model: Any, loss: Any, optimizer: Any, given: dict[str, Any]) -> list[Any]:
-    """The values of `given`, the arguments of fit by name, in their order and as plain Python has them.
+def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **arguments: Any) -> list[Any]:
+    """Epochs, batch size, seed and resume of fit's `arguments`, as plain Python has them.
 
-    Raises Problems with everything that cannot be, as a recipe would.
+    Raises Problems with all mistakes in fit's arguments, as a recipe would.
     """
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
     check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
     check_optimizer(check, optimizer)
-    above_0 = lambda name, value: check.number(name, value, _ABOVE_0, none=True)  # noqa: E731
-    decay = Range(low=0, high=1, high_open=True, hint="give a decay such as 0.999")
-    kinds = {
-        "epochs": lambda name, value: check.whole(name, value, low=1),
-        "batch_size": lambda name, value: check.whole(name, value, low=1, none=True),
-        "seed": lambda name, value: check.whole(name, value, low=0, high=2**63 - 1),
-        "grad_accum_steps": lambda name, value: check.whole(name, value, low=1),
-        "max_grad_norm": above_0,
-        "clip_value": above_0,
-        "precision": lambda name, value: check.choice(name, value, PRECISIONS),
-        "ema_decay": lambda name, value: check.number(name, value, decay, none=True),
-        "early_stopping": lambda name, value: check.instance(
-            name, value, EarlyStopping, "EarlyStopping(patience=5)", none=True
-        ),
-        "on_nonfinite": lambda name, value: check.choice(name, value, ON_NONFINITE),
-        "log_every": lambda name, value: check.whole(name, value, low=1, none=True),
-        "strict": check.flag,
-        "lint_off": check.texts,
-        "run_dir": lambda name, value: check.path(name, value, none=True),
-        "resume": check.flag,
-        "allow": check.texts,
-        "checkpoints": lambda name, value: check.instance(
-            name, value, Checkpoints, 'Checkpoints(every="1 epoch")', none=True
-        ),
-        "tensorboard": lambda name, value: value if value == "together" else check.flag(name, value),
-        "about": lambda name, value: check.instance(name, value, About, 'About(classes=["cat", "dog"])'),
-        "progress": lambda name, value: check.instance(name, value, (bool, Progress), "True or False"),
-    }
-    if given["resume"] is True and given["run_dir"] is None:
+    check.instance("step", step, StepOptions, "StepOptions(max_grad_norm=1.0)")
+    check.instance("run", run, RunOptions, "RunOptions(log_every=10)")
+    run_dir = check.path("run_dir", arguments["run_dir"], none=True)
+    if arguments["resume"] is True and run_dir is None:
         check.refuse("resume", "there is no run_dir to go on in; name one")
-    values = [kinds[name](name, value) for name, value in given.items()]
+    values = [
+        check.whole("epochs", arguments["epochs"], low=1),
+        check.whole("batch_size", arguments["batch_size"], low=1, none=True),
+        check.whole("seed", arguments["seed"], low=0, high=2**63 - 1),
+        check.flag("resume", arguments["resume"]),
+    ]
     check.done()
     return values
 

@@ -26,15 +26,16 @@ from ..schedules.given import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
 from ..tracking import Progress, RunInfo, make_progress, write_report
-from .about import About, completed, save_model_of
+from .about import completed, save_model_of
 from .before import check_monitors, checked, look_over_first_batch
 from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
 from .objective import hidden_state
+from .options import RunOptions
 from .plan import choose_plan, recorded_plan, use_plan
 from .records import Recorder
-from .state import Best, Checkpoints, EarlyStopping, RunState
+from .state import Best, Checkpoints, RunState
 from .unfreezing import Unfreezing
 
 RECORDS_AN_EPOCH = 50
@@ -60,8 +61,6 @@ class FitResult:
 
 # Names to `allow` under which a schedule with other arguments may go on.
 _SCHEDULE_CHANGES = ("all", "recipe.scheduler", "recipe.warmup", "schedule")
-_NOTHING_TOLD = About()
-_DEFAULT_CHECKPOINTS = Checkpoints()
 
 
 def fit(
@@ -75,59 +74,30 @@ def fit(
     schedule: Any = None,
     batch_size: int | None = None,
     seed: int = 0,
-    grad_accum_steps: int = 1,
-    max_grad_norm: float | None = None,
-    clip_value: float | None = None,
-    precision: str = "float32",
-    ema_decay: float | None = None,
-    set_to_none: bool = True,
-    early_stopping: EarlyStopping | None = None,
-    on_nonfinite: str = "stop",
-    unfreeze: Sequence[tuple[int, str]] | Unfreezing = (),
     metrics: Any = "auto",
-    log_every: int | None = None,
-    strict: bool = False,
-    lint_off: Sequence[str] = (),
-    execution: Any = "auto",
     run_dir: str | Path | None = None,
     resume: bool = False,
-    start_epoch: int | None = None,
-    allow: Sequence[str] = (),
-    checkpoints: Checkpoints | None = _DEFAULT_CHECKPOINTS,
-    tensorboard: bool | str = True,
-    progress: Progress | bool = True,
-    about: About = _NOTHING_TOLD,
+    step: StepOptions | None = None,
+    run: RunOptions | None = None,
 ) -> FitResult:
     """Train `model` for `epochs` passes over `data`, validating on `val` after each.
 
     `data` and `val` are a Loader, a Source, a torch Dataset or a pair ``(inputs (N, ...), targets (N, ...))``;
     what is not a Loader yet is read in batches of `batch_size` (by default 64, or all of fewer samples), in an order
-    that is a pure function of `seed` and epoch. One update takes `grad_accum_steps` such batches and is the update of
-    the mean over all their samples. `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer, or
-    a scheduler of torch's, then moved by its usual unit. `max_grad_norm` limits the 2-norm of all gradients,
-    `clip_value` the size of each (both above 0). `ema_decay` (0 to below 1) keeps a moving average of the weights,
-    which is what is validated and saved. `unfreeze` holds ``(epoch, pattern)`` pairs: frozen parameters whose names
-    match join the optimizer at that epoch (0-based).
+    that is a pure function of `seed` and epoch. `schedule` is a surefoot Schedule (scheduler, warmup) over the same
+    optimizer, or a scheduler of torch's, then moved by its usual unit. `metrics` is ``"auto"`` or names. `step` (a
+    StepOptions) says how an update is made: gradient accumulation and clipping, precision, moving average. `run` (a
+    RunOptions) says the rest: early stopping, checkpoints, what is shown, execution settings.
 
     A model that is in evaluation mode as a whole is put in training mode, with a message; one of which some modules are
     in training mode stays as it is, so that parts can be frozen in evaluation mode. Validation puts each module's mode
-    back, so after fit the model is in the modes that it was trained in: call ``model.eval()`` before using it.
+    back, so after fit the model is in the modes that it was trained in: call ``model.eval()`` before using it. An
+    optimizer with `train()` and `eval()` of its own (a schedule-free one) is switched around validation, and stays in
+    evaluation mode after the last epoch.
 
     With a `run_dir` the run is recorded there (``metrics.jsonl``, TensorBoard, checkpoints, the model); with
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
-    is none. `start_epoch` is for weights that were trained elsewhere for so many epochs: epochs are counted on
-    from there. `log_every` counts steps between two records (default: about 50 an epoch). `progress` is shown on
-    standard output: a live bar on a terminal, plain lines off it.
-
-    How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
-    ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it, and ``"plain"`` runs the step as it
-    stands in ``step.py``. A compiled form that was asked for and cannot be made is said, and the eager one is run.
-    `set_to_none` is `zero_grad`'s: with False gradients are zeroed in place. An optimizer with `train()` and `eval()`
-    of its own (a schedule-free one) is switched around validation, and stays in evaluation mode after the last epoch.
-
-    The first batch is looked over before anything is spent: findings are printed, or raised with `strict`; those
-    named in `lint_off` are not looked for. `metrics` is ``"auto"`` or names. `about` (an About) holds what is saved
-    with the model and cannot be seen from the data.
+    is none. The first batch is looked over before anything is spent: findings are printed.
 
     Raises UsageError for what cannot be trained (all mistakes in the arguments at once), RunFailed for a run that
     cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
@@ -136,67 +106,36 @@ def fit(
     >>> x = torch.randn(64, 3); y = (x.sum(1) > 0).long()
     >>> model = torch.nn.Linear(3, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> result = fit(model, torch.nn.CrossEntropyLoss(), optimizer, (x, y), epochs=2, batch_size=8, progress=False)
+    >>> loss, quiet = torch.nn.CrossEntropyLoss(), RunOptions(progress=False)
+    >>> result = fit(model, loss, optimizer, (x, y), epochs=2, batch_size=8, run=quiet)
     >>> result.steps
     16
     """
-    given = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-        "grad_accum_steps": grad_accum_steps,
-        "log_every": log_every,
-        "max_grad_norm": max_grad_norm,
-        "clip_value": clip_value,
-        "ema_decay": ema_decay,
-        "lint_off": lint_off,
-        "allow": allow,
-        "precision": precision,
-        "early_stopping": early_stopping,
-        "on_nonfinite": on_nonfinite,
-        "strict": strict,
-        "run_dir": run_dir,
-        "resume": resume,
-        "checkpoints": checkpoints,
-        "tensorboard": tensorboard,
-        "progress": progress,
-        "about": about,
-    }
-    values = checked(model, loss, optimizer, given)
-    epochs, batch_size, seed, grad_accum_steps, log_every = values[:5]
-    max_grad_norm, clip_value, ema_decay, lint_off, allow = values[5:10]
-    if unfreeze and not isinstance(unfreeze, Unfreezing):
-        unfreeze = Unfreezing(model, optimizer, unfreeze)
+    options = StepOptions() if step is None else step
+    run = RunOptions() if run is None else run
+    arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
+    epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
+    early_stopping, about = run.early_stopping, run.about
+    unfreezing = run.unfreeze or None
+    if unfreezing and not isinstance(unfreezing, Unfreezing):
+        unfreezing = Unfreezing(model, optimizer, unfreezing)
     settings = {
         "seed": seed,
-        "grad_accum_steps": grad_accum_steps,
-        "max_grad_norm": max_grad_norm,
-        "clip_value": clip_value,
-        "precision": precision,
-        "ema_decay": ema_decay,
-        "set_to_none": set_to_none,
-        "log_every": log_every,
+        **{name: value for name, value in vars(options).items() if name != "on_nonfinite"},
+        "log_every": run.log_every,
         # As with epochs, another patience is another end and not another run.
         "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
-        "unfreeze": [list(item) for item in (unfreeze.plan if unfreeze else ())],
+        "unfreeze": [list(item) for item in (unfreezing.plan if unfreezing else ())],
         "loss": type(loss).__name__,
     }
+    progress = run.progress
     if isinstance(progress, bool):
         progress = make_progress() if progress else Progress()
-    options = StepOptions(
-        grad_accum_steps=grad_accum_steps,
-        max_grad_norm=max_grad_norm,
-        clip_value=clip_value,
-        precision=precision,
-        ema_decay=ema_decay,
-        on_nonfinite=on_nonfinite,
-        set_to_none=set_to_none,
-    )
     rng.seed_all(seed)
     loader = training_loader(data, batch_size, seed, model, progress.message)
     about = completed(about, loader, loss)
     val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
-    steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
+    steps_per_epoch = math.ceil(len(loader) / options.grad_accum_steps)
     schedule = as_schedule(
         schedule,
         optimizer,
@@ -205,20 +144,21 @@ def fit(
         validates=val is not None,
         say=progress.message,
     )
-    schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in allow)
-    unfreezing = unfreeze or None
-    step = TrainStep(model, loss, optimizer, options)
+    schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in run.allow)
+    train_step = TrainStep(model, loss, optimizer, options)
     running = RunningMetrics(**metric_options(loss, metrics))
-    checkpoints = checkpoints if checkpoints is not None else Checkpoints(every=None)
-    begun = start_epoch or 0
+    checkpoints = run.checkpoints if run.checkpoints is not None else Checkpoints(every=None)
+    begun = run.start_epoch or 0
     best = Best(checkpoints.mode, metric=checkpoints.keep_best)
     state = RunState(best=best, epoch=begun, step=begun * steps_per_epoch)
     if early_stopping is not None:
         state.patience = early_stopping.patience
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
     check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
-    with autocast(loader.device, precision):
-        look_over_first_batch(model, loss, optimizer, loader, about.classes, lint_off, strict, progress, val_loader)
+    with autocast(loader.device, options.precision):
+        look_over_first_batch(
+            model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
+        )
     if message := enter_training(model):
         progress.message(message)
 
@@ -227,19 +167,19 @@ def fit(
         stack.callback(loader.close)
         if val_loader is not None:
             stack.callback(val_loader.close)
-        plan = recorded_plan(run_dir, execution) if resume and run_dir is not None else None
+        plan = recorded_plan(run_dir, run.execution) if resume and run_dir is not None else None
         again = plan is not None
         if plan is None:
-            plan = choose_plan(execution, step, loader, epochs * steps_per_epoch, progress.message)
+            plan = choose_plan(run.execution, train_step, loader, epochs * steps_per_epoch, progress.message)
         stack.enter_context(prepare(plan, model, optimizer))
         if not again:
-            plan = use_plan(plan, step, loader, progress.message)
+            plan = use_plan(plan, train_step, loader, progress.message)
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
             run_dir = Path(run_dir)
             claim = stack.enter_context(claimed(run_dir, resume=resume, texts=about.files, name=about.name))
-            recorder = stack.enter_context(Recorder(run_dir, tensorboard=tensorboard, progress=progress))
+            recorder = stack.enter_context(Recorder(run_dir, tensorboard=run.tensorboard, progress=progress))
             checkpointer = stack.enter_context(
                 Checkpointer(
                     claim.run,
@@ -250,18 +190,18 @@ def fit(
                         **flatten("fit", settings),
                         **flatten("execution", plan.to_json()),
                     },
-                    allow=allow,
+                    allow=run.allow,
                     journal=recorder.journal,
                     tell=progress.message,
                     model=model,
                     optimizer=optimizer,
                     schedule=schedule,
                     loader=loader,
-                    step=step,
+                    step=train_step,
                     progress=state,
                     running=running,
                     **({"unfreezing": unfreezing} if unfreezing else {}),
-                    **({"ema": step.ema} if step.ema is not None else {}),
+                    **({"ema": train_step.ema} if train_step.ema is not None else {}),
                     **hidden_state(loss, model),
                     generators=held.Generators(model=model, loss=loss),
                 )
@@ -272,11 +212,11 @@ def fit(
                 progress.message(note)
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
             if again:  # not before: a captured graph holds the addresses of what was loaded
-                use_plan(plan, step, loader, progress.message, begun=run_dir)
+                use_plan(plan, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 write_texts(claim.run, about.files)
-            elif start_epoch is not None:
+            elif run.start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
             claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
@@ -286,17 +226,17 @@ def fit(
                 epochs,
                 steps_per_epoch,
                 first_step=state.step,
-                samples_per_step=loader.batch_size * grad_accum_steps,
+                samples_per_step=loader.batch_size * options.grad_accum_steps,
                 details={**about.details, "runs on": plan.describe()},
             )
         )
         save = (
-            functools.partial(save_model_of, about, ema_decay is not None, run_dir, recorder)
+            functools.partial(save_model_of, about, options.ema_decay is not None, run_dir, recorder)
             if run_dir is not None
             else None
         )
         loop = Loop(
-            step=step,
+            step=train_step,
             loader=loader,
             val_loader=val_loader,
             schedule=schedule,
@@ -305,7 +245,7 @@ def fit(
             recorder=recorder,
             checkpointer=checkpointer,
             epochs=epochs,
-            log_every=log_every or max(1, round(steps_per_epoch / RECORDS_AN_EPOCH)),
+            log_every=run.log_every or max(1, round(steps_per_epoch / RECORDS_AN_EPOCH)),
             metrics=metrics,
             monitor=checkpoints.keep_best,
             early_stopping=early_stopping,

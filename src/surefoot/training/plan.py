@@ -71,4 +71,4 @@ def _without_compiling(run_dir: Path) -> str:
     if (run_dir / "recipe.yaml").exists():
         words = [word for name in (*allowed, "recipe.execution") for word in ("--allow", name)]
         return typed("surefoot", "resume", run_dir, "execution.compile=false", *words)
-    return f"fit(..., execution={{'compile': False}}, resume=True, allow={list(allowed)})"
+    return f"fit(..., resume=True, run=RunOptions(execution={{'compile': False}}, allow={list(allowed)}))"

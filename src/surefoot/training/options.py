@@ -1,0 +1,73 @@
+"""RunOptions: what a run keeps, says and allows, beside the objects that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..arguments import Arguments
+from ..tracking import Progress
+from .about import About
+from .state import Checkpoints, EarlyStopping
+from .unfreezing import Unfreezing
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How `fit` conducts a run: when it stops, what it records, shows and accepts. All of it can be left out.
+
+    `early_stopping` (an EarlyStopping) ends the run before its last epoch. `unfreeze` holds ``(epoch, pattern)`` pairs:
+    frozen parameters whose names match join the optimizer at that epoch (0-based). `checkpoints` (a Checkpoints) says
+    when the run is saved; None saves only when it stops. `log_every` counts steps between two records (default: about
+    50 an epoch). `tensorboard` is True, False or ``"together"``. `progress` is shown on standard output: a live bar on
+    a terminal, plain lines off it. `strict` makes an error of every finding about the first batch; those named in
+    `lint_off` are not looked for. `about` (an About) holds what is saved with the model and the data cannot say.
+
+    How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
+    ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it, and ``"plain"`` runs the step as it
+    stands in ``step.py``. Where a compiled form that was asked for cannot be made, a message says so and the eager one
+    runs.
+
+    `allow` names what may differ from the saved run when it resumes, no longer to the bit. `start_epoch` is for weights
+    that were trained elsewhere for so many epochs: epochs are counted on from there.
+
+    Raises Problems (a UsageError) with all mistakes at once.
+    """
+
+    early_stopping: EarlyStopping | None = None
+    unfreeze: Sequence[tuple[int, str]] | Unfreezing = ()
+    execution: str | Mapping[str, Any] = "auto"
+    checkpoints: Checkpoints | None = Checkpoints()
+    log_every: int | None = None
+    tensorboard: bool | str = True
+    progress: Progress | bool = True
+    strict: bool = False
+    lint_off: Sequence[str] = ()
+    about: About = About()
+    allow: Sequence[str] = ()
+    start_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        check = Arguments()
+        instance = check.instance
+        stopping = instance(
+            "early_stopping", self.early_stopping, EarlyStopping, "EarlyStopping(patience=5)", none=True
+        )
+        checkpoints = instance("checkpoints", self.checkpoints, Checkpoints, 'Checkpoints(every="1 epoch")', none=True)
+        together = self.tensorboard == "together"
+        values = {
+            "early_stopping": stopping,
+            "checkpoints": checkpoints,
+            "log_every": check.whole("log_every", self.log_every, low=1, none=True),
+            "tensorboard": self.tensorboard if together else check.flag("tensorboard", self.tensorboard),
+            "progress": instance("progress", self.progress, (bool, Progress), "True or False"),
+            "strict": check.flag("strict", self.strict),
+            "lint_off": check.texts("lint_off", self.lint_off),
+            "about": instance("about", self.about, About, 'About(classes=["cat", "dog"])'),
+            "allow": check.texts("allow", self.allow),
+            "start_epoch": check.whole("start_epoch", self.start_epoch, low=0, none=True),
+        }
+        check.done()
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
