@@ -78,7 +78,7 @@ def test_a_killed_run_is_proved_identical(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["verify", "quickstart", *SMALL, *PLAIN, "checkpoint.every=7 steps", "--kills", "1", "--keep", "both"]
     assert main(words) == 0, "".join(capsys.readouterr())
-    assert "identical: killed 1 times" in capsys.readouterr().out
+    assert "identical: killed 1 time " in capsys.readouterr().out
     assert (tmp_path / "both" / "killed" / "model" / "model.safetensors").exists()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .text import counted
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
 
@@ -155,7 +156,8 @@ class RunningMetrics:
         """Go on from `state`; what was added before is forgotten."""
         if len(state["matrix"]) != (self.confusion or 0):
             raise UsageError(
-                f"the saved confusion matrix has {len(state['matrix'])} classes and this one {self.confusion or 0}"
+                f"the saved confusion matrix has {counted(len(state['matrix']), 'class')} and this one "
+                f"{self.confusion or 0}"
             )
         self.reset()
         self._epoch = _Sums(**state["epoch"])

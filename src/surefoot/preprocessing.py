@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .arguments import Arguments
 from .errors import UsageError
 from .registry import Range
+from .text import counted
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Preprocessing:
             raise UsageError(f"preprocessing: std: {min(self.std)} is not above 0")
         if len(self.mean) != len(self.std):
             raise UsageError(
-                f"preprocessing: mean has {len(self.mean)} numbers and std {len(self.std)}; give as many of each"
+                f"preprocessing: mean has {counted(len(self.mean), 'number')} and std "
+                f"{len(self.std)}; give as many of each"
             )
         check = Arguments("preprocessing: ")
         scale = check.number("scale", self.scale, Range(low=0, low_open=True), none=True)
@@ -63,7 +65,7 @@ class Preprocessing:
         """The model's input for `raw`: float32, same shape, on the same device."""
         if len(self.mean) > 1 and (raw.dim() < 3 or raw.shape[-3] != len(self.mean)):
             raise UsageError(
-                f"preprocessing: mean and std are for {len(self.mean)} channels, the data has the shape "
+                f"preprocessing: mean and std are for {counted(len(self.mean), 'channel')}, the data has the shape "
                 f"{tuple(raw.shape)}; (N, {len(self.mean)}, H, W) was expected"
             )
         return _apply(raw, *_constants(self, raw.device))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunFailed, UsageError
+from .text import counted
 
 # The one field of a record, and of the state, that may differ between two equal runs.
 TIME = "wall_s"
@@ -46,8 +47,8 @@ class Verdict:
         where = ", ".join(f"{step:,}" for step in self.steps)
         if self.same:
             return (
-                f"identical: killed {self.kills} times (last record then: step {where}) and resumed, the run ended as "
-                f"the untouched one, {self.compared} items compared as bytes"
+                f"identical: killed {counted(self.kills, 'time')} (last record then: step {where}) and resumed, the "
+                f"run ended as the untouched one, {counted(self.compared, 'item')} compared as bytes"
             )
         if not self.kills:
             return f"DIFFERENT, and not by any kill: the recipe gives another result each time: {self.difference}"
@@ -86,7 +87,7 @@ def prove(
         began = time.monotonic()
         _finish(start, untouched)
         took = time.monotonic() - began
-        say(f"untouched: {took:.1f} s; now the same, killed {kills} times")
+        say(f"untouched: {took:.1f} s; now the same, killed {counted(kills, 'time')}")
         instants, steps, done = random.Random(seed), [], 0
         while done < kills:
             began = time.monotonic()
@@ -234,7 +235,7 @@ def _told(name: str, mine: Any, theirs: Any) -> str:
         for number, (a, b) in enumerate(zip(mine, theirs, strict=False), 1):
             if a != b:
                 return f"{name}, entry {number}: untouched has {a}, killed has {b}"
-        return f"{name}: untouched has {len(mine)} entries, killed has {len(theirs)}"
+        return f"{name}: untouched has {counted(len(mine), 'entry')}, killed has {len(theirs)}"
     if isinstance(mine, bytes) and isinstance(theirs, bytes):
         pairs = enumerate(zip(mine, theirs, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))

@@ -6,6 +6,7 @@ against the class's own signature, so that torch's names are the interface and n
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -196,14 +197,14 @@ def _slips(a: str, b: str) -> int:
 
 
 def import_object(path: str) -> Any:
-    """The object that ``module:Name`` stands for; the current directory is looked in too, as `python` would.
+    """The object that ``module:Name`` stands for; the current directory is searched too, as `python` does.
 
-    Raises UsageError for a module or name that is not there; what a user's module itself raises comes through.
+    `sys.path` is as before when this returns. Raises UsageError for a module or name that is not there; what a
+    user's module itself raises comes through.
     """
     module_name, _, attribute = path.partition(":")
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -213,6 +214,9 @@ def import_object(path: str) -> Any:
                 "give it as package.module:Name and run where it can be found"
             ) from error
         raise
+    finally:
+        with contextlib.suppress(ValueError):  # the module may have changed sys.path itself
+            sys.path.remove(here)
     for name in attribute.split("."):
         if not hasattr(found, name):
             public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []

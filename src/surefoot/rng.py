@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
+from .text import counted
 
 _MASK = (1 << 64) - 1
 
@@ -88,7 +89,7 @@ def restore(state: Mapping[str, Any]) -> None:
     cuda = state["cuda"]
     if cuda and (not torch.cuda.is_available() or torch.cuda.device_count() != len(cuda)):
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise UsageError(f"random state: saved for {len(cuda)} CUDA devices, found {here} here")
+        raise UsageError(f"random state: saved for {counted(len(cuda), 'CUDA device')}; this machine has {here}")
     python, np = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
     keys = np["keys"].numpy().astype(numpy.uint32)

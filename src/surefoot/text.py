@@ -92,10 +92,14 @@ def _shell_escape(character: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun.
 
-    >>> counted(1, "step"), counted(2, "step")
-    ('1 step', '2 steps')
+    >>> counted(1, "step"), counted(60_000, "epoch"), counted(2, "class"), counted(0, "entry")
+    ('1 step', '60,000 epochs', '2 classes', '0 entries')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}{'es' if noun.endswith(('s', 'tch')) else 's'}"
 
 
 def duration(seconds: float) -> str:

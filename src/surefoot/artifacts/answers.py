@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..text import counted
 from .info import ModelInfo
 
 # By the loss that a model was trained with: how its outputs are read.
@@ -56,8 +57,9 @@ def check_classes(info: ModelInfo, outputs: Tensor, where: object) -> None:
         if outputs.shape[1] == 1 and len(info.classes) == 2:
             return  # one logit tells two classes apart
         raise UsageError(
-            f"{where}: names {len(info.classes)} classes and its model has {outputs.shape[1]} outputs; the description "
-            "is of another model: save it again, or open it with classes=[...] of the right length"
+            f"{where}: names {counted(len(info.classes), 'class')} and its model has "
+            f"{counted(outputs.shape[1], 'output')}; the description is of another model: save it again, or open it "
+            "in Python with classes=[...] of the right length"
         )
 
 
@@ -110,7 +112,7 @@ def shown(answer: Mapping[str, Any]) -> str:
         numbers = "  ".join(_number(v) for v in flat[:8].tolist())
         if len(flat) <= 8:
             return numbers
-        return f"{numbers}  ... ({len(flat)} numbers, mean {_number(flat.mean().item())})"
+        return f"{numbers}  ... ({counted(len(flat), 'number')}, mean {_number(flat.mean().item())})"
     parts = []
     for found in answer["predictions"]:
         part = next(name for name in ("probability", "share", "score") if name in found)

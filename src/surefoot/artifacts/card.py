@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..charts.svg import Line, line_chart, picture
-from ..text import printable
+from ..text import counted, printable
 from .answers import kind_of
 from .images import takes_pictures
 from .info import ModelInfo
@@ -60,7 +60,7 @@ def model_card(
 
 
 def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
-    lines = [f"{_shown(info.model_name)}, {stored['parameters']:,} parameters, {stored['bytes']:,} bytes."]
+    lines = [f"{_shown(info.model_name)}, {counted(stored['parameters'], 'parameter')}, {stored['bytes']:,} bytes."]
     if info.input_shape:
         shape = ", ".join(map(str, info.input_shape))
         lines.append(f"It takes raw batches (N, {shape}) of {info.input_dtype or 'float32'}.")

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from .. import files, safe_tensors
 from ..errors import RunFailed, UsageError
 from ..safe_tensors import BadFile
+from ..text import counted
 from . import weights
 from .arguments import checked
 from .importing import import_weights
@@ -209,7 +210,7 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
         theirs, ours = pytree.tree_leaves(loaded(*batch)), pytree.tree_leaves(wanted)
         if [t.shape for t in theirs] != [t.shape for t in ours]:
             shapes = ", ".join(str(list(t.shape)) for t in theirs)
-            raise RunFailed(f"{to}: gives shape {shapes} for {len(batch[0])} samples; nothing was kept")
+            raise RunFailed(f"{to}: gives shape {shapes} for {counted(len(batch[0]), 'sample')}; nothing was kept")
         for found, want in zip(theirs, ours, strict=True):
             finite = want.float().masked_fill(~want.isfinite(), 0.0).abs()
             allowed = max(allowed, TOLERANCES[to.suffix] * max(1.0, float(finite.max()) if finite.numel() else 0.0))

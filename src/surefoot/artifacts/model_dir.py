@@ -192,11 +192,13 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
             "say so with --trust-code (in Python: trust_code=True), or pass an instance of it in Python (model=...)",
         )
     if args is None:
-        raise BadFile(where, f"the arguments of {path} were not saved; pass an instance as `model`")
+        raise BadFile(where, f"the arguments of {path} were not saved; in Python, pass an instance as `model`")
     try:
         target = import_object(path)
     except (ImportError, UsageError) as error:
-        raise BadFile(where, f"{path} cannot be imported here ({error}); pass an instance as `model`") from error
+        raise BadFile(
+            where, f"{path} cannot be imported here ({error}); in Python, pass an instance as `model`"
+        ) from error
     try:
         built = target(**args)
     except (TypeError, ValueError) as error:

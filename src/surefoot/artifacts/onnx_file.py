@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UsageError, first_line
 from ..safe_tensors import BadFile, parse_json
+from ..text import counted
 from .archive import read_whole
 from .info import DTYPES, ModelInfo
 from .pt2 import quiet
@@ -103,7 +104,7 @@ def read_onnx(path: Path) -> tuple[Callable[..., Any], ModelInfo]:
 def _run(ort: Any, session: Any, inputs: Sequence[Any], *batch: Tensor) -> Any:
     if len(batch) != len(inputs):
         names = ", ".join(f"{i.name} {list(i.shape)}" for i in inputs)
-        raise ValueError(f"it takes {len(inputs)} inputs ({names[:300]}), not {len(batch)}")
+        raise ValueError(f"it takes {counted(len(inputs), 'input')} ({names[:300]}), not {len(batch)}")
     sizes = inputs[0].shape
     if len(batch) == 1 and sizes and sizes[0] == 1 and len(batch[0]) > 1:
         # Exported for one sample: one after another.

@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import UsageError, first_line
 from ..models import MODELS
 from ..preprocessing import Preprocessing
+from ..text import counted
 from .answers import check_classes, kind_of, probabilities
 from .arguments import check_model, checked
 from .formats import recognise
@@ -127,7 +128,9 @@ class LoadedModel:
         first, samples = list(parts[0].shape), min(len(raw), batch_size)
         if first[:1] != [samples] or (len(first) < 2 and kind_of(self.info) == "softmax"):
             expected = f"({samples}, {'classes' if kind_of(self.info) == 'softmax' else '...'})"
-            raise UsageError(f"{self.path}: the model gives {first} for {samples} samples; expected {expected}")
+            raise UsageError(
+                f"{self.path}: the model gives {first} for {counted(samples, 'sample')}; expected {expected}"
+            )
         outputs = torch.cat(parts).float()
         check_classes(self.info, outputs, self.path)
         return probabilities(self.info, outputs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
 from ..registry import did_you_mean
+from ..text import counted
 from .imports import at, call, import_object, make, named, resolved
 
 if TYPE_CHECKING:
@@ -210,7 +211,9 @@ def device_of(recipe: Recipe) -> torch.device:
     index = name.partition(":")[2]
     if index and int(index) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UsageError(recipe.problem("device", f"{name}: there are {count} CUDA devices here, counted from 0"))
+        raise UsageError(
+            recipe.problem("device", f"{name}: this machine has {counted(count, 'CUDA device')}, counted from 0")
+        )
     return torch.device(name)
 
 

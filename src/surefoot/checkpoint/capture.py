@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UsageError
+from ..text import counted
 from ..wrapping import submodules, tensors
 
 Tree = dict[str, Any]
@@ -300,7 +301,7 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
         return [f"is {saved['class']} in the checkpoint and {type(optimizer).__name__} here"]
     here = _group_names(optimizer, names)
     if len(here) != len(saved["groups"]):
-        return [f"has {len(saved['groups'])} parameter groups in the checkpoint and {len(here)} here"]
+        return [f"has {counted(len(saved['groups']), 'parameter group')} in the checkpoint and {len(here)} here"]
     found = []
     shapes: dict[str, torch.Size] = {}
     for g, (group, live) in enumerate(zip(saved["groups"], optimizer.param_groups, strict=True)):

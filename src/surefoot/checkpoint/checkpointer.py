@@ -18,7 +18,7 @@ from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
-from ..text import say
+from ..text import counted, say
 from . import capture, contract, journals, store
 from .arguments import check_arguments
 from .description import compared, describe, given, use_changed
@@ -337,8 +337,8 @@ class Checkpointer:
             return content, status, tree, skipped
         reasons = "\n".join(f"  {status.reason}" for status in skipped)
         raise UsageError(
-            f"{self.run.checkpoints}: none of {len(skipped)} checkpoints is valid, so the run cannot go on:\n"
-            f"{reasons}\nRestore one from a copy, or start a new run in another directory"
+            f"{self.run.checkpoints}: none of {counted(len(skipped), 'checkpoint')} is valid, so the run cannot go on:"
+            f"\n{reasons}\nRestore one from a copy, or start a new run in another directory"
         )
 
     def _glance(self, status: CheckpointStatus) -> None:

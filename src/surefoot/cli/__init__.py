@@ -7,11 +7,13 @@ it needs when it runs, so that `surefoot --help` imports no torch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .. import signals
 from ..errors import RunFailed, SurefootError
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     leave: SystemExit | None = None
     with streams.patient() as output:
         try:
-            with signals.raised():
+            with signals.raised(), _current_directory_importable():
                 code = _run(verb, argv)
         except KeyboardInterrupt as error:
             name = error.name if isinstance(error, signals.Interrupted) else "SIGINT"
@@ -114,6 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if leave is not None:
         raise SystemExit(code) from leave
     return code
+
+
+@contextlib.contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    """A user's own code may import its neighbours at any time: last on the path, so that it hides no package."""
+    path = list(sys.path)
+    with contextlib.suppress(OSError):  # the directory may have been deleted
+        sys.path.append(os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 # Below it, torch's own libraries end the process while they are loaded, or fail in any of a hundred ways.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..text import say
+from ..text import counted, say
 from .recipes import add_trust_argument, named_recipe
 
 
@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     fatal = any(loaded.strict or finding.severity == "error" for finding in findings)
     verdict = "it cannot be trained as it is" if fatal else "the recipe is sound"
     say(f"{loaded.name}: {verdict}")
-    say(f"  model   {loaded.model.name}, {parameters:,} parameters")
-    say(f"  data    {built.train.samples:,} samples to train, {validation}")
-    say(f"  run     {loaded.epochs} epochs of {built.steps_per_epoch:,} steps")
-    say(f"  check   {len(findings)} findings on the first batch")
+    say(f"  model   {loaded.model.name}, {counted(parameters, 'parameter')}")
+    say(f"  data    {counted(built.train.samples, 'sample')} to train, {validation}")
+    say(f"  run     {counted(loaded.epochs, 'epoch')} of {counted(built.steps_per_epoch, 'step')}")
+    say(f"  check   {counted(len(findings), 'finding')} on the first batch")
     return 2 if fatal else 0

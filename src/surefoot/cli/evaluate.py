@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..text import printable, say
+from ..text import counted, printable, say
 from .opening import add_opening_arguments, data_of, opened, recipe_data
 from .recipes import FILE, recipe_of_run
 
@@ -103,8 +103,8 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
                 check_classes(model.info, outputs, model.path)
                 if classes and model.info.classes and len(classes) != len(model.info.classes):
                     raise UsageError(
-                        f"{model.path}: has {len(model.info.classes)} classes and the data have {len(classes)}; give "
-                        "--data with data of the classes that the model was trained on"
+                        f"{model.path}: has {counted(len(model.info.classes), 'class')} and the data have "
+                        f"{len(classes)}; give --data with data of the classes that the model was trained on"
                     )
             return outputs
 
@@ -157,7 +157,7 @@ def _by_class(names: Sequence[str], confusion: torch.Tensor) -> list[dict[str, A
 
 def show(found: dict[str, Any]) -> None:
     """The figures for people: a line of totals, a row for each class."""
-    say(f"{found['model']} on {found['samples']:,} samples ({found['split']})")
+    say(f"{found['model']} on {counted(found['samples'], 'sample')} ({found['split']})")
     from .running import figure
 
     for name in ("loss", "accuracy"):

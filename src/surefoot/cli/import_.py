@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text import say, typed
+from ..text import counted, say, typed
 from .opening import about_of, data_of, recipe_data
 from .recipes import add_trust_argument, named_recipe
 
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME|MODULE:NAME|RECIPE",
-        help="what they are for: a registered model, a class or function of your own, or a recipe",
+        help="what they are for: a registered model, a class or function of your own, or a recipe (to train on from "
+        "a checkpoint of your own loop: train RECIPE --from FILE)",
     )
     parser.add_argument("--to", metavar="DIR", help="the model directory to write (default: FILE without its ending)")
     parser.add_argument(
@@ -101,7 +102,7 @@ def _recipe(model: str, words: list[str], trust_code: bool) -> tuple[Recipe, boo
 
 def _tell(imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool) -> None:
     """What was taken, what was not, and the commands that go on from here."""
-    taken = f"{imported.tensors} tensors of {arguments.model}"
+    taken = f"{counted(imported.tensors, 'tensor')} of {arguments.model}"
     if imported.key:
         taken += f", from its entry {imported.key!r}"
     if imported.prefix:

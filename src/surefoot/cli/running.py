@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..text import counted
+
 if TYPE_CHECKING:
     from ..build import Built
     from ..recipe import Recipe
@@ -84,7 +86,9 @@ def summary(built: Built, result: FitResult):
         name = built.recipe.checkpoint.keep_best
         rows[f"best {name}"] = f"{figure(name, result.best.value)} in epoch {result.best.epoch + 1}"
     ended = " (stopped early)" if result.stopped_early else ""
-    rows["trained"] = f"{result.epochs} epochs, {result.steps} steps in {duration(result.wall_s)}{ended}"
+    rows["trained"] = (
+        f"{counted(result.epochs, 'epoch')}, {counted(result.steps, 'step')} in {duration(result.wall_s)}{ended}"
+    )
     rows["run"] = str(result.run_dir)
     rows["model"] = str(result.run_dir / "model")
     rows["report"] = str(result.run_dir / "report.html")

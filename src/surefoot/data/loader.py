@@ -15,6 +15,7 @@ from ..arguments import Arguments
 from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
+from ..text import counted
 from .draws import Draws
 from .sources import DatasetSource, TensorSource, as_source
 from .workers import BatchReader, Workers, apply_to_each
@@ -85,7 +86,7 @@ class Loader:
         check = Arguments("data: ")
         self.batch_size: int = check.whole("batch_size", batch_size, low=1)
         if not check.problems and self.batch_size > count:
-            message = f"{batch_size} is larger than the data set of {count} samples; give at most {count}"
+            message = f"{batch_size} is larger than the data set of {counted(count, 'sample')}; give at most {count}"
             check.refuse("batch_size", message)
         self.shuffle = check.flag("shuffle", shuffle)
         self.seed = check.whole("seed", seed)
@@ -199,7 +200,9 @@ class Loader:
         epoch, position = check.whole("epoch", epoch), check.whole("position", position)
         check.done()
         if epoch < 0 or not 0 <= position <= len(self):
-            raise UsageError(f"data: there is no batch {position} in epoch {epoch}; an epoch has {len(self)} batches")
+            raise UsageError(
+                f"data: there is no batch {position} in epoch {epoch}; an epoch has {counted(len(self), 'batch')}"
+            )
         self.epoch, self.position = epoch, position
         self._last_of_epoch = None
 
@@ -349,7 +352,9 @@ class Loader:
         if state["samples"] != setting["samples"] or state["batch_size"] != self.batch_size:
             position = min(position, len(self))
         if position > len(self):
-            raise UsageError(f"loader state: position: {position} lies beyond the epoch's {len(self)} batches")
+            raise UsageError(
+                f"loader state: position: {position} lies beyond the epoch's {counted(len(self), 'batch')}"
+            )
         self.seek(epoch, position)
 
     def _setting(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..charts.scale import Axis, axis_for
 from ..charts.svg import Line, Mark, line_chart, picture, stepped
 from ..charts.thinning import extremes
+from ..text import counted
 from .numbers import PlanNumbers
 from .terminal import events_marked, when
 
@@ -39,6 +40,6 @@ def drawn(report: PlanNumbers) -> str:
             ],
             most=2 * _MOST_POINTS + 5,
             title=report.title or "The learning rate of the run",
-            subtitle=", ".join((*report.parts, f"{run.steps:,} steps")),
+            subtitle=", ".join((*report.parts, f"{counted(run.steps, 'step')}")),
         )
     )

@@ -176,4 +176,4 @@ def _check(start: float, end: float, steps: int) -> None:
     if not 0 < start < end < math.inf:
         raise UsageError(f"lr-find: the rates must rise from start to end, both above 0; found {start:g} to {end:g}")
     if steps < _FEWEST:
-        raise UsageError(f"lr-find: {steps} steps are too few to see a slope; give at least {_FEWEST}")
+        raise UsageError(f"lr-find: steps: {steps} is too few to see a slope; give at least {_FEWEST}")

@@ -165,13 +165,13 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
         yield _warn(
             "plateau-cannot-trigger",
             f"ReduceLROnPlateau: with patience {scheduler.patience} the first lower rate would come in epoch "
-            f"{scheduler.patience + 3}, and the run has {calls} epochs",
+            f"{scheduler.patience + 3}, and the run has {counted(calls, 'epoch')}",
             f"give a patience of at most {max(0, calls - 3)}, or leave the scheduler out",
         )
     if isinstance(scheduler, t.OneCycleLR | t.CyclicLR) and by == "epoch":
         yield _warn(
             "per-step-scheduler-by-epoch",
-            f"{name} is made to move after each step, and goes by epoch: the rate takes only {calls} values",
+            f"{name} is made to move after each step, and goes by epoch: the rate takes only {counted(calls, 'value')}",
             "set by: step" + ("" if name == "OneCycleLR" else " and count its sizes in steps"),
         )
     if isinstance(scheduler, t.CosineAnnealingWarmRestarts) and whole and calls > scheduler.T_0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..charts.scale import Axis, axis_for
 from ..charts.terminal import BOLD, framed, marker, painted
-from ..text import duration
+from ..text import counted, duration
 from .events import Event
 from .numbers import PlanNumbers
 
@@ -139,9 +139,9 @@ def _numbers(report: PlanNumbers, width: int, unicode: bool) -> list[str]:
     run = report.run
     times = "\u00d7" if unicode else "x"
     per_epoch, epochs = report.whole or (run.steps_per_epoch, run.epochs)
-    told = [("steps", f"{report.steps:,} = {epochs:,} epochs {times} {per_epoch:,}")]
+    told = [("steps", f"{report.steps:,} = {counted(epochs, 'epoch')} {times} {per_epoch:,}")]
     if report.whole:
-        told.append(("planned", f"the first {run.steps:,} steps; a run of this length is not drawn whole"))
+        told.append(("planned", f"the first {counted(run.steps, 'step')}; a run of this length is not drawn whole"))
     if report.samples is not None:
         told.append(("samples", f"{report.samples:,}"))
     told.append(("parameters", f"{sum(group.elements for group in report.groups):,}"))

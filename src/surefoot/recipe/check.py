@@ -9,7 +9,7 @@ from typing import Any
 
 from ..monitor import better, contradiction
 from ..registry import Registry, did_you_mean
-from ..text import typed
+from ..text import counted, typed
 from .elsewhere import elsewhere
 from .model import Recipe, SchedulerSection
 from .reading import Reading, join, shortened, text_remedy
@@ -214,7 +214,7 @@ def check_together(recipe: Recipe, reading: Reading) -> None:
     if recipe.data is not None and recipe.data.normalize not in (None, "auto"):
         means, deviations = len(recipe.data.normalize.mean), len(recipe.data.normalize.std)
         if means != deviations:
-            message = f"mean has {means} numbers and std has {deviations}; give as many of each"
+            message = f"mean has {counted(means, 'number')} and std has {deviations}; give as many of each"
             reading.refuse(reading.where("data.normalize"), "data.normalize", message)
     if recipe.unfreeze and not recipe.freeze and "freeze" not in reading.values:
         message = "nothing is frozen; give freeze: with the patterns of what starts frozen"
@@ -267,7 +267,8 @@ def _check_scheduler(section: SchedulerSection, path: str, reading: Reading) -> 
             wanted = len(section.children) - 1
             if len(milestones) != wanted:
                 here = join(path, "milestones")
-                message = f"{len(milestones)} milestones for {wanted + 1} schedulers; give one fewer, {wanted}"
+                both = f"{counted(len(milestones), 'milestone')} for {counted(wanted + 1, 'scheduler')}"
+                message = f"{both}; give one fewer, {wanted}"
                 reading.refuse(reading.where(here), here, message)
     elif section.children:
         here = join(path, "schedulers")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..errors import Problems, UsageError
 from ..registry import argument_problems
+from ..text import counted
 from .horizon import horizons
 from .registry import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
 from .schedule import Schedule
@@ -50,7 +51,9 @@ def build_schedule(
     4
     """
     if steps_per_epoch < 1 or epochs < 1:
-        raise UsageError(f"a run of {epochs} epochs of {steps_per_epoch} updates has nothing to schedule")
+        raise UsageError(
+            f"a run of {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} has nothing to schedule"
+        )
     length = RunLength(steps_per_epoch, epochs)
     unit = scheduler.unit if scheduler is not None else EPOCH
     homes = [group["lr"] for group in optimizer.param_groups]
@@ -151,8 +154,8 @@ def _refuse_too_short(spec: SchedulerSpec, calls: int, unit: str) -> None:
         total = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
         if isinstance(total, int) and 0 < total < calls:
             raise UsageError(
-                f"OneCycleLR: total_steps is {total}, but the run calls it {calls} times (by {unit}), and torch "
-                f"stops it with an error after {total}; leave total_steps out, then it is {calls}"
+                f"OneCycleLR: total_steps is {total}, but the run calls it {counted(calls, 'time')} (by {unit}), and "
+                f"torch stops it with an error after {total}; leave total_steps out, then it is {calls}"
             )
     for child, part in zip(spec.children, _parts(spec, calls), strict=True):
         _refuse_too_short(child, part, unit)

@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from ..errors import UsageError
+from ..text import counted
 from .composite import leaves
 
 KEEP, STRETCH = "keep", "stretch"
@@ -33,8 +34,8 @@ def asked(saved: dict[str, Any], mine: dict[str, Any], choice: str | None) -> bo
     if choice not in (KEEP, STRETCH):
         names = ", ".join(saved["lengths"])
         raise UsageError(
-            f"the run had {saved['epochs']} epochs of {saved['steps_per_epoch']} steps and now has {mine['epochs']} of "
-            f"{mine['steps_per_epoch']}, and {names} depends on it; choose the horizon, which nobody can guess: "
+            f"the run had {counted(saved['epochs'], 'epoch')} of {counted(saved['steps_per_epoch'], 'step')} and now "
+            f"has {mine['epochs']} of {mine['steps_per_epoch']}, and {names} depends on it; choose the horizon: "
             "--horizon keep (the old curve to its end, then its last rate) or --horizon stretch (the curve over the "
             "new length, from here on); in Python, schedule.on_horizon"
         )

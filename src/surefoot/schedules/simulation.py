@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as t
 
 from ..errors import UsageError
+from ..text import counted
 from .building import build_schedule
 from .composite import advance, advance_plateaus
 from .dampening import BaseWarmup
@@ -115,7 +116,7 @@ def simulate_schedule(
     if steps > _MOST_STEPS:
         raise UsageError(f"a plan of {steps} steps would not fit into memory; plan at most {_MOST_STEPS}")
     if schedule.steps or schedule.epochs:
-        raise UsageError(f"the schedule has already taken {schedule.steps} steps; plan before training")
+        raise UsageError(f"the schedule has already taken {counted(schedule.steps, 'step')}; plan before training")
     twin = _twin(schedule)
     first = list(twin._dampener.lrs)
     later = sorted(later, key=lambda joining: joining.epoch)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..registry import describe
+from ..text import counted
 from .dampening import BaseWarmup
 
 
@@ -111,6 +112,7 @@ def _periods(warmup: str, optimizer: Optimizer, warmup_period: int | list[int]) 
     count = len(getattr(optimizer, "param_groups", ()))
     if isinstance(warmup_period, list | tuple) and len(periods) != count:
         raise UsageError(
-            f"{warmup}: warmup_period has {len(periods)} numbers for {count} param groups; give one for each"
+            f"{warmup}: warmup_period has {counted(len(periods), 'number')} for {counted(count, 'param group')}; "
+            "give one for each"
         )
     return periods

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..text import counted
+
 STYLE = """
 table.confusion td { text-align: center; padding: .2rem .35rem; }
 table.confusion th.class { vertical-align: bottom; padding: .3rem .1rem; text-align: left; font-weight: 400; }
@@ -44,6 +46,6 @@ def _worst_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> st
     rows = "\n".join(
         f"<tr><td>{escape(names[i])}</td><td>{escape(names[j])}</td><td>{n}</td></tr>" for n, i, j in worst
     )
-    told = f'<p class="dim">{len(names)} classes: the {len(worst)} pairs that were mistaken most often.</p>'
+    told = f'<p class="dim">{counted(len(names), "class")}: the {len(worst)} pairs that were mistaken most often.</p>'
     head = "<tr><th>true</th><th>predicted</th><th>samples</th></tr>"
     return f'{told}<div class="scroll"><table>{head}\n{rows}</table></div>'

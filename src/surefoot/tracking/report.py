@@ -14,7 +14,7 @@ from .. import files
 from ..charts import svg
 from ..charts.svg import Line, line_chart
 from ..errors import RunFailed, UsageError
-from ..text import duration
+from ..text import counted, duration
 from .confusion import STYLE as _CONFUSION_STYLE
 from .confusion import confusion_table
 from .journal import run_records
@@ -146,7 +146,7 @@ def _tiles(numbers: RunNumbers) -> str:
                 tiles.append((show(found.best), f"{split} {key}, best (epoch {found.epoch + 1})"))
     if numbers.last is not None:
         last = numbers.last
-        tiles.append((f"{last['step']:,}", f"steps in {last['epoch'] + 1} epochs"))
+        tiles.append((f"{last['step']:,}", f"steps in {counted(last['epoch'] + 1, 'epoch')}"))
         if "wall_s" in last:
             tiles.append((duration(float(last["wall_s"])), "of training"))
     return (

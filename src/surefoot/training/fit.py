@@ -25,6 +25,7 @@ from ..schedules import Schedule
 from ..schedules.given import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
+from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
 from .before import check_monitors, checked, look_over_first_batch
@@ -320,4 +321,6 @@ def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: P
         more = f"give early_stopping a patience above {state.stale_epochs} to go on"
         progress.message(f"nothing to do: the run was stopped early, after epoch {state.epoch}; {more}")
     elif state.epoch >= epochs:
-        progress.message(f"nothing to do: the run has its {state.epoch} epochs; give epochs=N to train longer")
+        progress.message(
+            f"nothing to do: the run has trained its {counted(state.epoch, 'epoch')}; give epochs=N to train longer"
+        )

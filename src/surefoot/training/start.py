@@ -15,6 +15,7 @@ from ..artifacts.weights import put, unwrap
 from ..data import Loader
 from ..errors import UsageError
 from ..schedules import Schedule
+from ..text import counted
 
 
 def start_from(
@@ -40,10 +41,10 @@ def start_from(
     tensors, _ = without_prefix(found.tensors, bare)
     state = None if found.optimizer is None else _positioned(found.optimizer, bare, optimizer, str(path))
     put(tensors, bare, str(path))
-    say(f"{path}: {len(tensors)} tensors{f' from its entry {found.key!r}' if found.key else ''}")
+    say(f"{path}: {counted(len(tensors), 'tensor')}{f' from its entry {found.key!r}' if found.key else ''}")
     lacking = []
     if state is not None and found.optimizer is not None:
-        say(f"{path}: the optimizer's state of {len(state['state'])} parameters, by position")
+        say(f"{path}: the optimizer's state of {counted(len(state['state']), 'parameter')}, by position")
         for line in _settings(found.optimizer, optimizer, schedule):
             say(f"{path}: {line}")
         optimizer.load_state_dict(state)
@@ -83,8 +84,9 @@ def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.O
         order = [p for p in model.parameters() if p.requires_grad or len(flat) != len(own)]
     if len(order) != len(flat) or len(flat) != len(own) or {id(p) for p in order} != {id(p) for p in own}:
         raise UsageError(
-            f"{where}: its optimizer has {len(flat)} parameters in {len(saved.positions)} groups, this recipe's "
-            f"{len(own)} in {len(sizes)}; they cannot be matched"
+            f"{where}: its optimizer has {counted(len(flat), 'parameter')} in "
+            f"{counted(len(saved.positions), 'group')}, this recipe's {len(own)} in {len(sizes)}; "
+            "they cannot be matched"
         )
     wrong = []
     index = {id(p): i for i, p in enumerate(own)}

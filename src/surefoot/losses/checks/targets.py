@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...text import counted
 from ..torch_losses import ignored, option
 from .evidence import Evidence
 from .findings import Finding, error, warning
@@ -99,7 +100,7 @@ def _indices(name: str, loss: Any, outputs: Any, targets: Tensor, classes: int |
     if classes is not None and count < classes:
         yield error(
             "too-few-outputs",
-            f"the data has {classes} classes and the model tells {count} apart",
+            f"the data has {counted(classes, 'class')} and the model tells {count} apart",
             f"give the last layer {classes} outputs",
         )
     inside = name in ("LinearCrossEntropyLoss", "AdaptiveLogSoftmaxWithLoss")  # outputs are features, not scores
@@ -134,11 +135,11 @@ def _indices(name: str, loss: Any, outputs: Any, targets: Tensor, classes: int |
         return
     if not inside:
         yield from _index_shape(name, outputs, targets)
-    counted = (
+    labels = (
         targets[targets != ignored(loss)] if name not in ("MultiMarginLoss", "AdaptiveLogSoftmaxWithLoss") else targets
     )
-    if counted.numel():
-        low, high = _ends(counted)
+    if labels.numel():
+        low, high = _ends(labels)
         if low < 0 or high >= count:
             from_one = low == 1 and high == count
             yield error(
