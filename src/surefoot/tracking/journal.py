@@ -23,6 +23,8 @@ from ..errors import RunFailed, UsageError
 from .mending import Sums, mend
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# The fields of a record that are no metric.
+NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain flushed lines anywhere else.
+"""What a person sees while a run goes on: a bar that is redrawn on a terminal, plain flushed lines anywhere else.
 
 Fed with the journal's records, so nothing here runs per step, and no thread is started. A reader that goes
 away (`surefoot train | head`) silences the progress, never the run.
@@ -7,17 +7,21 @@ away (`surefoot train | head`) silences the progress, never the run.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from ..charts.terminal import BOLD, painted
 from ..text import counted, duration, printable
+from .journal import NOT_METRICS
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
-_BESIDE_FIGURES = 28  # columns of the bar (at least 12), the percentage, the time left and the gaps
 _LINE_SECONDS = 10.0  # off a terminal, lines between two epochs come at most this often
+_WIDEST_BAR, _NARROWEST_BAR = 40, 10
+_DIM, _CYAN = 2, 36
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class RunInfo:
     """What is about to run.
 
     `first_step` counts the updates that were done before (a resumed run), `samples_per_step` is for the
-    rate shown, `details` are said in the first line.
+    rate shown, `details` are shown in the first line.
     """
 
     name: str
@@ -51,13 +55,13 @@ class Summary:
 
 
 class Progress:
-    """Follows a run and tells nothing: for a `fit` that is to be quiet, and the base of the others."""
+    """Follows a run and shows nothing: for a `fit` that is to be quiet, and the base of the others."""
 
     def __init__(self) -> None:
         self.info = RunInfo("", 0, 0)
         self._epoch_records: dict[str, Mapping[str, Any]] = {}
-        self._pace = (0, 0.0)  # step and wall_s of the last step record
-        self._samples_per_s: float | None = None
+        self._first = (0, 0.0)  # step and wall_s of the first step record
+        self._seconds_per_step = 0.0
 
     def start(self, info: RunInfo) -> None:
         """The run begins."""
@@ -68,21 +72,21 @@ class Progress:
         if record["kind"] == "epoch":
             self._epoch_records[record["split"]] = record
             return
-        step, wall_s = self._pace
-        if record["step"] > step and record["wall_s"] > wall_s and step:
-            samples = (record["step"] - step) * self.info.samples_per_step
-            self._samples_per_s = samples / (record["wall_s"] - wall_s)
-        self._pace = (record["step"], record["wall_s"])
+        step, wall_s = self._first
+        if not step:
+            self._first = (record["step"], record["wall_s"])
+        elif record["step"] > step:
+            self._seconds_per_step = (record["wall_s"] - wall_s) / (record["step"] - step)
         self._show_step(record)
 
-    def epoch_done(self, values: Mapping[str, float] | None = None, *, note: str = "") -> None:
-        """The epoch whose records were given is over; `note` is a word such as "best"."""
+    def epoch_done(self) -> None:
+        """The epoch whose records were given is over."""
         train, val = self._epoch_records.pop("train", None), self._epoch_records.pop("val", None)
         if train is not None or val is not None:
-            self._show_epoch(train, val, note)
+            self._show_epoch(train, val)
 
     def message(self, text: str) -> None:
-        """Say something that stays on the screen: a finding, a checkpoint that was stepped over."""
+        """Say something that stays on the screen: a finding, a damaged checkpoint that is skipped."""
 
     def finish(self, summary: Summary) -> None:
         """The run is over: show what was reached."""
@@ -93,8 +97,17 @@ class Progress:
     def _show_step(self, record: Mapping[str, Any]) -> None:
         """Show a step record."""
 
-    def _show_epoch(self, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str) -> None:
+    def _show_epoch(self, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None) -> None:
         """Show the records of an epoch."""
+
+    def _live_figures(self, record: Mapping[str, Any]) -> list[str]:
+        """The changing figures of a run, in the order shown."""
+        parts = [f"loss {record['loss']:.4f}"] if "loss" in record else []
+        if record.get("lr"):
+            parts.append("lr " + _rates(record["lr"]))
+        if self._seconds_per_step > 0:
+            parts.append(f"{self.info.samples_per_step / self._seconds_per_step:,.0f} samples/s")
+        return parts
 
 
 class PlainProgress(Progress):
@@ -109,27 +122,32 @@ class PlainProgress(Progress):
     epoch 1/2  train loss 0.5000 accuracy 80.00 %  lr 0.1  3.2 s
     """
 
+    _seconds_between = _LINE_SECONDS
+
     def __init__(self, stream: TextIO):
         super().__init__()
         self._stream: TextIO | None = stream
-        self._told = time.monotonic()
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._shown_at = time.monotonic()
 
     def start(self, info: RunInfo) -> None:
         """Say what runs."""
         super().start(info)
-        self._told = time.monotonic()
-        self._line(headline(info))
+        self._shown_at = time.monotonic()
+        self._line(info.name, BOLD, headline(info)[len(info.name) :])
 
     def _show_step(self, record: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if now - self._told < _LINE_SECONDS:
-            return
-        self._told = now
-        self._line(f"{position(self.info, record)}  " + "  ".join(live_figures(record, self._samples_per_s)))
+        if now - self._shown_at >= self._seconds_between:
+            self._shown_at = now
+            self._show_position(position(self.info, record), record)
 
-    def _show_epoch(self, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str) -> None:
-        self._told = time.monotonic()
-        self._line(epoch_line(self.info, train, val, note))
+    def _show_position(self, where: str, record: Mapping[str, Any]) -> None:
+        self._line("  ".join([where, *self._live_figures(record)]))
+
+    def _show_epoch(self, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None) -> None:
+        self._shown_at = time.monotonic()
+        self._line(epoch_line(self.info, train, val))
 
     def message(self, text: str) -> None:
         """Print `text`."""
@@ -137,123 +155,82 @@ class PlainProgress(Progress):
 
     def finish(self, summary: Summary) -> None:
         """Print the summary, a row a line."""
+        self.close()
         self._line("")
-        self._line(summary.title)
+        self._line(summary.title, BOLD)
         width = max((len(key) for key in summary.rows), default=0)
         for key, value in summary.rows.items():
-            self._line(f"  {key:<{width}}  {value}")
+            self._line(f"  {key:<{width}}", _DIM, f"  {value}")
         if summary.next_commands:
-            self._line("next:")
+            self._line("next:", BOLD)
             width = max(len(command) for command, _ in summary.next_commands)
             for command, does in summary.next_commands:
-                self._line(f"  {command:<{width}}  # {does}")
+                self._line(f"  {command:<{width}}", _CYAN, f"  # {does}")
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, colour: int = 0, rest: str = "") -> None:
+        """A line of `text`, in a colour where there are colours, and the `rest`."""
+        self._write(printable(text, lines=True) + printable(rest, lines=True) + "\n")
+
+    def _write(self, text: str) -> None:
         if self._stream is None:
             return
-        text = printable(text, lines=True)
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            self._stream.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
             self._stream.flush()
         except (OSError, ValueError):  # the reader left, the disk is full, the stream is closed
             _silence(self._stream)
             self._stream = None
 
 
-class RichProgress(Progress):
-    """A live bar with rich: epoch, step, loss, learning rate, samples a second, time left."""
+class LiveProgress(PlainProgress):
+    """A last line that is redrawn: epoch, step, a bar, loss, learning rate, samples a second, time left.
+
+    Not by `rich`: its bar needs adapters as long as this one for what matters here (no thread beside the training,
+    no exit where the reader leaves, commands that are never broken over two lines).
+    """
+
+    _seconds_between = _BAR_SECONDS
 
     def __init__(self, stream: TextIO):
-        super().__init__()
-        self._console = _console(stream)
-        self._bar: Any = None
-        self._task: Any = None
-        self._drawn = 0.0
+        super().__init__(stream)
+        self._coloured = "NO_COLOR" not in os.environ
+        self._bar = ""
 
     def start(self, info: RunInfo) -> None:
-        """Say what runs and draw the empty bar."""
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
+        """Say what runs and draw the bar."""
         super().start(info)
-        self._print(f"[bold]{_escaped(info.name)}[/bold]" + _escaped(headline(info)[len(info.name) :]))
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            auto_refresh=False,  # rich's own thread would take the interpreter from the step
-            redirect_stdout=False,
-            redirect_stderr=False,
-            expand=True,
-            transient=True,
-        )
         epoch = min(info.first_step // max(info.steps_per_epoch, 1), max(info.epochs - 1, 0))
-        where = position(info, {"epoch": epoch, "step": info.first_step})
-        self._task = self._bar.add_task(where, total=info.steps, completed=info.first_step, figures="")
-        self._quietly(self._bar.start)
-        self._quietly(self._bar.refresh)
+        record = {"epoch": epoch, "step": info.first_step}
+        self._show_position(position(info, record), record)
 
-    def _show_step(self, record: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        if self._bar is None or now - self._drawn < _BAR_SECONDS:
-            return
-        self._drawn = now
-        where = position(self.info, record)
-        shown = live_figures(record, self._samples_per_s)
-        room = self._console.width - len(where) - _BESIDE_FIGURES
-        while shown and len("  ".join(shown)) > room:  # a narrow terminal keeps its bar; the last figures go first
-            shown.pop()
-        self._bar.update(self._task, completed=record["step"], description=where, figures="  ".join(shown))
-        self._quietly(self._bar.refresh)
-
-    def _show_epoch(self, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str) -> None:
-        record = train if train is not None else val
-        if self._bar is not None and record is not None:
-            self._bar.update(self._task, completed=record["step"], description=position(self.info, record))
-        line = _escaped(epoch_line(self.info, train, val, ""))
-        self._print(line + (f"  [green]{_escaped(note)}[/green]" if note else ""))
-
-    def message(self, text: str) -> None:
-        """Print `text` above the bar."""
-        self._print(_escaped(text))
-
-    def finish(self, summary: Summary) -> None:
-        """Take the bar away and print the summary as a table."""
-        from rich.table import Table
-
-        self.close()
-        table = Table(show_header=False, box=None, padding=(0, 2))
-        for key, value in summary.rows.items():
-            table.add_row(f"[dim]{_escaped(key)}[/dim]", _escaped(str(value)))
-        self._print(f"\n[bold]{_escaped(summary.title)}[/bold]")
-        self._print(table)
-        if summary.next_commands:
-            self._print("[bold]next[/bold]")
-            width = max(len(command) for command, _ in summary.next_commands)
-            for command, does in summary.next_commands:
-                # soft_wrap: a command that is broken over two lines cannot be copied.
-                typed = _escaped(command.ljust(width))
-                self._print(f"  [cyan]{typed}[/cyan]  [dim]# {_escaped(does)}[/dim]", soft_wrap=True)
+    def _show_position(self, where: str, record: Mapping[str, Any]) -> None:
+        part = record["step"] / max(self.info.steps, 1)
+        figures = self._live_figures(record)
+        if self._seconds_per_step > 0:
+            figures.insert(2, f"{duration((self.info.steps - record['step']) * self._seconds_per_step)} left")
+        # The last column stays empty: some terminals begin a new line there.
+        room = shutil.get_terminal_size().columns - 1 - len(f"{where}    100 %")
+        while figures and len("  ".join(["", *figures])) > room - _NARROWEST_BAR:
+            figures.pop()  # a narrow terminal keeps its bar; the last figures go first
+        wide = max(min(room - len("  ".join(["", *figures])), _WIDEST_BAR), 0)
+        full, rest = ("\u2501", "\u2574") if "utf" in self._encoding.lower() else ("#", "-")
+        done = round(part * wide)
+        bar = self._painted(full * done, _CYAN) + self._painted(rest * (wide - done), _DIM)
+        self._bar = "  ".join([where, f"{bar} {100 * part:3.0f} %", *figures])
+        self._write(f"\r\x1b[2K{self._bar}")
 
     def close(self) -> None:
-        """Take the bar away and show the cursor again."""
-        if self._bar is not None:
-            bar, self._bar = self._bar, None
-            self._quietly(bar.stop)
+        """Take the bar away."""
+        if self._bar:
+            self._bar = ""
+            self._write("\r\x1b[2K")
 
-    def _print(self, thing: Any, **how: Any) -> None:
-        self._quietly(self._console.print, thing, **how)
+    def _line(self, text: str, colour: int = 0, rest: str = "") -> None:
+        shown = self._painted(printable(text, lines=True), colour) + printable(rest, lines=True)
+        self._write(f"\r\x1b[2K{shown}\n{self._bar}" if self._bar else f"{shown}\n")
 
-    def _quietly(self, call: Any, *arguments: Any, **named: Any) -> None:
-        """Call, and go on without a terminal if it has gone away."""
-        try:
-            call(*arguments, **named)
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            self._console.quiet = True
+    def _painted(self, text: str, colour: int) -> str:
+        return painted(text, colour) if self._coloured and colour and text else text
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:
@@ -267,7 +244,7 @@ def make_progress(stream: TextIO | None = None) -> Progress:
     except ValueError:  # closed
         terminal = False
     if terminal and os.environ.get("TERM", "") not in ("", "dumb"):
-        return RichProgress(stream)
+        return LiveProgress(stream)
     return PlainProgress(stream)
 
 
@@ -294,7 +271,7 @@ def position(info: RunInfo, record: Mapping[str, Any]) -> str:
     return f"epoch {int(record['epoch']) + 1}/{info.epochs}  step {record['step']}/{info.steps}"
 
 
-def epoch_line(info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None, note: str = "") -> str:
+def epoch_line(info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None) -> str:
     """One line for an epoch's records (one of the two may be missing)."""
     last = val if val is not None else train
     assert last is not None, "an epoch without a record"
@@ -306,34 +283,14 @@ def epoch_line(info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str,
         parts.append("lr " + _rates((train or last)["lr"]))
     if "wall_s" in last:
         parts.append(duration(float(last["wall_s"])))
-    if note:
-        parts.append(note)
     return "  ".join(parts)
 
 
-def live_figures(record: Mapping[str, Any], samples_per_s: float | None) -> list[str]:
-    """The changing figures of a run, in the order shown.
-
-    >>> live_figures({"loss": 0.51234, "lr": [0.1, 0.01]}, 1234.5)
-    ['loss 0.5123', 'lr 0.1 0.01', '1,234 samples/s']
-    """
-    parts = []
-    if "loss" in record:
-        parts.append(f"loss {record['loss']:.4f}")
-    if record.get("lr"):
-        parts.append("lr " + _rates(record["lr"]))
-    if samples_per_s:
-        parts.append(f"{samples_per_s:,.0f} samples/s")
-    return parts
-
-
 def _figures(record: Mapping[str, Any]) -> str:
-    hidden = {"kind", "split", "epoch", "step", "lr", "wall_s"}
     parts = []
     for key, value in record.items():
-        if key in hidden or not isinstance(value, (int, float)):
-            continue
-        parts.append(f"{key} {100 * value:.2f} %" if key == "accuracy" else f"{key} {value:.4f}")
+        if key not in NOT_METRICS and isinstance(value, (int, float)):
+            parts.append(f"{key} {100 * value:.2f} %" if key == "accuracy" else f"{key} {value:.4f}")
     return " ".join(parts)
 
 
@@ -341,24 +298,6 @@ def _rates(rates: Sequence[float]) -> str:
     """Up to three different rates; a model with a rate a layer would fill the line."""
     shown = [f"{rate:.3g}" for rate in dict.fromkeys(rates)]
     return " ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
-
-
-def _console(stream: TextIO) -> Any:
-    """A rich console that falls silent when its reader leaves, where rich's own would end the process."""
-    from rich.console import Console
-
-    class Patient(Console):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            _silence(stream)
-
-    return Patient(file=stream, highlight=False)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(printable(text, lines=True))
 
 
 def _silence(stream: TextIO) -> None:

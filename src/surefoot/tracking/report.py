@@ -17,8 +17,8 @@ from ..errors import RunFailed, UsageError
 from ..text import counted, duration
 from .confusion import STYLE as _CONFUSION_STYLE
 from .confusion import confusion_table
-from .journal import run_records
-from .run_numbers import NOT_SERIES, RunNumbers
+from .journal import NOT_METRICS, run_records
+from .run_numbers import RunNumbers
 
 MOST_COURSES, MOST_COLUMNS, MOST_SETTINGS, MOST_TEXT = 12, 40, 1000, 200_000
 
@@ -192,7 +192,7 @@ def _epoch_table(numbers: RunNumbers) -> str:
         for record in records:
             row.setdefault("step", str(record["step"]))
             for key, value in record.items():
-                if key not in NOT_SERIES and isinstance(value, (int, float)):
+                if key not in NOT_METRICS and isinstance(value, (int, float)):
                     column = f"{record['split']} {key}"[:80]
                     if len(columns) < MOST_COLUMNS:
                         columns[column] = None

@@ -9,7 +9,6 @@ from typing import Any
 from ..charts.thinning import Curve, Point
 from .epochs import Epochs
 
-NOT_SERIES = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 DRAWN = ("loss", "accuracy")
 _MOST_LEFT_OUT = 50
 _MOST_GROUPS = 200

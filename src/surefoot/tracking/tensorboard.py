@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from .event_files import EventFiles, framed
+from .journal import NOT_METRICS
 
 CHART = "Training vs. Validation Loss"
-_NOT_SERIES = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 _SUB_RUNS = {"train": "Training", "val": "Validation"}
 
 
@@ -118,7 +118,7 @@ class TensorBoard:
         event = self._event(record, step)
         split, per_step = record["split"], record["kind"] == "step"
         for key, value in record.items():
-            if key not in _NOT_SERIES and _is_number(value):
+            if key not in NOT_METRICS and _is_number(value):
                 tag = f"{key}/{split}_step" if per_step else f"{key}/{split}"
                 event.summary.value.add(tag=tag, simple_value=value)
         if split == "train" and step > self._lr_step and "lr" in record:

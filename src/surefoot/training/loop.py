@@ -152,7 +152,7 @@ class Loop:
             state.stopped_early = state.stale_epochs >= self.early_stopping.patience
         state.epoch += 1
         state.phase = "train"
-        self.recorder.progress.epoch_done(values)
+        self.recorder.progress.epoch_done()
         if self.checkpointer is not None:
             self.checkpointer.epoch(values)
 
