@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..finding import Finding
 from ..lazy import lazily
-from .checks.findings import FINDINGS, Finding
+from .checks.findings import FINDINGS
 from .registry import LOSSES, build_loss, needs_targets
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ def class_weights(targets: Tensor, classes: int | None = None, *, ignore_index: 
     """
     targets = torch.as_tensor(targets)
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        found = str(targets.dtype).removeprefix("torch.")
-        raise UsageError(f"weight: balanced counts class indices (int64); these targets are {found}")
+        dtype = str(targets.dtype).removeprefix("torch.")
+        raise UsageError(f"weight: balanced counts class indices (int64); these targets are {dtype}")
     targets = targets.reshape(-1).to(torch.long)
     targets = targets[targets != ignore_index]
     if not targets.numel():

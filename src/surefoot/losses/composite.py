@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .conventions import Convention, convention_of, describe, value_of, weighed
 
 
-def _value(loss, outputs, targets):
+def _value(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(outputs, targets)
 
 
@@ -43,8 +43,8 @@ class WeightedSum(nn.Module):
         self.modules_of_parts = nn.ModuleList(loss for loss in self.parts if isinstance(loss, nn.Module))
         conventions = [convention_of(loss) for loss in self.parts]
         if len({(c.forward, c.batch) for c in conventions}) > 1:
-            told = ", ".join(f"{describe(p)} {c.batch}" for p, c in zip(self.parts, conventions, strict=True))
-            raise UsageError(f"losses in a sum must take the same batch; these differ: {told}")
+            batches = ", ".join(f"{describe(p)} {c.batch}" for p, c in zip(self.parts, conventions, strict=True))
+            raise UsageError(f"losses in a sum must take the same batch; these differ: {batches}")
         first = conventions[0]
         self._convention = Convention(first.name, first.batch, first.forward, _value)
 
@@ -55,13 +55,12 @@ class WeightedSum(nn.Module):
 
     def forward(self, outputs: Any, targets: Any, shares: Sequence[Any] | None = None) -> Tensor:
         """The sum; `shares` (one a part, see `averaging.shares`) makes it this micro-batch's part of a larger batch."""
-        total = None
-        for i, (factor, loss) in enumerate(zip(self.factors, self.parts, strict=True)):
-            value = value_of(loss, outputs, targets)
-            if shares is not None:
-                value = weighed(value, shares[i])
-            value = value * factor
-            total = value if total is None else total + value
+        values = [value_of(part, outputs, targets) for part in self.parts]
+        if shares is not None:
+            values = list(map(weighed, values, shares))
+        total, *rest = (value * factor for value, factor in zip(values, self.factors, strict=True))
+        for value in rest:
+            total = total + value
         return total
 
     def extra_repr(self) -> str:

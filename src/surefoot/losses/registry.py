@@ -34,7 +34,17 @@ _POSITIVE = Range(low=0, low_open=True)
 _FRACTION = Range(low=0, high=1)
 
 
-def _entry(name, task, inputs, targets, shapes, summary, *, batch=PAIR, limits=None):
+def _entry(
+    name: str,
+    task: str,
+    inputs: str,
+    targets: str,
+    shapes: str,
+    summary: str,
+    *,
+    batch: str = PAIR,
+    limits: Mapping[str, Range] | None = None,
+) -> Entry:
     facts = {
         "task": task,
         "input": inputs,
@@ -151,25 +161,27 @@ class LossRegistry(Registry):
     """The losses; beside the signature it knows `reduction`'s values and ``weight: balanced``."""
 
     def problems(self, name: str, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
-        plain = {k: v for k, v in arguments.items() if v != "balanced" or name not in _BALANCED.get(k, ())}
-        found = []
-        for argument in ("size_average", "reduce"):
-            if argument in plain and name in self:
-                plain.pop(argument)
-                told = f"torch has deprecated {argument!r}; give reduction: mean or sum"
-                found.append(ArgumentProblem(argument, told))
-        for argument, value in list(plain.items()):
-            if value == "balanced" and argument in ("weight", "pos_weight") and name in self:
-                plain.pop(argument)
-                able = ", ".join(sorted(_BALANCED[argument]))
-                found.append(ArgumentProblem(argument, f"{name} takes no balanced {argument}; these do: {able}"))
-        found += super().problems(name, plain)
-        given = arguments.get("reduction", "mean")
+        if name not in self:
+            return super().problems(name, arguments)
+        plain, problems = {}, []
+        for argument, value in arguments.items():
+            if argument in ("size_average", "reduce"):
+                message = f"torch has deprecated {argument!r}; give reduction: mean or sum"
+                problems.append(ArgumentProblem(argument, message))
+            elif isinstance(value, str) and value == "balanced" and argument in _BALANCED:
+                if name not in _BALANCED[argument]:
+                    able = ", ".join(sorted(_BALANCED[argument]))
+                    message = f"{name} takes no balanced {argument}; these do: {able}"
+                    problems.append(ArgumentProblem(argument, message))
+            else:
+                plain[argument] = value
+        problems += super().problems(name, plain)
+        reduction = arguments.get("reduction", "mean")
         allowed = _REDUCTIONS + (("batchmean",) if name == "KLDivLoss" else ())
-        if name in self and isinstance(given, str) and given not in allowed:
-            meant = did_you_mean(given, allowed) or f"; give one of {', '.join(allowed)}"
-            found.append(ArgumentProblem("reduction", f"{name} has no reduction {given!r}{meant}"))
-        return found
+        if isinstance(reduction, str) and reduction not in allowed:
+            advice = did_you_mean(reduction, allowed) or f"; give one of {', '.join(allowed)}"
+            problems.append(ArgumentProblem("reduction", f"{name} has no reduction {reduction!r}{advice}"))
+        return problems
 
 
 def _in_this_torch() -> list[Entry]:
@@ -198,15 +210,15 @@ def build_loss(
     tensor([0.6667, 2.0000])
     """
     args = dict(args or {})
-    found = LOSSES.problems(name, args)
-    if found:
-        raise Problems([f"{p.argument}: {p.message}" if p.argument else p.message for p in found])
+    if problems := LOSSES.problems(name, args):
+        raise Problems([f"{p.argument}: {p.message}" if p.argument else p.message for p in problems])
     for argument, value in args.items():
         if isinstance(value, str) and value == "balanced":
             if targets is None:
                 raise UsageError(f"{argument}: balanced needs the training data's targets, and none were given")
             args[argument] = _balanced(argument, args, targets, classes)
-    return LOSSES.build(name, args)
+    loss: nn.Module = LOSSES.build(name, args)
+    return loss
 
 
 def _balanced(argument: str, args: Mapping[str, Any], targets: Tensor, classes: int | None) -> Tensor:

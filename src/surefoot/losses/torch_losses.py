@@ -38,7 +38,7 @@ _FUNCTIONS = {
 
 
 @functools.lru_cache(maxsize=256)
-def _name_of_class(cls: type) -> tuple[str | None, bool]:
+def _name_of_class(cls: Any) -> tuple[str | None, bool]:
     for base in cls.__mro__:
         if base.__module__.startswith("torch.nn.modules.") and base.__name__ in nn.__dict__ and base is not nn.Module:
             name = "NLLLoss" if base.__name__ == "NLLLoss2d" else base.__name__
@@ -53,7 +53,7 @@ def family(loss: Any) -> str | None:
     ('CrossEntropyLoss', 'MSELoss', None)
     """
     if isinstance(loss, nn.Module):
-        return _name_of_class(type(loss))[0]
+        return _name_of_class(type(loss))[0]  # type: ignore[arg-type]  # mypy takes the class for its instance
     if isinstance(loss, functools.partial):
         loss = loss.func
     try:
@@ -64,7 +64,7 @@ def family(loss: Any) -> str | None:
 
 def formula_of(loss: Any) -> str | None:
     """As `family`, but None for a class that overrides torch's `forward`: its formula is its own."""
-    if isinstance(loss, nn.Module) and not _name_of_class(type(loss))[1]:
+    if isinstance(loss, nn.Module) and not _name_of_class(type(loss))[1]:  # type: ignore[arg-type]  # as above
         return None
     return family(loss)
 
@@ -78,8 +78,8 @@ def option(loss: Any, argument: str, default: Any = None) -> Any:
 
 def reduction(loss: Any) -> str:
     """``"mean"``, ``"sum"``, ``"none"`` or ``"batchmean"``; a user's own function is taken to give a mean."""
-    found = option(loss, "reduction", "mean")
-    return found if isinstance(found, str) else "mean"
+    value = option(loss, "reduction", "mean")
+    return value if isinstance(value, str) else "mean"
 
 
 def ignored(loss: Any) -> int:

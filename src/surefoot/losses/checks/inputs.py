@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ...finding import Finding
 from .evidence import Evidence, Layer
-from .findings import Finding, error, warning
+from .findings import error, warning
 
 # The first layer sets the scale by itself, or takes indices.
 _SETS_SCALE = (
@@ -25,9 +26,9 @@ _SETS_SCALE = (
 _LARGE, _SMALL = 10.0, 5e-3
 
 
-def check_data(seen: Evidence) -> Iterator[Finding]:
+def check_data(evidence: Evidence) -> Iterator[Finding]:
     """Whether inputs and targets are finite; told before the model runs."""
-    for what, tensors in (("inputs", seen.inputs()), ("targets", seen.targets_given())):
+    for what, tensors in (("inputs", evidence.inputs()), ("targets", evidence.targets_given())):
         for tensor in tensors:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 bad = ~tensor.isfinite()
@@ -42,9 +43,9 @@ def check_data(seen: Evidence) -> Iterator[Finding]:
                 break
 
 
-def check_inputs(seen: Evidence) -> Iterator[Finding]:
+def check_inputs(evidence: Evidence) -> Iterator[Finding]:
     """Whether what the first layer with weights sees is of a usable scale."""
-    inputs = seen.inputs()
+    inputs = evidence.inputs()
     if inputs and all(map(_all_alike, inputs)):
         what = "zero" if not bool(inputs[0].any()) else "the same"
         yield warning(
@@ -53,7 +54,7 @@ def check_inputs(seen: Evidence) -> Iterator[Finding]:
             "look where the inputs come from: a wrong scaling or conversion often leaves zeros",
         )
         return
-    first = _first_with_weights(seen.layers)
+    first = _first_with_weights(evidence.layers)
     if first is not None and isinstance(first.module, _SETS_SCALE):
         return
     given = first.given if first is not None else next(iter(inputs), None)
@@ -62,8 +63,8 @@ def check_inputs(seen: Evidence) -> Iterator[Finding]:
     values = given.detach().float()
     spread, mean = float(values.std()), float(values.mean())
     low, high = float(values.min()), float(values.max())
-    seen_by = f"layer {first.label} is given" if first is not None and first.name else "the model is given"
-    scale = f"{seen_by} inputs of {low:.3g} to {high:.3g}, with mean {mean:.3g} and standard deviation {spread:.3g}"
+    taken_by = f"layer {first.label} is given" if first is not None and first.name else "the model is given"
+    scale = f"{taken_by} inputs of {low:.3g} to {high:.3g}, with mean {mean:.3g} and standard deviation {spread:.3g}"
     pixels = low >= 0 and 100 < high <= 255
     if spread > _LARGE or abs(mean) > _LARGE:
         fix = (

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...finding import Finding
 from ..conventions import convention_of, scalar
 from .evidence import Evidence, Layer, last_operation, tensors_in
-from .findings import Finding, error, warning
+from .findings import error, warning
 
 
-def check_learning(seen: Evidence) -> Iterator[Finding]:
+def check_learning(evidence: Evidence) -> Iterator[Finding]:
     """Everything that the loss and its gradients tell."""
-    yield from _finite(seen)
-    yield from _gradients(seen)
-    yield from _dead(seen)
-    yield from _chance(seen)
+    yield from _finite(evidence)
+    yield from _gradients(evidence)
+    yield from _dead(evidence)
+    yield from _chance(evidence)
 
 
-def check_optimizer(seen: Evidence) -> Iterator[Finding]:
+def check_optimizer(evidence: Evidence) -> Iterator[Finding]:
     """Whether the optimizer holds what is to be trained."""
-    if seen.optimizer is None:
+    if evidence.optimizer is None:
         return
-    held = {id(p) for group in seen.optimizer.param_groups for p in group["params"]}
-    trained = {n: p for n, p in seen.parameters.items() if p.requires_grad}
+    held = {id(p) for group in evidence.optimizer.param_groups for p in group["params"]}
+    trained = {n: p for n, p in evidence.parameters.items() if p.requires_grad}
     missing = [n for n, p in trained.items() if id(p) not in held]
     if not missing:
         return
-    if not held & {id(p) for p in seen.parameters.values()}:
+    if not held & {id(p) for p in evidence.parameters.values()}:
         yield error(
             "not-in-optimizer",
             "the optimizer holds none of the model's parameters: it would train another model, "
@@ -57,19 +58,20 @@ def names(of: list[str]) -> str:
     return f"the parameter{'s' if len(of) > 1 else ''} {shown}"
 
 
-def _finite(seen: Evidence) -> Iterator[Finding]:
-    if not math.isfinite(seen.value):
-        where = _first_not_finite(seen.layers)
+def _finite(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.value is None or not math.isfinite(evidence.value):
+        where = _first_not_finite(evidence.layers)
         begins = f"; the first layer whose output is not finite is {where.label}" if where else ""
-        if where is None and all(bool(t.isfinite().all()) for t in tensors_in(seen.outputs) if t.is_floating_point()):
+        outputs = [t for t in tensors_in(evidence.outputs) if t.is_floating_point()]
+        if where is None and all(bool(t.isfinite().all()) for t in outputs):
             begins = "; the model's outputs are finite, so that the loss itself makes it"
         yield error(
             "nan-at-start",
-            f"the loss is {seen.value} before the first update{begins}",
+            f"the loss is {evidence.value} before the first update{begins}",
             "look there for a division by zero, a log or root of a number that is not positive, or an overflow",
         )
         return
-    bad = [n for n, g in seen.gradients.items() if g is not None and not bool(g.isfinite().all())]
+    bad = [n for n, g in evidence.gradients.items() if g is not None and not bool(g.isfinite().all())]
     if bad:
         yield error(
             "nan-at-start",
@@ -85,9 +87,9 @@ def _first_not_finite(layers: list[Layer]) -> Layer | None:
     return None
 
 
-def _gradients(seen: Evidence) -> Iterator[Finding]:
-    if not seen.gradients:
-        if seen.parameters:
+def _gradients(evidence: Evidence) -> Iterator[Finding]:
+    if not evidence.gradients:
+        if evidence.parameters:
             yield error(
                 "no-gradient",
                 "no parameter requires a gradient: there is nothing to train",
@@ -95,9 +97,9 @@ def _gradients(seen: Evidence) -> Iterator[Finding]:
             )
         return
     # An adaptive softmax uses the clusters of the classes that a batch holds, and only those.
-    spared = "loss.tail." if isinstance(seen.loss, nn.AdaptiveLogSoftmaxWithLoss) else "\0"
-    without = [n for n, g in seen.gradients.items() if g is None and not n.startswith(spared)]
-    if len(without) == len(seen.gradients):
+    spared = "loss.tail." if isinstance(evidence.loss, nn.AdaptiveLogSoftmaxWithLoss) else "\0"
+    without = [n for n, g in evidence.gradients.items() if g is None and not n.startswith(spared)]
+    if len(without) == len(evidence.gradients):
         yield error(
             "no-gradient",
             "the loss does not reach any parameter: the graph is cut between the model and the loss",
@@ -109,17 +111,17 @@ def _gradients(seen: Evidence) -> Iterator[Finding]:
             f"the loss does not reach {names(without)}: unused in this forward pass, or cut off by detach()",
             "use them, remove them, or set requires_grad=False",
         )
-    reached = [g for g in seen.gradients.values() if g is not None]
-    if reached and seen.value and math.isfinite(seen.value) and not any(bool((g != 0).any()) for g in reached):
+    reached = [g for g in evidence.gradients.values() if g is not None]
+    if reached and evidence.value and math.isfinite(evidence.value) and not any(bool((g != 0).any()) for g in reached):
         yield warning(
             "zero-gradient",
-            f"the loss is {seen.value:.3g} and its gradient is exactly zero everywhere: nothing will be learnt",
+            f"the loss is {evidence.value:.3g} and its gradient is exactly zero everywhere: nothing will be learnt",
             "look for saturated activations, dead ReLUs, rounding, or a loss that does not depend on the outputs",
         )
 
 
-def _dead(seen: Evidence) -> Iterator[Finding]:
-    for layer in seen.layers:
+def _dead(evidence: Evidence) -> Iterator[Finding]:
+    for layer in evidence.layers:
         given = layer.given
         if (
             isinstance(layer.module, nn.Linear | nn.modules.conv._ConvNd)
@@ -136,14 +138,14 @@ def _dead(seen: Evidence) -> Iterator[Finding]:
                 "check the initialisation and the scale of the inputs; LeakyReLU keeps units alive",
             )
             return
-    outputs = next(tensors_in(seen.outputs), None)
-    inputs = seen.inputs()
-    if outputs is None or outputs.dim() < 2 or not inputs or convention_of(seen.loss).name == "ctc":
+    outputs = next(tensors_in(evidence.outputs), None)
+    inputs = evidence.inputs()
+    if outputs is None or outputs.dim() < 2 or not inputs or convention_of(evidence.loss).name == "ctc":
         return
     batch = inputs[0]
     if len(outputs) < 4 or len(batch) != len(outputs) or not outputs.is_floating_point() or outputs.grad_fn is None:
         return
-    if not bool((batch != batch[:1]).any()) or any(map(_starts_at_zero, seen.parameters.values())):
+    if not bool((batch != batch[:1]).any()) or any(map(_starts_at_zero, evidence.parameters.values())):
         return
     values = outputs.detach()
     if not bool(((values - values[:1]).abs() > 1e-7 * values.abs().amax()).any()):
@@ -160,7 +162,7 @@ def _starts_at_zero(parameter: Tensor) -> bool:
 
 
 # Losses whose value at chance is that of equal scores for everything.
-_NEUTRAL = {
+_NEUTRAL: dict[str | None, Callable[[Tensor], Tensor]] = {
     "CrossEntropyLoss": torch.zeros_like,
     "BCEWithLogitsLoss": torch.zeros_like,
     "MultiLabelSoftMarginLoss": torch.zeros_like,
@@ -172,13 +174,13 @@ _NEUTRAL = {
 _FAR = 2.5
 
 
-def _chance(seen: Evidence) -> Iterator[Finding]:
-    for (name, loss), value in zip(seen.parts, seen.part_values, strict=True):
-        if name not in _NEUTRAL or not math.isfinite(value) or not isinstance(seen.outputs, Tensor):
+def _chance(evidence: Evidence) -> Iterator[Finding]:
+    for (name, loss), value in zip(evidence.parts, evidence.part_values, strict=True):
+        if name not in _NEUTRAL or not math.isfinite(value) or not isinstance(evidence.outputs, Tensor):
             continue
-        chance = _at_chance(name, loss, seen.outputs.detach(), seen.targets)
-        if chance > 0 and value > _FAR * chance + chance / math.log(max(_classes(name, seen.outputs), 2)):
-            kinds = _classes(name, seen.outputs)
+        chance = _at_chance(name, loss, evidence.outputs.detach(), evidence.targets)
+        if chance > 0 and value > _FAR * chance + chance / math.log(max(_classes(name, evidence.outputs), 2)):
+            kinds = _classes(name, evidence.outputs)
             known_as = (
                 f"ln {kinds} = {math.log(kinds):.3g}"
                 if math.isclose(chance, math.log(kinds), rel_tol=1e-3)
@@ -192,12 +194,12 @@ def _chance(seen: Evidence) -> Iterator[Finding]:
             )
 
 
-def _classes(name: str, outputs: Tensor) -> int:
+def _classes(name: str | None, outputs: Tensor) -> int:
     if name in ("CrossEntropyLoss", "NLLLoss"):
         return outputs.shape[1] if outputs.dim() > 1 else outputs.shape[0]
     return 2
 
 
-def _at_chance(name: str, loss: Any, outputs: Tensor, targets: Any) -> float:
+def _at_chance(name: str | None, loss: Any, outputs: Tensor, targets: Any) -> float:
     with torch.no_grad():
         return float(scalar(convention_of(loss).value(loss, _NEUTRAL[name](outputs), targets), loss))

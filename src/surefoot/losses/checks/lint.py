@@ -12,6 +12,7 @@ from torch import nn
 
 from ...arguments import Arguments
 from ...errors import UsageError, first_line
+from ...finding import Finding
 from ...modes import enter_training, evaluating
 from ...registry import did_you_mean
 from ...text import typed
@@ -20,7 +21,7 @@ from ...wrapping import unwrap
 from ..averaging import batch_size
 from ..conventions import convention_of, describe, value_of
 from .evidence import Evidence, Watch, run_loss, tensors_in
-from .findings import FINDINGS, Finding, error
+from .findings import FINDINGS, error
 from .inputs import check_data, check_inputs
 from .learning import check_learning, check_optimizer
 from .outputs import check_outputs

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...finding import Finding
 from ..torch_losses import option, reduction
 from .evidence import Evidence, last_operation
-from .findings import Finding, error, warning
+from .findings import error, warning
 
 # Last operations after which values of any size and sign come.
 _LINEAR = frozenset({"Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Linear", "NativeBatchNorm", "Mkldnn"})
 _RELUS = frozenset({"Relu", "Threshold"})
 
 
-def check_outputs(seen: Evidence) -> Iterator[Finding]:
+def check_outputs(evidence: Evidence) -> Iterator[Finding]:
     """Everything that the outputs tell before the loss is computed."""
-    for name, loss in seen.parts:
-        outputs = seen.outputs
+    outputs = evidence.outputs
+    for name, loss in evidence.parts:
         if name == "GaussianNLLLoss":
             yield from _variance(outputs)
         if name == "KLDivLoss" and reduction(loss) == "mean":
@@ -34,13 +35,12 @@ def check_outputs(seen: Evidence) -> Iterator[Finding]:
             continue
         if not bool(outputs.isfinite().all()):
             continue  # NaN looks like nothing; the loss will tell
-        check = _CHECKS.get(name)
-        if check is not None:
-            yield from check(name, loss, outputs)
+        if name in _CHECKS:
+            yield from _CHECKS[name](name, loss, outputs)
 
 
-class _Look:
-    """What a tensor of outputs looks like along the dimension of the classes."""
+class _Profile:
+    """Properties of a tensor of outputs along the dimension of the classes."""
 
     def __init__(self, outputs: Tensor, dim: int | None = None):
         self.last = last_operation(outputs)
@@ -62,7 +62,7 @@ class _Look:
         dim = self.dim if dim is None else dim
         return bool((self.values <= self.tolerance).all()) and self._ones(self.values.exp().sum(dim))
 
-    def other_dimension(self, check) -> int | None:
+    def other_dimension(self, check: Callable[[int], bool]) -> int | None:
         """Another dimension along which `check` (one of the above) holds."""
         dims = range(self.values.dim())
         return next((d for d in dims if d != self.dim and self.values.shape[d] > 1 and check(d)), None)
@@ -71,35 +71,35 @@ class _Look:
         return bool(((sums - 1).abs() < self.tolerance).all())
 
 
-def _cross_entropy(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    look = _Look(outputs)
-    if look.count == 1:
+def _cross_entropy(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    profile = _Profile(outputs)
+    if profile.count == 1:
         yield warning(
             "single-class",
             "CrossEntropyLoss compares classes and the model has one output: the loss is 0 whatever it says",
             "use BCEWithLogitsLoss with float targets, or give one output for each class",
         )
-    elif look.probabilities() or look.last == "Softmax":
+    elif profile.probabilities() or profile.last == "Softmax":
         yield warning(
             "softmax-before-cross-entropy",
             "the outputs are probabilities (each row sums to 1) and CrossEntropyLoss applies softmax itself: "
-            f"done twice, the loss cannot fall below {_floor(look.count):.3g} and learning is slow",
+            f"done twice, the loss cannot fall below {_floor(profile.count):.3g} and learning is slow",
             "take Softmax out of the model (or give its log to NLLLoss)",
         )
-    elif look.last == "LogSoftmax" or (look.log_probabilities() and look.last not in _LINEAR):
+    elif profile.last == "LogSoftmax" or (profile.log_probabilities() and profile.last not in _LINEAR):
         yield warning(
             "log-softmax-before-cross-entropy",
             "the outputs are log-probabilities and CrossEntropyLoss applies log-softmax itself; once is enough",
             "use NLLLoss, or take LogSoftmax out of the model",
         )
-    elif look.last == "Sigmoid":
+    elif profile.last == "Sigmoid":
         yield warning(
             "sigmoid-before-cross-entropy",
             "the model ends in Sigmoid: its outputs stay within 0 and 1, and CrossEntropyLoss wants logits of any "
-            f"size: the loss cannot fall below {_floor(look.count):.3g}",
+            f"size: the loss cannot fall below {_floor(profile.count):.3g}",
             "take Sigmoid out of the model (for many labels at once use BCEWithLogitsLoss)",
         )
-    elif look.last in _RELUS:
+    elif profile.last in _RELUS:
         yield from _relu(name)
 
 
@@ -109,7 +109,7 @@ def _floor(classes: int) -> float:
     return float(torch.log(torch.tensor((e + classes - 1) / e)))
 
 
-def _relu(name: str) -> Iterator[Finding]:
+def _relu(name: str | None) -> Iterator[Finding]:
     yield warning(
         "relu-before-loss",
         f"the model ends in ReLU: its outputs cannot be negative, and {name} wants logits of both signs",
@@ -117,58 +117,59 @@ def _relu(name: str) -> Iterator[Finding]:
     )
 
 
-def _nll(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    yield from _wants_logs(name, _Look(outputs), "raw-logits-to-nll", "probabilities-to-nll")
+def _nll(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    yield from _wants_logs(name, _Profile(outputs), "raw-logits-to-nll", "probabilities-to-nll")
 
 
-def _ctc(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    yield from _wants_logs(name, _Look(outputs, outputs.dim() - 1), "raw-logits-to-nll", "probabilities-to-nll")
+def _ctc(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    yield from _wants_logs(name, _Profile(outputs, outputs.dim() - 1), "raw-logits-to-nll", "probabilities-to-nll")
 
 
-def _kl(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    look = _Look(outputs)
+def _kl(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    profile = _Profile(outputs)
     # A distribution may lie along any dimension: KLDivLoss itself knows of none.
-    if look.other_dimension(look.log_probabilities) is None:
-        yield from _wants_logs(name, look, "kl-given-logits", "kl-given-probabilities")
+    if profile.other_dimension(profile.log_probabilities) is None:
+        yield from _wants_logs(name, profile, "kl-given-logits", "kl-given-probabilities")
 
 
-def _wants_logs(name: str, look: _Look, logits: str, probabilities: str) -> Iterator[Finding]:
-    if look.log_probabilities():
+def _wants_logs(name: str | None, profile: _Profile, logits: str, probabilities: str) -> Iterator[Finding]:
+    if profile.log_probabilities():
         return
     what = f"{name} wants log-probabilities"
-    if look.probabilities():
+    if profile.probabilities():
         yield warning(
             probabilities,
             f"{what}; the outputs are probabilities (each row sums to 1), so that the loss is no log-likelihood",
             "use LogSoftmax in the place of Softmax",
         )
         return
-    other = look.other_dimension(look.log_probabilities)
+    other = profile.other_dimension(profile.log_probabilities)
     if other is not None:
         yield warning(
             "softmax-over-wrong-dimension",
-            f"{what} over dimension {look.dim}, that of the classes; the outputs are normalised over dimension {other}",
-            f"use LogSoftmax(dim={look.dim})",
+            f"{what} over dimension {profile.dim}, that of the classes; the outputs are normalised over dimension "
+            f"{other}",
+            f"use LogSoftmax(dim={profile.dim})",
         )
         return
-    total = float(look.values.exp().sum(look.dim).flatten()[0])
+    total = float(profile.values.exp().sum(profile.dim).flatten()[0])
     yield warning(
         logits,
         f"{what}; these are raw scores (exp of the first row sums to {total:.3g}, not 1), "
         "so that the loss can fall without end",
-        f"end the model in LogSoftmax(dim={look.dim})" + (", or use CrossEntropyLoss" if name == "NLLLoss" else ""),
+        f"end the model in LogSoftmax(dim={profile.dim})" + (", or use CrossEntropyLoss" if name == "NLLLoss" else ""),
     )
 
 
-def _bce(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    look = _Look(outputs)
+def _bce(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    profile = _Profile(outputs)
     fix = "use BCEWithLogitsLoss, or end the model in Sigmoid"
-    if not look.within:
-        low, high = float(look.values.min()), float(look.values.max())
+    if not profile.within:
+        low, high = float(profile.values.min()), float(profile.values.max())
         yield error(
             "raw-logits-to-bce", f"BCELoss wants probabilities; the outputs go from {low:.3g} to {high:.3g}", fix
         )
-    elif look.last in _LINEAR:
+    elif profile.last in _LINEAR:
         yield warning(
             "raw-logits-to-bce",
             "BCELoss wants probabilities; the model's last layer is linear, and its outputs lie within 0 and 1 "
@@ -177,22 +178,22 @@ def _bce(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
         )
 
 
-def _with_logits(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    look = _Look(outputs)
-    if look.last in ("Sigmoid", "Softmax") or (look.values.dim() > 1 and look.probabilities()):
+def _with_logits(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    profile = _Profile(outputs)
+    if profile.last in ("Sigmoid", "Softmax") or (profile.values.dim() > 1 and profile.probabilities()):
         yield warning(
             "probabilities-to-bce-with-logits",
-            f"the outputs are probabilities (the model ends in {look.last or 'a softmax'}) and {name} applies sigmoid "
-            "itself: done twice, every answer lies between 0.5 and 0.73",
+            f"the outputs are probabilities (the model ends in {profile.last or 'a softmax'}) and {name} applies "
+            "sigmoid itself: done twice, every answer lies between 0.5 and 0.73",
             "take it out of the model" + (" (or use BCELoss)" if name == "BCEWithLogitsLoss" else ""),
         )
-    elif look.last in _RELUS:
+    elif profile.last in _RELUS:
         yield from _relu(name)
 
 
-def _margin(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    look = _Look(outputs)
-    if look.last in ("Softmax", "Sigmoid") or look.probabilities():
+def _margin(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+    profile = _Profile(outputs)
+    if profile.last in ("Softmax", "Sigmoid") or profile.probabilities():
         yield warning(
             "probabilities-to-margin-loss",
             f"the outputs are probabilities, and {name} wants scores that can lie a margin of "
@@ -201,7 +202,7 @@ def _margin(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
         )
 
 
-def _poisson(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+def _poisson(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
     if option(loss, "log_input", True):
         return
     low = float(outputs.detach().min())
@@ -214,7 +215,7 @@ def _poisson(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
         )
 
 
-def _hinge(name: str, loss: Any, outputs: Tensor) -> Iterator[Finding]:
+def _hinge(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
     low = float(outputs.detach().min())
     if low < 0:
         yield warning(
@@ -238,7 +239,7 @@ def _variance(outputs: Any) -> Iterator[Finding]:
         )
 
 
-_CHECKS = {
+_CHECKS: dict[str | None, Callable[[str | None, Any, Tensor], Iterator[Finding]]] = {
     "CrossEntropyLoss": _cross_entropy,
     "NLLLoss": _nll,
     "CTCLoss": _ctc,

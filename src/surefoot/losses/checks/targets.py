@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...finding import Finding
 from ...text import counted
 from ..torch_losses import ignored, option
 from .evidence import Evidence
-from .findings import Finding, error, warning
+from .findings import error, warning
 from .refusal import look
 
 INDICES = ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss", "AdaptiveLogSoftmaxWithLoss", "MultiMarginLoss")
@@ -26,16 +27,16 @@ ELEMENTWISE = (
 _REFUSES_SHAPES = ("BCELoss", "BCEWithLogitsLoss", "SoftMarginLoss")
 
 
-def check_targets(seen: Evidence) -> Iterator[Finding]:
+def check_targets(evidence: Evidence) -> Iterator[Finding]:
     """Everything that the targets, and the outputs' shape, tell before the loss is computed."""
-    for name, loss in seen.parts:
-        targets, outputs = seen.targets, seen.outputs
+    for name, loss in evidence.parts:
+        targets, outputs = evidence.targets, evidence.outputs
         if name == "CTCLoss":
             yield from _ctc(loss, outputs, *targets)
         if not isinstance(targets, Tensor):
             continue
         if name in INDICES:
-            yield from _indices(name, loss, outputs, targets, seen.classes)
+            yield from _indices(name, loss, outputs, targets, evidence.classes)
         if name == "MultiLabelMarginLoss" and not targets.is_floating_point():
             low, high = _ends(targets)
             if low < -1 or high >= targets.shape[-1]:
@@ -72,7 +73,7 @@ def check_targets(seen: Evidence) -> Iterator[Finding]:
             yield from _distribution(loss, targets)
         if name in ELEMENTWISE:
             yield from _shapes(name, outputs, targets)
-    yield from _constant(seen)
+    yield from _constant(evidence)
 
 
 def _ends(tensor: Tensor) -> tuple[float, float]:
@@ -85,9 +86,9 @@ def _ends(tensor: Tensor) -> tuple[float, float]:
 def class_count(name: str | None, loss: Any, outputs: Any) -> int | None:
     """The number of classes that a loss of class indices compares; None where it cannot be told."""
     if name == "LinearCrossEntropyLoss":
-        return loss.num_classes
+        return int(loss.num_classes)
     if name == "AdaptiveLogSoftmaxWithLoss":
-        return loss.n_classes
+        return int(loss.n_classes)
     if not isinstance(outputs, Tensor) or outputs.dim() == 0:
         return None
     return outputs.shape[1] if outputs.dim() > 1 else outputs.shape[0]
@@ -180,14 +181,14 @@ def _distribution(loss: Any, targets: Tensor) -> Iterator[Finding]:
     shown = targets.detach().double()
     probabilities = bool((shown >= 0).all()) and _sums_to_one(shown)
     if logs and not _sums_to_one(shown.exp()):
-        seen = "are probabilities" if probabilities else "are not logs of probabilities that sum to 1"
+        state = "are probabilities" if probabilities else "are not logs of probabilities that sum to 1"
         fix = "leave out log_target" if probabilities else "give `log_softmax` of the targets' scores"
-        yield warning("kl-target-not-a-distribution", f"log_target is set and the targets {seen}", fix)
+        yield warning("kl-target-not-a-distribution", f"log_target is set and the targets {state}", fix)
     if not logs and not probabilities:
         logs_given = bool((shown <= 0).all()) and _sums_to_one(shown.exp())
-        seen = "are logs of probabilities" if logs_given else "do not sum to 1"
+        state = "are logs of probabilities" if logs_given else "do not sum to 1"
         fix = "set log_target: true" if logs_given else "give `softmax` of the targets' scores"
-        yield warning("kl-target-not-a-distribution", f"KLDivLoss's targets are probabilities; these {seen}", fix)
+        yield warning("kl-target-not-a-distribution", f"KLDivLoss's targets are probabilities; these {state}", fix)
 
 
 def _sums_to_one(values: Tensor) -> bool:
@@ -209,7 +210,7 @@ def _shapes(name: str, outputs: Any, targets: Tensor) -> Iterator[Finding]:
     else:
         fix = "give outputs and targets the same shape"
     try:
-        together = torch.broadcast_shapes(outputs.shape, targets.shape)
+        together = torch.broadcast_shapes(outputs.shape, targets.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         together = None
     if together is None or name in _REFUSES_SHAPES:
@@ -222,17 +223,17 @@ def _shapes(name: str, outputs: Any, targets: Tensor) -> Iterator[Finding]:
         )
 
 
-def _constant(seen: Evidence) -> Iterator[Finding]:
-    targets = seen.targets
+def _constant(evidence: Evidence) -> Iterator[Finding]:
+    targets = evidence.targets
     if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) < 4 or not targets.numel():
         return
     if not bool((targets == targets[:1]).all()):
         return
     # As many equal targets as chance would give once in a million draws (of balanced classes), or not a word.
-    kinds = seen.classes
-    for name, loss in seen.parts:
+    kinds = evidence.classes
+    for name, loss in evidence.parts:
         if name in INDICES:
-            kinds = kinds or class_count(name, loss, seen.outputs)
+            kinds = kinds or class_count(name, loss, evidence.outputs)
             if bool((targets == ignored(loss)).all()):
                 return
     if kinds is None and not bool((targets == targets.round()).all()):
@@ -284,4 +285,4 @@ def _ctc(
 def _ctc_rows(targets: Tensor, lengths: list[int]) -> list[Tensor]:
     if targets.dim() == 2:
         return [row[:n] for row, n in zip(targets, lengths, strict=False)]
-    return list(targets[: sum(lengths)].split(lengths)) if sum(lengths) <= len(targets) else [targets]
+    return list(torch.split(targets[: sum(lengths)], lengths)) if sum(lengths) <= len(targets) else [targets]
