@@ -220,7 +220,7 @@ LAZY = {
     "complex128": lambda: torch.tensor([1 + 2j], dtype=torch.complex128),
     "fp8": lambda: torch.tensor([1.0, 0.5]).to(torch.float8_e4m3fn),
     "sparse": lambda: torch.eye(3).to_sparse(),
-    "not coalesced": lambda: torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,)),
+    "not coalesced": lambda: torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,), check_invariants=True),
     "csr": lambda: torch.eye(3).to_sparse_csr(),
     "parameter": lambda: torch.nn.Parameter(torch.ones(2)),
 }

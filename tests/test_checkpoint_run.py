@@ -589,6 +589,13 @@ def test_a_second_signal_stops_at_once_and_what_was_saved_stays(run_dir):
     assert steps_of(run_dir) == [1]
 
 
+def test_no_thread_outlives_a_closed_run(run_dir):
+    """One that frees tensors while the interpreter shuts down would abort the process after all was done."""
+    with saver_for(run_dir) as saver:
+        saver.step()
+    assert not [thread for thread in threading.enumerate() if thread.name == "surefoot-save"]
+
+
 def test_outside_the_main_thread_no_handler_is_touched(run_dir):
     before = signal.getsignal(signal.SIGTERM)
 

@@ -82,7 +82,7 @@ class Writer:
             try:
                 self._thread.start()
             except (RuntimeError, MemoryError) as error:  # no process or no memory is left for it
-                self._background = False
+                self._thread, self._background = None, False
                 self._tell(f"checkpoints are written while the training waits: {error}")
                 self._write_safely(snapshot)
                 return
@@ -111,11 +111,17 @@ class Writer:
 
     def abandon(self) -> None:
         """Do not wait for the save in flight: it ends as if the process were killed, whole or not at all."""
+        self._thread = None
         self._idle.set()
 
     def close(self) -> None:
-        """End the thread once it has written what it was given."""
+        """End the thread once it has written what it was given, and wait for its end, unless it was abandoned.
+
+        A thread that frees tensors while the interpreter shuts down aborts the process (SIGABRT).
+        """
         self._jobs.put(None)
+        if self._thread is not None and not self.in_flight:
+            self._thread.join()
 
     def _work(self) -> None:
         while (snapshot := self._jobs.get()) is not None:
