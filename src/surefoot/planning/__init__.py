@@ -5,7 +5,7 @@ from __future__ import annotations
 from .cost import Memory, memory_of
 from .events import Event, events
 from .lr_find import lr_find, range_test
-from .lr_found import LrFind
+from .lr_result import LrFind
 from .mistakes import MISTAKES, mistakes
 from .numbers import GroupPlan
 from .pictures import picture_path

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ..errors import UsageError
 from ..step import Batch, NonFinite, StepOptions, TrainStep, set_mode
 from ..untouched import untouched
-from .lr_found import LrFind
+from .lr_result import LrFind
 
 START, END, STEPS = 1e-7, 10.0, 100
 # The smoothed loss counts as diverged beyond this multiple of its lowest value (as fastai has it).

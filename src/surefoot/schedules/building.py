@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from ..errors import Problems, UsageError
 from ..registry import argument_problems
 from ..text import counted
-from .horizon import horizons
 from .registry import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
+from .run_length import horizons
 from .schedule import Schedule
 
 

@@ -14,12 +14,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..arguments import as_metric
 from ..errors import UsageError
 from .accept import check_parts, saveable_callables
-from .adopting import enter, replay
+from .check_state import arguments_of, changed_arguments, check_counts, check_groups, check_shape
 from .composite import OF_TORCH, advance, advance_plateaus, leaves
 from .dampening import BaseWarmup, Undampened, watch
-from .fitting import arguments_of, changed_arguments, check_counts, check_groups, check_shape
-from .horizon import STRETCH, asked, calls_of, horizons, stretch
+from .late_groups import enter, replay
 from .registry import EPOCH, STEP
+from .run_length import STRETCH, asked, calls_of, horizons, stretch
 from .state import decode, encode
 
 _FORMAT = 1

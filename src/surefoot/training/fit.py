@@ -22,7 +22,7 @@ from ..losses import metric_options
 from ..metrics import RunningMetrics
 from ..modes import enter_training
 from ..schedules import Schedule
-from ..schedules.given import as_schedule
+from ..schedules.as_schedule import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
 from ..text import counted

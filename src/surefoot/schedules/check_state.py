@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .composite import leaves
 from .state import KEY, decode
 
-# What the length of the run decides; it may have changed, see `horizon`.
+# What the length of the run decides; it may have changed, see `run_length`.
 LENGTHS = ("T_max", "total_steps")
 # What a callable of the user's remembers is its own affair.
 _CALLABLES = ("lr_lambdas", "_scale_fn_custom")
