@@ -139,7 +139,7 @@ def test_batches_begin_again_and_are_accumulated():
     [
         ({"start": 0}, "must rise from start to end"),
         ({"start": 1.0, "end": 0.1}, "found 1 to 0.1"),
-        ({"steps": 5}, "5 steps are too few"),
+        ({"steps": 5}, "5 is too few to see a slope"),
     ],
 )
 def test_bad_arguments_are_told(how, told):
