@@ -91,11 +91,11 @@ def _from_numpy(array: numpy.ndarray, frame: Any = None) -> Tensor:
 def _numbers(array: numpy.ndarray, frame: Any) -> numpy.ndarray:
     """An array of Python numbers as one of numbers."""
     try:
-        found = numpy.asarray(array.tolist())
+        numbers = numpy.asarray(array.tolist())
     except (ValueError, OverflowError):
-        found = array
-    if found.dtype.kind in "biufc" and found.shape == array.shape:
-        return found
+        numbers = array
+    if numbers.dtype.kind in "biufc" and numbers.shape == array.shape:
+        return numbers
     columns = list(getattr(frame, "columns", ()))
     dtypes = list(getattr(frame, "dtypes", ())) if columns else []
     others = [str(c) for c, d in zip(columns, dtypes, strict=False) if getattr(d, "kind", "O") not in "biufc"]

@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 from .draws import Draws
-
-
-class BatchTransform(Protocol):
-    """What the loader takes as a batched augmentation: `batched` is true, and a call maps images to images."""
-
-    batched: bool
-
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor: ...
 
 
 class ImageTransform:

@@ -89,11 +89,11 @@ def _read(url: str, name: str, size: int, md5: str, progress: Progress | None, t
             if progress is not None:
                 progress(name, min(len(data), size), size)
     if len(data) != size:
-        found = f"only {len(data):,} bytes" if len(data) < size else f"more than {size:,} bytes"
-        raise _WrongContent(f"{found} came, {size:,} were expected")
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise _WrongContent(f"another file came: its MD5 is {found}, {md5} was expected")
+        count = f"only {len(data):,} bytes" if len(data) < size else f"more than {size:,} bytes"
+        raise _WrongContent(f"{count} came, {size:,} were expected")
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if digest != md5:
+        raise _WrongContent(f"another file came: its MD5 is {digest}, {md5} was expected")
     return bytes(data)
 
 

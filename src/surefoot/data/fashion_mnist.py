@@ -207,11 +207,12 @@ def _read(path: Path, file: DataFile) -> numpy.ndarray:
         data = read_bounded(path, 1 << 28, follow=True)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != md5:
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if digest != md5:
         raise UsageError(
-            f"{path}: {_what_is_wrong(data, file, size, packed)}; found {len(data):,} bytes with MD5 {found}, expected "
-            f"{size:,} bytes with MD5 {md5}; delete the file, and it is downloaded again, or put the original there"
+            f"{path}: {_what_is_wrong(data, file, size, packed)}; found {len(data):,} bytes with MD5 {digest}, "
+            f"expected {size:,} bytes with MD5 {md5}; delete the file, and it is downloaded again, or put the original "
+            "there"
         )
     if packed:
         data = gzip.decompress(data)
@@ -219,7 +220,7 @@ def _read(path: Path, file: DataFile) -> numpy.ndarray:
 
 
 def _what_is_wrong(data: bytes, file: DataFile, size: int, packed: bool) -> str:
-    """The likeliest cause, for a person to recognise."""
+    """The likeliest cause."""
     if not data:
         return "the file is empty"
     if packed:

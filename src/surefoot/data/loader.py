@@ -326,7 +326,7 @@ class Loader:
         return {"epoch": self.epoch, "position": self.position, **self._setting()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
-        """Go to the place that `state_dict` told.
+        """Go to the place in `state`, from `state_dict`.
 
         Raises UsageError where the saved loader had another seed, batch_size, number of samples, shuffle or
         drop_last: its next batch would be another one. `allow` names those that may differ; with another

@@ -134,8 +134,8 @@ class DatasetSource(Source):
             check.done()
         self.dataset = dataset
         self.collate = collate
-        found = _names(classes) if classes is not None else _inside(dataset, "classes")
-        self.classes = tuple(map(str, found)) if isinstance(found, Sequence) and len(found) else None
+        names = _names(classes) if classes is not None else _attribute(dataset, "classes")
+        self.classes = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) else None
         self.notes: list[str] = []
         self._fingerprint: str | None = None
 
@@ -144,9 +144,9 @@ class DatasetSource(Source):
 
     def targets(self) -> Tensor:
         """The data set's own `targets`, or those of every sample, read one by one."""
-        own = getattr(self.dataset, "targets", None)
-        if isinstance(own, Tensor | numpy.ndarray | list) and len(own) == len(self):
-            return as_tensor(own)
+        listed = getattr(self.dataset, "targets", None)
+        if isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(self):
+            return as_tensor(listed)
         targets = []
         for first in range(0, len(self), 1024):
             for sample in fetch(self.dataset, range(first, min(first + 1024, len(self))), 0, 0):
@@ -171,13 +171,13 @@ class DatasetSource(Source):
             for index in indices:  # one at a time: a sample may be large
                 samples.add(fetch(self.dataset, [index], 0, 0)[0])
             once, again = (Fingerprint.of(fetch(self.dataset, indices[:1], 0, 0)) for _ in range(2))
-            found = Fingerprint()
+            whole = Fingerprint()
             kind = type(self.dataset)
-            found.add(f"{kind.__module__}.{kind.__qualname__} {len(self)}")
+            whole.add(f"{kind.__module__}.{kind.__qualname__} {len(self)}")
             # What reading has changed is a cache and not the data.
-            found.add({place: seen for place, seen in _in_memory(self.dataset) if before.get(place) == seen})
+            whole.add({place: digest for place, digest in _in_memory(self.dataset) if before.get(place) == digest})
             if again == once:
-                found.add(samples.digest())
+                whole.add(samples.digest())
             else:
                 self.notes.append(
                     f"data: {kind.__qualname__}: sample {indices[0]} reads differently each time under equal seeds: it "
@@ -189,7 +189,7 @@ class DatasetSource(Source):
                     f"data: {kind.__qualname__}: what a {' or a '.join(sorted(samples.unseen))} in a sample holds "
                     "cannot be seen, so a change of it is not noticed when the run is resumed"
                 )
-            self._fingerprint = found.digest()
+            self._fingerprint = whole.digest()
         return self._fingerprint
 
 
@@ -268,7 +268,7 @@ def _names(classes: Any) -> tuple[str, ...] | None:
     return tuple(map(str, classes))
 
 
-def _inside(dataset: Any, name: str) -> Any:
+def _attribute(dataset: Any, name: str) -> Any:
     """An attribute of a data set, or of the one that it is a Subset of (random_split makes such)."""
     while isinstance(dataset, Subset) and not hasattr(dataset, name):
         dataset = dataset.dataset
@@ -307,20 +307,20 @@ def _refuse_nests(data: Any) -> None:
 
 def _of_loader(loader: DataLoader[Any]) -> str:
     """What to give in place of a DataLoader, and what becomes of its settings."""
-    data, said = "loader.dataset", []
+    data, notes = "loader.dataset", []
     if loader.collate_fn is not default_collate and loader.batch_size is not None:
         data = "surefoot.data.DatasetSource(loader.dataset, collate=loader.collate_fn)"
-        said.append("its collate_fn is taken so")
+        notes.append("its collate_fn is taken so")
     if loader.num_workers:
-        said.append(f"for its workers give a surefoot.Loader(..., workers={loader.num_workers})")
+        notes.append(f"for its workers give a surefoot.Loader(..., workers={loader.num_workers})")
     sampler = getattr(loader, "sampler", None)
     if type(sampler) not in (RandomSampler, SequentialSampler):
-        said.append(
+        notes.append(
             f"its {type(sampler).__name__ if loader.batch_size else type(loader.batch_sampler).__name__} is not used: "
             "rare classes are weighed by the loss (weight: balanced), a part is a torch.utils.data.Subset"
         )
     size = f", batch_size={loader.batch_size}" if loader.batch_size else ""
-    more = "".join(f"; {text}" for text in said)
+    more = "".join(f"; {note}" for note in notes)
     return (
         f"data: a DataLoader was given; give its data set, data={data}{size}: the order of samples must be Surefoot's "
         f"own, so that it can be gone on with exactly{more}"

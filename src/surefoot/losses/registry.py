@@ -185,7 +185,7 @@ class LossRegistry(Registry):
 
 
 def _in_this_torch() -> list[Entry]:
-    """All entries; the newest class is not in every torch that Surefoot runs on, told without importing torch."""
+    """All entries that this torch has, read from its source: importing torch would take seconds."""
     torch = importlib.util.find_spec("torch")
     source = Path(torch.origin).parent / "nn" / "modules" / "loss.py" if torch and torch.origin else None
     new = "LinearCrossEntropyLoss"
