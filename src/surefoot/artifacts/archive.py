@@ -187,7 +187,7 @@ def _begin(path: Path, file: io.BufferedReader, entry: zipfile.ZipInfo, end: int
     later = flags & _SIZES_FOLLOW or not size
     if (own_crc, packed, own_size) not in ((crc, size, size), (crc, _M32, _M32), (0, 0, 0) if later else ()):
         raise _bad(path, f"{name[:80]} has two sizes")
-    begin = entry.header_offset + _LOCAL.size + n_name + n_extra
+    begin = int(entry.header_offset) + _LOCAL.size + n_name + n_extra
     if begin + size > end:
         raise _bad(path, f"{name[:80]} overlaps what follows it")
     # Between a record and the next lies its data descriptor where its flags say so, and nothing else.

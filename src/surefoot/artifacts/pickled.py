@@ -359,7 +359,7 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
     """Keys and values, one after the other; a key that has no simple value is one by identity (hashing stays cheap)."""
     pairs = []
     for key, value in zip(items[::2], items[1::2], strict=True):
-        simple = isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 2**64)
+        simple = isinstance(key, str | bytes | float | bool | None) or (type(key) is int and key.bit_length() <= 1024)
         pairs.append((key if simple else Opaque("key", key), value))
     return pairs
 
