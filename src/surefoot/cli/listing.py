@@ -46,10 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _entries(kind: str) -> list[dict[str, Any]]:
     import inspect
 
-    from .. import build
+    from ..recipe import all_registries
 
     rows = []
-    for entry in build.registries()[kind]:
+    for entry in next(registry for registry in all_registries().values() if registry.plural == kind):
         arguments = {
             name: None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
             for name, parameter in entry.parameters().items()
