@@ -20,47 +20,17 @@ from pathlib import Path
 
 
 class System:
-    """The system calls behind a durable write, one method each; tests replace single ones.
+    """The system calls behind a durable write; tests replace single ones."""
 
-    >>> System().exists(".")
-    True
-    """
-
-    def open(self, path: str | Path, flags: int, mode: int = 0o666) -> int:
-        """`open(2)`, closed in child programs."""
-        return os.open(path, flags | os.O_CLOEXEC, mode)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        """`write(2)`: the number of bytes taken, perhaps fewer than given."""
-        return os.write(descriptor, data)
-
-    def fsync(self, descriptor: int) -> None:
-        """`fsync(2)`."""
-        os.fsync(descriptor)
-
-    def close(self, descriptor: int) -> None:
-        """`close(2)`."""
-        os.close(descriptor)
-
-    def mkdir(self, path: str | Path) -> None:
-        """`mkdir(2)`."""
-        os.mkdir(path)
-
-    def rename(self, source: str | Path, target: str | Path) -> None:
-        """`rename(2)`: replaces what has the name `target`."""
-        os.rename(source, target)
-
-    def unlink(self, path: str | Path) -> None:
-        """`unlink(2)`."""
-        os.unlink(path)
-
-    def rmdir(self, path: str | Path) -> None:
-        """`rmdir(2)`."""
-        os.rmdir(path)
-
-    def exists(self, path: str | Path) -> bool:
-        """Whether the name is taken, by a broken link too."""
-        return os.path.lexists(path)
+    open = staticmethod(os.open)
+    write = staticmethod(os.write)
+    fsync = staticmethod(os.fsync)
+    close = staticmethod(os.close)
+    mkdir = staticmethod(os.mkdir)
+    rename = staticmethod(os.rename)
+    unlink = staticmethod(os.unlink)
+    rmdir = staticmethod(os.rmdir)
+    exists = staticmethod(os.path.lexists)
 
 
 system = System()
@@ -271,7 +241,7 @@ def open_regular(path: str | Path, *, follow: bool = False, flags: int = os.O_RD
     if not stat.S_ISREG(found.st_mode):
         raise NotRegular(errno.EINVAL, f"is {_kind(found.st_mode)}, not a regular file", str(path))
     try:
-        descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW) | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW) | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotRegular(errno.EINVAL, "is a symbolic link, not a regular file", str(path)) from error

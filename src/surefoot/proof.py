@@ -148,7 +148,7 @@ def _temporary_home() -> Iterator[Path]:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold a directory of this user's. Raises OSError where it is not, or somebody holds it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if os.fstat(descriptor).st_uid != os.getuid():
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(directory))

@@ -65,7 +65,7 @@ def _key(*, make: bool) -> bytes | None:
         if make and not os.path.lexists(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(secrets.token_bytes(_KEY_BYTES))
             try:

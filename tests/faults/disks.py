@@ -50,10 +50,10 @@ def _wrapped(operation: str):
                 if self.once:
                     self.armed = False
                 if operation == "close":  # the descriptor is gone even when close fails
-                    inner(self, *args)
+                    inner(*args)
                 raise OSError(self.code, os.strerror(self.code))
             self.left -= 1
-        return inner(self, *args)
+        return inner(*args)
 
     return method
 

@@ -47,7 +47,7 @@ def _wrapped(operation: str):
             if len(self.seen) == self.nth:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.seen.append(operation)
-        return inner(self, *args)
+        return inner(*args)
 
     return method
 

@@ -16,7 +16,7 @@ from .. import files
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_A_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_A_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Earlier versions put the process id before the hex digits.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.(new|old)")
 

@@ -289,7 +289,7 @@ class Lock:
             if cls._held.get((found.st_dev, found.st_ino)) == os.getpid():
                 raise UsageError(f"{directory}: this run is already open in this process; close it first")
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(path, flags, 0o666)
         except OSError as error:
             raise unusable(directory, error) from error

@@ -32,7 +32,7 @@ def load(key: str, here: Execution, say: Callable[[str], None]) -> Execution | N
     """
     path = directory() / f"{key}.json"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import files
 from ..errors import RunFailed, UsageError
+from .mending import crc_table
 
 
 class EventFiles:
@@ -125,7 +126,7 @@ class EventFiles:
     def _open(self) -> None:
         number = max((_number_of(path) + 1 for path in self._paths()), default=0)
         path = self.directory / f"events.out.tfevents.{int(self.started):010d}.surefoot.{number:06d}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW
         try:
             self._fd = os.open(path, flags, 0o666)
         except OSError as error:
@@ -147,7 +148,7 @@ class EventFiles:
 
 
 def _cut_file(path: Path, size: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     with contextlib.closing(os.fdopen(descriptor, "wb", buffering=0)) as file:
         if os.fstat(descriptor).st_size != size:
             os.ftruncate(file.fileno(), size)
@@ -171,16 +172,7 @@ def framed(data: bytes) -> bytes:
     return length + struct.pack("<I", _masked(length)) + data + struct.pack("<I", _masked(data))
 
 
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
-
-
-_CRC_TABLE = _crc_table()
+_CRC_TABLE = tuple(crc_table(0x82F63B78))
 
 
 def crc32c(data: bytes) -> int:

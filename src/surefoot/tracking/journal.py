@@ -22,7 +22,7 @@ from .. import files
 from ..errors import RunFailed, UsageError
 from .mending import Sums, mend
 
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 # The fields of a record that are no metric.
 NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -52,7 +52,7 @@ def mend(path: Path, size: int, actual: Mapping[str, Any], right: Mapping[str, A
 
 def put(path: Path, place: int, data: bytes) -> None:
     """Write over some bytes of a file (through a descriptor that does not append)."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     try:
         os.pwrite(descriptor, data, place)
         os.fsync(descriptor)
@@ -60,11 +60,12 @@ def put(path: Path, place: int, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _crc_table() -> list[int]:
+def crc_table(polynomial: int) -> list[int]:
+    """What a CRC of this reversed polynomial makes of each single byte."""
     table = []
     for byte in range(256):
         for _ in range(8):
-            byte = byte >> 1 ^ (0xEDB88320 if byte & 1 else 0)
+            byte = byte >> 1 ^ (polynomial if byte & 1 else 0)
         table.append(byte)
     return table
 
@@ -79,7 +80,7 @@ def _single_byte_errors(syndrome: int, size: int) -> Iterator[tuple[int, int]]:
     >>> list(_single_byte_errors(zlib.crc32(a) ^ zlib.crc32(b), len(a))) == [(2, ord("j") ^ ord("J"))]
     True
     """
-    table = _crc_table()
+    table = crc_table(0xEDB88320)
     by_top = [0] * 256
     for index, value in enumerate(table):
         by_top[value >> 24] = index

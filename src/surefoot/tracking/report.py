@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from .confusion import confusion_table
 from .journal import NOT_METRICS, run_records
 from .run_numbers import RunNumbers
 
-MOST_COURSES, MOST_COLUMNS, MOST_SETTINGS, MOST_TEXT = 12, 40, 1000, 200_000
+MOST_COURSES, MOST_COLUMNS, MOST_TEXT = 12, 40, 200_000
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea;
@@ -38,7 +37,6 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { text-align: left; }
-table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: 13px; }
 summary { cursor: pointer; color: var(--dim); }
 """
@@ -104,7 +102,7 @@ def render_report(
         ("Learning rate", _rate_chart(numbers)),
         ("Epochs", _epoch_table(numbers)),
         ("Confusion matrix", confusion_table(confusion, classes) if confusion is not None else ""),
-        ("Recipe, every default filled in", f"<pre>{escape(_limited(recipe))}</pre>" if recipe else ""),
+        ("Recipe, every default filled in", f"<pre>{escape(_limited(recipe, 'recipe.yaml'))}</pre>" if recipe else ""),
         ("The run", _settings(run)),
     ):
         if body:
@@ -212,21 +210,9 @@ def _epoch_table(numbers: RunNumbers) -> str:
 
 
 def _settings(run: Mapping[str, Any]) -> str:
-    """run.json, one row a value."""
-    flat = itertools.islice(_flat(run), MOST_SETTINGS)
-    rows = "\n".join(f"<tr><td>{escape(key[:200])}</td><td>{escape(text[:400])}</td></tr>" for key, text in flat)
-    if not rows:
-        return ""
-    table = f'<div class="scroll"><table class="settings">{rows}</table></div>'
-    return f"<details><summary>run.json</summary>{table}</details>"
-
-
-def _flat(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
+    """run.json, folded away."""
+    text = _limited(json.dumps(run, indent=2, ensure_ascii=False), "run.json") if run else ""
+    return f"<details><summary>run.json</summary><pre>{escape(text, quote=False)}</pre></details>" if text else ""
 
 
 def _json_of(path: Path) -> dict[str, Any]:
@@ -247,8 +233,8 @@ def _text_of(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read: {error}") from error
 
 
-def _limited(text: str) -> str:
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}\n... (recipe.yaml has all of it)"
+def _limited(text: str, file: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}\n... ({file} has all of it)"
 
 
 def _percent(value: float) -> str:
