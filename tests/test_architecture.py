@@ -23,6 +23,7 @@ FLOORS = (
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
     {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
+    {"batches"},
     {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics", "moving_average"},
     {"data", "artifacts", "tracking", "step"},
     {"execution", "checkpoint"},

@@ -225,8 +225,8 @@ OTHER_CALLS = {
     "fit, val of another width": (lambda: fitted(val=(X[:, :3], Y)), "val: model and loss cannot be run on the"),
     "fit, three parts": (lambda: fitted(data=[(x, 0, 1) for x in X]), "this one is 3 parts; give samples of such"),
     "fit, mappings": (
-        lambda: fitted(data=[{"x": x, "y": 0} for x in X]),
-        "this one is one part, a mapping with 'x', 'y'",
+        lambda: fitted(data=[{"x": x, "z": 0} for x in X]),
+        "this one is a mapping with 'x', 'z'; call the target one of labels, label, targets",
     ),
     "fit, texts": (lambda: fitted(data=[("text", 0)] * 8), "the inputs are texts: encode them"),
     "fit, a model without return": (lambda: fitted(Returns(lambda x: None)), "the model returns None"),

@@ -25,10 +25,10 @@ def draws() -> tuple:
 def test_restored_generators_draw_the_same_numbers():
     rng.seed_all(7)
     draws()  # an odd number of Gaussian draws leaves a cached one behind in two of the generators
-    state = rng.get_state()
+    state = rng.capture()
     first = draws()
     draws()
-    rng.set_state(state)
+    rng.restore(state)
     assert draws() == first
 
 
@@ -43,11 +43,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
 
 @pytest.mark.parametrize("missing", ["python", "numpy", "torch", "cuda"])
 def test_a_missing_generator_is_an_error_and_changes_nothing(missing):
-    state = rng.get_state()
+    state = rng.capture()
     del state[missing]
     before = torch.get_rng_state()
     with pytest.raises(UsageError, match=missing):
-        rng.set_state(state)
+        rng.restore(state)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .artifacts import LoadedModel, export, import_weights, load_model, open_model, save_model
     from .checkpoint import Checkpointer
     from .data import DataSplits, Loader, TensorSource
-    from .losses import lint
+    from .losses import Objective, lint, objective
     from .preprocessing import Preprocessing
     from .recipe import load_recipe
     from .schedules import Schedule
@@ -38,6 +38,7 @@ __all__ = [
     "LinearWarmup",
     "LoadedModel",
     "Loader",
+    "Objective",
     "Preprocessing",
     "Problems",
     "RAdamWarmup",
@@ -59,6 +60,7 @@ __all__ = [
     "lint",
     "load_model",
     "load_recipe",
+    "objective",
     "open_model",
     "predict",
     "save_model",
@@ -71,7 +73,7 @@ __getattr__ = lazily(
         "artifacts": "LoadedModel export import_weights load_model open_model save_model",
         "checkpoint": "Checkpointer",
         "data": "DataSplits Loader TensorSource",
-        "losses": "lint",
+        "losses": "Objective lint objective",
         "preprocessing": "Preprocessing",
         "recipe": "load_recipe",
         "schedules": "ExponentialWarmup LinearWarmup RAdamWarmup Schedule UntunedExponentialWarmup UntunedLinearWarmup",

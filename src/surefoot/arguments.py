@@ -44,9 +44,7 @@ class Arguments:
         if self.problems:
             raise Problems(self.problems)
 
-    def whole(
-        self, name: str, value: Any, *, low: int | None = None, high: int | None = None, none: bool = False
-    ) -> Any:
+    def whole(self, name: str, value: Any, *, low: int | None = None, high: int | None = None, none: bool = False):
         """A whole number; NumPy's and a tensor of one are taken."""
         if none and value is None:
             return None
@@ -63,7 +61,7 @@ class Arguments:
             return value
         return number
 
-    def number(self, name: str, value: Any, limits: Range | None = None, *, none: bool = False) -> Any:
+    def number(self, name: str, value: Any, limits: Range | None = None, *, none: bool = False):
         """A finite number within `limits`; NumPy's and a tensor of one are taken."""
         if none and value is None:
             return None
@@ -80,14 +78,14 @@ class Arguments:
             return value
         return number
 
-    def flag(self, name: str, value: Any) -> Any:
+    def flag(self, name: str, value: Any):
         """True or False; NumPy's bool is taken."""
         if not _is_truth(value):
             self.refuse(name, f"{_told(value)} is neither True nor False")
             return value
         return bool(value)
 
-    def choice(self, name: str, value: Any, options: Iterable[str], *, none: bool = False) -> Any:
+    def choice(self, name: str, value: Any, options: Iterable[str], *, none: bool = False):
         """One of a few words."""
         options = tuple(options)
         if none and value is None:
@@ -97,13 +95,13 @@ class Arguments:
             self.refuse(name, f"{_told(value)} is not one of {', '.join(options)}{meant}")
         return value
 
-    def text(self, name: str, value: Any, *, none: bool = False) -> Any:
+    def text(self, name: str, value: Any, *, none: bool = False):
         """A text."""
         if not isinstance(value, str) and not (none and value is None):
             self.refuse(name, f"{_told(value)} is not a text")
         return value
 
-    def texts(self, name: str, value: Any) -> tuple[str, ...]:
+    def texts(self, name: str, value: Any):
         """A tuple of texts; one text stands for itself and never for its letters."""
         if isinstance(value, str):
             return (value,)
@@ -116,27 +114,27 @@ class Arguments:
             return ()
         return items
 
-    def path(self, name: str, value: Any, *, none: bool = False) -> Any:
+    def path(self, name: str, value: Any, *, none: bool = False):
         """A path: a text or an object of pathlib's."""
         if (none and value is None) or hasattr(value, "__fspath__") or (isinstance(value, str) and value):
             return value
         self.refuse(name, f"{_told(value)} is not a path (a text or a pathlib.Path)")
         return value
 
-    def mapping(self, name: str, value: Any, *, none: bool = False) -> Any:
+    def mapping(self, name: str, value: Any, *, none: bool = False):
         """A mapping."""
         if not isinstance(value, Mapping) and not (none and value is None):
             self.refuse(name, f"{_told(value)} is not a mapping")
         return value
 
-    def instance(self, name: str, value: Any, kind: type | tuple[type, ...], like: str, *, none: bool = False) -> Any:
+    def instance(self, name: str, value: Any, kind: type | tuple[type, ...], like: str, *, none: bool = False):
         """An object of `kind`; `like` shows how one is made. A class where an object is meant is named as such."""
         if isinstance(value, kind) or (none and value is None):
             return value
         self.refuse(name, f"{_told(value)} was given; give {'None or ' if none else ''}an object, e.g. {like}")
         return value
 
-    def function(self, name: str, value: Any, like: str) -> Any:
+    def function(self, name: str, value: Any, like: str):
         """Something to call that is not a class."""
         if not callable(value) or inspect.isclass(value):
             self.refuse(name, f"{_told(value)} was given; give an object or a function, e.g. {like}")

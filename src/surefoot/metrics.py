@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,16 +75,30 @@ class RunningMetrics:
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
         self._held: list[tuple] = []
+        self._told: list[tuple[int, Any, dict[str, Any]]] = []
         self._held_bytes = 0
         self._epoch = _Sums()
         self._window = _Sums()
         self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
 
-    def add(self, loss: Tensor, outputs: Any, targets: Any, n: int) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        outputs: Any,
+        targets: Any,
+        n: int,
+        weight: Any = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> None:
         """One batch: its loss (a tensor of one number), the model's outputs, the targets, its number of samples.
+
+        `weight` is what the loss is the mean over, in place of what `weigh` would say; `numbers` are further means over
+        it by name, plain or tensors of one number.
 
         Outputs and targets may be `Parts`; they then count as the parts' together.
         """
+        if weight is not None or numbers:
+            self._told.append((len(self._held), weight, dict(numbers or {})))
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
             outputs = Parts(part.data for part in outputs) if isinstance(outputs, Parts) else outputs.data
@@ -104,6 +118,7 @@ class RunningMetrics:
     def flush(self) -> None:
         """Turn what is held into sums."""
         held, self._held, self._held_bytes = self._held, [], 0
+        told, self._told = self._told, []
         if not held:
             return
         losses, outputs, targets, samples = zip(*held, strict=True)
@@ -117,12 +132,20 @@ class RunningMetrics:
             samples = [n for n, _ in samples]
         else:
             weights = samples
+        if told:
+            weights = list(weights)
+            for (place, _, _), weight in zip(told, _plain([w for _, w, _ in told]), strict=True):
+                weights[place] = weights[place] if weight is None else weight
         right, seen = self._count(outputs, targets) if self.accuracy is not None else (0, 0)
         for sums in (self._epoch, self._window):
             for value, weight, n in zip(values, weights, samples, strict=True):
                 sums.add(value, weight, n, self.summed)
             sums.right += right
             sums.seen += seen
+        for place, _, numbers in told:
+            for name, number in zip(numbers, _plain(list(numbers.values())), strict=True):
+                self._epoch.number(name, number, weights[place])
+                self._window.number(name, number, weights[place])
 
     def result(self) -> dict[str, float]:
         """Means over everything since `reset`; ``nan`` before anything was added."""
@@ -228,10 +251,19 @@ def _parts(value: Any) -> Sequence[Any]:
 class _Sums:
     """The sums of one stretch of batches."""
 
-    __slots__ = ("loss", "right", "samples", "seen", "weight")
+    __slots__ = ("loss", "numbers", "right", "samples", "seen", "weight")
 
-    def __init__(self, loss: float = 0.0, weight: float = 0, samples: int = 0, right: int = 0, seen: int = 0):
+    def __init__(
+        self,
+        loss: float = 0.0,
+        weight: float = 0,
+        samples: int = 0,
+        right: int = 0,
+        seen: int = 0,
+        numbers: Mapping[str, Sequence[float]] | None = None,
+    ):
         self.loss, self.weight, self.samples, self.right, self.seen = loss, weight, samples, right, seen
+        self.numbers: dict[str, list[float]] = {name: list(sums) for name, sums in (numbers or {}).items()}
 
     def add(self, value: float, weight: float, samples: int, summed: bool) -> None:
         if summed:
@@ -241,14 +273,30 @@ class _Sums:
         self.weight += weight
         self.samples += samples
 
+    def number(self, name: str, value: float, weight: float) -> None:
+        """Add one batch's value of a number that an objective tells."""
+        sums = self.numbers.setdefault(name, [0.0, 0.0])
+        if weight:
+            sums[0] += value * weight
+            sums[1] += weight
+
     def means(self, accuracy: bool) -> dict[str, float]:
         means = {"loss": self.loss / self.weight if self.weight else math.nan}
         if accuracy:
             means["accuracy"] = self.right / self.seen if self.seen else math.nan
+        for name, (total, weight) in self.numbers.items():
+            means[name] = total / weight if weight else math.nan
         return means
 
     def state(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    """Tensors among `values` as numbers, with one look at the device; the rest as it is."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    numbers = iter(_numbers([tensor.double() for tensor in tensors]) if tensors else [])
+    return [next(numbers) if isinstance(value, Tensor) else value for value in values]
 
 
 def _numbers(tensors: Sequence[Tensor]) -> list[float]:

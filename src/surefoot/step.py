@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import torch_compat
+from . import batches, torch_compat
 from .arguments import Arguments
 from .errors import UsageError
 from .losses import averaging, conventions
@@ -77,7 +77,8 @@ class StepResult(NamedTuple):
     `loss` is a 0-dim tensor, the mean over the `samples` of all its micro-batches; `outputs` and `targets` are
     theirs, joined, or `metrics.Parts`, one a micro-batch, where their shapes differ. `grad_norm` is the 2-norm over
     all gradients before clipping (0-dim), where a limit was asked for. `updated` is False where the parameters stayed
-    as they were because a gradient overflowed in fp16.
+    as they were because a gradient overflowed in fp16. An objective may have told its `weight` (what its mean is over,
+    in place of the samples) and further `numbers`, means over that weight.
     """
 
     loss: Tensor
@@ -86,6 +87,8 @@ class StepResult(NamedTuple):
     samples: int
     grad_norm: Tensor | None = None
     updated: bool = True
+    weight: Any = None
+    numbers: Mapping[str, Any] = {}
 
 
 class NonFinite(ArithmeticError):
@@ -156,7 +159,7 @@ class TrainStep:
         if scaler is None:
             norm = self.limit()
             self.optimizer.step()
-            return StepResult(*seen, norm, True)
+            return seen._replace(grad_norm=norm)
         if self.options.clips:
             scaler.unscale_(self.optimizer)
         norm = self.limit()
@@ -164,7 +167,7 @@ class TrainStep:
         scaler.step(self.optimizer)
         scaler.update()
         # A scale that went down means that the gradients overflowed and the optimizer was not stepped.
-        return StepResult(*seen, norm, scaler.get_scale() >= before)
+        return seen._replace(grad_norm=norm, updated=scaler.get_scale() >= before)
 
     def _plain_with_closure(self, micro_batches: Sequence[Batch]) -> StepResult:
         """L-BFGS evaluates the loss several times an update; the first evaluation is the one reported."""
@@ -177,8 +180,8 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=self.options.set_to_none)
             seen = self._gradients(micro_batches)
             norm = self.limit()
-            first = first or StepResult(*seen, norm, True)
-            return seen[0]
+            first = first or seen._replace(grad_norm=norm)
+            return seen.loss
 
         try:
             self.optimizer.step(closure)
@@ -191,33 +194,52 @@ class TrainStep:
         assert first is not None
         return first
 
-    def _gradients(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Any, Any, int]:
+    def _gradients(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Forward and backward of each micro-batch; gradients add up to those of the mean over all samples."""
         shares = [None] if len(micro_batches) == 1 else averaging.shares(self.loss, micro_batches)
         seen = []
         for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
-            loss, outputs, targets = self.forward(batch, share, index)
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            seen.append((loss.detach(), detached(outputs), targets, averaging.batch_size(batch)))
-        if len(seen) == 1:
-            return seen[0]
-        losses, outputs, targets, samples = zip(*seen, strict=True)
-        return torch.stack(losses).sum(), *_joined(outputs, targets), sum(samples)
+            value = self.forward(batch, share, index)
+            # The mean over no token at all is 0/0, and so is its gradient.
+            if not (share and self.checks and value.weight is not None and not value.weight):
+                (value.loss if self.scaler is None else self.scaler.scale(value.loss)).backward()
+            seen.append(result_of(value, batch))
+        return seen[0] if len(seen) == 1 else self._together(seen)
+
+    def _together(self, seen: Sequence[StepResult]) -> StepResult:
+        """The micro-batches' results as one, and their gradients as those of the mean over all of them."""
+        loss, samples = torch.stack([result.loss for result in seen]).sum(), sum(result.samples for result in seen)
+        outputs, targets = _joined([result.outputs for result in seen], [result.targets for result in seen])
+        if seen[0].weight is None:
+            return StepResult(loss, outputs, targets, samples)
+        # Losses came multiplied by their weights, which nobody knew before, over the number of samples.
+        weight = sum(result.weight for result in seen)
+        numbers = {
+            name: _over(sum(result.numbers[name] * result.weight for result in seen), weight)
+            for name in seen[0].numbers
+        }
+        if isinstance(weight, Tensor) or weight != samples:
+            factor = _over(samples, weight)
+            loss = loss * (factor.to(loss) if isinstance(factor, Tensor) else factor)
+            for parameter in self._trained():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        return StepResult(loss, outputs, targets, samples, weight=weight, numbers=numbers)
 
     def forward(
         self, batch: Batch, share: Any = None, index: int = 0, model: Callable[..., Any] | None = None
-    ) -> tuple[Tensor, Any, Any]:
-        """Loss (with its graph), outputs and targets of one micro-batch; `model` may be a compiled form of it."""
+    ) -> conventions.LossValue:
+        """The loss (with its graph) of one micro-batch, and what it came from; `model` may be a compiled form of it."""
         model = self.model if model is None else model
         dtype = AUTOCAST.get(self.options.precision)
         if dtype is None:
-            loss, outputs, targets = conventions.apply(self.loss, model, batch, share)
+            value = conventions.apply(self.loss, model, batch, share)
         else:
             with torch.autocast(self.device.type, dtype=dtype):
-                loss, outputs, targets = conventions.apply(self.loss, model, batch, share)
-        if self.checks and not math.isfinite(number := loss.item()):
+                value = conventions.apply(self.loss, model, batch, share)
+        if self.checks and not math.isfinite(number := value.loss.item()):
             raise NonFinite.loss(number, index)
-        return loss, outputs, targets
+        return value
 
     def limit(self) -> Tensor | None:
         """Look at the gradients, then clip them in place. Returns their norm before, where `max_grad_norm` is set."""
@@ -306,6 +328,20 @@ def set_mode(optimizer: torch.optim.Optimizer, training: bool) -> None:
     switch = getattr(optimizer, "train" if training else "eval", None)
     if callable(switch):
         switch()
+
+
+def _over(value: Any, weight: Any) -> Any:
+    """``value / weight``, and 0 where there is no weight at all; nothing waits for the device."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, torch.zeros_like(weight, dtype=torch.float64), value / weight.double())
+    return value / weight if weight else 0.0
+
+
+def result_of(value: conventions.LossValue, batch: Batch) -> StepResult:
+    """What an update saw of one batch."""
+    loss, outputs, targets, weight, numbers = value
+    samples = batches.size(batch)
+    return StepResult(loss.detach(), detached(outputs), targets, samples, None, True, weight, numbers)
 
 
 def detached(outputs: Any) -> Any:

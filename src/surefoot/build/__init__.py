@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .assemble import Built, build
+from .assemble import Built, build, registries
+from .imports import import_object
 from .parts import build_data, build_loss, build_model, schedule_specs
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "build_data",
     "build_loss",
     "build_model",
+    "registries",
+    "import_object",
     "schedule_specs",
 ]

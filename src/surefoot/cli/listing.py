@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from ..text import say
 
@@ -21,8 +20,8 @@ def _kind(word: str) -> str:
     from ..registry import did_you_mean
 
     if word not in KINDS:
-        suggestion = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
-        raise argparse.ArgumentTypeError(f"there is no kind {word!r}{suggestion}")
+        meant = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
+        raise argparse.ArgumentTypeError(f"there is no kind {word!r}{meant}")
     return word
 
 
@@ -43,13 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _entries(kind: str) -> list[dict[str, Any]]:
+def _entries(kind: str) -> list[dict]:
     import inspect
 
-    from ..recipe import all_registries
+    from .. import build
 
     rows = []
-    for entry in next(registry for registry in all_registries().values() if registry.plural == kind):
+    for entry in build.registries()[kind]:
         arguments = {
             name: None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
             for name, parameter in entry.parameters().items()
@@ -58,7 +57,7 @@ def _entries(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _recipes() -> list[dict[str, Any]]:
+def _recipes() -> list[dict]:
     from .. import recipe
 
     return [{"name": name, "summary": recipe.packaged_summary(name)} for name in recipe.packaged_names()]

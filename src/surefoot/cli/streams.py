@@ -11,10 +11,6 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 class Patient(io.FileIO):
@@ -22,7 +18,7 @@ class Patient(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: bytes) -> int:  # type: ignore[override]
         """All of `data` is taken, whether or not the system took it."""
         view = memoryview(data).cast("B")
         rest = view

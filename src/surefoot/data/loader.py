@@ -175,11 +175,11 @@ class Loader:
         indices = self.indices_at(epoch, position)
         if isinstance(self.source, TensorSource):
             return self._gather(epoch, indices)
-        generators = rng.get_state()
+        generators = rng.capture()
         try:
             return self._finish(_usable(self._reader()[epoch, indices.tolist()]), epoch, indices)
         finally:
-            rng.set_state(generators)
+            rng.restore(generators)
 
     def short_batch(self) -> tuple[Any, ...] | None:
         """The last batch of the epoch where it is shorter than the others, without counting it; else None."""

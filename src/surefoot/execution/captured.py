@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.utils import _pytree as pytree
 
-from .. import torch_compat
-from ..losses import averaging, conventions
+from .. import batches, torch_compat
+from ..losses import conventions
 from ..step import AUTOCAST, Batch, NonFinite, StepResult, TrainStep
 from ..untouched import Snapshot
 from .direct import after_step, before_step, is_patched, plain_step, run_adam, run_sgd
@@ -117,7 +117,7 @@ class CapturedStep:
         after_step(self.optimizer, hooks[1], arguments)
         targets = None if self.target_place is None else batch[self.target_place]
         limited = self.limits[0] is not None
-        return StepResult(loss, outputs, targets, averaging.batch_size(batch), norm if limited else None, True)
+        return StepResult(loss, outputs, targets, batches.size(batch), norm if limited else None, True)
 
     def show_gradients(self) -> None:
         """Put the last update's gradients where the plain step leaves them, limited as there."""

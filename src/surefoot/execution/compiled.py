@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from .. import torch_compat
-from ..losses import averaging
+from .. import batches, torch_compat
 from ..step import Batch, NonFinite, StepResult, TrainStep
 from .direct import DirectUpdate, after_step, before_step
 from .eager import EagerStep
@@ -58,7 +57,7 @@ class CompiledStep:
             self._require_finite(found)
             norm = found.norm
             after_step(step.optimizer, hooks[1], arguments)
-        return StepResult(found.loss, found.outputs, graph.targets_of(batch), averaging.batch_size(batch), norm, True)
+        return StepResult(found.loss, found.outputs, graph.targets_of(batch), batches.size(batch), norm, True)
 
     def _require_finite(self, found: Found) -> None:
         """Raise NonFinite as the plain step does; a graph with the update in it has then left everything alone."""

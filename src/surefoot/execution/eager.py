@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import torch_compat
-from ..losses import averaging
-from ..step import Batch, StepResult, TrainStep, detached
+from ..step import Batch, StepResult, TrainStep, result_of
 from .direct import DirectUpdate
 
 
@@ -37,11 +36,12 @@ class EagerStep:
                     parameter.grad = None
         else:
             step.optimizer.zero_grad(set_to_none=False)
-        loss, outputs, targets = step.forward(batch, model=self.model)
+        value = step.forward(batch, model=self.model)
+        loss = value.loss
         ones = self._ones
         if ones is None or ones.dtype != loss.dtype or ones.device != loss.device:
             self._ones = ones = loss.new_ones(())
         self._backward(loss, ones)
         norm = step.limit()
         self._update()
-        return StepResult(loss.detach(), detached(outputs), targets, averaging.batch_size(batch), norm, True)
+        return result_of(value, batch)._replace(grad_norm=norm)

@@ -307,6 +307,10 @@ def target_place(loss: Callable[..., Tensor]) -> int | None:
     Raises CannotCompile for a loss that looks at the values of its batch.
     """
     convention = conventions.convention_of(loss).name
+    if convention == "objective":
+        raise CannotCompile(
+            "an objective is a function of one's own; its model alone can be compiled (compile: module)"
+        )
     if convention not in _TARGETS_AT:
         raise CannotCompile(f"the {convention} loss looks at the values of its batch")
     return _TARGETS_AT[convention]

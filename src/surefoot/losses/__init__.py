@@ -10,11 +10,12 @@ from .checks.findings import FINDINGS
 from .registry import LOSSES, build_loss, needs_targets
 
 if TYPE_CHECKING:
-    from .averaging import batch_size, is_summed, many_weights, sample_weight, shares, weighs_by
+    from .averaging import is_summed, many_weights, sample_weight, shares, weighs_by
     from .balance import class_weights, positive_weight
     from .checks.lint import lint
     from .composite import WeightedSum
     from .conventions import Convention, LossValue, apply, convention_of, value_of
+    from .objectives import Objective, objective
     from .scoring import accuracy_kind, default_metrics, metric_options
 
 __all__ = [
@@ -23,10 +24,10 @@ __all__ = [
     "Convention",
     "Finding",
     "LossValue",
+    "Objective",
     "WeightedSum",
     "accuracy_kind",
     "apply",
-    "batch_size",
     "build_loss",
     "class_weights",
     "convention_of",
@@ -36,6 +37,7 @@ __all__ = [
     "many_weights",
     "metric_options",
     "needs_targets",
+    "objective",
     "positive_weight",
     "sample_weight",
     "shares",
@@ -47,11 +49,12 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "averaging": "batch_size is_summed many_weights sample_weight shares weighs_by",
+        "averaging": "is_summed many_weights sample_weight shares weighs_by",
         "balance": "class_weights positive_weight",
         "conventions": "Convention LossValue apply convention_of value_of",
         "checks.lint": "lint",
         "composite": "WeightedSum",
+        "objectives": "Objective objective",
         "scoring": "accuracy_kind default_metrics metric_options",
     },
 )

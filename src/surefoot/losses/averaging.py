@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import batches
 from .composite import WeightedSum
 from .conventions import convention_of
 from .torch_losses import formula_of, ignored, option, reduction
@@ -68,18 +69,6 @@ def is_summed(loss: Any) -> bool:
     return reduction(loss) == "sum"
 
 
-def batch_size(batch: Any) -> int:
-    """The number of samples of a batch: the length of its first part.
-
-    >>> batch_size((torch.zeros(4, 3), torch.zeros(4)))
-    4
-    """
-    first = batch
-    while isinstance(first, list | tuple | dict):
-        first = next(iter(first.values() if isinstance(first, dict) else first))
-    return len(first)
-
-
 def sample_weight(loss: Any, outputs: Any, targets: Any) -> int | Tensor:
     """What the mean of this batch's loss was divided by: samples, elements, or the sum of its classes' weights.
 
@@ -133,7 +122,7 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
     return [float(w) for w in weights]
 
 
-def shares(loss: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
+def shares(loss: Any, micro_batches: Sequence[Sequence[Any]]) -> list[Any]:
     """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
 
     Known before any forward pass, from the targets alone. One entry per micro-batch, for `conventions.apply(...,
@@ -144,14 +133,16 @@ def shares(loss: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
     >>> shares(torch.nn.MSELoss(), [(x[:4], x[:4]), (x[4:], x[4:])])
     [0.6666666666666666, 0.3333333333333333]
     """
-    if len(batches) == 1:
+    if len(micro_batches) == 1:
         return [None]
+    if convention_of(loss).name == "objective":  # its weights are known afterwards; the step divides by them
+        return [1 / sum(map(batches.size, micro_batches))] * len(micro_batches)
     if isinstance(loss, WeightedSum):
-        by_part = [shares(part, batches) for part in loss.parts]
-        return [tuple(part[i] for part in by_part) for i in range(len(batches))]
+        by_part = [shares(part, micro_batches) for part in loss.parts]
+        return [tuple(part[i] for part in by_part) for i in range(len(micro_batches))]
     if is_summed(loss):
-        return [None] * len(batches)
-    weights = [_weight_of_batch(loss, batch) for batch in batches]
+        return [None] * len(micro_batches)
+    weights = [_weight_of_batch(loss, batch) for batch in micro_batches]
     total = sum(weights)
     if isinstance(total, Tensor):
         return [w.double() / total for w in weights]
@@ -160,11 +151,11 @@ def shares(loss: Any, batches: Sequence[Sequence[Any]]) -> list[Any]:
 
 def _weight_of_batch(loss: Any, batch: Any) -> int | Tensor:
     convention = convention_of(loss).name
-    if convention in ("pair", "gaussian", "adaptive") and len(batch) == 2:
+    if convention in ("pair", "gaussian", "adaptive") and (parts := batches.pair(batch)) is not None:
         if weighs_by(loss) == "samples":
-            return batch_size(batch)
-        return sample_weight(loss, None, batch[1])
-    return batch_size(batch)
+            return batches.size(batch)
+        return sample_weight(loss, None, parts[1])
+    return batches.size(batch)
 
 
 def _weight_of_classes(loss: Any, targets: Tensor) -> int | Tensor:

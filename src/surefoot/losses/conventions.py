@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .. import batches
 from ..errors import UsageError
 from . import registry
 from .torch_losses import family
 
 
 class LossValue(NamedTuple):
-    """The loss of one batch (a tensor of one number, with its graph), and what it was computed from."""
+    """The loss of one batch (a tensor of one number, with its graph), and what it was computed from.
+
+    An objective may tell its `weight`, what its mean is over (None: the samples), and further `numbers` by name.
+    """
 
     loss: Tensor
     outputs: Any
     targets: Any
+    weight: Any = None
+    numbers: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,15 @@ class Convention:
 
 
 def _forward_pair(model, batch):
-    try:
-        inputs, targets = batch
-    except (TypeError, ValueError):
-        raise _unfit(batch, 2, PAIR.batch) from None
-    return model(inputs), targets
+    if (parts := batches.pair(batch)) is None:
+        if isinstance(given := batches.whole(batch), Mapping):
+            raise UsageError(
+                f"a sample for this loss holds inputs and a target; this one is a mapping with "
+                f"{', '.join(map(repr, list(given)[:6]))}; call the target one of {', '.join(batches.TARGET_NAMES)}, "
+                "or give an objective, a function of (model, batch): surefoot.objective"
+            )
+        raise _unfit(batch, 2, PAIR.batch)
+    return batches.call(model, parts[0]), parts[1]
 
 
 def _value_pair(loss, outputs, targets):
@@ -143,6 +153,11 @@ def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any
     """
     convention = convention_of(loss)
     outputs, targets = convention.forward(model, batch)
+    if isinstance(outputs, LossValue):  # an objective tells all of it
+        if share is None:
+            return outputs
+        weight = batches.size(batch) if outputs.weight is None else outputs.weight
+        return outputs._replace(loss=weighed(outputs.loss, share * weight), weight=weight)
     if isinstance(share, tuple):  # a sum of losses: each part has a share of its own
         return LossValue(loss(outputs, targets, shares=share), outputs, targets)
     value = scalar(convention.value(loss, outputs, targets), loss)
@@ -161,6 +176,8 @@ def weighed(value: Tensor, share: float | Tensor | None) -> Tensor:
     if isinstance(share, Tensor):
         # The mean over a micro-batch in which every position is ignored is 0/0; it has no part in the whole.
         return torch.where(share == 0, torch.zeros_like(value), value * share.to(value.dtype))
+    if share == 0:
+        return torch.where(torch.zeros_like(value, dtype=torch.bool), value, torch.zeros_like(value))
     return value if share is None else value * share
 
 

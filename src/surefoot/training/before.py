@@ -11,13 +11,15 @@ from torch import nn
 from ..arguments import Arguments
 from ..data import Loader
 from ..errors import Problems
-from ..losses import lint
+from ..losses import Objective, apply, lint
 from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
 from ..step import StepOptions
 from ..tracking import Progress
+from ..untouched import untouched
+from ..wrapping import unwrap
 from .options import RunOptions
 from .state import EarlyStopping
 
@@ -29,7 +31,7 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
     """
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
-    check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
+    check_loss(check, loss)
     check_optimizer(check, optimizer)
     check.instance("step", step, StepOptions, "StepOptions(max_grad_norm=1.0)")
     check.instance("run", run, RunOptions, "RunOptions(log_every=10)")
@@ -46,15 +48,28 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
     return values
 
 
+def check_loss(check: Arguments, loss: Any) -> None:
+    """A loss, an objective, or None for the loss that the model returns."""
+    if loss is None:
+        return
+    names = list(getattr(getattr(loss, "__code__", None), "co_varnames", ()))[:2]
+    if names == ["model", "batch"]:
+        check.refuse(
+            "loss", f"{loss.__name__}(model, batch) is an objective; give it as surefoot.objective({loss.__name__})"
+        )
+    check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
+
+
 def check_monitors(
     running: RunningMetrics,
     val_loader: Loader | None,
     keep_best: str | None,
     early_stopping: EarlyStopping | None,
     schedule: Schedule,
+    numbers: Sequence[str] = (),
 ) -> None:
-    """Raise Problems for a monitored metric that this run will never have."""
-    measured = ["loss"] + (["accuracy"] if running.accuracy is not None else [])
+    """Raise Problems for a monitored metric that this run will never have; `numbers` are those of the objective."""
+    measured = ["loss"] + (["accuracy"] if running.accuracy is not None else []) + list(numbers)
     splits = ["train"] + (["val"] if val_loader is not None else [])
     names = [f"{split}/{name}" for split in splits for name in measured]
     monitored = {
@@ -69,6 +84,14 @@ def check_monitors(
     ]
     if problems:
         raise Problems(problems)
+
+
+def numbers_of(model: nn.Module, loss: Any, loader: Loader) -> list[str]:
+    """The names of the numbers that an objective tells beside its loss; of a loss there are none."""
+    if not isinstance(loss, Objective):
+        return []
+    with untouched(model, loss), torch.enable_grad():
+        return list(apply(loss, unwrap(model), loader.peek()).numbers)
 
 
 def look_over_first_batch(

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import batches
 from ..arguments import Arguments
 from ..data import Loader, Source, TensorSource, as_source
 from ..errors import UsageError
 from ..losses import apply, metric_options
-from ..losses import batch_size as samples_in
+from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import evaluating
 from ..step import AUTOCAST, PRECISIONS
@@ -39,7 +40,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor] | None,
     data: Any,
     *,
     batch_size: int = EVAL_BATCH,
@@ -56,13 +57,14 @@ def evaluate(
     """
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
-    check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
+    if loss is not None:
+        check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
     check.choice("precision", precision, PRECISIONS)
     confusion = check.whole("confusion", confusion, low=1, none=True)
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
     with contextlib.closing(evaluation_loader(data, batch_size, model)) as loader:
-        return evaluate_on(loader, model, loss, metrics, precision, confusion, between)
+        return evaluate_on(loader, model, as_objective(loss), metrics, precision, confusion, between)
 
 
 def evaluate_on(
@@ -84,7 +86,7 @@ def evaluate_on(
     with evaluating(model), torch.no_grad(), autocast(device, precision):
         for batch in _whole_epoch(loader):
             value = apply(loss, model, batch)
-            running.add(value.loss, value.outputs, value.targets, samples_in(batch))
+            running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
             if between is not None:
                 between()
     matrix = running.matrix() if "confusion" in options else None

@@ -19,6 +19,7 @@ from ..data import Loader
 from ..errors import UsageError
 from ..execution import prepare
 from ..losses import metric_options
+from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import enter_training
 from ..schedules import Schedule
@@ -28,7 +29,7 @@ from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
-from .before import check_monitors, checked, look_over_first_batch
+from .before import check_monitors, checked, look_over_first_batch, numbers_of
 from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
@@ -66,7 +67,7 @@ _SCHEDULE_CHANGES = ("all", "recipe.scheduler", "recipe.warmup", "schedule")
 
 def fit(
     model: nn.Module,
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor] | None,
     optimizer: torch.optim.Optimizer,
     data: Any,
     *,
@@ -116,6 +117,7 @@ def fit(
     run = RunOptions() if run is None else run
     arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
     epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
+    loss = as_objective(loss)
     early_stopping, about = run.early_stopping, run.about
     unfreezing = run.unfreeze or None
     if unfreezing and not isinstance(unfreezing, Unfreezing):
@@ -155,11 +157,12 @@ def fit(
     if early_stopping is not None:
         state.patience = early_stopping.patience
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
-    check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule)
     with autocast(loader.device, options.precision):
         look_over_first_batch(
             model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
         )
+        numbers = numbers_of(model, loss, loader)
+    check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule, numbers)
     if message := enter_training(model):
         progress.message(message)
 

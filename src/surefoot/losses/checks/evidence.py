@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ... import batches
 from ..composite import WeightedSum
-from ..conventions import convention_of, scalar
+from ..conventions import LossValue, convention_of, scalar
 from ..torch_losses import formula_of
 
 # Operations that move numbers about without changing them.
@@ -48,6 +49,7 @@ class Evidence:
     classes: int | None
     outputs: Any = None
     targets: Any = None
+    answer: LossValue | None = None  # an objective's
     layers: list[Layer] = field(default_factory=list)
     value: float | None = None
     part_values: list[float] = field(default_factory=list)
@@ -64,6 +66,10 @@ class Evidence:
         """The tensors of the batch that the model was given."""
         convention = convention_of(self.loss).name
         number = {"triplet": 3, "two inputs": 2}.get(convention, 1)
+        if convention == "objective":
+            return list(tensors_in(self.batch))
+        if convention == "pair" and (parts := batches.pair(self.batch)) is not None:
+            return list(tensors_in(parts[0]))
         return [t for part in self.batch[:number] for t in tensors_in(part)]
 
     def targets_given(self) -> list[Tensor]:
@@ -75,7 +81,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in a nest of lists, tuples and mappings."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
     elif isinstance(value, list | tuple):
@@ -154,6 +160,8 @@ def run_loss(evidence: Evidence) -> None:
 
 
 def _part_values(evidence: Evidence, outputs: Any) -> list[Tensor]:
+    if evidence.answer is not None:
+        return [outputs.loss if isinstance(outputs, LossValue) else evidence.answer.loss]
     values = []
     for _, loss in evidence.parts:
         values.append(scalar(convention_of(loss).value(loss, outputs, evidence.targets), loss))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import batches
 from ...arguments import Arguments
 from ...errors import UsageError, first_line
 from ...finding import Finding
@@ -18,8 +19,7 @@ from ...registry import did_you_mean
 from ...text import typed
 from ...untouched import untouched
 from ...wrapping import unwrap
-from ..averaging import batch_size
-from ..conventions import convention_of, describe, value_of
+from ..conventions import LossValue, convention_of, describe, value_of
 from .evidence import Evidence, Watch, run_loss, tensors_in
 from .findings import FINDINGS, error
 from .inputs import check_data, check_inputs
@@ -126,8 +126,8 @@ def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
         return [
             error(
                 "last-batch",
-                f"the last batch of each epoch has {batch_size(last)} of {batch_size(seen.batch)} samples, and cannot "
-                f"be trained on: {text}",
+                f"the last batch of each epoch has {batches.size(last)} of {batches.size(seen.batch)} samples, and "
+                f"cannot be trained on: {text}",
                 "leave it out (drop_last: true, in Python a Loader with drop_last=True), or give a batch_size that "
                 "divides the data otherwise",
             )
@@ -172,6 +172,9 @@ def _run_model(seen: Evidence) -> None:
     finally:
         watch.off()
     seen.layers = watch.layers
+    if isinstance(seen.outputs, LossValue):
+        seen.answer = seen.outputs
+        seen.outputs, seen.targets = seen.answer.outputs, seen.answer.targets
 
 
 def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:

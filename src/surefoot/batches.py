@@ -1,0 +1,128 @@
+"""A batch of any form: how many samples it holds, how it is moved to a device, and how a model is called with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .errors import UsageError
+from .wrapping import unwrap
+
+# Under these names a sample that is a dictionary holds its target, where a loss asks for outputs and targets.
+TARGET_NAMES = ("labels", "label", "targets", "target", "y")
+
+
+def size(batch: Any) -> int:
+    """The number of samples of a batch: its `num_graphs`, or the length of its first part.
+
+    Looked into are tuples, lists, mappings and dataclasses. Raises UsageError where nothing has a length.
+
+    >>> size((torch.zeros(4, 3), torch.zeros(4))), size(({"x": torch.zeros(5, 2)},))
+    (4, 5)
+    """
+    first = batch
+    while not isinstance(first, Tensor):
+        if (graphs := getattr(first, "num_graphs", None)) is not None:
+            return int(graphs)
+        if isinstance(first, Mapping) and first:
+            first = next(iter(first.values()))
+        elif isinstance(first, list | tuple) and first and not isinstance(first[0], str):
+            first = first[0]
+        elif dataclasses.is_dataclass(first) and dataclasses.fields(first):
+            first = getattr(first, dataclasses.fields(first)[0].name)
+        elif hasattr(first, "__len__"):
+            return len(first)
+        else:
+            raise UsageError(
+                f"data: the samples of a batch cannot be counted: its first part is {type(first).__name__}; "
+                "let a tensor of (N, ...) come first"
+            )
+    return len(first) if first.dim() else 1
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """`batch` with every tensor on `device`; what has a `to` of its own (BatchEncoding, a graph) is moved by it."""
+    return batch if device.type == "cpu" else pytree.tree_map(functools.partial(_put, device=device), batch)
+
+
+def whole(batch: tuple[Any, ...]) -> Any:
+    """What the data set's collate function gave: the only part of a batch that has one, else the tuple."""
+    return batch[0] if type(batch) is tuple and len(batch) == 1 else batch
+
+
+def pair(batch: Any) -> tuple[Any, Any] | None:
+    """``(inputs, targets)`` of a batch, or None where it is no such pair.
+
+    Of a mapping the targets are what has one of `TARGET_NAMES`, and the inputs what is left: the value itself where
+    that is a single tensor whose name is no argument of a model's forward (see `call`).
+
+    >>> pair(({"x": 1, "label": 2},))
+    ({'x': 1}, 2)
+    """
+    if len(batch) == 2 and not isinstance(batch, Mapping):
+        return batch[0], batch[1]
+    given = whole(batch)
+    if not isinstance(given, Mapping):
+        return None
+    name = next((name for name in TARGET_NAMES if name in given), None)
+    if name is None:
+        return None
+    return {key: value for key, value in given.items() if key != name}, given[name]
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """``model(inputs)``, with keywords from a mapping and several arguments from a tuple where forward takes them so.
+
+    A mapping is spread where every key is an argument of forward; one with a single entry that is none gives it as the
+    only argument. A tuple or list is spread where forward needs more than one argument.
+    """
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if isinstance(inputs, Mapping):
+        names, _, anything = _arguments(model)
+        if all(isinstance(key, str) and (key in names or anything) for key in inputs):
+            return model(**inputs)
+        return model(next(iter(inputs.values()))) if len(inputs) == 1 else model(inputs)
+    if isinstance(inputs, tuple | list) and len(inputs) > 1 and _arguments(model)[1] > 1:
+        return model(*inputs)
+    return model(inputs)
+
+
+def _put(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        if device.type == "cuda" and value.device.type == "cpu":
+            # Pinned memory lets the copy go on while the device still works on the batch before.
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: moved(getattr(value, name), device) for name in names})
+    if isinstance(value, Mapping) and not hasattr(value, "to"):
+        return type(value)({key: moved(item, device) for key, item in value.items()})  # type: ignore[call-arg]
+    return value.to(device) if callable(getattr(value, "to", None)) else value
+
+
+def _arguments(model: Any) -> tuple[frozenset[str], int, bool]:
+    """The names that forward takes by keyword, how many arguments it needs by position, whether it takes any name."""
+    module = unwrap(model) if isinstance(model, torch.nn.Module) else model
+    forward = getattr(module, "forward", module)
+    return _of_function(getattr(forward, "__func__", forward), hasattr(forward, "__func__"))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_function(function: Any, bound: bool) -> tuple[frozenset[str], int, bool]:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[1 if bound else 0 :]
+    except (TypeError, ValueError):
+        return frozenset(), 1, False
+    names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = sum(p.default is p.empty for p in positional)
+    return names, needed, any(p.kind is p.VAR_KEYWORD for p in parameters)

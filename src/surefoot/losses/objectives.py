@@ -1,0 +1,134 @@
+"""Objectives: what is minimised as a function of model and batch, a user's own or the loss that a model returns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..batches import whole
+from ..errors import UsageError
+from .conventions import Convention, LossValue, describe, scalar
+
+_KEYS = ("loss", "outputs", "targets", "weight")
+
+
+class Objective:
+    """A function of model and batch that gives the loss; made by `objective`, so that it is never taken for a loss.
+
+    ``function(model, batch)`` returns the loss, a tensor of one number (or of one value a sample, which is averaged),
+    or a mapping with ``loss`` and, as wanted, ``outputs`` and ``targets`` (for metrics), ``weight`` (what the mean is
+    over, by default the batch's samples: a count of tokens, say) and further numbers by name, which are recorded as
+    metrics are. `batch` is what the data set or its collate function gives. Compute with the `model` that is handed
+    in: it may be a compiled form, or a moving average.
+    """
+
+    def __init__(self, function: Callable[[Any, Any], Any]):
+        if isinstance(function, type) or not callable(function):
+            raise UsageError(
+                f"objective: {function!r} is no function; give one of (model, batch) that returns the loss"
+            )
+        self.function = function
+        functools.update_wrapper(self, function, updated=())
+
+    @property
+    def convention(self) -> Convention:
+        """How it is called in the place of a loss."""
+        return Convention("objective", "whatever the objective takes", self._forward, _value)
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        return self.function(model, batch)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
+        import copy
+
+        return Objective(copy.deepcopy(self.function, memo))
+
+    def _forward(self, model: Any, batch: Any) -> tuple[LossValue, None]:
+        given = self.function(model, whole(batch))
+        if isinstance(given, Mapping):
+            if "loss" not in given:
+                raise UsageError(
+                    f"the objective {describe(self)} returned a mapping with "
+                    f"{', '.join(map(repr, given)) or 'nothing'}; it must hold 'loss'"
+                )
+            numbers = {name: self._number(name, value) for name, value in given.items() if name not in _KEYS}
+            loss, weight = given["loss"], given.get("weight")
+            outputs, targets = given.get("outputs"), given.get("targets")
+            if weight is not None:
+                weight = self._number("weight", weight)
+        else:
+            loss, weight, numbers, outputs, targets = given, None, {}, None, None
+        return LossValue(scalar(loss, self), outputs, targets, weight, numbers), None
+
+    def _number(self, name: Any, value: Any) -> Any:
+        """A number or a tensor of one, without its graph."""
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+            return value.detach().reshape(())
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        if name == "weight":
+            raise UsageError(f"the objective {describe(self)} returned weight {value!r}; it must be one number")
+        raise UsageError(
+            f"the objective {describe(self)} returned {name!r} as {type(value).__name__}; what is recorded is a number "
+            f"or a tensor of one number; beside these there may be {', '.join(_KEYS)}"
+        )
+
+
+def objective(function: Callable[[Any, Any], Any]) -> Objective:
+    """Make an Objective of ``function(model, batch)``; usable as a decorator.
+
+    >>> import torch
+    >>> @objective
+    ... def reconstruction(model, batch):
+    ...     return (model(batch) - batch).square().mean()
+    >>> reconstruction(torch.nn.Identity(), torch.ones(4, 3))
+    tensor(0.)
+    """
+    return function if isinstance(function, Objective) else Objective(function)
+
+
+def models_own(model: Any, batch: Any) -> dict[str, Any]:
+    """The loss that a model computes itself from a batch of keywords, as those of transformers do.
+
+    The mean of a model of tokens is over the labels that are not -100 (for a causal one, those after the first).
+    """
+    if not isinstance(batch, Mapping):
+        raise UsageError(
+            f"loss: without one the model is called with the batch's keywords and gives its own loss, but a batch is "
+            f"{type(batch).__name__}; give data whose samples are dictionaries, or a loss"
+        )
+    output = model(**batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise UsageError(
+            f"loss: the model returned {type(output).__name__} without a loss for a batch of "
+            f"{', '.join(map(str, batch))}; give it labels in the batch, or name a loss"
+        )
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    labels = batch.get("labels")
+    given = {"loss": loss, "outputs": logits, "targets": labels}
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() > 1:
+        counted = labels != -100
+        given["weight"] = (counted[..., 1:] if _is_causal(model) else counted).sum()
+        if _is_causal(model) and isinstance(logits, Tensor):
+            given["outputs"], given["targets"] = logits[..., :-1, :], labels[..., 1:]
+        if isinstance(given["outputs"], Tensor) and given["outputs"].dim() > 2:
+            given["outputs"] = given["outputs"].movedim(-1, 1)  # classes second, as torch's losses have them
+    return given
+
+
+def as_objective(loss: Any) -> Any:
+    """`loss` as it is, or for None the loss that the model itself returns."""
+    return Objective(models_own) if loss is None else loss
+
+
+def _is_causal(model: Any) -> bool:
+    name = str(getattr(model, "loss_type", None) or type(model).__name__)
+    return any(word in name for word in ("CausalLM", "LMHead", "DoubleHeads"))
+
+
+def _value(loss: Any, outputs: LossValue, targets: Any) -> Tensor:
+    return outputs.loss
