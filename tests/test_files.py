@@ -52,6 +52,35 @@ def faulty(monkeypatch):
     return install
 
 
+@pytest.mark.parametrize(
+    ("answer", "plain"), [(None, 0), (errno.ENOTSUP, 1), (errno.ENOTTY, 1), (errno.EINVAL, 1), (errno.EIO, None)]
+)
+def test_where_fsync_does_not_reach_the_medium_the_full_one_is_used(tmp_path, monkeypatch, answer, plain):
+    """As on macOS; a file system without it gets the plain one, and a disk that fails is an error."""
+    synced = []
+
+    def full_fsync(descriptor, command):
+        assert command == 51
+        if answer is not None:
+            raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files.fcntl, "fcntl", full_fsync)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with open(tmp_path / "a", "wb") as file:
+        if plain is None:
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                files.durable_fsync(file.fileno())
+        else:
+            files.durable_fsync(file.fileno())
+    assert len(synced) == (plain or 0)
+
+
+def test_no_file_is_executable(tmp_path):
+    files.write_durably(tmp_path / "a", b"data")
+    assert not (tmp_path / "a").stat().st_mode & 0o111
+
+
 @pytest.mark.parametrize("operation", ["write", "fsync", "close", "rename"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EFBIG])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, faulty, operation, code):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -110,3 +111,9 @@ def test_the_wheel_installs_and_trains_in_a_clean_environment(copy, tmp_path):
     surefoot = str(new / "bin" / "surefoot")
     call(surefoot, "train", "epochs=1", "--run", "run")
     assert "accuracy" in call(surefoot, "eval", "run")
+
+
+def test_without_posix_locks_the_import_says_what_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(ImportError, match="needs Linux or macOS.*WSL"):
+        runpy.run_path(str(ROOT / "src" / "surefoot" / "__init__.py"))

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+try:
+    import fcntl  # noqa: F401
+except ImportError:
+    raise ImportError(
+        "surefoot needs Linux or macOS: it locks runs and makes files durable with POSIX calls; on Windows use WSL"
+    ) from None
+
 from .errors import Problems, RunFailed, Stopped, SurefootError, UsageError
 from .lazy import lazily
 from .version import __version__

@@ -97,7 +97,7 @@ class EventFiles:
         """Wait until the events are on the disk. Never needed for exactness: they can be made again."""
         if self._fd >= 0:
             try:
-                os.fsync(self._fd)
+                files.durable_fsync(self._fd)
             except OSError as error:
                 raise RunFailed(f"{self.directory}: events could not be written: {error.strerror}") from error
 

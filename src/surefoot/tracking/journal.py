@@ -128,7 +128,7 @@ class JournalFile:
             self._torn = False
             if not holds:
                 damaged = self._broken()
-            os.fsync(self._fd)
+            files.durable_fsync(self._fd)
         except OSError as error:
             raise RunFailed(f"{self.path}: cannot be cut back to {offset} bytes: {error.strerror}") from error
         self.offset = offset
@@ -158,7 +158,7 @@ class JournalFile:
             with self._writing:
                 if not self._there():
                     self._make_again()
-            os.fsync(self._fd)
+            files.durable_fsync(self._fd)
         except OSError as error:
             # The kernel may have dropped the pages: a second fsync that succeeds would prove nothing.
             raise RunFailed(

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import durable_fsync
+
 # Looking for the wrong byte takes about 0.2 s a megabyte.
 MOST_BYTES = 64 * 1024 * 1024
 
@@ -55,7 +57,7 @@ def put(path: Path, place: int, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     try:
         os.pwrite(descriptor, data, place)
-        os.fsync(descriptor)
+        durable_fsync(descriptor)
     finally:
         os.close(descriptor)
 
