@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ for _name in [name for name in os.environ if name in _THEIRS or name.startswith(
 os.environ |= {"TZ": "UTC", "TERM": "xterm"}
 time.tzset()
 os.umask(0o022)
+
+# What the tests print as commands is called by its name, as in an environment that is active.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
 
 # A shell starts what runs in its background, and nohup what it runs, with these ignored; children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

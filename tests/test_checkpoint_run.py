@@ -17,7 +17,7 @@ from torch import nn
 
 from surefoot import files
 from surefoot.checkpoint import Checkpointer, ConditionsChanged, RunDirectory, code_of, scan, store
-from surefoot.checkpoint.contract import compare, environment, require_same
+from surefoot.checkpoint.conditions import compare, environment, require_same
 from surefoot.checkpoint.policy import Every, Keep
 from surefoot.errors import RunFailed, Stopped, UsageError
 from surefoot.tracking import JournalFile
@@ -257,7 +257,7 @@ def test_what_cannot_be_saved_is_told_before_anything_is_written(run_dir, object
     assert not run_dir.exists()
 
 
-# ------------------------------------------------------------------------------------------ the contract
+# ------------------------------------------------------------------------------------------ the conditions
 
 
 def test_changed_conditions_are_refused_field_by_field_and_allowed_by_name(run_dir):

@@ -74,7 +74,7 @@ def test_measuring_leaves_no_trace():
     def everything():
         grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
         tensors = [p.detach().clone() for p in model.state_dict().values()]
-        return copy.deepcopy((tensors, optimizer.state_dict(), rng.capture())), grads
+        return copy.deepcopy((tensors, optimizer.state_dict(), rng.get_state())), grads
 
     before, parameters = everything(), list(model.parameters())
     table = tune("auto", budget_s=0.3, say=lambda text: None, **made)

@@ -140,7 +140,7 @@ def test_every_value_that_a_checkpoint_may_hold_is_followed(tmp_path):
     torch.save(plain, tmp_path / "w.pth")
     with open_file(tmp_path / "w.pth") as file:
         archive = archive_in(tmp_path / "w.pth", file)
-        tree = pickled.followed("w", archive.read("data.pkl", 10**6))
+        tree = pickled.Machine("w").run(archive.read("data.pkl", 10**6))
     for name in ("numbers", "others", "milestones"):
         assert tree[name] == plain[name]
     assert tree["size"] == (2, 3)

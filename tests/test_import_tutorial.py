@@ -117,7 +117,7 @@ def test_what_is_followed_is_what_torch_loads(tmp_path, tree):
     loaded = torch.load(tmp_path / "w.pth", weights_only=True)
     with open_file(tmp_path / "w.pth") as file:
         archive = archive_in(tmp_path / "w.pth", file)
-        assert same(pickled.followed("w.pth", archive.read("data.pkl", 10**7)), loaded)
+        assert same(pickled.Machine("w.pth").run(archive.read("data.pkl", 10**7)), loaded)
 
 
 @settings(max_examples=40)

@@ -33,7 +33,7 @@ def trace(model, loss, optimizer) -> list:
     """Everything that must be the same afterwards."""
     modules = [m for root in (model, loss) if isinstance(root, nn.Module) for m in root.modules()]
     return [
-        bits(rng.capture()),
+        bits(rng.get_state()),
         [bits(m.state_dict()) for m in modules],
         [bits([p.grad for p in m.parameters(recurse=False)]) for m in modules],
         [m.training for m in modules],
@@ -109,13 +109,13 @@ def test_whatever_a_forward_pass_writes_is_put_back():
     model, batch = Remembers().eval(), (torch.randn(8, 4), torch.arange(8) % 3)
     state = (bits(model.state_dict()), bits(model.plain), [*model.history], {**model.table}, {*model.seen}, model.count)
     drawn = model.generator.get_state().clone()
-    before = bits(rng.capture())
+    before = bits(rng.get_state())
     buffer = model.rebound
     assert lint(model, nn.CrossEntropyLoss(), None, batch) == []
     now = (bits(model.state_dict()), bits(model.plain), [*model.history], {**model.table}, {*model.seen}, model.count)
     assert now == state
     assert torch.equal(model.generator.get_state(), drawn)
-    assert bits(rng.capture()) == before
+    assert bits(rng.get_state()) == before
     assert model.rebound is buffer and not hasattr(model, "hidden") and not model.training
 
 

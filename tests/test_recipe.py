@@ -77,7 +77,7 @@ def test_one_name_is_a_mapping_with_only_that_name():
 
 def test_a_part_knows_where_it_stands():
     recipe = read(BASE, "model.classes=7")
-    assert recipe.optimizer.part.where == "r.yaml:6:9" and recipe.optimizer.part.path == "optimizer"
+    assert recipe.where("optimizer.name") == "r.yaml:6:9" and recipe.optimizer.part.path == "optimizer"
     assert recipe.where("optimizer.lr") == "r.yaml:7:7"
     assert recipe.where("model.classes") == "argument 'model.classes=7'"
     assert recipe.where("data.workers") == recipe.where("data") == "r.yaml:3:7"

@@ -10,10 +10,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from recipe_tables import filled, table
 
 from surefoot.recipe import json_schema, load_recipe, packaged_names, parse_recipe
 from surefoot.recipe.model import SECTIONS
-from surefoot.recipe.reference import filled, table
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
 

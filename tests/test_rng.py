@@ -25,10 +25,10 @@ def draws() -> tuple:
 def test_restored_generators_draw_the_same_numbers():
     rng.seed_all(7)
     draws()  # an odd number of Gaussian draws leaves a cached one behind in two of the generators
-    state = rng.capture()
+    state = rng.get_state()
     first = draws()
     draws()
-    rng.restore(state)
+    rng.set_state(state)
     assert draws() == first
 
 
@@ -43,11 +43,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
 
 @pytest.mark.parametrize("missing", ["python", "numpy", "torch", "cuda"])
 def test_a_missing_generator_is_an_error_and_changes_nothing(missing):
-    state = rng.capture()
+    state = rng.get_state()
     del state[missing]
     before = torch.get_rng_state()
     with pytest.raises(UsageError, match=missing):
-        rng.restore(state)
+        rng.set_state(state)
     assert torch.equal(torch.get_rng_state(), before)
 
 

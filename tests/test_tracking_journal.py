@@ -30,7 +30,7 @@ def filled(path, count):
     journal = JournalFile(path)
     offsets = [journal.offset]
     for step in range(count):
-        journal.append({"kind": "step", "step": step, "loss": 1 / (step + 3)})
+        journal.append({"kind": "step", "split": "train", "epoch": 0, "step": step, "loss": 1 / (step + 3)})
         offsets.append(journal.offset)
     return journal, offsets
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from surefoot.errors import UsageError
 from surefoot.text import duration, typed
-from surefoot.tracking import Progress, RunInfo, Summary, make_progress
+from surefoot.tracking import Progress, RunInfo, RunRecords, Summary, make_progress
 from surefoot.tracking import progress as module
 from surefoot.tracking.progress import LiveProgress, PlainProgress, epoch_line
 
@@ -257,3 +260,19 @@ def test_an_epoch_without_validation_and_with_many_rates_is_one_line():
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_program_that_the_shell_does_not_find_is_called_as_a_module_of_this_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for program, module_name in (("surefoot", "surefoot.__main__"), ("tensorboard", "tensorboard.main")):
+        called = f"{shlex.quote(sys.executable)} -m {module_name.removesuffix('.__main__')}"
+        assert typed(program, "--help") == f"{called} --help"
+        assert importlib.util.find_spec(module_name)
+
+
+def test_no_run_begins_that_could_not_write_its_events(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="TensorBoard is not installed"):
+        RunRecords(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    RunRecords(tmp_path / "run", tensorboard=False).close()

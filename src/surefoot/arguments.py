@@ -44,7 +44,9 @@ class Arguments:
         if self.problems:
             raise Problems(self.problems)
 
-    def whole(self, name: str, value: Any, *, low: int | None = None, high: int | None = None, none: bool = False):
+    def whole(
+        self, name: str, value: Any, *, low: int | None = None, high: int | None = None, none: bool = False
+    ) -> Any:
         """A whole number; NumPy's and a tensor of one are taken."""
         if none and value is None:
             return None
@@ -61,7 +63,7 @@ class Arguments:
             return value
         return number
 
-    def number(self, name: str, value: Any, limits: Range | None = None, *, none: bool = False):
+    def number(self, name: str, value: Any, limits: Range | None = None, *, none: bool = False) -> Any:
         """A finite number within `limits`; NumPy's and a tensor of one are taken."""
         if none and value is None:
             return None
@@ -78,14 +80,14 @@ class Arguments:
             return value
         return number
 
-    def flag(self, name: str, value: Any):
+    def flag(self, name: str, value: Any) -> Any:
         """True or False; NumPy's bool is taken."""
         if not _is_truth(value):
             self.refuse(name, f"{_told(value)} is neither True nor False")
             return value
         return bool(value)
 
-    def choice(self, name: str, value: Any, options: Iterable[str], *, none: bool = False):
+    def choice(self, name: str, value: Any, options: Iterable[str], *, none: bool = False) -> Any:
         """One of a few words."""
         options = tuple(options)
         if none and value is None:
@@ -95,13 +97,13 @@ class Arguments:
             self.refuse(name, f"{_told(value)} is not one of {', '.join(options)}{meant}")
         return value
 
-    def text(self, name: str, value: Any, *, none: bool = False):
+    def text(self, name: str, value: Any, *, none: bool = False) -> Any:
         """A text."""
         if not isinstance(value, str) and not (none and value is None):
             self.refuse(name, f"{_told(value)} is not a text")
         return value
 
-    def texts(self, name: str, value: Any):
+    def texts(self, name: str, value: Any) -> tuple[str, ...]:
         """A tuple of texts; one text stands for itself and never for its letters."""
         if isinstance(value, str):
             return (value,)
@@ -114,27 +116,27 @@ class Arguments:
             return ()
         return items
 
-    def path(self, name: str, value: Any, *, none: bool = False):
+    def path(self, name: str, value: Any, *, none: bool = False) -> Any:
         """A path: a text or an object of pathlib's."""
         if (none and value is None) or hasattr(value, "__fspath__") or (isinstance(value, str) and value):
             return value
         self.refuse(name, f"{_told(value)} is not a path (a text or a pathlib.Path)")
         return value
 
-    def mapping(self, name: str, value: Any, *, none: bool = False):
+    def mapping(self, name: str, value: Any, *, none: bool = False) -> Any:
         """A mapping."""
         if not isinstance(value, Mapping) and not (none and value is None):
             self.refuse(name, f"{_told(value)} is not a mapping")
         return value
 
-    def instance(self, name: str, value: Any, kind: type | tuple[type, ...], like: str, *, none: bool = False):
+    def instance(self, name: str, value: Any, kind: type | tuple[type, ...], like: str, *, none: bool = False) -> Any:
         """An object of `kind`; `like` shows how one is made. A class where an object is meant is named as such."""
         if isinstance(value, kind) or (none and value is None):
             return value
         self.refuse(name, f"{_told(value)} was given; give {'None or ' if none else ''}an object, e.g. {like}")
         return value
 
-    def function(self, name: str, value: Any, like: str):
+    def function(self, name: str, value: Any, like: str) -> Any:
         """Something to call that is not a class."""
         if not callable(value) or inspect.isclass(value):
             self.refuse(name, f"{_told(value)} was given; give an object or a function, e.g. {like}")

@@ -45,7 +45,7 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def capture() -> dict[str, Any]:
+def get_state() -> dict[str, Any]:
     """The state of every generator, as plain values and tensors (uint8 and int64, on the CPU)."""
     import numpy
     import torch
@@ -74,7 +74,7 @@ def capture() -> dict[str, Any]:
     return state
 
 
-def restore(state: Mapping[str, Any]) -> None:
+def set_state(state: Mapping[str, Any]) -> None:
     """Put every generator back to a captured `state`.
 
     Raises UsageError where the state lacks a generator, or holds another number of CUDA devices.

@@ -42,12 +42,14 @@ def raised() -> Iterator[None]:
             _die(signum)
         raise Interrupted(signum)
 
+    def send_again(signum: int) -> None:
+        if signal.getsignal(signum) is handle:
+            signal.pthread_kill(threading.main_thread().ident or 0, signum)
+
     def lost(unraisable: Any) -> None:
         # Python drops what is raised inside a destructor or a callback of the import system: raised again.
         if isinstance(unraisable.exc_value, Interrupted):
-            again = signal.Signals[unraisable.exc_value.name]
-            signal.signal(signal.SIGALRM, lambda signum, frame: handle(again, frame))
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            threading.Timer(0.01, send_again, (signal.Signals[unraisable.exc_value.name],)).start()
         else:
             hook(unraisable)
 

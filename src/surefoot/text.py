@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -50,9 +52,14 @@ def say(message: object = "", *, error: bool = False) -> None:
         return
 
 
-def draw(picture: str) -> None:
-    """Print a chart whose colours are ours and whose names were made printable. Raises OSError as `say` does."""
-    print(picture, flush=True)
+def draw(render: Callable[[int, bool, bool], str]) -> None:
+    """Print a chart, whose colours are ours and whose names were made printable. Raises OSError as `say` does.
+
+    `render` takes the width in columns (at most 120), and whether there is Unicode and colour.
+    """
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(render(min(shutil.get_terminal_size((100, 24)).columns, 120), unicode, colour), flush=True)
 
 
 def typed(*words: object) -> str:
@@ -64,9 +71,20 @@ def typed(*words: object) -> str:
     surefoot resume 'my run' surefoot eval ./-run ls $'a\nb'
     """
     program, *rest = words
-    prefix = os.environ.get("SUREFOOT_COMMAND")
-    first = f"{prefix} run {program}" if prefix and program != "surefoot" else prefix or str(program)
-    return " ".join([first, *map(_quoted, rest)])
+    return " ".join([_program(str(program)), *map(_quoted, rest)])
+
+
+# The programs that we print, and the modules that they are.
+_MODULES = {"surefoot": "surefoot", "tensorboard": "tensorboard.main"}
+
+
+def _program(name: str) -> str:
+    """How this user calls a program: by its name where the shell finds it, else as a module of this Python."""
+    if prefix := os.environ.get("SUREFOOT_COMMAND"):
+        return prefix if name == "surefoot" else f"{prefix} run {name}"
+    if name not in _MODULES or shutil.which(name):
+        return name
+    return f"{_quoted(Path(sys.executable))} -m {_MODULES[name]}"
 
 
 def _quoted(word: object) -> str:
@@ -100,6 +118,15 @@ def counted(number: int, noun: str) -> str:
     if noun.endswith("y"):
         return f"{number:,} {noun[:-1]}ies"
     return f"{number:,} {noun}{'es' if noun.endswith(('s', 'tch')) else 's'}"
+
+
+def figure(name: str, value: float) -> str:
+    """A metric's value for people: accuracies in percent.
+
+    >>> figure("val/accuracy", 0.9123), figure("loss", 0.5)
+    ('91.23 %', '0.5000')
+    """
+    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -50,7 +50,7 @@ class Snapshot:
     """Everything that `parts` hold, as it is now; see `untouched`."""
 
     def __init__(self, *parts: Any):
-        self._random = rng.capture()
+        self._random = rng.get_state()
         self._tensors: list[_Tensor] = []
         self._attributes: list[tuple[str | None, Any, type, dict[str, Any]]] = []
         self._containers: list[tuple[str | None, Any, Any]] = []
@@ -142,8 +142,8 @@ class Snapshot:
         return changed or drawn
 
     def _put_back_random(self) -> str | None:
-        now = rng.capture()
-        rng.restore(self._random)
+        now = rng.get_state()
+        rng.set_state(self._random)
         if not _equal(now["python"], self._random["python"]):
             return "the forward pass draws from Python's random"
         if not _equal(now["numpy"], self._random["numpy"]):

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch.utils.data import Dataset, get_worker_info
 
 from surefoot import files
-from surefoot.checkpoint import capture, writer
+from surefoot.checkpoint import object_states, writer
 
 from .harness import (
     FAST,
@@ -149,7 +149,7 @@ def _signal_in(phase: str, signum: int):
             settings["on_validation"] = send
         elif phase == "load":
             half_run(run, at=2)
-            inner = capture.restore
+            inner = object_states.set_state
 
             def before() -> None:
                 def restore(*arguments):
@@ -157,7 +157,7 @@ def _signal_in(phase: str, signum: int):
                     inner(*arguments)
                     send() if signum == signal.SIGUSR1 else None
 
-                capture.restore = restore
+                object_states.set_state = restore
         else:
             system = _SignalInSave(signum)
 

@@ -73,7 +73,7 @@ def zips(canary: Path) -> Iterator[Case]:
     long = archive([first, data])
     end64 = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, 46, 0)
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(long) - 22, 1)
-    yield case("two_ends", long[:-22] + end64 + locator + long[-22:], "two stories")
+    yield case("two_ends", long[:-22] + end64 + locator + long[-22:], "not where its end says")
     yield case(
         "huge_pickle", archive([Record("a/data.pkl", good + bytes(65 * 2**20)), data]), "at most 67108864 are read"
     )

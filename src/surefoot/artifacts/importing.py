@@ -119,7 +119,7 @@ def import_weights(
 
 def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tuple[str, Mapping[str, Any]] | None]:
     """A registered model or a ``module:Name``, fresh weights drawn from seed 0; and its source if it is not ours."""
-    before = rng.capture()
+    before = rng.get_state()
     try:
         rng.seed_all(0)
         if ":" not in name:
@@ -130,7 +130,7 @@ def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tup
             raise Problems([p.message for p in problems])
         made = found(**arguments)
     finally:
-        rng.restore(before)
+        rng.set_state(before)
     if not isinstance(made, nn.Module):
         raise UsageError(f"{name}: made a {type(made).__name__}, not a torch.nn.Module")
     return made, (name, dict(arguments))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from ..safe_tensors import BadFile
 
@@ -91,22 +91,6 @@ class _Global:
 _MARK = object()
 
 
-def followed(path: str | Path, data: bytes, *, strict: bool = False) -> Any:
-    """What the pickle `data` of the file `path` would make, with stand-ins in it; see `Machine`. Raises `BadFile`.
-
-    With `strict` anything but plain values and tensors is refused, by name.
-
-    >>> import pickle
-    >>> followed("w", pickle.dumps({"a": range(3)}))
-    {'a': Opaque(name='builtins.range', arguments=(0, 3, 1), state=None)}
-    """
-    machine = Machine(path)
-    tree = machine.run(data)
-    if strict and machine.foreign:
-        raise BadFile(path, f"names {listed(machine.foreign)}, which weights are not made of; it was not loaded")
-    return tree
-
-
 def listed(names: Any) -> str:
     """A few names, each cut to a length that a message can bear."""
     names = list(names)
@@ -119,6 +103,10 @@ class Machine:
 
     Dictionaries of any kind come as dict; `persistent` gives what a reference to something outside the pickle
     stands for (a storage, as a rule).
+
+    >>> import pickle
+    >>> Machine("w").run(pickle.dumps({"a": range(3)}))
+    {'a': Opaque(name='builtins.range', arguments=(0, 3, 1), state=None)}
     """
 
     def __init__(self, path: str | Path, persistent: Callable[[Any], Any] | None = None):
@@ -128,7 +116,7 @@ class Machine:
         self.storages: dict[str, tuple[str, int]] = {}
         self.operations = self.objects = 0
 
-    def run(self, source: bytes | BinaryIO) -> Any:
+    def run(self, source: bytes | IO[bytes]) -> Any:
         """What the pickle in `source` would make; bytes are read to their end, a file only as far as needed."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -371,7 +359,7 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
     """Keys and values, one after the other; a key that has no simple value is one by identity (hashing stays cheap)."""
     pairs = []
     for key, value in zip(items[::2], items[1::2], strict=True):
-        simple = isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 2**64)
+        simple = isinstance(key, str | bytes | float | bool | None) or (type(key) is int and key.bit_length() <= 1024)
         pairs.append((key if simple else Opaque("key", key), value))
     return pairs
 

@@ -7,15 +7,15 @@ import re
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 import torch
 
 from ..safe_tensors import BadFile
 from . import pickled
-from .archive import Archive, Record, archive_in
+from .archive import Record, archive_in
 from .pickled import Machine, Stored
 
 _RECORD = re.compile(r"data\.pkl|data/\d{1,20}|version|byteorder|\.[A-Za-z_.]+|\.data/[A-Za-z_]+")
@@ -30,12 +30,11 @@ class TorchFile:
     """A checked file: `tree` is what it holds, with stand-ins (see `pickled`), `foreign` the names of other objects."""
 
     path: Path
-    file: BinaryIO
+    file: io.BufferedReader
     tree: Any
     foreign: tuple[str, ...]
     blocks: Mapping[str, Record]
     swapped: bool
-    archive: Archive | None = field(default=None, repr=False)
 
     def tensors(self, state: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
         """The tensors of a state_dict, on the CPU, views of one storage sharing it. Raises `BadFile`."""
@@ -58,33 +57,24 @@ class TorchFile:
     def _read(self, storage: pickled.Storage) -> torch.Tensor:
         record = self.blocks[storage.key]
         raw = torch.empty(record.size, dtype=torch.uint8)
-        if record.size:
-            view = memoryview(raw.numpy())
-            if self.archive is not None:
-                self.archive.read_into(record, view)
-            else:
-                self.file.seek(record.begin)
-                done = 0
-                while done < record.size:
-                    count = self.file.readinto(view[done : done + (1 << 24)])
-                    if not count:
-                        raise BadFile(self.path, "was cut while it was read")
-                    done += count
+        record.read_into(self.path, self.file, raw.numpy().data)
         if self.swapped and record.size:
             size = pickled.dtype_bytes(storage.dtype) // (2 if storage.dtype.startswith("complex") else 1)
             raw = raw.view(-1, size).flip(1).reshape(-1)
         return raw
 
 
-def read_torch_file(path: Path, file: BinaryIO, kind: str) -> TorchFile:
+def read_torch_file(path: Path, file: io.BufferedReader, kind: str) -> TorchFile:
     """The checked content of an open file of the form `kind` (zip, legacy or tar). Raises `BadFile`."""
     try:
         return {"zip": _read_zip, "legacy": _read_legacy, "tar": _read_tar}[kind](path, file)
+    except BadFile:
+        raise
     except (ValueError, OverflowError) as error:  # numbers too long to be written in a name
         raise BadFile(path, f"is damaged or made up: {error}") from error
 
 
-def _read_zip(path: Path, file: BinaryIO) -> TorchFile:
+def _read_zip(path: Path, file: io.BufferedReader) -> TorchFile:
     archive = archive_in(path, file)
     unknown = [name for name in archive.records if not _RECORD.fullmatch(name)]
     if unknown:
@@ -101,17 +91,20 @@ def _read_zip(path: Path, file: BinaryIO) -> TorchFile:
             there = "is missing" if record is None else f"holds {record.size} bytes"
             raise BadFile(path, f"data/{key} {there}; its pickle tells of {expected}")
         blocks[key] = record
-    return TorchFile(path, file, tree, tuple(machine.foreign), blocks, order.decode() != sys.byteorder, archive)
+    return TorchFile(path, file, tree, tuple(machine.foreign), blocks, order.decode() != sys.byteorder)
 
 
 class _Window:
     """A part of a file, read by pickletools; reading beyond it is an error and takes no memory."""
 
-    def __init__(self, path: Path, file: BinaryIO, begin: int, end: int):
+    def __init__(self, path: Path, file: io.BufferedReader, begin: int, end: int):
         self.path, self.end = path, end
-        file.seek(begin)
-        self.file = io.BufferedReader(_Kept(file))
-        self.position = begin
+        self.file = file
+        self.position = file.seek(begin)
+
+    def follow(self, machine: Machine) -> Any:
+        """What the pickle that begins here would make."""
+        return machine.run(cast("IO[bytes]", self))
 
     def read(self, count: int) -> bytes:
         if count > min(self.end - self.position, pickled.MAX_BYTES):
@@ -129,7 +122,8 @@ class _Window:
         return self.position
 
     def number(self, form: str) -> int:
-        return struct.unpack(form, self.read(struct.calcsize(form)))[0]
+        (number,) = struct.unpack(form, self.read(struct.calcsize(form)))
+        return int(number)
 
     def skip(self, count: int) -> None:
         if count > self.end - self.position:
@@ -138,33 +132,14 @@ class _Window:
         self.file.seek(self.position)
 
 
-class _Kept(io.RawIOBase):
-    """A raw file for a buffer that may be thrown away without closing it."""
-
-    def __init__(self, file: BinaryIO):
-        self.inner = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self.inner.readinto(buffer)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.inner.seek(offset, whence)
-
-
-def _read_legacy(path: Path, file: BinaryIO) -> TorchFile:
+def _read_legacy(path: Path, file: io.BufferedReader) -> TorchFile:
     window = _Window(path, file, 0, file.seek(0, 2))
     machine = Machine(path)
-    head = [machine.run(window) for _ in range(3)]
+    head = [window.follow(machine) for _ in range(3)]
     if head[1] != _LEGACY_PROTOCOL or not isinstance(head[2], dict) or head[2].get("little_endian") is not True:
         raise BadFile(path, "begins as torch.save did before 1.6 and goes on otherwise (or with big-endian numbers)")
-    tree = machine.run(window)
-    keys = machine.run(window)
+    tree = window.follow(machine)
+    keys = window.follow(machine)
     if type(keys) is not list or len(keys) > _MAX_BLOCKS or not all(isinstance(key, str) for key in keys):
         raise BadFile(path, "has no list of storages where one should be")
     blocks: dict[str, Record] = {}
@@ -188,18 +163,18 @@ def _block(window: _Window, key: str, dtype: str, numel: int) -> Record:
     size = numel * pickled.dtype_bytes(dtype)
     begin = window.tell()
     window.skip(size)
-    return Record(key, begin, size, 0)
+    return Record(key, begin, size)
 
 
-def _read_tar(path: Path, file: BinaryIO) -> TorchFile:
+def _read_tar(path: Path, file: io.BufferedReader) -> TorchFile:
     """The form before torch 0.2: storages, tensors and a pickle that refers to them by number, in a tar file."""
     parts = _tar_members(path, file)
     machine = Machine(path)
     blocks: dict[str, Record] = {}
     storages: dict[Any, Any] = {}
     window = _Window(path, file, *parts["storages"])
-    for _ in range(_count(path, machine.run(window))):
-        match machine.run(window):
+    for _ in range(_count(path, window.follow(machine))):
+        match window.follow(machine):
             case (int() | str() as key, str(), pickled._Global(kind)):
                 numel = window.number("<q")
                 storages[key] = machine.described(kind, str(key), numel)
@@ -208,7 +183,7 @@ def _read_tar(path: Path, file: BinaryIO) -> TorchFile:
                 blocks[str(key)] = _block(window, str(key), storages[key].dtype, numel)
             case _:
                 raise BadFile(path, "has storages that are not told as torch did")
-    views = machine.run(window)
+    views = window.follow(machine)
     for view in views if isinstance(views, list | tuple) else ():
         match view:
             case (int() | str() as key, int() | str() as root, int(), int()) if root in storages:
@@ -221,8 +196,8 @@ def _read_tar(path: Path, file: BinaryIO) -> TorchFile:
                 raise BadFile(path, "tells of a view of a storage that is none")
     tensors: dict[int, Stored] = {}
     window = _Window(path, file, *parts["tensors"])
-    for _ in range(_count(path, machine.run(window))):
-        match machine.run(window):
+    for _ in range(_count(path, window.follow(machine))):
+        match window.follow(machine):
             case (int() | str() as key, int() | str() as storage, pickled._Global()) if storage in storages:
                 dimensions = window.number("<i")
                 window.read(4)
@@ -243,7 +218,7 @@ def _read_tar(path: Path, file: BinaryIO) -> TorchFile:
         raise BadFile(path, "has a pickle that refers to a tensor that is not there")
 
     main = Machine(path, referred)
-    tree = main.run(_Window(path, file, *parts["pickle"]))  # type: ignore[arg-type]
+    tree = _Window(path, file, *parts["pickle"]).follow(main)
     return TorchFile(path, file, tree, tuple(main.foreign), blocks, sys.byteorder == "big")
 
 
@@ -253,9 +228,10 @@ def _count(path: Path, found: Any) -> int:
     return found
 
 
-def _tar_members(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
+def _tar_members(path: Path, file: io.BufferedReader) -> dict[str, tuple[int, int]]:
     """Where the members of torch's tar file begin and end; only plain files of plain names, each once."""
-    size, at, found = file.seek(0, 2), 0, {}
+    size, at = file.seek(0, 2), 0
+    found: dict[str, tuple[int, int]] = {}
     while at + 512 <= size and len(found) < 8:
         file.seek(at)
         head = file.read(512)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .assemble import Built, build, registries
-from .imports import import_object
+from .assemble import Built, build
 from .parts import build_data, build_loss, build_model, schedule_specs
 
 __all__ = [
@@ -12,7 +11,5 @@ __all__ = [
     "build_data",
     "build_loss",
     "build_model",
-    "registries",
-    "import_object",
     "schedule_specs",
 ]

@@ -28,22 +28,9 @@ if TYPE_CHECKING:
 
     from ..data import Loader
     from ..recipe import Part, Recipe
-    from ..registry import Registry
     from ..schedules import Schedule
     from ..step import StepOptions
     from ..training import About, Unfreezing
-
-
-def registries() -> dict[str, Registry]:
-    """Every registry by the name that `surefoot list` uses."""
-    from ..data import AUGMENTATIONS, DATA
-    from ..losses import LOSSES
-    from ..models import MODELS
-    from ..optimizers import OPTIMIZERS
-    from ..schedules import SCHEDULERS, WARMUPS
-
-    found = (LOSSES, OPTIMIZERS, SCHEDULERS, WARMUPS, MODELS, DATA, AUGMENTATIONS)
-    return {registry.plural: registry for registry in found}
 
 
 @dataclass(frozen=True)

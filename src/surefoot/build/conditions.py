@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .imports import import_object
+from ..registry import import_object
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..data import DataSplits
-    from ..recipe import Part, Recipe
+    from ..recipe import Recipe
 
 
 # What may differ between two sittings of one run without a bit of the result being another. `execution` and `device`
@@ -48,15 +47,5 @@ def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) 
     found["data.train"] = splits.train.fingerprint()
     if splits.val is not None:
         found["data.val"] = splits.val.fingerprint()
-    own = [import_object(part.name) for part in _parts(recipe) if part.imported]
+    own = [import_object(part.name) for _, part, _ in recipe.parts() if part is not None and part.imported]
     return found | code_of([model, loss, *own])
-
-
-def _parts(recipe: Recipe) -> Iterator[Part]:
-    yield recipe.model
-    yield recipe.data.part
-    yield from (term.part for term in recipe.loss)
-    yield recipe.optimizer.part
-    yield from recipe.data.augment
-    if recipe.scheduler is not None:
-        yield recipe.scheduler.part

@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
-from ..registry import did_you_mean
+from ..registry import did_you_mean, import_object
 from ..text import counted
-from .imports import at, call, import_object, make, named, resolved
+from .imports import at, call, make, named, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
             source = as_source(train)
             made = DataSplits(source, None if val is None else as_source(val), source.classes, None)
     normalize = recipe.data.normalize
-    if normalize == "auto":
+    if isinstance(normalize, str):  # auto
         return made
     if normalize is None:
         return replace(made, preprocessing=None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .checkpointer import Checkpointer, Restored
-from .contract import Change, ConditionsChanged, compare, environment, flatten, require_same
+from .conditions import Change, ConditionsChanged, compare, environment, flatten, require_same
 from .description import describe
 from .policy import Every, Keep
 from .run import RunDirectory, read_about, refuse_links, scan
-from .sources import code_of
 from .store import CheckpointStatus
+from .user_code import code_of
 
 __all__ = [
     "Change",

@@ -19,15 +19,16 @@ from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
 from ..text import counted, say
-from . import capture, contract, journals, store
+from . import journals, object_states, store
 from .arguments import check_arguments
+from .conditions import Change, environment, require_same
 from .description import compared, describe, given, use_changed
 from .finite import require_finite
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
 from .snapshot import Snapshots, decode
-from .sources import code_of
 from .store import CheckpointStatus
+from .user_code import code_of
 from .writer import Writer
 
 # Lines of a journal that run.json names.
@@ -43,7 +44,7 @@ class Restored:
     path: Path
     metrics: dict[str, Any]
     skipped: tuple[CheckpointStatus, ...] = ()
-    changes: tuple[contract.Change, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 class Checkpointer:
@@ -102,7 +103,7 @@ class Checkpointer:
         self._when_busy = when_busy
         self.skipped = 0
         self._keep = Keep(keep_last, keep_best, mode)
-        capture.check_objects(objects)
+        object_states.check_objects(objects)
         self._objects = held.with_generators(objects)
         self._journal = journal
         self._allow = tuple(allow)
@@ -142,7 +143,7 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------ the loop's calls
 
-    def resume(self, prepare: Callable[[dict[str, Any], list[contract.Change]], None] | None = None) -> Restored | None:
+    def resume(self, prepare: Callable[[dict[str, Any], list[Change]], None] | None = None) -> Restored | None:
         """Go on from the newest valid checkpoint; None when the run has none yet and starts fresh.
 
         `prepare` is called with the saved states of the plain objects, by key, and the changes that were allowed,
@@ -163,16 +164,16 @@ class Checkpointer:
         content, status, tree, skipped = self._newest()
         saved = content.manifest["conditions"]
         if prepare is None:  # what cannot be loaded at all is told before what may be allowed
-            capture.require_fit(self._objects, tree, status.path)
-        changes = contract.require_same(*compared(saved, self.conditions, self._objects), self._allow)
+            object_states.require_fit(self._objects, tree, status.path)
+        changes = require_same(*compared(saved, self.conditions, self._objects), self._allow)
         if prepare is not None:
             prepare(tree["objects"], changes)
-            capture.require_fit(self._objects, tree, status.path)
+            object_states.require_fit(self._objects, tree, status.path)
         self._try_random_state(status.path, tree["rng"])
         damaged = journals.go_back(self._journal, tree, self._tell)
-        capture.restore(self._objects, tree)
+        object_states.set_state(self._objects, tree)
         use_changed(self._objects, self._given, saved, self.conditions)
-        rng.restore(tree["rng"])
+        rng.set_state(tree["rng"])
         self.steps, self.epochs = tree["step"], tree["epoch"]
         self._saved_at = (self.steps, self.epochs)
         metrics = [known.metrics for known in self._writer.standing()]
@@ -301,7 +302,7 @@ class Checkpointer:
         return RunDirectory.take(path, adopt_journal=self._journal is not None, conditions=self.conditions)
 
     def _own_conditions(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        found = {**contract.environment(), **describe(self._objects), **code_of(self._objects.values())}
+        found = {**environment(), **describe(self._objects), **code_of(self._objects.values())}
         if "data.train" not in given:
             for key, value in self._objects.items():
                 if isinstance(value, Loader):
@@ -351,17 +352,15 @@ class Checkpointer:
             self._writer.judge(status, valid=False, reason=str(error), foreign=foreign)
 
     def _try_random_state(self, path: Path, state: Any) -> None:
-        before = rng.capture()
+        before = rng.get_state()
         try:
-            rng.restore(state)
+            rng.set_state(state)
         except (UsageError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise UsageError(f"{path}: its random state cannot be used: {error}") from error
         finally:
-            rng.restore(before)
+            rng.set_state(before)
 
-    def _begin(
-        self, manifest: Mapping[str, Any], changes: list[contract.Change], damaged: Collection[str] = ()
-    ) -> None:
+    def _begin(self, manifest: Mapping[str, Any], changes: list[Change], damaged: Collection[str] = ()) -> None:
         about = self.run.about
         lost = about.get("id") is None
         if lost:

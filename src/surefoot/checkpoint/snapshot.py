@@ -10,9 +10,9 @@ from typing import Any
 
 from .. import rng
 from ..errors import RunFailed, UsageError
-from . import capture, store
+from . import object_states, store
 from .codec import Corrupt, Decoder, Encoder, storable
-from .copies import FileCopies, FileImage
+from .file_image import FileCopies, FileImage
 
 FORMAT = 1
 
@@ -91,7 +91,7 @@ class Snapshots:
 
     def _encode(self) -> tuple[dict[str, Any], Encoder, Encoder]:
         """The state as JSON, and both tables of tensors, still those of the live objects."""
-        tree = capture.capture(self._objects)
+        tree = object_states.get_state(self._objects)
         model, other = Encoder(), Encoder()
         # The model's names are plain, whatever else there is (a loss with class weights).
         plain = "model" if "model" in tree["modules"] else next(iter(tree["modules"]), None)
@@ -107,7 +107,7 @@ class Snapshots:
             "modules": modules,
             "optimizers": other.encode(tree["optimizers"], "optimizers"),
             "objects": other.encode(tree["objects"], "objects"),
-            "rng": other.encode(rng.capture(), "rng"),
+            "rng": other.encode(rng.get_state(), "rng"),
         }
         return state, model, other
 

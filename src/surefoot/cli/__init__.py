@@ -46,7 +46,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="surefoot",
         description="Trains PyTorch models: exact resume, a plan you see before you spend it.",
-        epilog="`surefoot VERB --help` tells a verb's arguments; `surefoot train` alone trains the quickstart.",
+        epilog="`surefoot VERB --help` lists a verb's arguments; `surefoot train` alone trains the quickstart.",
     )
     parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -105,13 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = error.name if isinstance(error, signals.Interrupted) else "SIGINT"
             say(f"surefoot: stopped by {name}", error=True)
             return 128 + signal.Signals[name]
-        except SystemExit as error:  # argparse: --help, or a mistake that it has told
+        except SystemExit as error:  # argparse: --help, or a mistake that it has printed
             leave, code = error, error.code if isinstance(error.code, int) else 0
         sys.stdout.flush()
         if output is not None and output.lost is not None:
             if not isinstance(output.lost, BrokenPipeError):  # `| head` has what it wanted
-                told = output.lost.strerror or output.lost
-                say(f"surefoot: standard output cannot be written: {told}; what was printed is lost", error=True)
+                reason = output.lost.strerror or output.lost
+                say(f"surefoot: standard output cannot be written: {reason}; what was printed is lost", error=True)
             code = code if verb in ("train", "resume") else code or 1
     if leave is not None:
         raise SystemExit(code) from leave

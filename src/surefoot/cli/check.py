@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 
 from ..text import counted, say
-from .recipes import add_trust_argument, named_recipe
+from .recipes import add_recipe_arguments, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and overrides."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optimizer.lr=3e-4")
-    add_trust_argument(parser)
+    add_recipe_arguments(parser, "optimizer.lr=3e-4")
 
 
 def run(arguments: argparse.Namespace) -> int:

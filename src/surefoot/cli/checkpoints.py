@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..text import printable, say, typed
+
+if TYPE_CHECKING:
+    from ..checkpoint import CheckpointStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir = Path(arguments.run_dir)
     if not RunDirectory.holds_run(run_dir):
         raise UsageError(f"{run_dir}: holds no run (run.json is missing)")
-    found = list(scan(run_dir))
-    resumed = next((status for status in reversed(found) if status.valid), None)
+    statuses = list(scan(run_dir))
+    resumed = next((status for status in reversed(statuses) if status.valid), None)
     if arguments.json:
         rows = [
             {
@@ -37,24 +41,24 @@ def run(arguments: argparse.Namespace) -> int:
                 "created": status.created,
                 "resumed": status is resumed,
             }
-            for status in found
+            for status in statuses
         ]
         say(json.dumps(rows, indent=2))
-    elif not found:
+    elif not statuses:
         go_on = typed("surefoot", "resume", run_dir)
         say(f"{printable(run_dir)}: no checkpoint yet; `{go_on}` begins at the first step")
     else:
-        for status in found:
+        for status in statuses:
             say(_line(status, status is resumed))
-        newest = found[-1]
+        newest = statuses[-1]
         if resumed is None:
             say("none can be resumed: restore one from a copy, or start a new run")
         elif resumed is not newest:
             say(f"a resume steps over what is damaged and goes on from step {resumed.step}")
-    return 1 if found and resumed is None else 0
+    return 1 if statuses and resumed is None else 0
 
 
-def _line(status, resumed: bool) -> str:
+def _line(status: CheckpointStatus, resumed: bool) -> str:
     if not status.valid:
         return f"step {status.step:>9,}  damaged  {printable(status.reason)}"
     numbers = {printable(name): value for name, value in status.metrics.items() if isinstance(value, float)}

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..text import counted, printable, say
+from ..text import counted, figure, printable, say
+from ..tracking.confusion import most_mistaken
 from .opening import add_opening_arguments, data_of, opened, recipe_data
 from .recipes import FILE, recipe_of_run
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
     path = Path(arguments.path)
-    found = evaluate_file(
+    report = evaluate_file(
         path / "model" / "best" if arguments.best else path,
         arguments,
         data=arguments.data,
@@ -47,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         split=arguments.split,
     )
     if arguments.json:
-        say(json.dumps(found, indent=2))
+        say(json.dumps(report, indent=2))
     else:
-        show(found)
+        show(report)
     return 0
 
 
@@ -76,14 +77,14 @@ def evaluate_file(
     classes = len(splits.classes) if splits.classes else None
     # The model maps raw samples itself, its preprocessing included, so the loader gives them raw.
     result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
-    found: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": split}
-    found |= {"samples": result.samples, **result.metrics}
+    report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": split}
+    report |= {"samples": result.samples, **result.metrics}
     if result.confusion is not None:
-        names = list(model.classes or splits.classes or range(classes))
-        found["classes"] = [str(name) for name in names]
-        found["confusion"] = result.confusion.tolist()
-        found["by_class"] = _by_class(found["classes"], result.confusion)
-    return found
+        names = list(model.classes or splits.classes or range(len(result.confusion)))
+        report["classes"] = [str(name) for name in names]
+        report["confusion"] = result.confusion.tolist()
+        report["by_class"] = _by_class(report["classes"], result.confusion)
+    return report
 
 
 def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Module:
@@ -155,15 +156,13 @@ def _by_class(names: Sequence[str], confusion: torch.Tensor) -> list[dict[str, A
     return rows
 
 
-def show(found: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
     """The figures for people: a line of totals, a row for each class."""
-    say(f"{found['model']} on {counted(found['samples'], 'sample')} ({found['split']})")
-    from .running import figure
-
+    say(f"{report['model']} on {counted(report['samples'], 'sample')} ({report['split']})")
     for name in ("loss", "accuracy"):
-        if name in found:
-            say(f"  {name:<9} {figure(name, found[name])}")
-    rows = found.get("by_class", [])
+        if name in report:
+            say(f"  {name:<9} {figure(name, report[name])}")
+    rows = report.get("by_class", [])
     if rows:
         width = max(len("class"), *(len(printable(row["class"])) for row in rows))
         say(f"\n  {'class':<{width}}  samples  recall  precision  mostly mistaken for")
@@ -175,13 +174,9 @@ def show(found: dict[str, Any]) -> None:
                 f"  {printable(row['class']):<{width}}  {row['samples']:>7,} {recall} {precision}   "
                 f"{printable(row['mistaken_for'] or '-')}"
             )
-        for line in matrix_lines([printable(name) for name in found["classes"]], found["confusion"], columns()):
+        columns = shutil.get_terminal_size((100, 24)).columns
+        for line in matrix_lines([printable(name) for name in report["classes"]], report["confusion"], columns):
             say(line)
-
-
-def columns() -> int:
-    """The width to print in: the terminal's, or 100 off it."""
-    return shutil.get_terminal_size((100, 24)).columns
 
 
 def matrix_lines(names: Sequence[str], matrix: Sequence[Sequence[int]], width: int) -> list[str]:
@@ -202,8 +197,7 @@ def matrix_lines(names: Sequence[str], matrix: Sequence[Sequence[int]], width: i
         for text, row in zip(labels, matrix, strict=True):
             lines.append(f"  {text:<{label}}" + "".join(f"{value or '.':>{cell}}" for value in row))
         return lines
-    pairs = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+    pairs = most_mistaken(matrix)
     if not pairs:
         return []
     lines = ["", f"  most frequent confusions (of {len(pairs)}; the whole matrix: --json)"]

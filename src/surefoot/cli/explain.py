@@ -19,18 +19,18 @@ def run(arguments: argparse.Namespace) -> int:
     from ..errors import UsageError
     from ..registry import did_you_mean
 
-    known = sections()
+    texts = sections()
     if arguments.name is None:
         for page, names in _PAGES.items():
             say(f"{names}:")
-            for name in (name for name, (where, _) in known.items() if where == page):
+            for name in (name for name, (where, _) in texts.items() if where == page):
                 say(f"  {name}")
         return 0
     name = arguments.name.strip().lower()
-    if name not in known:
-        meant = did_you_mean(name, known) or "; without a name the command lists them all"
-        raise UsageError(f"no finding is called {arguments.name!r}{meant}")
-    say(f"{name}\n\n{known[name][1]}")
+    if name not in texts:
+        suggestion = did_you_mean(name, texts) or "; without a name the command lists them all"
+        raise UsageError(f"no finding is called {arguments.name!r}{suggestion}")
+    say(f"{name}\n\n{texts[name][1]}")
     return 0
 
 
@@ -39,10 +39,10 @@ _PAGES = {"lint": "on the first batch", "schedules": "in the schedule"}
 
 def sections() -> dict[str, tuple[str, str]]:
     """Each finding's page and text, in the order of the pages."""
-    found = {}
+    sections = {}
     for page in _PAGES:
         text = resources.files("surefoot").joinpath("explanations", f"{page}.md").read_text(encoding="utf-8")
         _, *parts = re.split(r"^## ([a-z-]+)$", text, flags=re.M)
         for name, body in zip(parts[::2], parts[1::2], strict=True):
-            found[name] = (page, body.strip())
-    return found
+            sections[name] = (page, body.strip())
+    return sections

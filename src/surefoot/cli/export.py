@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..text import say
 from .opening import add_data_argument, add_opening_arguments, opened
 from .recipes import FILE, recipe_of_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLES = 64
 
@@ -34,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _real_samples(path: Path, trust_code: bool):
+def _real_samples(path: Path, trust_code: bool) -> Tensor | None:
     """The first validation samples of the run at `path`, raw; None where there is no such data."""
     from ..build import build_data
     from ..data import TensorSource

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from ..text import say
 
@@ -20,8 +21,8 @@ def _kind(word: str) -> str:
     from ..registry import did_you_mean
 
     if word not in KINDS:
-        meant = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
-        raise argparse.ArgumentTypeError(f"there is no kind {word!r}{meant}")
+        suggestion = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
+        raise argparse.ArgumentTypeError(f"there is no kind {word!r}{suggestion}")
     return word
 
 
@@ -42,13 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _entries(kind: str) -> list[dict]:
+def _entries(kind: str) -> list[dict[str, Any]]:
     import inspect
 
-    from .. import build
+    from ..recipe import all_registries
 
     rows = []
-    for entry in build.registries()[kind]:
+    for entry in next(registry for registry in all_registries().values() if registry.plural == kind):
         arguments = {
             name: None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
             for name, parameter in entry.parameters().items()
@@ -57,7 +58,7 @@ def _entries(kind: str) -> list[dict]:
     return rows
 
 
-def _recipes() -> list[dict]:
+def _recipes() -> list[dict[str, Any]]:
     from .. import recipe
 
     return [{"name": name, "summary": recipe.packaged_summary(name)} for name in recipe.packaged_names()]

@@ -59,8 +59,8 @@ def opened(
         )
     splits, loss = data()
     prepared = splits.preprocessing
-    told = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
-    say(f"{path} does not tell its preprocessing; taken from the data set: {told}", error=True)
+    values = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
+    say(f"{path} does not tell its preprocessing; taken from the data set: {values}", error=True)
     if prepared is not None:
         model = open_model(path, arguments.model, preprocessing=prepared, **settings)
     about = about_of(splits, loss)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
-import os
-import shutil
-import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from ..text import draw, printable, say
-from .recipes import add_picture_argument, add_trust_argument, named_recipe
+from ..text import printable, say
+from .recipes import add_chart_arguments, add_recipe_arguments, named_recipe, show_chart
+
+if TYPE_CHECKING:
+    from ..build import Built
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --svg, --json."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as warmup.warmup_period=20")
-    add_picture_argument(parser)
-    parser.add_argument("--json", action="store_true", help="the numbers as one JSON object for machines")
-    add_trust_argument(parser)
+    add_recipe_arguments(parser, "warmup.warmup_period=20")
+    add_chart_arguments(parser, "the numbers")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,21 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
             step=_timed_step(built, stack),
             later=later,
         )
-    if chart is not None:
-        report.save_svg(chart)
-    if arguments.json:
-        say(json.dumps(report.to_json(), indent=2))
-        return 0
-    width = shutil.get_terminal_size((100, 24)).columns
-    unicode = "utf" in (sys.stdout.encoding or "").lower()
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    draw(report.render_terminal(min(width, 120), unicode, colour))
-    if chart is not None:
-        say(f"drawn: {chart}")
+    show_chart(report, chart, as_json=arguments.json)
     return 0
 
 
-def _timed_step(built, stack: contextlib.ExitStack):
+def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]:
     """One update as the run would do it. The objects are this process's own and are thrown away afterwards."""
     from ..execution import prepare
     from ..step import NonFinite, TrainStep
@@ -71,16 +59,17 @@ def _timed_step(built, stack: contextlib.ExitStack):
     recipe = built.recipe
     step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
     batches = [built.train.batch_at(0, i) for i in range(min(recipe.grad_accum_steps, len(built.train)))]
-    state: list = []
+    ready = False
 
     def once() -> None:
-        if not state:
+        nonlocal ready
+        if not ready:
             # Only now: what was told of the schedule and the memory is of untouched objects.
             steps = recipe.epochs * built.steps_per_epoch
             plan = choose_plan(built.execution, step, built.train, steps, lambda text: None)
             stack.enter_context(prepare(plan, built.model, built.optimizer))
             use_plan(plan, step, built.train, lambda text: None)
-            state.append(plan)
+            ready = True
         with contextlib.suppress(NonFinite):  # the run itself will say so
             step(batches)
 

@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     images = read_images(arguments.files, *form, pixels=takes_pixels(model.info))
     for note in images.notes:
         say(note, error=True)
-    found = describe_outputs(model.info, model.predict(images.batch), arguments.top)
-    rows = [{"file": name, **answer} for name, answer in zip(images.names, found, strict=True)]
+    answers = describe_outputs(model.info, model.predict(images.batch), arguments.top)
+    rows = [{"file": name, **answer} for name, answer in zip(images.names, answers, strict=True)]
     if arguments.json:
         say(json.dumps(rows, indent=2))
         return 0

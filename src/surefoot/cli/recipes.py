@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..text import draw, say
+
 if TYPE_CHECKING:
+    from ..planning import LrFind, PlanReport
     from ..recipe import Recipe
 
 FILE = "recipe.yaml"
 
 
-def add_picture_argument(parser: argparse.ArgumentParser) -> None:
-    """--svg; and --png, which is answered by what to give instead."""
+def add_recipe_arguments(parser: argparse.ArgumentParser, example: str, *, optional: bool = False) -> None:
+    """RECIPE, overrides such as `example`, --trust-code."""
+    help_text = "a recipe's file or packaged name"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?" if optional else None, help=help_text)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"overrides such as {example}")
+    add_trust_argument(parser)
+
+
+def add_chart_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """--json and --svg; and --png, which is answered by what to give instead."""
     parser.add_argument("--svg", metavar="FILE", help="draw the chart into an .svg file as well")
     parser.add_argument("--png", dest="svg", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help=f"{what} as one JSON object for machines")
+
+
+def show_chart(result: LrFind | PlanReport, picture: Path | None, *, as_json: bool) -> None:
+    """Draw `result` into the file `picture`, if there is one, and print it as JSON or as a chart."""
+    if picture is not None:
+        result.save_svg(picture)
+    if as_json:
+        say(json.dumps(result.to_json(), indent=2))
+        return
+    draw(result.render_terminal)
+    if picture is not None:
+        say(f"drawn: {picture}")
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text import counted
+from ..text import counted, duration, figure, typed
+from ..tracking import Summary, make_progress
 
 if TYPE_CHECKING:
     from ..build import Built
@@ -34,8 +35,6 @@ def train(
     from ..build import build
     from ..errors import Stopped, UsageError
     from ..planning import mistakes
-    from ..text import typed
-    from ..tracking import make_progress
     from ..training import fit
     from ..training.start import start_from
 
@@ -48,9 +47,16 @@ def train(
                 progress.message(f"{finding}")
         about, start_epoch = built.about, None
         if start is not None and not (run_dir / "checkpoints").exists():
-            objects = (built.model, built.optimizer, built.schedule, built.train)
-            where = {"steps_per_epoch": built.steps_per_epoch, "done": start[1], "say": progress.message}
-            start_epoch = start_from(start[0], *objects, **where)
+            start_epoch = start_from(
+                start[0],
+                built.model,
+                built.optimizer,
+                built.schedule,
+                built.train,
+                steps_per_epoch=built.steps_per_epoch,
+                done=start[1],
+                say=progress.message,
+            )
             about = replace(about, files={**about.files, STARTED: f"{start[0]}\n"})
         elif resume and (run_dir / STARTED).exists() and not any((run_dir / "checkpoints").glob("step-*")):
             raise UsageError(f"{run_dir}: was stopped before its first save; begin it again with train --from")
@@ -75,16 +81,14 @@ def train(
     return 0
 
 
-def summary(built: Built, result: FitResult):
+def summary(built: Built, result: FitResult) -> Summary:
     """The last table: what was reached, where it lies, what to try next."""
-    from ..text import duration, typed
-    from ..tracking import Summary
-
     assert result.run_dir is not None, "a run from the command line has a directory"
     rows = {name: figure(name, value) for name, value in result.metrics.items()}
-    if result.best is not None and result.best.value is not None and built.recipe.checkpoint:
-        name = built.recipe.checkpoint.keep_best
-        rows[f"best {name}"] = f"{figure(name, result.best.value)} in epoch {result.best.epoch + 1}"
+    best = result.best
+    name = built.recipe.checkpoint.keep_best if built.recipe.checkpoint else None
+    if name is not None and best is not None and best.value is not None and best.epoch is not None:
+        rows[f"best {name}"] = f"{figure(name, best.value)} in epoch {best.epoch + 1}"
     ended = " (stopped early)" if result.stopped_early else ""
     rows["trained"] = (
         f"{counted(result.epochs, 'epoch')}, {counted(result.steps, 'step')} in {duration(result.wall_s)}{ended}"
@@ -104,7 +108,6 @@ def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
     from ..artifacts import read_info
     from ..artifacts.answers import kind_of
     from ..artifacts.images import takes_pictures
-    from ..text import typed
 
     info = read_info(run_dir / "model")
     # A model of the user's own class is only imported where this is said.
@@ -135,8 +138,3 @@ def _longer(built: Built, result: FitResult) -> list[str]:
     # A curve that was made for the run's length: whoever trains on must say what becomes of it.
     choice = ["--horizon", "stretch"] if horizon and horizon["lengths"] else []
     return [f"epochs={2 * built.recipe.epochs}", *longer, *choice]
-
-
-def figure(name: str, value: float) -> str:
-    """A metric for people: accuracies in percent."""
-    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"

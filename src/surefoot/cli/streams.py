@@ -11,6 +11,10 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class Patient(io.FileIO):
@@ -18,7 +22,7 @@ class Patient(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: ReadableBuffer, /) -> int:
         """All of `data` is taken, whether or not the system took it."""
         view = memoryview(data).cast("B")
         rest = view

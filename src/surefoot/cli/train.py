@@ -98,5 +98,5 @@ def new_run_directory(name: str) -> Path:
                 number += 1
                 path = base.with_name(f"{base.name}-{number}")
     except OSError as error:
-        told = error.strerror or error
-        raise UsageError(f"{path}: no run can be kept here: {told}; name a directory with --run DIR") from error
+        reason = error.strerror or error
+        raise UsageError(f"{path}: no run can be kept here: {reason}; name a directory with --run DIR") from error

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 
 from ..text import say
-from .recipes import add_trust_argument, named_recipe
+from .recipes import add_recipe_arguments, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --seconds, --forget."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's file or packaged name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as data.batch_size=512")
+    add_recipe_arguments(parser, "data.batch_size=512", optional=True)
     parser.add_argument(
         "--seconds", type=float, default=60.0, metavar="S", help="what all of it may take, compiling too (default: 60)"
     )
     parser.add_argument("--forget", action="store_true", help="remove every choice that was kept, and end")
-    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,17 +6,15 @@ import argparse
 from pathlib import Path
 
 from ..text import say
-from .recipes import add_trust_argument, named_recipe
+from .recipes import add_recipe_arguments, named_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, --kills, --seed, --keep."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or packaged name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as epochs=2")
+    add_recipe_arguments(parser, "epochs=2")
     parser.add_argument("--kills", type=_count, default=5, metavar="N", help="how often to kill it (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="draws the instants of the kills (default: 0)")
     parser.add_argument("--keep", metavar="DIR", help="keep both runs in DIR (default: a temporary directory)")
-    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -175,11 +175,11 @@ class Loader:
         indices = self.indices_at(epoch, position)
         if isinstance(self.source, TensorSource):
             return self._gather(epoch, indices)
-        generators = rng.capture()
+        generators = rng.get_state()
         try:
             return self._finish(_usable(self._reader()[epoch, indices.tolist()]), epoch, indices)
         finally:
-            rng.restore(generators)
+            rng.set_state(generators)
 
     def short_batch(self) -> tuple[Any, ...] | None:
         """The last batch of the epoch where it is shorter than the others, without counting it; else None."""

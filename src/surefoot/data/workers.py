@@ -61,7 +61,7 @@ def apply_to_each(
 @contextlib.contextmanager
 def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
     """Gives a function that seeds the process's generators and those of `holder`; all are restored at the end."""
-    # Not rng.capture: CUDA's generators are not touched here, and reading them would wait for the device.
+    # Not rng.get_state: CUDA's generators are not touched here, and reading them would wait for the device.
     states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
     own = list(_generators_of(holder).values())
     before = [held.state_of(generator) for generator in own]

@@ -58,14 +58,14 @@ class Bench:
 
     def __enter__(self) -> Bench:
         self._copy(None)
-        self._random = rng.capture()
+        self._random = rng.get_state()
         self._memory = freed_memory_kept()
         self._memory.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._memory.__exit__(None, None, None)
-        rng.restore(self._random)
+        rng.set_state(self._random)
         self._copies.clear()
         self._backends.clear()
 
@@ -111,7 +111,7 @@ class Bench:
             step = self._copy(None)
             self._expected = []
             for batch in self.batches:
-                rng.restore(self._random)
+                rng.set_state(self._random)
                 self._expected.append(self._one(step, step.plain, batch))
         return self._expected
 
@@ -120,7 +120,7 @@ class Bench:
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
             backend = self._backend(execution)
-            rng.restore(self._random)
+            rng.set_state(self._random)
             return self._one(step, backend, batch)
 
     def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Sequence[Any]) -> Seen:

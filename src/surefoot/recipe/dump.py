@@ -32,12 +32,12 @@ def _resolved(value: str) -> Any:
         return None
 
 
-def _list(dumper: _Dumper, value: list) -> yaml.SequenceNode:
+def _list(dumper: _Dumper, value: list[Any]) -> yaml.SequenceNode:
     flat = not any(isinstance(item, dict | list) for item in value)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
 
 
-def _mapping(dumper: _Dumper, value: dict) -> yaml.MappingNode:
+def _mapping(dumper: _Dumper, value: dict[str, Any]) -> yaml.MappingNode:
     return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=not value)
 
 

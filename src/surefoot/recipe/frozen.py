@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-class Frozen(Mapping):
+class Frozen(Mapping[str, Any]):
     """A mapping that cannot change: equal to a dict with the same items, hashable, copied and pickled as any value.
 
     >>> Frozen({"lr": 0.1}) == {"lr": 0.1}
@@ -33,7 +33,7 @@ class Frozen(Mapping):
     def __repr__(self) -> str:
         return f"Frozen({self._items!r})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Frozen], tuple[dict[str, Any]]]:
         return Frozen, (self._items,)
 
 

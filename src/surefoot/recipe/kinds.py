@@ -1,7 +1,4 @@
-"""The kinds of value that a recipe's keys take: each reads a node, names itself in messages and docs, and has a schema.
-
-A kind is what one key needs to be read, dumped, documented and described to an editor, told once.
-"""
+"""The kinds of value that a recipe's keys take: how each is read, written, named in messages, and its schema."""
 
 from __future__ import annotations
 
@@ -20,9 +17,12 @@ METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 
 
 class Kind:
-    """What a value may be. `told` completes "... is not" in a message, and the column "value" in the docs."""
+    """What a value may be."""
 
-    told = "a value"
+    @property
+    def expected(self) -> str:
+        """Completes "... is not" in a message, and is the column "value" in the docs."""
+        raise NotImplementedError
 
     @property
     def example(self) -> str:
@@ -32,11 +32,9 @@ class Kind:
     def read(self, node: Node, path: str, reading: Reading) -> Any:
         """The value of `node`, or INVALID with every problem noted in `reading`."""
         reading.values[path] = node.where
-        if isinstance(node, Broken):
-            return INVALID
-        return self.take(node, path, reading)
+        return INVALID if isinstance(node, Broken) else self.take(node, path, reading)
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         """As `read`, of a node that is not Broken and whose place is noted."""
         raise NotImplementedError
 
@@ -48,24 +46,22 @@ class Kind:
         """The JSON Schema of the value; `builder` (a SchemaBuilder) has those of sections and parts."""
         raise NotImplementedError
 
-    def not_told(self, node: Node, path: str, reading: Reading, remedy: str = "") -> Any:
-        """Note that `node` is not what was `told`; returns INVALID."""
-        message = f"{describe_node(node)} is not {self.told}{remedy}"
-        return reading.refuse(node.where, path, message)
+    def mismatch(self, node: Node, path: str, reading: Reading, remedy: str = "") -> Any:
+        """Note that `node` is not what was `expected`; returns INVALID."""
+        return reading.refuse(path, f"{describe_node(node)} is not {self.expected}{remedy}")
 
 
-@dataclass(frozen=True)
 class Flag(Kind):
     """true or false."""
 
-    told = "true or false"
+    expected = "true or false"
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         if isinstance(node, Scalar) and isinstance(node.value, bool):
             return node.value
-        return self.not_told(node, path, reading, flag_remedy(node))
+        return self.mismatch(node, path, reading, flag_remedy(node))
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         return {"type": "boolean"}
 
 
@@ -78,26 +74,22 @@ class Whole(Kind):
     high: int | None = None
 
     @property
-    def told(self) -> str:
+    def expected(self) -> str:
         return f"a whole number, {self.low} or more"
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         value = node.value if isinstance(node, Scalar) else None
         if isinstance(value, bool) or not isinstance(value, int):
             near = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-            return self.not_told(node, path, reading, f"; write {int(value)}" if near else number_remedy(node))
+            return self.mismatch(node, path, reading, f"; write {value:.0f}" if near else number_remedy(node))
         if value < self.low:
-            return reading.refuse(node.where, path, f"{value} is below {self.low}; {self.hint or self._example()}")
+            return reading.refuse(path, f"{value} is below {self.low}; {self.hint}")
         if self.high is not None and value > self.high:
-            return reading.refuse(node.where, path, f"{describe(value)} is above {self.high}")
+            return reading.refuse(path, f"{describe(value)} is above {self.high}")
         return value
 
-    def _example(self) -> str:
-        return f"give {self.low} or more"
-
-    def schema(self, builder):
-        limits = {"minimum": self.low} | ({} if self.high is None else {"maximum": self.high})
-        return {"type": "integer", **limits}
+    def schema(self, builder: Any) -> dict[str, Any]:
+        return {"type": "integer", "minimum": self.low} | ({} if self.high is None else {"maximum": self.high})
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ class Number(Kind):
     hint: str
 
     @property
-    def told(self) -> str:
+    def expected(self) -> str:
         low, high = self.range.low, self.range.high
         bounds = []
         if low > float("-inf"):
@@ -117,47 +109,44 @@ class Number(Kind):
             bounds.append(f"below {high:g}" if self.range.high_open else f"at most {high:g}")
         return "a number" + (", " + " and ".join(bounds) if bounds else "")
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         value = node.value if isinstance(node, Scalar) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            return self.not_told(node, path, reading, number_remedy(node))
+            return self.mismatch(node, path, reading, number_remedy(node))
         wrong = self.range.violation(value)
         if wrong is None and abs(value) > sys.float_info.max:
             wrong = f"{describe(value)} is not a finite number"
-        if wrong:
-            return reading.refuse(node.where, path, f"{wrong}; {self.hint}")
-        return float(value)
+        return reading.refuse(path, f"{wrong}; {self.hint}") if wrong else float(value)
 
-    def schema(self, builder):
-        told: dict[str, Any] = {"type": "number"}
-        if self.range.low > float("-inf"):
-            told["exclusiveMinimum" if self.range.low_open else "minimum"] = self.range.low
-        if self.range.high < float("inf"):
-            told["exclusiveMaximum" if self.range.high_open else "maximum"] = self.range.high
-        return told
+    def schema(self, builder: Any) -> dict[str, Any]:
+        return {"type": "number", **limits_schema(self.range)}
+
+
+def limits_schema(limits: Range) -> dict[str, float]:
+    """The JSON Schema of a number's limits."""
+    schema = {}
+    if limits.low > float("-inf"):
+        schema["exclusiveMinimum" if limits.low_open else "minimum"] = limits.low
+    if limits.high < float("inf"):
+        schema["exclusiveMaximum" if limits.high_open else "maximum"] = limits.high
+    return schema
 
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """A text; where there is a `pattern`, all of it must match, and `meaning` says what that is."""
+    """A text; where there is a `pattern`, all of it must match, and `expected` says what that is."""
 
-    meaning: str = "a text"
+    expected: str = "a text"
     pattern: str = r"(?s).+"
     remedy: str = ""
 
-    @property
-    def told(self) -> str:
-        return self.meaning
-
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         if not isinstance(node, Scalar) or not isinstance(node.value, str):
             quote = isinstance(node, Scalar) and node.text and node.value is not None
-            return self.not_told(node, path, reading, self.remedy or ("; put it in quotation marks" if quote else ""))
-        if not re.fullmatch(self.pattern, node.value):
-            return self.not_told(node, path, reading, self.remedy)
-        return node.value
+            return self.mismatch(node, path, reading, self.remedy or ("; put it in quotation marks" if quote else ""))
+        return node.value if re.fullmatch(self.pattern, node.value) else self.mismatch(node, path, reading, self.remedy)
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}
 
 
@@ -169,20 +158,20 @@ class Choice(Kind):
     synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def told(self) -> str:
+    def expected(self) -> str:
         return self.options[0] if len(self.options) == 1 else "one of " + ", ".join(self.options)
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
-        if isinstance(node, Scalar) and node.value in self.options:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
+        if not isinstance(node, Scalar):
+            return self.mismatch(node, path, reading)
+        if node.value in self.options:
             return node.value
-        meant = ""
-        if isinstance(node, Scalar) and node.text.lower() in self.synonyms:
-            meant = f"; write {self.synonyms[node.text.lower()]}"
-        elif isinstance(node, Scalar) and isinstance(node.value, str):
-            meant = did_you_mean(node.value, self.options)
-        return self.not_told(node, path, reading, meant)
+        if synonym := self.synonyms.get(node.text.lower()):
+            return self.mismatch(node, path, reading, f"; write {synonym}")
+        near = did_you_mean(node.value, self.options) if isinstance(node.value, str) else ""
+        return self.mismatch(node, path, reading, near)
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         return {"enum": list(self.options)}
 
 
@@ -197,22 +186,22 @@ class Maybe(Kind):
     kind: Kind
 
     @property
-    def told(self) -> str:
-        return f"{self.kind.told}, or null"
+    def expected(self) -> str:
+        return f"{self.kind.expected}, or null"
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         if isinstance(node, Scalar) and node.value is None:
             return None
         # A text may be "none" where any text may stand.
         free = isinstance(self.kind, Several) or self.kind == Text()
         if isinstance(node, Scalar) and node.text.lower() in _NOTHING and not free:
-            return self.not_told(node, path, reading, "; write null")
+            return self.mismatch(node, path, reading, "; write null")
         return self.kind.take(node, path, reading)
 
     def plain(self, value: Any) -> Any:
         return None if value is None else self.kind.plain(value)
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         return {"anyOf": [{"type": "null"}, self.kind.schema(builder)]}
 
 
@@ -224,27 +213,25 @@ class Or(Kind):
     kind: Kind
 
     @property
-    def told(self) -> str:
-        return f"{', '.join(self.words)} or {self.kind.told}"
+    def expected(self) -> str:
+        return f"{', '.join(self.words)} or {self.kind.expected}"
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         if not isinstance(node, Scalar) or (isinstance(self.kind, Flag | Whole) and not isinstance(node.value, str)):
             return self.kind.take(node, path, reading)
         if node.value in self.words and isinstance(node.value, str):
             return node.value
-        if isinstance(self.kind, Several) and not (isinstance(node.value, str) and self._misspelt(node.value)):
+        near = did_you_mean(node.value, self.words) if isinstance(node.value, str) else ""
+        # A text without a pattern's signs that is close to one of the words is more likely that word, misspelt.
+        misspelt = bool(near) and not set(node.text) & set("*?[.")
+        if isinstance(self.kind, Several) and not misspelt:
             return self.kind.take(node, path, reading)
-        meant = did_you_mean(node.value, self.words) if isinstance(node.value, str) else ""
-        return self.not_told(node, path, reading, meant or (flag_remedy(node) if isinstance(self.kind, Flag) else ""))
-
-    def _misspelt(self, text: str) -> bool:
-        """Whether a text that could be a pattern is more likely one of the words."""
-        return not set(text) & set("*?[.") and bool(did_you_mean(text, self.words))
+        return self.mismatch(node, path, reading, near or (flag_remedy(node) if isinstance(self.kind, Flag) else ""))
 
     def plain(self, value: Any) -> Any:
         return value if isinstance(value, str) and value in self.words else self.kind.plain(value)
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         return {"anyOf": [{"enum": list(self.words)}, self.kind.schema(builder)]}
 
 
@@ -257,56 +244,51 @@ class Several(Kind):
     one: bool = False
 
     @property
-    def told(self) -> str:
-        every = f"a list, each {self.kind.told}"
-        return f"{self.kind.told}, or a list of such" if self.one else every
+    def expected(self) -> str:
+        each = self.kind.expected
+        return f"{each}, or a list of such" if self.one else f"a list, each {each}"
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
-        if not isinstance(node, Items):
-            single = self.one and not (isinstance(node, Scalar) and node.value is None)
-            if single:
-                value = self.kind.take(node, path, reading)
-                return INVALID if value is INVALID else (value,)
+    @property
+    def example(self) -> str:
+        return self.kind.example if self.one else ""
+
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
+        if isinstance(node, Items):
+            if len(node.items) < self.least:
+                return reading.refuse(path, f"{len(node.items) or 'no'} items are fewer than {self.least}")
+            values = [self.kind.read(item, f"{path}.{i}", reading) for i, item in enumerate(node.items)]
+            return INVALID if any(value is INVALID for value in values) else tuple(values)
+        if self.one and not (isinstance(node, Scalar) and node.value is None):
+            value = self.kind.take(node, path, reading)
+            return INVALID if value is INVALID else (value,)
+        if isinstance(self.kind, Choice) and isinstance(node, Scalar):
             alone = Reading()
-            if (
-                isinstance(self.kind, Choice)
-                and isinstance(node, Scalar)
-                and self.kind.read(node, path, alone) is INVALID
-            ):
+            if self.kind.read(node, path, alone) is INVALID:
                 reading.problems += alone.problems  # in brackets it would be refused too
                 return INVALID
-            return reading.refuse(node.where, path, f"{describe_node(node)} is not a list{self._bracket(node)}")
-        if len(node.items) < self.least:
-            return reading.refuse(node.where, path, f"{len(node.items) or 'no'} items are fewer than {self.least}")
-        values = [self.kind.read(item, f"{path}.{i}", reading) for i, item in enumerate(node.items)]
-        return INVALID if any(value is INVALID for value in values) else tuple(values)
+        return reading.refuse(path, f"{describe_node(node)} is not a list{self._bracket(node)}")
 
     def _bracket(self, node: Node) -> str:
         if isinstance(node, Scalar) and node.text and len(node.text) <= 40 and node.value is not None:
             return f"; write [{node.text}]"
         return "; begin each of its items with '- '" if isinstance(node, Entries) else "; write [] for none"
 
-    @property
-    def example(self) -> str:
-        return self.kind.example if self.one else ""
-
     def plain(self, value: Any) -> Any:
         plain = [self.kind.plain(item) for item in value]
         return plain[0] if self.one and len(plain) == 1 else plain
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         each = self.kind.schema(builder)
         several = {"type": "array", "items": each} | ({"minItems": self.least} if self.least else {})
         return {"anyOf": [each, several]} if self.one else several
 
 
-@dataclass(frozen=True)
-class Arguments(Kind):
-    """Any plain value: the arguments of a part, which its registry checks."""
+class Argument(Kind):
+    """Any plain value: an argument of a part, which its registry checks."""
 
-    told = "any value"
+    expected = "any value"
 
-    def take(self, node: Node, path: str, reading: Reading) -> Any:
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         if isinstance(node, Scalar):
             return node.value
         if isinstance(node, Items):
@@ -315,5 +297,5 @@ class Arguments(Kind):
         taken = {key: self.read(value, f"{path}.{key}", reading) for key, value in node.entries.items()}
         return INVALID if any(value is INVALID for value in taken.values()) else taken
 
-    def schema(self, builder):
+    def schema(self, builder: Any) -> dict[str, Any]:
         return {}

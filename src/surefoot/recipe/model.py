@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ..registry import Range
 from .frozen import Frozen, thaw
@@ -49,7 +49,7 @@ class Normalize(Keyed):
 class DataSection(Keyed):
     """A data source with its arguments, and how its samples are served."""
 
-    registry: ClassVar[str] = "data"
+    registry = "data"
 
     part: Part
     batch_size: int = key(Whole(1, "give at least one sample"), "Samples in a batch.", 64)
@@ -73,7 +73,7 @@ class DataSection(Keyed):
 class LossTerm(Keyed):
     """One loss, and what it counts in the sum."""
 
-    registry: ClassVar[str] = "loss"
+    registry = "loss"
 
     part: Part
     factor: float = key(Number(Range(), "give a finite number"), "What this loss is multiplied by in a sum.", 1.0)
@@ -85,7 +85,9 @@ class Group(Keyed):
 
     match: tuple[str, ...] = key(_PATTERNS, "Which parameters: a shell pattern over their names, or several.")
     name: str | None = key(Maybe(Text()), "How the group is called in records; null: by its pattern.", None)
-    args: Frozen = field(default=Frozen(), metadata={"rest": True})
+    args: Frozen = Frozen()
+
+    open_ended = True
 
     def options(self) -> dict[str, Any]:
         """The group as `surefoot.optimizers.param_groups` takes it."""
@@ -97,7 +99,7 @@ class Group(Keyed):
 class OptimizerSection(Keyed):
     """An optimizer of torch.optim with its arguments, and its parameter groups."""
 
-    registry: ClassVar[str] = "optimizer"
+    registry = "optimizer"
 
     part: Part
     groups: tuple[Group, ...] = key(
@@ -117,7 +119,7 @@ class OptimizerSection(Keyed):
 class SchedulerSection(Keyed):
     """A scheduler of torch.optim.lr_scheduler with its arguments."""
 
-    registry: ClassVar[str] = "scheduler"
+    registry = "scheduler"
 
     part: Part
     by: str = key(
@@ -136,12 +138,22 @@ class SchedulerSection(Keyed):
         name="schedulers",
     )
 
+    def walk(self, path: str = "scheduler") -> Iterator[tuple[str, SchedulerSection]]:
+        """This section and all parts below it, each with its dotted key."""
+        yield path, self
+        for index, child in enumerate(self.children):
+            yield from child.walk(f"{path}.schedulers.{index}")
+
+    def leaves(self) -> list[Part]:
+        """The parts that set a rate themselves: those without parts of their own."""
+        return [section.part for _, section in self.walk() if not section.children and section.part is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupSection(Keyed):
     """A warmup, which dampens whatever the scheduler gives."""
 
-    registry: ClassVar[str] = "warmup"
+    registry = "warmup"
 
     part: Part
     by: str = key(Choice(("step", "epoch")), "What its period is counted in.", "step")
@@ -329,6 +341,21 @@ class Recipe(Keyed):
     )
     source: str | None = field(default=None, compare=False, repr=False)
     places: Mapping[str, str] = field(default=Frozen(), compare=False, repr=False)
+
+    def parts(self) -> Iterator[tuple[str, Part | None, type[Keyed] | None]]:
+        """Every part: its registry, itself (None where it could not be read), and the section that it stands in."""
+        yield "model", self.model, None
+        for kind in ("data", "optimizer", "warmup"):
+            section = getattr(self, kind)
+            if section is not None:
+                yield kind, section.part, type(section)
+        for part in self.data.augment if self.data else ():
+            yield "augmentation", part, None
+        for term in self.loss or ():
+            yield "loss", term.part, type(term)
+        if self.scheduler is not None:
+            for _, scheduler in self.scheduler.walk():
+                yield "scheduler", scheduler.part, type(scheduler)
 
     def where(self, path: str) -> str:
         """Where the value of a dotted key stands, or what is nearest around it; "" for a recipe without a text.

@@ -26,9 +26,10 @@ class Reading:
     keys: dict[str, Where] = field(default_factory=dict)
     elsewhere: Callable[[str, str, Collection[str]], str] = lambda name, path, keys: ""
 
-    def refuse(self, where: Where, path: str, message: str) -> Any:
-        """Note a problem; returns INVALID."""
-        self.problems.append(Problem(where, shortened(path, 120), shortened(message, 600)))
+    def refuse(self, path: str, message: str, where: Where | None = None) -> Any:
+        """Note a problem with the key `path`, at `where` or where its value stands; returns INVALID."""
+        problem = Problem(where or self.where(path), shortened(path, 120), shortened(message, 600))
+        self.problems.append(problem)
         return INVALID
 
     def where(self, path: str) -> Where:

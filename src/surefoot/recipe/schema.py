@@ -9,10 +9,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ..registry import Entry, Range, Registry
+from ..registry import Entry, Registry
 from .check import all_registries
+from .kinds import limits_schema
 from .model import Recipe
-from .sections import IMPORT_PATTERN, REQUIRED, TITLES, Keyed, a, keys_of
+from .sections import IMPORT_PATTERN, REQUIRED, Keyed, keys_of, titled
 
 
 def json_schema(registries: Mapping[str, Registry] | None = None) -> dict[str, Any]:
@@ -53,23 +54,21 @@ class SchemaBuilder:
     def mapping(self, cls: type[Keyed], more: Mapping[str, Any]) -> dict[str, Any]:
         """The schema of a mapping with the keys of `cls` and `more` properties."""
         keys = keys_of(cls)
-        open_ended = cls.open_ended()
         return {
             "type": "object",
             "description": (cls.__doc__ or "").partition("\n")[0],
             "properties": {**more, **self.keys(cls)},
             "required": [name for name, key in keys.items() if key.default is REQUIRED],
-            **({} if open_ended else {"additionalProperties": False}),
+            **({} if cls.open_ended else {"additionalProperties": False}),
         }
 
     def keys(self, cls: type[Keyed] | None) -> dict[str, Any]:
         """The properties of a section's own keys."""
         properties = {}
         for name, key in keys_of(cls).items() if cls else ():
-            told = {"description": key.doc}
+            properties[name] = {**key.kind.schema(self), "description": key.doc}
             if key.default is not REQUIRED and not key.shown:
-                told["default"] = key.kind.plain(key.default)
-            properties[name] = {**key.kind.schema(self), **told}
+                properties[name]["default"] = key.kind.plain(key.default)
         return properties
 
     def part(self, registry: str, cls: type[Keyed] | None = None) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class SchemaBuilder:
         if known is None:
             named = {"type": "object", "properties": {"name": {"type": "string"}, **own}, "required": ["name"]}
             return {"anyOf": [{"type": "string", "minLength": 1}, named, imported]}
-        words = {"enum": known.names(), "description": f"The name of {a(TITLES[registry])}."}
+        words = {"enum": known.names(), "description": f"The name of {titled(registry)}."}
         return {"anyOf": [words, *(_entry_schema(known, entry, own) for entry in known), imported]}
 
 
@@ -106,7 +105,7 @@ def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> d
         if name in entry.limits:
             for option in schema.get("anyOf", [schema]):
                 if option.get("type") in ("number", "integer"):
-                    option |= _limits(entry.limits[name])
+                    option |= limits_schema(entry.limits[name])
         if isinstance(parameter.default, bool | int | float | str) and not _odd(parameter.default):
             schema["default"] = parameter.default
         arguments[name] = schema
@@ -150,12 +149,3 @@ def _type_schema(annotation: Any) -> dict[str, Any]:
     if plain is dict:
         return {"type": "object"}
     return {}
-
-
-def _limits(limit: Range) -> dict[str, float]:
-    told = {}
-    if math.isfinite(limit.low):
-        told["exclusiveMinimum" if limit.low_open else "minimum"] = limit.low
-    if math.isfinite(limit.high):
-        told["exclusiveMaximum" if limit.high_open else "maximum"] = limit.high
-    return told

@@ -29,11 +29,10 @@ class Key:
 
 def key(kind: Kind, doc: str, default: Any = REQUIRED, *, name: str = "", shown: str = "") -> Any:
     """A dataclass field for one key of the recipe."""
-    metadata = {"kind": kind, "doc": doc, "name": name, "shown": shown}
-    return field(default=default, metadata=metadata) if default is not REQUIRED else field(metadata=metadata)
+    return field(default=default, metadata={"kind": kind, "doc": doc, "name": name, "shown": shown})
 
 
-def keys_of(cls: type) -> dict[str, Key]:
+def keys_of(cls: Any) -> dict[str, Key]:
     """The keys of a section, by their names in the file, in the order in which they are written."""
     keys = {}
     for f in dataclasses.fields(cls):
@@ -47,8 +46,7 @@ def keys_of(cls: type) -> dict[str, Key]:
 class Part:
     """A registered name, or a user's own ``module:Name`` (`imported`), with its arguments.
 
-    `where` is the place of the name (``recipe.yaml:4:8``, or the overriding argument), `path` its key
-    (``"optimizer"``, ``"loss.1"``): for messages about what only shows when it is built.
+    `path` is its key (``"optimizer"``, ``"loss.1"``): for messages about what only shows when it is built.
 
     >>> Part("MLP", Frozen({"hidden": [256]})).arguments()
     {'hidden': [256]}
@@ -57,34 +55,22 @@ class Part:
     name: str
     args: Frozen = Frozen()
     imported: bool = False
-    where: str = field(default="", compare=False)
     path: str = field(default="", compare=False)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments as plain dicts and lists, yours to change."""
-        return thaw(self.args)
-
-    def plain(self) -> Any:
-        """The mapping that the recipe would hold; the bare name where there are no arguments."""
-        if not self.args and not self.imported:
-            return self.name
-        return self.mapping()
+        return {name: thaw(value) for name, value in self.args.items()}
 
     def mapping(self) -> dict[str, Any]:
         """The mapping that the recipe would hold."""
-        return {"import" if self.imported else "name": self.name, **thaw(self.args)}
+        return {"import" if self.imported else "name": self.name, **self.arguments()}
+
+    def plain(self) -> Any:
+        """The mapping that the recipe would hold; the bare name where there are no arguments."""
+        return self.mapping() if self.args or self.imported else self.name
 
 
-# How messages call a part of each registry, and one that they can show.
-TITLES = {
-    "model": "model",
-    "data": "data set",
-    "loss": "loss",
-    "optimizer": "optimizer",
-    "scheduler": "scheduler",
-    "warmup": "warmup",
-    "augmentation": "augmentation",
-}
+# One part of each registry that messages can show.
 EXAMPLES = {
     "model": "LeNet5",
     "data": "garments",
@@ -96,41 +82,34 @@ EXAMPLES = {
 }
 
 
-def a(noun: str) -> str:
-    """`noun` with its article."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+def title(registry: str) -> str:
+    """How messages call a part of a registry."""
+    return "data set" if registry == "data" else registry
 
 
-def part_told(registry: str) -> str:
+def titled(registry: str) -> str:
+    """The same with its article."""
+    return f"{'an' if registry[0] in 'aeiou' else 'a'} {title(registry)}"
+
+
+def part_expected(registry: str) -> str:
     """What a value that names a part is, in messages and docs."""
-    return f"the name of {a(TITLES[registry])}, or a mapping with it"
+    return f"the name of {titled(registry)}, or a mapping with it"
 
 
 class Keyed:
-    """A section: something with keys. One with a field `part` holds the keys of that part of `registry` too."""
+    """A section: something with keys. One with a field `part` holds the keys of that part of `registry` too.
+
+    With `open_ended`, keys beyond its own are arguments of something, and its field `args` holds them.
+    """
 
     registry: ClassVar[str] = ""
-
-    @classmethod
-    def told(cls) -> str:
-        """What messages and docs call it."""
-        return part_told(cls.registry) if cls.registry else "a mapping"
-
-    @classmethod
-    def example(cls) -> str:
-        """One that messages can show, or an empty text."""
-        return EXAMPLES.get(cls.registry, "")
-
-    @classmethod
-    def open_ended(cls) -> bool:
-        """Whether keys beyond its own are arguments of something: `args` holds them."""
-        return any(f.metadata.get("rest") for f in dataclasses.fields(cls))
+    open_ended: ClassVar[bool] = False
 
     def plain(self) -> dict[str, Any]:
         """The section as plain dicts, lists and scalars, every default filled in, in the file's order."""
-        part: Part | None = getattr(self, "part", None)
-        told = {} if part is None else {"import" if part.imported else "name": part.name}
         settings = {n: k.kind.plain(getattr(self, k.attribute)) for n, k in keys_of(type(self)).items()}
-        if part is None:
-            return {**settings, **thaw(getattr(self, "args", {}))}
-        return {**told, **thaw(part.args), **settings}
+        if self.registry:
+            part: Part = getattr(self, "part")  # noqa: B009 (a field of the sections with a registry only)
+            return {**part.mapping(), **settings}
+        return {**settings, **thaw(getattr(self, "args", {}))}

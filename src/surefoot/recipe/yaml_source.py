@@ -246,16 +246,18 @@ class _Builder:
                 root, _ = self.node(event, events, 0)
         if isinstance(root, Scalar) and root.text == "" and root.value is None:
             return None
-        if isinstance(root, Scalar) and isinstance(root.value, str) and _WIDE.search(root.text):
-            raise Refused(root.where, _wide_remedy(_WIDE.search(root.text).group()))
+        if isinstance(root, Scalar) and isinstance(root.value, str) and (wide := _WIDE.search(root.text)):
+            raise Refused(root.where, _wide_remedy(wide.group()))
         return root
 
     def place(self, event: yaml.Event) -> Where:
+        assert event.start_mark is not None, "parsed text has places"
         return self.at(event.start_mark.line, event.start_mark.column)
 
     def node(self, event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> tuple[Node, int]:
         """The node that starts with `event`, and how many nodes it is when every alias is unfolded."""
         where = self.last = self.place(event)
+        assert isinstance(event, yaml.NodeEvent)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self.anchors and event.anchor not in self.open_anchors:
                 return self.anchors[event.anchor]
@@ -267,6 +269,7 @@ class _Builder:
             return self.broken(where, message), 1
         if depth > MAX_DEPTH:
             raise Refused(where, f"nested more than {MAX_DEPTH} deep, which no recipe needs")
+        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.anchor:
             self.open_anchors.append(event.anchor)
         built: tuple[Node, int]
@@ -276,7 +279,7 @@ class _Builder:
             built = self.sequence(events, where, depth)
         else:
             built = self.mapping(events, where, depth)
-        if not self.known_tag(event):
+        if event.tag is not None and not self.known_tag(event, event.tag):
             shown = event.tag.replace(_TAG, "!!", 1)
             message = f"the tag {shown!r} is not supported; a recipe holds plain values only"
             built = self.broken(where, message), 1
@@ -347,8 +350,8 @@ class _Builder:
         if not isinstance(node.value, str):
             self.broken(where, f"the key {node.text or 'null'} is not text; put it in quotation marks")
             return None
-        wide = _WIDE.search(node.value) if event.style is None else None
-        if wide:
+        bare = isinstance(event, yaml.ScalarEvent) and event.style is None
+        if bare and (wide := _WIDE.search(node.value)):
             self.broken(where, _wide_remedy(wide.group()))
             return None
         return node.value
@@ -362,14 +365,12 @@ class _Builder:
         self.problems.append(Problem(where, "", message))
         return Broken(where)
 
-    def known_tag(self, event: yaml.NodeEvent) -> bool:
-        if event.tag is None or event.tag == "!":
-            return True
+    def known_tag(self, event: yaml.NodeEvent, tag: str) -> bool:
         if isinstance(event, yaml.ScalarEvent):
             known: tuple[str, ...] = (*_TYPES, "str")
         else:
             known = ("seq",) if isinstance(event, yaml.SequenceStartEvent) else ("map",)
-        return event.tag.startswith(_TAG) and event.tag.removeprefix(_TAG) in known
+        return tag == "!" or (tag.startswith(_TAG) and tag.removeprefix(_TAG) in known)
 
     def scalar(self, event: yaml.ScalarEvent, where: Where) -> Scalar | Broken:
         text = event.value

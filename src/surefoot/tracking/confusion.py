@@ -40,12 +40,21 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
     return f'<div class="scroll"><table class="confusion">{head}\n' + "\n".join(rows) + "</table></div>"
 
 
-def _worst_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def most_mistaken(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """How often, true class, predicted class: the pairs that were mistaken, the most frequent first.
+
+    >>> most_mistaken([[9, 1, 0], [0, 10, 3], [0, 0, 5]])
+    [(3, 1, 2), (1, 0, 1)]
+    """
     pairs = [(int(n), i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
-    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_MOST_PAIRS]
+    return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))
+
+
+def _worst_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    worst = most_mistaken(confusion)[:_MOST_PAIRS]
     rows = "\n".join(
         f"<tr><td>{escape(names[i])}</td><td>{escape(names[j])}</td><td>{n}</td></tr>" for n, i, j in worst
     )
-    told = f'<p class="dim">{counted(len(names), "class")}: the {len(worst)} pairs that were mistaken most often.</p>'
+    note = f'<p class="dim">{counted(len(names), "class")}: the {len(worst)} pairs that were mistaken most often.</p>'
     head = "<tr><th>true</th><th>predicted</th><th>samples</th></tr>"
-    return f'{told}<div class="scroll"><table>{head}\n{rows}</table></div>'
+    return f'{note}<div class="scroll"><table>{head}\n{rows}</table></div>'

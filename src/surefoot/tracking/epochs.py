@@ -27,7 +27,7 @@ class Epochs:
         self._last[1].append(record)
         while len(self._kept) > self._most:
             self.stride *= 2
-            self._kept = {kept: found for kept, found in self._kept.items() if kept % self.stride == 0}
+            self._kept = {kept: records for kept, records in self._kept.items() if kept % self.stride == 0}
 
     def kept(self) -> list[tuple[int, list[Mapping[str, Any]]]]:
         """Epochs and their records, in order."""

@@ -62,12 +62,12 @@ class EventFiles:
     def cut(self, mark: Any, step: int) -> bool:
         """Keep what stood there at `mark`, if it is whole, and drop what came after; False, and untouched, if not.
 
-        A TensorBoard that watches, or reads later, is told to drop points from `step` on that it has seen.
+        An event makes a TensorBoard that watches, or reads later, drop points from `step` on that it has read.
         """
         if not (isinstance(mark, list) and len(mark) == 2 and all(type(n) is int and n >= 0 for n in mark)):
             return False  # not of ours
         size, crc = mark
-        left, found = size, 0
+        left, actual = size, 0
         paths = self._paths()
         sizes = []
         for path in paths:
@@ -75,13 +75,13 @@ class EventFiles:
             try:
                 with os.fdopen(files.open_regular(path), "rb", buffering=0) as file:
                     while count < left and (piece := file.read(min(left - count, 1 << 20))):
-                        found = zlib.crc32(piece, found)
+                        actual = zlib.crc32(piece, actual)
                         count += len(piece)
             except OSError:
                 return False
             sizes.append(count)
             left -= count
-        if left or found != crc:
+        if left or actual != crc:
             return False
         self._begin_after(paths, sizes, step)
         self._bytes, self._crc = size, crc

@@ -75,9 +75,9 @@ class JournalFile:
                 if self._torn:
                     os.ftruncate(self._fd, self.offset)
                     self._torn = False
-                written = os.write(self._fd, line)
-                while written < len(line):  # a short write: a signal, or the last block of a full disk
-                    written += os.write(self._fd, line[written:])
+                left = line
+                while left:  # a short write: a signal, or the last block of a full disk
+                    left = left[os.write(self._fd, left) :]
         except OSError as error:
             self._cut_back()
             raise RunFailed(
@@ -101,7 +101,6 @@ class JournalFile:
         is shorter than that or `offset` is not the end of a line: then it is not the file that the checkpoint was
         written beside.
         """
-        sums = marks or None  # earlier versions kept none
         mended: list[str] = []
         damaged: list[str] = []
         try:
@@ -113,8 +112,8 @@ class JournalFile:
                 )
             self._sums, self._summed = Sums(), 0
             self._sum_to(max(offset, 0))
-            holds = sums is None or self._sums.plain() == sums
-            if not holds and (place := mend(self.path, offset, self._sums.plain(), sums)) is not None:
+            holds = not marks or self._sums.plain() == marks
+            if marks and not holds and (place := mend(self.path, offset, self._sums.plain(), marks)) is not None:
                 mended.append(f"{self.path}: byte {place} was damaged and is mended: its checksum holds again")
                 self._sums, self._summed = Sums(), 0
                 self._sum_to(offset)
@@ -137,7 +136,7 @@ class JournalFile:
     def _broken(self) -> list[str]:
         """What to say of a journal whose checksum does not hold and cannot be made to."""
         lines: list[str] = []
-        for _ in read_records(self.path, damaged=lines.append):
+        for _ in run_records(self.path, lines.append):
             pass
         return lines or [f"{self.path}: its checksum does not hold: a number in it may be wrong"]
 

@@ -37,13 +37,13 @@ class Sums:
         return {"crc32": self._crc, "sha256": self._sha.hexdigest()}
 
 
-def mend(path: Path, size: int, found: Mapping[str, Any], right: Mapping[str, Any]) -> int | None:
+def mend(path: Path, size: int, actual: Mapping[str, Any], right: Mapping[str, Any]) -> int | None:
     """Put the one wrong byte of a file of `size` bytes right; its place, or None where that is not what is wrong."""
     crc = right.get("crc32")
     if size > MOST_BYTES or type(crc) is not int or not 0 <= crc < 2**32:
         return None
     data = bytearray(path.read_bytes()[:size])
-    for place, difference in _single_byte_errors(found["crc32"] ^ crc, size):
+    for place, difference in _single_byte_errors(actual["crc32"] ^ crc, size):
         data[place] ^= difference
         if hashlib.sha256(data).hexdigest() == right.get("sha256"):
             put(path, place, bytes(data[place : place + 1]))

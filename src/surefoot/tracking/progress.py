@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from ..charts.terminal import BOLD, painted
-from ..text import counted, duration, printable
+from ..text import counted, duration, figure, printable
 from .journal import NOT_METRICS
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
@@ -290,7 +290,7 @@ def _figures(record: Mapping[str, Any]) -> str:
     parts = []
     for key, value in record.items():
         if key not in NOT_METRICS and isinstance(value, (int, float)):
-            parts.append(f"{key} {100 * value:.2f} %" if key == "accuracy" else f"{key} {value:.4f}")
+            parts.append(f"{key} {figure(key, value)}")
     return " ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,10 @@ class RunRecords:
 
     def __init__(self, run_dir: str | os.PathLike[str], *, tensorboard: bool | str = True):
         self.run_dir = Path(run_dir)
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UsageError(
+                "tensorboard: true, but TensorBoard is not installed; pip install tensorboard, or set false"
+            )
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,28 +87,25 @@ class RunRecords:
         marks = marks or {}
         sums = marks.get("sums")
         mended, damaged = self._file.truncate(offset, sums if isinstance(sums, dict) else None)
-        told: list[str] = []
-        if damaged:
-            for _ in run_records(self.path, told.append):
-                pass
+        more: list[str] = []
         self._newest, self._history = _newest(marks.get("newest"), offset), None
         start = self._newest.get("offset", 0)
         board = self._opened_board()
         if board is not None:
             mark = self._newest.get("board")
             if mark and board.cut(mark, self._newest["step"], self._newest["epoch"]):
-                for record in run_records(self.path, told.append, start=start):
+                for record in run_records(self.path, more.append, start=start):
                     board.write(record)
             else:
                 self._newest = {}
-                board.rebuild(run_records(self.path, told.append))
+                board.rebuild(run_records(self.path, more.append))
         for record in run_records(self.path, lambda text: None, start=start) if offset else ():
             self.wall_s = record.get("wall_s", self.wall_s)
-        return mended, list(dict.fromkeys([*damaged, *told]))
+        return mended, list(dict.fromkeys([*damaged, *more]))
 
     # ----------------------------------------------------------------------- what is made from the records
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Mapping[str, Any]]:
         """The epochs' records, of a long run an even selection; read once, then kept up to date."""
         if self._history is None:
             self._history = Epochs()

@@ -135,13 +135,13 @@ def _listed(lines: Iterable[str]) -> str:
 
 def _tiles(numbers: RunNumbers) -> str:
     """The few figures that one looks for first."""
-    tiles = []
+    tiles: list[tuple[str, str]] = []
     for split in ("val", "train"):
         for key, show in (("accuracy", _percent), ("loss", _plain)):
-            found = numbers.extremes.get((split, key))
-            if found is not None and not (tiles and split == "train"):
-                tiles.append((show(found.last), f"{split} {key}, last epoch"))
-                tiles.append((show(found.best), f"{split} {key}, best (epoch {found.epoch + 1})"))
+            extreme = numbers.extremes.get((split, key))
+            if extreme is not None and not (tiles and split == "train"):
+                tiles.append((show(extreme.last), f"{split} {key}, last epoch"))
+                tiles.append((show(extreme.best), f"{split} {key}, best (epoch {extreme.epoch + 1})"))
     if numbers.last is not None:
         last = numbers.last
         tiles.append((f"{last['step']:,}", f"steps in {counted(last['epoch'] + 1, 'epoch')}"))

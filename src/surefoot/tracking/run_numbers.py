@@ -65,16 +65,16 @@ class RunNumbers:
     def rate_courses(self) -> list[tuple[list[int], list[Point]]]:
         """Param groups that never differ, and their rates. An epoch's record repeats a rate: steps go first."""
         kind = "step" if self._rates["step"] else "epoch"
-        found: dict[int, tuple[list[int], list[Point]]] = {}
+        courses: dict[int, tuple[list[int], list[Point]]] = {}
         for group, (course, curve) in enumerate(zip(self._courses[kind], self._rates[kind], strict=True)):
-            found.setdefault(course, ([], curve.points()))[0].append(group)
-        return list(found.values())
+            courses.setdefault(course, ([], curve.points()))[0].append(group)
+        return list(courses.values())
 
     def _note(self, split: str, key: str, value: float, epoch: int) -> None:
-        found = self.extremes.setdefault((split, key), Extreme(value, value, epoch))
-        found.last = value
-        if value > found.best if key == "accuracy" else value < found.best:
-            found.best, found.epoch = value, epoch
+        extreme = self.extremes.setdefault((split, key), Extreme(value, value, epoch))
+        extreme.last = value
+        if value > extreme.best if key == "accuracy" else value < extreme.best:
+            extreme.best, extreme.epoch = value, epoch
 
     def _add_rates(self, kind: str, step: int, rates: list[float]) -> None:
         curves, courses = self._rates[kind], self._courses[kind]

@@ -115,7 +115,7 @@ class Loop:
         if self.val_loader is not None:
             # A model that draws random numbers even in evaluation must find them as they were, should the run be
             # stopped in here: it then begins this validation again.
-            before = rng.capture() if self.checkpointer is not None else None
+            before = rng.get_state() if self.checkpointer is not None else None
             # What the validation data draw, and in which order they come, depends on the epoch and not on how often
             # this process has validated.
             self.val_loader.seek(self.state.epoch)
@@ -137,7 +137,7 @@ class Loop:
     def stop_in_validation(self, rng_before: Any) -> None:
         """Between two validation batches: save and stop if a signal asks for it."""
         if self.checkpointer is not None and self.checkpointer.stop_requested:
-            rng.restore(rng_before)
+            rng.set_state(rng_before)
             self.checkpointer.stop()
 
     def finish_epoch(self, values: dict[str, float]) -> None:

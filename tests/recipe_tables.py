@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
-from .dump import flow
-from .kinds import Kind
-from .model import SECTIONS
-from .sections import REQUIRED, Key, Keyed, keys_of
+from surefoot.recipe.dump import flow
+from surefoot.recipe.model import SECTIONS
+from surefoot.recipe.sections import REQUIRED, Key, Keyed, keys_of
 
 _BLOCK = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -16,7 +14,10 @@ _BLOCK = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def table(cls: type[Keyed]) -> str:
     """The Markdown table of one section's keys."""
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
-    rows += [f"| `{key.name}` | {_cell(key.kind.told)} | {_default(key)} | {_cell(key.doc)} |" for key in _keys(cls)]
+    rows += [
+        f"| `{key.name}` | {_cell(key.kind.expected)} | {_default(key)} | {_cell(key.doc)} |"
+        for key in keys_of(cls).values()
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -26,20 +27,12 @@ def filled(document: str) -> str:
     return _BLOCK.sub(lambda block: f"{block[1]}{table(sections[block[2]])}{block[3]}", document)
 
 
-def _keys(cls: type[Keyed]) -> list[Key]:
-    return list(keys_of(cls).values())
-
-
 def _default(key: Key) -> str:
     if key.shown:
         return _cell(key.shown)
     if key.default is REQUIRED:
         return "required"
-    return f"`{flow(_plain(key.kind, key.default))}`"
-
-
-def _plain(kind: Kind, value: object) -> object:
-    return kind.plain(value) if not dataclasses.is_dataclass(value) else value.plain()
+    return f"`{flow(key.kind.plain(key.default))}`"
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,6 @@
 """Live objects to plain state, and back: modules, optimizers by parameter name, anything with a state_dict.
 
-Restoring goes in two passes: `problems` compares everything without changing anything, `restore` then
+Restoring goes in two passes: `problems` compares everything without changing anything, `set_state` then
 writes. Schedulers and the like come before optimizers, because they overwrite `lr`; modules come last, because
 they alone cannot refuse any more: no parameter has changed when anything else fails.
 """
@@ -35,7 +35,7 @@ def check_objects(objects: Mapping[str, Any]) -> None:
             )
 
 
-def capture(objects: Mapping[str, Any]) -> Tree:
+def get_state(objects: Mapping[str, Any]) -> Tree:
     """State of every object, under its key: {"modules": ..., "optimizers": ..., "objects": ...}; tensors not copied."""
     names = parameter_names(objects)
     tree: Tree = {"modules": {}, "optimizers": {}, "objects": {}}
@@ -85,7 +85,7 @@ def require_fit(objects: Mapping[str, Any], tree: Tree, where: Any) -> None:
         raise UsageError(f"{where}: does not fit what was built here:\n{listed}")
 
 
-def restore(objects: Mapping[str, Any], tree: Tree) -> None:
+def set_state(objects: Mapping[str, Any], tree: Tree) -> None:
     """Load `tree`, which has no `problems`, into the objects.
 
     Raises `UsageError` when an object's own load_state_dict refuses its state; all are then as they were.
