@@ -184,7 +184,7 @@ class TrainStep:
             return seen.loss
 
         try:
-            self.optimizer.step(closure)
+            self.optimizer.step(closure)  # type: ignore[arg-type]
         except NonFinite:  # perhaps not at the first evaluation
             with torch.no_grad():
                 for parameter, value in zip(parameters, before[0], strict=True):
@@ -202,7 +202,8 @@ class TrainStep:
             value = self.forward(batch, share, index)
             # The mean over no token at all is 0/0, and so is its gradient.
             if not (share and self.checks and value.weight is not None and not value.weight):
-                (value.loss if self.scaler is None else self.scaler.scale(value.loss)).backward()
+                loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
+                loss.backward()  # type: ignore[no-untyped-call]
             seen.append(result_of(value, batch))
         return seen[0] if len(seen) == 1 else self._together(seen)
 
@@ -308,17 +309,19 @@ class _Buffers:
             tensor, kept = buffers.get(name), self._kept.get(place)
             version = -1 if tensor is None else tensor._version
             if always or kept is None or kept[0] is not tensor or kept[1] != version:
-                nothing = tensor is None or is_lazy(tensor)
-                self._kept[place] = tensor, version, None if nothing else tensor.detach().clone()
+                value = None if tensor is None or is_lazy(tensor) else tensor.detach().clone()
+                self._kept[place] = tensor, version, value
 
     def put_back(self) -> None:
         """Make them as they were when `note` was called."""
         with torch.no_grad():
             for (buffers, name), (tensor, _, value) in zip(self._places, self._kept.values(), strict=True):
                 buffers[name] = tensor
-                if value is not None and tensor.shape != value.shape:
+                if tensor is None or value is None:
+                    continue
+                if tensor.shape != value.shape:
                     tensor.data = value.clone()
-                elif value is not None and not torch.equal(tensor, value):
+                elif not torch.equal(tensor, value):
                     tensor.copy_(value)
         self._kept.clear()
 

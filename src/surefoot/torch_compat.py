@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+
+Hook = Callable[..., Any]
 
 # Above this many numbers, reading them once (a norm) is cheaper than the kernel that reads and writes.
 _SMALL = 1 << 20
@@ -23,24 +26,22 @@ def all_finite(tensors: Sequence[Tensor], scratch: bool = False) -> bool:
     if scratch and (check := _fused_check()) is not None and sum(map(Tensor.numel, tensors)) <= _SMALL:
         with contextlib.suppress(RuntimeError, NotImplementedError):  # not for sparse ones, or several devices
             return check(tensors)
-    tensors = [t if t.layout is torch.strided else t.coalesce().values() for t in tensors]
-    tensors = [t for t in tensors if t.is_floating_point() or t.is_complex()]
-    if not tensors:
+    dense = [t if t.layout is torch.strided else t.coalesce().values() for t in tensors]
+    dense = [t for t in dense if t.is_floating_point() or t.is_complex()]
+    if not dense or math.isfinite(get_total_norm(dense)):
         return True
-    if math.isfinite(get_total_norm(tensors)):
-        return True
-    return all(bool(t.isfinite().all()) for t in tensors)  # the norm alone may have overflowed
+    return all(bool(t.isfinite().all()) for t in dense)  # the norm alone may have overflowed
 
 
 @functools.cache
-def _fused_check() -> Callable[[list[Tensor]], bool] | None:
+def _fused_check() -> Callable[[Sequence[Tensor]], bool] | None:
     """GradScaler's test in one call, at a scale of 1; None where this torch has it otherwise."""
     kernel = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
     if kernel is None:
         return None
     constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def check(tensors: list[Tensor]) -> bool:
+    def check(tensors: Sequence[Tensor]) -> bool:
         if not tensors:
             return True
         device = tensors[0].device
@@ -67,7 +68,7 @@ def run_backward() -> Callable[[Tensor, Tensor], None]:
 
     The wrapper around it (argument checks, logging hooks) costs as much as a tenth of a small step.
     """
-    run = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+    run: Any = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
 
     def direct(loss: Tensor, ones: Tensor) -> None:
         run((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
@@ -124,7 +125,7 @@ def add_to_all(tensors: list[Tensor], number: float | Tensor) -> None:
         tensor.add_(number)
 
 
-def step_hooks(optimizer: torch.optim.Optimizer) -> tuple[list[Callable], list[Callable]] | None:
+def step_hooks(optimizer: torch.optim.Optimizer) -> tuple[list[Hook], list[Hook]] | None:
     """The hooks that `optimizer.step()` calls first and last, global ones included; None where they cannot be seen."""
     from torch.optim import optimizer as module
 
@@ -142,15 +143,18 @@ def set_onednn(enabled: bool) -> None:
         return
     switch = getattr(torch._C, "_set_mkldnn_enabled", None)
     if switch is None:
-        torch.backends.mkldnn.enabled = enabled
+        torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]
     else:
         switch(enabled)
 
 
-def inductor_compile(graph: torch.fx.GraphModule, arguments: list[Tensor], settings: dict[str, object]) -> Callable:
+def inductor_compile(
+    graph: torch.fx.GraphModule, arguments: Sequence[Tensor], settings: Mapping[str, object]
+) -> Callable[..., Any]:
     """A graph of primitive operations as machine code, made under `settings` of Inductor."""
     import torch._inductor
     import torch._inductor.config as config
 
-    with config.patch(settings):
-        return torch._inductor.compile(graph, arguments)
+    with config.patch(dict(settings)):
+        compiled: Callable[..., Any] = torch._inductor.compile(graph, list(arguments))
+        return compiled

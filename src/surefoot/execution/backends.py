@@ -54,7 +54,7 @@ def make_backend(
 
 
 def verified_backend(
-    execution: Execution, step: TrainStep, example: Sequence[Any], say: Callable[[str], None] = print
+    execution: Execution, step: TrainStep, example: Batch, say: Callable[[str], None] = print
 ) -> Backend | None:
     """`make_backend`, after two updates with it were compared with two of the plain step; they leave no trace.
 

@@ -138,12 +138,12 @@ class CapturedStep:
             grads = list(torch.autograd.grad(value.loss, self.parameters))
         with torch.no_grad():
             norm = torch.zeros((), device=grads[0].device)
-            limited = grads
+            limited: Sequence[Tensor | None] = grads
             if any(limit is not None for limit in self.limits):
                 limited, norm = clip(grads, *self.limits, norm)
             sound = value.loss.detach() + get_total_norm(grads).to(value.loss.dtype) if self.step.checks else value.loss
             unsound = (~torch.isfinite(sound)).float() if self.step.checks else None
-            self._update(dict(zip(map(id, self.parameters), limited, strict=True)), unsound)
+            self._update({id(p): g for p, g in zip(self.parameters, limited, strict=True) if g is not None}, unsound)
         outputs, self._output_spec = pytree.tree_flatten(value.outputs)
         return [value.loss.detach(), norm, sound.detach(), *grads, *(output.detach() for output in outputs)]
 
@@ -173,7 +173,7 @@ class CapturedStep:
     def _warm_up(self) -> None:
         if self.parameters[0].device.type != "cuda":
             return
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -196,7 +196,7 @@ class CapturedStep:
         outputs = [output.clone() for output in self.filled[first:]]
         return self.filled[0].clone(), self.filled[1].clone(), pytree.tree_unflatten(outputs, self._output_spec)
 
-    def _numbers(self) -> list[dict]:
+    def _numbers(self) -> list[dict[str, Any]]:
         return [
             {
                 k: v

@@ -138,7 +138,7 @@ def choose_execution(
         return plain
     if (set(FIELDS) <= set(fixed) or steps_expected < WORTH_MEASURING_STEPS) and not compiles:
         return plain
-    key = cache_key(fixed, step, batches[0], steps_expected)
+    key = cache_key(fixed, step, tuple(batches[0]), steps_expected)
     known = kept.load(key, plain, say) if cache else None
     if known is not None and (known.compile == "none" or why_not(step.model, step.optimizer) is None):
         return known
@@ -247,7 +247,7 @@ def tune(
                 break
         if fixed.get("compile", "none") == "none":  # one rule over the whole table, whatever was raced with what
             best = _settle(bench, [t for t in trials if t.times], thorough, say) or best
-    rows = tuple(Row(t.execution, t.seconds and t.seconds * 1e3, _verdict(t, best)) for t in trials)
+    rows = tuple(Row(t.execution, t.seconds * 1e3 if t.times else None, _verdict(t, best)) for t in trials)
     return TuneTable(rows, best.execution, time.perf_counter() - began)
 
 
@@ -268,7 +268,8 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
             most = most // 2 if most > 4 else most - 1 if most == 3 else most // 2
             threads.append(most)
     onednn = [plain.onednn]
-    if "onednn" not in fixed and torch.backends.mkldnn.is_available() and _may_use_onednn(model):
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if "onednn" not in fixed and available and _may_use_onednn(model):
         onednn.append(not plain.onednn)
     made = [
         replace(plain, threads=t, onednn=o, memory_format=f) for t in sorted(threads) for f in formats for o in onednn
@@ -317,7 +318,7 @@ def _forms(
         return []
     plain = best.execution
     if not asked and not thorough:
-        if best.seconds is None or steps_expected is None or plain.device != "cpu":
+        if not best.times or steps_expected is None or plain.device != "cpu":
             return []
         if steps_expected * best.seconds * COMPILE_SAVES < 1.5 * _compile_seconds(model):
             return []
@@ -327,9 +328,9 @@ def _forms(
         and fixed.get("memory_format") != "channels_last"
         and worth_writing_out(model, bench.batches[0][0])
     )
-    whole = [{"compile": "step"}] if in_graph(optimizer) else []
-    gradients = [{"compile": "gradients"}]
-    written = {"products": True, "memory_format": "contiguous"}
+    whole: list[dict[str, object]] = [{"compile": "step"}] if in_graph(optimizer) else []
+    gradients: list[dict[str, object]] = [{"compile": "gradients"}]
+    written: dict[str, object] = {"products": True, "memory_format": "contiguous"}
     if asked not in (None, COMPILED):
         return [{"compile": asked, **(written if small and asked != "module" else {})}]
     # Written out, the update gains from being fused as well; beside a library's convolutions it does not.
@@ -352,7 +353,7 @@ def _compile_seconds(model: nn.Module) -> float:
 
 def _most_seconds(fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None) -> float | None:
     """How long compiling may take: what the run would save by it. No bound for what the user asked for."""
-    if "compile" in fixed or steps_expected is None or eager.seconds is None:
+    if "compile" in fixed or steps_expected is None or not eager.times:
         return None
     return min(steps_expected * eager.seconds * COMPILE_SAVES, LONGEST_COMPILE_S)
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import torch_compat
+
+Group = dict[str, Any]
+Tensors = list[Tensor]
+State = tuple[Tensors, ...]
+Hooks = list[Callable[..., Any]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class DirectUpdate:
@@ -28,7 +35,8 @@ class DirectUpdate:
         kind = type(optimizer)
         self._raw = inspect.unwrap(kind.step) if plain_step(optimizer) else None
         # What a group's kernel is given beside parameters and gradients, and the kernel.
-        self._lists: Callable[[dict, list[Tensor]], tuple | None] | None = None
+        self._lists: Callable[[Group, list[Tensor]], State | None] | None = None
+        self._kernel: Callable[[Group, list[Tensor], list[Tensor], State], None]
         if kind is torch.optim.SGD and (sgd := torch_compat.fused("sgd")):
             self._lists, self._kernel = self._sgd_state, lambda *each: run_sgd(sgd, *each)
         elif kind in (torch.optim.Adam, torch.optim.AdamW):
@@ -47,7 +55,7 @@ class DirectUpdate:
         if self._raw is None or hooks is None or is_patched(optimizer):
             optimizer.step()
             return
-        plain = ((optimizer,), {})
+        plain: Arguments = ((optimizer,), {})
         arguments = before_step(optimizer, hooks[0], plain)
         with torch.no_grad():
             if arguments is not plain or not self._fused():
@@ -91,7 +99,7 @@ class DirectUpdate:
             self._uniform = len({(p.device, p.dtype) for p in parameters}) == 1 and parameters[0].is_floating_point()
         return self._uniform
 
-    def _sgd_state(self, group: dict, params: list[Tensor]) -> tuple | None:
+    def _sgd_state(self, group: Group, params: list[Tensor]) -> State | None:
         if not group["momentum"]:
             return ([],)
         state = self.optimizer.state
@@ -104,7 +112,7 @@ class DirectUpdate:
                 return None
         return (buffers,)
 
-    def _adam_state(self, group: dict, params: list[Tensor]) -> tuple | None:
+    def _adam_state(self, group: Group, params: list[Tensor]) -> State | None:
         state = self.optimizer.state
         beta1, beta2 = group["betas"]
         if type(beta1) is not float or type(beta2) is not float:
@@ -120,13 +128,27 @@ class DirectUpdate:
             return None
 
 
-def run_sgd(kernel: Callable, group: dict, params: list, grads: list, state: tuple, **changes: object) -> None:
+def run_sgd(
+    kernel: Callable[..., None],
+    group: Group,
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: State,
+    **changes: object,
+) -> None:
     """torch's fused SGD on one group; `state` holds the momentum buffers. `changes` go in the place of its numbers."""
     numbers = {name: group[name] for name in ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")}
     kernel(params, grads, *state, is_first_step=False, **(numbers | changes))
 
 
-def run_adam(kernel: Callable, group: dict, params: list, grads: list, state: tuple, **changes: object) -> None:
+def run_adam(
+    kernel: Callable[..., None],
+    group: Group,
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: State,
+    **changes: object,
+) -> None:
     """torch's fused Adam or AdamW on one group; `state` holds averages, squares, their maxima and the step counts."""
     torch_compat.add_to_all(state[-1], 1)
     numbers = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
@@ -134,16 +156,16 @@ def run_adam(kernel: Callable, group: dict, params: list, grads: list, state: tu
     kernel(params, grads, *state, beta1=beta1, beta2=beta2, **(numbers | changes))
 
 
-def before_step(optimizer: torch.optim.Optimizer, hooks: list[Callable], arguments: tuple) -> tuple[tuple, dict]:
+def before_step(optimizer: torch.optim.Optimizer, hooks: Hooks, arguments: Arguments) -> Arguments:
     """What `optimizer.step()` calls first: the hooks, which may give other arguments."""
     # A torch scheduler looks at this to warn of being stepped before the optimizer.
-    optimizer._opt_called = True
+    optimizer._opt_called = True  # type: ignore[attr-defined]
     for hook in hooks:
         arguments = hook(optimizer, *arguments) or arguments
     return arguments
 
 
-def after_step(optimizer: torch.optim.Optimizer, hooks: list[Callable], arguments: tuple[tuple, dict]) -> None:
+def after_step(optimizer: torch.optim.Optimizer, hooks: Hooks, arguments: Arguments) -> None:
     """What `optimizer.step()` calls last: the hooks."""
     for hook in hooks:
         hook(optimizer, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from .. import rng
 from ..copying import copied
 from ..errors import first_line
-from ..step import TrainStep, set_mode
+from ..step import Batch, TrainStep, set_mode
 from .backends import make_backend
 from .plan import Execution, freed_memory_kept, prepare
 from .verify import Seen, first_difference, record
@@ -35,9 +36,9 @@ class Trial:
     verdict: str = ""
 
     @property
-    def seconds(self) -> float | None:
-        """The time of a step: the lower quartile of the turns, since others' work only ever adds; None before any."""
-        return sorted(self.times)[len(self.times) // 4] if self.times else None
+    def seconds(self) -> float:
+        """The time of a step: the lower quartile of the turns, since others' work only adds; infinite before any."""
+        return sorted(self.times)[len(self.times) // 4] if self.times else math.inf
 
 
 class Bench:
@@ -75,8 +76,7 @@ class Bench:
             with self._running(trial.execution) as run:
                 run(0)
                 if steps is None:
-                    known = trial.seconds
-                    steps = 1 if known is None else max(1, min(64, round(TURN_S / known)))
+                    steps = max(1, min(64, round(TURN_S / trial.seconds)))
                 self._wait()
                 start = time.perf_counter()
                 for i in range(steps):
@@ -115,7 +115,7 @@ class Bench:
                 self._expected.append(self._one(step, step.plain, batch))
         return self._expected
 
-    def seen(self, execution: Execution, batch: Sequence[Any]) -> Seen:
+    def seen(self, execution: Execution, batch: Batch) -> Seen:
         """One update (at a rate of 0) of one batch as `execution` runs it."""
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
@@ -123,7 +123,7 @@ class Bench:
             rng.set_state(self._random)
             return self._one(step, backend, batch)
 
-    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Sequence[Any]) -> Seen:
+    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Batch) -> Seen:
         """What one update gave; not what it left: copies that were timed have another state than fresh ones."""
         seen = record(step, run, [batch], updates=1)
         seen.tensors = {}
@@ -147,10 +147,9 @@ class Bench:
 
     def _copy(self, execution: Execution | None) -> TrainStep:
         """A copy for each layout, kind of state and kind of optimizer; None is the one that is never set up."""
-        key = None
-        if execution is not None:
-            key = (execution.memory_format, execution.optimizer_impl, execution.compile, execution.cuda_graph)
-            key += (execution.products,)
+        key: tuple[object, ...] | None = None
+        if (of := execution) is not None:
+            key = (of.memory_format, of.optimizer_impl, of.compile, of.cuda_graph, of.products)
         if key not in self._copies:
             step = self.original
             model, loss, optimizer = copied((step.model, step.loss, step.optimizer), step.model)
@@ -177,7 +176,7 @@ def race(bench: Bench, trials: Sequence[Trial], budget_s: float, rounds: int = 9
         return budget_s - (time.perf_counter() - start)
 
     for number in range(rounds):
-        best = min((t.seconds for t in trials if t.times and not t.refused), default=None)
+        best = min((t.seconds for t in trials if not t.refused), default=math.inf)
         behind = 2.0 if number == 1 else 1.3
         for trial in trials:
             if trial.refused:
@@ -185,7 +184,7 @@ def race(bench: Bench, trials: Sequence[Trial], budget_s: float, rounds: int = 9
             if number == 0:
                 if trial is not trials[0] and left() <= 0:
                     return
-            elif best is None or not trial.times or trial.seconds > behind * best:
+            elif not trial.times or trial.seconds > behind * best:
                 continue
             elif left() < 2 * trial.seconds:  # a turn begins with a step that does not count
                 return

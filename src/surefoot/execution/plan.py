@@ -160,11 +160,11 @@ def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [optimizer.defaults, *optimizer.param_groups]
 
 
-def _flag_again(optimizer: torch.optim.Optimizer, flags: list[tuple[dict, dict]], amp: bool | None) -> None:
+def _flag_again(optimizer: torch.optim.Optimizer, flags: list[tuple[Any, Any]], amp: bool | None) -> None:
     for group, before in flags:
         group.update(before)
     if amp is not None:
-        optimizer._step_supports_amp_scaling = amp
+        optimizer._step_supports_amp_scaling = amp  # type: ignore[attr-defined]
 
 
 def _is_image(tensor: torch.Tensor) -> bool:
@@ -250,7 +250,7 @@ def set_optimizer_impl(optimizer: torch.optim.Optimizer, impl: str) -> None:
                 group[name] = value
     # GradScaler asks for this; torch sets it in the constructor only.
     if impl == "fused" or hasattr(optimizer, "_step_supports_amp_scaling"):
-        optimizer._step_supports_amp_scaling = impl == "fused"
+        optimizer._step_supports_amp_scaling = impl == "fused"  # type: ignore[attr-defined]
 
 
 def supports_fused(optimizer: torch.optim.Optimizer) -> bool:

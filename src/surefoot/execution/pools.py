@@ -12,12 +12,13 @@ and NaN wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+Size = Sequence[int]  # one number for both directions, or two
 
 
 class Form(NamedTuple):
@@ -27,12 +28,12 @@ class Form(NamedTuple):
     backward: Callable[..., Tensor]
 
 
-def written_pools(graph: torch.fx.GraphModule, form: Form) -> dict[torch.fx.Node, Callable]:
+def written_pools(graph: torch.fx.GraphModule, form: Form) -> dict[torch.fx.Node, Callable[..., Any]]:
     """Which nodes of `graph` to write out, each with what to run in its place.
 
     Those are pools of float32 images on the CPU whose windows tile the image, and whose positions nobody else reads.
     """
-    found: dict[torch.fx.Node, Callable] = {}
+    found: dict[torch.fx.Node, Callable[..., Any]] = {}
     for node in graph.graph.nodes:
         if node.target is not aten.max_pool2d_with_indices.default:
             continue
@@ -45,7 +46,14 @@ def written_pools(graph: torch.fx.GraphModule, form: Form) -> dict[torch.fx.Node
     return found
 
 
-def _tiles(x: Tensor, kernel: Sequence[int], stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False) -> bool:
+def _tiles(
+    x: Tensor,
+    kernel: Size,
+    stride: Size = (),
+    padding: Size = (0, 0),
+    dilation: Size = (1, 1),
+    ceil_mode: bool = False,
+) -> bool:
     height, width = pair(kernel)
     return (
         x.dim() == 4
@@ -84,20 +92,21 @@ def _largest(x: Tensor, height: int, width: int, step: int) -> tuple[Tensor, Ten
     return largest, where
 
 
-def _windows_forward(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+def _windows_forward(x: Tensor, kernel: Size, *_: Any) -> tuple[Tensor, Tensor]:
     """Window by window: least work, for images that are in the cache anyway."""
     height, width = pair(kernel)
     largest, where = _largest(x, height, width, width)
     return largest.contiguous(), where.contiguous()
 
 
-def _windows_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, where):
+def _windows_backward(grad: Tensor, x: Tensor, kernel: Size, *rest: Any) -> Tensor:
     height, width = pair(kernel)
+    where = rest[-1]
     rows = [torch.stack([grad * (where == i * width + j) for j in range(width)], -1) for i in range(height)]
     return torch.stack(rows, 3).reshape(x.shape)
 
 
-def _rows_forward(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+def _rows_forward(x: Tensor, kernel: Size, *_: Any) -> tuple[Tensor, Tensor]:
     """Row by row, at every column and not only where a window begins, so that loads fill a vector; then every
     `width`th is kept."""
     height, width = pair(kernel)
@@ -114,9 +123,9 @@ def _rows_forward(x, kernel, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mo
     return kept(largest), kept(where)
 
 
-def _rows_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, where):
+def _rows_backward(grad: Tensor, x: Tensor, kernel: Size, *rest: Any) -> Tensor:
     height, width = pair(kernel)
-    wide, positions = _repeated(grad, width), _repeated(where, width)
+    wide, positions = _repeated(grad, width), _repeated(rest[-1], width)
     column = (torch.arange(wide.shape[3], device=x.device) % width).float()
     rows = [wide * (positions == column + i * width) for i in range(height)]
     return torch.stack(rows, 3).reshape(x.shape)

@@ -8,7 +8,8 @@ measured. What comes out is contiguous, as from the library, since the rest of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +72,17 @@ def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
     return F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
 
 
-def _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
     if not _written(x, weight, stride, padding, dilation, transposed, groups):
         return NotImplemented
     x, stride = _padded(x, padding), pair(stride)
@@ -84,8 +95,18 @@ def _convolution(x, weight, bias, stride, padding, dilation, transposed, output_
 
 
 def _convolution_backward(
-    grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask
-):
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> Any:
     if not _written(x, weight, stride, padding, dilation, transposed, groups):
         return NotImplemented
     stride = pair(stride)
@@ -108,15 +129,19 @@ def _folded(columns: Tensor, x: Tensor, weight: Tensor, grad: Tensor, padding: t
     _, c, height, width = weight.shape
     n, _, rows, positions = grad.shape
     windows = columns.view(c, height, width, n, rows, positions)
-    wide = sum(F.pad(windows[:, :, j], (j, width - 1 - j)) for j in range(width))
-    whole = sum(F.pad(wide[:, i], (0, 0, i, height - 1 - i)) for i in range(height))
+    wide = _sum(F.pad(windows[:, :, j], (j, width - 1 - j)) for j in range(width))
+    whole = _sum(F.pad(wide[:, i], (0, 0, i, height - 1 - i)) for i in range(height))
     top, left = padding
     inside = whole[:, :, top : top + x.shape[2], left : left + x.shape[3]]
     return inside.permute(1, 0, 2, 3).contiguous()
 
 
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
+
+
 # What to run in the place of each; NotImplemented is for the library.
-FORMS: dict[Any, Callable] = {
+FORMS: dict[Any, Callable[..., Any]] = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
 }

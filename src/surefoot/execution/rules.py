@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .direct import plain_step
+from .direct import Group, plain_step
 
 RULES = ("SGD", "Adam", "AdamW")
 
@@ -53,7 +53,7 @@ class UpdateRules:
                 raise ValueError("a graph's update takes no lr that is a tensor and no amsgrad")
         device = self.parameters[0].device
         self._numbers = [torch.zeros(5, device=device) for _ in self.groups]
-        self._last: list[tuple | None] = [None] * len(self.groups)
+        self._last: list[tuple[float, ...] | None] = [None] * len(self.groups)
         self.make_state()
 
     def make_state(self) -> None:
@@ -123,7 +123,7 @@ class UpdateRules:
                     target.copy_(value if sound is None else torch.where(sound, value, target))
 
 
-def _sgd(p: Tensor, grad: Tensor, state: list[Tensor], numbers: Sequence[Tensor], group: dict) -> list[Tensor]:
+def _sgd(p: Tensor, grad: Tensor, state: list[Tensor], numbers: Sequence[Tensor], group: Group) -> list[Tensor]:
     lr, weight_decay, momentum, dampening, _ = numbers
     if group["weight_decay"]:
         grad = grad + weight_decay * p
@@ -134,7 +134,7 @@ def _sgd(p: Tensor, grad: Tensor, state: list[Tensor], numbers: Sequence[Tensor]
     return [p - lr * moved, buffer]
 
 
-def _adam(p: Tensor, grad: Tensor, state: list[Tensor], numbers: Sequence[Tensor], group: dict) -> list[Tensor]:
+def _adam(p: Tensor, grad: Tensor, state: list[Tensor], numbers: Sequence[Tensor], group: Group) -> list[Tensor]:
     lr, weight_decay, beta1, beta2, eps = numbers
     step, mean, square = state
     step = step + 1

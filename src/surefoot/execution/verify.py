@@ -109,7 +109,7 @@ def _gradients(step: TrainStep) -> Iterator[tuple[str, Tensor | None]]:
 
 def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
     """Parameters, buffers and optimizer state by name, copied."""
-    names = {}
+    names: dict[Tensor, str] = {}
     for prefix, part in _named(step):
         for name, parameter in part.named_parameters():
             names[parameter] = prefix + name
@@ -118,10 +118,10 @@ def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in part.named_buffers():
             if not is_lazy(buffer):
                 yield f"buffer {prefix}{name}", buffer.detach().clone()
-    for parameter, state in step.optimizer.state.items():
+    for owner, state in step.optimizer.state.items():
         for key, value in state.items() if isinstance(state, Mapping) else ():
             if isinstance(value, Tensor):
-                yield f"{key} of {names.get(parameter, 'a parameter outside the model')}", value.detach().clone()
+                yield f"{key} of {names.get(owner, 'a parameter outside the model')}", value.detach().clone()
 
 
 def first_difference(expected: Seen, found: Seen, precision: str = "float32", exact: bool = False) -> str | None:
@@ -148,21 +148,21 @@ def first_difference(expected: Seen, found: Seen, precision: str = "float32", ex
                 grad, others.get(name), max(tolerance * norms.get(name, 0.0), floor * whole)
             ):
                 return f"the gradient of {name} {difference}"
-    for outputs, others in list(zip(expected.outputs, found.outputs, strict=True))[: None if exact else 1]:
-        if len(outputs) != len(others) or any(a.shape != b.shape for a, b in zip(outputs, others, strict=True)):
+    for outputs, theirs in list(zip(expected.outputs, found.outputs, strict=True))[: None if exact else 1]:
+        if len(outputs) != len(theirs) or any(a.shape != b.shape for a, b in zip(outputs, theirs, strict=True)):
             return "its outputs have other shapes than eager's"
-        if any(_off(b, a) > tolerance * max(_norm(a), 1e-30) for a, b in zip(outputs, others, strict=True)):
+        if any(_off(b, a) > tolerance * max(_norm(a), 1e-30) for a, b in zip(outputs, theirs, strict=True)):
             return "its outputs are off"
     for name, after in expected.tensors.items():
-        other, before = found.tensors.get(name), expected.begin.get(name)
-        if other is None or other.shape != after.shape:
-            return f"{name} is missing after two updates" if other is None else f"{name} has another shape"
+        its, before = found.tensors.get(name), expected.begin.get(name)
+        if its is None or its.shape != after.shape:
+            return f"{name} is missing after two updates" if its is None else f"{name} has another shape"
         if any(name == n or name.endswith(f" of {n}") for n in noise):
             continue
         moved = _off(after, before) if before is not None and before.shape == after.shape else _norm(after)
         scale = max(moved, floor * _norm(after))
-        if not _off(other, after) <= OF_UPDATES * tolerance * scale:
-            share = _off(other, after) / scale if scale else math.inf
+        if not _off(its, after) <= OF_UPDATES * tolerance * scale:
+            share = _off(its, after) / scale if scale else math.inf
             return f"{name} is off by {share:.2%} of its change after two updates"
     return None
 

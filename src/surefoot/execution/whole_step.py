@@ -168,9 +168,10 @@ class CompiledGraph:
         """The part of a batch that the loss is given as targets; None where it has none."""
         return None if self._targets_at is None else batch[self._targets_at]
 
-    def _flat(self, *tensors: Tensor) -> list[Tensor]:
+    def _flat(self, *everything: Tensor) -> list[Tensor]:
         first, second = len(self.parameters), len(self.parameters) + len(self.other_names)
         third = second + len(self.rules.tensors() if self.rules is not None else [])
+        tensors = list(everything)
         parameters, others, state, batch = (
             tensors[:first],
             tensors[first:second],
@@ -180,9 +181,9 @@ class CompiledGraph:
         leaves = [p.detach().requires_grad_() for p in parameters]
         loss, outputs = self._forward(leaves, others, batch)
         with torch.enable_grad():
-            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        self._present = [grad is not None for grad in grads]
-        grads = [None if g is None else _laid_out_like(g, p) for g, p in zip(grads, self.parameters, strict=True)]
+            made: Sequence[Tensor | None] = torch.autograd.grad(loss, leaves, allow_unused=True)
+        self._present = [grad is not None for grad in made]
+        grads = [None if g is None else _laid_out_like(g, p) for g, p in zip(made, self.parameters, strict=True)]
         present = [g for g in grads if g is not None]
         norm = torch.zeros((), device=loss.device)
         clipped = grads
@@ -192,7 +193,7 @@ class CompiledGraph:
         # Nothing times zero is zero, but for NaN and infinity: one number that is finite if all are.
         sound = loss + sum((grad * 0).sum().to(loss.dtype) for grad in present) if self.guard else loss
         if self.rules is not None:
-            self.rules.apply(list(parameters), clipped, list(state), torch.isfinite(sound) if self.guard else None)
+            self.rules.apply(parameters, clipped, state, torch.isfinite(sound) if self.guard else None)
         flat_outputs, self._output_spec = pytree.tree_flatten(outputs)
         self._single = isinstance(outputs, Tensor)
         return [loss, norm, sound, *(o.detach() for o in flat_outputs), *present]

@@ -17,7 +17,7 @@ def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor], produc
     from torch.fx.experimental.proxy_tensor import make_fx
 
     # Beside products images are small; beside a library's convolutions loads must fill vectors.
-    forms: dict[torch.fx.Node, Callable] = {**written_pools(graph, WINDOWS if products else ROWS)}
+    forms: dict[torch.fx.Node, Callable[..., Any]] = {**written_pools(graph, WINDOWS if products else ROWS)}
     if products:
         forms |= {node: FORMS[node.target] for node in graph.graph.nodes if node.target in FORMS}
     if not forms:
@@ -28,7 +28,7 @@ def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor], produc
 class _Writer(torch.fx.Interpreter):
     """Runs a graph with some of its nodes in other forms; what a form has no answer for is run as it is."""
 
-    def __init__(self, graph: torch.fx.GraphModule, forms: dict[torch.fx.Node, Callable]):
+    def __init__(self, graph: torch.fx.GraphModule, forms: dict[torch.fx.Node, Callable[..., Any]]):
         super().__init__(graph)
         self.forms = forms
 

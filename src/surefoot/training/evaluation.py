@@ -18,7 +18,7 @@ from ..losses import apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import evaluating
-from ..step import AUTOCAST, PRECISIONS
+from ..step import AUTOCAST, PRECISIONS, Batch
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
 EVAL_BATCH = 512
@@ -146,7 +146,7 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = EVAL_BATCH, p
         raise UsageError(f"inputs: a {type(inputs).__name__} was given; predict takes the inputs alone, (N, ...)")
     inputs = source_for(model, (inputs,)).tensors[0]
     with evaluating(model), torch.no_grad(), autocast(device, precision):
-        parts = [model(part.to(device)) for part in inputs.split(batch_size)]
+        parts = [model(part.to(device)) for part in torch.split(inputs, batch_size)]
     if (
         not all(isinstance(part, Tensor) and part.dim() for part in parts)
         or len({part.shape[1:] for part in parts}) > 1
@@ -159,13 +159,13 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = EVAL_BATCH, p
     return torch.cat(parts)
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """torch's autocast for bf16 and fp16; nothing for float32."""
     dtype = AUTOCAST.get(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def _whole_epoch(loader: Loader) -> Iterator[tuple]:
+def _whole_epoch(loader: Loader) -> Iterator[Batch]:
     """Every batch of the loader's epoch, which is afterwards its epoch still: each evaluation reads the same."""
     epoch = loader.epoch
     loader.seek(epoch)

@@ -184,6 +184,11 @@ def fit(
             run_dir = Path(run_dir)
             claim = stack.enter_context(claimed(run_dir, resume=resume, texts=about.files, name=about.name))
             recorder = stack.enter_context(Recorder(run_dir, tensorboard=run.tensorboard, progress=progress))
+            objects: dict[str, Any] = {**hidden_state(loss, model)}
+            if unfreezing:
+                objects["unfreezing"] = unfreezing
+            if train_step.ema is not None:
+                objects["ema"] = train_step.ema
             checkpointer = stack.enter_context(
                 Checkpointer(
                     claim.run,
@@ -204,9 +209,7 @@ def fit(
                     step=train_step,
                     progress=state,
                     running=running,
-                    **({"unfreezing": unfreezing} if unfreezing else {}),
-                    **({"ema": train_step.ema} if train_step.ema is not None else {}),
-                    **hidden_state(loss, model),
+                    **objects,
                     generators=held.Generators(model=model, loss=loss),
                 )
             )
@@ -259,6 +262,7 @@ def fit(
         )
         loop.run()
         if save is not None:
+            assert checkpointer is not None and run_dir is not None
             # First what a resume needs, should the disk have no room for the model.
             checkpointer.finish()
             save("model", loop.evaluated_model, state.last)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..arguments import Arguments, metric_values
 from ..errors import SurefootError
-from ..tracking import TOGETHER, Progress, write_report
+from ..tracking import TOGETHER, Progress, RunRecords, write_report
 from .records import Recorder
 
 
@@ -75,20 +75,20 @@ class Journal:
     @property
     def offset(self) -> int:
         """The journal's length in bytes."""
-        return self._recorder.journal.offset
+        return self._records.offset
 
     def marks(self) -> dict[str, Any]:
         """What a checkpoint keeps beside `offset`: checksums, and where TensorBoard's events stood."""
-        return self._recorder.journal.marks()
+        return self._records.marks()
 
     def sync(self) -> None:
         """Wait until every record so far is on the disk."""
-        self._recorder.journal.sync()
+        self._records.sync()
 
     def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
         """Cut back to a checkpoint's length, TensorBoard's events too; what was mended, and what is damaged."""
-        told = self._recorder.journal.truncate(offset, marks)
-        self._before, self._started = self._recorder.journal.wall_s, time.monotonic()
+        told = self._records.truncate(offset, marks)
+        self._before, self._started = self._records.wall_s, time.monotonic()
         return told
 
     @property
@@ -98,10 +98,16 @@ class Journal:
             self._open = Recorder(self.run, tensorboard=self._tensorboard, progress=Progress())
         return self._open
 
+    @property
+    def _records(self) -> RunRecords:
+        records = self._recorder.journal
+        assert records is not None, "made with a directory"
+        return records
+
     def close(self) -> None:
         """Close the files and write the report; a second call does nothing."""
         if self._open is not None:
-            self._open.journal.sync()
+            self.sync()
             self._open.close()
             self._open = None
             write_report(self.run)

@@ -15,7 +15,7 @@ from ..data import Loader
 from ..errors import RunFailed
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
-from ..step import NonFinite, TrainStep, set_mode
+from ..step import Batch, NonFinite, TrainStep, set_mode
 from .evaluation import evaluate_on
 from .records import Recorder
 from .state import EarlyStopping, RunState
@@ -195,13 +195,13 @@ class Loop:
         raise RunFailed(f"{what}; {kept}; {advice}")
 
 
-def grouped(loader: Loader, size: int) -> Iterator[list[tuple]]:
+def grouped(loader: Loader, size: int) -> Iterator[list[Batch]]:
     """The loader's batches in lists of `size`, the last list of an epoch perhaps shorter."""
     if size == 1:
         for batch in loader:
             yield [batch]
         return
-    group: list[tuple] = []
+    group: list[Batch] = []
     for batch in loader:
         group.append(batch)
         if len(group) == size:

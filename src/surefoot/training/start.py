@@ -77,7 +77,8 @@ def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.O
     flat = [position for group in saved.positions for position in group]
     names = {id(p): name for name, p in model.named_parameters()}
     if saved.names is not None:
-        order = [dict(model.named_parameters()).get(name) for name in saved.names]
+        named = dict(model.named_parameters())
+        order = [named[name] for name in saved.names if name in named]
     elif tuple(map(len, saved.positions)) == sizes:
         order = own
     else:  # one group there, several here: the loop's optimizer took model.parameters() in order
