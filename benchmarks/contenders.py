@@ -1,9 +1,8 @@
-"""One contender in a process of its own: told how many steps to take, it answers with seconds a step.
-
-    python contenders.py NAME BATCH_SIZE [PLAN]      then a number of steps a line on its standard input
+"""All contenders of one job, in turn in one process: `contenders.py JOB TURNS NAME...` prints their times as JSON.
 
 Each is written as its own documentation shows, with everything switched off that costs time (progress bars, logs,
-checkpoints), on the same data, model and optimizer.
+checkpoints), on the same data, model and optimizer. Taking turns, they all have their share of whatever else the
+machine does.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from work import Stopwatch, images, model_and_optimizer, normalized
+from work import JOBS, Job, Stopwatch, normalized
 
-Run = Callable[[int], float]
+Run = Callable[[], Any]
 
 
 def garments(pixels: torch.Tensor, labels: torch.Tensor) -> Dataset:
@@ -44,59 +44,59 @@ def garments(pixels: torch.Tensor, labels: torch.Tensor) -> Dataset:
     return Garments()
 
 
-def tutorial(batch_size: int) -> Run:
-    """The tutorial's loop: 2 workers, each sample through PIL, ToTensor and Normalize; the loss read every step."""
-    model, optimizer = model_and_optimizer()
-    loss_fn = nn.CrossEntropyLoss()
-    data = garments(*images())
-
-    def run(steps: int) -> float:
-        loader = DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=2)
-        watch = Stopwatch(loader, steps, warm=steps // 10)
-        running_loss = 0.0
-        for inputs, labels in watch:
-            optimizer.zero_grad()
-            outputs = model(inputs)
-            loss = loss_fn(outputs, labels)
-            loss.backward()
-            optimizer.step()
-            running_loss += loss.item()
-        return watch.per_step
-
-    return run
+def timed(loader: Any, job: Job, body: Callable[[Any, Any], Any]) -> float:
+    """Seconds a step of a loop whose body takes inputs and targets."""
+    watch = Stopwatch(loader, job.steps, warm=max(1, job.steps // 10))
+    for inputs, targets in watch:
+        body(inputs, targets)
+    return watch.per_step
 
 
-def tensor_loader(batch_size: int) -> DataLoader:
+def loader_of(job: Job) -> DataLoader:
     """What a careful hand would feed: everything normalised in memory once."""
-    pixels, labels = images()
-    return DataLoader(TensorDataset(normalized(pixels), labels), batch_size=batch_size, shuffle=True)
+    inputs, targets = job.samples()
+    return DataLoader(TensorDataset(normalized(inputs), targets), batch_size=job.batch, shuffle=True)
 
 
-def hand(batch_size: int) -> Run:
+def tutorial(job: Job) -> Run:
+    """The tutorial's loop: 2 workers, each sample through PIL, ToTensor and Normalize; the loss read every step."""
+    model, optimizer = job.make()
+    loss_fn, data = nn.CrossEntropyLoss(), garments(*job.samples())
+    running_loss = 0.0
+
+    def body(inputs: Any, labels: Any) -> None:
+        nonlocal running_loss
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+
+    return lambda: timed(DataLoader(data, batch_size=job.batch, shuffle=True, num_workers=2), job, body)
+
+
+def hand(job: Job) -> Run:
     """A loop by hand over DataLoader(TensorDataset)."""
-    model, optimizer = model_and_optimizer()
-    loss_fn, loader = nn.CrossEntropyLoss(), tensor_loader(batch_size)
+    model, optimizer = job.make()
+    loss_fn, loader = nn.CrossEntropyLoss(), loader_of(job)
 
-    def run(steps: int) -> float:
-        watch = Stopwatch(loader, steps, warm=steps // 10)
-        for inputs, labels in watch:
-            optimizer.zero_grad()
-            loss = loss_fn(model(inputs), labels)
-            loss.backward()
-            optimizer.step()
-        return watch.per_step
+    def body(inputs: Any, targets: Any) -> None:
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
 
-    return run
+    return lambda: timed(loader, job, body)
 
 
-def lightning(batch_size: int) -> Run:
+def lightning(job: Job) -> Run:
     """Lightning's Trainer, `barebones`."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import lightning as L
 
-    model, optimizer = model_and_optimizer()
-    loader = tensor_loader(batch_size)
+    model, optimizer = job.make()
+    loader = loader_of(job)
 
     class Module(L.LightningModule):
         def __init__(self):
@@ -104,170 +104,155 @@ def lightning(batch_size: int) -> Run:
             self.model, self.loss = model, nn.CrossEntropyLoss()
 
         def training_step(self, batch, index):
-            inputs, labels = batch
-            return self.loss(self.model(inputs), labels)
+            inputs, targets = batch
+            return self.loss(self.model(inputs), targets)
 
         def configure_optimizers(self):
             return optimizer
 
     module = Module()
 
-    def run(steps: int) -> float:
-        watch = Stopwatch(loader, steps, warm=steps // 10)
-        trainer = L.Trainer(accelerator="cpu", max_epochs=1, barebones=True)
-        trainer.fit(module, watch)
+    def run() -> float:
+        watch = Stopwatch(loader, job.steps, warm=max(1, job.steps // 10))
+        L.Trainer(accelerator="cpu", max_epochs=1, barebones=True).fit(module, watch)
         return watch.per_step
 
     return run
 
 
-def accelerate(batch_size: int) -> Run:
+def accelerate(job: Job) -> Run:
     """Accelerate's prepared loop."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer, loader = accelerator.prepare(*model_and_optimizer(), tensor_loader(batch_size))
+    model, optimizer, loader = accelerator.prepare(*job.make(), loader_of(job))
     loss_fn = nn.CrossEntropyLoss()
 
-    def run(steps: int) -> float:
-        watch = Stopwatch(loader, steps, warm=steps // 10)
-        for inputs, labels in watch:
-            optimizer.zero_grad()
-            loss = loss_fn(model(inputs), labels)
-            accelerator.backward(loss)
-            optimizer.step()
-        return watch.per_step
+    def body(inputs: Any, targets: Any) -> None:
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), targets)
+        accelerator.backward(loss)
+        optimizer.step()
 
-    return run
+    return lambda: timed(loader, job, body)
 
 
-def ignite(batch_size: int) -> Run:
+def ignite(job: Job) -> Run:
     """Ignite's supervised trainer."""
     from ignite.engine import create_supervised_trainer
 
-    model, optimizer = model_and_optimizer()
-    trainer = create_supervised_trainer(model, optimizer, nn.CrossEntropyLoss())
-    loader = tensor_loader(batch_size)
+    model, optimizer = job.make()
+    trainer, loader = create_supervised_trainer(model, optimizer, nn.CrossEntropyLoss()), loader_of(job)
 
-    def run(steps: int) -> float:
-        watch = Stopwatch(loader, steps, warm=steps // 10)
+    def run() -> float:
+        watch = Stopwatch(loader, job.steps, warm=max(1, job.steps // 10))
         trainer.run(watch, max_epochs=1, epoch_length=None)
         return watch.per_step
 
     return run
 
 
-def surefoot_plan(compiled: bool, batch_size: int):
-    """The plan that a long run would get, chosen on this machine now."""
+def chosen(job: Job, spec: Any):
+    """The execution settings that a long run gets under `spec`, chosen on this machine now."""
     from surefoot.execution import choose_execution
     from surefoot.step import TrainStep
 
-    model, optimizer = model_and_optimizer()
-    pixels, labels = images(4 * batch_size)
-    batches = list(zip(normalized(pixels).split(batch_size), labels.split(batch_size), strict=True))
-    return choose_execution(
-        {"compile": compiled},
-        TrainStep(model, nn.CrossEntropyLoss(), optimizer),
-        batches,
-        steps_expected=10**6,
-        cache=False,
-        say=lambda text: print(text, file=sys.stderr),
-    )
+    model, optimizer = job.make()
+    inputs, targets = job.samples(4 * job.batch)
+    batches = list(zip(normalized(inputs).split(job.batch), targets.split(job.batch), strict=True))
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    return choose_execution(spec, step, batches, steps_expected=10**6, cache=False, say=say)
 
 
-def surefoot_fit(batch_size: int, compiled: bool = False) -> Run:
-    """`surefoot.fit` on the same uint8 images, with its plan measured; no run directory, no records on the way."""
+def surefoot_fit(job: Job, spec: Any) -> Run:
+    """`surefoot.fit` on the samples as they are, settings chosen before; no run directory, no records on the way."""
     import surefoot
-    import surefoot.training.plan
     from surefoot.preprocessing import Preprocessing
     from surefoot.tracking import Progress
+    from surefoot.training import settings as module
 
-    plan = surefoot_plan(compiled, batch_size)
-    # What `fit` would choose, without choosing anew each turn.
-    surefoot.training.plan.choose_execution = lambda *_, **__: plan
-    pixels, labels = images()
+    settings = chosen(job, spec)
+    inputs, targets = job.samples()
+    preprocessing = Preprocessing(mean=(0.5,), std=(0.5,)) if inputs.dtype == torch.uint8 else None
+    source = surefoot.TensorSource(inputs, targets)
 
     class Watched(surefoot.Loader):
         def __iter__(self):
-            self.watch = Stopwatch(super().__iter__(), len(self), warm=len(self) // 10)
+            self.watch = Stopwatch(super().__iter__(), len(self), warm=max(1, len(self) // 10))
             return iter(self.watch)
 
-    def run(steps: int) -> float:
-        model, optimizer = model_and_optimizer()
-        count = steps * batch_size
-        source = surefoot.TensorSource(pixels[:count], labels[:count])
-        loader = Watched(source, batch_size, preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)))
-        surefoot.fit(
-            model,
-            nn.CrossEntropyLoss(),
-            optimizer,
-            loader,
-            epochs=1,
-            run=surefoot.RunOptions(log_every=steps, progress=Progress()),
-        )
+    def run() -> float:
+        # What `fit` would choose, without choosing anew each turn.
+        module.choose_execution = lambda *_, **__: settings
+        model, optimizer = job.make()
+        loader = Watched(source, job.batch, preprocessing=preprocessing)
+        options = surefoot.RunOptions(log_every=job.steps, progress=Progress(), lint_off=["all"])
+        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, run=options)
         return loader.watch.per_step
 
-    run.about, run.chosen = plan.describe(), plan
+    run.about, run.settings = settings.describe(), settings
     return run
 
 
-def fit_and_bare_step(batch_size: int, compiled: bool = False) -> Callable[[int], tuple[float, float]]:
-    """The step alone, as `fit` runs it, and `fit`, in turn in this process: what `fit` adds.
+def fit_and_bare_step(job: Job, spec: Any) -> Run:
+    """The step alone, as `fit` runs it, and `fit`, in turn: what `fit` adds.
 
     The bare step goes over batches that are there already, as many as `fit` makes: no loader, metrics or records.
     """
     from surefoot.execution import make_backend, prepare
     from surefoot.step import TrainStep
 
-    fit = surefoot_fit(batch_size, compiled)
-    plan = fit.chosen
-    model, optimizer = model_and_optimizer()
-    loss = nn.CrossEntropyLoss()
-    step = TrainStep(model, loss, optimizer)
-    pixels, labels = images()
-    pairs: list = []
+    fit = surefoot_fit(job, spec)
+    model, optimizer = job.make()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+    parts = zip(*(whole.split(job.batch) for whole in job.samples()), strict=True)
+    batches = [[(normalized(inputs), targets)] for inputs, targets in parts]
 
-    def bare(steps: int) -> float:
-        if len(pairs) != steps:
-            parts = zip(*(whole[: steps * batch_size].split(batch_size) for whole in (pixels, labels)), strict=True)
-            pairs[:] = [[(normalized(inputs), targets)] for inputs, targets in parts]
-        with prepare(plan, model, optimizer):
+    def run() -> tuple[float, float]:
+        with prepare(fit.settings, model, optimizer):
             if step.backend is None:
-                step.backend = make_backend(plan, step, pairs[0][0])
-            watch = Stopwatch(pairs, steps, warm=steps // 10)
+                step.backend = make_backend(fit.settings, step, batches[0][0])
+            watch = Stopwatch(batches, job.steps, warm=max(1, job.steps // 10))
             for batch in watch:
                 step(batch)
-        return watch.per_step
-
-    def run(steps: int) -> tuple[float, float]:
-        return bare(steps), fit(steps)
+        return watch.per_step, fit()
 
     run.about = fit.about
     return run
 
 
-CONTENDERS: dict[str, Callable[[int], Callable[[int], Any]]] = {
+EAGER = {"compile": False}
+CONTENDERS: dict[str, Callable[[Job], Run]] = {
     "tutorial": tutorial,
     "hand": hand,
     "lightning": lightning,
     "accelerate": accelerate,
     "ignite": ignite,
-    "surefoot": surefoot_fit,
-    "surefoot compiled": lambda batch_size: surefoot_fit(batch_size, compiled=True),
-    "overhead": fit_and_bare_step,
-    "overhead compiled": lambda batch_size: fit_and_bare_step(batch_size, compiled=True),
+    "plain": lambda job: surefoot_fit(job, "plain"),
+    "eager": lambda job: surefoot_fit(job, EAGER),
+    "auto": lambda job: surefoot_fit(job, "auto"),
+    "overhead eager": lambda job: fit_and_bare_step(job, EAGER),
+    "overhead auto": lambda job: fit_and_bare_step(job, "auto"),
 }
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Make every contender, give each its turns, print what they took."""
     warnings.simplefilter("ignore")
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # what a trainer prints must not mix with the answers
-    run = CONTENDERS[sys.argv[1]](int(sys.argv[2]))
-    print(json.dumps({"ready": getattr(run, "about", "")}), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps({"seconds": run(int(line))}), file=answers, flush=True)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a trainer prints must not mix with the answer
+    job, turns, names = JOBS[sys.argv[1]], int(sys.argv[2]), sys.argv[3:]
+    runs = {name: CONTENDERS[name](job) for name in names}
+    seconds: dict[str, list[Any]] = {name: [] for name in names}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            took = run()
+            print(f"{name}: a turn in {time.perf_counter() - began:.2f} s", file=sys.stderr)
+            if turn:  # the first pays for caches and pages
+                seconds[name].append(took)
+    about = {name: getattr(run, "about", "") for name, run in runs.items()}
+    print(json.dumps({"seconds": seconds, "about": about}), file=answers)
 
 
 if __name__ == "__main__":

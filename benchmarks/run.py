@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Surefoot beside other loops on this machine: `python3 dev.py bench`.
 
-Every contender lives in a process of its own and they take turns, so that whatever else the machine does falls on
-all of them; each figure is the median of its turns. Peers are installed into an environment of their own
-(benchmarks/.venv), which uses the same torch. Results are printed, and with --write they go into docs/benchmarks.md.
+The contenders of a job take turns in one process, so that whatever else the machine does falls on all of them. Peers
+are installed into an environment of their own (benchmarks/.venv), which uses the same torch. Results are printed, and
+with --write they go into docs/benchmarks.md.
 
     python3 dev.py bench                    all rows
-    python3 dev.py bench --rows steps       only some: steps, overhead, growth, start, job
+    python3 dev.py bench --rows jobs        only some: jobs, overhead, growth, start, job
+    python3 dev.py bench --jobs mlp gpt     only some jobs
+    python3 dev.py bench --tricks           what each backend and trick of Surefoot wins on each job, and nothing else
     python3 dev.py bench --repeats 3        fewer turns
     python3 dev.py bench --epochs 13        the tutorial's whole job at its full length (a quarter of an hour)
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -24,6 +27,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from work import JOBS
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEERS = HERE / ".venv"
@@ -31,17 +36,17 @@ PEERS_PYTHON = PEERS / "bin" / "python"
 LOG = ROOT / "build" / "benchmarks.log"
 PINS = HERE / "peers.txt"
 PAGE = ROOT / "docs" / "benchmarks.md"
-NAMES = ("hand", "lightning", "accelerate", "ignite")
-STEPS = {4: 1500, 64: 300, 512: 50}
-TUTORIAL_STEPS = 600
-ROWS = ("steps", "overhead", "growth", "start", "job")
+PEER_LOOPS = ("hand", "lightning", "accelerate", "ignite")
+OWN = ("plain", "eager", "auto")
+ROWS = ("jobs", "overhead", "growth", "start", "job")
 
 
 def main() -> int:
     """Run what was asked for; 0, or 1 where a peer could not be installed or failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[4, 64, 512])
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--tricks", action="store_true", help="what each backend and trick wins on each job, alone")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=1, help="of the whole job (the tutorial's figure is of 13)")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
@@ -49,12 +54,14 @@ def main() -> int:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     tables = {}
-    if "steps" in args.rows:
-        make_peers()
-        for batch in args.batches:
-            tables[f"steps-{batch}"] = steps(batch, args.repeats)
+    make_peers()
+    if args.tricks:
+        args.rows = []
+        tables["tricks"] = tricks(args.jobs, args.repeats)
+    if "jobs" in args.rows:
+        tables["jobs"] = jobs(args.jobs, args.repeats)
     if "overhead" in args.rows:
-        tables["overhead"] = overhead([b for b in args.batches if b in (4, 64)], args.repeats)
+        tables["overhead"] = overhead([name for name in args.jobs if name in ("lenet-4", "lenet-64")], args.repeats)
     for name in ("growth", "start", "job"):
         if name in args.rows:
             import side  # the rows that are no race of steps
@@ -82,102 +89,70 @@ def make_peers() -> None:
     stamp.write_text(wanted)
 
 
-class Contender:
-    """A process of contenders.py, told to run some steps at a time."""
-
-    def __init__(self, name: str, batch: int):
-        self.name = name
-        python = PEERS_PYTHON if name in ("lightning", "accelerate", "ignite") else sys.executable
-        with LOG.open("a") as log:
-            self.process = subprocess.Popen(
-                [python, HERE / "contenders.py", name, str(batch)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self.about = self._answer()["ready"]
-        self.seconds: list[Any] = []
-
-    def turn(self, steps: int, counted: bool = True) -> None:
-        """Run so many steps; the time of one goes to `seconds`."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        seconds = self._answer()["seconds"]
-        if counted:
-            self.seconds.append(seconds)
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the contender {self.name} failed; its output is in {LOG}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Let it end."""
-        self.process.stdin.close()
-        self.process.wait()
-
-    @property
-    def ms(self) -> float:
-        """Median milliseconds a step."""
-        return statistics.median(self.seconds) * 1e3
+def ask(script: str, *arguments: Any) -> Any:
+    """What one of the scripts beside this one answers; it runs with the peers' packages, and with this Surefoot."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with LOG.open("a") as log:
+        done = subprocess.run(
+            [PEERS_PYTHON, HERE / script, *map(str, arguments)], stdout=subprocess.PIPE, stderr=log, env=environment
+        )
+    if done.returncode:
+        raise SystemExit(f"{script} {' '.join(map(str, arguments))} failed; its output is in {LOG}")
+    return json.loads(done.stdout)
 
 
-def race(names: list[str], batch: int, repeats: int) -> dict[str, Contender]:
-    """All of `names` in turn, `repeats` turns each after one that does not count."""
-    contenders: dict[str, Contender] = {}
-    try:
-        for name in names:  # one after the other: choosing a plan wants the machine for itself
-            contenders[name] = Contender(name, batch)
-        for number in range(repeats + 1):
-            for name, contender in contenders.items():
-                count = TUTORIAL_STEPS if name == "tutorial" else STEPS[batch]
-                contender.turn(count, counted=number > 0)
-    finally:
-        for contender in contenders.values():
-            contender.close()
-    return contenders
-
-
-def steps(batch: int, repeats: int) -> list[str]:
-    """Milliseconds a step at one batch size, against the peers and (at batch 4) the tutorial's loop."""
-    names = [*(["tutorial"] if batch == 4 else []), *NAMES, "surefoot", "surefoot compiled"]
-    done = race(names, batch, repeats)
-    fastest = min((done[name] for name in NAMES), key=lambda c: c.ms)
+def jobs(names: list[str], repeats: int) -> list[str]:
+    """Every job: milliseconds a step of each loop, and how many times as long the fastest peer takes."""
     lines = [
-        f"Batch {batch}: milliseconds a step, median of {repeats} turns of {STEPS[batch]} steps",
+        f"Milliseconds a step, the fastest of {repeats} turns; `fit` with `execution: plain`, with `compile: false` and"
+        " as a long run chooses",
         "",
-        "| loop | ms a step | spread | surefoot is faster by | compiled by |",
-        "|---|---|---|---|---|",
+        "| job | " + " | ".join(PEER_LOOPS) + " | plain | eager | auto | fastest peer by eager | by auto | chosen |",
+        "|---|" + "---|" * (len(PEER_LOOPS) + 6),
     ]
-    own, compiled = done["surefoot"], done["surefoot compiled"]
-    for name, contender in done.items():
-        spread = f"{min(contender.seconds) * 1e3:.3f} to {max(contender.seconds) * 1e3:.3f}"
-        peer = name not in ("surefoot", "surefoot compiled")
-        ratios = f"{contender.ms / own.ms:.2f} | {contender.ms / compiled.ms:.2f}" if peer else "|"
-        label = f"{name} ({contender.about})" if contender.about else name
-        lines.append(f"| {label} | {contender.ms:.3f} | {spread} | {ratios} |")
-    lines += [
-        "",
-        f"Against the fastest peer ({fastest.name}): {fastest.ms / own.ms:.2f}, "
-        f"compiled {fastest.ms / compiled.ms:.2f}.",
-    ]
+    for name in names:
+        loops = [*PEER_LOOPS, *OWN, *(["tutorial"] if name == "lenet-4" else [])]
+        answer = ask("contenders.py", name, repeats, *loops)
+        ms = {loop: 1e3 * min(seconds) for loop, seconds in answer["seconds"].items()}
+        peer = min(ms[loop] for loop in PEER_LOOPS)
+        shown = " | ".join(f"{ms[loop]:.3f}" for loop in (*PEER_LOOPS, *OWN))
+        ratios = f"{peer / ms['eager']:.2f} | {peer / ms['auto']:.2f}"
+        lines.append(f"| {JOBS[name].title} | {shown} | {ratios} | {answer['about']['auto']} |")
+        print(lines[-1], file=sys.stderr)
+        if name == "lenet-4":
+            tutorial = ms["tutorial"]
+            by = f"{tutorial / ms['eager']:.2f} times as long as eager, {tutorial / ms['auto']:.2f} as auto"
+            after = f"The tutorial's own loop (two workers) at batch 4: {tutorial:.3f} ms, {by}."
+    return lines + (["", after] if "lenet-4" in names else [])
+
+
+def tricks(names: list[str], repeats: int) -> list[str]:
+    """What each backend and trick wins on each job: the time without it by the time with it."""
+    ratios = {name: ask("tricks.py", name, repeats) for name in names}
+    found = list(dict.fromkeys(trick for row in ratios.values() for trick in row))
+    lines = ["Time of a step without each trick by the time with it; what is below 1.1 on every job is deleted", ""]
+    lines += ["| trick | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for trick in found:
+        cells = [f"{ratios[name][trick]:.2f}" if trick in ratios[name] else "" for name in names]
+        lines.append(f"| {trick} | " + " | ".join(cells) + " |")
     return lines
 
 
-def overhead(batches: list[int], repeats: int) -> list[str]:
+def overhead(names: list[str], repeats: int) -> list[str]:
     """What `fit` adds to the bare step: both in one process, in turn."""
     turns = 3 * repeats  # a difference of two like times takes more turns than a ratio of unlike ones
-    lines = [f"`fit` beside the bare step (one process and plan, batches already made); median of {turns} pairs", ""]
-    lines += ["| batch | plan | bare step, ms | fit, ms | overhead |", "|---|---|---|---|---|"]
-    for batch in batches:
-        for name in ("overhead", "overhead compiled"):
-            done = race([name], batch, turns)[name]
-            bare, own = (statistics.median(pair[i] for pair in done.seconds) * 1e3 for i in (0, 1))
+    lines = [f"`fit` beside the bare step (one process, batches already made); median of {turns} pairs", ""]
+    lines += ["| job | execution settings | bare step, ms | fit, ms | overhead |", "|---|---|---|---|---|"]
+    for name in names:
+        loops = ("overhead eager", "overhead auto")
+        answer = ask("contenders.py", name, turns, *loops)
+        for loop in loops:
+            pairs = answer["seconds"][loop]
+            bare, own = (statistics.median(pair[i] for pair in pairs) * 1e3 for i in (0, 1))
             # Pair by pair, so that what the machine did otherwise meanwhile is in both.
-            ratio = statistics.median(fit / step for step, fit in done.seconds)
-            lines.append(f"| {batch} | {done.about} | {bare:.3f} | {own:.3f} | {ratio - 1:+.1%} |")
+            ratio = statistics.median(fit / step for step, fit in pairs)
+            about = answer["about"][loop]
+            lines.append(f"| {JOBS[name].title} | {about} | {bare:.3f} | {own:.3f} | {ratio - 1:+.1%} |")
     return lines
 
 

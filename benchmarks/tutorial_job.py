@@ -13,15 +13,16 @@ import torch
 from contenders import garments
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from work import SAMPLES, images, model_and_optimizer
+from work import JOBS, SAMPLES
 
 
 def main() -> None:
     """Train, validate and save each epoch."""
     epochs, folder = int(sys.argv[1]), Path(sys.argv[2])
-    training_loader = DataLoader(garments(*images(SAMPLES)), batch_size=4, shuffle=True, num_workers=2)
-    validation_loader = DataLoader(garments(*images(10_000)), batch_size=4, shuffle=False, num_workers=2)
-    model, optimizer = model_and_optimizer()
+    job = JOBS["lenet-4"]
+    training_loader = DataLoader(garments(*job.samples(SAMPLES)), batch_size=4, shuffle=True, num_workers=2)
+    validation_loader = DataLoader(garments(*job.samples(10_000)), batch_size=4, shuffle=False, num_workers=2)
+    model, optimizer = job.make()
     loss_fn = torch.nn.CrossEntropyLoss()
     timestamp = datetime.now().strftime("%Y%m%d_%H%M%S")
     writer = SummaryWriter(str(folder / f"fashion_trainer_{timestamp}"))

@@ -14,7 +14,7 @@ from surefoot.errors import UsageError
 from surefoot.execution import Execution, make_backend, prepare
 from surefoot.execution.direct import DirectUpdate
 from surefoot.execution.eager import EagerStep
-from surefoot.execution.plan import set_layout, supports_fused
+from surefoot.execution.settings import set_layout, supports_fused
 from surefoot.models import MODELS
 from surefoot.step import NonFinite, StepOptions, StepResult, TrainStep
 

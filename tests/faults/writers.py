@@ -22,7 +22,7 @@ from surefoot.artifacts.info import describe_model
 from surefoot.data import download
 from surefoot.errors import SurefootError
 from surefoot.execution import cache as choices
-from surefoot.execution.plan import Execution
+from surefoot.execution.settings import Execution
 from surefoot.models import MLP
 
 from .command import RECIPE, _message, _recipe, surefoot

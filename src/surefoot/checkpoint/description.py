@@ -52,7 +52,7 @@ def compared(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable
     """Both, without what a recipe says and is not to be compared once more as what it was built to."""
     recipe = any(name.startswith("recipe.") for name in now)
     built = {*objects, "checkpoint", "loss", "val"} if recipe else set()
-    # Which of torch's implementations of an update runs is the execution plan's, where there is one.
+    # Which of torch's implementations of an update runs is an execution setting, where there is one.
     planned = (".foreach", ".fused") if any(name.startswith("execution.") for name in now) else ()
 
     def counts(name: str) -> bool:

@@ -54,7 +54,7 @@ def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]
     """One update as the run would do it. The objects are this process's own and are thrown away afterwards."""
     from ..execution import prepare
     from ..step import NonFinite, TrainStep
-    from ..training.plan import choose_plan, use_plan
+    from ..training.settings import choose_settings, use_settings
 
     recipe = built.recipe
     step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
@@ -66,9 +66,9 @@ def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]
         if not ready:
             # Only now: what was told of the schedule and the memory is of untouched objects.
             steps = recipe.epochs * built.steps_per_epoch
-            plan = choose_plan(built.execution, step, built.train, steps, lambda text: None)
-            stack.enter_context(prepare(plan, built.model, built.optimizer))
-            use_plan(plan, step, built.train, lambda text: None)
+            execution = choose_settings(built.execution, step, built.train, steps, lambda text: None)
+            stack.enter_context(prepare(execution, built.model, built.optimizer))
+            use_settings(execution, step, built.train, lambda text: None)
             ready = True
         with contextlib.suppress(NonFinite):  # the run itself will say so
             step(batches)

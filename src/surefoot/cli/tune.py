@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..build import build
     from ..execution.choose import cache_key, remember, tune
     from ..step import TrainStep
-    from ..training.plan import batches_to_measure
+    from ..training.settings import batches_to_measure
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)

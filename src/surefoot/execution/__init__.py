@@ -1,11 +1,11 @@
-"""How a step runs on this machine: a plan that is measured, checked against eager gradients, and recorded."""
+"""How a step runs on this machine: settings that are measured, verified against the plain step, and recorded."""
 
 from __future__ import annotations
 
 from .backends import make_backend, verified_backend
 from .choose import Row, TuneTable, choose_execution, tune, with_asked
 from .evaluation import evaluation_batch
-from .plan import Execution, as_torch_would, prepare
+from .settings import Execution, as_torch_would, prepare
 from .verify import verify
 from .whole_step import CannotCompile
 

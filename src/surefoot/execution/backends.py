@@ -12,7 +12,7 @@ from ..step import Batch, StepResult, TrainStep
 from .captured import CapturedStep
 from .compiled import CompiledStep
 from .eager import EagerStep
-from .plan import Execution
+from .settings import Execution
 from .verify import verify
 from .whole_step import CannotCompile, compile_step, why_not
 

@@ -12,9 +12,9 @@ from typing import Any
 from ..errors import UsageError, first_line
 from ..files import write_atomically
 from ..places import user_directory
-from .plan import Execution
+from .settings import Execution
 
-# Counted up when plans come to mean other code: what was fastest may no longer be.
+# Counted up when settings come to mean other code: what was fastest may no longer be.
 FORMAT = 3
 # A choice with what was tried takes two or three thousand.
 MOST_BYTES = 1 << 16

@@ -19,9 +19,9 @@ from . import cache as kept
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
-from .plan import Execution, as_torch_would, supports_fused
 from .products import worth_writing_out
 from .rules import in_graph
+from .settings import Execution, as_torch_would, supports_fused
 from .whole_step import why_not
 
 # What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
@@ -96,7 +96,7 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
 
 
 def with_asked(recorded: Execution, spec: Mapping[str, Any] | str | None) -> Execution:
-    """A recorded plan with what `spec` fixes otherwise.
+    """Recorded settings with what `spec` fixes otherwise.
 
     The form of a compiled step is chosen at the start of a run; later it can only be given up.
 

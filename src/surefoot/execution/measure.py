@@ -16,7 +16,7 @@ from ..copying import copied
 from ..errors import first_line
 from ..step import Batch, TrainStep, set_mode
 from .backends import make_backend
-from .plan import Execution, freed_memory_kept, prepare
+from .settings import Execution, freed_memory_kept, prepare
 from .verify import Seen, first_difference, record
 
 # A step that another beats by less than this is not beaten: the simpler one stays.
@@ -27,7 +27,7 @@ TURN_S = 0.004
 
 @dataclass
 class Trial:
-    """One candidate: its plan, the times of its turns (seconds a step), and what is held against it."""
+    """One candidate: its settings, the times of its turns (seconds a step), and what is held against it."""
 
     execution: Execution
     times: list[float] = field(default_factory=list)

@@ -244,7 +244,7 @@ def by_inductor(graph: torch.fx.GraphModule, arguments: list[Tensor]) -> Callabl
     on_cpu = all(argument.device.type == "cpu" for argument in arguments)
     # Random numbers come from torch's own generators, which a checkpoint holds. The wrapper in C++ halves what a
     # call costs. Left to itself, Inductor lays every image out with its channels last, and back, which costs LeNet-5
-    # half of its step at batch 512; layouts are the plan's business.
+    # half of its step at batch 512; layouts are a setting.
     settings = {"fallback_random": True, "cpp_wrapper": on_cpu, "layout_optimization": not _contiguous(arguments)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its internals

@@ -35,8 +35,8 @@ from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
 from .objective import hidden_state
 from .options import RunOptions
-from .plan import choose_plan, recorded_plan, use_plan
 from .records import Recorder
+from .settings import choose_settings, recorded_settings, use_settings
 from .state import Best, Checkpoints, RunState
 from .unfreezing import Unfreezing
 
@@ -171,13 +171,13 @@ def fit(
         stack.callback(loader.close)
         if val_loader is not None:
             stack.callback(val_loader.close)
-        plan = recorded_plan(run_dir, run.execution) if resume and run_dir is not None else None
-        again = plan is not None
-        if plan is None:
-            plan = choose_plan(run.execution, train_step, loader, epochs * steps_per_epoch, progress.message)
-        stack.enter_context(prepare(plan, model, optimizer))
+        execution = recorded_settings(run_dir, run.execution) if resume and run_dir is not None else None
+        again = execution is not None
+        if execution is None:
+            execution = choose_settings(run.execution, train_step, loader, epochs * steps_per_epoch, progress.message)
+        stack.enter_context(prepare(execution, model, optimizer))
         if not again:
-            plan = use_plan(plan, train_step, loader, progress.message)
+            execution = use_settings(execution, train_step, loader, progress.message)
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
@@ -197,7 +197,7 @@ def fit(
                         **_described(loss, val_loader, checkpoints),
                         **about.conditions,
                         **flatten("fit", settings),
-                        **flatten("execution", plan.to_json()),
+                        **flatten("execution", execution.to_json()),
                     },
                     allow=run.allow,
                     journal=recorder.journal,
@@ -219,14 +219,14 @@ def fit(
                 progress.message(note)
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
             if again:  # not before: a captured graph holds the addresses of what was loaded
-                use_plan(plan, train_step, loader, progress.message, begun=run_dir)
+                use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
                 _tell_restored(restored, state, epochs, progress)
                 write_texts(claim.run, about.files)
             elif run.start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
-            claim.begin(conditions=checkpointer.conditions, execution=plan.to_json())
+            claim.begin(conditions=checkpointer.conditions, execution=execution.to_json())
         progress.start(
             RunInfo(
                 about.name,
@@ -234,7 +234,7 @@ def fit(
                 steps_per_epoch,
                 first_step=state.step,
                 samples_per_step=loader.batch_size * options.grad_accum_steps,
-                details={**about.details, "runs on": plan.describe()},
+                details={**about.details, "runs on": execution.describe()},
             )
         )
         save = (

@@ -1,4 +1,4 @@
-"""The plan: how a step runs on this machine, as plain data, and setting the process up for it."""
+"""Execution settings: how a step runs, as plain data, and a process set up for it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Execution:
             raise Problems(problems)
 
     def describe(self) -> str:
-        """The plan in one line, for people."""
+        """The settings in one line, for people."""
         parts = [self.device]
         if self.device == "cpu":
             parts.append(f"{self.threads} thread" + ("s" if self.threads > 1 else ""))
@@ -98,12 +98,12 @@ class Execution:
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` gives the same plan back."""
+        """Plain data; `from_json` gives the same settings back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Execution:
-        """The plan that `to_json` told of. Raises UsageError for a field that is none, or a value out of place."""
+        """The settings that `to_json` gave. Raises UsageError for an unknown field or a value out of range."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
             raise UsageError(f"execution: unknown field {', '.join(unknown)}; there are {', '.join(sorted(known))}")
@@ -120,7 +120,7 @@ class Execution:
 
 
 def as_torch_would(device: str = "cpu", precision: str = "float32") -> Execution:
-    """The plan of a plain PyTorch loop in this process: nothing set, nothing chosen."""
+    """The settings of a plain PyTorch loop in this process: nothing set, nothing chosen."""
     return Execution(
         device=device,
         threads=torch.get_num_threads(),

@@ -18,7 +18,7 @@ from ..text import typed
 BATCHES_TO_MEASURE = 4
 
 
-def recorded_plan(run_dir: Path | str, execution: Any = "auto") -> Execution | None:
+def recorded_settings(run_dir: Path | str, execution: Any = "auto") -> Execution | None:
     """The settings that a run was begun with, or None where there are none yet.
 
     What `execution` fixes otherwise is taken over: a changed condition, which the resume then refuses or allows.
@@ -34,36 +34,36 @@ def batches_to_measure(loader: Loader) -> list[Batch]:
     return [loader.batch_at(0, i) for i in range(min(BATCHES_TO_MEASURE, len(loader)))]
 
 
-def choose_plan(
+def choose_settings(
     execution: Any, step: TrainStep, loader: Loader, steps_expected: int, say: Callable[[str], None]
 ) -> Execution:
     """What `execution` (``"auto"``, ``"plain"`` or a mapping) fixes, and the fastest of the rest on this machine."""
     return choose_execution(execution, step, batches_to_measure(loader), steps_expected=steps_expected, say=say)
 
 
-def use_plan(
-    plan: Execution, step: TrainStep, loader: Loader, say: Callable[[str], None], *, begun: Path | None = None
+def use_settings(
+    execution: Execution, step: TrainStep, loader: Loader, say: Callable[[str], None], *, begun: Path | None = None
 ) -> Execution:
-    """Put under `step` what `plan` says; call it inside of `execution.prepare`, after a resume has loaded its state.
+    """Give `step` the backend that `execution` says; call it within `prepare`, after a resume has loaded its state.
 
-    Returns the settings that the run has: where the compiled form cannot be made, those of the eager one, and `say`
-    is told. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot be made
-    again.
+    Returns the settings that the run has: where the compiled form cannot be made, those of the eager one, with a
+    message to `say`. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot
+    be made again.
     """
     if step.options.grad_accum_steps > 1:  # of several micro-batches there is the plain step alone
-        return plan
+        return execution
     try:
-        step.backend = verified_backend(plan, step, loader.batch_at(0, 0), say)
+        step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)
     except CannotCompile as error:
         if begun is not None:
             raise UsageError(
-                f"execution: this run was begun with {plan.describe()}, which cannot be made again here: {error}; "
+                f"execution: this run was begun with {execution.describe()}, which cannot be made again here: {error}; "
                 f"go on without it, no longer to the bit: {_without_compiling(begun)}"
             ) from error
         say(f"the step is not compiled: {error}")
-        plan = replace(plan, compile="none", products=False, cuda_graph=False)
-        step.backend = verified_backend(plan, step, loader.batch_at(0, 0), say)
-    return plan
+        execution = replace(execution, compile="none", products=False, cuda_graph=False)
+        step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)
+    return execution
 
 
 def _without_compiling(run_dir: Path) -> str:
