@@ -36,7 +36,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
             value = getattr(self, name)
             value = (value,) if isinstance(value, int | float) or getattr(value, "shape", None) == () else value
@@ -153,13 +153,15 @@ def _constants(preprocessing: Preprocessing, device: torch.device) -> tuple[Tens
         return torch.tensor(numbers, dtype=torch.float32, device=device).view(shape)
 
     scale, mean, std = preprocessing.scale, preprocessing.mean, preprocessing.std
-    divides = scale is not None and scale < 1 and 1 / round(1 / scale) == scale
-    divides = divides and math.frexp(scale)[0] != 0.5
+    # Dividing gives torchvision's bits where the scale is 1/n.
+    divisor = round(1 / scale) if scale is not None and scale < 1 else None
+    if divisor is not None and (1 / divisor != scale or math.frexp(divisor)[0] == 0.5):
+        divisor = None
     multiplies = all(math.frexp(s)[0] == 0.5 for s in std)
     changes = set(std) != {1.0}
     return (
-        tensor(round(1 / scale)) if divides else None,
-        tensor(scale) if scale not in (None, 1.0) and not divides else None,
+        None if divisor is None else tensor(divisor),
+        tensor(scale) if scale is not None and scale != 1 and divisor is None else None,
         tensor(*mean) if any(mean) else None,
         tensor(*std) if changes and not multiplies else None,
         tensor(*(1 / s for s in std)) if changes and multiplies else None,

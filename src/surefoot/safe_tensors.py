@@ -77,7 +77,8 @@ class Entry:
         """Its dtype as torch names it."""
         import torch
 
-        return getattr(torch, DTYPES[self.dtype][0])
+        dtype: torch.dtype = getattr(torch, DTYPES[self.dtype][0])
+        return dtype
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def layout(
 ) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
     """The head of a file of these tensors (length and header), and the tensors in the order of their bytes.
 
-    It hangs on names, dtypes and shapes only. Arguments and errors as for `chunks`.
+    The layout depends only on names, dtypes and shapes. Arguments and errors as for `chunks`.
     """
     names = _dtype_names()
     for name, tensor in tensors.items():
@@ -198,7 +199,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     import torch
 
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    return plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -229,7 +230,7 @@ def load(path: str | Path) -> Loaded:
             except (RuntimeError, AttributeError) as error:  # sizes or a dtype beyond this torch
                 raise BadFile(path, f"tensor {_shown(entry.name)} cannot be made: {error}") from error
             if tensor.numel():
-                view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+                view = tensor.view(-1).view(torch.uint8).numpy().data
                 _read_into(path, file, view)
                 digest.update(view)
                 if entry.dtype == "BOOL" and int(tensor.view(torch.uint8).max()) > 1:

@@ -171,7 +171,7 @@ def _checked_end(path: Path, file: io.BufferedReader) -> int:
         raise _bad(path, "its directory is not where its end says")
     if count > MAX_RECORDS or length > MAX_DIRECTORY_BYTES:
         raise _bad(path, f"{count} records in a directory of {length} bytes are more than are read")
-    return count
+    return int(count)
 
 
 def _begin(path: Path, file: io.BufferedReader, entry: zipfile.ZipInfo, end: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from ..preprocessing import Preprocessing
 from .info import UNKNOWN, ModelInfo
 
 
-def checked(given: Mapping[str, Any]) -> None:
+def checked(arguments: Mapping[str, Any]) -> None:
     """Raise Problems for what cannot be among the arguments of one call, by name (its ``locals()``)."""
     check = Arguments()
-    for name, value in given.items():
-        if name in _KINDS:
-            _KINDS[name](check, name, value)
+    for name, value in arguments.items():
+        if name in _CHECKS:
+            _CHECKS[name](check, name, value)
     check.done()
 
 
@@ -30,24 +30,17 @@ def check_model(model: Any, *, none: bool = True, name: bool = False) -> None:
     check.done()
 
 
-def _shape(check: Arguments, name: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
-        check.refuse(name, f"{value!r} is not a list of sizes; give that of one sample, e.g. (1, 28, 28)")
-        return
-    for size in value:
-        check.whole(name, size, low=1, none=True)
+def _listed(what: str, text: bool = False) -> Callable[[Arguments, str, Any], None]:
+    """Refuses what cannot be iterated over; text too unless `text`."""
 
+    def check_list(check: Arguments, name: str, value: Any) -> None:
+        if value is not None and (not hasattr(value, "__iter__") or (not text and isinstance(value, str | bytes))):
+            check.refuse(name, f"{value!r} is not {what}")
+        elif value is not None and name == "input_shape":
+            for size in value:
+                check.whole(name, size, low=1, none=True)
 
-def _items(check: Arguments, name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, str | bytes) or not hasattr(value, "__iter__")):
-        check.refuse(name, f"{value!r} is not a list")
-
-
-def _classes(check: Arguments, name: str, value: Any) -> None:
-    if value is not None and not hasattr(value, "__iter__"):
-        check.refuse(name, f"{value!r} is not a list of names; give one for each class")
+    return check_list
 
 
 def _source(check: Arguments, name: str, value: Any) -> None:
@@ -70,26 +63,25 @@ def _info(check: Arguments, name: str, value: Any) -> None:
     check.instance(name, value, ModelInfo, "the .info of an opened model", none=True)
 
 
-_KINDS = {
+def _text(check: Arguments, name: str, value: Any) -> None:
+    check.text(name, value, none=True)
+
+
+def _mapping(check: Arguments, name: str, value: Any) -> None:
+    check.mapping(name, value, none=True)
+
+
+_CHECKS: dict[str, Callable[[Arguments, str, Any], Any]] = {
+    **dict.fromkeys(("path", "directory", "to"), Arguments.path),
+    **dict.fromkeys(("key", "title", "prefix", "dataset"), _text),
+    **dict.fromkeys(("metrics", "arguments"), _mapping),
+    **dict.fromkeys(("cast", "averaged", "trust_code"), Arguments.flag),
+    **dict.fromkeys(("plots", "history"), _listed("a list")),
+    "input_shape": _listed("a list of sizes; give that of one sample, e.g. (1, 28, 28)"),
+    "classes": _listed("a list of names; give one for each class", text=True),
+    "except_": Arguments.texts,
     "info": _info,
-    "path": Arguments.path,
-    "directory": Arguments.path,
-    "to": Arguments.path,
     "preprocessing": _preprocessing,
-    "classes": _classes,
-    "input_shape": _shape,
     "batch": _batch,
-    "key": lambda check, name, value: check.text(name, value, none=True),
-    "title": lambda check, name, value: check.text(name, value, none=True),
-    "metrics": lambda check, name, value: check.mapping(name, value, none=True),
-    "arguments": lambda check, name, value: check.mapping(name, value, none=True),
-    "prefix": lambda check, name, value: check.text(name, value, none=True),
-    "except_": lambda check, name, value: check.texts(name, value),
-    "cast": Arguments.flag,
-    "averaged": Arguments.flag,
-    "dataset": lambda check, name, value: check.text(name, value, none=True),
-    "trust_code": Arguments.flag,
     "source": _source,
-    "plots": _items,
-    "history": _items,
 }

@@ -132,7 +132,9 @@ def _parts(batch: object) -> tuple[Tensor, ...] | None:
     return tuple(part.detach().cpu() for part in parts)
 
 
-def _live(model: object, info: ModelInfo | None, opening: dict[str, Any]) -> tuple[nn.Module, ModelInfo]:
+def _live(
+    model: str | Path | LoadedModel | nn.Module, info: ModelInfo | None, opening: dict[str, Any]
+) -> tuple[nn.Module, ModelInfo]:
     if isinstance(model, nn.Module):
         info = info or describe_model(model)
         # A copy: the caller's model stays on its device and in its mode.
@@ -165,10 +167,9 @@ def _form_of(info: ModelInfo, batch: tuple[Tensor, ...] | None) -> ModelInfo:
     """The info with the form of the input that was really used; a model of several inputs has no one form."""
     if batch is None:
         return info
-    form = (None, None)
-    if len(batch) == 1:
-        form = (tuple(batch[0].shape[1:]), str(batch[0].dtype).removeprefix("torch."))
-    return replace(info, input_shape=form[0], input_dtype=form[1])
+    if len(batch) > 1:
+        return replace(info, input_shape=None, input_dtype=None)
+    return replace(info, input_shape=tuple(batch[0].shape[1:]), input_dtype=str(batch[0].dtype).removeprefix("torch."))
 
 
 _Expected = list[tuple[tuple[Tensor, ...], object]]

@@ -69,7 +69,8 @@ def read_images(
     """
     shape = None if input_shape is None else tuple(input_shape)
     dtype = input_dtype or (None if shape is None else "uint8")
-    batches, names, notes, problems = [], [], [], []
+    batches: list[np.ndarray] = []
+    names, notes, problems = [], [], []
     total = 0
     for path in map(Path, paths):
         try:
@@ -130,11 +131,12 @@ def _read_picture(path: Path, data: bytes, shape: tuple[int, ...] | None, dtype:
     channels, height, width = shape
     notes = []
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as file:
             # The size is known before a pixel is unpacked.
-            if picture.width * picture.height > MAX_PIXELS:
-                raise BadFile(path, f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
-            picture.load()
+            if file.width * file.height > MAX_PIXELS:
+                raise BadFile(path, f"has {file.width}x{file.height} pixels; at most {MAX_PIXELS} are read")
+            file.load()
+            picture: Image.Image = file
             if picture.getexif().get(0x0112, 1) != 1:  # Orientation
                 picture = ImageOps.exif_transpose(picture)
                 notes.append("turned as its EXIF data say")

@@ -15,6 +15,7 @@ from .. import rng
 from ..errors import Problems, UsageError
 from ..models import MODELS
 from ..registry import argument_problems, did_you_mean, import_object
+from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
 from .info import ModelInfo
@@ -94,7 +95,7 @@ def import_weights(
         model, source = build_named(model, arguments or {})
     elif arguments:
         raise UsageError("arguments: are for a model that is named; the instance has its own")
-    target = weights.unwrap(model)
+    target = unwrap(model)
     tensors, taken = without_prefix(state.tensors, target)
     tensors, kept = _except(tensors, target, except_, path)
     tensors, filled = _counters(tensors, target)

@@ -24,7 +24,7 @@ from .weights import memory_format, plain
 FORMAT = "surefoot-model"
 FORMAT_VERSION = 1
 UNKNOWN = "unknown"
-"""In place of a preprocessing: nobody told, so that the weights cannot be used without being told."""
+"""In place of a preprocessing that is not known: the model is not used before one is given."""
 DTYPES = ("uint8", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "bool")
 
 
@@ -35,8 +35,8 @@ class ModelInfo:
     `model` is ``{"name": ..., "args": {...}}`` for a registered model, ``{"class": "module:Name",
     "args": {...} | None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype`
     is the raw data's, as torch names it. `dataset` names what it was trained on; `averaged` says that the weights are
-    a moving average of the training's (EMA). Fields that nobody told are None; a `preprocessing` of None means that the
-    model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
+    a moving average of the training's (EMA). Fields that are not known are None; a `preprocessing` of None means that
+    the model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
     """
 
     model: dict[str, Any]
@@ -57,10 +57,11 @@ class ModelInfo:
     @property
     def model_name(self) -> str:
         """The name to show: the registry's, or the class's own."""
-        return self.model.get("name") or self.model["class"].rpartition(":")[2]
+        return str(self.model.get("name") or self.model["class"].rpartition(":")[2])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` takes; a number that is not finite becomes null."""
+        prepared = self.preprocessing.to_json() if self.preprocessing else None
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -68,7 +69,7 @@ class ModelInfo:
             "model": _plain(self.model),
             "input": {"shape": _list(self.input_shape), "dtype": self.input_dtype},
             "classes": _list(self.classes),
-            "preprocessing": _preparation(self),
+            "preprocessing": prepared if self.preprocessing_known else UNKNOWN,
             "loss": _plain(self.loss),
             "metrics": _plain(self.metrics),
             "recipe_digest": self.recipe_digest,
@@ -88,6 +89,17 @@ class ModelInfo:
         def bad(what: str) -> BadFile:
             return BadFile(where, what)
 
+        def entry(name: str, kind: type, expected: str, default: Any = None) -> Any:
+            value = data.get(name)
+            if value is not None and not isinstance(value, kind):
+                raise bad(f"{name}: not {expected}")
+            return default if value is None else value
+
+        def choice(name: str, value: Any, options: Sequence[Any]) -> Any:
+            if value is not None and value not in options:
+                raise bad(f"{name}: {str(value)[:40]!r} is not one of {', '.join(map(str, options))}")
+            return value
+
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise bad(f'is not the description of a Surefoot model ("format": "{FORMAT}" was expected)')
         version = data.get("format_version")
@@ -95,29 +107,34 @@ class ModelInfo:
             raise bad(f"format_version: {str(version)[:40]!r} is not a whole number from 1 on")
         if version > FORMAT_VERSION:
             raise bad(f"was written in format {version}; this Surefoot reads up to {FORMAT_VERSION}: update it")
-        sample = data.get("input") or {}
-        if not isinstance(sample, Mapping):
-            raise bad("input: not an object")
+        sample = entry("input", Mapping, "an object", {})
+        classes = entry("classes", list, "a list of names")
+        if not all(isinstance(name, str) for name in classes or ()):
+            raise bad("classes: not a list of names")
+        preprocessing = data.get("preprocessing")
+        if preprocessing in (None, UNKNOWN):
+            prepared = None
+        else:
+            try:
+                prepared = Preprocessing.from_json(preprocessing)
+            except UsageError as error:
+                raise bad(str(error)) from error
+        layout = choice("memory_format", data.get("memory_format", "contiguous"), ("contiguous", "channels_last"))
         return cls(
-            model=_model(data.get("model"), bad),
-            input_shape=_shape(sample.get("shape"), bad),
-            input_dtype=_choice(sample.get("dtype"), DTYPES, "input.dtype", bad),
-            classes=_names(data.get("classes"), bad),
-            preprocessing=_preprocessing(data.get("preprocessing"), bad),
-            preprocessing_known=data.get("preprocessing") != UNKNOWN,
+            model=_model(data.get("model"), where),
+            input_shape=_shape(sample.get("shape"), where),
+            input_dtype=choice("input.dtype", sample.get("dtype"), DTYPES),
+            classes=None if classes is None else tuple(classes),
+            preprocessing=prepared,
+            preprocessing_known=preprocessing != UNKNOWN,
             loss=data.get("loss"),
-            metrics=_object(data.get("metrics"), "metrics", bad),
-            recipe_digest=_text(data.get("recipe_digest"), "recipe_digest", bad),
-            title=_text(data.get("title"), "title", bad),
-            dataset=_text(data.get("dataset"), "dataset", bad),
-            averaged=_choice(data.get("averaged", False), (False, True), "averaged", bad),
-            memory_format=_choice(
-                data.get("memory_format", "contiguous"),
-                ("contiguous", "channels_last"),
-                "memory_format",
-                bad,
-            ),
-            versions={k: str(v) for k, v in _object(data.get("versions"), "versions", bad).items()},
+            metrics=dict(entry("metrics", Mapping, "an object", {})),
+            recipe_digest=entry("recipe_digest", str, "text"),
+            title=entry("title", str, "text"),
+            dataset=entry("dataset", str, "text"),
+            averaged=choice("averaged", data.get("averaged", False), (False, True)),
+            memory_format=layout,
+            versions={k: str(v) for k, v in entry("versions", Mapping, "an object", {}).items()},
         )
 
 
@@ -211,67 +228,25 @@ def _list(values: Sequence[Any] | None) -> list[Any] | None:
     return None if values is None else list(values)
 
 
-def _model(found: Any, bad: Any) -> dict[str, Any]:
-    if isinstance(found, Mapping) and set(found) == {"name", "args"}:
-        name, args = found["name"], found["args"]
+def _model(value: Any, where: str | Path) -> dict[str, Any]:
+    keys = set(value) if isinstance(value, Mapping) else set()
+    if keys == {"name", "args"}:
+        name, args = value["name"], value["args"]
         if isinstance(name, str) and len(name) <= 200 and isinstance(args, Mapping):
             return {"name": name, "args": dict(args)}
-    if isinstance(found, Mapping) and set(found) == {"class", "args"}:
-        path, args = found["class"], found["args"]
+    if keys == {"class", "args"}:
+        path, args = value["class"], value["args"]
         module, _, attribute = path.partition(":") if isinstance(path, str) else ("", "", "")
         if module and attribute and (args is None or isinstance(args, Mapping)):
             return {"class": path, "args": None if args is None else dict(args)}
-    raise bad('model: neither {"name", "args"} nor {"class": "module:Name", "args"}')
+    raise BadFile(where, 'model: neither {"name", "args"} nor {"class": "module:Name", "args"}')
 
 
-def _shape(found: Any, bad: Any) -> tuple[int, ...] | None:
-    if found is None:
+def _shape(value: Any, where: str | Path) -> tuple[int, ...] | None:
+    if value is None:
         return None
-    if not isinstance(found, list) or len(found) > 8 or not all(type(n) is int and n > 0 for n in found):
-        raise bad("input.shape: not a list of up to 8 whole numbers above 0")
-    if math.prod(found) > 2**31:
-        raise bad(f"input.shape: {found} is more than 2**31 numbers a sample")
-    return tuple(found)
-
-
-def _names(found: Any, bad: Any) -> tuple[str, ...] | None:
-    if found is None:
-        return None
-    if not isinstance(found, list) or not all(isinstance(n, str) for n in found):
-        raise bad("classes: not a list of names")
-    return tuple(found)
-
-
-def _preparation(info: ModelInfo) -> Any:
-    if not info.preprocessing_known:
-        return UNKNOWN
-    return info.preprocessing.to_json() if info.preprocessing else None
-
-
-def _preprocessing(found: Any, bad: Any) -> Preprocessing | None:
-    if found is None or found == UNKNOWN:
-        return None
-    try:
-        return Preprocessing.from_json(found)
-    except UsageError as error:
-        raise bad(str(error)) from error
-
-
-def _object(found: Any, name: str, bad: Any) -> dict[str, Any]:
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise bad(f"{name}: not an object")
-    return dict(found)
-
-
-def _text(found: Any, name: str, bad: Any) -> str | None:
-    if found is not None and not isinstance(found, str):
-        raise bad(f"{name}: not text")
-    return found
-
-
-def _choice(found: Any, options: Sequence[str], name: str, bad: Any) -> Any:
-    if found is not None and found not in options:
-        raise bad(f"{name}: {str(found)[:40]!r} is not one of {', '.join(options)}")
-    return found
+    if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and n > 0 for n in value):
+        raise BadFile(where, "input.shape: not a list of up to 8 whole numbers above 0")
+    if math.prod(value) > 2**31:
+        raise BadFile(where, f"input.shape: {value} is more than 2**31 numbers a sample")
+    return tuple(value)

@@ -17,6 +17,7 @@ from ..models import MODELS
 from ..preprocessing import Preprocessing
 from ..registry import import_object
 from ..safe_tensors import BadFile
+from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
 from .card import config_json, model_card
@@ -52,7 +53,7 @@ def save_model(
     is replaced as a whole, so that at every instant either the old model or the new one is there, complete;
     other entries in it stay. When it returns, all is on the disk.
 
-    `preprocessing` is "unknown" where nobody told: the model is then not used before it is known.
+    `preprocessing` is "unknown" where it is not known: the model is then not used before one is given.
     `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
     ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights
     are a moving average;
@@ -69,7 +70,7 @@ def save_model(
     checked(locals())
     check_model(model, none=False)
     model, average = weights.plain(model)
-    found = weights.collect(model)
+    collected = weights.collect(model)
     info = describe_model(
         model,
         preprocessing=preprocessing,
@@ -88,14 +89,14 @@ def save_model(
     directory = Path(directory)
     _refuse_foreign(directory)
     with new_directory(directory) as new:
-        written = files.write_new(new / WEIGHTS, safe_tensors.chunks(found.tensors, metadata={"format": "pt"}))
+        written = files.write_new(new / WEIGHTS, safe_tensors.chunks(collected.tensors, metadata={"format": "pt"}))
         described = info.to_json() | {
             "weights": {
                 "file": WEIGHTS,
                 "bytes": written.bytes,
                 "sha256": written.sha256,
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "tied": found.tied,
+                "tied": collected.tied,
             }
         }
         _write_json(new / INFO, described)
@@ -126,12 +127,12 @@ def load_model(directory: str | Path, model: nn.Module | None = None, trust_code
     state = {**loaded.tensors, **{name: loaded.tensors[kept] for name, kept in described["tied"].items()}}
     where = str(Path(directory) / WEIGHTS)
     if model is not None:
-        weights.put(state, weights.unwrap(model), where)
+        weights.put(state, unwrap(model), where)
         return model.eval()
     built = build(info, Path(directory) / INFO, trust_code=trust_code)
     weights.put(state, built, where, adopt_dtypes=True)
     if info.memory_format == "channels_last":
-        built = built.to(memory_format=torch.channels_last)
+        built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return built.eval()
 
 
@@ -181,7 +182,8 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
             raise BadFile(where, f"model: {name!r} is not a model that this Surefoot knows; update it")
         _refuse_giant(name, args, where)
         try:
-            return MODELS.build(name, args)
+            model: nn.Module = MODELS.build(name, args)
+            return model
         except UsageError as error:
             raise BadFile(where, f"model: {error}") from error
     path, args = info.model["class"], info.model["args"]

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from ..errors import UsageError, first_line
-from ..models import MODELS
+from ..models import LeNet5
 from ..preprocessing import Preprocessing
 from ..text import counted
 from .answers import check_classes, kind_of, probabilities
 from .arguments import check_model, checked
 from .formats import recognise
-from .importing import import_weights
+from .importing import build_named, import_weights
 from .info import UNKNOWN, ModelInfo, describe_model
 from .model_dir import INFO, load_model, read_info
 from .pt2 import read_pt2
@@ -120,7 +120,7 @@ class LoadedModel:
         Raises `UsageError` where the model's output is no tensor, has no row for each sample, or is not as wide as
         its classes.
         """
-        parts = [self(part) for part in raw.split(batch_size)] or [self(raw)]
+        parts = [self(part) for part in torch.split(raw, batch_size)] or [self(raw)]
         if not isinstance(parts[0], torch.Tensor):
             kind = type(parts[0]).__name__
             advice = "its .logits" if hasattr(parts[0], "logits") else "one tensor"
@@ -160,7 +160,7 @@ def open_model(
 
     >>> import tempfile; from surefoot.artifacts import save_model
     >>> with tempfile.TemporaryDirectory() as d:
-    ...     where = save_model(MODELS.build("LeNet5"), Path(d, "model"), classes=[str(i) for i in range(10)])
+    ...     where = save_model(LeNet5(), Path(d, "model"), classes=[str(i) for i in range(10)])
     ...     open_model(where).predict(torch.zeros(3, 1, 28, 28)).shape
     torch.Size([3, 10])
     """
@@ -198,7 +198,7 @@ def _from_directory(
 ) -> LoadedModel:
     found = next(p for p in (path, path / "model") if os.path.lexists(p / INFO))
     if isinstance(model, str):
-        model = MODELS.build(model)
+        model = build_named(model, {})[0]
     info = _with(read_info(found), preprocessing, classes)
     module = load_model(found, model, trust_code=trust_code)
     return LoadedModel(found, "directory", info, Ready(module, info.preprocessing).eval(), module)
@@ -215,6 +215,4 @@ def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequenc
 
 def _usual_shape(model: nn.Module) -> tuple[int, ...] | None:
     """The one shape that LeNet5 takes; the other models take several and bare weights do not tell which."""
-    if type(model).__name__ == "LeNet5":
-        return (model.arguments["channels"], 28, 28)
-    return None
+    return (model.arguments["channels"], 28, 28) if isinstance(model, LeNet5) else None

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import Problems, UsageError
 from ..registry import did_you_mean
-from ..wrapping import unwrap as unwrap
+from ..wrapping import unwrap
 
 # How many differences of one kind are told one by one; a file for another model would fill the screen.
 SHOWN = 20
@@ -24,10 +26,6 @@ class Weights:
 
     tensors: dict[str, torch.Tensor] = field(repr=False)
     tied: dict[str, str]
-
-    def all(self) -> dict[str, torch.Tensor]:
-        """Every name with its tensor, the tied ones included (they share the tensor)."""
-        return {**self.tensors, **{name: self.tensors[kept] for name, kept in self.tied.items()}}
 
 
 def plain(model: nn.Module) -> tuple[nn.Module, bool]:
@@ -52,7 +50,7 @@ def collect(model: nn.Module) -> Weights:
     """
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
-    seen: dict[tuple, str] = {}
+    names: dict[tuple[Any, ...], str] = {}
     problems = []
     for name, value in model.state_dict().items():
         reason = _unsavable(value)
@@ -60,11 +58,11 @@ def collect(model: nn.Module) -> Weights:
             problems.append(f"{name}: {reason}")
             continue
         memory = _memory(value)
-        if memory in seen:
-            tied[name] = seen[memory]
+        if memory in names:
+            tied[name] = names[memory]
             continue
         if memory is not None:
-            seen[memory] = name
+            names[memory] = name
         tensors[name] = value
     if problems:
         raise Problems(problems)
@@ -135,7 +133,7 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
 
 def tie_groups(state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
     """For each name that shares its memory, all names of that memory."""
-    by_memory: dict[tuple, list[str]] = defaultdict(list)
+    by_memory: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and (memory := _memory(value)) is not None:
             by_memory[memory].append(name)
@@ -160,7 +158,7 @@ def memory_format(model: nn.Module) -> str:
 def _unsavable(value: object) -> str | None:
     if not isinstance(value, torch.Tensor):
         return f"a state_dict entry of type {type(value).__name__} cannot be saved without pickle; make it a tensor"
-    if isinstance(value, nn.parameter.UninitializedTensorMixin):
+    if isinstance(value, UninitializedTensorMixin):
         return "not initialised yet; run one batch through the model first"
     if value.layout is not torch.strided or value.is_quantized:
         return f"a tensor of layout {value.layout} cannot be saved; make it dense"
@@ -169,9 +167,9 @@ def _unsavable(value: object) -> str | None:
     return None
 
 
-def _memory(value: torch.Tensor) -> tuple | None:
+def _memory(value: torch.Tensor) -> tuple[Any, ...] | None:
     # An empty tensor has no memory that it could share.
-    if isinstance(value, nn.parameter.UninitializedTensorMixin) or value.layout is not torch.strided:
+    if isinstance(value, UninitializedTensorMixin) or value.layout is not torch.strided:
         return None
     if value.is_meta or value.numel() == 0:
         return None

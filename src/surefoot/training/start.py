@@ -11,11 +11,12 @@ from torch import nn
 
 from ..artifacts.importing import without_prefix
 from ..artifacts.training_file import OptimizerFile, read_training
-from ..artifacts.weights import put, unwrap
+from ..artifacts.weights import put
 from ..data import Loader
 from ..errors import UsageError
 from ..schedules import Schedule
 from ..text import counted
+from ..wrapping import unwrap
 
 
 def start_from(
