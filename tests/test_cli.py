@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import shlex
@@ -297,6 +298,19 @@ def test_the_plan_is_drawn_before_the_run_and_writes_only_what_was_asked_for(cap
     assert "20 = 2 epochs" in told
     assert files_in(tmp_path) == ["plan.svg"]
     assert Path("plan.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_a_plan_shows_on_a_terminal_how_far_it_is(capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        isatty = lambda self: True  # noqa: E731
+
+    monkeypatch.setattr("surefoot.schedules.simulation._SHOWN", 5)
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["plan", "quickstart", *SMALL, "scheduler.by=step"]) == 0
+        assert ("computing the learning rates: 25 % of 20 calls" in stream.getvalue()) is shown
+    assert "computing" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["plan", "lr-find"])

@@ -20,7 +20,7 @@ from surefoot.charts.terminal import drawn, envelope
 from surefoot.models import LeNet5, SmallResNet
 from surefoot.optimizers import OPTIMIZERS, build_optimizer
 from surefoot.planning import MISTAKES, memory_of, mistakes, plan_report
-from surefoot.schedules import LaterGroup, Schedule, SchedulerSpec, WarmupSpec, build_schedule
+from surefoot.schedules import LaterGroup, Schedule, SchedulerSpec, WarmupSpec, build_schedule, simulate_schedule
 
 S, W = SchedulerSpec, WarmupSpec
 COSINE = S("CosineAnnealingLR")
@@ -171,6 +171,43 @@ RIGHT = [
 @pytest.mark.parametrize(("spec", "warm"), RIGHT)
 def test_right_schedules_raise_no_alarm(spec, warm):
     assert planned(spec, warm).findings == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        S("ConstantLR", {"factor": 1}),
+        S("LinearLR", {"start_factor": 0.5, "end_factor": 0.5, "total_iters": 30}),
+        S("PolynomialLR", {"power": 0.0, "total_iters": 40}),
+        S("StepLR", {"gamma": 1.0, "step_size": 40}),
+        S("MultiStepLR", {"gamma": 1.0, "milestones": [2, 40]}),
+    ],
+)
+def test_a_part_that_never_moves_the_rate_has_neither_mistake_nor_mark(part):
+    report = planned(part, None, 10, 3)
+    assert (report.findings, report.events) == ([], [])
+    first_of_two = S("SequentialLR", {"milestones": [8]}, children=(part, S("ReduceLROnPlateau")))
+    assert [finding.name for finding in planned(first_of_two, None, 10, 1).findings] == ["milestones-past-end"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "warm", "looked_at"),
+    [
+        (S("StepLR", {"step_size": 5}), W("LinearWarmup", {"warmup_period": 9}), True),  # five calls
+        (S("StepLR", {"step_size": 5}, "step"), None, False),
+        (None, W("RAdamWarmup"), False),
+    ],
+)
+def test_training_does_not_wait_for_the_rates_of_many_calls(spec, warm, looked_at, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        sys.modules["surefoot.planning.mistakes"],
+        "simulate_schedule",
+        lambda *a, **k: calls.append(1) or simulate_schedule(*a, **k),
+    )
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+    mistakes(build_schedule(optimizer, spec, warm, 20_000, 5), 20_000, 5)
+    assert bool(calls) is looked_at
 
 
 @st.composite

@@ -7,6 +7,7 @@ byte that is no text, must never reach a terminal as it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -50,6 +51,13 @@ def say(message: object = "", *, error: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):  # full, or closed
         return
+
+
+def redraw(line: str = "") -> None:
+    """Show `line` in place of the last one on standard error, where that is a terminal; "" takes it away."""
+    with contextlib.suppress(OSError, ValueError):  # full, or closed
+        if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            print(f"\r\x1b[2K{printable(line)}", end="", file=sys.stderr, flush=True)
 
 
 def draw(render: Callable[[int, bool, bool], str]) -> None:

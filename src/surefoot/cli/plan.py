@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..text import printable, say
+from ..text import printable, redraw, say
 from .recipes import add_chart_arguments, add_recipe_arguments, named_recipe, show_chart
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     batch = built.train.peek()
     later = [LaterGroup(*joins) for joins in built.unfreezing.joining()] if built.unfreezing else []
     with contextlib.ExitStack() as stack:
+        stack.callback(redraw)
         report = plan_report(
             built.schedule,
             built.steps_per_epoch,
@@ -45,9 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
             samples_per_epoch=built.train.samples,
             step=_timed_step(built, stack),
             later=later,
+            show=_show,
         )
     show_chart(report, chart, as_json=arguments.json)
     return 0
+
+
+def _show(done: int, calls: int) -> None:
+    """How far the rates of a long run are."""
+    redraw(f"computing the learning rates: {100 * done / calls:.0f} % of {calls:,} calls of the scheduler")
 
 
 def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]:

@@ -11,6 +11,7 @@ import numpy as np
 from torch.optim import lr_scheduler as t
 from torch.optim.swa_utils import SWALR
 
+from ..schedules.composite import is_constant
 from ..schedules.simulation import Simulation
 
 # A warmup that only comes near to 1 is over, for a reader, from here on.
@@ -99,6 +100,8 @@ def _warmup(run: Simulation) -> Iterator[Event]:
 def _scheduler(scheduler: Any, begin: int, calls: int) -> Iterator[tuple[int, str, str]]:
     """(call, kind, label) of what a scheduler does that starts at call `begin` of a run of `calls`."""
     left = calls - begin
+    if is_constant(scheduler):
+        return
     if isinstance(scheduler, t.SequentialLR):
         edges = [0, *scheduler._milestones, left]
         for index, part in enumerate(scheduler._schedulers):

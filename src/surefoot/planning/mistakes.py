@@ -10,7 +10,8 @@ from torch.optim import RAdam
 from torch.optim import lr_scheduler as t
 
 from ..finding import Finding
-from ..schedules.composite import leaves
+from ..schedules.composite import is_constant, leaves
+from ..schedules.registry import STEP
 from ..schedules.schedule import Schedule
 from ..schedules.simulation import NEVER, LaterGroup, Simulation, simulate_schedule
 from ..text import counted
@@ -35,7 +36,8 @@ MISTAKES = {
     "groups-flattened": "one max_lr for groups that were given different rates",
     "scheduler-fails": "the scheduler raises an error in the midst of the run",
 }
-LONGEST_LOOKED_AT = 1_000_000  # steps whose rates are computed one by one, in 2 to 8 s
+MOST_CALLS = 50_000  # of a scheduler or warmup, to compute the rates: at most half a second
+_MOST_STEPS = 5_000_000
 _TINY = 1e-8
 _MUCH = 0.1  # of the run, where the rate stays there
 _MOST = 0.5  # of the run, in all
@@ -46,10 +48,15 @@ def mistakes(
 ) -> list[Finding]:
     """What is likely wrong with a schedule that has not begun, for a run of this length; nothing is touched.
 
-    `later` are the groups that join, as for `simulate`. In a run of more than a million steps the rates themselves are
-    not looked at (`plan_report` does): rate-vanishes, rate-negative and scheduler-fails are then not found.
+    `later` are the groups that join, as for `simulate`. Where a scheduler is called more than 50,000 times, only
+    arguments are checked, since training must not wait; `plan_report` then computes the rates all the same and finds
+    rate-vanishes, rate-negative and scheduler-fails.
     """
-    if steps_per_epoch * epochs > LONGEST_LOOKED_AT:  # training is not kept waiting: what the arguments tell, no rates
+    steps = steps_per_epoch * epochs
+    by_step = (schedule.scheduler is not None and schedule.by == STEP) or (
+        schedule.warmup is not None and schedule.warmup_by == STEP and not schedule.warmup.stays_at_one
+    )
+    if steps > _MOST_STEPS or (steps if by_step else epochs) > MOST_CALLS:
         run = Simulation(steps_per_epoch, epochs, [], [], [], [], schedule)
     else:
         run = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later)
@@ -96,6 +103,8 @@ def _of_warmup(run: Simulation, optimizer: Any) -> Iterator[Finding]:
 def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[Finding]:
     """`calls` is what this scheduler gets of the run; `whole` says that it runs from its first step to its last."""
     name = type(scheduler).__name__
+    if is_constant(scheduler):
+        return
     if isinstance(scheduler, t.SequentialLR):
         late = [m for m in scheduler._milestones if m >= calls]
         if late:

@@ -14,7 +14,7 @@ from torch import nn
 from ..charts.thinning import extremes
 from ..schedules.composite import has_plateau
 from ..schedules.schedule import Schedule
-from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Simulation, simulate_schedule
+from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Show, Simulation, simulate_schedule
 from .cost import memory_of, seconds_a_step
 from .events import events
 from .figure import drawn
@@ -69,21 +69,23 @@ def plan_report(
     samples_per_epoch: int | None = None,
     step: Callable[[], Any] | None = None,
     later: Sequence[LaterGroup] = (),
+    show: Show = lambda done, calls: None,
 ) -> PlanReport:
     """The plan of a run of `epochs` times `steps_per_epoch` updates under a `schedule` that has not begun.
 
     With `model`, memory is told; with `batch` and ``apply(model, batch)`` (the loss) its activations too. `step`
-    is called a few times to tell the time; it must work on a copy. `later` are the groups that join. Nothing
-    live is changed: parameters, buffers, optimizer, schedule and random number generators stay as they are.
+    is called a few times to tell the time; it must work on a copy. `later` are the groups that join. `show` receives
+    how many calls of the scheduler are done, of how many. Nothing live is changed: parameters, buffers, optimizer,
+    schedule and random number generators stay as they are.
     """
     whole = (steps_per_epoch, epochs)
     steps_per_epoch = min(steps_per_epoch, LONGEST_DRAWN)
     epochs = min(epochs, max(1, LONGEST_DRAWN // steps_per_epoch))
     later = [joins for joins in later if joins.epoch < epochs]
-    run = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later)
+    run = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later, show=show)
     always = None
     if schedule.scheduler is not None and has_plateau(schedule.scheduler):
-        always = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=ALWAYS, later=later)
+        always = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=ALWAYS, later=later, show=show)
     return PlanReport(
         title=title,
         run=run,

@@ -30,6 +30,18 @@ def leaves(scheduler: Any) -> Iterator[Any]:
         yield from leaves(child)
 
 
+def is_constant(scheduler: Any) -> bool:
+    """Whether its arguments say that it never moves a rate: a factor or a gamma of 1, a power of 0."""
+    t = torch_schedulers
+    if isinstance(scheduler, t.StepLR | t.MultiStepLR | t.ExponentialLR):
+        return bool(scheduler.gamma == 1)
+    if isinstance(scheduler, t.LinearLR):
+        return bool(scheduler.start_factor == scheduler.end_factor)
+    if isinstance(scheduler, t.ConstantLR):
+        return bool(scheduler.factor == 1)
+    return isinstance(scheduler, t.PolynomialLR) and scheduler.power == 0
+
+
 def has_plateau(scheduler: Any) -> bool:
     """Whether `step` needs the monitored value at some time."""
     return any(isinstance(leaf, ReduceLROnPlateau) for leaf in leaves(scheduler))
