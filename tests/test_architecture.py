@@ -24,7 +24,7 @@ FLOORS = (
     {"held"},
     {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
     {"batches"},
-    {"losses", "optimizers", "schedules", "models", "preprocessing", "metrics", "moving_average"},
+    {"losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"},
     {"data", "artifacts", "tracking", "step"},
     {"execution", "checkpoint"},
     {"training"},

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from ..errors import Problems
+from ..pictures import PICTURE_STARTS, decode_picture
 from ..safe_tensors import BadFile
 from .archive import read_whole
 from .info import ModelInfo
 
 MAX_FILE_BYTES = 2**30
 MAX_BATCH_BYTES = 4 * 2**30
-MAX_PIXELS = 64 * 2**20
 _PIXEL_DTYPES = ("uint8", "float32", "float64")
 _IDX_DTYPES = {0x08: "uint8", 0x09: "int8", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -102,7 +102,7 @@ def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: 
     if path.is_dir():
         raise BadFile(path, f"is a directory; give the files in it, e.g. {path}/*.png")
     data = read_whole(path, MAX_FILE_BYTES)
-    if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+    if data.startswith(PICTURE_STARTS):
         if shape is not None and not pixels:
             raise BadFile(
                 path,
@@ -120,47 +120,13 @@ def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: 
 
 
 def _read_picture(path: Path, data: bytes, shape: tuple[int, ...] | None, dtype: str | None) -> tuple[np.ndarray, str]:
-    from PIL import Image, ImageOps
-
     if shape is None:
         raise BadFile(
             path, "is a picture, and the model does not tell the shape of its input; give a .npy array (N, ...)"
         )
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise BadFile(path, f"is a picture; the model takes {list(shape)}, not (1 or 3, height, width)")
-    channels, height, width = shape
-    notes = []
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as file:
-            # The size is known before a pixel is unpacked.
-            if file.width * file.height > MAX_PIXELS:
-                raise BadFile(path, f"has {file.width}x{file.height} pixels; at most {MAX_PIXELS} are read")
-            file.load()
-            picture: Image.Image = file
-            if picture.getexif().get(0x0112, 1) != 1:  # Orientation
-                picture = ImageOps.exif_transpose(picture)
-                notes.append("turned as its EXIF data say")
-            if picture.mode.startswith("I") or picture.mode == "F":
-                raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                # What shows through is the ground of the training images: black.
-                solid = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid)
-                notes.append("transparency put on black")
-            mode = "L" if channels == 1 else "RGB"
-            colours = picture.mode not in ("L", "1") and mode == "L"
-            picture = picture.convert(mode)
-            if picture.size != (width, height):
-                notes.append(f"{picture.width}x{picture.height} resized to {width}x{height}")
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture, dtype=np.uint8)
-    except BadFile:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds for one thing: a damaged file
-        raise BadFile(path, f"cannot be read as a picture: {error}") from error
-    if colours:
-        notes.insert(0, "colours made grey")
-    array = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    array, notes = decode_picture(path, data, shape)
     if dtype not in _PIXEL_DTYPES:
         raise BadFile(path, f"holds pixels; the model takes {dtype}")
     return array[None].astype(dtype), ", ".join(notes)

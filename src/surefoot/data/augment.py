@@ -73,8 +73,8 @@ class RandomCrop(ImageTransform):
         fill: float = 0,
         padding_mode: Literal["constant", "edge", "reflect"] = "constant",
     ):
-        self.size = _pair("size", size, least=1) if size is not None else None
-        self.padding = _pair("padding", padding if padding is not None else 0, least=0)
+        self.size = whole_pair("size", size, least=1) if size is not None else None
+        self.padding = whole_pair("padding", padding if padding is not None else 0, least=0)
         self.fill = fill
         if padding_mode not in ("constant", "edge", "reflect"):
             raise UsageError(f"padding_mode: {padding_mode!r} is not constant, edge or reflect")
@@ -260,7 +260,8 @@ def _probability(p: float) -> float:
     return p
 
 
-def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+def whole_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """`value` as two whole numbers of at least `least`; one number stands for both."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) == 1:
         pair *= 2

@@ -29,6 +29,18 @@ DATA = Registry(
             },
             facts={"samples": "60,000 + 10,000", "input": "(1, 28, 28)", "classes": "10"},
         ),
+        Entry(
+            "image_folder",
+            "surefoot.data.image_folder:image_folder",
+            "PNG and JPEG files in folders, one folder a class",
+            limits={
+                "size": _AT_LEAST_ONE,
+                "channels": Range(low=1, high=3),
+                "val_share": Range(low=0, high=1, high_open=True),
+                "seed": Range(low=0),
+            },
+            facts={"samples": "those in the folders", "input": "(channels, height, width)", "classes": "the folders"},
+        ),
     ],
 )
 

@@ -99,7 +99,8 @@ def _generators_of(holder: Any) -> dict[str, Any]:
 class BatchReader:
     """Makes the batch of ``(epoch, indices)``; copied to the worker processes.
 
-    Samples that make no batch give a UsageError as the value: raised in a worker, it would arrive with another text.
+    A sample that is refused, and samples that make no batch, give a UsageError as the value: raised in a worker, it
+    would arrive as another type or with another text.
     """
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] | None):
@@ -109,7 +110,10 @@ class BatchReader:
 
     def __getitem__(self, key: Key) -> tuple[Any, ...] | UsageError:
         epoch, indices = key
-        samples = fetch(self.dataset, indices, self.seed, epoch)
+        try:
+            samples = fetch(self.dataset, indices, self.seed, epoch)
+        except UsageError as error:
+            return UsageError(str(error))
         if self.collate is not default_collate:  # it may draw, and in whatever process it runs must draw the same
             with seeded(self.collate) as seed_all:
                 seed_all(fold(self.seed, epoch, *indices))

@@ -1,0 +1,134 @@
+"""Pictures in folders, one folder a class: kept in memory where they fit, else decoded as they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import Problems, UsageError
+from ..files import read_bounded
+from ..pictures import decode_picture
+from ..safe_tensors import BadFile
+from ..text import counted
+from .augment import whole_pair
+from .loader import epoch_order
+from .sources import DatasetSource, TensorSource
+from .splits import DataSplits, image_preprocessing
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+MAX_FILE_BYTES = 1 << 28
+# All pictures of a split are decoded once and kept where they take at most this much, and a quarter of the memory.
+MEMORY_BYTES = 2 << 30
+_PROBLEMS_SHOWN = 10
+
+
+def image_folder(
+    dir: str, size: int | Sequence[int] = 64, channels: int = 3, val_share: float = 0.1, seed: int = 0
+) -> DataSplits:
+    """PNG and JPEG files under `dir`, uint8 (N, channels, height, width); each folder's name is a class.
+
+    With the folders ``train`` and ``val`` in `dir`, the classes are in these. Else a `val_share` of each class
+    validates, at least one picture of each, drawn by `seed`; 0 for no validation. `size` is height and width, or one
+    number for both; `channels` is 3, or 1 for grey. Pictures are resized as `surefoot predict` does it. Other files,
+    and those whose names begin with a dot, are left out.
+
+    Raises UsageError for a folder without pictures, classes that differ between ``train`` and ``val``, and, naming
+    the files, for pictures that cannot be read.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
+    shape = (channels, *whole_pair("data.size", size, least=1))
+    root = Path(os.path.expanduser(dir))
+    if not root.is_dir():
+        raise UsageError(f"data.dir: {root} is no directory; give the one whose folders are the classes")
+    if {folder.name for folder in _folders(root)} == {"train", "val"}:
+        train, val = _files(root / "train"), _files(root / "val")
+        if unknown := sorted(set(val) - set(train)):
+            raise UsageError(f"{root / 'val'}: there is no folder {unknown[0]!r} in {root / 'train'}")
+    else:
+        train, val = _files(root), {}
+        for number, (name, files) in enumerate(train.items()):
+            order = [files[k] for k in epoch_order(len(files), seed, number).tolist()]
+            count = min(len(files) - 1, max(1, round(val_share * len(files)))) if val_share else 0
+            train[name], val[name] = sorted(order[count:]), sorted(order[:count])
+    classes = tuple(train)
+    return DataSplits(
+        _source(train, classes, shape),
+        _source(val, classes, shape) if any(val.values()) else None,
+        classes,
+        image_preprocessing(),
+    )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    """The pictures of each class, sorted by name."""
+    files = {}
+    for folder in _folders(root):
+        inside = (path for path in folder.rglob("*") if not path.name.startswith("."))
+        files[folder.name] = sorted(path for path in inside if path.suffix.lower() in ENDINGS and path.is_file())
+    empty = next((name for name, paths in files.items() if not paths), None)
+    if not files or empty is not None:
+        where = root if empty is None else root / empty
+        what = "has no folders: each class is one, with its pictures in it" if empty is None else "has no pictures"
+        raise UsageError(f"data.dir: {where} {what} ({', '.join(ENDINGS)})")
+    return files
+
+
+def _source(
+    files: dict[str, list[Path]], classes: tuple[str, ...], shape: tuple[int, int, int]
+) -> TensorSource | DatasetSource:
+    paths = [path for name in classes for path in files.get(name, ())]
+    labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
+    pictures = Pictures(paths, labels, shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if len(paths) * shape[0] * shape[1] * shape[2] > min(MEMORY_BYTES, memory // 4):
+        return DatasetSource(pictures, classes=classes)
+    images = torch.empty((len(paths), *shape), dtype=torch.uint8)
+    problems: list[str] = []
+
+    def read(index: int) -> None:
+        try:
+            images[index] = pictures[index][0]
+        except BadFile as error:
+            problems.append(str(error))
+
+    # Pillow lets other threads run while it decodes.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(read, range(len(paths))))
+    if problems:
+        more = len(problems) - _PROBLEMS_SHOWN
+        rest = [f"and {counted(more, 'more picture')} that cannot be read"] if more > 0 else []
+        raise Problems([*sorted(problems)[:_PROBLEMS_SHOWN], *rest])
+    return TensorSource(images, torch.tensor(labels), classes=classes)
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Picture files with their labels, decoded when they are read: uint8 of `shape`, and an int."""
+
+    def __init__(self, files: Sequence[Path], targets: Sequence[int], shape: tuple[int, int, int]):
+        self.files = [str(path) for path in files]
+        self.targets = list(targets)
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path = Path(self.files[index])
+        try:
+            data = read_bounded(path, MAX_FILE_BYTES, follow=True)
+        except OSError as error:
+            raise BadFile(path, f"cannot be read: {error.strerror or error}") from error
+        pixels, _ = decode_picture(path, data, self.shape)
+        return torch.from_numpy(numpy.array(pixels)), self.targets[index]

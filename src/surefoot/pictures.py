@@ -1,0 +1,58 @@
+"""PNG and JPEG files to pixels of one shape: the same for a folder to train on and a picture to predict."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from .safe_tensors import BadFile
+
+PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
+MAX_PIXELS = 64 * 2**20
+
+
+def decode_picture(path: Path, data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+    """The picture in `data` as uint8 of `shape` (1 or 3, height, width), and what was changed to make it fit.
+
+    It is turned as its EXIF data say, put on black where it is transparent, made grey for one channel and resized
+    (bilinear); never inverted. Raises `BadFile`, which names `path`, for what is damaged, too large or deeper than 8
+    bits.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    channels, height, width = shape
+    notes = []
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as file:
+            picture: Image.Image = file
+            # The size is known before a pixel is unpacked.
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BadFile(path, f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
+            picture.load()
+            if picture.getexif().get(0x0112, 1) != 1:  # Orientation
+                picture = ImageOps.exif_transpose(picture)
+                notes.append("turned as its EXIF data say")
+            if picture.mode.startswith("I") or picture.mode == "F":
+                raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                # What shows through is the ground of the training images: black.
+                solid = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid)
+                notes.append("transparency put on black")
+            mode = "L" if channels == 1 else "RGB"
+            if picture.mode not in ("L", "1") and mode == "L":
+                notes.insert(0, "colours made grey")
+            picture = picture.convert(mode)
+            if picture.size != (width, height):
+                notes.append(f"{picture.width}x{picture.height} resized to {width}x{height}")
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(picture, dtype=np.uint8)
+    except BadFile:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadFile(path, "cannot be read as a picture: it is damaged, or neither PNG nor JPEG") from error
+    except Exception as error:  # Pillow's decoders raise many kinds for one thing: a damaged file
+        raise BadFile(path, f"cannot be read as a picture: {error}") from error
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), notes
