@@ -22,7 +22,7 @@ import torch
 from surefoot import proof
 from surefoot.checkpoint import Checkpointer, scan
 from surefoot.cli import main, train
-from surefoot.cli.tracebacks import tell
+from surefoot.cli.tracebacks import print_error
 from surefoot.errors import Stopped
 from surefoot.signals import Interrupted, SignalWatch, raised
 
@@ -190,7 +190,7 @@ def raised_from(source: str, filename: str, error: BaseException | None = None) 
 @pytest.mark.parametrize(("error", "told"), LACKING, ids=lambda value: str(value)[:30])
 def test_what_the_machine_lacks_is_one_line_and_no_bug(capsys, error, told):
     ours = str(Path(proof.__file__).with_name("somewhere.py"))
-    assert tell(raised_from("raise error", ours, error)) == 1
+    assert print_error(raised_from("raise error", ours, error)) == 1
     said = capsys.readouterr().err
     assert told in said and said.count("\n") == 1 and "bug" not in said
 
@@ -198,13 +198,13 @@ def test_what_the_machine_lacks_is_one_line_and_no_bug(capsys, error, told):
 def test_a_users_data_set_that_raises_in_a_worker_is_theirs(capsys):
     inner = "Traceback (most recent call last):\n  File \"/home/me/mine.py\", line 7, in __getitem__\nKeyError: 'x'"
     error = KeyError(f"Caught KeyError in DataLoader worker process 0.\nOriginal {inner}\n")
-    assert tell(raised_from("raise error", traceback.__file__, error)) == 1
+    assert print_error(raised_from("raise error", traceback.__file__, error)) == 1
     said = capsys.readouterr().err
     assert "your own code raised an error" in said and "see /home/me/mine.py:7" in said and "bug" not in said
 
 
 def test_our_own_mistake_is_still_called_a_bug(capsys):
-    assert tell(raised_from("raise KeyError('ours')", proof.__file__)) == 1
+    assert print_error(raised_from("raise KeyError('ours')", proof.__file__)) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said and "this is a bug in surefoot" in said
 
@@ -218,7 +218,7 @@ def test_a_broken_package_beside_torch_is_not_the_users_own_code(capsys):
     try:
         exec(compile("exec(bootstrap)", "/home/me/mine.py", "exec"), {"bootstrap": bootstrap, "inner": inner})
     except RuntimeError as caught:
-        tell(caught.with_traceback(caught.__traceback__.tb_next))
+        print_error(caught.with_traceback(caught.__traceback__.tb_next))
     said = capsys.readouterr().err
     assert "the installed package torchvision cannot be imported here" in said and "nms does not exist" in said
     assert "your own code" not in said and "bug" not in said

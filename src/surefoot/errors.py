@@ -1,4 +1,4 @@
-"""What a user can be told: every failure that ends with a message instead of a traceback."""
+"""The errors of Surefoot: every failure that ends with a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UsageError(SurefootError, ValueError):
 
 
 class Problems(UsageError):
-    """Several mistakes told at once, one a line, in the order given."""
+    """Several mistakes at once, one a line, in the order given."""
 
     def __init__(self, problems: Sequence[str]):
         assert problems, "Problems without a problem"
@@ -36,7 +36,7 @@ class Problems(UsageError):
 
 
 class RunFailed(SurefootError):
-    """A run that began rightly and could not go on (a full disk, a loss that is not finite)."""
+    """A run that started and could not continue (a full disk, a loss that is not finite)."""
 
 
 class Stopped(SurefootError):

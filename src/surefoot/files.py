@@ -69,7 +69,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let an `OSError` of the block name `path`: write(2) and fsync(2) know a number only.
+    """Let an `OSError` of the block name `path`: write(2) and fsync(2) have only a number.
 
     >>> with naming("m.jsonl"):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
@@ -111,7 +111,7 @@ def _filled(descriptor: int, chunks: Iterable[bytes | memoryview]) -> Written:
             _write_all(descriptor, view)
         system.fsync(descriptor)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to report
             system.close(descriptor)
         raise
     system.close(descriptor)
@@ -191,7 +191,7 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
     with naming(path):
         try:
             descriptor = _made(temporary)
-            # Held until the name is changed: tells a file that is being written from one that a kill left.
+            # Held until the name is changed: distinguishes a file that is being written from one that a kill left.
             mark = os.dup(descriptor)
             held(mark)
             written = _filled(descriptor, chunks)
@@ -254,9 +254,9 @@ def open_regular(path: str | Path, *, follow: bool = False, flags: int = os.O_RD
     A link is followed only where a user may well name one (`follow`): a recipe, data. Raises `NotRegular` for anything
     but a regular file, `OSError` when it cannot be opened.
     """
-    found = os.stat(path) if follow else os.lstat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise NotRegular(errno.EINVAL, f"is {_kind(found.st_mode)}, not a regular file", str(path))
+    mode = (os.stat(path) if follow else os.lstat(path)).st_mode
+    if not stat.S_ISREG(mode):
+        raise NotRegular(errno.EINVAL, f"is {_kind(mode)}, not a regular file", str(path))
     try:
         descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW) | os.O_NONBLOCK)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Signals asked for politely: SIGTERM, SIGHUP and SIGINT stop at the next step boundary, SIGUSR1 saves and goes on."""
+"""SIGTERM, SIGHUP and SIGINT stop a run at the next step boundary, SIGUSR1 saves and continues."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class SignalWatch:
     `noticed` is true while one waits to be answered.
 
     The first SIGTERM, SIGHUP or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
-    `at_once` true; a third ends the process without a word. Under torchrun, which repeats SIGTERM to whole groups of
+    `at_once` true; a third ends the process at once. Under torchrun, which repeats SIGTERM to whole groups of
     processes, only a second SIGINT does so. SIGUSR1 sets `save_requested`. Ignored signals (`nohup`) stay ignored.
     The handlers go in only in the main thread (elsewhere Python cannot take signals, and nothing is noted) and what
-    was there before comes back on closing. A process forked while the watch is open falls back on the old ways.
+    was there before comes back on closing. A process forked while the watch is open ends on a signal as usual.
 
     >>> with SignalWatch() as watch:
     ...     signal.raise_signal(signal.SIGTERM)

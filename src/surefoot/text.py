@@ -41,7 +41,7 @@ def _escape(character: str) -> str:
 def say(message: object = "", *, error: bool = False) -> None:
     """Print `message`, which may have several lines, on standard output, or on standard error; at once.
 
-    Raises OSError where standard output cannot take it; standard error is for whoever listens.
+    Raises OSError where standard output cannot take it; errors of standard error are ignored.
     """
     text = printable(message, lines=True)
     if not error:

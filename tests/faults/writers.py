@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from surefoot import cli, proof
+from surefoot import cli, files, proof
 from surefoot.artifacts import export, save_model, swap
 from surefoot.artifacts.info import describe_model
 from surefoot.data import download
@@ -53,7 +53,10 @@ class Calls:
     def install(self) -> None:
         """Put this process's own system calls under watch."""
         for name in (*BY_PATH, *BY_DESCRIPTOR):
-            setattr(os, name, self._watched(name, getattr(os, name)))
+            watched = self._watched(name, getattr(os, name))
+            setattr(os, name, watched)
+            if hasattr(files.System, name):
+                setattr(files.System, name, staticmethod(watched))
         inner = swap._exchange
 
         def exchange(one: Path, other: Path) -> bool:

@@ -45,7 +45,7 @@ class Axis:
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             powers = [10.0**power for power in range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))]
-            # Fewer than two powers of ten tell nothing; a round value may be 0, which has no place here.
+            # One power of ten is no scale; a round value may be 0, which a logarithmic axis does not have.
             return (
                 powers if len(powers) > 1 else [value for value in Axis(self.low, self.high).ticks(most) if value > 0]
             )

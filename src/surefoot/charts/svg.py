@@ -82,7 +82,7 @@ def line_chart(
 ) -> str:
     """An SVG element with `lines`, a legend and axes; points that are not finite leave a gap.
 
-    The axes are as the points want them unless given; `log` asks for a logarithmic y axis (points at or below 0 then
+    The axes fit the points unless given; `log` asks for a logarithmic y axis (points at or below 0 then
     leave a gap), `percent` shows y times 100. A line is thinned to `most` points. With `title` it has a head too.
     """
     drawable = [(x, y) for line in lines for x, y in line.points if _fits(y, log)]
@@ -117,18 +117,18 @@ def line_chart(
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{base + 36}" text-anchor="end">{escape(x_label)}</text>')
     parts += _marked(marks, lines, across, up, top, base)
     for line in lines:
-        look = f"c{line.colour % len(_COLOURS)}"
+        style = f"c{line.colour % len(_COLOURS)}"
         for stretch in _stretches(Curve.of(line.points, most).points(), log):
             spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in places(stretch))
-            styles = f"{look}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
+            styles = f"{style}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
             parts.append(f'<polyline class="{styles}" style="fill:none" points="{spots}"/>')
             if line.marks and len(stretch) <= 60:
                 for (x, y), (left, down) in zip(stretch, places(stretch), strict=True):
                     shown = f"{100 * y:.2f} %" if percent else _number(y, digits=5)
-                    told = f"{line.label}: {shown} at {x_label} {_number(x)}"
+                    label = f"{line.label}: {shown} at {x_label} {_number(x)}"
                     parts.append(
-                        f'<circle class="{look}" cx="{left:.1f}" cy="{down:.1f}" r="3.5">'
-                        f"<title>{escape(told)}</title></circle>"
+                        f'<circle class="{style}" cx="{left:.1f}" cy="{down:.1f}" r="3.5">'
+                        f"<title>{escape(label)}</title></circle>"
                     )
     return "\n".join([*parts, *keys, "</svg>"])
 
@@ -161,8 +161,8 @@ def _marked(
     marks: Sequence[Mark], lines: Sequence[Line], across: Axis, up: Axis, top: float, base: float
 ) -> Iterator[str]:
     """Dotted lines; labels beside them, where they lie neither over one another nor over the first line."""
-    known = [(x, y) for x, y in lines[0].points if math.isfinite(y)]
-    xs, ys = np.array(known or [(0.0, 0.0)], float).T
+    finite = [(x, y) for x, y in lines[0].points if math.isfinite(y)]
+    xs, ys = np.array(finite or [(0.0, 0.0)], float).T
     taken = -math.inf
     for mark in marks:
         at = _LEFT + float(across.place(np.array(mark.x))) * (WIDTH - _LEFT - _RIGHT)
@@ -203,9 +203,9 @@ def _legend(lines: Sequence[Line], y: float) -> tuple[list[str], int]:
         wide = 42 + sum(13 if unicodedata.east_asian_width(c) in "WF" else 7 for c in line.label)
         if at > _LEFT and at + wide > WIDTH - 80:
             at, y, rows = _LEFT, y + _ROW, rows + 1
-        look = f"c{line.colour % len(_COLOURS)}{' dashed' if line.dashed else ''}"
+        style = f"c{line.colour % len(_COLOURS)}{' dashed' if line.dashed else ''}"
         faint = ' style="opacity:.45"' if line.faint else ""
-        parts.append(f'<line class="{look}" stroke-width="3" x1="{at}" x2="{at + 18}" y1="{y}" y2="{y}"{faint}/>')
+        parts.append(f'<line class="{style}" stroke-width="3" x1="{at}" x2="{at + 18}" y1="{y}" y2="{y}"{faint}/>')
         parts.append(f'<text class="key" x="{at + 24}" y="{y + 4}">{escape(line.label)}</text>')
         at += wide
     return parts, rows

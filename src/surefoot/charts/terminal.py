@@ -108,7 +108,7 @@ def _labels(curves: Sequence[np.ndarray], axis: Axis, columns: int, rows: int) -
     for curve in curves:
         low, high = envelope(curve, columns)
         heights.append(axis.place((low + high) / 2))
-    found: dict[tuple[int, int], str] = {}
+    labels: dict[tuple[int, int], str] = {}
     for index, own in enumerate(heights):
         gaps = [np.abs(own - other) for number, other in enumerate(heights) if number != index]
         # Where a curve is alone (others have not joined), it is as far as can be.
@@ -117,8 +117,8 @@ def _labels(curves: Sequence[np.ndarray], axis: Axis, columns: int, rows: int) -
         column = int(np.argmax(room))
         if room[column] > 1 / rows:
             row = rows - 1 - int(round(float(own[column]) * (rows * 4 - 1))) // 4
-            found[row, column] = str(index + 1)
-    return found
+            labels[row, column] = str(index + 1)
+    return labels
 
 
 def marker(index: int, unicode: bool, colour: bool) -> str:

@@ -13,7 +13,7 @@ _Bucket = tuple[Point | None, Point | None, Point | None]  # the lowest, the hig
 
 
 class Curve:
-    """At most `most` points (x, y) of a line, taken in one by one; what lies between is told by its extremes.
+    """At most `most` points (x, y) of a line, added one by one: the extremes of each stretch.
 
     A point that is not finite stays as a gap.
 
@@ -42,7 +42,7 @@ class Curve:
         return curve
 
     def add(self, x: float, y: float) -> None:
-        """Take in the next point."""
+        """Add the next point."""
         # For every number of every record of a run: no call, no tuple that is not kept.
         if y - y != 0:
             self._gap = self._gap or (x, y)
@@ -66,13 +66,13 @@ class Curve:
 
     def points(self) -> list[Point]:
         """What was kept, in order of x; NaN where there is a gap."""
-        found: list[Point] = []
+        points: list[Point] = []
         for low, high, gap in [*self._buckets, (self._low, self._high, self._gap)]:
             if low is not None and high is not None:
-                found += sorted({low, high})
+                points += sorted({low, high})
             if gap is not None:
-                found.append((gap[0], math.nan))
-        return found
+                points.append((gap[0], math.nan))
+        return points
 
 
 def _merged(one: _Bucket, other: _Bucket) -> _Bucket:
@@ -88,7 +88,7 @@ def _merged(one: _Bucket, other: _Bucket) -> _Bucket:
 def extremes(values: np.ndarray, most: int) -> np.ndarray:
     """Indices of about `most` of `values` (N,) to draw, in order: of each stretch the lowest and highest, and the ends.
 
-    A stretch without a finite value is told by its first.
+    Of a stretch without a finite value, its first.
 
     >>> extremes(np.array([1.0, 1.0, 1.0, 9.0, 1.0, 1.0, 0.0, 1.0]), 4).tolist()
     [0, 3, 4, 6, 7]

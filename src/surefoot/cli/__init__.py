@@ -26,8 +26,8 @@ VERBS = {
     "train": ("train", "train a model from a recipe"),
     "resume": ("resume", "go on with a run that was stopped"),
     "check": ("check", "check a recipe and its first batch, and train nothing"),
-    "plan": ("plan", "draw the learning rate of the whole run before it is spent"),
-    "lr-find": ("lr_find", "range test: which learning rates this model can bear"),
+    "plan": ("plan", "draw the learning rate of the whole run before it is trained"),
+    "lr-find": ("lr_find", "range test: which learning rates this model can be trained with"),
     "tune": ("tune", "measure how a step runs fastest on this machine"),
     "eval": ("evaluate", "evaluate a run or a saved model on validation data"),
     "predict": ("predict", "classify images with a saved model"),
@@ -36,7 +36,7 @@ VERBS = {
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),
-    "explain": ("explain", "explain a finding by its name: what was seen, why it is wrong, the fix"),
+    "explain": ("explain", "explain a finding by its name: what it is about, why it is wrong, the fix"),
     "schema": ("schema", "print the JSON Schema of a recipe"),
 }
 
@@ -91,7 +91,7 @@ def _as_override(arguments: argparse.Namespace, word: str, argv: Sequence[str]) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Prints one message, never a traceback, for what a user can mend.
 
-    Where standard output takes nothing (closed, full, the reader has gone) a verb goes on, and ends with 1; a
+    Where standard output takes nothing (closed, full, the reader has gone) a verb runs to its end, and ends with 1; a
     training, whose outcome is its run directory, ends as it would have.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -152,6 +152,6 @@ def _run(verb: str, argv: list[str]) -> int:
         say(f"surefoot: {error}", error=True)
         return error.exit_code
     except Exception as error:
-        from .tracebacks import tell
+        from .tracebacks import print_error
 
-        return tell(error)
+        return print_error(error)

@@ -1,4 +1,4 @@
-"""`surefoot check RECIPE`: everything that can be known before training, and nothing trained."""
+"""`surefoot check RECIPE`: every check that can be made before training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read the recipe, build all of it, look over its first batch and its plan. 0 where it can be trained."""
+    """Read the recipe, build all of it, check its first batch and its plan. 0 where it can be trained."""
     from ..build import build
     from ..losses import lint
     from ..planning import mistakes

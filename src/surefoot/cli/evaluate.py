@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 def evaluate_file(
     path: Path, arguments: argparse.Namespace, *, data: str | None, home: Path, split: str
 ) -> dict[str, Any]:
-    """Everything that is known of the model at `path` on that data, as plain values."""
+    """All figures of the model at `path` on that data, as plain values."""
     import torch
 
     from ..errors import UsageError
@@ -65,7 +65,7 @@ def evaluate_file(
     from ..training import evaluate
 
     data_now = functools.cache(lambda: _data(data, home, arguments.trust_code))
-    model = opened(path, arguments, data_now)  # a bad file is told before any data are made
+    model = opened(path, arguments, data_now)  # a bad file ends it before any data are made
     splits, loss_given = data_now()
     source = getattr(splits, split)
     if source is None:
@@ -73,7 +73,7 @@ def evaluate_file(
     kind = _loss_of(model) if loss_given is None else loss_given
     loss = build_loss(**kind) if isinstance(kind, dict) else kind
     if not isinstance(loss, torch.nn.Module) and not callable(loss):
-        raise UsageError(f"{path}: does not tell its loss; give --data RECIPE, whose loss is then used")
+        raise UsageError(f"{path}: does not say its loss; give --data RECIPE, whose loss is then used")
     classes = len(splits.classes) if splits.classes else None
     # The model maps raw samples itself, its preprocessing included, so the loader gives them raw.
     result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
@@ -90,7 +90,7 @@ def evaluate_file(
 def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Module:
     """A loaded model behind the face of a module: programs and onnx sessions are functions.
 
-    Its outputs are compared with the `classes` of the data before a loss or a matrix is made of them.
+    Its outputs are compared with the `classes` of the data before a loss or a matrix is computed.
     """
     import torch
 
@@ -113,7 +113,7 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
 
 
 def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, Any]:
-    """The data to evaluate on, and the loss where a recipe tells it."""
+    """The data to evaluate on, and the loss where a recipe has one."""
     from ..data import DATA
     from ..errors import UsageError
 
@@ -127,13 +127,13 @@ def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, A
 
 def _loss_of(model: LoadedModel) -> Any:
     """The loss that the file names, as arguments of build_loss; the usual one of classes where it names none."""
-    told = model.info.loss
-    if isinstance(told, dict) and "name" in told:
-        args = {key: value for key, value in told.items() if key != "name"}
+    loss = model.info.loss
+    if isinstance(loss, dict) and "name" in loss:
+        args = {key: value for key, value in loss.items() if key != "name"}
         # Weights that were computed from the training data are not in the file.
-        return {"name": told["name"], "args": {k: v for k, v in args.items() if v != "balanced"}}
-    if isinstance(told, str):
-        return {"name": told}
+        return {"name": loss["name"], "args": {k: v for k, v in args.items() if v != "balanced"}}
+    if isinstance(loss, str):
+        return {"name": loss}
     return {"name": "CrossEntropyLoss"}
 
 

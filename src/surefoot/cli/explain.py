@@ -1,4 +1,4 @@
-"""`surefoot explain NAME`: what stands behind the name of a finding: what was seen, why it is wrong, the fix."""
+"""`surefoot explain NAME`: what a finding means: what it is about, why it is wrong, the fix."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def add_opening_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    """--data, for weights that do not tell their preprocessing."""
+    """--data, for weights without their preprocessing."""
     parser.add_argument(
         "--data",
         metavar="NAME|RECIPE",
@@ -38,8 +38,8 @@ def opened(
 ) -> LoadedModel:
     """The model at `path`. Raises UsageError for anything that is none, before any of it is used.
 
-    `data` gives the data and their loss (else those of --data), which tell the preprocessing, classes and loss of
-    weights that do not say them; a line says so. A file that holds its own keeps it.
+    `data` gives the data and their loss (else those of --data), for the preprocessing, classes and loss of weights
+    that have none; a line says so. A file that holds its own keeps it.
     """
     from dataclasses import replace
 
@@ -60,7 +60,7 @@ def opened(
     splits, loss = data()
     prepared = splits.preprocessing
     values = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
-    say(f"{path} does not tell its preprocessing; taken from the data set: {values}", error=True)
+    say(f"{path} does not say its preprocessing; taken from the data set: {values}", error=True)
     if prepared is not None:
         model = open_model(path, arguments.model, preprocessing=prepared, **settings)
     about = about_of(splits, loss)
@@ -69,9 +69,9 @@ def opened(
 
 
 def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
-    """What the data tell about a model for them: classes, preprocessing, loss, the raw sample's form.
+    """What the data say about a model for them: classes, preprocessing, loss, the raw sample's form.
 
-    Where a data set of classes has no recipe that tells the loss, it is cross-entropy.
+    Where a data set of classes has no recipe that has a loss, it is cross-entropy.
     """
     from ..data import TensorSource
 
@@ -85,7 +85,7 @@ def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
 
 
 def data_of(name: str, *, trust_code: bool) -> tuple[DataSplits, object]:
-    """The data set that the registry or a recipe names, and the loss where the recipe tells it."""
+    """The data set that the registry or a recipe names, and the loss where the recipe has one."""
     from .. import recipe
     from ..data import DATA
 

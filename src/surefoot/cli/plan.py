@@ -1,4 +1,4 @@
-"""`surefoot plan RECIPE`: the learning rate of the whole run, its length, memory and time, before it is spent."""
+"""`surefoot plan RECIPE`: the learning rate of the whole run, its length, memory and time, before it is trained."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]
     def once() -> None:
         nonlocal ready
         if not ready:
-            # Only now: what was told of the schedule and the memory is of untouched objects.
+            # Only now: the schedule and the memory were described from unused objects.
             steps = recipe.epochs * built.steps_per_epoch
             execution = choose_settings(built.execution, step, built.train, steps, lambda text: None)
             stack.enter_context(prepare(execution, built.model, built.optimizer))

@@ -1,4 +1,4 @@
-"""`surefoot predict MODEL FILE...`: what the model says of each sample: its classes, or its numbers."""
+"""`surefoot predict MODEL FILE...`: the model's answer for each sample: its classes, or its numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, FILE..., --top, --json and what opening a model needs."""
     parser.add_argument("path", metavar="MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
     parser.add_argument("files", nargs="+", metavar="FILE", help="PNG, JPEG, .npy or idx (.gz) files")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="how many classes to tell (default: 3)")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="how many classes to print (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON list for machines")
     add_opening_arguments(parser)
     add_data_argument(parser)

@@ -1,4 +1,4 @@
-"""One training from the command line: built, run, summed up. Shared by train and resume."""
+"""One training from the command line: built, run, summarised. Shared by train and resume."""
 
 from __future__ import annotations
 
@@ -135,6 +135,6 @@ def _longer(built: Built, result: FitResult) -> list[str]:
     else:
         longer = []
     horizon = built.schedule.horizon
-    # A curve that was made for the run's length: whoever trains on must say what becomes of it.
+    # A curve that was made for the run's length: training on needs a choice of what becomes of it.
     choice = ["--horizon", "stretch"] if horizon and horizon["lengths"] else []
     return [f"epochs={2 * built.recipe.epochs}", *longer, *choice]

@@ -1,7 +1,7 @@
-"""The command's standard streams: never an exception where nobody listens, and any text in any encoding.
+"""The command's standard streams: never an exception where nobody reads, and any text in any encoding.
 
-A write that fails (a closed descriptor, a full disk, a reader that has gone) is noted and swallowed, so that a training
-never ends for it; the command says so at its end.
+A write that fails (a closed descriptor, a full disk, a reader that has gone) is noted and not raised, so that it never
+ends a training; the command says so at its end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Patient(io.FileIO):
-    """A descriptor for writing; `lost` is the first error of a write, which the writer is not told."""
+    """A descriptor for writing; `lost` is the first error of a write, which is not raised."""
 
     lost: OSError | None = None
 

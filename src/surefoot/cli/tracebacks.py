@@ -1,4 +1,4 @@
-"""What is no SurefootError: told as what the machine lacks, as the user's own code at their line, or as our bug."""
+"""Errors that are no SurefootError, in one message: a resource that is missing, the user's own code, or our bug."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INSTALLED = tuple(
 _NO_MEMORY = "free some, ask for less (a smaller batch or model), or raise the limit (ulimit -v)"
 _NO_PROCESS = "end some, or raise the limit (ulimit -u); data.workers=0 and execution.threads=1 need the fewest"
 _NO_SPACE = "free some space, or set TMPDIR to a directory that has it"
-# What an error's number or text says that the machine would not give.
+# What to do, by the error's number or text.
 _NUMBERS = {
     errno.ENOMEM: _NO_MEMORY,
     errno.EAGAIN: _NO_PROCESS,
@@ -40,10 +40,10 @@ _TEXTS = {
 }
 
 
-def tell(error: BaseException) -> int:
+def print_error(error: BaseException) -> int:
     """Print what was raised, in one message, and return the exit code.
 
-    What the machine lacks and a package that cannot be imported take a line; the user's own code is shown from its
+    A missing resource and a package that cannot be imported take a line; the user's own code is shown from its
     first frame on; all else is our own bug, with the whole traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
@@ -62,7 +62,7 @@ def tell(error: BaseException) -> int:
         )
         return 1
     if users:
-        _tell_users(traceback.format_list(frames[users[0] :]) + traceback.format_exception_only(error))
+        _print_users_error(traceback.format_list(frames[users[0] :]) + traceback.format_exception_only(error))
         place = frames[users[-1]]
         say(f"surefoot: see {place.filename}:{place.lineno}", error=True)
         return 1
@@ -70,7 +70,7 @@ def tell(error: BaseException) -> int:
     places = re.findall(r'File "(.+?)", line (\d+)', str(error)) if "Original Traceback" in str(error) else []
     theirs = [(file, line) for file, line in places if _is_users(file)]
     if theirs:
-        _tell_users([str(error)])
+        _print_users_error([str(error)])
         say(f"surefoot: see {theirs[-1][0]}:{theirs[-1][1]}", error=True)
         return 1
     say("".join(traceback.format_exception(error)).rstrip(), error=True)
@@ -79,12 +79,12 @@ def tell(error: BaseException) -> int:
     return 1
 
 
-def _tell_users(lines: list[str]) -> None:
+def _print_users_error(lines: list[str]) -> None:
     say("surefoot: your own code raised an error:\n" + "".join(lines).rstrip(), error=True)
 
 
 def _lacking(error: BaseException) -> str | None:
-    """What the machine would not give, and what to do; None where the error says no such thing."""
+    """The missing resource, and what to do; None where the error is another."""
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError):
         return f"no memory is left{': ' + text if text else ''}; {_NO_MEMORY}"

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a recipe's file or packaged name (default: quickstart); overrides such as optimizer.lr=3e-4 epochs=2",
     )
     parser.add_argument("--run", metavar="DIR", help="the run directory (default: runs/NAME/TIMESTAMP)")
-    parser.add_argument("--resume", action="store_true", help="go on if DIR holds a run already, else begin it")
+    parser.add_argument("--resume", action="store_true", help="go on if DIR holds a run already, else start one")
     parser.add_argument(
         "--from",
         dest="start",
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    """--allow and --horizon, which only count when a run goes on."""
+    """--allow and --horizon, which only matter when a run is resumed."""
     parser.add_argument(
         "--allow",
         metavar="CHANGE",
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def recipe_and_overrides(words: list[str]) -> tuple[str, list[str]]:
-    """The recipe's name and the overrides, told apart by the first word's "="; a file's name may have one too."""
+    """The recipe's name and the overrides, distinguished by the first word's "="; a file's name may have one too."""
     if words and ("=" not in words[0] or os.path.isfile(words[0])):
         return words[0], words[1:]
     return "quickstart", words

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: the journal (the truth), TensorBoard's events, progress lines, a report."""
+"""The numbers of a run: the journal (which the rest is made from), TensorBoard's events, progress lines, a report."""
 
 from __future__ import annotations
 

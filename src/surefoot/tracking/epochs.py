@@ -16,7 +16,7 @@ class Epochs:
         self._last: tuple[int, list[Mapping[str, Any]]] | None = None
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a record; those of steps are left out."""
+        """Add a record; those of steps are ignored."""
         if record["kind"] != "epoch":
             return
         epoch = record["epoch"]

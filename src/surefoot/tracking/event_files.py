@@ -17,10 +17,10 @@ from .mending import crc_table
 
 
 class EventFiles:
-    """Appends framed events; a new file for each sitting, since TensorBoard never returns to an earlier one.
+    """Appends framed events; a new file for each process, since TensorBoard never returns to an earlier one.
 
-    `started` (seconds since 1970) is the run's beginning; left out, it is what the first file says, or now.
-    `first` are serialized events that stand at the beginning of each file. Raises UsageError if the directory
+    `started` (seconds since 1970) is the start of the run; by default the time in the first file's name, or now.
+    `first` are serialized events that stand at the start of each file. Raises UsageError if the directory
     cannot be made, RunFailed if a write fails.
     """
 
@@ -65,7 +65,7 @@ class EventFiles:
         An event makes a TensorBoard that watches, or reads later, drop points from `step` on that it has read.
         """
         if not (isinstance(mark, list) and len(mark) == 2 and all(type(n) is int and n >= 0 for n in mark)):
-            return False  # not of ours
+            return False  # not written here
         size, crc = mark
         left, actual = size, 0
         paths = self._paths()
@@ -102,7 +102,7 @@ class EventFiles:
                 raise RunFailed(f"{self.directory}: events could not be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the event file; a later `append` goes on in a new one."""
+        """Close the event file; a later `append` opens a new one."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -134,7 +134,7 @@ class EventFiles:
         self.append(self._opening())
 
     def _opening(self) -> bytes:
-        """What a file begins with: version, and a START at which a TensorBoard drops points of that step and later."""
+        """The start of a file: version, and a START at which a TensorBoard drops points of that step and later."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)
@@ -142,7 +142,7 @@ class EventFiles:
             Event(wall_time=self.started, file_version="brain.Event:2"),
             Event(wall_time=self.started, step=self._opens_at, session_log=start),
         ]
-        # Layouts have no place in time: after the first file they would stand behind later steps.
+        # A layout has step 0: in a later file it would stand behind later steps.
         events += self._first if not self._bytes else ()
         return b"".join(framed(event.SerializeToString()) for event in events)
 

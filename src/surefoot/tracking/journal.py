@@ -1,4 +1,4 @@
-"""The journal of a run, `metrics.jsonl`: one JSON object a line, appended whole; the truth about its numbers.
+"""The journal of a run, `metrics.jsonl`: one JSON object a line, appended whole; the source of all its numbers.
 
 Everything else that shows a run's numbers (TensorBoard, the report) is made again from this file. A line
 that does not end in a newline was never finished and does not count. JSON knows no infinities: they and NaN
@@ -96,9 +96,9 @@ class JournalFile:
     def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
         """Cut the journal back to its first `offset` bytes, durably: what a checkpoint knows of.
 
-        With the `marks` of these bytes, damage is found: one wrong byte is mended; more stays, and the lines that are
-        no records are named. Returns messages of what was mended, and of what is damaged. Raises UsageError if the file
-        is shorter than that or `offset` is not the end of a line: then it is not the file that the checkpoint was
+        With the `marks` of these bytes, damage is detected: one wrong byte is mended; more stays, and the lines that
+        are no records are named. Returns messages of what was mended, and of what is damaged. Raises UsageError if the
+        file is shorter than that or `offset` is not the end of a line: then it is not the file that the checkpoint was
         written beside.
         """
         mended: list[str] = []
@@ -134,7 +134,7 @@ class JournalFile:
         return mended, damaged
 
     def _broken(self) -> list[str]:
-        """What to say of a journal whose checksum does not hold and cannot be made to."""
+        """Messages about a journal whose checksum does not match and that cannot be mended."""
         lines: list[str] = []
         for _ in run_records(self.path, lines.append):
             pass
@@ -171,11 +171,11 @@ class JournalFile:
             return False
 
     def _make_again(self) -> None:
-        """Write the records to a new file: the old one has lost its name and goes with its descriptor."""
+        """Write the records to a new file: the old one has no name any more."""
         pieces = (os.pread(self._fd, 1 << 20, start) for start in range(0, os.fstat(self._fd).st_size, 1 << 20))
         files.replace_durably(self.path, pieces)
         new = os.open(self.path, _FLAGS)
-        os.dup2(new, self._fd, inheritable=False)  # under the same number: another thread may be at it
+        os.dup2(new, self._fd, inheritable=False)  # under the same number: another thread may be using it
         os.close(new)
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ def read_records(
     """The records of a journal in the order written; an unfinished last line is left out.
 
     `start` is a byte at which a line begins. Lines without the bytes `only` are passed over unread. Raises UsageError,
-    with the line's number, for a line that is not a JSON object, or calls `damaged` with the message and goes on;
+    with the line's number, for a line that is not a JSON object, or calls `damaged` with the message and continues;
     and if the file cannot be read.
     """
     path = Path(path)
@@ -235,7 +235,7 @@ def read_records(
 def run_records(
     path: str | os.PathLike[str], damaged: Callable[[str], None], *, start: int = 0, only: bytes = b""
 ) -> Iterator[dict[str, Any]]:
-    """`read_records` of a run, for those who draw them: a line that is no record of a run is told and left out."""
+    """`read_records` of a run: a line that is no record of a run is skipped, with a message to `damaged`."""
     number = 0
 
     def counted(message: str) -> None:

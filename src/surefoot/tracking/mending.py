@@ -1,4 +1,4 @@
-"""Checksums of a file's first bytes, and one wrong byte found and put right by them."""
+"""Checksums of a file's first bytes, by which one wrong byte is located and corrected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_BYTES = 64 * 1024 * 1024
 
 
 class Sums:
-    """A CRC-32, by which a wrong byte is found, and a SHA-256, which says that it was the right one.
+    """A CRC-32, which locates a wrong byte, and a SHA-256, which confirms the correction.
 
     >>> sums = Sums()
     >>> sums.add(b"abc")
@@ -28,17 +28,17 @@ class Sums:
         self._crc, self._sha = 0, hashlib.sha256()
 
     def add(self, data: bytes) -> None:
-        """Take in the bytes that follow."""
+        """Add the bytes that follow."""
         self._crc = zlib.crc32(data, self._crc)
         self._sha.update(data)
 
     def plain(self) -> dict[str, Any]:
-        """Both as JSON holds them."""
+        """Both as plain values."""
         return {"crc32": self._crc, "sha256": self._sha.hexdigest()}
 
 
 def mend(path: Path, size: int, actual: Mapping[str, Any], right: Mapping[str, Any]) -> int | None:
-    """Put the one wrong byte of a file of `size` bytes right; its place, or None where that is not what is wrong."""
+    """Correct the one wrong byte of a file of `size` bytes; returns its place, or None where the damage is another."""
     crc = right.get("crc32")
     if size > MOST_BYTES or type(crc) is not int or not 0 <= crc < 2**32:
         return None

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar that is redrawn on a terminal, plain flushed lines anywhere else.
+"""Progress of a run: a bar that is redrawn on a terminal, plain flushed lines anywhere else.
 
 Fed with the journal's records, so nothing here runs per step, and no thread is started. A reader that goes
 away (`surefoot train | head`) silences the progress, never the run.
@@ -80,7 +80,7 @@ class Progress:
         self._show_step(record)
 
     def epoch_done(self) -> None:
-        """The epoch whose records were given is over."""
+        """The epoch of the last records is over."""
         train, val = self._epoch_records.pop("train", None), self._epoch_records.pop("val", None)
         if train is not None or val is not None:
             self._show_epoch(train, val)

@@ -38,7 +38,7 @@ class RunRecords:
         self._file = JournalFile(self.run_dir / "metrics.jsonl")
         self._tensorboard = tensorboard
         self._board: TensorBoard | None = None
-        # Where the records of the newest step begin: a step that was begun is cut off and shown again as a whole.
+        # Where the records of the newest step start: an unfinished step is cut off and written again as a whole.
         self._newest: dict[str, Any] = {}
         self._history: Epochs | None = None
         # Seconds that the run had taken by the checkpoint that it went back to.
@@ -114,16 +114,16 @@ class RunRecords:
         return [record for _, records in self._history.kept() for record in records]
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._board is not None:
             self._board.close()
         self._file.close()
 
 
-def _newest(found: Any, offset: int) -> dict[str, Any]:
-    """What a checkpoint says of the newest step, if it can be."""
-    if not isinstance(found, dict) or not isinstance(found.get("board", {}), dict):
+def _newest(mark: Any, offset: int) -> dict[str, Any]:
+    """A checkpoint's mark of the newest step, if it is valid."""
+    if not isinstance(mark, dict) or not isinstance(mark.get("board", {}), dict):
         return {}
-    if any(type(found.get(key)) is not int or found[key] < 0 for key in ("step", "epoch", "offset")):
+    if any(type(mark.get(key)) is not int or mark[key] < 0 for key in ("step", "epoch", "offset")):
         return {}
-    return dict(found) if found["offset"] <= offset else {}
+    return dict(mark) if mark["offset"] <= offset else {}

@@ -1,4 +1,4 @@
-"""The numbers of a run as a report needs them, taken in one record at a time: memory does not grow with the run."""
+"""The numbers of a run as a report needs them, added one record at a time: memory does not grow with the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunNumbers:
             self.left_out.append(message)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in the next record of a run."""
+        """Add the next record of a run."""
         kind, split, step = record["kind"], record["split"], record["step"]
         self.last = record
         self.epochs.add(record)

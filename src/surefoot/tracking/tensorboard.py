@@ -8,10 +8,10 @@
 
 So no tag mixes means over an epoch with those over a few steps, and "Training vs. Validation Loss" (a
 custom scalars chart) draws `loss/train` against `loss/val` without the sub-runs that `add_scalars` would
-make; `together` makes them. An epoch's train record adds its `lr` only where no step record has given one.
+make; `together` makes them. An epoch's train record adds its `lr` only where no step record has it.
 
 Events are written with TensorBoard's own protobufs; its writers are not used because importing them (or
-torch.utils.tensorboard) costs 0.2 to 1.3 s and a thread, and a run is to begin at once.
+torch.utils.tensorboard) takes 0.2 to 1.3 s and a thread.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SUB_RUNS = {"train": "Training", "val": "Validation"}
 class TensorBoard:
     """Writes the records of one run as TensorBoard events under `directory`.
 
-    `started` (seconds since 1970) is the run's beginning: an event's time is `started` plus its record's
-    `wall_s`. Left out, it is what the first event file in `directory` says, or now. Every record reaches
+    `started` (seconds since 1970) is the start of the run: an event's time is `started` plus its record's
+    `wall_s`. The default is the time in the name of the first event file in `directory`, or now. Every record reaches
     the operating system at once, so nothing is lost with the process. With `together` the mean losses of both splits
     are written once more under one tag, as two sub-runs `Training` and `Validation`: one chart of the Scalars tab,
     by epoch counted from 1, as `add_scalars` makes it. Raises UsageError if the directory cannot be made, RunFailed
@@ -94,7 +94,7 @@ class TensorBoard:
             events.flush()
 
     def close(self) -> None:
-        """Close the event files; a later `write` goes on in new ones."""
+        """Close the event files; a later `write` opens new ones."""
         for events in self._all().values():
             events.close()
 
