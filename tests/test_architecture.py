@@ -19,7 +19,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
-    {"version", "errors", "text", "lazy"},
+    {"version", "errors", "text", "lazy", "annotations"},
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
     {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},

@@ -15,6 +15,7 @@ from surefoot.errors import Problems, UsageError
 from surefoot.recipe import Frozen, load_recipe, packaged_names, packaged_summary, parse_recipe
 from surefoot.recipe.check import BY_STEP
 from surefoot.registry import Entry, Range, Registry
+from surefoot.text import shortened
 
 
 def lenet(classes: int = 10, channels: int = 1): ...
@@ -462,7 +463,7 @@ def test_an_override_of_an_aliased_value_changes_that_place_only():
 )
 def test_a_wrong_override_is_told_with_its_text(argument, message):
     (found,) = told(BASE, argument)
-    shown = repr(argument if len(argument) <= 80 else argument[:77] + "...")
+    shown = repr(shortened(argument, 80))
     assert found.startswith(f"argument {shown}: {message}"), found
 
 

@@ -56,10 +56,10 @@ class Arguments:
         except TypeError:
             number = None
         if number is None or (low is not None and number < low):
-            self.refuse(name, f"{_told(value)} is not a whole number{limits}{' (or None)' if none else ''}")
+            self.refuse(name, f"{_label(value)} is not a whole number{limits}{' (or None)' if none else ''}")
             return value
         if high is not None and number > high:
-            self.refuse(name, f"{_told(value)} is above {high}")
+            self.refuse(name, f"{_label(value)} is above {high}")
             return value
         return number
 
@@ -69,11 +69,11 @@ class Arguments:
             return None
         number = as_number(value)
         if number is None:
-            self.refuse(name, f"{_told(value)} is not a number{' (or None)' if none else ''}")
+            self.refuse(name, f"{_label(value)} is not a number{' (or None)' if none else ''}")
             return value
         limits = limits or Range()
         wrong = limits.violation(number) or (
-            None if abs(number) <= sys.float_info.max else f"{_told(value)} is not finite"
+            None if abs(number) <= sys.float_info.max else f"{_label(value)} is not finite"
         )
         if wrong:
             self.refuse(name, wrong + (f"; {limits.hint}" if limits.hint else ""))
@@ -83,7 +83,7 @@ class Arguments:
     def flag(self, name: str, value: Any) -> Any:
         """True or False; NumPy's bool is taken."""
         if not _is_truth(value):
-            self.refuse(name, f"{_told(value)} is neither True nor False")
+            self.refuse(name, f"{_label(value)} is neither True nor False")
             return value
         return bool(value)
 
@@ -94,13 +94,13 @@ class Arguments:
             return None
         if not isinstance(value, str) or value not in options:
             meant = did_you_mean(value, options) if isinstance(value, str) else ""
-            self.refuse(name, f"{_told(value)} is not one of {', '.join(options)}{meant}")
+            self.refuse(name, f"{_label(value)} is not one of {', '.join(options)}{meant}")
         return value
 
     def text(self, name: str, value: Any, *, none: bool = False) -> Any:
         """A text."""
         if not isinstance(value, str) and not (none and value is None):
-            self.refuse(name, f"{_told(value)} is not a text")
+            self.refuse(name, f"{_label(value)} is not a text")
         return value
 
     def texts(self, name: str, value: Any) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class Arguments:
         except TypeError:
             items = (None,)
         if isinstance(value, bytes) or not all(isinstance(item, str) for item in items):
-            self.refuse(name, f"{_told(value)} is not a list of texts")
+            self.refuse(name, f"{_label(value)} is not a list of texts")
             return ()
         return items
 
@@ -120,26 +120,26 @@ class Arguments:
         """A path: a text or an object of pathlib's."""
         if (none and value is None) or hasattr(value, "__fspath__") or (isinstance(value, str) and value):
             return value
-        self.refuse(name, f"{_told(value)} is not a path (a text or a pathlib.Path)")
+        self.refuse(name, f"{_label(value)} is not a path (a text or a pathlib.Path)")
         return value
 
     def mapping(self, name: str, value: Any, *, none: bool = False) -> Any:
         """A mapping."""
         if not isinstance(value, Mapping) and not (none and value is None):
-            self.refuse(name, f"{_told(value)} is not a mapping")
+            self.refuse(name, f"{_label(value)} is not a mapping")
         return value
 
     def instance(self, name: str, value: Any, kind: type | tuple[type, ...], like: str, *, none: bool = False) -> Any:
         """An object of `kind`; `like` shows how one is made. A class where an object is meant is named as such."""
         if isinstance(value, kind) or (none and value is None):
             return value
-        self.refuse(name, f"{_told(value)} was given; give {'None or ' if none else ''}an object, e.g. {like}")
+        self.refuse(name, f"{_label(value)} was given; give {'None or ' if none else ''}an object, e.g. {like}")
         return value
 
     def function(self, name: str, value: Any, like: str) -> Any:
         """Something to call that is not a class."""
         if not callable(value) or inspect.isclass(value):
-            self.refuse(name, f"{_told(value)} was given; give an object or a function, e.g. {like}")
+            self.refuse(name, f"{_label(value)} was given; give an object or a function, e.g. {like}")
         return value
 
 
@@ -159,20 +159,20 @@ def metric_values(metrics: Any) -> dict[str, Any]:
     """
     check = Arguments("metrics: ")
     if not isinstance(metrics, Mapping):
-        check.refuse("metrics", f'{_told(metrics)} is not a mapping; give e.g. {{"val/loss": 0.5}}')
+        check.refuse("metrics", f'{_label(metrics)} is not a mapping; give e.g. {{"val/loss": 0.5}}')
         check.done()
-    found = {}
+    numbers_by_name = {}
     for name, value in metrics.items():
         check.text("a name", name)
         number = as_metric(value)
         if number is None and value is not None:
-            check.refuse(str(name), f"{_told(value)} is not a number")
-        found[name] = number
+            check.refuse(str(name), f"{_label(value)} is not a number")
+        numbers_by_name[name] = number
     check.done()
-    return found
+    return numbers_by_name
 
 
-def _told(value: Any) -> str:
+def _label(value: Any) -> str:
     """A value as a message names it: a class, a small value as it is written, or the kind of a large one."""
     if inspect.isclass(value):
         return f"the class {value.__name__}"

@@ -13,14 +13,15 @@ import importlib
 import inspect
 import math
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .annotations import accepted, type_hints
 from .errors import Problems, UsageError
+from .text import shortened
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ArgumentProblem:
 
 @dataclass(frozen=True)
 class Entry:
-    """One name of a registry.
+    """One registered name.
 
     `target` is a callable or its import path ``"torch.nn:CrossEntropyLoss"``; `provided` names the parameters
     that the house fills in (``params``, ``optimizer``) and a user may not give; `limits` gives the range of
@@ -86,10 +87,8 @@ class Entry:
 
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The arguments that a user may give, by name."""
-        parameters = inspect.signature(self.load()).parameters
         hidden = {*self.provided, "self"}
-        skip = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        return {n: p for n, p in parameters.items() if n not in hidden and p.kind not in skip}
+        return {n: p for n, p in _parameters(self.load()).items() if n not in hidden}
 
     def problems(self, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
         """Every mistake in `arguments`: unknown names, missing ones, wrong types, values out of range."""
@@ -148,9 +147,8 @@ class Registry:
         """
         arguments = dict(arguments or {})
         entry = self[name]
-        found = entry.problems(arguments)
-        if found:
-            raise Problems([f"{p.argument}: {p.message}" if p.argument else p.message for p in found])
+        if problems := entry.problems(arguments):
+            raise Problems([f"{p.argument}: {p.message}" if p.argument else p.message for p in problems])
         arguments = {n: _tensor_from_list(v, entry.load(), n) for n, v in arguments.items()}
         try:
             return entry.load()(**provided, **arguments)
@@ -206,7 +204,7 @@ def import_object(path: str) -> Any:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
             raise UsageError(
@@ -218,11 +216,17 @@ def import_object(path: str) -> Any:
         with contextlib.suppress(ValueError):  # the module may have changed sys.path itself
             sys.path.remove(here)
     for name in attribute.split("."):
-        if not hasattr(found, name):
-            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+        if not hasattr(target, name):
+            public = [n for n in vars(target) if not n.startswith("_")] if hasattr(target, "__dict__") else []
             raise UsageError(f"import: {module_name} has no {name!r}{did_you_mean(name, public)}")
-        found = getattr(found, name)
-    return found
+        target = getattr(target, name)
+    return target
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What `target` takes by name, without its ``*args`` and ``**kwargs``."""
+    skip = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in inspect.signature(target).parameters.items() if p.kind not in skip}
 
 
 def argument_problems(
@@ -233,19 +237,16 @@ def argument_problems(
     limits: Mapping[str, Range] | None = None,
 ) -> list[ArgumentProblem]:
     """What is wrong with `arguments` for `target`, by its signature; also for a user's own imported callable."""
-    signature = inspect.signature(target)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
     if parameters is None:
-        skip = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        parameters = {n: p for n, p in signature.parameters.items() if p.kind not in skip}
+        parameters = _parameters(target)
     limits = limits or {}
-    hints = _hints(target)
+    hints = type_hints(target)
     problems = []
     for argument, value in arguments.items():
         if argument not in parameters:
             if not takes_any:
-                known = ", ".join(parameters) or "none"
-                meant = did_you_mean(argument, parameters) or f"; it takes: {known}"
+                meant = did_you_mean(argument, parameters) or f"; it takes: {', '.join(parameters) or 'none'}"
                 problems.append(ArgumentProblem(argument, f"{name} has no argument {argument!r}{meant}"))
             continue
         parameter = parameters[argument]
@@ -270,7 +271,7 @@ def describe(value: Any) -> str:
     "the text 'fast'"
     """
     if isinstance(value, str):
-        return f"the text {_short(repr(value))}"
+        return f"the text {shortened(repr(value))}"
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -278,8 +279,8 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
-        return f"the list {_short(repr(list(value)))}"
-    return _short(repr(value))
+        return f"the list {shortened(repr(list(value)))}"
+    return shortened(repr(value))
 
 
 def type_violation(value: Any, annotation: Any, default: Any = inspect.Parameter.empty) -> str | None:
@@ -294,13 +295,8 @@ def type_violation(value: Any, annotation: Any, default: Any = inspect.Parameter
         annotation = type(default)
         if annotation is tuple:
             annotation = list
-    if _fits(value, annotation):
-        return None
-    return _name(annotation)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    expected = accepted(annotation)
+    return None if expected.fits(value) else expected.name
 
 
 @functools.cache
@@ -310,87 +306,14 @@ def _load(path: str) -> Callable[..., Any]:
     return maker
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):
-        # A foreign class whose annotations cannot be resolved is checked by its defaults alone.
-        return {}
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    origin = typing.get_origin(annotation)
-    if annotation is Any or isinstance(annotation, typing.TypeVar):
-        return True
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(annotation)
-        if float in options and isinstance(value, list | tuple):
-            # `lr: float | Tensor` means one number; a list fits only where nothing but a tensor is taken.
-            options = tuple(o for o in options if getattr(o, "__name__", "") != "Tensor")
-        return any(_fits(value, option) for option in options)
-    if origin is typing.Literal:
-        return any(value == option and type(value) is type(option) for option in typing.get_args(annotation))
-    if annotation is None or annotation is type(None):
-        return value is None
-    if annotation is bool:
-        return isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is str:
-        return isinstance(value, str)
-    plain = origin or annotation
-    if plain in (list, tuple) or getattr(plain, "__name__", "") in ("Sequence", "Iterable"):
-        if not isinstance(value, list | tuple):
-            return False
-        inner = [a for a in typing.get_args(annotation) if a is not Ellipsis]
-        if plain is tuple and inner and Ellipsis not in typing.get_args(annotation):
-            return len(value) == len(inner) and all(map(_fits, value, inner))
-        return not inner or all(_fits(item, inner[0]) for item in value)
-    if plain is dict or getattr(plain, "__name__", "") == "Mapping":
-        return isinstance(value, Mapping)
-    if getattr(plain, "__name__", "") == "Tensor" and isinstance(value, list | tuple):
-        return all(_fits(item, float | list) for item in value)  # `build` makes the tensor
-    if inspect.isclass(plain):
-        return isinstance(value, plain)
-    return True
-
-
 def _tensor_from_list(value: Any, target: Callable[..., Any], argument: str) -> Any:
     """A list given where the class takes only a tensor (class weights) becomes one; all else stays."""
     if not isinstance(value, list | tuple):
         return value
-    hint = _hints(target).get(argument)
+    hint = type_hints(target).get(argument)
     names = {getattr(option, "__name__", "") for option in (typing.get_args(hint) or (hint,))}
     if "Tensor" not in names or names & {"float", "list", "tuple", "List", "Tuple"}:
         return value
     import torch
 
     return torch.tensor(value, dtype=torch.get_default_dtype())
-
-
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-
-
-def _name(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        names = [_name(option) for option in typing.get_args(annotation)]
-        if "a number" in names and "a whole number" in names:
-            names.remove("a whole number")
-        return " or ".join(dict.fromkeys(names))
-    if origin is typing.Literal:
-        return "one of " + ", ".join(repr(option) for option in typing.get_args(annotation))
-    if annotation in _NAMES:
-        return _NAMES[annotation]
-    plain = origin or annotation
-    if plain in (list, tuple) or getattr(plain, "__name__", "") in ("Sequence", "Iterable"):
-        inner = [a for a in typing.get_args(annotation) if a is not Ellipsis]
-        if plain is tuple and inner and Ellipsis not in typing.get_args(annotation):
-            return f"a list of {len(inner)} ({', '.join(_name(a) for a in inner)})"
-        return f"a list of {_name(inner[0]).removeprefix('a ')}s" if inner else "a list"
-    if plain is dict:
-        return "a mapping"
-    return f"a {getattr(plain, '__name__', str(plain))}"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import files
 from .errors import UsageError
+from .text import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -359,7 +360,7 @@ def _entry(path: str | Path, name: str, found: Any, data_start: int) -> Entry:
 
 
 def _shown(name: str) -> str:
-    return repr(name if len(name) <= 80 else name[:77] + "...")
+    return repr(shortened(name, 80))
 
 
 def _sizes(found: Any) -> bool:

@@ -115,6 +115,15 @@ def _shell_escape(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """`text` with its middle left out where it has more than `most` characters.
+
+    >>> shortened("abcdefghijklmnop", 10)
+    'abcde...op'
+    """
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2 - 3) :]}"
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun.
 

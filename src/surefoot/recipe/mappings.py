@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..text import shortened
 from .frozen import Frozen
 from .kinds import Argument, Kind
 from .nodes import Broken, Entries, Items, Node, Scalar
-from .reading import INVALID, Reading, describe_node, join, shortened, unknown_key
+from .reading import INVALID, Reading, describe_node, join, unknown_key
 from .sections import EXAMPLES, IMPORT_PATTERN, REQUIRED, Keyed, Part, keys_of, part_expected, title, titled
 
 _ARGUMENT = Argument()
@@ -177,7 +178,7 @@ def _part(name: str, imported: bool, args: dict[str, Any], path: str, place: str
 
 
 def _import_message(text: str) -> str:
-    shown = repr(text if len(text) <= 60 else text[:57] + "...")
+    shown = repr(shortened(text))
     if re.fullmatch(r"\w+(\.\w+)+", text):
         module, _, name = text.rpartition(".")
         return f"{shown} has no colon; write {module}:{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..text import shortened
 from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 from .reading import describe_node
 from .yaml_source import read_value
@@ -22,7 +23,7 @@ def apply_overrides(tree: Entries, overrides: Sequence[str], problems: list[Prob
     the argument, so that messages name it.
     """
     for index, text in enumerate(overrides):
-        where = Where((1, index, 0), f"argument {text if len(text) <= 80 else text[:77] + '...'!r}")
+        where = Where((1, index, 0), f"argument {shortened(text, 80)!r}")
         dotted, equals, value = text.partition("=")
         keys = [key.strip() for key in dotted.split(".")]
         if not equals or not all(keys):

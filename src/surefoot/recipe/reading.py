@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..registry import describe, did_you_mean
+from ..text import shortened
 from .nodes import Entries, Items, Node, Problem, Scalar, Where
 from .yaml_source import resolve
 
@@ -37,11 +38,6 @@ class Reading:
         while path not in self.values:
             path = path.rpartition(".")[0]
         return self.values[path]
-
-
-def shortened(text: str, most: int = 60) -> str:
-    """`text` with its middle left out where it has more than `most` characters."""
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2 - 3) :]}"
 
 
 def describe_node(node: Node) -> str:

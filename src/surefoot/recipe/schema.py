@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 import math
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ..annotations import accepted, type_hints
 from ..registry import Entry, Registry
 from .check import all_registries
 from .kinds import limits_schema
@@ -94,14 +93,11 @@ class SchemaBuilder:
 
 def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> dict[str, Any]:
     target = entry.load()
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError, AttributeError):
-        hints = {}
+    hints = type_hints(target)
     arguments, required = {}, ["name"]
     missing = [problem.message for problem in registry.problems(entry.name, {}) if problem.argument is None]
     for name, parameter in entry.parameters().items():
-        schema = _type_schema(hints.get(name, parameter.annotation))
+        schema = copy.deepcopy(accepted(hints.get(name, parameter.annotation)).schema)
         if name in entry.limits:
             for option in schema.get("anyOf", [schema]):
                 if option.get("type") in ("number", "integer"):
@@ -122,30 +118,3 @@ def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> d
 
 def _odd(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-
-
-_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null", None: "null"}
-
-
-def _type_schema(annotation: Any) -> dict[str, Any]:
-    """The schema of an annotated argument; {} (anything) where the annotation says nothing that JSON could."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation in _JSON_TYPES:
-        return {"type": _JSON_TYPES[annotation]}
-    if origin in (typing.Union, types.UnionType):
-        # `lr: float | Tensor` is a number in YAML; `weight: Tensor | None` may be a list or a word such as balanced.
-        tensors = [option for option in inner if getattr(option, "__name__", "") == "Tensor"]
-        options = [_type_schema(option) for option in inner if option not in tensors]
-        enough = not tensors or any(option != {"type": "null"} for option in options)
-        if not (enough and all(options)):
-            return {}
-        return options[0] if len(options) == 1 else {"anyOf": options}
-    if origin is typing.Literal:
-        return {"enum": list(inner)}
-    plain = origin or annotation
-    if plain in (list, tuple):
-        each = _type_schema(inner[0]) if inner else {}
-        return {"type": "array", "items": each} if each else {"type": "array"}
-    if plain is dict:
-        return {"type": "object"}
-    return {}
