@@ -23,7 +23,7 @@ FLOORS = (
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
     {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
-    {"batches"},
+    {"batches", "metric_objects"},
     {"losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"},
     {"data", "artifacts", "tracking", "step"},
     {"execution", "checkpoint"},

@@ -95,7 +95,7 @@ WRONG_ARGUMENTS = {
     "allow a number": ({"allow": 3}, "allow: 3 is not a list of texts"),
     "run_dir a number": ({"run_dir": 3}, "run_dir: 3 is not a path"),
     "progress": ({"progress": "bar"}, "progress: 'bar' was given"),
-    "metric object": ({"metrics": [object()]}, "metrics: object is an object"),
+    "metric object": ({"metrics": [object()]}, "metrics: found <object object at"),
     "metric unknown": ({"metrics": ["f1"]}, "unknown metric 'f1'"),
     "batch size twice": ({"data": Loader((X, Y), 4), "batch_size": 8}, "batch_size: 8 was given beside a Loader"),
 }

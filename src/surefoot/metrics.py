@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .metric_objects import MetricObjects
 from .text import counted
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
@@ -33,6 +34,8 @@ class RunningMetrics:
     is the number of classes of a confusion matrix, for ``"classes"`` only. The loss of a batch weighs by its
     number of samples, or by `weigh(outputs, targets)`, which may look at shapes only, or by
     `weigh_many(list of targets)`. With `summed` the batch's loss is a sum and not a mean.
+    `objects` are further metrics by name and `binary` is how they read outputs (see `MetricObjects`); they are
+    measured over an epoch and not over a window.
     `losses.metric_options(loss)` gives these arguments for a loss.
 
     A tensor that is added must not be overwritten later.
@@ -53,6 +56,8 @@ class RunningMetrics:
         summed: bool = False,
         weigh: Callable[[Any, Any], int] | None = None,
         weigh_many: Callable[[Sequence[Tensor]], list[float]] | None = None,
+        objects: Mapping[str, Any] | None = None,
+        binary: bool = False,
         hold_bytes: int = 32 << 20,
         hold_batches: int = 4096,
     ):
@@ -68,8 +73,9 @@ class RunningMetrics:
         self.weigh_many = weigh_many
         self.hold_bytes = hold_bytes
         self.hold_batches = hold_batches
-        self._keeps_outputs = accuracy is not None
-        self._keeps_targets = accuracy is not None or weigh_many is not None
+        self.objects = MetricObjects(objects, binary) if objects else None
+        self._keeps_outputs = accuracy is not None or self.objects is not None
+        self._keeps_targets = self._keeps_outputs or weigh_many is not None
         self.reset()
 
     def reset(self) -> None:
@@ -80,6 +86,8 @@ class RunningMetrics:
         self._epoch = _Sums()
         self._window = _Sums()
         self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
+        if self.objects is not None:
+            self.objects.reset()
 
     def add(
         self,
@@ -101,8 +109,8 @@ class RunningMetrics:
             self._told.append((len(self._held), weight, dict(numbers or {})))
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
-            outputs = Parts(part.data for part in outputs) if isinstance(outputs, Parts) else outputs.data
-            self._held_bytes += sum(part.nbytes for part in _parts(outputs)) + 512
+            outputs = Parts(map(_data, outputs)) if isinstance(outputs, Parts) else _data(outputs)
+            self._held_bytes += sum(getattr(part, "nbytes", 0) for part in _parts(outputs)) + 512
         elif self.weigh is not None:
             n, outputs = (n, self._weigh(outputs, targets)), None
             self._held_bytes += 512
@@ -142,15 +150,20 @@ class RunningMetrics:
                 sums.add(value, weight, n, self.summed)
             sums.right += right
             sums.seen += seen
+        if self.objects is not None:
+            for output, target in zip(outputs, targets, strict=True):
+                for o, t in zip(_parts(output), _parts(target), strict=True):
+                    self.objects.update(o, t)
         for place, _, numbers in told:
             for name, number in zip(numbers, _plain(list(numbers.values())), strict=True):
                 self._epoch.number(name, number, weights[place])
                 self._window.number(name, number, weights[place])
 
     def result(self) -> dict[str, float]:
-        """Means over everything since `reset`; ``nan`` before anything was added."""
+        """Means over everything since `reset`, and further metrics' values; ``nan`` before anything was added."""
         self.flush()
-        return self._epoch.means(self.accuracy is not None)
+        others = {} if self.objects is None else self.objects.result()
+        return self._epoch.means(self.accuracy is not None) | others
 
     def window(self) -> dict[str, float]:
         """Means over what was added since the last call of `window` (or `reset`)."""
@@ -173,7 +186,8 @@ class RunningMetrics:
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain numbers; floats come back bit for bit from JSON (which must allow NaN)."""
         self.flush()
-        return {"epoch": self._epoch.state(), "window": self._window.state(), "matrix": self._matrix.tolist()}
+        state = {"epoch": self._epoch.state(), "window": self._window.state(), "matrix": self._matrix.tolist()}
+        return state if self.objects is None else state | {"objects": self.objects.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`; what was added before is forgotten."""
@@ -183,6 +197,7 @@ class RunningMetrics:
                 f"{self.confusion or 0}"
             )
         self.reset()
+        (self.objects or MetricObjects({})).load_state_dict(state.get("objects", {"updates": 0}))
         self._epoch = _Sums(**state["epoch"])
         self._window = _Sums(**state["window"])
         if self.confusion:
@@ -242,6 +257,10 @@ class RunningMetrics:
         truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._matrix += cells.cpu()
+
+
+def _data(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -9,8 +9,12 @@ from .errors import UsageError
 AUTO = "auto"
 MODES = ("min", "max")
 
-_HIGHER = re.compile(r"(acc|accuracy|auc|auroc|f1|iou|dice|precision|recall|r2|bleu|psnr|ssim|map)$")
-_LOWER = re.compile(r"(loss|error|err|mse|mae|rmse|nll|perplexity|ppl|wer|cer)$")
+# Names in common use, and those of torchmetrics' classes.
+_HIGHER = re.compile(
+    r"(acc|accuracy|auc|auroc|f1|iou|dice|precision|recall|r2|bleu|psnr|ssim|map|f1_?score|fbeta_?score|r2_?score"
+    r"|bleu_?score|jaccard_?index|kappa|corr_?coef|specificity|explained_?variance|noise_?ratio|similarity)$"
+)
+_LOWER = re.compile(r"(loss|error|err|mse|mae|rmse|nll|perplexity|ppl|wer|cer|error_?rate|divergence|distance)$")
 # For these nobody means the other way; of the rest a mode that is given counts.
 _CERTAIN = re.compile(r"(accuracy|loss)$")
 
@@ -18,7 +22,7 @@ _CERTAIN = re.compile(r"(accuracy|loss)$")
 def better(metric: str | None) -> str | None:
     """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where nobody can tell.
 
-    >>> better("val/accuracy"), better("val/loss"), better("val/spread")
+    >>> better("val/F1Score"), better("val/loss"), better("val/spread")
     ('max', 'min', None)
     """
     name = str(metric).lower()

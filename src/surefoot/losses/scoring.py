@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
+from ..metric_objects import is_metric, name_of
 from ..registry import did_you_mean
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
 from .composite import WeightedSum
@@ -13,6 +16,7 @@ from .conventions import describe
 from .torch_losses import family, ignored
 
 METRICS = ("accuracy",)
+_NAME = re.compile(r"[^/\s.]+")
 
 # How the right answer is read from a model's output, by the loss it was trained with:
 # classes: the highest of (N, C, ...); logits: above 0; probabilities: above 0.5; signs: above 0, targets 1 or -1.
@@ -47,16 +51,20 @@ def default_metrics(loss: Any) -> tuple[str, ...]:
 def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     """What `metrics.RunningMetrics` needs to know of a loss: ``RunningMetrics(**metric_options(loss))``.
 
-    `metrics` is ``"auto"`` or the names wanted. With ``reduction="sum"`` the mean is over samples. Raises UsageError
-    for an unknown metric, or one that makes no sense with the loss.
+    `metrics` is ``"auto"``, or what is wanted: names, objects in the manner of torchmetrics, functions of a batch's
+    outputs and targets; one, a list, or a mapping of names to them. With ``reduction="sum"`` the mean is over samples.
+    Raises UsageError for an unknown metric, or one that makes no sense with the loss.
     """
-    wanted = _named(loss, metrics)
+    wanted, objects = _wanted(loss, metrics)
     options: dict[str, Any] = {"summed": is_summed(loss), "ignore_index": _ignored(loss)}
     if "accuracy" in wanted:
         # A user's own loss is believed to score classes; one of torch's that has no right answers is not.
         if accuracy_kind(loss) is None and family(loss) is not None:
             raise UsageError(f"metrics: {describe(loss)} has no accuracy; leave it out, or use a loss of classes")
         options["accuracy"] = accuracy_kind(loss) or "classes"
+    if objects:
+        options["objects"] = objects
+        options["binary"] = accuracy_kind(loss) in ("logits", "probabilities", "signs")
     kind = weighs_by(loss)
     if not options["summed"] and kind == "elements":
         options["weigh"] = functools.partial(sample_weight, loss)
@@ -65,25 +73,43 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     return options
 
 
-def _named(loss: Any, metrics: Any) -> tuple[str, ...]:
-    """The metrics wanted, by name. Objects are never compared: their ``==`` may be anything."""
+def _wanted(loss: Any, metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of our own metrics that are wanted, and the objects and functions of others by name.
+
+    Objects are never compared: their ``==`` may be anything.
+    """
     if isinstance(metrics, str):
-        wanted: tuple[Any, ...] = default_metrics(loss) if metrics == "auto" else (metrics,)
-    elif isinstance(metrics, list | tuple | set | frozenset):
-        wanted = tuple(metrics)
-    else:
-        wanted = (metrics,)
-    for name in wanted:
-        if not isinstance(name, str):
+        metrics = default_metrics(loss) if metrics == "auto" else (metrics,)
+    named = isinstance(metrics, Mapping)
+    items = list(metrics.items()) if named else [(None, each) for each in _listed(metrics)]
+    own: list[str] = []
+    objects: dict[str, Any] = {}
+    for name, metric in items:
+        if isinstance(metric, str):
+            if metric not in METRICS:
+                raise UsageError(
+                    f"unknown metric {metric!r}{did_you_mean(metric, METRICS) or ';'} there is: {', '.join(METRICS)}, "
+                    "and any object of torchmetrics or function of (outputs, targets)"
+                )
+            own.append(metric)
+            continue
+        if not is_metric(metric):
+            text = f"the class {metric.__name__}; give an object of it" if isinstance(metric, type) else repr(metric)
             raise UsageError(
-                f"metrics: {type(name).__name__} is an object, and metrics are given by name ({', '.join(METRICS)}); "
-                "leave it out, and compute it with predict() after the run or in a loop of your own"
+                f"metrics: found {text}; expected names ({', '.join(METRICS)}), objects with update, compute, reset, "
+                "state_dict and load_state_dict (torchmetrics' are such), or functions of (outputs, targets)"
             )
-        if name not in METRICS:
+        name = name_of(metric) if name is None else name
+        if not isinstance(name, str) or name in objects or name in ("loss", *METRICS) or not _NAME.fullmatch(name):
             raise UsageError(
-                f"unknown metric {name!r}{did_you_mean(name, METRICS) or ';'} there is: {', '.join(METRICS)}"
+                f"metrics: {name!r} is taken or no name; give each its own: metrics={{'macro_f1': F1Score(...), ...}}"
             )
-    return wanted
+        objects[name] = metric
+    return tuple(own), objects
+
+
+def _listed(metrics: Any) -> Sequence[Any]:
+    return tuple(metrics) if isinstance(metrics, list | tuple | set | frozenset) else (metrics,)
 
 
 def _ignored(loss: Any) -> int:

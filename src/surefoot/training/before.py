@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .. import batches
 from ..arguments import Arguments
 from ..data import Loader
 from ..errors import Problems
-from ..losses import Objective, apply, lint
+from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
 from ..schedules import Schedule
@@ -61,17 +63,15 @@ def check_loss(check: Arguments, loss: Any) -> None:
 
 
 def check_monitors(
-    running: RunningMetrics,
+    names: Sequence[str],
     val_loader: Loader | None,
     keep_best: str | None,
     early_stopping: EarlyStopping | None,
     schedule: Schedule,
-    numbers: Sequence[str] = (),
 ) -> None:
-    """Raise Problems for a monitored metric that this run will never have; `numbers` are those of the objective."""
-    measured = ["loss"] + (["accuracy"] if running.accuracy is not None else []) + list(numbers)
+    """Raise Problems for a monitored metric that this run will never have; `names` are what it measures."""
     splits = ["train"] + (["val"] if val_loader is not None else [])
-    names = [f"{split}/{name}" for split in splits for name in measured]
+    names = [f"{split}/{name}" for split in splits for name in names]
     monitored = {
         "checkpoint.keep_best": keep_best,
         "early_stopping.monitor": early_stopping.monitor if early_stopping else None,
@@ -86,12 +86,17 @@ def check_monitors(
         raise Problems(problems)
 
 
-def numbers_of(model: nn.Module, loss: Any, loader: Loader) -> list[str]:
-    """The names of the numbers that an objective tells beside its loss; of a loss there are none."""
-    if not isinstance(loss, Objective):
-        return []
-    with untouched(model, loss), torch.enable_grad():
-        return list(apply(loss, unwrap(model), loader.peek()).numbers)
+def measured(model: nn.Module, loss: Any, loader: Loader, metrics: Any) -> list[str]:
+    """The names of what an epoch measures; objects and objectives tell theirs on one batch, without a trace."""
+    running = RunningMetrics(**metric_options(loss, metrics))
+    if running.objects is None and not isinstance(loss, Objective):
+        return ["loss"] + (["accuracy"] if running.accuracy is not None else [])
+    batch = loader.peek()
+    with untouched(model, loss), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a metric of a single batch may warn
+        value = apply(loss, unwrap(model), batch)
+        running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
+        return list(running.result())
 
 
 def look_over_first_batch(

@@ -29,7 +29,7 @@ from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
-from .before import check_monitors, checked, look_over_first_batch, numbers_of
+from .before import check_monitors, checked, look_over_first_batch, measured
 from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
@@ -161,8 +161,8 @@ def fit(
         look_over_first_batch(
             model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
         )
-        numbers = numbers_of(model, loss, loader)
-    check_monitors(running, val_loader, checkpoints.keep_best, early_stopping, schedule, numbers)
+        names = measured(model, loss, loader, metrics)
+    check_monitors(names, val_loader, checkpoints.keep_best, early_stopping, schedule)
     if message := enter_training(model):
         progress.message(message)
 

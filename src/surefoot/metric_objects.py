@@ -1,0 +1,163 @@
+"""Metrics of others beside loss and accuracy: torchmetrics' objects, and functions of outputs and targets."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError, first_line
+
+_NEEDED = ("update", "compute", "reset", "state_dict", "load_state_dict")
+# torchmetrics' F1Score(task="multiclass") makes a MulticlassF1Score; it is known by the name that one wrote.
+_TASKS = ("Binary", "Multiclass", "Multilabel")
+
+
+def name_of(metric: Any) -> str:
+    """What a metric is called where nobody names it."""
+    name = getattr(metric, "__name__", None) or type(metric).__name__
+    return next((name.removeprefix(task) for task in _TASKS if name.startswith(task) and name != task), name)
+
+
+def is_metric(value: Any) -> bool:
+    """Whether `value` is an object with update, compute, reset and state, or a function of outputs and targets."""
+    return not isinstance(value, type | str) and (
+        all(callable(getattr(value, name, None)) for name in _NEEDED) or callable(value)
+    )
+
+
+class MetricObjects:
+    """Metrics by name, fed batch after batch with outputs and targets.
+
+    `given` holds objects with ``update(outputs, targets)``, ``compute()``, ``reset()``, ``state_dict()`` and
+    ``load_state_dict()`` as torchmetrics has them (copies of them are used), or functions ``(outputs, targets)`` of a
+    batch that return a number, whose mean over the samples is taken. With `binary` (outputs are logits or
+    probabilities of yes and no) float targets become whole numbers for torchmetrics' classification metrics.
+
+    Each batch is an update of its own, in order, so that a resumed run ends in the same bits wherever it was stopped.
+    """
+
+    def __init__(self, given: Mapping[str, Any], binary: bool = False):
+        self._metrics = {name: _as_object(name, metric) for name, metric in given.items()}
+        self._binary = binary
+        self._updates = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: a new epoch begins."""
+        for metric in self._metrics.values():
+            metric.reset()
+        self._updates = 0
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """One batch. Raises UsageError where a metric refuses it."""
+        self._updates += 1
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            if outputs.dim() == targets.dim() + 1 and outputs.shape[-1] == 1:
+                outputs = outputs.squeeze(-1)
+            if outputs.dtype in (torch.bfloat16, torch.float16):
+                outputs = outputs.float()
+        for name, metric in self._metrics.items():
+            wanted = targets
+            if self._binary and isinstance(targets, Tensor) and targets.is_floating_point() and _classifies(metric):
+                wanted = (targets > 0.5).long()
+            if isinstance(outputs, Tensor) and isinstance(metric, torch.nn.Module):
+                metric.to(outputs.device)
+            try:
+                metric.update(outputs, wanted)
+            except (ValueError, RuntimeError, TypeError, IndexError) as error:
+                raise UsageError(
+                    f"metrics: {name} cannot be computed from outputs {_shape(outputs)} and targets {_shape(wanted)}: "
+                    f"{first_line(error)}"
+                ) from error
+
+    def result(self) -> dict[str, float]:
+        """The values since `reset`, by name; one that gives several has a name for each (``NAME.0``, ``NAME.key``)."""
+        values: dict[str, float] = {}
+        for name, metric in self._metrics.items():
+            if not self._updates:
+                values[name] = math.nan
+                continue
+            values |= _flat(name, metric.compute())
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that has been counted."""
+        return {"updates": self._updates, "metrics": {n: dict(m.state_dict()) for n, m in self._metrics.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`. Raises UsageError for other metrics than it was taken from."""
+        saved = state.get("metrics", {})
+        if set(saved) != set(self._metrics):
+            raise UsageError(
+                f"metrics: the saved run measures {', '.join(saved) or 'none'} and this one "
+                f"{', '.join(self._metrics) or 'none'}; give the saved ones"
+            )
+        self.reset()
+        self._updates = int(state["updates"])
+        for name, metric in self._metrics.items():
+            metric.load_state_dict(saved[name])
+            if hasattr(metric, "_update_count"):  # without it torchmetrics warns that nothing was added yet
+                metric._update_count = self._updates
+
+
+class _Mean:
+    """The mean over samples of a function of a batch's outputs and targets."""
+
+    def __init__(self, name: str, function: Callable[[Any, Any], Any]):
+        self.name, self.function = name, function
+        self.reset()
+
+    def reset(self) -> None:
+        self.total, self.samples = 0.0, 0
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        value = self.function(outputs, targets)
+        if isinstance(value, Tensor):
+            value = value.double().mean().item() if value.numel() else math.nan
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"it returned {type(value).__name__}, which is no number")
+        first = targets if isinstance(targets, Tensor) else outputs
+        samples = len(first) if isinstance(first, Tensor) and first.dim() else 1
+        self.total += float(value) * samples
+        self.samples += samples
+
+    def compute(self) -> float:
+        return self.total / self.samples if self.samples else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.total, self.samples = float(state["total"]), int(state["samples"])
+
+
+def _as_object(name: str, metric: Any) -> Any:
+    if all(callable(getattr(metric, part, None)) for part in _NEEDED):
+        metric = copy.deepcopy(metric)
+        if callable(getattr(metric, "persistent", None)):
+            metric.persistent(True)  # else torchmetrics leaves its counts out of the state
+        return metric
+    return _Mean(name, metric)
+
+
+def _classifies(metric: Any) -> bool:
+    return type(metric).__module__.startswith("torchmetrics.classification")
+
+
+def _flat(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, Mapping):
+        return {k: v for key, item in value.items() for k, v in _flat(f"{name}.{key}", item).items()}
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return {f"{name}.{i}": float(item) for i, item in enumerate(value.reshape(-1).tolist())}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {k: v for i, item in enumerate(value) for k, v in _flat(f"{name}.{i}", item).items()}
+    return {name: float(value)}
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
