@@ -208,7 +208,7 @@ STATES: dict[str, tuple[Callable[[dict], Any], str]] = {
     "a group without its rate": (lambda s: s["optimizers"]["optimizer"]["groups"][0].pop("lr"), "lacks lr"),
     "groups beyond number": (
         lambda s: s["optimizers"]["optimizer"]["groups"].extend([{"params": []}] * 1000),
-        "1001 parameter groups",
+        "1,001 parameter groups",
     ),
     "parameters of another model": (
         lambda s: s["optimizers"]["optimizer"]["groups"][0]["params"].__setitem__(0, "evil.weight"),
