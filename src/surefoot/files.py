@@ -104,18 +104,24 @@ def _filled(descriptor: int, chunks: Iterable[bytes | memoryview]) -> Written:
     """Write, fsync and close."""
     digest = hashlib.sha256()
     total = 0
-    try:
+    with _closed_after(descriptor):
         for view in _gathered(chunks):
             digest.update(view)
             total += view.nbytes
             _write_all(descriptor, view)
         system.fsync(descriptor)
+    return Written(total, digest.hexdigest())
+
+
+@contextlib.contextmanager
+def _closed_after(descriptor: int) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
             system.close(descriptor)
         raise
     system.close(descriptor)
-    return Written(total, digest.hexdigest())
 
 
 def _gathered(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
@@ -152,13 +158,8 @@ def fsync_directory(path: str | Path) -> None:
     """
     with naming(path):
         descriptor = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with _closed_after(descriptor):
             system.fsync(descriptor)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                system.close(descriptor)
-            raise
-        system.close(descriptor)
 
 
 def write_durably(path: str | Path, data: bytes) -> Written:
@@ -316,9 +317,5 @@ def sha256_of(path: str | Path) -> str:
     ...     sha256_of(Path(d, "a"))[:8]
     'ba7816bf'
     """
-    digest = hashlib.sha256()
-    buffer = bytearray(1 << 20)
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

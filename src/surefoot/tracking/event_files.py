@@ -93,14 +93,6 @@ class EventFiles:
         self._begin_after(paths, [0] * len(paths), 0)
         self._bytes, self._crc = 0, 0
 
-    def flush(self) -> None:
-        """Wait until the events are on the disk. Never needed for exactness: they can be made again."""
-        if self._fd >= 0:
-            try:
-                files.durable_fsync(self._fd)
-            except OSError as error:
-                raise RunFailed(f"{self.directory}: events could not be written: {error.strerror}") from error
-
     def close(self) -> None:
         """Close the event file; a later `append` opens a new one."""
         if self._fd >= 0:

@@ -23,8 +23,7 @@ from ..errors import RunFailed, UsageError
 from .mending import Sums, mend
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-# The fields of a record that are no metric.
-NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
+_NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -273,6 +272,15 @@ def not_a_record(record: Mapping[str, Any]) -> str:
     if not isinstance(rates, list) or not all(type(rate) in (int, float) for rate in rates):
         return "'lr' is no list of numbers"
     return ""
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a record by name: loss, accuracy and whatever else is a number.
+
+    >>> metrics_of({"kind": "epoch", "split": "val", "epoch": 0, "step": 9, "lr": [0.1], "loss": 0.5, "note": "x"})
+    {'loss': 0.5}
+    """
+    return {key: value for key, value in record.items() if key not in _NOT_METRICS and isinstance(value, (int, float))}
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from ..charts.terminal import BOLD, painted
 from ..text import counted, duration, figure, printable
-from .journal import NOT_METRICS
+from .journal import metrics_of
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
 _LINE_SECONDS = 10.0  # off a terminal, lines between two epochs come at most this often
@@ -278,20 +278,13 @@ def epoch_line(info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str,
     parts = [f"epoch {int(last['epoch']) + 1}/{info.epochs}"]
     for name, record in (("train", train), ("val", val)):
         if record is not None:
-            parts.append(f"{name} {_figures(record)}")
+            figures = " ".join(f"{key} {figure(key, value)}" for key, value in metrics_of(record).items())
+            parts.append(f"{name} {figures}")
     if last.get("lr"):
         parts.append("lr " + _rates((train or last)["lr"]))
     if "wall_s" in last:
         parts.append(duration(float(last["wall_s"])))
     return "  ".join(parts)
-
-
-def _figures(record: Mapping[str, Any]) -> str:
-    parts = []
-    for key, value in record.items():
-        if key not in NOT_METRICS and isinstance(value, (int, float)):
-            parts.append(f"{key} {figure(key, value)}")
-    return " ".join(parts)
 
 
 def _rates(rates: Sequence[float]) -> str:

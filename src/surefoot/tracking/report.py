@@ -16,7 +16,7 @@ from ..errors import RunFailed, UsageError
 from ..text import counted, duration
 from .confusion import STYLE as _CONFUSION_STYLE
 from .confusion import confusion_table
-from .journal import NOT_METRICS, run_records
+from .journal import metrics_of, run_records
 from .run_numbers import RunNumbers
 
 MOST_COURSES, MOST_COLUMNS, MOST_TEXT = 12, 40, 200_000
@@ -189,12 +189,11 @@ def _epoch_table(numbers: RunNumbers) -> str:
         row = rows.setdefault(epoch, {"epoch": str(epoch + 1)})
         for record in records:
             row.setdefault("step", str(record["step"]))
-            for key, value in record.items():
-                if key not in NOT_METRICS and isinstance(value, (int, float)):
-                    column = f"{record['split']} {key}"[:80]
-                    if len(columns) < MOST_COLUMNS:
-                        columns[column] = None
-                    row[column] = _percent(value) if key == "accuracy" else _plain(value)
+            for key, value in metrics_of(record).items():
+                column = f"{record['split']} {key}"[:80]
+                if len(columns) < MOST_COLUMNS:
+                    columns[column] = None
+                row[column] = _percent(value) if key == "accuracy" else _plain(value)
             if "wall_s" in record:
                 row["time"] = duration(float(record["wall_s"]))
     if not rows:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..charts.thinning import Curve, Point
 from .epochs import Epochs
+from .journal import metrics_of
 
 DRAWN = ("loss", "accuracy")
 _MOST_LEFT_OUT = 50
@@ -48,9 +49,8 @@ class RunNumbers:
         kind, split, step = record["kind"], record["split"], record["step"]
         self.last = record
         self.epochs.add(record)
-        for key in DRAWN:
-            value = record.get(key)
-            if isinstance(value, (int, float)):
+        for key, value in metrics_of(record).items():
+            if key in DRAWN:
                 self._curves.setdefault((kind, split, key), Curve()).add(step, value)
                 if kind == "epoch" and value == value:
                     self._note(split, key, value, record["epoch"])

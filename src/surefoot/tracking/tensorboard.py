@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .event_files import EventFiles, framed
-from .journal import NOT_METRICS
+from .journal import metrics_of
 
 CHART = "Training vs. Validation Loss"
 _SUB_RUNS = {"train": "Training", "val": "Validation"}
@@ -56,7 +56,7 @@ class TensorBoard:
     def write(self, record: Mapping[str, Any]) -> None:
         """Add the points of one record of the journal."""
         self._points.append(self._frame_of(record))
-        if record["kind"] == "epoch" and record["split"] in self._sub_runs and _is_number(record.get("loss")):
+        if record["kind"] == "epoch" and record["split"] in self._sub_runs and "loss" in metrics_of(record):
             event = self._event(record, int(record["epoch"]) + 1)
             event.summary.value.add(tag=CHART, simple_value=record["loss"])
             self._sub_runs[record["split"]].append(framed(event.SerializeToString()))
@@ -88,11 +88,6 @@ class TensorBoard:
         self._lr_step = mark["lr_step"]
         return True
 
-    def flush(self) -> None:
-        """Wait until the events are on the disk. Never needed for exactness: they can be made again."""
-        for events in self._all().values():
-            events.flush()
-
     def close(self) -> None:
         """Close the event files; a later `write` opens new ones."""
         for events in self._all().values():
@@ -117,19 +112,14 @@ class TensorBoard:
         step = int(record["step"])
         event = self._event(record, step)
         split, per_step = record["split"], record["kind"] == "step"
-        for key, value in record.items():
-            if key not in NOT_METRICS and _is_number(value):
-                tag = f"{key}/{split}_step" if per_step else f"{key}/{split}"
-                event.summary.value.add(tag=tag, simple_value=value)
+        for key, value in metrics_of(record).items():
+            tag = f"{key}/{split}_step" if per_step else f"{key}/{split}"
+            event.summary.value.add(tag=tag, simple_value=value)
         if split == "train" and step > self._lr_step and "lr" in record:
             self._lr_step = step
             for index, rate in enumerate(record["lr"]):
                 event.summary.value.add(tag=f"lr/{index}", simple_value=rate)
         return framed(event.SerializeToString()) if event.summary.value else b""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
 
 
 def _layout() -> Any:
