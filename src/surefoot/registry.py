@@ -68,7 +68,7 @@ class Entry:
     """One registered name.
 
     `target` is a callable or its import path ``"torch.nn:CrossEntropyLoss"``; `provided` names the parameters
-    that the house fills in (``params``, ``optimizer``) and a user may not give; `limits` gives the range of
+    that Surefoot fills in (``params``, ``optimizer``) and a user may not give; `limits` gives the range of
     numeric arguments; `facts` are further columns for ``surefoot list``.
     """
 
@@ -141,7 +141,7 @@ class Registry:
         return entry.problems(arguments)
 
     def build(self, name: str, arguments: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
-        """The object that `name` stands for, made from checked arguments and what the house provides.
+        """The object that `name` stands for, made from checked arguments and what Surefoot provides.
 
         Raises UsageError for every mistake that `problems` finds and for whatever the class itself refuses.
         """
@@ -307,7 +307,7 @@ def _load(path: str) -> Callable[..., Any]:
 
 
 def _tensor_from_list(value: Any, target: Callable[..., Any], argument: str) -> Any:
-    """A list given where the class takes only a tensor (class weights) becomes one; all else stays."""
+    """A list where the class takes only a tensor (class weights) becomes one; all else stays."""
     if not isinstance(value, list | tuple):
         return value
     hint = type_hints(target).get(argument)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..data import Loader
-    from ..recipe import Part, Recipe
+    from ..recipe import Recipe
     from ..schedules import Schedule
     from ..step import StepOptions
     from ..training import About, Unfreezing
@@ -57,18 +57,12 @@ class Built:
         from ..training import Unfreezing
 
         recipe = self.recipe
-        plan = [(item.epoch, pattern) for item in recipe.unfreeze for pattern in item.match]
-        if not plan:
+        epochs = [(item.epoch, pattern) for item in recipe.unfreeze for pattern in item.match]
+        if not epochs:
             return None
-        section = recipe.optimizer
-        how = {
-            "lr": self.optimizer.defaults.get("lr"),
-            "groups": [group.options() for group in section.groups],
-            "no_decay": section.no_decay,
-            "layer_decay": section.layer_decay,
-        }
+        lr = self.optimizer.defaults.get("lr")
         with at(recipe, "unfreeze"):
-            return Unfreezing(self.model, self.optimizer, plan, **how)
+            return Unfreezing(self.model, self.optimizer, epochs, lr=lr, **recipe.optimizer.grouping())
 
     def step_options(self) -> StepOptions:
         """How the recipe wants an update to be made."""
@@ -97,20 +91,14 @@ class Built:
         recipe = self.recipe
         stopping, checkpoint = recipe.early_stopping, recipe.checkpoint
         run = RunOptions(
-            early_stopping=None
-            if stopping is None
-            else EarlyStopping(stopping.monitor, stopping.mode, stopping.patience, stopping.min_delta),
+            early_stopping=None if stopping is None else EarlyStopping(**vars(stopping)),
             unfreeze=self.unfreezing or (),
             log_every=recipe.log_every,
             strict=recipe.strict,
             lint_off=recipe.lint_off,
             execution=self.execution,
             tensorboard=recipe.tensorboard,
-            checkpoints=None
-            if checkpoint is None
-            else Checkpoints(
-                **{name: getattr(checkpoint, name) for name in ("every", "keep_last", "keep_best", "mode", "when_busy")}
-            ),
+            checkpoints=None if checkpoint is None else Checkpoints(**vars(checkpoint)),
             about=self.about,
         )
         return {
@@ -127,8 +115,8 @@ class Built:
 def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> Built:
     """The live objects of `recipe`. Draws from the random number generators only after seeding them.
 
-    `say` is told what takes long (a download). Raises UsageError, with the place in the recipe, for whatever
-    cannot be made; an exception in a user's own imported code comes through as it is.
+    `say` receives messages about what takes long (a download). Raises UsageError, with the place in the recipe, for
+    whatever cannot be made; an exception in a user's own imported code comes through as it is.
     """
     import torch
 
@@ -174,10 +162,6 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
         loss_name=[term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain(),
         recipe_digest=recipe.digest(),
         dataset=recipe.data.part.name,
-        source=_source(recipe.model),
+        source=(recipe.model.name, recipe.model.arguments()) if recipe.model.imported else None,
     )
     return Built(recipe, model, loss, optimizer, schedule, train, val, about)
-
-
-def _source(part: Part) -> tuple[str, Mapping[str, Any]] | None:
-    return (part.name, part.arguments()) if part.imported else None

@@ -39,13 +39,13 @@ def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) 
     """What a resume must find unchanged: the recipe, key by key, the data and the user's own code."""
     from ..checkpoint import code_of, flatten
 
-    found = flatten("recipe", recipe.plain())
-    for name in list(found):
+    values = flatten("recipe", recipe.plain())
+    for name in list(values):
         key = name.removeprefix("recipe.")
         if key in _HARMLESS or key.startswith("execution."):
-            del found[name]
-    found["data.train"] = splits.train.fingerprint()
+            del values[name]
+    values["data.train"] = splits.train.fingerprint()
     if splits.val is not None:
-        found["data.val"] = splits.val.fingerprint()
+        values["data.val"] = splits.val.fingerprint()
     own = [import_object(part.name) for _, part, _ in recipe.parts() if part is not None and part.imported]
-    return found | code_of([model, loss, *own])
+    return values | code_of([model, loss, *own])

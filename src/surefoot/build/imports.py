@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from ..recipe import Part, Recipe
 
 
-def make(part: Part, registry: Registry, fitting: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
+def make(part: Part, registry: Registry, defaults: Mapping[str, Any] | None = None, /, **provided: Any) -> Any:
     """The object of a part: from the registry, or imported and called with its arguments.
 
-    `fitting` are arguments that the data decide unless the recipe does, `provided` those that are the house's own.
+    `defaults` are arguments that the data decide unless the recipe does, `provided` those that Surefoot fills in.
     """
     if not part.imported:
-        return registry.build(part.name, {**(fitting or {}), **resolved(part)}, **provided)
-    found = import_object(part.name)
-    return call(found, part.name, resolved(part)) if callable(found) else found
+        return registry.build(part.name, {**(defaults or {}), **resolved(part)}, **provided)
+    target = import_object(part.name)
+    return call(target, part.name, resolved(part)) if callable(target) else target
 
 
 def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:

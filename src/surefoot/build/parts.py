@@ -33,19 +33,19 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
     part = recipe.data.part
     with at(recipe, "data"):
         provided = () if part.imported else DATA[part.name].provided
-        made = make(part, DATA, **({"progress": _quarters(say)} if "progress" in provided else {}))
-        if not isinstance(made, DataSplits):
-            train, val = made if _is_pair(made) else (made, None)
+        splits = make(part, DATA, **({"progress": _quarters(say)} if "progress" in provided else {}))
+        if not isinstance(splits, DataSplits):
+            train, val = splits if _is_pair(splits) else (splits, None)
             source = as_source(train)
-            made = DataSplits(source, None if val is None else as_source(val), source.classes, None)
+            splits = DataSplits(source, None if val is None else as_source(val), source.classes, None)
     normalize = recipe.data.normalize
     if isinstance(normalize, str):  # auto
-        return made
+        return splits
     if normalize is None:
-        return replace(made, preprocessing=None)
+        return replace(splits, preprocessing=None)
     with at(recipe, "data.normalize"):
-        scale = pixel_scale(made.train)
-        return replace(made, preprocessing=Preprocessing(scale=scale, mean=normalize.mean, std=normalize.std))
+        scale = pixel_scale(splits.train)
+        return replace(splits, preprocessing=Preprocessing(scale=scale, mean=normalize.mean, std=normalize.std))
 
 
 def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
@@ -56,13 +56,10 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
 
     with at(recipe, "model"):
         part = recipe.model
-        given = part.arguments()
-        fitting = {}
-        if not part.imported and splits is not None:
-            takes = MODELS[part.name].parameters()
-            if splits.classes and "classes" in takes and "classes" not in given:
-                fitting["classes"] = len(splits.classes)
-        model = make(part, MODELS, fitting)
+        defaults = {}
+        if not part.imported and splits is not None and splits.classes and "classes" in MODELS[part.name].parameters():
+            defaults["classes"] = len(splits.classes)
+        model = make(part, MODELS, defaults)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -92,12 +89,10 @@ def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
 
 def _make_loss(part: Part) -> Any:
     """A user's own loss: a class or factory is called with its arguments, a function of two is the loss itself."""
-    found = import_object(part.name)
-    if inspect.isclass(found):
-        return call(found, part.name, resolved(part))
-    if part.args:
-        return functools.partial(found, **resolved(part))
-    return found
+    target = import_object(part.name)
+    if inspect.isclass(target):
+        return call(target, part.name, resolved(part))
+    return functools.partial(target, **resolved(part)) if part.args else target
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch.optim.Optimizer:
@@ -117,9 +112,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch
             named(section.part),
             resolved(section.part),
             learning,
-            groups=[group.options() for group in section.groups],
-            no_decay=section.no_decay,
-            layer_decay=section.layer_decay,
+            **section.grouping(),
         )
 
 
@@ -154,11 +147,11 @@ def augmentations(recipe: Recipe) -> list[Any]:
     """The random changes to training batches, in order."""
     from ..data import AUGMENTATIONS
 
-    made = []
+    transforms = []
     for index, part in enumerate(recipe.data.augment):
         with at(recipe, f"data.augment.{index}"):
-            made.append(make(part, AUGMENTATIONS))
-    return made
+            transforms.append(make(part, AUGMENTATIONS))
+    return transforms
 
 
 def evaluation_loader(recipe: Recipe, splits: DataSplits, model: nn.Module, device: torch.device) -> Loader:
@@ -177,7 +170,7 @@ def evaluation_loader(recipe: Recipe, splits: DataSplits, model: nn.Module, devi
     size = recipe.data.eval_batch_size
     if size is None:
         size = EVAL_BATCH
-        # A model that cannot run on these data is told by the look at the first batch, which knows more.
+        # A model that cannot run on these data is reported by the check of the first batch, which knows more.
         with contextlib.suppress(Exception):
             size = evaluation_batch(model, Loader(splits.val, 1, **settings).peek()[0])
     return Loader(splits.val, min(size, len(splits.val)), **settings)
@@ -218,27 +211,27 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 def _quarters(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
-    """What a download is told by: a line at its begin and at each quarter, for a terminal and a log alike."""
-    told: dict[str, int] = {}
+    """Messages about a download: a line at its start and at each quarter, for a terminal and a log alike."""
+    last: dict[str, int] = {}
 
     def progress(name: str, done: int, total: int) -> None:
         quarter = 4 * done // max(1, total)
-        if told.get(name) != quarter:
-            told[name] = quarter
+        if last.get(name) != quarter:
+            last[name] = quarter
             say(f"downloading {name}: {25 * quarter} % of {total / 1e6:.1f} MB")
 
     return progress
 
 
-def _is_pair(made: Any) -> bool:
+def _is_pair(data: Any) -> bool:
     """Whether a function for data gave (train, val); a list of two data sets, as random_split's, is one too."""
     from torch.utils.data import Dataset
 
     from ..data import Source
     from ..data.arrays import is_array
 
-    if not isinstance(made, tuple | list) or len(made) != 2:
+    if not isinstance(data, tuple | list) or len(data) != 2:
         return False
-    if isinstance(made, list):
-        return all(isinstance(part, Dataset | Source) for part in made)
-    return not is_array(made[0]) and not (isinstance(made[0], list) and is_array(made[1]))
+    if isinstance(data, list):
+        return all(isinstance(part, Dataset | Source) for part in data)
+    return not is_array(data[0]) and not (isinstance(data[0], list) and is_array(data[1]))

@@ -114,6 +114,11 @@ class OptimizerSection(Keyed):
         None,
     )
 
+    def grouping(self) -> dict[str, Any]:
+        """How the parameters are grouped, as `surefoot.optimizers.param_groups` takes it."""
+        groups = [group.options() for group in self.groups]
+        return {"groups": groups, "no_decay": self.no_decay, "layer_decay": self.layer_decay}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSection(Keyed):
