@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .check import all_registries
-from .elsewhere import key_called
 from .frozen import Frozen
+from .key_aliases import key_called
 from .load import load_recipe, packaged_names, packaged_summary
 from .model import Recipe, SchedulerSection
 from .parse import parse_recipe

@@ -1,4 +1,4 @@
-"""The tree that a recipe is read from: nodes, each with its place, and the problems told about them."""
+"""The tree that a recipe is read from: nodes, each with its place, and the problems found in it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Broken:
-    """Stands where a value was refused, so that the rest is still read and told about."""
+    """Stands where a value was refused, so that the rest is still read and checked."""
 
     where: Where
 

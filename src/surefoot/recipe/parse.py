@@ -1,4 +1,4 @@
-"""A tree of nodes to a Recipe: every mistake is noted with its place, and all are told at once."""
+"""A tree of nodes to a Recipe: every mistake is noted with its place, and all are reported at once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import PurePath
 from ..errors import Problems
 from ..registry import Registry
 from .check import check_parts, check_together, settle
-from .elsewhere import elsewhere
 from .frozen import Frozen
+from .key_aliases import elsewhere
 from .mappings import read_section
 from .model import Recipe
 from .nodes import Broken, Entries, Problem, Refused, Scalar, Where

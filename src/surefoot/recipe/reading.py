@@ -1,4 +1,4 @@
-"""One reading of a recipe: what was found wrong and where things stand, and how mistakes are put into words."""
+"""One reading of a recipe: its problems, where each key stands, and the wording of mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
 class Reading:
     """One reading of a recipe: the problems found so far, and where each key and value stands.
 
-    `elsewhere` tells of a key that is unknown at a path, beside the keys that it has, where it belongs; "" if unclear.
+    `elsewhere` says where a key that is unknown at a path belongs, given the keys of that path; "" if unclear.
     """
 
     problems: list[Problem] = field(default_factory=list)
