@@ -21,7 +21,7 @@ from torch import nn
 from work import JOBS, Job, normalized
 
 from surefoot import torch_compat
-from surefoot.execution import backends, eager, prepare, written
+from surefoot.execution import CannotCompile, backends, eager, prepare, written
 from surefoot.execution.products import worth_writing_out
 from surefoot.step import TrainStep
 
@@ -110,11 +110,16 @@ def compare(job: Job, turns: int) -> dict[str, float]:
                 to="products (gradients)", wins=True)  # fmt: skip
             add("pools by windows", patch="pools by rows", to="products (step)")
     for _ in range(turns + 1):
-        for variant in variants.values():
-            variant.turn()
+        for name, variant in list(variants.items()):
+            try:
+                variant.turn()
+            except CannotCompile as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                del variants[name]
     fastest = {name: min(variant.seconds[1:]) for name, variant in variants.items()}
     print({name: f"{seconds * 1e3:.3f} ms" for name, seconds in fastest.items()}, file=sys.stderr)
-    return {trick: fastest[without] / fastest[with_it] for trick, (with_it, without) in pairs.items()}
+    run = {trick: pair for trick, pair in pairs.items() if set(pair) <= set(fastest)}
+    return {trick: fastest[without] / fastest[with_it] for trick, (with_it, without) in run.items()}
 
 
 def worth_compiling(job: Job) -> bool:

@@ -484,6 +484,29 @@ def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatc
         assert _forms({}, eager, 10, False, bench, print) == []
 
 
+def forms_of(model, batch, seconds, fixed=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
+        return _forms(fixed or {}, Trial(Execution(), times=[seconds]), 10**9, False, bench, print)
+
+
+def test_compiling_is_not_begun_where_it_cannot_pay_unless_it_is_asked_for(monkeypatch):
+    """Convolutions and BatchNorm in long steps; in a short one there is the dispatch to save."""
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    model = MODELS.build("SmallResNet", {})
+    batch = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+    assert forms_of(model, batch, 0.06) == []
+    assert forms_of(model, batch, 0.001)
+    assert forms_of(model, batch, 0.06, {"compile": "compiled"})
+
+
+def test_the_update_is_compiled_as_well_first_where_steps_are_short(monkeypatch):
+    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    model, batch = nn.Linear(4, 3), (torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
+    assert forms_of(model, batch, 0.001)[0] == {"compile": "step"}
+    assert forms_of(model, batch, 0.1)[0] == {"compile": "gradients"}
+
+
 def test_a_candidate_that_raises_an_error_without_text_is_thrown_out():
     class Picky(nn.Linear):
         def forward(self, x):
