@@ -26,7 +26,7 @@ from surefoot.execution import (
     tune,
 )
 from surefoot.execution import cache as kept
-from surefoot.execution.choose import _forms, _settle, candidates
+from surefoot.execution.choose import _settle, candidates
 from surefoot.execution.limit import TookTooLong, limited
 from surefoot.execution.machine import describe_work, digest
 from surefoot.execution.measure import Bench, Trial, fastest, race
@@ -113,25 +113,25 @@ def test_compiling_is_tried_where_it_is_asked_for_and_falls_back_with_a_word(mon
         raise CannotCompile("a reason")
 
     monkeypatch.setattr("surefoot.execution.backends.compile_step", refuses)
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
     monkeypatch.setattr("torch.compile", refuses)
     # The layout is fixed: where the race preferred another, which hangs on the load, there would be a form more.
     plan, said = choose({"compile": True, "memory_format": "contiguous"}, steps=1)
     assert plan.compile == "none"
     assert sum("compiling the step (about 10 s, once)" in text for text in said) == 5
     assert sum("the compiled step is not used: it fails: CannotCompile: a reason" in text for text in said) == 5
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: "there is no compiler")
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: "there is no compiler")
     assert choose({"compile": True, "threads": 1}, steps=1)[1] == ["the step is not compiled: there is no compiler"]
 
 
 def test_compiling_is_tried_by_itself_only_where_the_run_earns_it(monkeypatch):
     tried = []
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
     monkeypatch.setattr(
         "surefoot.execution.backends.compile_step", lambda *_, **settings: tried.append(settings) or 1 / 0
     )
     with monkeypatch.context() as dear:
-        dear.setattr("surefoot.execution.choose.COMPILE_S", 1e9)
+        dear.setattr("surefoot.execution.forms.COMPILE_S", 1e9)
         choose(steps=10**6)
     assert tried == []
     choose(steps=10**9)
@@ -147,8 +147,8 @@ def test_compiling_is_given_up_when_it_takes_longer_than_it_would_save(monkeypat
         left.append(signal.getitimer(signal.ITIMER_REAL)[0])
         signal.raise_signal(signal.SIGALRM)  # what the timer does when the time is up
 
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
-    monkeypatch.setattr("surefoot.execution.choose.LONGEST_COMPILE_S", 1e5)
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.forms.LONGEST_COMPILE_S", 1e5)
     monkeypatch.setattr("surefoot.execution.backends.compile_step", endless)
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 1e6)
@@ -285,7 +285,7 @@ def test_the_choice_is_the_lowest_row_or_a_simpler_one_as_good(monkeypatch, spec
 
 
 def test_tune_begins_no_compilation_for_which_there_is_no_time(monkeypatch):
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
     monkeypatch.setattr("surefoot.execution.backends.compile_step", lambda *_, **__: pytest.fail("was compiled"))
     table = tune({"threads": 1}, budget_s=0.5, thorough=True, steps_expected=10**9, say=lambda text: None, **work())
     verdicts = [row.verdict for row in table.rows if row.execution.compile != "none"]
@@ -465,46 +465,6 @@ def test_evaluation_takes_large_batches_that_fit_the_cache_and_leaves_no_trace()
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert not any(m._forward_hooks for m in model.modules())
     assert evaluation_batch(nn.Conv2d(3, 64, 3, padding=1), torch.zeros(1, 3, 224, 224)) == 16
-
-
-def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatch):
-    """Only there are they written out; unless the user fixed the layout."""
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
-    model = MODELS.build("LeNet5", {})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    batch = (torch.zeros(64, 1, 28, 28), torch.zeros(64, dtype=torch.long))
-    eager = Trial(Execution(memory_format="channels_last"), times=[0.002])
-    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
-        assert _forms({}, eager, 10**7, False, bench, print)[0] == {
-            "compile": "gradients",
-            "memory_format": "contiguous",
-        }
-        fixed = {"memory_format": "channels_last"}
-        assert all("memory_format" not in form for form in _forms(fixed, eager, 10**7, False, bench, print))
-        assert _forms({}, eager, 10, False, bench, print) == []
-
-
-def forms_of(model, batch, seconds, fixed=None):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
-        return _forms(fixed or {}, Trial(Execution(), times=[seconds]), 10**9, False, bench, print)
-
-
-def test_compiling_is_not_begun_where_it_cannot_pay_unless_it_is_asked_for(monkeypatch):
-    """Convolutions and BatchNorm in long steps; in a short one there is the dispatch to save."""
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
-    model = MODELS.build("SmallResNet", {})
-    batch = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
-    assert forms_of(model, batch, 0.06) == []
-    assert forms_of(model, batch, 0.001)
-    assert forms_of(model, batch, 0.06, {"compile": "compiled"})
-
-
-def test_the_update_is_compiled_as_well_first_where_steps_are_short(monkeypatch):
-    monkeypatch.setattr("surefoot.execution.choose.why_not", lambda *_: None)
-    model, batch = nn.Linear(4, 3), (torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
-    assert forms_of(model, batch, 0.001)[0] == {"compile": "step"}
-    assert forms_of(model, batch, 0.1)[0] == {"compile": "gradients"}
 
 
 def test_a_candidate_that_raises_an_error_without_text_is_thrown_out():

@@ -16,11 +16,10 @@ from ..errors import UsageError
 from ..step import Batch, TrainStep
 from ..untouched import is_lazy, untouched
 from . import cache as kept
+from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
-from .products import worth_writing_out
-from .rules import in_graph
 from .settings import Execution, as_torch_would, supports_fused
 from .whole_step import why_not
 
@@ -28,19 +27,6 @@ from .whole_step import why_not
 BUDGET_S = 1.0
 LONGEST_BUDGET_S = 5.0
 WORTH_MEASURING_STEPS = 400
-
-# A compiled step saves at least about this part of an eager one on a CPU; compiling costs about so many seconds.
-COMPILE_SAVES = 0.25
-COMPILE_S = 8.0
-COMPILE_S_PER_PARAMETER = 0.2
-LONGEST_COMPILE_S = 600.0
-# About what a step spends outside of torch's kernels, for each parameter.
-DISPATCH_S_PER_PARAMETER = 20e-6
-# In a shorter step the time shows that a fused update saves.
-SHORT_STEP_S = 2e-3
-
-# What a recipe's `compile: true` stands for: whichever form suits.
-COMPILED = "compiled"
 
 FIELDS = ("threads", "onednn", "memory_format", "optimizer_impl", "compile")
 
@@ -217,16 +203,16 @@ def tune(
             race(bench, [best, trial], 0.5)
             best = _settle(bench, [best, trial], thorough, say) or best
         eager = best
-        for form in _forms(fixed, eager, steps_expected, thorough, bench, say):
+        for form in compiled_forms(fixed, eager, steps_expected, thorough, bench, say):
             # A compiled form launches its own kernels; a graph that was captured is another candidate.
             trial = Trial(replace(eager.execution, cuda_graph=False, **form))
             trials.append(trial)
             left = budget_s - (time.perf_counter() - began)
-            if thorough and _compile_seconds(model) > left:
-                trial.refused = f"not tried: compiling takes about {_compile_seconds(model):.0f} s; give more seconds"
+            if thorough and compile_seconds(model) > left:
+                trial.refused = f"not tried: compiling takes about {compile_seconds(model):.0f} s; give more seconds"
                 continue
-            say(f"compiling the step (about {_compile_seconds(model):.0f} s, once)")
-            bound = left if thorough else _most_seconds(fixed, eager, steps_expected)
+            say(f"compiling the step (about {compile_seconds(model):.0f} s, once)")
+            bound = left if thorough else most_seconds(fixed, eager, steps_expected)
             # It may come in the instant after the check.
             with contextlib.suppress(TookTooLong), limited(bound, "compiling") as clock:
                 bench.check(trial)
@@ -303,67 +289,9 @@ def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable
     return None
 
 
-def _forms(
-    fixed: Mapping[str, Any],
-    best: Trial,
-    steps_expected: int | None,
-    thorough: bool,
-    bench: Bench,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """The compiled forms to try, the likeliest first; the next one where that is refused, all if `thorough`."""
-    model, optimizer = bench.original.model, bench.original.optimizer
-    asked = fixed.get("compile")
-    if asked == "none":
-        return []
-    if reason := why_not(model, optimizer):
-        if asked or thorough:
-            say(f"the step is not compiled: {reason}")
-        return []
-    plain = best.execution
-    if not asked and not thorough:
-        if not best.times or steps_expected is None or plain.device != "cpu":
-            return []
-        if steps_expected * best.seconds * COMPILE_SAVES < 1.5 * _compile_seconds(model):
-            return []
-        if _left_to_libraries(model, best.seconds):
-            return []
-    small = (
-        plain.device == "cpu"
-        and plain.precision == "float32"
-        and fixed.get("memory_format") != "channels_last"
-        and worth_writing_out(model, bench.batches[0][0])
-    )
-    whole: list[dict[str, object]] = [{"compile": "step"}] if in_graph(optimizer) else []
-    gradients: list[dict[str, object]] = [{"compile": "gradients"}]
-    written: dict[str, object] = {"products": True, "memory_format": "contiguous"}
-    if asked not in (None, COMPILED):
-        return [{"compile": asked, **(written if small and asked != "module" else {})}]
-    # Written out, the update gains from being fused as well; beside a library's convolutions, or in a step of many
-    # milliseconds, it does not.
-    forms = [form | written for form in whole + gradients] if small else []
-    short = best.times and best.seconds < SHORT_STEP_S and not any(p.dim() == 4 for p in model.parameters())
-    # Pools are written out only where images are contiguous; eager, such a model may prefer its channels last.
-    if plain.memory_format == "channels_last" and "memory_format" not in fixed and _pools(model):
-        forms += [{"compile": "gradients", "memory_format": "contiguous"}]
-    forms += whole + gradients if short else gradients + whole
-    return forms + [{"compile": "module"}] if asked or thorough else forms
-
-
 def _plain(step: TrainStep, fixed: Mapping[str, Any]) -> Execution:
     settings = as_torch_would(step.device.type, step.options.precision)
     return replace(settings, **{**fixed, "compile": "none"})
-
-
-def _compile_seconds(model: nn.Module) -> float:
-    return COMPILE_S + COMPILE_S_PER_PARAMETER * sum(1 for _ in model.parameters())
-
-
-def _most_seconds(fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None) -> float | None:
-    """How long compiling may take: what the run would save by it. No bound for what the user asked for."""
-    if "compile" in fixed or steps_expected is None or not eager.times:
-        return None
-    return min(steps_expected * eager.seconds * COMPILE_SAVES, LONGEST_COMPILE_S)
 
 
 def _verdict(trial: Trial, best: Trial) -> str:
@@ -394,20 +322,6 @@ def _not_measurable(step: TrainStep, batches: Sequence[Any], plain: Execution) -
 def _may_use_onednn(model: nn.Module) -> bool:
     kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase, nn.modules.pooling._MaxPoolNd)
     return any(isinstance(module, kinds) for module in model.modules())
-
-
-def _pools(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.MaxPool2d) for module in model.modules())
-
-
-def _left_to_libraries(model: nn.Module, seconds: float) -> bool:
-    """Whether a step of so many seconds is convolutions and BatchNorm, at which generated code is no better.
-
-    ResNet-18 (16 wide, 32x32, batch 32) took 58 ms without compiling; 88 s of compiling made it 80 ms.
-    """
-    norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    dispatch = DISPATCH_S_PER_PARAMETER * sum(1 for _ in model.parameters())
-    return norms and not _pools(model) and dispatch < 0.1 * seconds
 
 
 def _log2(steps: int) -> int:

@@ -1,0 +1,99 @@
+"""Which compiled forms of a step are worth trying, the likeliest first, and how long compiling may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .measure import Bench, Trial
+from .products import worth_writing_out
+from .rules import in_graph
+from .whole_step import why_not
+
+# A compiled step saves at least about this part of an eager one on a CPU; compiling costs about so many seconds.
+COMPILE_SAVES = 0.25
+COMPILE_S = 8.0
+COMPILE_S_PER_PARAMETER = 0.2
+LONGEST_COMPILE_S = 600.0
+# About what a step spends outside of torch's kernels, for each parameter.
+DISPATCH_S_PER_PARAMETER = 20e-6
+# In a shorter step the time shows that a fused update saves.
+SHORT_STEP_S = 2e-3
+
+# What a recipe's `compile: true` stands for: whichever form suits.
+COMPILED = "compiled"
+
+
+def compiled_forms(
+    fixed: Mapping[str, Any],
+    best: Trial,
+    steps_expected: int | None,
+    thorough: bool,
+    bench: Bench,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The compiled forms to try, the likeliest first; the next one where that is refused, all if `thorough`."""
+    model, optimizer = bench.original.model, bench.original.optimizer
+    asked = fixed.get("compile")
+    if asked == "none":
+        return []
+    if reason := why_not(model, optimizer):
+        if asked or thorough:
+            say(f"the step is not compiled: {reason}")
+        return []
+    plain = best.execution
+    if not asked and not thorough:
+        if not best.times or steps_expected is None or plain.device != "cpu":
+            return []
+        if steps_expected * best.seconds * COMPILE_SAVES < 1.5 * compile_seconds(model):
+            return []
+        if _left_to_libraries(model, best.seconds):
+            return []
+    small = (
+        plain.device == "cpu"
+        and plain.precision == "float32"
+        and fixed.get("memory_format") != "channels_last"
+        and worth_writing_out(model, bench.batches[0][0])
+    )
+    whole: list[dict[str, object]] = [{"compile": "step"}] if in_graph(optimizer) else []
+    gradients: list[dict[str, object]] = [{"compile": "gradients"}]
+    written: dict[str, object] = {"products": True, "memory_format": "contiguous"}
+    if asked not in (None, COMPILED):
+        return [{"compile": asked, **(written if small and asked != "module" else {})}]
+    # Written out, the update gains from being fused as well; beside a library's convolutions, or in a step of many
+    # milliseconds, it does not.
+    forms = [form | written for form in whole + gradients] if small else []
+    short = best.times and best.seconds < SHORT_STEP_S and not any(p.dim() == 4 for p in model.parameters())
+    # Pools are written out only where images are contiguous; eager, such a model may prefer its channels last.
+    if plain.memory_format == "channels_last" and "memory_format" not in fixed and _pools(model):
+        forms += [{"compile": "gradients", "memory_format": "contiguous"}]
+    forms += whole + gradients if short else gradients + whole
+    return forms + [{"compile": "module"}] if asked or thorough else forms
+
+
+def compile_seconds(model: nn.Module) -> float:
+    """About how long compiling takes, in seconds."""
+    return COMPILE_S + COMPILE_S_PER_PARAMETER * sum(1 for _ in model.parameters())
+
+
+def most_seconds(fixed: Mapping[str, Any], eager: Trial, steps_expected: int | None) -> float | None:
+    """How long compiling may take: what the run would save by it. No bound for what the user asked for."""
+    if "compile" in fixed or steps_expected is None or not eager.times:
+        return None
+    return min(steps_expected * eager.seconds * COMPILE_SAVES, LONGEST_COMPILE_S)
+
+
+def _pools(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.MaxPool2d) for module in model.modules())
+
+
+def _left_to_libraries(model: nn.Module, seconds: float) -> bool:
+    """Whether a step of so many seconds is convolutions and BatchNorm, at which generated code is no better.
+
+    ResNet-18 (16 wide, 32x32, batch 32) took 58 ms without compiling; 88 s of compiling made it 80 ms.
+    """
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    dispatch = DISPATCH_S_PER_PARAMETER * sum(1 for _ in model.parameters())
+    return norms and not _pools(model) and dispatch < 0.1 * seconds

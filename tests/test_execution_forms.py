@@ -1,0 +1,52 @@
+"""Which compiled forms are tried: none where compiling cannot pay, and the likeliest first."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from surefoot.execution import Execution
+from surefoot.execution.forms import compiled_forms
+from surefoot.execution.measure import Bench, Trial
+from surefoot.models import MODELS
+from surefoot.step import TrainStep
+
+
+def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatch):
+    """Only there are they written out; unless the user fixed the layout."""
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
+    model = MODELS.build("LeNet5", {})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = (torch.zeros(64, 1, 28, 28), torch.zeros(64, dtype=torch.long))
+    eager = Trial(Execution(memory_format="channels_last"), times=[0.002])
+    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
+        assert compiled_forms({}, eager, 10**7, False, bench, print)[0] == {
+            "compile": "gradients",
+            "memory_format": "contiguous",
+        }
+        fixed = {"memory_format": "channels_last"}
+        assert all("memory_format" not in form for form in compiled_forms(fixed, eager, 10**7, False, bench, print))
+        assert compiled_forms({}, eager, 10, False, bench, print) == []
+
+
+def forms_of(model, batch, seconds, fixed=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Bench(TrainStep(model, nn.CrossEntropyLoss(), optimizer), [batch]) as bench:
+        return compiled_forms(fixed or {}, Trial(Execution(), times=[seconds]), 10**9, False, bench, print)
+
+
+def test_compiling_is_not_begun_where_it_cannot_pay_unless_it_is_asked_for(monkeypatch):
+    """Convolutions and BatchNorm in long steps; in a short one there is the dispatch to save."""
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
+    model = MODELS.build("SmallResNet", {})
+    batch = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+    assert forms_of(model, batch, 0.06) == []
+    assert forms_of(model, batch, 0.001)
+    assert forms_of(model, batch, 0.06, {"compile": "compiled"})
+
+
+def test_the_update_is_compiled_as_well_first_where_steps_are_short(monkeypatch):
+    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
+    model, batch = nn.Linear(4, 3), (torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
+    assert forms_of(model, batch, 0.001)[0] == {"compile": "step"}
+    assert forms_of(model, batch, 0.1)[0] == {"compile": "gradients"}
