@@ -1,16 +1,17 @@
-"""A batch of any form: how many samples it holds, how it is moved to a device, and how a model is called with it."""
+"""A batch of any form: made of samples, counted, moved to a device, given to a model; outputs of several joined."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import default_collate
 
 from .errors import UsageError
 from .wrapping import unwrap
@@ -45,6 +46,37 @@ def size(batch: Any) -> int:
                 "let a tensor of (N, ...) come first"
             )
     return len(first) if first.dim() else 1
+
+
+def stacked(samples: Sequence[Any]) -> Any:
+    """A batch of `samples`, all of one form: torch's default_collate, and for dataclasses the same field by field.
+
+    Raises what default_collate raises for samples that differ.
+    """
+    first = samples[0]
+    if _is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first) if field.init]
+        return dataclasses.replace(first, **{name: stacked([getattr(s, name) for s in samples]) for name in names})
+    if type(first) in (tuple, list) and any(map(_is_dataclass, first)):
+        return tuple(stacked(parts) for parts in zip(*samples, strict=True))
+    if type(first) is dict and any(map(_is_dataclass, first.values())):
+        return {key: stacked([sample[key] for sample in samples]) for key in first}
+    return default_collate(list(samples))
+
+
+def joined(outputs: Sequence[Any]) -> Any:
+    """The outputs of several batches as those of one: every tensor (N, ...) concatenated. None where they do not fit.
+
+    >>> joined([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}])["logits"].shape
+    torch.Size([3, 3])
+    """
+    flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
+    columns = list(zip(*flat, strict=True)) if all(spec == specs[0] for spec in specs) else []
+    for parts in columns:
+        tensors = all(isinstance(part, Tensor) and part.dim() for part in parts)
+        if not tensors or len({part.shape[1:] for part in parts}) > 1:
+            return None
+    return pytree.tree_unflatten([torch.cat(parts) for parts in columns], specs[0]) if columns else None
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -101,12 +133,16 @@ def _put(value: Any, device: torch.device) -> Any:
             # Pinned memory lets the copy go on while the device still works on the batch before.
             value = value.pin_memory()
         return value.to(device, non_blocking=True)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if _is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value) if field.init]
         return dataclasses.replace(value, **{name: moved(getattr(value, name), device) for name in names})
     if isinstance(value, Mapping) and not hasattr(value, "to"):
         return type(value)({key: moved(item, device) for key, item in value.items()})  # type: ignore[call-arg]
     return value.to(device) if callable(getattr(value, "to", None)) else value
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _arguments(model: Any) -> tuple[frozenset[str], int, bool]:

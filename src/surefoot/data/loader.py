@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import held, rng
+from .. import batches, held, rng
 from ..arguments import Arguments
 from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
 from ..text import counted
+from .arrays import shape_of
 from .draws import Draws
 from .sources import DatasetSource, TensorSource, as_source
 from .workers import BatchReader, Workers, apply_to_each
@@ -208,8 +209,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         epoch, position = self.epoch, self.position
-        for batches in self._chunks(epoch, position):
-            for batch in batches:
+        for chunk in self._chunks(epoch, position):
+            for batch in chunk:
                 if self.position != position or self.epoch != epoch:
                     raise UsageError(_MOVED)
                 position += 1
@@ -255,13 +256,19 @@ class Loader:
         there = indices if tensors[0].is_cpu else indices.to(tensors[0].device)
         read = tuple([tensor.index_select(0, there) for tensor in tensors])
         if self._prepared_normalized:
-            return _moved(read, self._device)
+            return tuple(batches.moved(tensor, self._device) for tensor in read)
         return self._finish(read, epoch, indices)
 
     def _finish(self, batch: tuple[Any, ...], epoch: int, indices: Tensor) -> tuple[Any, ...]:
         """Moved to the device, augmented and preprocessed; only the first of a batch's values are inputs."""
-        inputs, *rest = batch = _moved(batch, self._device)
+        inputs, *rest = batch = batches.moved(batch, self._device)
         if not isinstance(inputs, Tensor):
+            if self.augment or self.preprocessing is not None:
+                name = "augment" if self.augment else "preprocessing"
+                raise UsageError(
+                    f"data: {name}: the inputs of a batch are {shape_of(inputs)} and not one tensor; leave it out, and "
+                    "do it in the data set"
+                )
             return batch
         for number, transform in enumerate(self.augment):
             # Each transform has numbers of its own, so that what one draws does not shift the next.
@@ -309,10 +316,10 @@ class Loader:
         if self.workers:
             if self._workers is None:
                 self._workers = Workers(self._reader(), self.workers)
-            batches = self._workers.batches(keys)
+            read = self._workers.batches(keys)
         else:
-            batches = map(self._reader().__getitem__, keys)
-        for batch, place in zip(batches, places, strict=True):
+            read = map(self._reader().__getitem__, keys)
+        for batch, place in zip(read, places, strict=True):
             yield self._finish(_usable(batch), epoch, self.indices_at(epoch, place))
 
     def close(self) -> None:
@@ -384,19 +391,6 @@ def _usable(batch: tuple[Any, ...] | UsageError) -> tuple[Any, ...]:
     if isinstance(batch, UsageError):
         raise batch
     return batch
-
-
-def _moved(batch: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    if device.type == "cpu":
-        return batch
-    return tuple(_put(value, device) if isinstance(value, Tensor) else value for value in batch)
-
-
-def _put(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        # Pinned memory lets the copy go on while the device still works on the batch before.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:

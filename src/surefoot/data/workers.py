@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from .. import held
+from .. import batches, held
 from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
 from ..text import duration
@@ -120,7 +120,7 @@ class BatchReader:
                 batch = self.collate(samples)
         else:
             try:
-                batch = default_collate(samples)
+                batch = batches.stacked(samples)
             except (RuntimeError, TypeError, ValueError) as error:
                 return UsageError(_uncollatable(samples, indices, error))
         return tuple(batch) if isinstance(batch, tuple | list) else (batch,)

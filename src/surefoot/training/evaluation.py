@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,29 +134,35 @@ def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | 
     return TensorSource(*converted, classes=source.classes)
 
 
-def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Tensor:
-    """The model's outputs (N, ...) for `inputs` (N, ...), in evaluation mode and without gradients."""
+def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Any:
+    """The model's outputs (N, ...) for `inputs` (N, ...), in evaluation mode and without gradients.
+
+    `inputs` is a tensor or array, or a dictionary of such: the keywords that the model takes. Outputs are what the
+    model returns, a tensor, or a tuple, dictionary or object of tensors (N, ...), joined over all batches.
+    """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
     check.choice("precision", precision, PRECISIONS)
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
-    if isinstance(inputs, tuple | dict | Loader | Source):
+    if isinstance(inputs, tuple | Loader | Source) or (isinstance(inputs, Mapping) and not inputs):
         raise UsageError(f"inputs: a {type(inputs).__name__} was given; predict takes the inputs alone, (N, ...)")
-    inputs = source_for(model, (inputs,)).tensors[0]
+    names = tuple(inputs) if isinstance(inputs, Mapping) else ()
+    source = source_for(model, tuple(inputs.values()) if names else (inputs,))
+    assert isinstance(source, TensorSource)
     with evaluating(model), torch.no_grad(), autocast(device, precision):
-        parts = [model(part.to(device)) for part in torch.split(inputs, batch_size)]
-    if (
-        not all(isinstance(part, Tensor) and part.dim() for part in parts)
-        or len({part.shape[1:] for part in parts}) > 1
-    ):
+        parts = []
+        for tensors in zip(*(torch.split(tensor, batch_size) for tensor in source.tensors), strict=True):
+            part = batches.moved(tensors, device)
+            parts.append(batches.call(model, dict(zip(names, part, strict=True)) if names else part[0]))
+    if (outputs := batches.joined(parts)) is None:
         found = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
         raise UsageError(
             f"predict: the model's outputs for batches of up to {batch_size} cannot be joined to (N, ...): {found}; "
             "call the model yourself, a batch at a time"
         )
-    return torch.cat(parts)
+    return outputs
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
