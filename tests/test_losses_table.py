@@ -10,7 +10,7 @@ import torch
 from loss_table import CASES, Case
 from torch import nn
 
-from surefoot import losses
+from surefoot import batches, losses
 from surefoot.metrics import RunningMetrics
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -107,7 +107,7 @@ def test_an_epoch_with_a_short_last_batch_has_the_mean_of_one_large_batch(case):
         running = RunningMetrics(**losses.metric_options(loss))
         for part in split(batch, [4, 4, 3]):
             value = losses.apply(loss, model, part)
-            running.add(value.loss, value.outputs, value.targets, losses.batch_size(part))
+            running.add(value.loss, value.outputs, value.targets, batches.size(part))
         assert running.result()["loss"] == pytest.approx(expected, rel=1e-12), reduction
         assert running.samples == 11
 

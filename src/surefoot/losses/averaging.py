@@ -111,14 +111,15 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
         loss = loss.parts[0]
     if option(loss, "weight") is None and not any(t.is_floating_point() for t in targets):
         try:
-            joined = torch.cat(targets)
+            joined = torch.cat(list(targets))
         except RuntimeError:  # of several shapes
             joined = torch.cat([t.reshape(-1) for t in targets])
         if not bool((joined == ignored(loss)).any()):
             return [t.numel() for t in targets]
     weights = [_weight_of_classes(loss, t) for t in targets]
-    if all(isinstance(w, Tensor) for w in weights):
-        return torch.stack(weights).tolist()
+    tensors = [w for w in weights if isinstance(w, Tensor)]
+    if len(tensors) == len(weights):
+        return [float(w) for w in torch.stack(tensors).tolist()]
     return [float(w) for w in weights]
 
 
@@ -143,10 +144,8 @@ def shares(loss: Any, micro_batches: Sequence[Sequence[Any]]) -> list[Any]:
     if is_summed(loss):
         return [None] * len(micro_batches)
     weights = [_weight_of_batch(loss, batch) for batch in micro_batches]
-    total = sum(weights)
-    if isinstance(total, Tensor):
-        return [w.double() / total for w in weights]
-    return [w / total for w in weights]
+    total: Any = sum(weights)
+    return [(w.double() if isinstance(w, Tensor) else w) / total for w in weights]
 
 
 def _weight_of_batch(loss: Any, batch: Any) -> int | Tensor:
@@ -162,7 +161,7 @@ def _weight_of_classes(loss: Any, targets: Tensor) -> int | Tensor:
     if targets.is_floating_point():  # class probabilities (C,) or (N, C, d1, ...): torch divides by N * d1 * ...
         return targets.numel() // targets.shape[1 if targets.dim() > 1 else 0]
     counted = targets != ignored(loss)
-    weight = option(loss, "weight")
+    weight: Tensor | None = option(loss, "weight")
     if weight is None:
         return counted.sum()
     return (weight.double()[targets.where(counted, 0).long()] * counted).sum()

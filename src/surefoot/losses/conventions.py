@@ -38,7 +38,7 @@ class Convention:
     value: Callable[[Any, Any, Any], Any]
 
 
-def _forward_pair(model, batch):
+def _forward_pair(model: Any, batch: Any) -> tuple[Any, Any]:
     if (parts := batches.pair(batch)) is None:
         if isinstance(given := batches.whole(batch), Mapping):
             raise UsageError(
@@ -50,11 +50,11 @@ def _forward_pair(model, batch):
     return batches.call(model, parts[0]), parts[1]
 
 
-def _value_pair(loss, outputs, targets):
+def _value_pair(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(outputs, targets)
 
 
-def _forward_triplet(model, batch):
+def _forward_triplet(model: Any, batch: Any) -> tuple[Any, Any]:
     try:
         anchor, positive, negative = batch
     except (TypeError, ValueError):
@@ -62,11 +62,11 @@ def _forward_triplet(model, batch):
     return (model(anchor), model(positive), model(negative)), None
 
 
-def _value_triplet(loss, outputs, targets):
+def _value_triplet(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(*outputs)
 
 
-def _forward_two_inputs(model, batch):
+def _forward_two_inputs(model: Any, batch: Any) -> tuple[Any, Any]:
     try:
         first, second, targets = batch
     except (TypeError, ValueError):
@@ -74,11 +74,11 @@ def _forward_two_inputs(model, batch):
     return (model(first), model(second)), targets
 
 
-def _value_two_inputs(loss, outputs, targets):
+def _value_two_inputs(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(*outputs, targets)
 
 
-def _forward_ctc(model, batch):
+def _forward_ctc(model: Any, batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Tensor) or len(batch) not in (3, 4):
         raise _unfit(batch, "3 or 4", CTC.batch)
     log_probs = model(batch[0])
@@ -89,11 +89,11 @@ def _forward_ctc(model, batch):
     return log_probs, (batch[1], lengths if log_probs.dim() == 3 else lengths[0], batch[2])
 
 
-def _value_ctc(loss, outputs, targets):
+def _value_ctc(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(outputs, *targets)
 
 
-def _value_gaussian(loss, outputs, targets):
+def _value_gaussian(loss: Any, outputs: Any, targets: Any) -> Any:
     try:
         mean, variance = outputs
     except (TypeError, ValueError):
@@ -103,7 +103,7 @@ def _value_gaussian(loss, outputs, targets):
     return loss(mean, targets, variance)
 
 
-def _value_adaptive(loss, outputs, targets):
+def _value_adaptive(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(outputs, targets).loss
 
 
@@ -135,8 +135,9 @@ def convention_of(loss: Any) -> Convention:
     """
     # On the class, since asking a module for an attribute that it lacks costs more than the rest of this together.
     if hasattr(type(loss), "convention"):
-        return loss.convention
-    return _BY_NAME.get(family(loss), PAIR)
+        own: Convention = loss.convention
+        return own
+    return _BY_NAME.get(family(loss) or "", PAIR)
 
 
 def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any = None) -> LossValue:
@@ -195,7 +196,8 @@ def describe(loss: Any) -> str:
     """A loss by the name that its user knows it by."""
     if isinstance(loss, nn.Module):
         return type(loss).__name__
-    return getattr(loss, "__name__", None) or getattr(getattr(loss, "func", None), "__name__", type(loss).__name__)
+    function = getattr(loss, "func", loss)  # of a functools.partial
+    return str(getattr(loss, "__name__", None) or getattr(function, "__name__", type(loss).__name__))
 
 
 def _look(value: Any) -> str:

@@ -36,7 +36,7 @@ def accuracy_kind(loss: Any) -> str | None:
     if isinstance(loss, WeightedSum):
         kinds = {accuracy_kind(part) for part in loss.parts} - {None}
         return kinds.pop() if len(kinds) == 1 else None
-    return _ACCURACY.get(loss if isinstance(loss, str) else family(loss))
+    return _ACCURACY.get((loss if isinstance(loss, str) else family(loss)) or "")
 
 
 def default_metrics(loss: Any) -> tuple[str, ...]:

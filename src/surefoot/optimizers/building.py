@@ -49,7 +49,8 @@ def build_optimizer(
         raise UsageError("LBFGS takes one parameter group; leave groups, no_decay and layer_decay out")
     made = [{key: _tuple_as(target, key, value) for key, value in group.items()} for group in made]
     if isinstance(name, str):
-        return OPTIMIZERS.build(name, arguments, params=made)
+        registered: torch.optim.Optimizer = OPTIMIZERS.build(name, arguments, params=made)
+        return registered
     problems = [p for p in argument_problems(title, target, {"params": made, **arguments}) if p.argument != "params"]
     if problems:
         raise Problems([p.message for p in problems])

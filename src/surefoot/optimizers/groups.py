@@ -79,15 +79,14 @@ def param_groups(
         owner = owners.get(name, len(entries))
         given = entries[owner][1] if owner < len(entries) else {}
         spared = name in exempt and "weight_decay" not in given
-        scaled = layer_decay is not None and "lr" not in given
-        layer = layers[name] if scaled else -1
+        layer = layers[name] if layer_decay is not None and "lr" not in given else -1
         group = sorted_groups.get((owner, layer, spared))
         if group is None:
             title = _title(entries[owner][0][0] if owner < len(entries) else "", layer, spared)
             group = {"name": title, "params": [], **given}
             if lr is not None:
                 group.setdefault("lr", lr)
-            if scaled:
+            if layer >= 0 and lr is not None and layer_decay is not None:
                 group["lr"] = lr * layer_decay ** (layer_count - 1 - layer)
             if spared:
                 group["weight_decay"] = 0.0

@@ -97,7 +97,7 @@ def state_bytes(optimizer: Optimizer) -> int:
     kind = type(optimizer)
     if isinstance(optimizer, torch.optim.LBFGS):
         # Two vectors for each step remembered, and three of its own.
-        return (2 * optimizer.param_groups[0]["history_size"] + 3) * _bytes(held)
+        return (2 * int(optimizer.param_groups[0]["history_size"]) + 3) * _bytes(held)
     if kind.__name__ in _STATE_FACTOR:
         return int(_STATE_FACTOR[kind.__name__] * _bytes(held))
     groups = []

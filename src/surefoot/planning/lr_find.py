@@ -52,11 +52,12 @@ def lr_find(
     """
     _check(start, end, steps)
     options = replace(options or StepOptions(), ema_decay=None)
-    place = batches.state_dict() if hasattr(batches, "state_dict") else None
+    loader: Any = batches if hasattr(batches, "state_dict") else None
+    place = loader.state_dict() if loader is not None else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched(model, loss, optimizer))
         if place is not None:
-            stack.callback(batches.load_state_dict, place)
+            stack.callback(loader.load_state_dict, place)
         memo: dict[int, Any] = {}  # shared, so that the copy's optimizer holds the copy's parameters
         twin, twin_loss = copy.deepcopy((model, loss), memo)
         twin_optimizer = _copied(optimizer, memo)
@@ -126,7 +127,8 @@ def _smoothed(losses: list[float], steps: int) -> np.ndarray:
     values = np.minimum(values, first + max(reach, 0.1 * abs(first)))
     places = np.arange(len(values))
     weights = np.exp(-0.5 * ((places[:, None] - places[None, :]) / max(1.0, steps / 40)) ** 2)
-    return weights @ values / weights.sum(axis=1)
+    smooth: np.ndarray = weights @ values / weights.sum(axis=1)
+    return smooth
 
 
 def _suggested(rates: list[float], losses: list[float], smoothed: np.ndarray) -> tuple[float | None, float | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..charts.scale import Axis, axis_for
 from ..charts.terminal import BOLD, framed, marker, painted
 from ..text import counted, duration
@@ -69,7 +71,7 @@ def _chart(report: PlanNumbers, width: int, unicode: bool, colour: bool) -> list
     return out
 
 
-def _spread(lines: Sequence[tuple[str, object]]) -> list:
+def _spread(lines: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
     last = len(lines) - 1
     return [lines[round(k * last / (_MOST_LINES - 1))] for k in range(_MOST_LINES)]
 

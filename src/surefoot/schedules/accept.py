@@ -118,4 +118,4 @@ class _Method:
         self.__dict__ = vars(function.__self__)
 
     def __call__(self, count: int) -> float:
-        return self._function(count)
+        return float(self._function(count))

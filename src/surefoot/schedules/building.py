@@ -96,7 +96,8 @@ def delayed(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
     """
     if calls < 1:
         return spec
-    parts, milestones = (spec,), []
+    parts: tuple[SchedulerSpec, ...] = (spec,)
+    milestones: list[int] = []
     if spec.title == "SequentialLR":
         parts, milestones = spec.children, [calls + m for m in spec.args.get("milestones") or ()]
     still = SchedulerSpec("ConstantLR", {"factor": 1.0, "total_iters": 0})

@@ -67,7 +67,7 @@ class BaseWarmup:
         """The arguments that `warmup_factor` takes for this group."""
         raise NotImplementedError
 
-    def warmup_factor(self, step: int, **params: Any) -> float:
+    def warmup_factor(self, step: int, *args: Any, **params: Any) -> float:
         """The factor at `step` (0-based)."""
         raise NotImplementedError
 
@@ -320,7 +320,7 @@ class Undampened(BaseWarmup):
     def params_of(self, group: dict[str, Any], index: int) -> dict[str, Any]:
         return {}
 
-    def warmup_factor(self, step: int, **params: Any) -> float:
+    def warmup_factor(self, step: int, *args: Any, **params: Any) -> float:
         return 1.0
 
 
@@ -330,9 +330,9 @@ def _mark_states(warmup: BaseWarmup) -> list[Any]:
     optimizer = warmup.optimizer
 
     def saving(_: Optimizer, state: dict[str, Any]) -> None:
-        mine = weak()
-        for group in state["param_groups"] if mine is not None else ():
-            group[MARK] = mine._mark
+        if (mine := weak()) is not None:
+            for group in state["param_groups"]:
+                group[MARK] = mine._mark
 
     def loading(_: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         mine = weak()

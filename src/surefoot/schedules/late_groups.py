@@ -48,7 +48,7 @@ def replay(
     due: dict[int, list[ReduceLROnPlateau]] = {}
     for plateau, times in zip(plateaus, reductions, strict=True):
         plateau.__class__ = _Replayed
-        plateau.reduces = {own for own, _ in times}
+        vars(plateau)["reduces"] = {own for own, _ in times}
         for _, call in times if fed else ():
             due.setdefault(call, []).append(plateau)
     for call in range(calls + 1):
@@ -64,7 +64,7 @@ class _Replayed(ReduceLROnPlateau):
 
     reduces: set[int]
 
-    def step(self, metrics: Any, epoch: Any = None) -> None:
+    def step(self, metrics: Any, epoch: Any = None) -> None:  # type: ignore[override]
         self.last_epoch += 1
         if self.last_epoch in self.reduces:
             self._reduce_lr(self.last_epoch)
@@ -86,14 +86,13 @@ def _enter_group(scheduler: Any, group: dict[str, Any], lr: float, model: dict[s
 
 
 def _extend(leaf: Any, group: dict[str, Any], lr: float) -> None:
+    lists: tuple[str, ...] = ("_last_lr",)
     if isinstance(leaf, CyclicLR):
         lists = ("base_lrs", "max_lrs", "base_momentums", "max_momentums", "_last_lr")
     elif isinstance(leaf, LambdaLR | MultiplicativeLR):
         lists = ("lr_lambdas", "_last_lr")
     elif isinstance(leaf, ReduceLROnPlateau):
         lists = ("min_lrs", "_last_lr")
-    else:
-        lists = ("_last_lr",)
     for name in lists:
         values = getattr(leaf, name, None)
         if isinstance(values, list) and values:

@@ -44,7 +44,7 @@ def asked(saved: dict[str, Any], mine: dict[str, Any], choice: str | None) -> bo
 
 def calls_of(horizon: dict[str, Any]) -> int:
     """How often the scheduler is called in such a run."""
-    return horizon["epochs"] * (horizon["steps_per_epoch"] if horizon["by"] == "step" else 1)
+    return int(horizon["epochs"] * (horizon["steps_per_epoch"] if horizon["by"] == "step" else 1))
 
 
 def stretch(scheduler: Any, built: dict[str, int], ratio: float) -> None:

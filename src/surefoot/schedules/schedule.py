@@ -218,6 +218,7 @@ class Schedule:
             rates["warmup_params"] = self._dampener.state_dict()["warmup_params"]
         if moved:
             if self.on_horizon == STRETCH:
+                assert now is not None
                 stretch(self.scheduler, built, calls_of(now) / calls_of(before))
                 self.hold_after = None
             elif self.hold_after is None:
@@ -245,7 +246,8 @@ class Schedule:
             raise UsageError(f"the saved schedule has format {state.get('format')!r}; this version reads {_FORMAT}")
         self.adopt_groups()
         mine, saved = self.state_dict(), state
-        kinds = saved.get("kind") if isinstance(saved.get("kind"), dict) else {}
+        kind = saved.get("kind")
+        kinds = kind if isinstance(kind, dict) else {}
         different = [f"{k} was {kinds.get(k)!r} and is {v!r}" for k, v in mine["kind"].items() if kinds.get(k) != v]
         if different:
             raise UsageError(f"the saved schedule is another one: {'; '.join(different)}; resume with the same")
@@ -260,7 +262,7 @@ class Schedule:
             check_shape(mine["scheduler"], saved["scheduler"], type(self.scheduler).__name__)
         check_shape(mine["rates"], saved["rates"], "rates")
         before, now = saved["horizon"], self.horizon
-        moved = bool(before and now) and asked(before, now, self.on_horizon)
+        moved = bool(before and now and asked(before, now, self.on_horizon))
         changed = []
         if own:
             lengths = not (moved or saved["moved"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,14 +117,14 @@ class Watch:
             self._hooks.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leave))
 
-    def _enter(self, name: str):
-        def hook(module, args, kwargs):
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             given = next(tensors_in((args, kwargs)), None)
             self.stack.append(Layer(name, module, given, None))
 
         return hook
 
-    def _leave(self, module, args, output):
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         layer = self.stack.pop()
         if next(module.children(), None) is None:
             layer.gave = next(tensors_in(output), None)
@@ -148,15 +148,15 @@ def run_loss(evidence: Evidence) -> None:
         return
     try:
         # Not `backward`: it would add to `.grad` and set off hooks that step an optimizer during the backward pass.
-        gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
     except RuntimeError as error:
         # Reentrant activation checkpointing knows `backward` only.
         if "checkpoint" not in str(error).lower():
             raise
         gradients = _by_backward(evidence, list(trained.values()))
     # Of a sparse one (an embedding's) the rows that it has.
-    values = [g if g is None or g.layout is torch.strided else g.coalesce().values() for g in gradients]
-    evidence.gradients = dict(zip(trained, values, strict=True))
+    dense = [g if g is None or g.layout is torch.strided else g.coalesce().values() for g in gradients]
+    evidence.gradients = dict(zip(trained, dense, strict=True))
 
 
 def _part_values(evidence: Evidence, outputs: Any) -> list[Tensor]:
@@ -183,7 +183,7 @@ def _by_backward(evidence: Evidence, parameters: list[nn.Parameter]) -> list[Ten
         parameter.grad = None
     try:
         outputs, _ = convention_of(evidence.loss).forward(evidence.model, evidence.batch)
-        _total(evidence.loss, _part_values(evidence, outputs)).backward()
+        torch.autograd.backward(_total(evidence.loss, _part_values(evidence, outputs)))
         return [p.grad for p in parameters]
     finally:
         for parameter, gradient in zip(parameters, held, strict=True):

@@ -88,15 +88,15 @@ def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, of
         check.refuse("batch", f"{type(batch).__name__} is no batch; give (inputs, targets), e.g. loader.peek()")
     if isinstance(classes, str) or not (classes is None or hasattr(classes, "__len__")):
         check.whole("classes", classes, low=1)
-    off = check.texts("lint_off", off)
-    for name in off:
+    names: tuple[str, ...] = check.texts("lint_off", off)
+    for name in names:
         if name != "all" and name not in FINDINGS:
             check.refuse(
                 "lint_off",
                 f"unknown finding {name!r}{did_you_mean(name, FINDINGS)}; `{typed('surefoot', 'explain')}` lists them",
             )
     check.done()
-    return off
+    return names
 
 
 def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
@@ -212,8 +212,9 @@ def _scores_in(outputs: Any) -> str:
         return ""
     if type(outputs) in (list, tuple):
         return "[0]" if outputs and isinstance(outputs[0], torch.Tensor) else ""
-    found = [n for n in ("logits", "out", "output", "last_hidden_state", "prediction") if n in _members(outputs)]
-    name = (found or [n for n, v in _members(outputs).items() if isinstance(v, torch.Tensor)] or [""])[0]
+    members = _members(outputs)
+    usual = [n for n in ("logits", "out", "output", "last_hidden_state", "prediction") if n in members]
+    name = next(iter([*usual, *(n for n, v in members.items() if isinstance(v, torch.Tensor))]), "")
     return "" if not name else f"[{name!r}]" if type(outputs) is dict else f".{name}"
 
 
@@ -221,7 +222,7 @@ def _members(outputs: Any) -> dict[str, Any]:
     if isinstance(outputs, dict):
         return outputs
     if hasattr(outputs, "_asdict"):
-        return outputs._asdict()
+        return dict(outputs._asdict())
     return dict(getattr(outputs, "__dict__", {}))
 
 
