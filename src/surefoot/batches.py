@@ -89,11 +89,15 @@ def whole(batch: tuple[Any, ...]) -> Any:
     return batch[0] if type(batch) is tuple and len(batch) == 1 else batch
 
 
+class Rest(dict[str, Any]):
+    """The inputs of a sample that is one mapping: what is beside its target."""
+
+
 def pair(batch: Any) -> tuple[Any, Any] | None:
     """``(inputs, targets)`` of a batch, or None where it is no such pair.
 
-    Of a mapping the targets are what has one of `TARGET_NAMES`, and the inputs what is left: the value itself where
-    that is a single tensor whose name is no argument of a model's forward (see `call`).
+    Of a mapping the targets are what has one of `TARGET_NAMES`, and the inputs what is left: a `Rest`, whose only entry
+    is given to the model as it is where its name is no argument of forward (see `call`).
 
     >>> pair(({"x": 1, "label": 2},))
     ({'x': 1}, 2)
@@ -106,14 +110,14 @@ def pair(batch: Any) -> tuple[Any, Any] | None:
     name = next((name for name in TARGET_NAMES if name in given), None)
     if name is None:
         return None
-    return {key: value for key, value in given.items() if key != name}, given[name]
+    return Rest((key, value) for key, value in given.items() if key != name), given[name]
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:
     """``model(inputs)``, with keywords from a mapping and several arguments from a tuple where forward takes them so.
 
-    A mapping is spread where every key is an argument of forward; one with a single entry that is none gives it as the
-    only argument. A tuple or list is spread where forward needs more than one argument.
+    A mapping is spread where every key is an argument of forward; a `Rest` with a single entry gives that as the only
+    argument. A tuple or list is spread where forward needs more than one argument.
     """
     if isinstance(inputs, Tensor):
         return model(inputs)
@@ -121,7 +125,8 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
         names, _, anything = _arguments(model)
         if all(isinstance(key, str) and (key in names or anything) for key in inputs):
             return model(**inputs)
-        return model(next(iter(inputs.values()))) if len(inputs) == 1 else model(inputs)
+        single = isinstance(inputs, Rest) and len(inputs) == 1
+        return model(next(iter(inputs.values())) if single else inputs)
     if isinstance(inputs, tuple | list) and len(inputs) > 1 and _arguments(model)[1] > 1:
         return model(*inputs)
     return model(inputs)
