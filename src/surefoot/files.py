@@ -194,7 +194,7 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
             descriptor = _made(temporary)
             # Held until the name is changed: distinguishes a file that is being written from one that a kill left.
             mark = os.dup(descriptor)
-            held(mark)
+            lock(mark)
             written = _filled(descriptor, chunks)
             system.rename(temporary, path)
         except BaseException:
@@ -209,7 +209,7 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
     return written
 
 
-def held(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Mark an open file or directory as in use until it is closed; False where another process has marked it.
 
     The mark ends with its process, whatever its number: in a container every process may be number 1. A file system
@@ -239,7 +239,7 @@ def remove_unfinished(directory: str | Path, only: str | None = None) -> None:
         with contextlib.suppress(OSError):  # it is gone, is no file, or cannot be removed: nothing depends on it
             descriptor = open_regular(Path(directory, name))
             try:
-                if held(descriptor):
+                if lock(descriptor):
                     system.unlink(Path(directory, name))
             finally:
                 os.close(descriptor)

@@ -37,7 +37,7 @@ def scratch_directory(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     files.system.mkdir(temporary)
     mark = os.open(temporary, _A_DIRECTORY)
-    files.held(mark)
+    files.lock(mark)
     try:
         yield temporary
     finally:
@@ -123,7 +123,7 @@ def remove_leftovers(target: Path) -> None:
             with contextlib.suppress(OSError):  # gone meanwhile, or no directory
                 mark = os.open(leftover, _A_DIRECTORY)
                 try:
-                    if not files.held(mark):
+                    if not files.lock(mark):
                         continue
                     if entry.endswith(".old") and not files.system.exists(rightful):
                         # Killed between the two renames of a system that cannot exchange names.
