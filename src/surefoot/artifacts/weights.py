@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..errors import Problems, UsageError
 from ..registry import did_you_mean
+from ..untouched import is_lazy
 from ..wrapping import unwrap
 
 # How many differences of one kind are told one by one; a file for another model would fill the screen.
@@ -108,6 +109,9 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
 
     `where` begins each message. With `adopt_dtypes` the model takes the dtypes of `state` first.
     """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if is_lazy(tensor) and name in state:  # of a lazy module that no batch has gone through yet
+            tensor.materialize(state[name].shape)
     found = differences(state, model, dtypes=not adopt_dtypes)
     if found:
         raise Problems([f"{where}: {line}" for line in found])

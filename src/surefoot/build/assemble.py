@@ -123,6 +123,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     from .. import rng
     from ..data import Loader
     from ..training import About
+    from ..training.before import give_shapes
 
     device = device_of(recipe)
     if recipe.deterministic:
@@ -137,7 +138,6 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     loss = build_loss(recipe, splits)
     if hasattr(loss, "to"):
         loss = loss.to(device)
-    optimizer = build_optimizer(recipe, model, loss)
     with at(recipe, "data"):
         train = Loader(
             splits.train,
@@ -150,6 +150,10 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
             workers=recipe.data.workers,
             device=device,
         )
+    with at(recipe, "model"):
+        give_shapes(model, loss, train)
+    optimizer = build_optimizer(recipe, model, loss)
+    with at(recipe, "data"):
         val = None if splits.val is None else evaluation_loader(recipe, splits, model, device)
     steps_per_epoch = -(-len(train) // recipe.grad_accum_steps)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch)

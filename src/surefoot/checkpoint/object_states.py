@@ -166,7 +166,10 @@ def _capture_module(module: nn.Module) -> Tree:
     first: dict[int, str] = {}
     for name, tensor in tensors(module):
         if nn.parameter.is_lazy(tensor):
-            raise UsageError(f"model: {name} has no shape yet; run one batch through the model before it is saved")
+            raise UsageError(
+                f"model: {name} has no shape yet; run one batch through the model first: "
+                "`with torch.no_grad(): model(inputs)`"
+            )
         if id(tensor) in first:
             tied[name] = first[id(tensor)]
         else:

@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import batches
 from ..arguments import Arguments
 from ..data import Loader
-from ..errors import Problems
+from ..errors import Problems, UsageError, first_line
 from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
+from ..modes import evaluating
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
 from ..step import StepOptions
 from ..tracking import Progress
-from ..untouched import untouched
+from ..untouched import is_lazy, untouched
 from ..wrapping import unwrap
 from .options import RunOptions
 from .state import EarlyStopping
@@ -97,6 +99,44 @@ def measured(model: nn.Module, loss: Any, loader: Loader, metrics: Any) -> list[
         value = apply(loss, unwrap(model), batch)
         running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
         return list(running.result())
+
+
+def give_shapes(model: nn.Module, loss: Any, loader: Loader) -> None:
+    """Give the parameters of lazy modules their shapes and first values, as the first forward pass would.
+
+    Nothing else in the model changes: the batch goes through it without a trace, and then each lazy module alone
+    is run on the inputs that it had. Raises UsageError for one that the batch did not reach.
+    """
+    lazy = [part for part in model.modules() if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params()]
+    if not lazy:
+        return
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    handles = [
+        part.register_forward_pre_hook(lambda *call, calls=calls: calls.append(call), prepend=True, with_kwargs=True)
+        for part in lazy
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about lazy modules
+        with untouched(model, loss), torch.no_grad():
+            try:
+                apply(loss, unwrap(model), loader.peek())
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise UsageError(
+                    f"model: its lazy modules get no shape: the first batch cannot go through: {first_line(error)}"
+                ) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+            calls = calls.copy()  # `untouched` empties the list that the hooks fill
+        for part, inputs, keywords in calls:
+            if part.has_uninitialized_params():
+                with evaluating(part), torch.no_grad():  # a batch normalization counts nothing
+                    part(*inputs, **keywords)
+    if names := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise UsageError(
+            f"model: {', '.join(names)}: no shape yet, since the first batch does not reach this module; give it its "
+            "size where it is made"
+        )
 
 
 def look_over_first_batch(

@@ -29,7 +29,7 @@ from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
-from .before import check_monitors, checked, look_over_first_batch, measured
+from .before import check_monitors, checked, give_shapes, look_over_first_batch, measured
 from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop
@@ -148,7 +148,6 @@ def fit(
         say=progress.message,
     )
     schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in run.allow)
-    train_step = TrainStep(model, loss, optimizer, options)
     running = RunningMetrics(**metric_options(loss, metrics))
     checkpoints = run.checkpoints if run.checkpoints is not None else Checkpoints(every=None)
     begun = run.start_epoch or 0
@@ -161,10 +160,12 @@ def fit(
         look_over_first_batch(
             model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
         )
+        give_shapes(model, loss, loader)
         names = measured(model, loss, loader, metrics)
     check_monitors(names, val_loader, checkpoints.keep_best, early_stopping, schedule)
     if message := enter_training(model):
         progress.message(message)
+    train_step = TrainStep(model, loss, optimizer, options)
 
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
