@@ -70,6 +70,7 @@ def test_a_batch_that_does_not_go_through_is_one_message(data):
     model = nn.Sequential(nn.Linear(5, 5), nn.Flatten(), nn.LazyLinear(2))
     with pytest.raises(UsageError, match="lazy modules get no shape: the first batch cannot go through: mat1 and mat2"):
         give_shapes(model, nn.CrossEntropyLoss(), Loader(data, 8))
+    assert len(model[2]._forward_pre_hooks) == 1, "torch's own"
 
 
 def test_a_recipe_checks_trains_and_evaluates_a_model_of_lazy_modules(tmp_path, monkeypatch, capsys):
@@ -81,10 +82,10 @@ def test_a_recipe_checks_trains_and_evaluates_a_model_of_lazy_modules(tmp_path, 
     )
     (tmp_path / "lazy.yaml").write_text(
         "model: {import: 'lazy_net:make'}\nloss: CrossEntropyLoss\noptimizer: AdamW\n"
-        "data: {name: garments, train_size: 32, val_size: 16}\nepochs: 1\nexecution: plain\n"
+        "data: {name: garments, train_size: 32, val_size: 16, batch_size: 16}\nepochs: 1\nexecution: plain\n"
     )
     assert main(["check", "lazy.yaml"]) == 0
-    assert "1,000 parameters" in capsys.readouterr().out
+    assert "1,010 parameters" in capsys.readouterr().out
     assert main(["train", "lazy.yaml", "--run", "run"]) == 0
     assert main(["eval", "run", "--trust-code"]) == 0
     assert "accuracy" in capsys.readouterr().out

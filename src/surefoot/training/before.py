@@ -117,17 +117,17 @@ def give_shapes(model: nn.Module, loss: Any, loader: Loader) -> None:
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about lazy modules
-        with untouched(model, loss), torch.no_grad():
-            try:
+        try:
+            with untouched(model, loss), torch.no_grad():
                 apply(loss, unwrap(model), loader.peek())
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise UsageError(
-                    f"model: its lazy modules get no shape: the first batch cannot go through: {first_line(error)}"
-                ) from error
-            finally:
-                for handle in handles:
-                    handle.remove()
-            calls = calls.copy()  # `untouched` empties the list that the hooks fill
+                calls = calls.copy()  # `untouched` empties the list that the hooks fill
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UsageError(
+                f"model: its lazy modules get no shape: the first batch cannot go through: {first_line(error)}"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
         for part, inputs, keywords in calls:
             if part.has_uninitialized_params():
                 with evaluating(part), torch.no_grad():  # a batch normalization counts nothing
