@@ -178,7 +178,7 @@ def test_arguments_are_known_only_where_there_is_nothing_to_know(tmp_path):
         assert read_info(tmp_path / str(number)).model["args"] == args
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch's own, on importing its compiler
 def test_wrapped_models_are_saved_as_themselves(tmp_path):
     model = LeNet5()
     save_model(nn.DataParallel(model), tmp_path / "model")

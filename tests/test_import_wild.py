@@ -347,7 +347,7 @@ def test_names_from_a_file_reach_the_terminal_escaped(state, tmp_path, capsys):
     assert "\x1b" not in said.out + said.err and "\x07" not in said.out + said.err and "x1b[2J" in said.out + said.err
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_zip_files_of_others_are_named(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
     numpy.savez(tmp_path / "arrays.npz", a=numpy.zeros(2))
@@ -364,7 +364,7 @@ def test_zip_files_of_others_are_named(tmp_path):
             read_state(tmp_path / name)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_what_the_message_for_torchscript_advises_works(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
     with pytest.raises(UsageError) as caught:
