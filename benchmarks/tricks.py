@@ -21,7 +21,7 @@ from torch import nn
 from work import JOBS, Job, normalized
 
 from surefoot import torch_compat
-from surefoot.execution import CannotCompile, backends, eager, prepare, written
+from surefoot.execution import CannotCompile, backends, eager, prepare, rewrites
 from surefoot.execution.products import worth_writing_out
 from surefoot.step import TrainStep
 
@@ -30,9 +30,9 @@ PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
     "optimizer.step()": lambda: mock.patch.object(eager, "DirectUpdate", lambda optimizer: optimizer.step),
     "autograd.backward": lambda: mock.patch.object(torch_compat, "run_backward", lambda: torch.autograd.backward),
     "memory given back": lambda: mock.patch("surefoot.execution.settings.freed_memory_kept", contextlib.nullcontext),
-    "pools": lambda: mock.patch.object(written, "written_pools", lambda graph, form: {}),
-    "pools by windows": lambda: mock.patch.object(written, "ROWS", written.WINDOWS),
-    "pools by rows": lambda: mock.patch.object(written, "WINDOWS", written.ROWS),
+    "pools": lambda: mock.patch.object(rewrites, "written_pools", lambda graph, form: {}),
+    "pools by windows": lambda: mock.patch.object(rewrites, "ROWS", rewrites.WINDOWS),
+    "pools by rows": lambda: mock.patch.object(rewrites, "WINDOWS", rewrites.ROWS),
 }
 
 

@@ -30,7 +30,7 @@ from surefoot.execution.choose import _settle, candidates
 from surefoot.execution.limit import TookTooLong, limited
 from surefoot.execution.machine import describe_work, digest
 from surefoot.execution.measure import Bench, Trial, fastest, race
-from surefoot.execution.verify import Seen, first_difference
+from surefoot.execution.verify import Observed, first_difference
 from surefoot.models import MODELS
 from surefoot.step import StepOptions, TrainStep
 
@@ -419,7 +419,7 @@ def test_a_race_keeps_to_its_budget():
 
 
 def gradients(loss, by_name):
-    return Seen([torch.tensor(loss)], gradients=[by_name])
+    return Observed([torch.tensor(loss)], gradients=[by_name])
 
 
 @pytest.mark.parametrize(

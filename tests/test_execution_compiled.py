@@ -17,9 +17,9 @@ from surefoot.execution.compiled import CompiledStep
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.pools import ROWS, WINDOWS, written_pools
 from surefoot.execution.products import worth_writing_out
-from surefoot.execution.verify import Seen, first_difference, record
+from surefoot.execution.rewrites import written_out
+from surefoot.execution.verify import Observed, first_difference, record
 from surefoot.execution.whole_step import CompiledGraph, compile_step, compiler, why_not
-from surefoot.execution.written import written_out
 from surefoot.models import MODELS
 from surefoot.step import NonFinite, StepOptions, TrainStep
 
@@ -83,8 +83,8 @@ def differs(graph, batch):
     torch.set_rng_state(random)
     found = graph([t.clone() for t in batch])
     names = [name.removeprefix("model.") for name in graph.names]
-    seen = Seen([found.loss], [], [dict(zip(names, found.grads, strict=True))])
-    return first_difference(Seen(expected.losses, [], expected.gradients), seen)
+    seen = Observed([found.loss], [], [dict(zip(names, found.grads, strict=True))])
+    return first_difference(Observed(expected.losses, [], expected.gradients), seen)
 
 
 def close(a, b):

@@ -9,7 +9,7 @@ from torch import nn
 from surefoot import RunOptions, StepOptions, UsageError, fit
 from surefoot.cli import main
 from surefoot.data import Loader
-from surefoot.training.before import give_shapes
+from surefoot.training.checks import give_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 QUIET = RunOptions(progress=False)

@@ -123,7 +123,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     from .. import rng
     from ..data import Loader
     from ..training import About
-    from ..training.before import give_shapes
+    from ..training.checks import give_shapes
 
     device = device_of(recipe)
     if recipe.deterministic:

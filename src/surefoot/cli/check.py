@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..build import build
     from ..losses import lint
     from ..planning import mistakes
-    from ..training.before import try_validation
+    from ..training.checks import try_validation
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)

@@ -60,7 +60,7 @@ def verified_backend(
 
     Loss, outputs, gradients, parameters, buffers and optimizer state are compared: to the bit for an eager backend, up
     to rounding for a compiled one. Raises CannotCompile, naming what differs first, for the latter; an eager
-    backend that differs is not used, and `say` is told.
+    backend that differs is not used; `say` receives a message.
     """
     backend = make_backend(execution, step, example, say)
     if backend is None:

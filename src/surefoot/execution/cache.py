@@ -26,7 +26,7 @@ def directory() -> Path:
 
 
 def load(key: str, here: Execution, say: Callable[[str], None]) -> Execution | None:
-    """The choice kept under `key`; None where there is none, or none that can be believed, which `say` is told.
+    """The choice kept under `key`; None where there is none, or where it cannot be trusted (with a message to `say`).
 
     `here` is what this process would run without a choice: the device and the most threads that are plausible.
     """

@@ -115,7 +115,7 @@ def choose_execution(
     `spec` is ``"auto"``, ``"plain"`` (the step as it is read) or fixes some of `FIELDS`. What was chosen before for
     the same work on the same machine and versions is taken again. Otherwise candidates are timed on copies for about
     a second and checked against the plain step; compiling is tried where the run is long enough to earn it back. The
-    objects of `step`, random numbers and the process's settings are left bit for bit as they were. `say` is told what
+    objects of `step`, random numbers and the process's settings are left bit for bit as they were. `say` receives what
     a user should know.
     """
     fixed = asked_for(spec)

@@ -10,14 +10,14 @@ from ..step import Batch, NonFinite, StepResult, TrainStep
 from .direct import DirectUpdate, after_step, before_step
 from .eager import EagerStep
 from .verify import verify
-from .whole_step import CannotCompile, CompiledGraph, Found
+from .whole_step import CannotCompile, CompiledGraph, GraphResult
 
 
 class CompiledStep:
     """One update by a graph that `make` makes; batches of another shape, several ones and evaluation mode run eagerly.
 
     When other parameters are trained than before (some were unfrozen), the graph is made anew; where that cannot be,
-    `say` is told and the rest of the run is eager.
+    `say` receives a message and the rest of the run is eager.
     """
 
     writes_unseen = True
@@ -27,7 +27,7 @@ class CompiledStep:
         self.eager = EagerStep(step)
         self._trained = self._trainable()
         self.graph: CompiledGraph | None = make()
-        self._last: Found | None = None
+        self._last: GraphResult | None = None
         self._update = None if self.graph.kind == "step" else DirectUpdate(step.optimizer)
 
     def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
@@ -59,7 +59,7 @@ class CompiledStep:
             after_step(step.optimizer, hooks[1], arguments)
         return StepResult(found.loss, found.outputs, graph.targets_of(batch), batches.size(batch), norm, True)
 
-    def _require_finite(self, found: Found) -> None:
+    def _require_finite(self, found: GraphResult) -> None:
         """Raise NonFinite as the plain step does; a graph with the update in it has then left everything alone."""
         if not self.step.checks or math.isfinite(found.sound.item()):
             return
@@ -74,7 +74,7 @@ class CompiledStep:
             self._give_gradients(self._last)
             self.step.limit()
 
-    def _give_gradients(self, found: Found) -> None:
+    def _give_gradients(self, found: GraphResult) -> None:
         assert self.graph is not None
         for parameter, grad in zip(self.graph.parameters, found.grads, strict=True):
             parameter.grad = grad

@@ -17,7 +17,7 @@ from ..errors import first_line
 from ..step import Batch, TrainStep, set_mode
 from .backends import make_backend
 from .settings import Execution, freed_memory_kept, prepare
-from .verify import Seen, first_difference, record
+from .verify import Observed, first_difference, record
 
 # A step that another beats by less than this is not beaten: the simpler one stays.
 MARGIN = 0.03
@@ -55,7 +55,7 @@ class Bench:
         self.batches = [tuple(batch) for batch in batches if [part.shape for part in batch] == shapes]
         self._copies: dict[Any, TrainStep] = {}
         self._backends: dict[Execution, Callable[[Any], Any]] = {}
-        self._expected: list[Seen] | None = None
+        self._expected: list[Observed] | None = None
 
     def __enter__(self) -> Bench:
         self._copy(None)
@@ -105,7 +105,7 @@ class Bench:
         trial.checked = True
         return True
 
-    def expected(self) -> list[Seen]:
+    def expected(self) -> list[Observed]:
         """The same updates by the plain step, as torch would run it."""
         if self._expected is None:
             step = self._copy(None)
@@ -115,7 +115,7 @@ class Bench:
                 self._expected.append(self._one(step, step.plain, batch))
         return self._expected
 
-    def seen(self, execution: Execution, batch: Batch) -> Seen:
+    def seen(self, execution: Execution, batch: Batch) -> Observed:
         """One update (at a rate of 0) of one batch as `execution` runs it."""
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
@@ -123,7 +123,7 @@ class Bench:
             rng.set_state(self._random)
             return self._one(step, backend, batch)
 
-    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Batch) -> Seen:
+    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Batch) -> Observed:
         """What one update gave; not what it left: copies that were timed have another state than fresh ones."""
         seen = record(step, run, [batch], updates=1)
         seen.tensors = {}

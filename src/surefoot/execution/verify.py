@@ -26,7 +26,7 @@ UPDATES = 2
 
 
 @dataclass
-class Seen:
+class Observed:
     """What updates did: for each its loss, outputs and gradients; then parameters, buffers and optimizer state."""
 
     losses: list[Tensor] = field(default_factory=list)
@@ -70,9 +70,9 @@ def verify(
 
 def record(
     step: TrainStep, run: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Batch], updates: int = UPDATES
-) -> Seen:
+) -> Observed:
     """So many updates by `run` on the live objects of `step`, which are put back."""
-    seen = Seen()
+    seen = Observed()
     with untouched(step.model, step.loss, step.optimizer):
         set_mode(step.optimizer, training=True)
         seen.begin = dict(_tensors(step))
@@ -124,12 +124,14 @@ def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
                 yield f"{key} of {names.get(owner, 'a parameter outside the model')}", value.detach().clone()
 
 
-def first_difference(expected: Seen, found: Seen, precision: str = "float32", exact: bool = False) -> str | None:
+def first_difference(
+    expected: Observed, found: Observed, precision: str = "float32", exact: bool = False
+) -> str | None:
     """What of `found` is off, in words that name it; None where nothing is.
 
-    >>> a = Seen([torch.tensor(1.0)], [[]], [{"w": torch.ones(3)}])
+    >>> a = Observed([torch.tensor(1.0)], [[]], [{"w": torch.ones(3)}])
     >>> first_difference(a, a)
-    >>> first_difference(a, Seen([torch.tensor(1.0)], [[]], [{"w": torch.zeros(3)}]))
+    >>> first_difference(a, Observed([torch.tensor(1.0)], [[]], [{"w": torch.zeros(3)}]))
     'the gradient of w is all zeros where eager has a 2-norm of 1.73'
     """
     tolerance = 0.0 if exact else TOLERANCE[precision]

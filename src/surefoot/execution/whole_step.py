@@ -27,7 +27,7 @@ from ..step import AUTOCAST, TrainStep
 from ..untouched import Snapshot
 from . import rules
 from .direct import is_patched
-from .written import written_out
+from .rewrites import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
@@ -37,7 +37,7 @@ class CannotCompile(SurefootError):
     """The step cannot be compiled here, and why; eager execution can run it."""
 
 
-class Found:
+class GraphResult:
     """What one run of a graph gave: loss, outputs, gradients (before clipping), their norm, and whether loss and
     gradients are all finite (`sound` is then a finite number)."""
 
@@ -132,13 +132,13 @@ class CompiledGraph:
         state = self.rules.tensors() if self.rules is not None else []
         return [*self.parameters, *others, *state, *batch]
 
-    def __call__(self, batch: Sequence[Any]) -> Found:
+    def __call__(self, batch: Sequence[Any]) -> GraphResult:
         """Run on the live tensors: buffers move on, and with ``kind == "step"`` parameters and state too."""
         if self.rules is not None:
             self.rules.read()
         return self.run(self.arguments(batch))
 
-    def run(self, arguments: Sequence[Tensor]) -> Found:
+    def run(self, arguments: Sequence[Tensor]) -> GraphResult:
         """Run the graph on `arguments`, which are in the order of `arguments()`."""
         assert self._graph is not None, "compile() comes first"
         with torch.no_grad():
@@ -150,7 +150,7 @@ class CompiledGraph:
             count = self._output_spec.num_leaves
             outputs = pytree.tree_unflatten(list(rest[:count]), self._output_spec)
             grads = iter(rest[count:])
-        return Found(
+        return GraphResult(
             loss,
             outputs,
             [next(grads) if present else None for present in self._present],

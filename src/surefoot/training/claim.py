@@ -1,4 +1,4 @@
-"""A run directory for the time of one fit: made or taken, its status told at the end, undone if nothing began."""
+"""A run directory for the time of one fit: created or taken over, its status recorded, removed if nothing began."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Claim:
         self.begun = False
 
     def begin(self, **facts: Any) -> None:
-        """From here on the run is "running", and how it ends is told in run.json."""
+        """From here on the run is "running", and run.json says how it ends."""
         self.begun = True
         self.run.record(status="running", **facts)
 

@@ -29,7 +29,7 @@ from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
-from .before import check_monitors, checked, give_shapes, look_over_first_batch, measured
+from .checks import check_monitors, checked, give_shapes, look_over_first_batch, measured
 from .claim import claimed, write_texts
 from .evaluation import autocast, evaluation_loader, training_loader
 from .loop import Loop

@@ -87,9 +87,9 @@ class Journal:
 
     def truncate(self, offset: int, marks: Mapping[str, Any] | None = None) -> tuple[list[str], list[str]]:
         """Cut back to a checkpoint's length, TensorBoard's events too; what was mended, and what is damaged."""
-        told = self._records.truncate(offset, marks)
+        messages = self._records.truncate(offset, marks)
         self._before, self._started = self._records.wall_s, time.monotonic()
-        return told
+        return messages
 
     @property
     def _recorder(self) -> Recorder:

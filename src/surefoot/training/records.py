@@ -1,4 +1,4 @@
-"""What happened, told once: each record goes to the journal, to TensorBoard and to the screen."""
+"""The records of a run: each goes to the journal, to TensorBoard and to the screen."""
 
 from __future__ import annotations
 

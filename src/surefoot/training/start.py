@@ -1,4 +1,4 @@
-"""Going on from a checkpoint of somebody's own loop: what it holds is put in place, what it lacks is told."""
+"""Going on from a checkpoint of somebody's own loop: what it holds is loaded, what it lacks is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def start_from(
 
     Returns how many epochs were done: `done`, else the file's ``epoch`` + 1 (counted from 0 and saved after it, as
     in the tutorial's loop), else 0. The settings (lr, momentum, ...) stay those of `optimizer`; state goes from
-    positions to parameters by name. `say` is told what was taken and what such a file cannot give back.
+    positions to parameters by name. `say` receives what was loaded and what such a file cannot restore.
     Raises `UsageError` for a file that does not fit; nothing is changed then.
     """
     found = read_training(path)
@@ -72,7 +72,7 @@ def start_from(
 
 
 def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> dict[str, Any]:
-    """The saved state under this optimizer's positions. Raises `UsageError` where they cannot be told."""
+    """The saved state under this optimizer's positions. Raises `UsageError` where they cannot be matched."""
     own = [p for group in optimizer.param_groups for p in group["params"]]
     sizes = tuple(len(group["params"]) for group in optimizer.param_groups)
     flat = [position for group in saved.positions for position in group]
@@ -99,8 +99,8 @@ def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.O
             continue
         for name, value in entries.items():
             if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
-                told = f"{list(value.shape)}, the parameter's is {list(parameter.shape)}"
-                wrong.append(f"{names.get(id(parameter), position)}: the shape of {name} is {told}")
+                shapes = f"{list(value.shape)}, the parameter's is {list(parameter.shape)}"
+                wrong.append(f"{names.get(id(parameter), position)}: the shape of {name} is {shapes}")
         state[index[id(parameter)]] = entries
     if wrong:
         raise UsageError(f"{where}: its optimizer's state does not fit: {'; '.join(wrong[:5])}")

@@ -17,7 +17,7 @@ from ..optimizers import missing_groups, param_groups
 class Unfreezing:
     """Which parameters start to learn at which epoch.
 
-    `plan` holds ``(epoch, pattern)`` pairs; a pattern matches parameter names as in ``fnmatch``. At the begin of
+    `plan` holds ``(epoch, pattern)`` pairs; a pattern matches parameter names as in ``fnmatch``. At the start of
     that epoch (0-based) the matching frozen parameters join the optimizer, in groups as `how` makes them (``lr``,
     ``groups``, ``no_decay``, ``layer_decay`` of `optimizers.param_groups`). Raises UsageError for a pattern that
     matches no frozen parameter.
@@ -56,7 +56,7 @@ class Unfreezing:
         return found
 
     def begin(self, epoch: int) -> None:
-        """Thaw what is due by the begin of `epoch`; later calls for the same epoch do nothing."""
+        """Thaw what is due by the start of `epoch`; later calls for the same epoch do nothing."""
         self._thaw(sum(1 for due, _ in self.plan if due <= epoch))
 
     def catch_up(self, saved: Mapping[str, Any]) -> None:
