@@ -22,7 +22,7 @@ FLOORS = (
     {"version", "errors", "text", "lazy", "annotations"},
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
-    {"safe_tensors", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
+    {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
     {"batches", "metric_objects"},
     {"losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"},
     {"data", "artifacts", "tracking", "step"},

@@ -14,19 +14,15 @@ from torch import Tensor, nn
 from . import batches, torch_compat
 from .arguments import Arguments
 from .errors import UsageError
+from .limits import CLIPPING, EMA_DECAY, ON_NONFINITE, PRECISIONS
 from .losses import averaging, conventions
 from .metrics import Parts
 from .moving_average import MovingAverage
-from .registry import Range
 from .untouched import is_lazy
 
 Batch = tuple[Any, ...]
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = ("float32", *AUTOCAST)
-ON_NONFINITE = ("stop", "skip")
-_LIMIT = Range(low=0, low_open=True, hint="give None for no limit")
-_DECAY = Range(low=0, high=1, high_open=True, hint="give a decay such as 0.999")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +50,10 @@ class StepOptions:
         check = Arguments()
         values = {
             "grad_accum_steps": check.whole("grad_accum_steps", self.grad_accum_steps, low=1),
-            "max_grad_norm": check.number("max_grad_norm", self.max_grad_norm, _LIMIT, none=True),
-            "clip_value": check.number("clip_value", self.clip_value, _LIMIT, none=True),
+            "max_grad_norm": check.number("max_grad_norm", self.max_grad_norm, CLIPPING, none=True),
+            "clip_value": check.number("clip_value", self.clip_value, CLIPPING, none=True),
             "precision": check.choice("precision", self.precision, PRECISIONS),
-            "ema_decay": check.number("ema_decay", self.ema_decay, _DECAY, none=True),
+            "ema_decay": check.number("ema_decay", self.ema_decay, EMA_DECAY, none=True),
             "on_nonfinite": check.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE),
             "set_to_none": check.flag("set_to_none", self.set_to_none),
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..arguments import Arguments
 from ..errors import UsageError
+from ..limits import WHEN_BUSY
 from ..monitor import AUTO, settled
 
 _UNITS = {
@@ -23,9 +24,6 @@ _UNITS = {
     "h": ("seconds", 3600.0),
     "hour": ("seconds", 3600.0),
 }
-
-
-WHEN_BUSY = ("wait", "skip")
 
 
 def check_when_busy(value: object) -> None:

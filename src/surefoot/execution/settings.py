@@ -14,12 +14,12 @@ from torch import nn
 
 from .. import torch_compat
 from ..errors import Problems, UsageError
+from ..limits import PRECISIONS
 from ..untouched import is_lazy
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
 COMPILE = ("none", "gradients", "step", "module")
-PRECISIONS = ("float32", "bf16", "fp16")
 
 _TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _IMPL_FLAGS = {

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ..errors import Problems, UsageError
-from ..registry import Range, describe, did_you_mean
+from ..limits import LAYER_DECAY
+from ..registry import describe, did_you_mean
 
 NORM_AND_BIAS = "norm_and_bias"
-_DECAY_RANGE = Range(low=0, high=1, low_open=True)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _layers(model: nn.Module) -> tuple[dict[str, int], int]:
 def _check_layer_decay(layer_decay: float, lr: float | None) -> None:
     if isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float):
         raise UsageError(f"layer_decay: {describe(layer_decay)} is not a number; give a factor such as 0.9")
-    wrong = _DECAY_RANGE.violation(layer_decay)
+    wrong = LAYER_DECAY.violation(layer_decay)
     if wrong:
         raise UsageError(f"layer_decay: {wrong}; give a factor above 0 and at most 1, e.g. 0.9")
     if lr is None:

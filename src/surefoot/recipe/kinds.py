@@ -94,10 +94,10 @@ class Whole(Kind):
 
 @dataclass(frozen=True)
 class Number(Kind):
-    """A number within `range`, always read as a float."""
+    """A number within `range`, always read as a float; `hint` says what to give where the range itself does not."""
 
     range: Range
-    hint: str
+    hint: str = ""
 
     @property
     def expected(self) -> str:
@@ -116,7 +116,7 @@ class Number(Kind):
         wrong = self.range.violation(value)
         if wrong is None and abs(value) > sys.float_info.max:
             wrong = f"{describe(value)} is not a finite number"
-        return reading.refuse(path, f"{wrong}; {self.hint}") if wrong else float(value)
+        return reading.refuse(path, f"{wrong}; {self.hint or self.range.hint}") if wrong else float(value)
 
     def schema(self, builder: Any) -> dict[str, Any]:
         return {"type": "number", **limits_schema(self.range)}

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..limits import CLIPPING, EMA_DECAY, LAYER_DECAY, MIN_DELTA, MOST_SEED, ON_NONFINITE, PRECISIONS, WHEN_BUSY
 from ..registry import Range
 from .frozen import Frozen, thaw
 from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Several, Text, Whole
@@ -109,7 +110,7 @@ class OptimizerSection(Keyed):
         Maybe(Or(("norm_and_bias",), _PATTERNS)), "Which parameters weight decay spares.", None
     )
     layer_decay: float | None = key(
-        Maybe(Number(Range(low=0, high=1, low_open=True), "give a factor such as 0.9")),
+        Maybe(Number(LAYER_DECAY)),
         "The rate of each layer over that of the layer after it.",
         None,
     )
@@ -174,7 +175,7 @@ class Ema(Keyed):
     """A running average of the weights, used for validation and saved as the model."""
 
     decay: float = key(
-        Number(Range(low=0, high=1, high_open=True), "give a decay such as 0.999"),
+        Number(EMA_DECAY),
         "How much of the average stays at each step.",
         0.999,
     )
@@ -195,7 +196,7 @@ class EarlyStoppingSection(Keyed):
     monitor: str = key(Choice(METRICS), "The metric.", "val/loss")
     mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
     patience: int = key(Whole(1, "give at least one epoch"), "Epochs without improvement before the end.", 5)
-    min_delta: float = key(Number(Range(low=0), "give 0 or more"), "What does not count as improvement.", 0.0)
+    min_delta: float = key(Number(MIN_DELTA), "What does not count as improvement.", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +222,7 @@ class CheckpointSection(Keyed):
     )
     mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
     when_busy: str = key(
-        Choice(("wait", "skip")),
+        Choice(WHEN_BUSY),
         "A save that is due while the one before is still being written: wait for that, or skip this one.",
         "wait",
     )
@@ -263,7 +264,7 @@ class Recipe(Keyed):
         shown="the file's name",
     )
     seed: int = key(
-        Whole(0, "give 0 or more", high=2**63 - 1), "Where every random draw starts: weights, order, dropout.", 0
+        Whole(0, "give 0 or more", high=MOST_SEED), "Where every random draw starts: weights, order, dropout.", 0
     )
     epochs: int = key(Whole(1, "give at least one epoch"), "Passes over the training data.")
     model: Part = key(PartKind("model"), "The model and its arguments.")
@@ -282,17 +283,17 @@ class Recipe(Keyed):
         Whole(1, "1 accumulates nothing"), "Micro-batches in one step; the mean is over all their samples.", 1
     )
     max_grad_norm: float | None = key(
-        Maybe(Number(Range(low=0, low_open=True), "give a norm above 0, or null for no clipping")),
+        Maybe(Number(CLIPPING, "give a norm above 0, or null for no clipping")),
         "Gradients are scaled down to this norm.",
         None,
     )
     clip_value: float | None = key(
-        Maybe(Number(Range(low=0, low_open=True), "give a value above 0, or null for no clipping")),
+        Maybe(Number(CLIPPING, "give a value above 0, or null for no clipping")),
         "Each gradient is cut to this size.",
         None,
     )
     precision: str = key(
-        Choice(("float32", "bf16", "fp16"), _PRECISIONS),
+        Choice(PRECISIONS, _PRECISIONS),
         "float32, or autocast to bf16 or (with a GradScaler) fp16.",
         "float32",
     )
@@ -305,7 +306,7 @@ class Recipe(Keyed):
         Maybe(Section(lambda: EarlyStoppingSection)), "When to end before `epochs`.", None
     )
     on_nonfinite: str = key(
-        Choice(("stop", "skip")), "What a NaN or infinite loss or gradient does: end the run, or skip the step.", "stop"
+        Choice(ON_NONFINITE), "What a NaN or infinite loss or gradient does: end the run, or skip the step.", "stop"
     )
     set_to_none: bool = key(
         Flag(), "zero_grad's: gradients are dropped between steps; false zeroes them in place.", True

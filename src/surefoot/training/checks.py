@@ -14,6 +14,7 @@ from .. import batches
 from ..arguments import Arguments
 from ..data import Loader
 from ..errors import Problems, UsageError, first_line
+from ..limits import MOST_SEED
 from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
@@ -45,7 +46,7 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
     values = [
         check.whole("epochs", arguments["epochs"], low=1),
         check.whole("batch_size", arguments["batch_size"], low=1, none=True),
-        check.whole("seed", arguments["seed"], low=0, high=2**63 - 1),
+        check.whole("seed", arguments["seed"], low=0, high=MOST_SEED),
         check.flag("resume", arguments["resume"]),
     ]
     check.done()

@@ -14,11 +14,12 @@ from .. import batches
 from ..arguments import Arguments
 from ..data import Loader, Source, TensorSource, as_source
 from ..errors import UsageError
+from ..limits import PRECISIONS
 from ..losses import apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import evaluating
-from ..step import AUTOCAST, PRECISIONS, Batch
+from ..step import AUTOCAST, Batch
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
 EVAL_BATCH = 512

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..arguments import Arguments
 from ..checkpoint.policy import Every, Keep, check_when_busy
+from ..limits import MIN_DELTA
 from ..monitor import AUTO, settled
-from ..registry import Range
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class EarlyStopping:
         check = Arguments("early_stopping.")
         check.text("monitor", self.monitor)
         object.__setattr__(self, "patience", check.whole("patience", self.patience, low=1))
-        object.__setattr__(self, "min_delta", check.number("min_delta", self.min_delta, Range(low=0)))
+        object.__setattr__(self, "min_delta", check.number("min_delta", self.min_delta, MIN_DELTA))
         check.done()
         object.__setattr__(self, "mode", settled(self.mode, self.monitor, "early_stopping"))
 
