@@ -468,7 +468,7 @@ def test_a_failed_save_is_raised_at_the_next_step_and_the_older_one_stays(run_di
 def test_the_last_save_is_awaited(run_dir, monkeypatch):
     gate = threading.Event()
     fsync = files.System.fsync
-    monkeypatch.setattr(files.System, "fsync", lambda self, fd: (gate.wait(), fsync(self, fd))[1])
+    monkeypatch.setattr(files.System, "fsync", lambda self, fd: (gate.wait(), fsync(fd))[1])
     gate.set()
     saver = saver_for(run_dir, every=None)
     saver.step()
