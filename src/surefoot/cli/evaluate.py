@@ -39,14 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
-    path = Path(arguments.path)
-    report = evaluate_file(
-        path / "model" / "best" if arguments.best else path,
-        arguments,
-        data=arguments.data,
-        home=path,
-        split=arguments.split,
-    )
+    report = figures(arguments)
     if arguments.json:
         say(json.dumps(report, indent=2))
     else:
@@ -54,30 +47,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_file(
-    path: Path, arguments: argparse.Namespace, *, data: str | None, home: Path, split: str
-) -> dict[str, Any]:
-    """All figures of the model at `path` on that data, as plain values."""
-    import torch
-
+def figures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of the model on that data, as plain values."""
     from ..errors import UsageError
     from ..losses import build_loss
     from ..training import evaluate
 
-    data_now = functools.cache(lambda: _data(data, home, arguments.trust_code))
-    model = opened(path, arguments, data_now)  # a bad file ends it before any data are made
-    splits, loss_given = data_now()
-    source = getattr(splits, split)
+    path = Path(arguments.path)
+    data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
+    # A bad file ends it before any data are made.
+    model = opened(path / "model" / "best" if arguments.best else path, arguments, data)
+    splits, loss = data()
+    source = getattr(splits, arguments.split)
     if source is None:
-        raise UsageError(f"--split {split}: this data set has no samples to validate on")
-    kind = _loss_of(model) if loss_given is None else loss_given
-    loss = build_loss(**kind) if isinstance(kind, dict) else kind
-    if not isinstance(loss, torch.nn.Module) and not callable(loss):
-        raise UsageError(f"{path}: does not say its loss; give --data RECIPE, whose loss is then used")
+        raise UsageError(f"--split {arguments.split}: this data set has no samples to validate on")
+    loss = build_loss(**_loss_of(model)) if loss is None else loss
     classes = len(splits.classes) if splits.classes else None
     # The model maps raw samples itself, its preprocessing included, so the loader gives them raw.
     result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
-    report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": split}
+    report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": arguments.split}
     report |= {"samples": result.samples, **result.metrics}
     if result.confusion is not None:
         names = list(model.classes or splits.classes or range(len(result.confusion)))
@@ -125,7 +113,7 @@ def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, A
     return recipe_data(recipe_of_run(home, trust_code=trust_code))
 
 
-def _loss_of(model: LoadedModel) -> Any:
+def _loss_of(model: LoadedModel) -> dict[str, Any]:
     """The loss that the file names, as arguments of build_loss; the usual one of classes where it names none."""
     loss = model.info.loss
     if isinstance(loss, dict) and "name" in loss:

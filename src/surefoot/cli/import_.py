@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     own = (part.name, part.arguments()) if part.imported else None
     about = about_of(splits, loss) if splits else {"preprocessing": "unknown"}
     save_model(imported.model, to, title=source.stem, source=own, **about)
-    _tell(imported, arguments, to, splits, own is not None)
+    _print_summary(imported, arguments, to, splits, own is not None)
     return 0
 
 
@@ -95,13 +95,15 @@ def _recipe(model: str, words: list[str], trust_code: bool) -> tuple[Recipe, boo
     overrides = [f'model={{{kind}: "{model}"}}', *(f"model.{word}" for word in words)]
     try:
         return recipe.load_recipe("quickstart", overrides), False
-    except Problems as error:  # told of what was typed
+    except Problems as error:  # in the words that were typed
         typed_so = [text.replace(f"argument {overrides[0]!r}: ", f"--model {model}: ") for text in error.problems]
         raise Problems([text.replace("argument 'model.", "argument '") for text in typed_so]) from None
 
 
-def _tell(imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool) -> None:
-    """What was taken, what was not, and the commands that go on from here."""
+def _print_summary(
+    imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool
+) -> None:
+    """What was taken, what was not, and the commands to continue with."""
     taken = f"{counted(imported.tensors, 'tensor')} of {arguments.model}"
     if imported.key:
         taken += f", from its entry {imported.key!r}"
@@ -117,8 +119,8 @@ def _tell(imported: Imported, arguments: argparse.Namespace, to: Path, splits: D
     if any("optim" in name for name in imported.others):
         say(f"to train on from it: {typed('surefoot', 'train', 'RECIPE', '--from', imported.path)}")
     words = [to, *(["--trust-code"] if own else [])]
-    given = arguments.data or (arguments.model if splits else "RECIPE" if own else "fashion_mnist")
-    data, known = ["--data", given], splits is not None
+    source = arguments.data or (arguments.model if splits else "RECIPE" if own else "fashion_mnist")
+    data, known = ["--data", source], splits is not None
     if not known:
         say("preprocessing and classes are not known: tell them with --data (the data set or recipe of its training)")
     say(f"next{'' if known else ', e.g.'}: {typed('surefoot', 'eval', *words, *data)}")
