@@ -156,7 +156,7 @@ NESTS = {
     "inputs in a mapping": (({"a": NUMBERS}, LABELS), "the inputs are a dict of 1 arrays"),
     "two pairs": (((NUMBERS, LABELS), (NUMBERS, LABELS)), "give data=(inputs, targets) and val=(inputs, targets)"),
     "a split": (random_split(Sized(), [4, 4]), "give the first as data and the second as val"),
-    "a mapping": ({"x": NUMBERS, "y": LABELS}, "found one dict with 'x', 'y'"),
+    "a mapping": ({"x": NUMBERS, "y": LABELS[:3]}, "the columns hold 'x' "),
     "a class": (Sized, "the class Sized was given"),
     "a file's name": ("data.csv", "found one str"),
     "unequal lists": (([[1, 2], [3], [4]], [0, 1, 0]), "samples are of unequal shapes"),

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -100,6 +100,24 @@ class TensorSource(Source):
                 hash_bytes(digest, tensor)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+class Columns(Dataset[dict[str, Tensor]]):
+    """Columns (N, ...) by name as a data set of dictionaries; a sample has one row of each."""
+
+    def __init__(self, columns: Mapping[str, Any]):
+        self.names = list(map(str, columns))
+        self.tensors = [as_tensor(column) for column in columns.values()]
+        lengths = {name: len(tensor) for name, tensor in zip(self.names, self.tensors, strict=True)}
+        if len(set(lengths.values())) > 1:
+            found = " and ".join(f"{name!r} {length}" for name, length in lengths.items())
+            raise UsageError(f"data: the columns hold {found} samples; give as many of each")
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor[index] for name, tensor in zip(self.names, self.tensors, strict=True)}
 
 
 class DatasetSource(Source):
@@ -220,11 +238,12 @@ def _names_only(value: Any) -> Any:
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource:
-    """A Source of whatever holds samples: a Source, a tuple of columns, a list of samples, or a map-style Dataset.
+    """A Source of whatever holds samples.
 
-    A column is a tensor, a NumPy array, a frame or column of pandas, or a list of numbers. A TensorDataset, or a
-    Subset of one, becomes a TensorSource, which is far faster than reading it sample by sample. Raises UsageError for
-    anything else, with what to give instead.
+    That is a Source, a tuple or mapping of columns, a list of samples, or a map-style Dataset. The samples of a mapping
+    of columns, and of a `datasets.Dataset`, are dictionaries of tensors. A column is a tensor, a NumPy array, a frame
+    or column of pandas, or a list of numbers. A TensorDataset, or a Subset of one, becomes a TensorSource, which is far
+    faster than reading it sample by sample. Raises UsageError for anything else, with what to give instead.
 
     >>> len(as_source((torch.zeros(5, 2), torch.zeros(5))))
     5
@@ -238,6 +257,11 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
         samples = isinstance(data, list) or all(isinstance(d, tuple | dict) for d in data)
         if len(data) <= 3 and (any(map(is_array, data)) or not samples):
             return TensorSource(*data, classes=classes)  # which names what is no column
+    if isinstance(data, Mapping) and data and all(map(is_array, data.values())):
+        return DatasetSource(Columns(data), classes=classes)
+    if type(data).__module__.startswith("datasets.") and getattr(data, "format", {}).get("type", "torch") is None:
+        # Of lists torch's collate makes lists of columns; as tensors the samples are what a model takes.
+        data = data.with_format("torch")
     if type(data) is TensorDataset:
         return TensorSource(*data.tensors, classes=classes)
     if type(data) is Subset and type(data.dataset) is TensorDataset:

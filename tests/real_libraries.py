@@ -1,0 +1,254 @@
+"""Trains what real libraries make, each killed in the middle and compared to the bit: `python3 dev.py real`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Without what they depend on where that would replace torch.
+ALONE = ["transformers", "datasets", "torchmetrics", "peft", "torch_geometric"]
+PACKAGES = [
+    *(
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "huggingface_hub",
+        "tokenizers",
+        "safetensors",
+        "regex",
+        "requests",
+        "tqdm",
+        "pyyaml",
+    ),
+    *("packaging", "filelock", "dill", "multiprocess", "xxhash", "fsspec", "httpx", "aiohttp"),
+    *("lightning-utilities", "psutil", "pyparsing", "accelerate", "typer", "tensorboard", "pillow", "python-dateutil"),
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 where everything was trained, resumed and measured right, 1 where something was not."""
+    parser = argparse.ArgumentParser(prog="dev.py real", description=__doc__)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    default = Path(home) / "surefoot" / "real"
+    parser.add_argument("--env", type=Path, default=default, metavar="DIR", help=f"its environment ({default})")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.inside:
+        return train_all()
+    python = options.env / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(options.env)], check=True)
+    constraints = str(ROOT / "constraints.txt")
+    for what in (["torch", "-c", constraints], PACKAGES, ["--no-deps", *ALONE]):
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([str(python), __file__, "--inside"], env=environment).returncode
+
+
+def train_all() -> int:
+    """Every case here, in this environment."""
+    warnings.simplefilter("ignore")
+    wrong = 0
+    for case in (bert_labels, bert_plain_lists, gpt2_tokens, padded_by_collate, lora, graphs, frames, dict_of_tensors):
+        try:
+            print(f"{case.__name__:20} {case()}", flush=True)
+        except Exception as error:
+            wrong += 1
+            print(f"{case.__name__:20} WRONG: {type(error).__name__}: {error}", flush=True)
+    return 1 if wrong else 0
+
+
+def trained(make, loss, data, **settings):
+    """Train untouched, and again in two sittings; returns the untouched model and result once both are equal."""
+    import torch
+
+    import surefoot
+
+    def once(epochs: int, run_dir: str, resume: bool = False):
+        torch.manual_seed(0)
+        model = make()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        result = surefoot.fit(
+            model, loss, optimizer, data, val=data, epochs=epochs, batch_size=8, run_dir=run_dir, resume=resume,
+            run=surefoot.RunOptions(progress=False), **settings,
+        )  # fmt: skip
+        return model, result
+
+    with tempfile.TemporaryDirectory() as home:
+        model, result = once(2, f"{home}/whole")
+        once(1, f"{home}/part")
+        resumed, again = once(2, f"{home}/part", resume=True)
+    for (name, one), other in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), f"{name} differs after a resume"
+    assert result.metrics == again.metrics, f"{result.metrics} is not {again.metrics}"
+    return model, result
+
+
+def tokens():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 100, (44, 12), generator=generator)
+    return ids, torch.randint(0, 3, (44,), generator=generator)
+
+
+def bert():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return BertForSequenceClassification(BertConfig(vocab_size=100, num_labels=3, **sizes))
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=100, bos_token_id=0, eos_token_id=0, **sizes))
+
+
+def bert_labels() -> str:
+    """A `datasets.Dataset` in torch's format; the model's own loss; a metric of torchmetrics."""
+    import datasets
+    import torchmetrics
+
+    ids, labels = tokens()
+    columns = {"input_ids": ids.tolist(), "attention_mask": (ids > 9).long().tolist(), "labels": labels.tolist()}
+    data = datasets.Dataset.from_dict(columns).with_format("torch")
+    f1 = torchmetrics.F1Score(task="multiclass", num_classes=3, average="macro")
+    model, result = trained(bert, None, data, metrics=["accuracy", f1])
+    model.eval()
+    logits = model(**{name: column[:] for name, column in data[:].items()}).logits
+    assert abs(float(f1(logits, labels)) - result.metrics["val/F1Score"]) < 1e-6
+    return str(result.metrics)
+
+
+def bert_plain_lists() -> str:
+    """A `datasets.Dataset` as it is made."""
+    import datasets
+
+    ids, labels = tokens()
+    data = datasets.Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    return str(trained(bert, None, data)[1].metrics)
+
+
+def gpt2_tokens() -> str:
+    """Rows with unequal numbers of labels, accumulated: the mean is the model's own over all the data."""
+    import datasets
+    import torch
+
+    from surefoot import StepOptions
+
+    ids, _ = tokens()
+    labels = ids.clone()
+    for row in range(len(labels)):
+        labels[row, 2 + row % 10 :] = -100
+    data = datasets.Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()}).with_format("torch")
+    model, result = trained(gpt2, None, data, step=StepOptions(grad_accum_steps=2))
+    model.eval()
+    with torch.no_grad():
+        whole = float(model(input_ids=ids, labels=labels).loss)
+    assert abs(whole - result.metrics["val/loss"]) < 1e-5 * whole, f"{result.metrics['val/loss']} is not {whole}"
+    return str(result.metrics)
+
+
+def padded_by_collate() -> str:
+    """Samples of unequal length, padded by the user's collate function."""
+    import torch
+
+    from surefoot.data import DatasetSource
+
+    ids, labels = tokens()
+    samples = [{"input_ids": row[: 4 + i % 5], "labels": labels[i]} for i, row in enumerate(ids)]
+
+    def collate(few):
+        rows = torch.nn.utils.rnn.pad_sequence([sample["input_ids"] for sample in few], batch_first=True)
+        return {
+            "input_ids": rows,
+            "attention_mask": (rows > 0).long(),
+            "labels": torch.stack([s["labels"] for s in few]),
+        }
+
+    return str(trained(bert, None, DatasetSource(samples, collate=collate))[1].metrics)
+
+
+def lora() -> str:
+    """PEFT's adapters: only what is trained moves."""
+    import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    ids, _ = tokens()
+    data = datasets.Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()}).with_format("torch")
+    config = LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    model, result = trained(lambda: get_peft_model(gpt2(), config), None, data)
+    torch.manual_seed(0)
+    before = get_peft_model(gpt2(), config).state_dict()
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved and all("lora_" in name for name in moved), moved
+    return str(result.metrics)
+
+
+def graphs() -> str:
+    """PyTorch Geometric's batches, by an objective."""
+    import torch
+    from torch import nn
+    from torch_geometric.data import Batch, Data
+    from torch_geometric.nn import GCNConv, global_mean_pool
+
+    import surefoot
+    from surefoot.data import DatasetSource
+
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        Data(
+            x=torch.randn(5 + i % 3, 4, generator=generator),
+            edge_index=torch.randint(0, 5, (2, 8), generator=generator),
+            y=torch.tensor([i % 2]),
+        )
+        for i in range(22)
+    ]
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = GCNConv(4, 8), nn.Linear(8, 2)
+
+        def forward(self, batch):
+            return self.head(global_mean_pool(self.conv(batch.x, batch.edge_index).relu(), batch.batch))
+
+    @surefoot.objective
+    def classify(model, batch):
+        outputs = model(batch)
+        return {"loss": nn.functional.cross_entropy(outputs, batch.y), "outputs": outputs, "targets": batch.y}
+
+    data = DatasetSource(samples, collate=Batch.from_data_list)
+    return str(trained(Network, classify, data, metrics=["accuracy"])[1].metrics)
+
+
+def frames() -> str:
+    """pandas' frames and columns."""
+    import numpy as np
+    import pandas as pd
+    from torch import nn
+
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 4)), columns=list("abcd"))
+    return str(trained(lambda: nn.Linear(4, 2), nn.CrossEntropyLoss(), (frame, (frame.a > 0).astype(int)))[1].metrics)
+
+
+def dict_of_tensors() -> str:
+    """A mapping of columns."""
+    import torch
+    from torch import nn
+
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    return str(trained(lambda: nn.Linear(4, 1), nn.MSELoss(), {"x": x, "y": x[:, :1] * 2})[1].metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
