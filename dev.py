@@ -48,7 +48,7 @@ usage: python3 dev.py VERB [ARGUMENTS]
   fuzz [MIN]    the property tests with new examples, for that many minutes (default 10)
   faults ...    the fault catalogue: kills, full disks, damaged files (tests/faults/run.py)
   wild          model files that real packages ship: downloaded, imported, compared (tests/wild.py)
-  real          models and data of real libraries, in an environment of their own (tests/real_libraries.py)
+  libraries     models and data of real libraries, in an environment of their own (tests/real_libraries.py)
   bench ...     the benchmarks, side by side with other loops (benchmarks/run.py)
   run CMD ...   any command in the environment, e.g. run python, run tensorboard --logdir runs
   setup         make the environment and stop there
@@ -106,7 +106,7 @@ SCRIPTS = {
     "fuzz": "tests/fuzz.py",
     "faults": "tests/faults/run.py",
     "wild": "tests/wild.py",
-    "real": "tests/real_libraries.py",
+    "libraries": "tests/real_libraries.py",
     "bench": "benchmarks/run.py",
 }
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up

@@ -1,4 +1,4 @@
-"""Trains what real libraries make, each killed in the middle and compared to the bit: `python3 dev.py real`."""
+"""Trains what real libraries make, each killed in the middle and compared to the bit: `python3 dev.py libraries`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGES = [
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 where everything was trained, resumed and measured right, 1 where something was not."""
-    parser = argparse.ArgumentParser(prog="dev.py real", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev.py libraries", description=__doc__)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     default = Path(home) / "surefoot" / "real"
     parser.add_argument("--env", type=Path, default=default, metavar="DIR", help=f"its environment ({default})")
