@@ -21,7 +21,9 @@ from surefoot.errors import UsageError
 def through_files(tmp_path, value):
     """`value` written as a checkpoint writes it, and read back."""
     encoder = Encoder()
-    text = json.dumps(encoder.encode(value, "root"), allow_nan=False)
+    tree = encoder.encode(value, "root")
+    encoder.share_memory()
+    text = json.dumps(tree, allow_nan=False)
     path = tmp_path / "t.safetensors"
     safe_tensors.save(path, {name: storable(tensor) for name, tensor in encoder.tensors.items()})
     decoder = Decoder(safe_tensors.load(path).tensors)
@@ -117,6 +119,53 @@ def test_a_tensor_that_occurs_twice_is_stored_once_and_stays_one(tmp_path):
     assert len(encoder.tensors) == 1
     found = through_files(tmp_path, {"a": tensor, "b": [tensor], "view": tensor[:2]})
     assert found["a"] is found["b"][0] and found["view"] is not found["a"]
+
+
+def test_tensors_that_overlap_in_memory_come_back_as_views_of_one_another(tmp_path):
+    block = torch.arange(40.0)
+    value = {
+        "whole": block, "part": block[3:9], "square": block[4:20].view(4, 4).t(), "row": block[2:3].expand(5),
+        "every third": block[30::3], "bits": block[5:7].view(torch.int32), "again": block[3:9], "apart": torch.ones(4),
+    }  # fmt: skip
+    back = through_files(tmp_path, value)
+    assert all(same(value[name], back[name]) for name in value)
+    assert back["again"] is back["part"]
+    for table in (value, back):
+        table["whole"].mul_(-1.5)
+        table["square"][1, 2] = 100.0
+        table["apart"].zero_()
+    assert all(same(value[name], back[name]) for name in value)
+
+
+def test_parts_of_one_block_that_do_not_overlap_stay_apart():
+    block = torch.zeros(1000)
+    encoder = Encoder()
+    encoder.encode({"a": block[:4], "b": block[4:8], "c": block[996:]}, "root")
+    encoder.share_memory()
+    assert {name: tensor.numel() for name, tensor in encoder.tensors.items()} == {"root/a": 4, "root/b": 4, "root/c": 4}
+
+
+def test_an_overlap_that_cannot_be_kept_is_named():
+    number = torch.ones(3, dtype=torch.complex64)
+    encoder = Encoder()
+    encoder.encode({"a": number, "b": number.conj()}, "root")
+    with pytest.raises(UsageError, match="root/b: shares its memory with root/a, conjugated or negated; save a clone"):
+        encoder.share_memory()
+
+
+def test_views_that_no_encoder_wrote_are_refused():
+    block = torch.zeros(64, dtype=torch.uint8)
+    good = {"$": "view", "at": "b", "dtype": "float32", "offset": 4, "shape": [3], "stride": [2]}
+    assert Decoder({"b": block}).decode(good).shape == (3,)
+    wrong = [
+        {"offset": 3}, {"offset": 60}, {"offset": -4}, {"offset": None}, {"shape": [17]}, {"shape": [2**62]},
+        {"stride": [-1]}, {"stride": [99]}, {"stride": []}, {"dtype": "nn"}, {"dtype": None}, {"at": "c"}, {"at": []},
+    ]  # fmt: skip
+    for change in wrong:
+        with pytest.raises(Corrupt):
+            Decoder({"b": block}).decode(good | change)
+    with pytest.raises(Corrupt, match="not a block of bytes"):
+        Decoder({"b": torch.zeros(4)}).decode(good)
 
 
 def test_names_that_meet_do_not_mix(tmp_path):

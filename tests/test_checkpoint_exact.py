@@ -10,7 +10,7 @@ import torch
 from checkpoint_helpers import BATCH, EPOCHS, SAMPLES, Net, Run, assert_exact, digest
 from torch import nn
 
-from surefoot import files
+from surefoot import Checkpointer, files
 from surefoot.optimizers import OPTIMIZERS, build_optimizer
 from surefoot.schedules import WARMUPS, Schedule, SchedulerSpec, WarmupSpec, build_schedule
 
@@ -301,3 +301,17 @@ def test_the_digest_sees_one_bit():
     with torch.no_grad():
         model.head.bias.view(torch.int32)[0] ^= 1
     assert digest({"model": model}) != before
+
+
+def test_tensors_of_a_plain_dict_that_overlap_in_memory_do_so_after_a_resume(tmp_path):
+    def overlapping() -> dict[str, torch.Tensor]:
+        block = torch.zeros(6)
+        return {"block": block, "part": block[2:4]}
+
+    with Checkpointer(tmp_path / "run", model=nn.Linear(1, 1), state=overlapping()) as saver:
+        saver.step()
+    state = overlapping()
+    with Checkpointer(tmp_path / "run", model=nn.Linear(1, 1), state=state) as saver:
+        assert saver.resume() is not None
+        state["block"].fill_(7.0)
+        assert state["part"].tolist() == [7.0, 7.0]

@@ -5,7 +5,8 @@ JSON's own types stand for themselves. Everything else is an object with the key
     {"$": "tuple", "v": [...]}             {"$": "dict", "v": [[key, value], ...]}   keys that are not strings
     {"$": "float", "v": "nan"}             {"$": "tensor", "at": name, "stride": [...], "dtype": ..., "shape": ...}
 
-A tensor that occurs twice is stored once and comes back as one tensor.
+A tensor that occurs twice is stored once and comes back as one tensor; tensors that overlap in memory come back as
+views of one block ({"$": "view", "at": name, "dtype": ..., "offset": bytes, "shape": ..., "stride": ...}).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
+        self._by_memory: dict[tuple[Any, ...], list[tuple[dict[str, Any], torch.Tensor, str]]] = {}
 
     def encode(self, value: Any, path: str, depth: int = 0) -> Any:
         """The JSON form of `value`; `path` names it in errors and in the table of tensors.
@@ -142,7 +144,46 @@ class Encoder:
         if tensor.dtype not in _STORABLE:
             found["dtype"] = str(tensor.dtype).removeprefix("torch.")
             found["shape"] = list(shape)
+        if tensor.numel():
+            memory = tensor.device, tensor.untyped_storage().data_ptr()
+            self._by_memory.setdefault(memory, []).append((found, tensor.detach(), path))
         return found
+
+    def share_memory(self) -> None:
+        """Store tensors that overlap in memory once, as one block, so that they are decoded as views of one another.
+
+        Changes the trees that `encode` gave. Raises `UsageError` for an overlap that cannot be kept.
+        """
+        for entries in self._by_memory.values():
+            together: list[tuple[dict[str, Any], torch.Tensor, str]] = []
+            end = 0
+            for entry in sorted(entries, key=lambda entry: entry[1].data_ptr()) if len(entries) > 1 else ():
+                if entry[1].data_ptr() >= end:
+                    self._as_views(together)
+                    together = []
+                together.append(entry)
+                end = max(end, _end(entry[1]))
+            self._as_views(together)
+
+    def _as_views(self, entries: list[tuple[dict[str, Any], torch.Tensor, str]]) -> None:
+        names = list(dict.fromkeys(node["at"] for node, _, _ in entries))
+        if len(names) < 2:
+            return
+        if lazy := [path for _, tensor, path in entries if tensor.is_conj() or tensor.is_neg()]:
+            raise UsageError(f"{lazy[0]}: shares its memory with {names[0]}, conjugated or negated; save a clone of it")
+        first = entries[0][1]
+        memory = first.untyped_storage()
+        offset = (first.data_ptr() - memory.data_ptr()) // 16 * 16  # aligned for every dtype
+        start = memory.data_ptr() + offset
+        for name in names:
+            del self.tensors[name]
+        size = max(_end(tensor) for _, tensor, _ in entries) - start
+        block = torch.empty(0, dtype=torch.uint8, device=first.device)
+        self.tensors[names[0]] = block.set_(memory, offset, (size,), (1,))  # type: ignore[call-overload]
+        for node, tensor, _ in entries:
+            node.clear()
+            node |= {"$": "view", "at": names[0], "dtype": str(tensor.dtype).removeprefix("torch.")}
+            node |= {"offset": tensor.data_ptr() - start, "shape": list(tensor.shape), "stride": list(tensor.stride())}
 
     def _sparse(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         layout = str(tensor.layout).removeprefix("torch.")
@@ -163,6 +204,12 @@ _SPARSE = {
     torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
 }
 _LAYOUTS = {str(layout).removeprefix("torch."): layout for layout in _SPARSE}
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """The address behind a tensor's last element."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _unexpanded(tensor: torch.Tensor) -> torch.Tensor:
@@ -194,6 +241,7 @@ class Decoder:
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._made: dict[str, torch.Tensor] = {}
+        self._views: dict[str, torch.Tensor] = {}
 
     @property
     def unused(self) -> set[str]:
@@ -218,6 +266,8 @@ class Decoder:
                 return self.decode(value["v"], depth + 1).expand(value["shape"])
             if tag == "sparse":
                 return self._sparse(value, depth)
+            if tag == "view":
+                return self._view(value)
             if tag in _CONTAINERS:
                 items = value["v"]
                 if not isinstance(items, list):
@@ -251,6 +301,19 @@ class Decoder:
             tensor = torch.empty_strided(tuple(tensor.shape), stride, dtype=tensor.dtype).copy_(tensor)
         self._made[name] = tensor
         return tensor
+
+    def _view(self, node: dict[str, Any]) -> torch.Tensor:
+        name = node["at"]
+        if name not in self._made:
+            self._made[name] = self._tensor({"at": name}).clone()  # memory of its own, aligned
+        dtype, key = _dtype({"v": node["dtype"]}), repr(sorted(node.items()))
+        if key not in self._views:
+            block, item = self._made[name], dtype.itemsize
+            if block.dtype != torch.uint8 or block.dim() != 1 or node["offset"] % item:
+                raise Corrupt(f"tensor {name[:80]!r} is not a block of bytes for its views")
+            typed = block[: len(block) // item * item].view(dtype)
+            self._views[key] = typed.as_strided(node["shape"], node["stride"], node["offset"] // item)
+        return self._views[key]
 
     def _sparse(self, node: dict[str, Any], depth: int) -> torch.Tensor:
         layout = _LAYOUTS[node["layout"]]

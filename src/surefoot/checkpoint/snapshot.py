@@ -109,6 +109,7 @@ class Snapshots:
             "objects": other.encode(tree["objects"], "objects"),
             "rng": other.encode(rng.get_state(), "rng"),
         }
+        other.share_memory()
         return state, model, other
 
 
