@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from surefoot.execution import Execution
+from surefoot.execution import CannotCompile, Execution
 from surefoot.execution.forms import compiled_forms
 from surefoot.execution.measure import Bench, Trial
+from surefoot.execution.whole_step import compile_step
 from surefoot.models import MODELS
 from surefoot.step import TrainStep
+from surefoot.untouched import Snapshot
 
 
 def test_pools_are_tried_contiguous_where_eager_prefers_channels_last(monkeypatch):
@@ -50,3 +53,19 @@ def test_the_update_is_compiled_as_well_first_where_steps_are_short(monkeypatch)
     model, batch = nn.Linear(4, 3), (torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
     assert forms_of(model, batch, 0.001)[0] == {"compile": "step"}
     assert forms_of(model, batch, 0.1)[0] == {"compile": "gradients"}
+
+
+def test_recurrent_layers_are_not_compiled_and_the_reason_names_the_layer(monkeypatch):
+    monkeypatch.setattr("surefoot.execution.whole_step.why_not", lambda *_: None)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.GRU(4, 3))
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(CannotCompile, match=r"1 is an nn\.GRU, whose kernels a graph cannot hold"):
+        compile_step(step, (torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long)))
+
+
+def test_weights_that_a_recurrent_layer_looks_up_anew_are_no_change_of_the_forward_pass():
+    layer = nn.LSTM(4, 3)
+    before = Snapshot(layer)
+    layer.flatten_parameters()
+    layer._flat_weight_refs = []
+    assert before.put_back() is None and layer._flat_weight_refs

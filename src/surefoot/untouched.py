@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from . import held, rng
 
-_MODULES_OWN = frozenset(vars(nn.Module()))
+# Attributes of torch's own modules; recurrent ones look their weights up anew whenever others are put in their place.
+_MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _CONTAINERS = (list, dict, set, deque)
 # What is looked into where a function closes over it; the rest may be a whole data set.

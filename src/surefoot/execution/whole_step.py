@@ -229,6 +229,11 @@ def compile_step(
         raise CannotCompile("the model is in evaluation mode; call model.train() first")
     if update and (torch_compat.step_hooks(step.optimizer) is None or is_patched(step.optimizer)):
         raise CannotCompile("the optimizer's step was replaced, or its hooks cannot be seen")
+    # Before minutes are spent: oneDNN's backward pass of an LSTM fails in Inductor's code.
+    recurrent = (name for name, module in step.model.named_modules() if isinstance(module, nn.RNNBase))
+    if (name := next(recurrent, None)) is not None:
+        kind = type(step.model.get_submodule(name)).__name__
+        raise CannotCompile(f"{name or 'the model'} is an nn.{kind}, whose kernels a graph cannot hold")
     try:
         graph = CompiledGraph(step, batch, update=update, products=products)
         graph.compile(batch)
