@@ -114,6 +114,16 @@ def test_each_mistake_is_told_alone_with_its_fix(name):
     assert "Fix: " in report.render_terminal()
 
 
+def test_the_remedy_of_a_long_warmup_is_one_that_ends_it_sooner():
+    def remedy(by: str, per_epoch: int, epochs: int) -> str:
+        (finding,) = planned(None, W("LinearWarmup", {"warmup_period": 2000}, by), per_epoch, epochs).findings
+        return finding.fix
+
+    assert remedy("step", 10, 5) == "give a warmup_period below 50, or train for more steps"
+    assert remedy("epoch", 10, 5) == "give a warmup_period below 5, or count it by step"
+    assert remedy("step", 1, 1) == "train for more steps"  # no period is below 1
+
+
 @pytest.mark.parametrize(
     ("spec", "per_epoch", "epochs"),
     [

@@ -92,7 +92,8 @@ def _of_warmup(run: Simulation, optimizer: Any) -> Iterator[Finding]:
                 "warmup-longer-than-run",
                 f"{title} is not done when the run ends after {counted(counts, unit)}: the last factor is {reached:.2g}"
                 + (f" (warmup_period {params['warmup_period']})" if "warmup_period" in params else ""),
-                f"give a warmup_period below {counts}, or count it by {'epoch' if unit == 'step' else 'step'}",
+                (f"give a warmup_period below {counts}, or " if counts > 1 else "")
+                + ("train for more steps" if unit == "step" else "count it by step"),
             )
     if isinstance(optimizer, RAdam):
         yield _warn(
