@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from surefoot.artifacts import import_weights, pickled, read_state
+from surefoot.artifacts import import_weights, open_model, pickled, read_state, save_model
 from surefoot.artifacts.archive import archive_in, open_file
 from surefoot.errors import UsageError
 from surefoot.models import MLP, LeNet5, SmallResNet
@@ -288,3 +288,10 @@ def test_missing_files_and_directories_are_told(tmp_path):
         import_weights(tmp_path / "no.pth", "LeNet5")
     with pytest.raises(UsageError, match="no weights by a name that is known"):
         import_weights(tmp_path, "LeNet5")
+
+
+def test_a_model_directory_takes_a_class_by_name(tmp_path, monkeypatch):
+    (tmp_path / "named_net.py").write_text("import torch\n\n\ndef Net():\n    return torch.nn.Linear(3, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    save_model(nn.Linear(3, 2), tmp_path / "m")
+    assert open_model(tmp_path / "m", "named_net:Net").predict(torch.zeros(1, 3)).shape == (1, 2)

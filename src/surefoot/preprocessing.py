@@ -91,8 +91,8 @@ class Preprocessing:
         """The preprocessing that `to_json` wrote. Raises UsageError for missing, unknown or unusable fields."""
         names = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
-            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise UsageError(f"preprocessing: found {found}, expected the fields {sorted(names)}")
+            names_there = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise UsageError(f"preprocessing: found {names_there}, expected the fields {sorted(names)}")
         scale = data["scale"]
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
             raise UsageError(f"preprocessing: scale: {scale!r} is not a number or null")

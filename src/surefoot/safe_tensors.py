@@ -284,7 +284,7 @@ def _header(path: str | Path, file: Any, digest: Any) -> Header:
     if len(fields) > MAX_TENSORS:
         raise BadFile(path, f"lists {len(fields)} tensors; at most {MAX_TENSORS} are read")
     entries = sorted(
-        (_entry(path, name, found, 8 + length) for name, found in fields.items()),
+        (_entry(path, name, entry_fields, 8 + length) for name, entry_fields in fields.items()),
         key=lambda entry: (entry.begin, entry.end),
     )
     position = 8 + length
@@ -320,10 +320,10 @@ def parse_json(path: str | Path, data: bytes, what: str, *, max_containers: int)
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    table = dict(pairs)
+    if len(table) != len(pairs):
         raise ValueError("a key stands twice in one object")
-    return found
+    return table
 
 
 def _no_constant(word: str) -> Any:
@@ -340,13 +340,13 @@ def _metadata(path: str | Path, found: Any) -> tuple[dict[str, str], Any]:
     return found, info
 
 
-def _entry(path: str | Path, name: str, found: Any, data_start: int) -> Entry:
+def _entry(path: str | Path, name: str, fields: Any, data_start: int) -> Entry:
     def bad(reason: str) -> BadFile:
         return BadFile(path, f"tensor {_shown(name)}: {reason}")
 
-    if not isinstance(found, dict) or set(found) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise bad("its entry is not {dtype, shape, data_offsets}")
-    dtype, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise bad(f"unknown dtype {str(dtype)[:40]!r}")
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
@@ -363,5 +363,5 @@ def _shown(name: str) -> str:
     return repr(shortened(name, 80))
 
 
-def _sizes(found: Any) -> bool:
-    return isinstance(found, list) and all(type(n) is int and 0 <= n < 2**63 for n in found)
+def _sizes(sizes: Any) -> bool:
+    return isinstance(sizes, list) and all(type(n) is int and 0 <= n < 2**63 for n in sizes)

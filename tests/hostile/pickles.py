@@ -105,7 +105,7 @@ def disguises(canary: Path) -> Iterator[Case]:
             head = tarfile.TarInfo(member)
             head.size = len(data)
             tar.addfile(head, io.BytesIO(data))
-    yield Case("disguise/tar.pth", out.getvalue(), "tells of a count that is none")
+    yield Case("disguise/tar.pth", out.getvalue(), "a count that is none")
     yield Case("disguise/in_zip.pth", torch_file(data), "names (builtins|__builtin__).exec")
     yield Case("disguise/zip_named.safetensors", torch_file(data), "names (builtins|__builtin__).exec")
     yield Case("disguise/zip_named.onnx", torch_file(data), "names (builtins|__builtin__).exec")

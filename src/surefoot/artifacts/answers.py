@@ -64,7 +64,7 @@ def check_classes(info: ModelInfo, outputs: Tensor, where: object) -> None:
 
 
 def describe_outputs(info: ModelInfo, outputs: Tensor, top: int = 3) -> list[dict[str, Any]]:
-    """For each sample of `outputs` (N, ...), which `probabilities` gave, plain data that tells what it says.
+    """For each sample of `outputs` (N, ...), which `probabilities` gave, plain data that says what it predicts.
 
     ``{"predictions": [{"class", "index", "probability" | "score"}, ...]}``, the `top` highest first; for outputs with
     positions (N, C, ...) the share of positions of each class; ``{"values": [...]}`` for numbers, all of them.
@@ -97,8 +97,8 @@ def _shares(row: Tensor, names: Sequence[str], top: int) -> dict[str, Any]:
     counts = torch.bincount(row.argmax(0).flatten(), minlength=len(row))
     positions = int(counts.sum())
     order = counts.argsort(descending=True, stable=True).tolist()[: max(1, top)]
-    found = [{"class": names[i], "index": i, "share": int(counts[i]) / positions} for i in order if counts[i]]
-    return {"positions": positions, "predictions": found}
+    shares = [{"class": names[i], "index": i, "share": int(counts[i]) / positions} for i in order if counts[i]]
+    return {"positions": positions, "predictions": shares}
 
 
 def _names(info: ModelInfo, count: int) -> list[str]:
@@ -114,10 +114,10 @@ def shown(answer: Mapping[str, Any]) -> str:
             return numbers
         return f"{numbers}  ... ({counted(len(flat), 'number')}, mean {_number(flat.mean().item())})"
     parts = []
-    for found in answer["predictions"]:
-        part = next(name for name in ("probability", "share", "score") if name in found)
-        value = found[part]
-        parts.append(f"{found['class']} {_number(value) if part == 'score' else f'{100 * value:.1f} %'}")
+    for prediction in answer["predictions"]:
+        part = next(name for name in ("probability", "share", "score") if name in prediction)
+        value = prediction[part]
+        parts.append(f"{prediction['class']} {_number(value) if part == 'score' else f'{100 * value:.1f} %'}")
     positions = f" of {answer['positions']:,} positions" if "positions" in answer else ""
     return "  ".join(parts) + positions
 

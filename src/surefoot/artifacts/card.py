@@ -77,7 +77,7 @@ def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
     if info.classes:
         names = [_shown(name) for name in info.classes[:50]]
         more = f" and {len(info.classes) - 50} more" if len(info.classes) > 50 else ""
-        lines.append(f"It tells {len(info.classes)} classes apart: {', '.join(names)}{more}.")
+        lines.append(f"It distinguishes {len(info.classes)} classes: {', '.join(names)}{more}.")
     return " ".join(lines)
 
 

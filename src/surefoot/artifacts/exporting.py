@@ -93,16 +93,16 @@ def export(
     if os.path.lexists(to) and not to.is_file():
         raise UsageError(f"{to}: is there and is no regular file")
     module, info = _live(source, info, opening)
-    given = _parts(batch)
+    samples_given = _parts(batch)
     with scratch_directory(to) as place:
         temporary = place / to.name
         try:
             if to.suffix in _WEIGHTS:
-                files.write_new(temporary, _WEIGHTS[to.suffix](module, _form_of(info, given)))
+                files.write_new(temporary, _WEIGHTS[to.suffix](module, _form_of(info, samples_given)))
                 _compare_weights(temporary, module, info, to)
                 difference, samples = 0.0, 0
             else:
-                raw = given or (_random_batch(info, to),)
+                raw = samples_given or (_random_batch(info, to),)
                 expected = _expected(Ready(module, info.preprocessing).eval(), raw, to)
                 writer = _PROGRAMS[to.suffix]
                 outputs = len(pytree.tree_leaves(expected[0][1]))
@@ -115,7 +115,7 @@ def export(
         size = temporary.stat().st_size
         files.system.rename(temporary, to)
         files.fsync_directory(to.parent)
-    return Exported(to, to.suffix[1:], size, difference, samples, given is not None)
+    return Exported(to, to.suffix[1:], size, difference, samples, samples_given is not None)
 
 
 def _parts(batch: object) -> tuple[Tensor, ...] | None:
@@ -152,7 +152,7 @@ def _live(
 def _random_batch(info: ModelInfo, to: Path) -> torch.Tensor:
     if info.input_shape is None:
         raise UsageError(
-            f"{to}: the model does not tell the shape of its input; export its weights (.safetensors or .pth), or give "
+            f"{to}: the model does not say the shape of its input; export its weights (.safetensors or .pth), or give "
             "real samples in Python: export(..., batch=...)"
         )
     generator = torch.Generator().manual_seed(0)
@@ -193,10 +193,10 @@ def _expected(ready: Ready, batch: tuple[Tensor, ...], to: Path) -> _Expected:
 
 def _compare_weights(written: Path, module: nn.Module, info: ModelInfo, to: Path) -> None:
     """Read the file again: every tensor equals the live model's, and a registered model takes it."""
-    found = read_state(written).tensors
-    wrong = weights.differences(found, module)
+    written_state = read_state(written).tensors
+    wrong = weights.differences(written_state, module)
     live = module.state_dict()
-    wrong += [n for n, t in found.items() if n in live and not weights.same_bytes(t, live[n])]
+    wrong += [n for n, t in written_state.items() if n in live and not weights.same_bytes(t, live[n])]
     if wrong:
         raise RunFailed(f"{to}: what was written is not what the model holds: {wrong[0]}; nothing was kept")
     if "name" in info.model:
@@ -212,11 +212,11 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
         if [t.shape for t in theirs] != [t.shape for t in ours]:
             shapes = ", ".join(str(list(t.shape)) for t in theirs)
             raise RunFailed(f"{to}: gives shape {shapes} for {counted(len(batch[0]), 'sample')}; nothing was kept")
-        for found, want in zip(theirs, ours, strict=True):
+        for output, want in zip(theirs, ours, strict=True):
             finite = want.float().masked_fill(~want.isfinite(), 0.0).abs()
             allowed = max(allowed, TOLERANCES[to.suffix] * max(1.0, float(finite.max()) if finite.numel() else 0.0))
-            same = (found == want) | (found.isnan() & want.isnan())
-            difference = (found.float() - want.float()).abs().masked_fill(same, 0.0)
+            same = (output == want) | (output.isnan() & want.isnan())
+            difference = (output.float() - want.float()).abs().masked_fill(same, 0.0)
             worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
     if not worst <= allowed:
         raise RunFailed(
@@ -233,9 +233,9 @@ _Chunks = Iterable[bytes | memoryview]
 
 
 def _safetensors(module: nn.Module, info: ModelInfo) -> _Chunks:
-    found = weights.collect(module)
-    described = info.to_json() | {"tied": found.tied}
-    return safe_tensors.chunks(found.tensors, info=described, metadata={"format": "pt"})
+    collected = weights.collect(module)
+    described = info.to_json() | {"tied": collected.tied}
+    return safe_tensors.chunks(collected.tensors, info=described, metadata={"format": "pt"})
 
 
 def _pth(module: nn.Module, info: ModelInfo) -> _Chunks:

@@ -1,4 +1,4 @@
-"""What a file is, told by its content: the one place that every verb asks, and what to do about each kind."""
+"""The format of a file, by its content, and for each that is not read how to get a file that is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 _NUMPY = "safetensors.numpy.save_file(arrays, 'weights.safetensors') (pip install safetensors)"
 
 # What files of each kind are, and the way from there; the kinds that are read are not in it.
-TOLD = {
+EXPLANATIONS = {
     "torchscript": "is a TorchScript program, not a file of weights; where it can be trusted, make one: "
     "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pth')",
     "pickle": f"is a bare pickle; loading it would run whatever it says. Make a file of the state_dict alone: {SAVE}",
@@ -62,15 +62,15 @@ _HEADS = (
 
 @dataclass(frozen=True)
 class Format:
-    """The `kind` of a file (one of `READ`, or a key of `TOLD`)."""
+    """The `kind` of a file (one of `READ`, or a key of `EXPLANATIONS`)."""
 
     path: Path
     kind: str
 
     @property
-    def told(self) -> str:
+    def explanation(self) -> str:
         """What the file is, and the way from there, with its name in the commands."""
-        text = TOLD.get(self.kind, TOLD["unknown"]).replace("(FILE", f"({os.fspath(self.path)!r}")
+        text = EXPLANATIONS.get(self.kind, EXPLANATIONS["unknown"]).replace("(FILE", f"({os.fspath(self.path)!r}")
         return text.replace(" FILE", " " + shlex.quote(os.fspath(self.path)))
 
 

@@ -65,7 +65,7 @@ def read_images(
     - ``.npy``: one array of one sample or of many; ``(H, W)`` and ``(N, H, W)`` will do for one channel.
     - idx files, as MNIST's, raw or ``.gz``.
 
-    Whatever was changed is told in the notes. Raises `Problems` with every file that cannot be used.
+    The notes say what was changed. Raises `Problems` with every file that cannot be used.
     """
     shape = None if input_shape is None else tuple(input_shape)
     dtype = input_dtype or (None if shape is None else "uint8")
@@ -122,7 +122,7 @@ def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: 
 def _read_picture(path: Path, data: bytes, shape: tuple[int, ...] | None, dtype: str | None) -> tuple[np.ndarray, str]:
     if shape is None:
         raise BadFile(
-            path, "is a picture, and the model does not tell the shape of its input; give a .npy array (N, ...)"
+            path, "is a picture, and the model does not say the shape of its input; give a .npy array (N, ...)"
         )
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise BadFile(path, f"is a picture; the model takes {list(shape)}, not (1 or 3, height, width)")

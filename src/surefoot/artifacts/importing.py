@@ -125,11 +125,11 @@ def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tup
         rng.seed_all(0)
         if ":" not in name:
             return MODELS.build(name, arguments), None
-        found = import_object(name)
-        problems = argument_problems(name, found, arguments)
+        constructor = import_object(name)
+        problems = argument_problems(name, constructor, arguments)
         if problems:
             raise Problems([p.message for p in problems])
-        made = found(**arguments)
+        made = constructor(**arguments)
     finally:
         rng.set_state(before)
     if not isinstance(made, nn.Module):
@@ -146,7 +146,7 @@ def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tup
     """
     wanted = model.state_dict().keys()
     names = {name: name for name in tensors}
-    taken = ""
+    prefix = ""
     # torch.optim.swa_utils.AveragedModel counts beside the model that it wraps.
     averaged = "n_averaged" in names and "n_averaged" not in wanted
     if averaged and all(name.startswith("module.") for name in names if name != "n_averaged"):
@@ -155,9 +155,9 @@ def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tup
         shared = [p for p in _PREFIXES if all(name.startswith(p) for name in names.values())]
         if not shared or any(name.startswith(shared[0]) for name in wanted):
             break
-        taken += shared[0]
+        prefix += shared[0]
         names = {old: new.removeprefix(shared[0]) for old, new in names.items()}
-    return {new: tensors[old] for old, new in names.items()}, taken
+    return {new: tensors[old] for old, new in names.items()}, prefix
 
 
 def _except(

@@ -47,7 +47,7 @@ def save_model(
     plots: Iterable[str | Path] = (),
     history: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write `model` to `directory` so that it needs nobody's code to be read; returns the directory.
+    """Write `model` to `directory` so that no code but Surefoot is needed to read it; returns the directory.
 
     Any device, dtype and memory layout; tied weights are written once. A directory that already holds a model
     is replaced as a whole, so that at every instant either the old model or the new one is there, complete;
@@ -57,7 +57,7 @@ def save_model(
     `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
     ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights
     are a moving average;
-    `source` tells the import path and arguments of a user's own class; `plots` are
+    `source` is the import path and arguments of a user's own class; `plots` are
     image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
     losses. Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
 
@@ -175,7 +175,7 @@ def read_json(path: Path) -> Any:
 
 
 def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn.Module:
-    """The model that `info` names, with fresh weights. Raises `UsageError`; imports a user's class only if told to."""
+    """The model that `info` names, with fresh weights; a user's class only with `trust_code`. Raises `UsageError`."""
     if "name" in info.model:
         name, args = info.model["name"], info.model["args"]
         if name not in MODELS:

@@ -96,9 +96,9 @@ def read_onnx(path: Path) -> tuple[Callable[..., Any], ModelInfo]:
         raise BadFile(path, f"onnxruntime refuses it: {_reason(error)}") from error
     inputs = session.get_inputs()
     shape, dtype = _input_form(inputs)
-    known = {name: getattr(info, name) for name in info.__dataclass_fields__}
+    fields = {name: getattr(info, name) for name in info.__dataclass_fields__}
     run = functools.partial(_run, ort, session, inputs)
-    return run, ModelInfo(**known | {"input_shape": shape, "input_dtype": dtype})
+    return run, ModelInfo(**fields | {"input_shape": shape, "input_dtype": dtype})
 
 
 def _run(ort: Any, session: Any, inputs: Sequence[Any], *batch: Tensor) -> Any:
@@ -112,20 +112,20 @@ def _run(ort: Any, session: Any, inputs: Sequence[Any], *batch: Tensor) -> Any:
         if isinstance(parts[0], tuple):
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return torch.cat(parts)
-    given = {i.name: part.detach().cpu().numpy() for i, part in zip(inputs, batch, strict=True)}
+    arrays = {i.name: part.detach().cpu().numpy() for i, part in zip(inputs, batch, strict=True)}
     options = ort.RunOptions()
     over = threading.Timer(MAX_SECONDS, lambda: setattr(options, "terminate", True))
     over.daemon = True
     over.start()
     try:
-        found = session.run(None, given, options)
+        outputs = session.run(None, arrays, options)
     except Exception as error:
         late = f"it took more than {MAX_SECONDS} s: " if options.terminate else ""
         raise ValueError(late + _reason(error)) from error
     finally:
         over.cancel()
     results = []
-    for value, output in zip(found, session.get_outputs(), strict=True):
+    for value, output in zip(outputs, session.get_outputs(), strict=True):
         if not hasattr(value, "dtype") or value.dtype.kind not in "biufc":
             raise ValueError(f"its output {output.name!r} is {output.type}, not a tensor of numbers")
         results.append(torch.from_numpy(value.copy() if not value.flags.writeable else value))
@@ -149,8 +149,8 @@ def check(path: Path, model: Any, onnx: Any) -> bool:
         raise BadFile(path, "is not an ONNX model: it holds no graph")
     everything = [model.graph.node, *(function.node for function in model.functions)]
     for domain in sorted({node.domain for node in _nodes(path, everything)}):
-        own = {function.domain for function in model.functions}
-        if domain not in _DOMAINS and domain not in own:
+        functions = {function.domain for function in model.functions}
+        if domain not in _DOMAINS and domain not in functions:
             raise BadFile(
                 path,
                 f"uses operators of {domain[:80]!r}, which come from a library; only what onnxruntime "
@@ -243,11 +243,11 @@ def _check_external(path: Path, name: str, entry: dict[str, str]) -> None:
         raise BadFile(path, f"the tensor {name!r} lies in {location[:80]!r}; only files of the same folder are read")
     other = path.parent / location
     try:
-        found = other.lstat()
+        status = other.lstat()
         end = int(entry.get("offset") or 0) + int(entry.get("length") or 0)
     except (OSError, ValueError) as error:
         raise BadFile(path, f"the tensor {name!r} lies in {location[:80]!r}: {first_line(error)}") from error
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not 0 <= end <= found.st_size:
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not 0 <= end <= status.st_size:
         raise BadFile(path, f"the tensor {name!r}: {location[:80]!r} is no regular file that holds it")
 
 
@@ -258,15 +258,15 @@ def _input_form(inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, str | No
     dtype = inputs[0].type.removeprefix("tensor(").removesuffix(")")
     dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
     sizes = inputs[0].shape[1:]
-    known = inputs[0].shape and all(isinstance(n, int) and n > 0 for n in sizes)
-    return (tuple(sizes) if known else None), (dtype if dtype in DTYPES else None)
+    fixed = inputs[0].shape and all(isinstance(n, int) and n > 0 for n in sizes)
+    return (tuple(sizes) if fixed else None), (dtype if dtype in DTYPES else None)
 
 
 def _info(path: Path, model: Any) -> ModelInfo:
     for item in model.metadata_props:
         if item.key == KEY:
-            found = parse_json(path, item.value.encode(), "its description", max_containers=100_000)
-            return ModelInfo.from_json(found, path)
+            data = parse_json(path, item.value.encode(), "its description", max_containers=100_000)
+            return ModelInfo.from_json(data, path)
     return ModelInfo(model={"class": f"{path.name}:program", "args": None})
 
 

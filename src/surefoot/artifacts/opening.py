@@ -102,8 +102,8 @@ class LoadedModel:
         if shape is not None and tuple(raw.shape[1:]) != shape:
             raise UsageError(f"{self.path}: takes batches (N, {', '.join(map(str, shape))}), not {list(raw.shape)}")
         if dtype is not None and raw.dtype != getattr(torch, dtype):
-            found = str(raw.dtype).removeprefix("torch.")
-            raise UsageError(f"{self.path}: takes raw data of {dtype}, not {found}")
+            name = str(raw.dtype).removeprefix("torch.")
+            raise UsageError(f"{self.path}: takes raw data of {dtype}, not {name}")
         with torch.inference_mode():
             try:
                 return self.run(raw, *more)
@@ -137,9 +137,9 @@ class LoadedModel:
 
     def describe(self) -> dict[str, Any]:
         """Plain data about the model, for people and for ``--json``."""
-        known = self.info.to_json()
-        del known["format"], known["format_version"]
-        return {"path": str(self.path), "format": self.format, **known}
+        described = self.info.to_json()
+        del described["format"], described["format_version"]
+        return {"path": str(self.path), "format": self.format, **described}
 
 
 def open_model(
@@ -153,7 +153,7 @@ def open_model(
 ) -> LoadedModel:
     """Open a run directory, a model directory, ``.safetensors``, ``.pth``, ``.pt2`` or ``.onnx`` to use it.
 
-    The format is told by the content. Weights that do not name their model (``.pth``, foreign
+    The format is recognised by the content. Weights that do not name their model (``.pth``, foreign
     ``.safetensors``) need `model`, a registered name, ``module:Name`` or an instance, and a `preprocessing` before
     they can be called. `key` is that of `import_weights`. With `trust_code` the class that a file names is
     imported, and a ``.pt2`` is read by torch, which runs code of the file. Raises `UsageError`.
@@ -196,12 +196,12 @@ def _from_directory(
     classes: Sequence[str] | None,
     trust_code: bool,
 ) -> LoadedModel:
-    found = next(p for p in (path, path / "model") if os.path.lexists(p / INFO))
+    directory = next(p for p in (path, path / "model") if os.path.lexists(p / INFO))
     if isinstance(model, str):
         model = build_named(model, {})[0]
-    info = _with(read_info(found), preprocessing, classes)
-    module = load_model(found, model, trust_code=trust_code)
-    return LoadedModel(found, "directory", info, Ready(module, info.preprocessing).eval(), module)
+    info = _with(read_info(directory), preprocessing, classes)
+    module = load_model(directory, model, trust_code=trust_code)
+    return LoadedModel(directory, "directory", info, Ready(module, info.preprocessing).eval(), module)
 
 
 def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> ModelInfo:
@@ -214,5 +214,5 @@ def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequenc
 
 
 def _usual_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """The one shape that LeNet5 takes; the other models take several and bare weights do not tell which."""
+    """The one shape that LeNet5 takes; the other models take several and bare weights do not say which."""
     return (model.arguments["channels"], 28, 28) if isinstance(model, LeNet5) else None

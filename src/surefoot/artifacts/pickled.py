@@ -1,4 +1,4 @@
-"""What a pickle would make, found out without running it: a stack machine with stand-ins.
+"""What a pickle would make, without running it: a stack machine with stand-ins.
 
 A pickle is a program for a small stack machine. Here that program is followed with stand-ins: a tensor becomes
 a `Stored` (which bytes, which shape), any object of a class that weights are not made of an `Opaque` with its name.
@@ -265,10 +265,10 @@ class Machine:
 
     def described(self, kind: str, key: str, numel: int, view: Any = None) -> Any:
         """The storage `key`; described twice it must be the same. `view` is (key, offset, length) or None."""
-        known = _STORAGE_CLASS.fullmatch(kind)
-        if not known and kind != "torch.storage.UntypedStorage":
+        storage_class = _STORAGE_CLASS.fullmatch(kind)
+        if not storage_class and kind != "torch.storage.UntypedStorage":
             return Opaque(kind)
-        dtype = _STORAGES[known[1]] if known else "uint8"
+        dtype = _STORAGES[storage_class[1]] if storage_class else "uint8"
         if self.storages.setdefault(key, (dtype, numel)) != (dtype, numel):
             raise self._bad(f"two descriptions of the storage {key}")
         begin, length = (0, numel) if view is None else view[1:]

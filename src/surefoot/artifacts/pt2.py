@@ -26,7 +26,7 @@ def traced(model: nn.Module, batch: Sequence[Tensor]) -> torch.export.ExportedPr
 
     `batch` holds one tensor (N, ...) for each argument of forward().
     """
-    # Zeros of two samples: example inputs are stored in the file, and a user's data is nobody's business; a
+    # Zeros of two samples: example inputs are stored in the file, and a user's data is private; a
     # batch of one would be taken for a fixed size.
     example = tuple(torch.zeros((2, *part.shape[1:]), dtype=part.dtype) for part in batch)
     size = {0: torch.export.Dim("batch", min=1)}
@@ -39,7 +39,7 @@ def traced(model: nn.Module, batch: Sequence[Tensor]) -> torch.export.ExportedPr
                 program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
             except Exception:  # reading the bytecode takes longer, and keeps len(x) open, which running it cannot
                 program = torch.export.export(model, example, dynamic_shapes=shapes, strict=True)
-    except Exception as error:  # torch.export raises many kinds; each means that it found no program
+    except Exception as error:  # torch.export raises many kinds; each means that there is no program
         name = type(getattr(model, "model", model)).__name__
         raise UsageError(
             f"{name} cannot be exported as a program: {first_line(error)}. Its forward may "
@@ -84,8 +84,8 @@ def read_pt2(path: Path, trust_code: bool) -> tuple[Callable[..., Any], ModelInf
     if not described:
         return run, ModelInfo({"class": f"{path.name}:program", "args": None}, input_shape=shape, input_dtype=dtype)
     text = described if isinstance(described, bytes) else described.encode()
-    found = parse_json(path, text, EXTRA, max_containers=100_000)
-    return run, ModelInfo.from_json(found, f"{path}: {EXTRA}")
+    data = parse_json(path, text, EXTRA, max_containers=100_000)
+    return run, ModelInfo.from_json(data, f"{path}: {EXTRA}")
 
 
 def _input_form(program: torch.export.ExportedProgram) -> tuple[tuple[int, ...] | None, str | None]:

@@ -55,9 +55,9 @@ def read_state(path: str | Path, *, key: str | None = None) -> State:
     path = Path(path)
     if path.is_dir():
         path = weights_in(path)
-    kind = (found := recognise(path)).kind
+    kind = (form := recognise(path)).kind
     if kind not in READ:
-        raise BadFile(path, found.told)
+        raise BadFile(path, form.explanation)
     if kind == "index":
         state = _read_shards(path, key)
     elif kind == "safetensors":
@@ -83,14 +83,14 @@ def weights_in(folder: Path) -> Path:
     for name in FOLDER_FILES:
         if name in there:
             return folder / name
-    for name, told in _FOLDERS.items():
+    for name, explanation in _FOLDERS.items():
         if name in there:
-            raise BadFile(folder, told)
+            raise BadFile(folder, explanation)
     endings = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
     named = sorted(name for name in there if name.endswith(endings))
     hint = f"; name one of its files: {', '.join(named[:10])}" if named else ""
-    known = f"no weights by a name that is known ({FOLDER_FILES[1]}, ...)"
-    raise BadFile(folder, f"holds no model (model.json) and {known}{hint}")
+    what = f"no model (model.json) and no weights by a name that is known ({FOLDER_FILES[1]}, ...)"
+    raise BadFile(folder, f"holds {what}{hint}")
 
 
 _FOLDERS = {
@@ -152,8 +152,8 @@ def _index(path: Path) -> dict[str, set[str]]:
         data = files.read_bounded(path, MAX_INDEX_BYTES)
     except OSError as error:
         raise BadFile(path, error.strerror or str(error)) from error
-    found: Any = safe_tensors.parse_json(path, data, "the index", max_containers=1000)
-    names = found.get("weight_map") if isinstance(found, dict) else None
+    contents: Any = safe_tensors.parse_json(path, data, "the index", max_containers=1000)
+    names = contents.get("weight_map") if isinstance(contents, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise BadFile(path, "has no weight_map of tensors and the files that hold them")
     shards: dict[str, set[str]] = {}
@@ -173,7 +173,7 @@ def under_prefix(state: State, prefix: str) -> State:
     kept = {name.removeprefix(prefix): t for name, t in state.tensors.items() if name.startswith(prefix)}
     if not kept:
         heads = sorted({name.partition(".")[0] + "." for name in state.tensors if "." in name})
-        told = ", ".join(heads[:20]) or "no prefix at all"
-        raise UsageError(f"{state.path}: no name begins with {prefix!r}; they begin with {told}")
+        listed = ", ".join(heads[:20]) or "no prefix at all"
+        raise UsageError(f"{state.path}: no name begins with {prefix!r}; they begin with {listed}")
     left = sorted({name.partition(".")[0] for name in state.tensors if not name.startswith(prefix)})
     return replace(state, tensors=kept, others=(*state.others, *left))

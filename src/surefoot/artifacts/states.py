@@ -51,12 +51,12 @@ def _select(
 ) -> tuple[dict[str, Stored], str | None, tuple[str, ...]]:
     state = _state(tree, budget)
     if key is not None:
-        found = _at(tree, key)
-        state = None if found is None else _state(found, budget)
+        item = _at(tree, key)
+        state = None if item is None else _state(item, budget)
         if not state:
             known = [name for level in _levels(tree, budget) for name, _ in level]
-            shown = ", ".join(map(repr, known[:20])) or "none"
-            raise BadFile(path, f"holds no weights under {key!r}{did_you_mean(key, known)}; entries that do: {shown}")
+            listing = ", ".join(map(repr, known[:20])) or "none"
+            raise BadFile(path, f"holds no weights under {key!r}{did_you_mean(key, known)}; entries that do: {listing}")
         return state, key, _others(tree, key)
     if state:
         return state, None, ()
@@ -65,8 +65,8 @@ def _select(
             name, state = level[0]
             return state, name, _others(tree, name)
         if level:
-            shown = ", ".join(repr(name) for name, _ in level[:20])
-            raise BadFile(path, f"holds several sets of weights ({shown}); say which one with key={level[0][0]!r}")
+            listing = ", ".join(repr(name) for name, _ in level[:20])
+            raise BadFile(path, f"holds several sets of weights ({listing}); say which one with key={level[0][0]!r}")
     raise BadFile(path, _nothing(tree, foreign))
 
 
@@ -85,7 +85,7 @@ def _state(value: Any, budget: _Budget) -> dict[str, Stored] | None:
 
 def _of_module(value: Opaque, budget: _Budget) -> dict[str, Stored] | None:
     """What `state_dict()` of the pickled module would hold: its parameters and buffers, in order."""
-    found: dict[str, Stored] = {}
+    by_name: dict[str, Stored] = {}
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         prefix, module = waiting.pop()
@@ -104,31 +104,31 @@ def _of_module(value: Opaque, budget: _Budget) -> dict[str, Stored] | None:
             budget.spend(len(entries))
             for name, tensor in entries.items():
                 if isinstance(tensor, Stored) and isinstance(name, str) and (kind != "_buffers" or name not in hidden):
-                    found[prefix + name] = tensor
+                    by_name[prefix + name] = tensor
         inner = [(f"{prefix}{name}.", m) for name, m in state["_modules"].items() if isinstance(name, str)]
         waiting += reversed(inner)
-    return found or None
+    return by_name or None
 
 
 def _levels(tree: Any, budget: _Budget) -> Iterator[list[tuple[str, dict[str, Stored]]]]:
     """The sets of weights below the top, level by level; what an optimizer keeps is none."""
     level: list[tuple[str, Any]] = [("", tree)]
-    seen: set[int] = set()
+    visited: set[int] = set()
     for _ in range(MAX_DEPTH):
-        found, deeper = [], []
+        states, deeper = [], []
         for prefix, value in level:
             for name, item in _entries(value):
-                if id(item) in seen or not isinstance(item, dict | Opaque):
+                if id(item) in visited or not isinstance(item, dict | Opaque):
                     continue
                 budget.spend(1)
-                seen.add(id(item))
+                visited.add(id(item))
                 where = prefix + name
                 state = _state(item, budget)
                 if state:
-                    found.append((where, state))
+                    states.append((where, state))
                 elif not {"state", "param_groups"} <= {n for n, _ in _entries(item)}:
                     deeper.append((where + ".", item))
-        yield found
+        yield states
         level = deeper
 
 

@@ -39,7 +39,7 @@ class TorchFile:
     def tensors(self, state: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
         """The tensors of a state_dict, on the CPU, views of one storage sharing it. Raises `BadFile`."""
         raw: dict[str, torch.Tensor] = {}
-        found = {}
+        tensors = {}
         for name, stored in state.items():
             key = stored.storage.key
             if key not in raw:
@@ -51,8 +51,8 @@ class TorchFile:
             tensor = -tensor if "neg" in stored.lazy else tensor
             if dtype is torch.bool and tensor.numel() and int(raw[key].max()) > 1:
                 raise BadFile(self.path, f"{name[:80]!r} holds booleans other than 0 and 1")
-            found[name] = tensor
-        return found
+            tensors[name] = tensor
+        return tensors
 
     def _read(self, storage: pickled.Storage) -> torch.Tensor:
         record = self.blocks[storage.key]
@@ -147,8 +147,8 @@ def _read_legacy(path: Path, file: io.BufferedReader) -> TorchFile:
         if key not in machine.storages or key in blocks:
             raise BadFile(path, f"holds the storage {key[:40]!r} twice, or nothing tells of it")
         dtype, numel = machine.storages[key]
-        if (told := window.number("<q")) != numel:
-            raise BadFile(path, f"the storage {key} holds {told} numbers; its pickle tells of {numel}")
+        if (count := window.number("<q")) != numel:
+            raise BadFile(path, f"the storage {key} holds {count} numbers; its pickle tells of {numel}")
         blocks[key] = _block(window, key, dtype, numel)
     missing = [key for key in machine.storages if key not in blocks]
     if missing:
@@ -182,7 +182,7 @@ def _read_tar(path: Path, file: io.BufferedReader) -> TorchFile:
                     raise BadFile(path, f"holds a storage of the kind {kind[:80]}, twice or of a size that is none")
                 blocks[str(key)] = _block(window, str(key), storages[key].dtype, numel)
             case _:
-                raise BadFile(path, "has storages that are not told as torch did")
+                raise BadFile(path, "has storages that are not described as torch did")
     views = window.follow(machine)
     for view in views if isinstance(views, list | tuple) else ():
         match view:
@@ -193,7 +193,7 @@ def _read_tar(path: Path, file: io.BufferedReader) -> TorchFile:
                     raise BadFile(path, "holds a view beyond the end of its storage")
                 storages[key] = replace(base, begin=begin, length=length)
             case _:
-                raise BadFile(path, "tells of a view of a storage that is none")
+                raise BadFile(path, "describes a view of a storage that is not there")
     tensors: dict[int, Stored] = {}
     window = _Window(path, file, *parts["tensors"])
     for _ in range(_count(path, window.follow(machine))):
@@ -207,7 +207,7 @@ def _read_tar(path: Path, file: io.BufferedReader) -> TorchFile:
                 base = storages[storage]
                 tensors[int(key)] = machine.tensor(base, base.dtype, window.number("<q"), shape, stride)
             case _:
-                raise BadFile(path, "has tensors that are not told as torch did")
+                raise BadFile(path, "has tensors that are not described as torch did")
 
     def referred(reference: Any) -> Any:
         match reference:
@@ -224,7 +224,7 @@ def _read_tar(path: Path, file: io.BufferedReader) -> TorchFile:
 
 def _count(path: Path, found: Any) -> int:
     if type(found) is not int or not 0 <= found <= _MAX_BLOCKS:
-        raise BadFile(path, "tells of a count that is none")
+        raise BadFile(path, "holds a count that is none")
     return found
 
 

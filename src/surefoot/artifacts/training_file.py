@@ -1,4 +1,4 @@
-"""A checkpoint of somebody's own training loop: weights, optimizer state and epoch, read without running anything."""
+"""A checkpoint of a user's own training loop: weights, optimizer state and epoch, read without running anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OptimizerFile:
 
 @dataclass(frozen=True)
 class TrainingFile:
-    """What was found; `others` are the entries that were not used. `epoch` is as the file has it."""
+    """The parts of a checkpoint; `others` are the entries that were not used. `epoch` is as the file has it."""
 
     path: Path
     tensors: dict[str, torch.Tensor] = field(repr=False)
@@ -47,11 +47,13 @@ def read_training(path: str | Path, *, key: str | None = None) -> TrainingFile:
     ``param_groups``. Raises `BadFile`.
     """
     path = Path(path)
-    kind = recognise(path)
-    if kind.kind not in ("zip", "legacy", "tar"):
-        raise BadFile(path, kind.told if kind.kind != "safetensors" else "holds weights alone: use surefoot import")
+    form = recognise(path)
+    if form.kind == "safetensors":
+        raise BadFile(path, "holds weights alone: use surefoot import")
+    if form.kind not in ("zip", "legacy", "tar"):
+        raise BadFile(path, form.explanation)
     with open_file(path) as file:
-        content = read_torch_file(path, file, kind.kind)
+        content = read_torch_file(path, file, form.kind)
         stored, where, others = select(path, content.tree, key, content.foreign)
         tree = content.tree if isinstance(content.tree, dict) and where is not None else {}
         found = [name for name, value in tree.items() if isinstance(name, str) and _is_optimizer(value)]
@@ -82,11 +84,11 @@ def _optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerFile:
         if not isinstance(params, list) or not all(type(n) is int for n in params):
             raise bad("has a group without its parameters")
         positions.append(tuple(params))
-        given = group.get("param_names")
-        names += given if isinstance(given, list) and len(given) == len(params) else []
+        group_names = group.get("param_names")
+        names += group_names if isinstance(group_names, list) and len(group_names) == len(params) else []
     flat = [n for group in positions for n in group]
-    known = set(flat)
-    if len(known) != len(flat) or not all(type(n) is int and n in known for n in state):
+    all_positions = set(flat)
+    if len(all_positions) != len(flat) or not all(type(n) is int and n in all_positions for n in state):
         raise bad("names a parameter twice, or one that no group has")
     stored: dict[str, Stored] = {}
     read: dict[int, dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from ..registry import did_you_mean
 from ..untouched import is_lazy
 from ..wrapping import unwrap
 
-# How many differences of one kind are told one by one; a file for another model would fill the screen.
+# How many differences of one kind are listed one by one; a file for another model would fill the screen.
 SHOWN = 20
 
 
@@ -81,11 +81,11 @@ def differences(state: Mapping[str, torch.Tensor], model: nn.Module, *, dtypes: 
     absent = [name for name in wanted if name not in state]
     missing = [name for name in absent if not any(twin in state for twin in groups.get(name, ()))]
     unexpected = [name for name in state if name not in wanted]
-    found = _listed(
+    lines = _listed(
         [f"missing: {name} {form(wanted[name])}{did_you_mean(name, unexpected)}" for name in missing],
         "missing",
     )
-    found += _listed(
+    lines += _listed(
         [f"unexpected: {name} {form(state[name])}{did_you_mean(name, missing)}" for name in unexpected],
         "unexpected",
     )
@@ -98,10 +98,10 @@ def differences(state: Mapping[str, torch.Tensor], model: nn.Module, *, dtypes: 
             wrong.append(f"{name}: its shape is {_shape(value)}, the model's is {_shape(target)}")
         elif dtypes and value.dtype != target.dtype:
             wrong.append(f"{name}: it holds {_dtype(value)}, the model {_dtype(target)}")
-    found += _listed(wrong, "different")
+    lines += _listed(wrong, "different")
     if not wrong:
-        found += _listed(_disagreeing(state, groups), "disagreeing")
-    return found
+        lines += _listed(_disagreeing(state, groups), "disagreeing")
+    return lines
 
 
 def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adopt_dtypes: bool = False) -> None:
@@ -112,9 +112,9 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
     for name, tensor in model.state_dict(keep_vars=True).items():
         if is_lazy(tensor) and name in state:  # of a lazy module that no batch has gone through yet
             tensor.materialize(state[name].shape)
-    found = differences(state, model, dtypes=not adopt_dtypes)
-    if found:
-        raise Problems([f"{where}: {line}" for line in found])
+    problems = differences(state, model, dtypes=not adopt_dtypes)
+    if problems:
+        raise Problems([f"{where}: {line}" for line in problems])
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if adopt_dtypes:
         take_dtypes(state, model)
@@ -181,13 +181,13 @@ def _memory(value: torch.Tensor) -> tuple[Any, ...] | None:
 
 
 def _disagreeing(state: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> list[str]:
-    found = []
+    lines = []
     for name, group in groups.items():
         there = [twin for twin in group if twin in state]
         if there and name == there[0]:
             others = [o for o in there[1:] if not same_bytes(state[name], state[o])]
-            found += [f"{other}: the model ties it to {name}, the file gives two different values" for other in others]
-    return found
+            lines += [f"{other}: the model ties it to {name}, the file gives two different values" for other in others]
+    return lines
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
