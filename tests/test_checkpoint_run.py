@@ -486,7 +486,7 @@ def test_training_goes_on_while_a_copy_is_written(run_dir, monkeypatch):
     mkdir = files.System.mkdir
     net = model()
     saver = saver_for(run_dir, net, every=None)
-    monkeypatch.setattr(files.System, "mkdir", lambda self, path: (gate.wait(), mkdir(self, path))[1])
+    monkeypatch.setattr(files.System, "mkdir", lambda self, path: (gate.wait(), mkdir(path))[1])
     saver.step()
     moment = net.weight.detach().clone()
     saver.save(wait=False)

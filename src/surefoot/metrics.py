@@ -16,7 +16,7 @@ from .text import counted
 _KINDS = ("classes", "logits", "probabilities", "signs")
 
 
-class Parts(tuple):
+class Parts(tuple[Any, ...]):
     """Outputs or targets of one update's micro-batches that cannot be joined (padded to several lengths)."""
 
 
@@ -80,7 +80,7 @@ class RunningMetrics:
 
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
-        self._held: list[tuple] = []
+        self._held: list[tuple[Any, ...]] = []
         self._told: list[tuple[int, Any, dict[str, Any]]] = []
         self._held_bytes = 0
         self._epoch = _Sums()
@@ -107,19 +107,20 @@ class RunningMetrics:
         """
         if weight is not None or numbers:
             self._told.append((len(self._held), weight, dict(numbers or {})))
+        weighed = None
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
             outputs = Parts(map(_data, outputs)) if isinstance(outputs, Parts) else _data(outputs)
             self._held_bytes += sum(getattr(part, "nbytes", 0) for part in _parts(outputs)) + 512
         elif self.weigh is not None:
-            n, outputs = (n, self._weigh(outputs, targets)), None
+            weighed, outputs = self._weigh(outputs, targets), None
             self._held_bytes += 512
         else:
             outputs = None
             self._held_bytes += 512
         if not self._keeps_targets:
             targets = None
-        self._held.append((loss.data, outputs, targets, n))
+        self._held.append((loss.data, outputs, targets, n, weighed))
         if self._held_bytes > self.hold_bytes or len(self._held) >= self.hold_batches:
             self.flush()
 
@@ -129,19 +130,16 @@ class RunningMetrics:
         told, self._told = self._told, []
         if not held:
             return
-        losses, outputs, targets, samples = zip(*held, strict=True)
+        losses, outputs, targets, samples, weighed = zip(*held, strict=True)
         values = _numbers(losses)
+        weights: list[Any] = list(samples)
         if self.weigh_many is not None:
             weights = self._weigh_many(targets)
         elif self._keeps_outputs and self.weigh is not None:
             weights = list(map(self._weigh, outputs, targets))
         elif self.weigh is not None:
-            weights = [weight for _, weight in samples]
-            samples = [n for n, _ in samples]
-        else:
-            weights = samples
+            weights = list(weighed)
         if told:
-            weights = list(weights)
             for (place, _, _), weight in zip(told, _plain([w for _, w, _ in told]), strict=True):
                 weights[place] = weights[place] if weight is None else weight
         right, seen = self._count(outputs, targets) if self.accuracy is not None else (0, 0)
@@ -204,9 +202,11 @@ class RunningMetrics:
             self._matrix = torch.tensor(state["matrix"], dtype=torch.long)
 
     def _weigh(self, outputs: Any, targets: Any) -> Any:
+        assert self.weigh is not None
         return sum(map(self.weigh, _parts(outputs), _parts(targets)))
 
     def _weigh_many(self, targets: Sequence[Any]) -> list[float]:
+        assert self.weigh_many is not None
         weights = iter(self.weigh_many([part for one in targets for part in _parts(one)]))
         return [sum(next(weights) for _ in _parts(one)) for one in targets]
 
@@ -225,14 +225,11 @@ class RunningMetrics:
                 group = groups[key] = ([], [])
             group[0].append(o)
             group[1].append(t)
-        totals = None
+        totals: list[Tensor] = []
         for some, theirs in groups.values():
-            if len(some) == 1:
-                counts = self._count_one(some[0], theirs[0])
-            else:
-                counts = self._count_one(torch.cat(some), torch.cat(theirs))
-            totals = counts if totals is None else totals + counts
-        right, seen = totals.tolist()
+            alone = len(some) == 1
+            totals.append(self._count_one(*((some[0], theirs[0]) if alone else (torch.cat(some), torch.cat(theirs)))))
+        right, seen = torch.stack(totals).sum(0).tolist()
         return right, seen
 
     def _count_one(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -252,7 +249,7 @@ class RunningMetrics:
         return torch.stack([right.sum(), right.new_tensor(right.numel(), dtype=torch.long)])
 
     def _tally(self, answers: Tensor, targets: Tensor, counted: Tensor) -> None:
-        size = self.confusion
+        size = self.confusion or 0
         counted = counted & (targets >= 0) & (targets < size) & (answers < size)  # what has no name has no cell
         truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
@@ -321,6 +318,6 @@ def _plain(values: Sequence[Any]) -> list[Any]:
 def _numbers(tensors: Sequence[Tensor]) -> list[float]:
     """The values of many one-number tensors, with one look at the device where they are alike."""
     try:
-        return torch.stack(tensors).reshape(-1).tolist()
+        return [float(value) for value in torch.stack(list(tensors)).reshape(-1).tolist()]
     except RuntimeError:  # of several shapes or devices: one by one
         return [t.item() for t in tensors]

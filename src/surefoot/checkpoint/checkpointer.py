@@ -165,7 +165,8 @@ class Checkpointer:
         saved = content.manifest["conditions"]
         if prepare is None:  # what cannot be loaded at all is told before what may be allowed
             object_states.require_fit(self._objects, tree, status.path)
-        changes = require_same(*compared(saved, self.conditions, self._objects), self._allow)
+        then, now = compared(saved, self.conditions, self._objects)
+        changes = require_same(then, now, self._allow)
         if prepare is not None:
             prepare(tree["objects"], changes)
             object_states.require_fit(self._objects, tree, status.path)
@@ -177,7 +178,7 @@ class Checkpointer:
         self.steps, self.epochs = tree["step"], tree["epoch"]
         self._saved_at = (self.steps, self.epochs)
         metrics = [known.metrics for known in self._writer.standing()]
-        if (best := self._keep.best_of(metrics)) is not None:
+        if (best := self._keep.best_of(metrics)) is not None and self._keep.best is not None:
             self._best = metrics[best][self._keep.best]
         self._begin(content.manifest, changes, damaged)
         self._writer.set_aside(self.steps)

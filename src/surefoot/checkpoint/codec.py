@@ -179,7 +179,7 @@ class Encoder:
             del self.tensors[name]
         size = max(_end(tensor) for _, tensor, _ in entries) - start
         block = torch.empty(0, dtype=torch.uint8, device=first.device)
-        self.tensors[names[0]] = block.set_(memory, offset, (size,), (1,))  # type: ignore[call-overload]
+        self.tensors[names[0]] = block.set_(memory, offset, (size,), (1,))
         for node, tensor, _ in entries:
             node.clear()
             node |= {"$": "view", "at": names[0], "dtype": str(tensor.dtype).removeprefix("torch.")}
@@ -320,11 +320,13 @@ class Decoder:
         parts = [self.decode(node[name], depth + 1) for name in _SPARSE[layout]]
         if not all(isinstance(part, torch.Tensor) for part in parts):
             raise Corrupt("a sparse tensor without its parts")
-        with torch.sparse.check_sparse_tensor_invariants():
+        with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
             if layout is torch.sparse_coo:
-                made = torch.sparse_coo_tensor(*parts, node["shape"])
+                indices, values = parts
+                made = torch.sparse_coo_tensor(indices, values, node["shape"])
                 return made._coalesced_(node["coalesced"] is True)
-            return torch.sparse_compressed_tensor(*parts, node["shape"], layout=layout)
+            lines, places, values = parts
+            return torch.sparse_compressed_tensor(lines, places, values, node["shape"], layout=layout)
 
 
 @functools.lru_cache(maxsize=4096)

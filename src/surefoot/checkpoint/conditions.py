@@ -64,7 +64,7 @@ def environment() -> Conditions:
         "device.accelerator": _accelerator(),
         "threads": torch.get_num_threads(),
         "flags.deterministic": torch.are_deterministic_algorithms_enabled(),
-        "flags.mkldnn": bool(torch.backends.mkldnn.enabled),  # type: ignore[attr-defined]
+        "flags.mkldnn": bool(torch.backends.mkldnn.enabled),
         "flags.default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }
     found |= {f"flags.fp32_precision.{name}": value for name, value in _precisions()}
@@ -72,7 +72,7 @@ def environment() -> Conditions:
     found |= {f"variables.{name}": os.environ[name] for name in VARIABLES if name in os.environ}
     if torch.cuda.is_available():
         found["versions.cuda"] = str(torch.version.cuda)
-        found["versions.cudnn"] = torch.backends.cudnn.version()
+        found["versions.cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         found["flags.cudnn_benchmark"] = torch.backends.cudnn.benchmark
         found["flags.cudnn_deterministic"] = torch.backends.cudnn.deterministic
     return found

@@ -74,7 +74,8 @@ def use_changed(
 ) -> None:
     """Let options that differ between the conditions `saved` and `now` take effect: loading put the old ones back."""
     for key, groups in given.items():
-        optimizer, rates = objects[key], {}
+        optimizer = objects[key]
+        rates: dict[int, tuple[Any, Any]] = {}
         for index, options in enumerate(groups):
             where = prefix(key, index, len(groups))
             for name, value in options.items():

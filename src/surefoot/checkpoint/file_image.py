@@ -95,4 +95,4 @@ class FileImage:
         self.settle()
         yield self._head
         if self._block.numel():
-            yield memoryview(self._block.numpy())
+            yield self._block.numpy().data

@@ -39,4 +39,4 @@ def go_back(journal: Any, tree: dict[str, Any], tell: Callable[[str], None]) -> 
     mended, damaged = journal.truncate(tree["journal"] or 0, tree["marks"])
     for message in (*mended, *damaged):
         tell(message)
-    return damaged
+    return list(damaged)

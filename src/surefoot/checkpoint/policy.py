@@ -91,7 +91,7 @@ class Keep:
             return False
         if not _counts(than):
             return True
-        return value < than if self.mode == "min" else value > than
+        return bool(value < than if self.mode == "min" else value > than)
 
     def best_of(self, metrics: Sequence[dict[str, Any]]) -> int | None:
         """Index of the best entry, the earliest of equals; None when no entry has the metric.

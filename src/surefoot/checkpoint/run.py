@@ -51,7 +51,7 @@ class RunDirectory:
     @property
     def id(self) -> str:
         """The run's own name, drawn when it was made; every manifest repeats it."""
-        return self.about["id"]
+        return str(self.about["id"])
 
     @property
     def checkpoints(self) -> Path:
