@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
 from surefoot import Loader, RunOptions, batches, evaluate, fit, objective, predict
+from surefoot.data import as_source
 from surefoot.errors import UsageError
 from surefoot.preprocessing import Preprocessing
 
@@ -85,6 +87,33 @@ def test_what_works_on_one_tensor_is_refused_for_other_inputs_and_not_left_out()
         loader = Loader(Samples(FORMS["dictionary"]), 4, **settings)
         with pytest.raises(UsageError, match=rf"data: {name}: the inputs of a batch are \{{x: \(4, 4\) float32"):
             next(iter(loader))
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, wide, deep):
+        return self.layer(wide + deep)
+
+
+def test_a_dictionary_of_arrays_is_data_whose_samples_are_dictionaries():
+    generator = numpy.random.default_rng(0)
+    data = {"wide": generator.normal(size=(20, 3)), "deep": torch.randn(20, 3), "label": [0, 1] * 10}
+    torch.manual_seed(0)
+    model = Named()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = fit(model, nn.CrossEntropyLoss(), optimizer, data, val=data, epochs=1, batch_size=4)
+    assert {"train/accuracy", "val/accuracy"} <= set(result.metrics)
+    expected = nn.CrossEntropyLoss()(
+        model(torch.from_numpy(data["wide"]).float(), data["deep"]), torch.tensor(data["label"])
+    )
+    assert evaluate(model, nn.CrossEntropyLoss(), data).metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    source = as_source(data)
+    assert source.targets().tolist() == data["label"]
+    changed = as_source(data | {"deep": data["deep"].clone().index_fill_(0, torch.tensor([7]), 0)})
+    assert as_source(data).fingerprint() == source.fingerprint() != changed.fingerprint()
 
 
 class Two(nn.Module):

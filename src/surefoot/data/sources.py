@@ -23,6 +23,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from .. import batches
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
@@ -112,6 +113,8 @@ class Columns(Dataset[dict[str, Tensor]]):
         if len(set(lengths.values())) > 1:
             found = " and ".join(f"{name!r} {length}" for name, length in lengths.items())
             raise UsageError(f"data: the columns hold {found} samples; give as many of each")
+        by_name = dict(zip(self.names, self.tensors, strict=True))
+        self.targets = next((by_name[name] for name in batches.TARGET_NAMES if name in by_name), None)
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -257,7 +260,7 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
         samples = isinstance(data, list) or all(isinstance(d, tuple | dict) for d in data)
         if len(data) <= 3 and (any(map(is_array, data)) or not samples):
             return TensorSource(*data, classes=classes)  # which names what is no column
-    if isinstance(data, Mapping) and data and all(map(is_array, data.values())):
+    if isinstance(data, Mapping) and data and all(is_array(v) or isinstance(v, list) for v in data.values()):
         return DatasetSource(Columns(data), classes=classes)
     if type(data).__module__.startswith("datasets.") and getattr(data, "format", {}).get("type", "torch") is None:
         # Of lists torch's collate makes lists of columns; as tensors the samples are what a model takes.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .. import batches
 from ..arguments import Arguments
-from ..data import Loader, Source, TensorSource, as_source
+from ..data import DatasetSource, Loader, Source, TensorSource, as_source
+from ..data.sources import Columns
 from ..errors import UsageError
 from ..limits import PRECISIONS
 from ..losses import apply, metric_options
@@ -125,14 +126,17 @@ def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | 
     """
     source = as_source(data)
     kinds = set() if model is None else {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if not isinstance(source, TensorSource) or kinds != {torch.float32}:
+    columns = source.dataset if isinstance(source, DatasetSource) else source
+    if not isinstance(columns, TensorSource | Columns) or kinds != {torch.float32}:
         return source
-    if all(tensor.dtype != torch.float64 for tensor in source.tensors):
+    if all(tensor.dtype != torch.float64 for tensor in columns.tensors):
         return source
     if say is not None:
         say("data: float64 is read as float32, which the model computes in")
-    converted = (tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in source.tensors)
-    return TensorSource(*converted, classes=source.classes)
+    converted = [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in columns.tensors]
+    if isinstance(columns, TensorSource):
+        return TensorSource(*converted, classes=source.classes)
+    return as_source(dict(zip(columns.names, converted, strict=True)), classes=source.classes)
 
 
 def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Any:
