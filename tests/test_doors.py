@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -500,16 +501,19 @@ def test_a_schedule_holds_any_callable_and_goes_on_with_it(make, kind):
     assert isinstance(rate, int | float | torch.Tensor)
 
 
-def test_what_a_function_remembers_and_cannot_be_saved_is_named_at_once():
+def test_what_a_function_remembers_and_cannot_be_saved_is_named_before_the_first_step(tmp_path):
     class Remembers(Decay):
         def __init__(self):
             super().__init__()
-            self.rates = np.ones(3)
+            self.rates = object()
 
-    optimizer = sgd(net())
+    model = net()
+    optimizer = sgd(model)
     schedule = Schedule(optimizer, lr_scheduler.LambdaLR(optimizer, Remembers()), by="step")
-    with pytest.raises(UsageError, match=r"lr_lambdas\[0\].rates: a ndarray cannot be saved"):
-        schedule.state_dict()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match=r"lr_lambdas/0/rates: a builtins.object cannot be saved without pickle"):
+        fitted(model, optimizer=optimizer, schedule=schedule, run_dir=tmp_path / "run")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import torch
 from torch.optim import lr_scheduler, swa_utils
 
+from surefoot.checkpoint.codec import Decoder, Encoder
 from surefoot.schedules import SCHEDULERS, WARMUPS, SchedulerSpec, WarmupSpec
 
 
@@ -105,6 +107,13 @@ def adam(rates=(0.1, 0.037), tensor=False, kind=torch.optim.Adam):
     if len(groups) > 1 and kind is torch.optim.Adam:
         groups[1]["betas"] = (0.9, 0.99)
     return kind(groups, lr=0.1)
+
+
+def stored(state):
+    """`state` as a checkpoint keeps it and gives it back."""
+    encoder = Encoder()
+    text = json.dumps(encoder.encode(state, "schedule"), allow_nan=False)
+    return Decoder(encoder.tensors).decode(json.loads(text))
 
 
 def rates_of(optimizer):

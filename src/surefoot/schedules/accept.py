@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -16,7 +17,6 @@ from ..monitor import contradiction
 from .composite import leaves
 from .dampening import BaseWarmup
 from .registry import EPOCH, STEP
-from .state import encode
 
 _WARMUPS = "surefoot.LinearWarmup(optimizer, warmup_period=500)"
 SCHEDULER_EXAMPLE = "torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)"
@@ -99,13 +99,21 @@ def _saveable(function: Callable[[int], float]) -> Callable[[int], float]:
     if inspect.isfunction(function):
         return function
     if inspect.ismethod(function):
-        with contextlib.suppress(UsageError, TypeError):
-            encode(vars(function.__self__))  # what cannot be saved is believed to be no part of the schedule
+        # An object without attributes, or with some that cannot be saved, is believed to be no part of the schedule.
+        if _is_plain(getattr(function.__self__, "__dict__", object())):
             return _Method(function)
         return lambda count: function(count)
     if not hasattr(function, "__dict__") or hasattr(function, "__wrapped__"):
         return lambda count: function(count)
     return function
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool | int | float | np.generic | torch.Tensor)
 
 
 class _Method:

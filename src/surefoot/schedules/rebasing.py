@@ -18,6 +18,17 @@ def owns_rates(scheduler: Any) -> str | None:
     return next((type(part).__name__ for part in parts if isinstance(part, OneCycleLR | CyclicLR | SWALR)), None)
 
 
+def own_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> list[dict[str, Any]]:
+    """What OneCycleLR and SWALR keep of their arguments in each param group, where loading would put it back."""
+    keys: set[str] = set()
+    for part in leaves(scheduler) if scheduler is not None else ():
+        if isinstance(part, OneCycleLR):
+            keys |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
+        elif isinstance(part, SWALR):
+            keys.add("swa_lr")
+    return [{key: group[key] for key in sorted(keys) if key in group} for group in optimizer.param_groups]
+
+
 def overwritten(scheduler: Any) -> tuple[str, ...]:
     """The options of an optimizer that `scheduler` sets by its own arguments, so that other values have no effect."""
     if owns_rates(scheduler) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -14,15 +15,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..arguments import as_metric
 from ..errors import UsageError
 from .accept import check_parts, saveable_callables
-from .check_state import arguments_of, changed_arguments, check_counts, check_groups, check_shape
+from .check_state import arguments_of, changed_arguments, check_fields, check_groups
 from .composite import OF_TORCH, advance, advance_plateaus, leaves
 from .dampening import BaseWarmup, Undampened, watch
 from .late_groups import enter, replay
+from .rebasing import own_rates
 from .registry import EPOCH, STEP
 from .run_length import STRETCH, asked, calls_of, horizons, stretch
-from .state import decode, encode
 
-_FORMAT = 1
+_FORMAT = 2
 # What torch keeps as tensors where the optimizer's rate is one; here the rates are float64 until they are written.
 _RATE_LISTS = ("base_lrs", "max_lrs", "_last_lr", "base_momentums", "max_momentums")
 
@@ -88,6 +89,7 @@ class Schedule:
         self._plateaus = [part for part in parts if isinstance(part, ReduceLROnPlateau)]
         self._simple = scheduler is not None and len(parts) == 1 and parts[0] is scheduler and not self._plateaus
         self._reductions: list[list[list[int]]] = [[] for _ in self._plateaus]
+        self._own_rates = own_rates(optimizer, scheduler)
         self._watch = watch(optimizer, weakref.WeakMethod(self.adopt_groups))
 
     @property
@@ -167,16 +169,18 @@ class Schedule:
         now = first
         if self.scheduler is not None:
             enter(self.scheduler, added, first)
+            self._own_rates += [dict(self._own_rates[0]) for _ in added]
             now = self._replayed(known)
         self._dampener.adopt_groups(now)
 
     def restore(self) -> None:
         """Write the present rates into the param groups, whatever they hold."""
+        for group, own in zip(self.optimizer.param_groups, self._own_rates, strict=False):
+            group.update(own)
         self._dampener.restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data (JSON-able, and tensors where a scheduler of one's own has some)."""
-        state = {} if self.scheduler is None else encode(self.scheduler.state_dict(), type(self.scheduler).__name__)
+        """Plain data: the scheduler's own state and the counts of this class."""
         return {
             "format": _FORMAT,
             "kind": self._kind(),
@@ -187,7 +191,8 @@ class Schedule:
             "moved": self._moved,
             "horizon": self.horizon,
             "reductions": [[list(pair) for pair in times] for times in self._reductions],
-            "scheduler": state,
+            "own_rates": copy.deepcopy(self._own_rates),
+            "scheduler": {} if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
             "rates": self._dampener.state_dict(),
         }
 
@@ -205,9 +210,10 @@ class Schedule:
         built = horizons(self.scheduler)
         before, now = state["horizon"], self.horizon
         if self.scheduler is not None:
-            given = arguments_of(self.scheduler) if self.accept_changes else []
-            self.scheduler.load_state_dict(decode(state["scheduler"]))
-            for leaf, arguments in given:
+            lengths = not (moved or state["moved"])
+            accepted = arguments_of(self.scheduler, lengths=lengths) if self.accept_changes else []
+            self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+            for leaf, arguments in accepted:
                 vars(leaf).update(arguments)
         self.steps, self.epochs, self.calls = state["steps"], state["epochs"], state["calls"]
         self.hold_after, self.horizon = state["hold_after"], now or before
@@ -226,7 +232,7 @@ class Schedule:
             rates["lrs"] = self._replayed()
             rates["written"] = None
         self._dampener.load_state_dict(rates)
-        self._rewrite = moved
+        self._rewrite = moved or (self.accept_changes and any(self._own_rates))
 
     def rebase(self, ratios: list[float]) -> None:
         """Go on with other first rates, which groups and schedulers hold already; `ratios` are new to old, by group.
@@ -251,22 +257,21 @@ class Schedule:
         different = [f"{k} was {kinds.get(k)!r} and is {v!r}" for k, v in mine["kind"].items() if kinds.get(k) != v]
         if different:
             raise UsageError(f"the saved schedule is another one: {'; '.join(different)}; resume with the same")
-        if set(mine) != set(saved):
-            odd = ", ".join(sorted(map(str, set(mine) ^ set(saved))))
-            raise UsageError(f"the saved schedule is damaged: the fields {odd} are missing or too many")
-        check_counts(saved, len(self._plateaus))
+        check_fields({**mine, "scheduler": {}}, saved, "the state")
         count = len(self.optimizer.param_groups)
         check_groups(saved["rates"], count)
         own = type(self.scheduler).__module__ in OF_TORCH
         if own:
-            check_shape(mine["scheduler"], saved["scheduler"], type(self.scheduler).__name__)
-        check_shape(mine["rates"], saved["rates"], "rates")
+            check_fields(mine["scheduler"], saved["scheduler"], type(self.scheduler).__name__)
         before, now = saved["horizon"], self.horizon
         moved = bool(before and now and asked(before, now, self.on_horizon))
         changed = []
         if own:
             lengths = not (moved or saved["moved"])
             changed = changed_arguments(self.scheduler, saved["scheduler"], lengths=lengths)
+        for index, (before, now) in enumerate(zip(saved["own_rates"], self._own_rates, strict=True)):
+            where = f" of param group {index}" if count > 1 else ""
+            changed += [f"{k}{where} was {before.get(k)} and is {v}" for k, v in now.items() if before.get(k) != v]
         if self._dampener.warmup_params != saved["rates"]["warmup_params"]:
             changed.append(
                 f"the arguments of {type(self.warmup).__name__} were {saved['rates']['warmup_params']} "
@@ -274,7 +279,9 @@ class Schedule:
             )
         if changed and not self.accept_changes:
             raise UsageError(
-                f"the schedule changed since it was saved: {'; '.join(changed)}; resume with the same arguments"
+                f"the schedule changed since it was saved: {'; '.join(changed)}; resume with the same arguments, "
+                "or take the new ones from here on: schedule.accept_changes = True, or "
+                'fit(..., run=RunOptions(allow=["schedule"]))'
             )
         return moved
 
