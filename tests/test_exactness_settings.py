@@ -133,6 +133,19 @@ def test_a_rate_that_would_have_no_effect_is_refused_all_the_same(tmp_path):
     assert inexact(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_another_highest_rate_of_a_cycle_given_in_python_is_named_and_can_be_allowed(tmp_path, bare):
+    def cycle(top):
+        made = lambda o: schedulers.OneCycleLR(o, top, total_steps=200, cycle_momentum=False)  # noqa: E731
+        return made if bare else lambda o: Schedule(o, made(o), by="step")
+
+    train(tmp_path / "run", 1, schedule=cycle(0.1))
+    with pytest.raises(UsageError, match="max_lr was 0.1 and is 0.2; .*resume with the same arguments.*allow="):
+        train(tmp_path / "run", 2, schedule=cycle(0.2))
+    train(tmp_path / "run", 2, schedule=cycle(0.2), allow=["schedule"])
+    train(tmp_path / "run", 3, schedule=cycle(0.2))
+
+
 def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_had_it(tmp_path):
     stop = lambda patience: {"early_stopping": EarlyStopping(patience=patience, min_delta=10.0)}  # noqa: E731
     train(tmp_path / "run", 6, **stop(1))

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data import Loader
 from ..fingerprint import Fingerprint
-from ..schedules.rebasing import rebase
+from ..schedules.rebasing import cycled, rebase
 from ..wrapping import submodules
 
 # What schedulers write into the groups; it follows from the rate that was given.
@@ -97,14 +97,16 @@ def prefix(key: str, index: int, groups: int) -> str:
 
 
 def given_groups(optimizer: torch.optim.Optimizer, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The options of each param group as they were given; a rate is that without scheduler and warmup."""
-    undampened = [
-        getattr(o, "undampened_lrs", None) for o in objects.values() if getattr(o, "optimizer", 0) is optimizer
-    ]
-    rates = next((lrs for lrs in undampened if lrs is not None), None)
+    """The options of each param group as they were given; a rate is that without scheduler and warmup.
+
+    What OneCycleLR or CyclicLR has written over is left out: the schedule compares its own arguments.
+    """
+    movers = [o for o in objects.values() if getattr(o, "optimizer", 0) is optimizer]
+    rates = next((o.undampened_lrs for o in movers if hasattr(o, "undampened_lrs")), None)
+    hidden = {*_SCHEDULERS, *(name for o in movers for name in cycled(getattr(o, "scheduler", o)))}
     found = []
     for index, group in enumerate(optimizer.param_groups):
-        options = {name: value for name, value in group.items() if name not in _SCHEDULERS}
+        options = {name: value for name, value in group.items() if name not in hidden}
         if "lr" in options:
             now = options["lr"] if rates is None else rates[index]
             options["lr"] = float(group.get("initial_lr", now))

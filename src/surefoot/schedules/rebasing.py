@@ -33,8 +33,14 @@ def overwritten(scheduler: Any) -> tuple[str, ...]:
     """The options of an optimizer that `scheduler` sets by its own arguments, so that other values have no effect."""
     if owns_rates(scheduler) is None:
         return ()
-    cycled = any(getattr(part, "cycle_momentum", False) for part in leaves(scheduler))
-    return ("lr", "momentum", "betas") if cycled else ("lr",)
+    momentum = any(getattr(part, "cycle_momentum", False) for part in leaves(scheduler))
+    return ("lr", "momentum", "betas") if momentum else ("lr",)
+
+
+def cycled(scheduler: Any) -> tuple[str, ...]:
+    """The options that OneCycleLR and CyclicLR write over when they are made, so that none was the user's."""
+    made = any(isinstance(part, OneCycleLR | CyclicLR) for part in leaves(scheduler))
+    return overwritten(scheduler) if made else ()
 
 
 def rebase(
