@@ -1,4 +1,4 @@
-"""SHA-256 of what values hold: tensors and arrays to the last byte, other objects by what they would be copied from."""
+"""SHA-256 of the content of values: every byte of tensors and arrays, of other objects what a copy would be made of."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Fingerprint:
     """A running SHA-256 over values; equal values give an equal `digest`, on any machine.
 
     An object of any class counts by its class and by what `copy` would take of it (its attributes, `__getstate__`,
-    `__reduce_ex__`). `unseen` holds the names of classes that tell nothing: changes in those are not noticed.
+    `__reduce_ex__`). `unseen` holds the names of classes whose content cannot be read: their changes are not noticed.
 
     >>> import numpy
     >>> Fingerprint.of([numpy.zeros(2), "a"]) == Fingerprint.of([numpy.zeros(2), "b"])
@@ -34,9 +34,9 @@ class Fingerprint:
     @classmethod
     def of(cls, value: Any) -> str:
         """The hex digest of one value."""
-        found = cls()
-        found.add(value)
-        return found.digest()
+        fingerprint = cls()
+        fingerprint.add(value)
+        return fingerprint.digest()
 
     def digest(self) -> str:
         """Hex digits; with the classes that could not be looked into, where there are such."""
@@ -151,7 +151,7 @@ def hash_bytes(digest: Any, tensor: Any) -> None:
 
 
 def _opaque(kind: type) -> bool:
-    """Whether a class may hold what none of its methods tells: it is not made of Python's attributes."""
+    """Whether objects of a class may hold data outside of Python attributes, which no method of theirs returns."""
     return kind.__flags__ & (1 << 9) == 0 and kind.__basicsize__ > object.__basicsize__ + 16
 
 

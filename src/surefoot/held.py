@@ -1,4 +1,4 @@
-"""Random number generators that objects hold beside the process's own: found, seeded, kept and put back."""
+"""Random number generators that objects hold beside the process's own: to find, seed, save and restore them."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def _house(module: str | None) -> bool:
     return (module or "builtins").partition(".")[0] in ("torch", "surefoot", "builtins", "numpy", "random")
 
 
-def seed_each(found: Sequence[Any], seed: int) -> None:
-    """Seed generators, each with a number of its own made from `seed`."""
+def seed_each(all_generators: Sequence[Any], seed: int) -> None:
+    """Seed each generator with its own number, derived from `seed` and its position."""
     import numpy
     import torch
 
-    for number, generator in enumerate(found):
+    for number, generator in enumerate(all_generators):
         own = fold(seed, number)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(own)
@@ -152,7 +152,7 @@ def state_of(generator: Any) -> Any:
 
 
 def put_state(generator: Any, state: Any) -> None:
-    """What `state_of` gave, put back."""
+    """Set a generator to a state that `state_of` returned."""
     import numpy
     import torch
 
@@ -165,19 +165,20 @@ def put_state(generator: Any, state: Any) -> None:
 
 
 class Generators:
-    """The generators that a run's objects hold, as one object that a checkpoint keeps."""
+    """The generators that a run's objects hold, as one object with a state_dict."""
 
     def __init__(self, **roots: Any):
         self._roots = roots
-        self._found: dict[str, Any] = {}
-        self._looks = 2
+        self._generators: dict[str, Any] = {}
+        self._searches_left = 2
 
     def state_dict(self) -> dict[str, Any]:
         """Each one's state by its place."""
-        if self._looks:  # once more after the first steps, since a forward pass may make one; then no save waits for it
-            self._looks -= 1
-            self._found = generators(**self._roots)
-        return {place: state_of(generator) for place, generator in self._found.items()}
+        # Searched once more after the first steps, since a forward pass may make one; later no save waits for it.
+        if self._searches_left:
+            self._searches_left -= 1
+            self._generators = generators(**self._roots)
+        return {place: state_of(generator) for place, generator in self._generators.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put each one back. Raises UsageError for a generator that is not there, before any is changed."""

@@ -15,12 +15,12 @@ _HIGHER = re.compile(
     r"|bleu_?score|jaccard_?index|kappa|corr_?coef|specificity|explained_?variance|noise_?ratio|similarity)$"
 )
 _LOWER = re.compile(r"(loss|error|err|mse|mae|rmse|nll|perplexity|ppl|wer|cer|error_?rate|divergence|distance)$")
-# For these nobody means the other way; of the rest a mode that is given counts.
+# For these the other mode is always a mistake; for the rest the mode given is used.
 _CERTAIN = re.compile(r"(accuracy|loss)$")
 
 
 def better(metric: str | None) -> str | None:
-    """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where nobody can tell.
+    """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where it does not say.
 
     >>> better("val/F1Score"), better("val/loss"), better("val/spread")
     ('max', 'min', None)

@@ -1,4 +1,4 @@
-"""The proof behind `surefoot verify`: train untouched, train while being killed, compare every byte that remains."""
+"""The proof behind `surefoot verify`: train once without and once with kills, and compare the results as bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIME = "wall_s"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of it: how many kills, and the first difference between the two runs, or None."""
+    """The result: the number of kills, of items compared, and the first difference between the two runs, or None."""
 
     kills: int
     compared: int
@@ -39,10 +39,10 @@ class Verdict:
 
     @property
     def same(self) -> bool:
-        """Whether the killed run ended as the untouched one."""
+        """Whether both runs have equal results."""
         return self.difference is None
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The verdict in a line or two."""
         where = ", ".join(f"{step:,}" for step in self.steps)
         if self.same:
@@ -136,8 +136,8 @@ def _temporary_home() -> Iterator[Path]:
                     shutil.rmtree(left, ignore_errors=True)
         home = Path(tempfile.mkdtemp(prefix=_PREFIX))
     except OSError as error:
-        told = error.strerror or error
-        raise UsageError(f"no room for the two runs: {told}; set TMPDIR, or name a directory with --keep") from error
+        reason = error.strerror or error
+        raise UsageError(f"no room for the two runs: {reason}; set TMPDIR, or name a directory with --keep") from error
     with _locked(home):
         try:
             yield home
@@ -176,7 +176,7 @@ def compare(one: Path, other: Path) -> tuple[str | None, int]:
     compared = 0
     for (name, mine), (_, theirs) in zip(_items(one), _items(other), strict=True):
         if mine != theirs:
-            return _told(name, mine, theirs), compared
+            return _difference(name, mine, theirs), compared
         compared += 1
     return None, compared
 
@@ -227,7 +227,7 @@ def _points(run: Path) -> list[tuple[str, int, float]]:
     ]
 
 
-def _told(name: str, mine: Any, theirs: Any) -> str:
+def _difference(name: str, mine: Any, theirs: Any) -> str:
     if isinstance(mine, dict) and isinstance(theirs, dict):
         key = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
         return f"{name}: {key}: untouched has {str(mine.get(key))[:200]}, killed has {str(theirs.get(key))[:200]}"

@@ -1,7 +1,7 @@
-"""The random number generators of a process: seeded, captured and restored together.
+"""The random number generators of a process: their state is read and set as a whole.
 
-Python's, NumPy's (global), torch's CPU generator and that of every CUDA device. A generator that a state lacks
-is an error, never a shrug: a resumed run that draws other numbers is another run.
+Python's, NumPy's global one, torch's CPU generator and that of every CUDA device. A missing one raises UsageError: a
+run resumed without it would draw other numbers and not be exact.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def get_state() -> dict[str, Any]:
 
 
 def set_state(state: Mapping[str, Any]) -> None:
-    """Put every generator back to a captured `state`.
+    """Set every generator to a `state` that `get_state` returned.
 
     Raises UsageError where the state lacks a generator, or holds another number of CUDA devices.
     """

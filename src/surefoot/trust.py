@@ -1,9 +1,8 @@
 """Whose run it is: a seal in run.json says that this user, on this machine, trained with the recipe beside it.
 
 A run's recipe may name code to import (``{import: "module:name"}``), and a run directory may come from anybody.
-The seal is an HMAC-SHA-256 over the run's id, the recipe's bytes and the directory's inode, with a key that lies in
-the user's
-state directory and never in a run: a recipe that was edited, or a directory that was copied, has none that holds.
+The seal is an HMAC-SHA-256 over the run's id, the recipe's bytes and the directory's inode, with a key in the user's
+state directory, never in a run: the seal of an edited recipe or of a copied directory is not valid.
 A directory that is renamed or moved within its file system keeps it.
 """
 
@@ -73,8 +72,8 @@ def _key(*, make: bool) -> bytes | None:
                     os.link(new, path)
             finally:
                 os.unlink(new)
-        found = os.lstat(path)
-        if found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        status = os.lstat(path)
+        if status.st_uid == os.getuid() and not status.st_mode & 0o077:
             key = files.read_bounded(path, _KEY_BYTES)
             return key if len(key) == _KEY_BYTES else None
     return None

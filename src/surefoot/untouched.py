@@ -1,4 +1,4 @@
-"""Running live objects without a trace: whatever a pass may change is put back, to the last bit."""
+"""Running live objects without a trace: whatever a forward or backward pass changes is restored, to the last bit."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Snapshot:
         return inside
 
     def put_back(self) -> str | None:
-        """Make everything as it was. Returns which Python state had changed (a counter, a list), in words, or None."""
+        """Restore everything. Returns which Python state had changed first (a counter, a list), in words, or None."""
         changed = None
         for name, value, kind, before in self._attributes:
             if type(value) is not kind:

@@ -84,11 +84,6 @@ def listed(directory: Path) -> list[CheckpointStatus]:
     return sorted(found, key=lambda status: (status.step, status.revision))
 
 
-def scan(directory: Path, run_id: str | None = None) -> list[CheckpointStatus]:
-    """Every checkpoint, oldest first, verified to the last byte."""
-    return [verified(status, run_id) for status in listed(directory)]
-
-
 def verified(status: CheckpointStatus, run_id: str | None = None) -> CheckpointStatus:
     """The status of one checkpoint after its files were read and hashed."""
     try:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         keep=Path(arguments.keep) if arguments.keep else None,
         say=say,
     )
-    say(verdict.told())
+    say(verdict.summary())
     return 0 if verdict.same else 1
 
 
