@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +14,6 @@ from ..limits import LAYER_DECAY
 from ..registry import describe, did_you_mean
 
 NORM_AND_BIAS = "norm_and_bias"
-
-
-@dataclass(frozen=True)
-class Named:
-    """A trainable parameter under its one name, with what decides its group."""
-
-    name: str
-    parameter: nn.Parameter
-    layer: int
-    norm_or_bias: bool
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -146,10 +135,6 @@ def _entry(index: int, given: Mapping[str, Any]) -> tuple[list[str], dict[str, A
         )
     rest.pop("params", None)
     return list(patterns), {"name": rest.pop("name"), **rest} if "name" in rest else rest
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern)
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
