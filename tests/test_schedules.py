@@ -33,7 +33,6 @@ from surefoot.schedules import (
     SequentialLR,
     WarmupSpec,
     build_schedule,
-    horizon_of,
 )
 
 PER_EPOCH = 4
@@ -542,7 +541,7 @@ def test_an_unchanged_horizon_and_one_that_nothing_depends_on_ask_nothing():
     step = SchedulerSpec("StepLR", {"step_size": 2})
     assert longer(step, None, 10) == whole(step, 9)[10:]
     schedule = build_schedule(adam(), HORIZONS[0], None, 4, 6)
-    assert horizon_of(schedule) == {
+    assert schedule.horizon == {
         "by": "step",
         "steps_per_epoch": 4,
         "epochs": 6,

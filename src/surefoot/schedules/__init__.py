@@ -8,7 +8,7 @@ from ..lazy import lazily
 from .registry import SCHEDULERS, WARMUPS, SchedulerSpec, WarmupSpec
 
 if TYPE_CHECKING:
-    from .building import build_schedule, horizon_of
+    from .building import build_schedule
     from .composite import ChainedScheduler, SequentialLR
     from .schedule import Schedule
     from .simulation import LaterGroup, Simulation, simulate, simulate_schedule
@@ -36,7 +36,6 @@ __all__ = [
     "UntunedLinearWarmup",
     "WarmupSpec",
     "build_schedule",
-    "horizon_of",
     "simulate",
     "simulate_schedule",
 ]
@@ -45,7 +44,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "building": "build_schedule horizon_of",
+        "building": "build_schedule",
         "composite": "ChainedScheduler SequentialLR",
         "schedule": "Schedule",
         "simulation": "LaterGroup Simulation simulate simulate_schedule",

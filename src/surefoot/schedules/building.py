@@ -132,14 +132,6 @@ def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
     return SchedulerSpec(spec.name, args, spec.by, spec.monitor, children)
 
 
-def horizon_of(schedule: Schedule) -> dict[str, Any] | None:
-    """The run that `schedule` was built for, and the lengths in it that depend on that run; None if unknown.
-
-    ``{"by", "steps_per_epoch", "epochs", "lengths": {"CosineAnnealingLR.T_max": 4}}``
-    """
-    return schedule.horizon
-
-
 def _parts(spec: SchedulerSpec, calls: int) -> list[int]:
     """How many calls each part of a composite gets."""
     if spec.title != "SequentialLR":
