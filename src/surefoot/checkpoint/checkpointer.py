@@ -22,7 +22,7 @@ from ..text import counted, say
 from . import journals, object_states, store
 from .arguments import check_arguments
 from .conditions import Change, environment, require_same
-from .description import compared, describe, given, use_changed
+from .description import comparable, describe, initial_options, use_changed
 from .finite import require_finite
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
@@ -111,7 +111,7 @@ class Checkpointer:
         self._tell = tell or _to_stderr
         self.steps = 0
         self.epochs = 0
-        self._given = given(self._objects)
+        self._initial_options = initial_options(self._objects)
         self._snapshots = Snapshots(self._objects)
         self._snapshots.check()  # what cannot be saved is told now, not at the first checkpoint
         self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
@@ -165,7 +165,7 @@ class Checkpointer:
         saved = content.manifest["conditions"]
         if prepare is None:  # what cannot be loaded at all is told before what may be allowed
             object_states.require_fit(self._objects, tree, status.path)
-        then, now = compared(saved, self.conditions, self._objects)
+        then, now = comparable(saved, self.conditions, self._objects)
         changes = require_same(then, now, self._allow)
         if prepare is not None:
             prepare(tree["objects"], changes)
@@ -173,7 +173,7 @@ class Checkpointer:
         self._try_random_state(status.path, tree["rng"])
         damaged = journals.go_back(self._journal, tree, self._tell)
         object_states.set_state(self._objects, tree)
-        use_changed(self._objects, self._given, saved, self.conditions)
+        use_changed(self._objects, self._initial_options, saved, self.conditions)
         rng.set_state(tree["rng"])
         self.steps, self.epochs = tree["step"], tree["epoch"]
         self._saved_at = (self.steps, self.epochs)

@@ -35,7 +35,7 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, nn.Module):
             found |= _module(key, value)
         elif isinstance(value, torch.optim.Optimizer):
-            groups = given_groups(value, objects)
+            groups = initial_group_options(value, objects)
             for index, group in enumerate(groups):
                 found |= {f"{prefix(key, index, len(groups))}.{name}": _shown(item) for name, item in group.items()}
         elif isinstance(value, Loader):
@@ -48,8 +48,8 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def compared(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable[str]) -> list[dict[str, Any]]:
-    """Both, without what a recipe says and is not to be compared once more as what it was built to."""
+def comparable(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable[str]) -> list[dict[str, Any]]:
+    """Both sets of conditions, without those that the recipe states already and that are compared there."""
     recipe = any(name.startswith("recipe.") for name in now)
     built = {*objects, "checkpoint", "loss", "val"} if recipe else set()
     # Which of torch's implementations of an update runs is an execution setting, where there is one.
@@ -61,9 +61,9 @@ def compared(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable
     return [{name: value for name, value in each.items() if counts(name)} for each in (saved, now)]
 
 
-def given(objects: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def initial_options(objects: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The options of every optimizer's param groups as they were given, by the optimizer's key."""
-    return {k: given_groups(v, objects) for k, v in objects.items() if isinstance(v, torch.optim.Optimizer)}
+    return {k: initial_group_options(v, objects) for k, v in objects.items() if isinstance(v, torch.optim.Optimizer)}
 
 
 def use_changed(
@@ -96,7 +96,7 @@ def prefix(key: str, index: int, groups: int) -> str:
     return key if groups == 1 else f"{key}.{index}"
 
 
-def given_groups(optimizer: torch.optim.Optimizer, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
+def initial_group_options(optimizer: torch.optim.Optimizer, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The options of each param group as they were given; a rate is that without scheduler and warmup.
 
     What OneCycleLR or CyclicLR has written over is left out: the schedule compares its own arguments.
