@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,16 @@ def export(
     with scratch_directory(to) as place:
         temporary = place / to.name
         try:
-            if to.suffix in _WEIGHTS:
-                files.write_new(temporary, _WEIGHTS[to.suffix](module, _form_of(info, samples_given)))
+            if TOLERANCES[to.suffix] == 0:
+                files.write_new(temporary, _weights_file(to.suffix, module, _form_of(info, samples_given)))
                 _compare_weights(temporary, module, info, to)
                 difference, samples = 0.0, 0
             else:
                 raw = samples_given or (_random_batch(info, to),)
-                expected = _expected(Ready(module, info.preprocessing).eval(), raw, to)
-                writer = _PROGRAMS[to.suffix]
+                ready = Ready(module, info.preprocessing).eval()
+                expected = _expected(ready, raw, to)
                 outputs = len(pytree.tree_leaves(expected[0][1]))
-                program = traced(Ready(module, info.preprocessing).eval(), raw)
-                files.write_new(temporary, writer(program, _form_of(info, raw), outputs))
+                files.write_new(temporary, [_program_file(to.suffix, ready, raw, _form_of(info, raw), outputs)])
                 difference = _compare_outputs(open_model(temporary, trust_code=True), expected, to)
                 samples = len(raw[0])
         except BadFile as error:
@@ -229,35 +228,22 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
 # ------------------------------------------------------------------------------------- the formats
 
 
-_Chunks = Iterable[bytes | memoryview]
-
-
-def _safetensors(module: nn.Module, info: ModelInfo) -> _Chunks:
-    collected = weights.collect(module)
-    described = info.to_json() | {"tied": collected.tied}
-    return safe_tensors.chunks(collected.tensors, info=described, metadata={"format": "pt"})
-
-
-def _pth(module: nn.Module, info: ModelInfo) -> _Chunks:
-    weights.collect(module)  # refuses what weights_only could not load again
+def _weights_file(ending: str, module: nn.Module, info: ModelInfo) -> Iterable[bytes | memoryview]:
+    collected = weights.collect(module)  # refuses what weights_only could not load again
+    if ending == ".safetensors":
+        described = info.to_json() | {"tied": collected.tied}
+        return safe_tensors.chunks(collected.tensors, info=described, metadata={"format": "pt"})
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     return [buffer.getbuffer()]
 
 
-def _pt2(program: torch.export.ExportedProgram, info: ModelInfo, outputs: int) -> _Chunks:
-    return [to_pt2(program, info)]
-
-
-def _onnx(program: torch.export.ExportedProgram, info: ModelInfo, outputs: int) -> _Chunks:
+def _program_file(
+    ending: str, ready: Ready, raw: tuple[Tensor, ...], info: ModelInfo, outputs: int
+) -> bytes | memoryview:
+    program = traced(ready, raw)
+    if ending == ".pt2":
+        return to_pt2(program, info)
     from .onnx_file import to_onnx
 
-    return [to_onnx(program, info, outputs)]
-
-
-_WEIGHTS: dict[str, Callable[[nn.Module, ModelInfo], _Chunks]] = {
-    ".safetensors": _safetensors,
-    ".pth": _pth,
-    ".pt": _pth,
-}
-_PROGRAMS: dict[str, Callable[[torch.export.ExportedProgram, ModelInfo, int], _Chunks]] = {".pt2": _pt2, ".onnx": _onnx}
+    return to_onnx(program, info, outputs)
