@@ -15,7 +15,7 @@ _HOMES = {
     "info": "ModelInfo",
     "model_dir": "load_model read_info save_model",
     "opening": "LoadedModel open_model",
-    "state_files": "read_state",
+    "weight_files": "read_state",
     "swap": "remove_leftovers",
 }
 

@@ -25,8 +25,8 @@ from .info import ModelInfo, describe_model
 from .model_dir import build
 from .opening import LoadedModel, Ready, open_model
 from .pt2 import to_pt2, traced
-from .state_files import read_state
 from .swap import scratch_directory
+from .weight_files import read_state
 
 # The most that an output may differ from the live model's, relative to the largest output. Weights are copied,
 # so they must give the same bits; another runtime sums in another order.

@@ -19,7 +19,7 @@ from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
 from .info import ModelInfo
-from .state_files import State, read_state, under_prefix
+from .weight_files import State, read_state, under_prefix
 
 # Prefixes that wrappers leave before every name: DistributedDataParallel, torch.compile, Lightning.
 _PREFIXES = ("module.", "_orig_mod.", "model.")

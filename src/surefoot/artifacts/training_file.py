@@ -13,8 +13,8 @@ from ..safe_tensors import BadFile
 from .archive import open_file
 from .formats import recognise
 from .pickled import Stored
-from .states import select
 from .torch_file import TorchFile, read_torch_file
+from .weight_selection import select
 
 
 @dataclass(frozen=True)

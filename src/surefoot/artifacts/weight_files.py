@@ -16,8 +16,8 @@ from ..safe_tensors import BadFile
 from .archive import open_file
 from .formats import READ, recognise
 from .info import ModelInfo
-from .states import select
 from .torch_file import read_torch_file
+from .weight_selection import select
 
 # In a folder, the first of these that is there: Hugging Face's and Accelerate's names, diffusers'.
 FOLDER_FILES = tuple(
