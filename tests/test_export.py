@@ -353,15 +353,17 @@ def test_a_model_that_depends_on_its_input_is_told_so(batch, tmp_path):
 def test_an_export_that_computes_something_else_is_not_kept(directory, batch, tmp_path, monkeypatch):
     (tmp_path / "m.pth").write_bytes(b"the one before")
 
-    def wrong(module, info):
+    real = exporting_module._weights_file
+
+    def wrong(ending, module, info):
         with torch.no_grad():
             module.head.bias[0] += 1
-        written = exporting_module._pth(module, info)
+        written = real(ending, module, info)
         with torch.no_grad():
             module.head.bias[0] -= 1
         return written
 
-    monkeypatch.setitem(exporting_module._WEIGHTS, ".pth", wrong)
+    monkeypatch.setattr(exporting_module, "_weights_file", wrong)
     with pytest.raises(RunFailed, match="is not what the model holds: head.bias; nothing was kept"):
         export(directory, tmp_path / "m.pth", batch=batch)
     assert (tmp_path / "m.pth").read_bytes() == b"the one before"
