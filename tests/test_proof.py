@@ -31,6 +31,15 @@ def test_a_copy_is_identical(run, twin):
     assert compare(run, twin) == (None, 11)
 
 
+def test_how_often_a_step_was_saved_does_not_count(run, twin):
+    """A run that is stopped after its last update saves that step again when it goes on."""
+    newest = max((twin / "checkpoints").glob("step-*"))
+    newest.rename(newest.with_name(f"{newest.name}-10"))
+    shutil.copytree(newest.with_name(f"{newest.name}-10"), newest.with_name(f"{newest.name}-9"))
+    (newest.with_name(f"{newest.name}-9") / "model.safetensors").write_bytes(b"older")
+    assert compare(run, twin)[0] is None
+
+
 def test_times_do_not_count(run, twin):
     journal = twin / "metrics.jsonl"
     records = [json.loads(line) for line in journal.read_text().splitlines()]

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -181,11 +182,18 @@ def compare(one: Path, other: Path) -> tuple[str | None, int]:
     return None, compared
 
 
+# A step's checkpoint, and how many of the same step came before it.
+_SAVED = re.compile(r"step-(\d+)(?:-(\d+))?").fullmatch
+
+
 def _items(run: Path) -> Iterator[tuple[str, Any]]:
     yield "run.json, conditions", json.loads((run / "run.json").read_text("utf-8"))["conditions"]
     yield "metrics.jsonl", _records(run)
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
-    yield "newest checkpoint", newest.name
+    saved = [(int(m[1]), int(m[2] or 0), m[0]) for path in (run / "checkpoints").iterdir() if (m := _SAVED(path.name))]
+    step, _, name = max(saved)
+    # Not how often that step was saved: a stop after the last update saves it once more.
+    yield "newest checkpoint, step", step
+    newest = run / "checkpoints" / name
     for file in ("model.safetensors", "optimizer.safetensors"):
         yield f"checkpoints/{newest.name}/{file}", (newest / file).read_bytes()
     state = json.loads((newest / "state.json").read_text("utf-8"))
