@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import types
 
@@ -14,7 +15,7 @@ from surefoot.errors import UsageError
 from surefoot.execution import Execution, make_backend, prepare
 from surefoot.execution.direct import DirectUpdate
 from surefoot.execution.eager import EagerStep
-from surefoot.execution.settings import set_layout, supports_fused
+from surefoot.execution.settings import freed_memory_kept, set_layout, supports_fused
 from surefoot.models import MODELS
 from surefoot.step import NonFinite, StepOptions, StepResult, TrainStep
 
@@ -282,3 +283,24 @@ def test_fused_is_refused_where_torch_has_none():
         prepare(Execution(optimizer_impl="fused"), model, optimizer),
     ):
         raise AssertionError
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks"]] + [
+        (name, ctypes.c_size_t) for name in ["fsmblks", "uordblks", "fordblks", "keepcost"]
+    ]
+
+
+def test_memory_is_not_mapped_anew_for_each_tensor_after_a_run():
+    """A loop of one's own in the same process is as fast after `fit` as before."""
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        pytest.skip("not glibc")
+    mallinfo.restype = _MallInfo
+    with freed_memory_kept():
+        pass
+    torch.empty(4 << 20, dtype=torch.uint8)  # freed at once: glibc would now keep blocks of this size
+    before = mallinfo().hblks
+    held = torch.empty(3 << 20, dtype=torch.uint8)
+    assert mallinfo().hblks == before, f"{held.nbytes} bytes were mapped from the system"
