@@ -268,7 +268,7 @@ def supports_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Where glibc's own adjusting ends once large blocks were freed. It adjusts no more after the first mallopt, and its
-# initial 128 kB would then hold for good: each larger tensor is mapped anew, and a loop after `fit` takes twice as long.
+# initial 128 kB would then hold for good: larger tensors are mapped anew, and a loop after `fit` takes twice as long.
 _MMAP_AFTER, _TRIM_AFTER = 32 << 20, 64 << 20
 _keeping = 0
 
