@@ -81,7 +81,7 @@ class RunningMetrics:
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
         self._held: list[tuple[Any, ...]] = []
-        self._told: list[tuple[int, Any, dict[str, Any]]] = []
+        self._reported: list[tuple[int, Any, dict[str, Any]]] = []
         self._held_bytes = 0
         self._epoch = _Sums()
         self._window = _Sums()
@@ -106,7 +106,7 @@ class RunningMetrics:
         Outputs and targets may be `Parts`; they then count as the parts' together.
         """
         if weight is not None or numbers:
-            self._told.append((len(self._held), weight, dict(numbers or {})))
+            self._reported.append((len(self._held), weight, dict(numbers or {})))
         weighed = None
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
@@ -127,7 +127,7 @@ class RunningMetrics:
     def flush(self) -> None:
         """Turn what is held into sums."""
         held, self._held, self._held_bytes = self._held, [], 0
-        told, self._told = self._told, []
+        reported, self._reported = self._reported, []
         if not held:
             return
         losses, outputs, targets, samples, weighed = zip(*held, strict=True)
@@ -139,8 +139,8 @@ class RunningMetrics:
             weights = list(map(self._weigh, outputs, targets))
         elif self.weigh is not None:
             weights = list(weighed)
-        if told:
-            for (place, _, _), weight in zip(told, _plain([w for _, w, _ in told]), strict=True):
+        if reported:
+            for (place, _, _), weight in zip(reported, _plain([w for _, w, _ in reported]), strict=True):
                 weights[place] = weights[place] if weight is None else weight
         right, seen = self._count(outputs, targets) if self.accuracy is not None else (0, 0)
         for sums in (self._epoch, self._window):
@@ -152,7 +152,7 @@ class RunningMetrics:
             for output, target in zip(outputs, targets, strict=True):
                 for o, t in zip(_parts(output), _parts(target), strict=True):
                     self.objects.update(o, t)
-        for place, _, numbers in told:
+        for place, _, numbers in reported:
             for name, number in zip(numbers, _plain(list(numbers.values())), strict=True):
                 self._epoch.number(name, number, weights[place])
                 self._window.number(name, number, weights[place])
@@ -290,7 +290,7 @@ class _Sums:
         self.samples += samples
 
     def number(self, name: str, value: float, weight: float) -> None:
-        """Add one batch's value of a number that an objective tells."""
+        """Add one batch's value of a number that an objective returns."""
         sums = self.numbers.setdefault(name, [0.0, 0.0])
         if weight:
             sums[0] += value * weight

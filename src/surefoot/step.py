@@ -73,7 +73,7 @@ class StepResult(NamedTuple):
     `loss` is a 0-dim tensor, the mean over the `samples` of all its micro-batches; `outputs` and `targets` are
     theirs, joined, or `metrics.Parts`, one a micro-batch, where their shapes differ. `grad_norm` is the 2-norm over
     all gradients before clipping (0-dim), where a limit was asked for. `updated` is False where the parameters stayed
-    as they were because a gradient overflowed in fp16. An objective may have told its `weight` (what its mean is over,
+    as they were because a gradient overflowed in fp16. An objective may have given its `weight` (what its mean is over,
     in place of the samples) and further `numbers`, means over that weight.
     """
 

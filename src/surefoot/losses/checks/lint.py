@@ -45,7 +45,7 @@ def lint(
     """Look for likely mistakes in how model, loss, optimizer and data fit together.
 
     `batch` is what training gives to `losses.apply` (on the model's device); `classes` is the number of classes of
-    the data, or their names; findings named in `off` are not told, and with ``"all"`` nothing is looked at. `last` is
+    the data, or their names; findings named in `off` are left out, and with ``"all"`` nothing is looked at. `last` is
     an epoch's last batch, where it is shorter: whether model and loss can be run on it. One forward and backward pass
     in training mode (parts that are frozen in evaluation mode stay so); parameters, buffers, gradients, optimizer and
     random number generators are afterwards as they were. Run it under `torch.autocast` where training is.
@@ -181,29 +181,29 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
     text = first_line(refusal).rstrip(".")
     outputs = ", ".join(map(look, tensors_in(seen.outputs)))
     targets = seen.targets_given()
-    told = f"{describe(seen.loss)} refuses outputs {outputs}" + (
+    message = f"{describe(seen.loss)} refuses outputs {outputs}" + (
         f" with targets {', '.join(map(look, targets))}" if targets else ""
     )
     if all(name is not None for name, _ in seen.parts) and "weight" not in text:
         if _TYPES.search(text) and targets:
             wanted = "long" if "Long" in text and "found Float" in text else "float"
-            return error("target-dtype", f"{told}: {text}", f"give `targets.{wanted}()`")
+            return error("target-dtype", f"{message}: {text}", f"give `targets.{wanted}()`")
         if _SHAPES.search(text):
             fix = "give outputs and targets the shapes that docs/losses.md names"
-            return error("shape-mismatch", f"{told}: {text}", fix)
+            return error("shape-mismatch", f"{message}: {text}", fix)
     fix = "docs/losses.md says what each loss is given"
     if seen.outputs is None:
-        told, fix = (
+        message, fix = (
             f"the model returns None, and {describe(seen.loss)} takes a tensor",
             "return the outputs in its forward",
         )
     elif part := _scores_in(seen.outputs):
         name = type(seen.outputs).__name__
-        told = f"the model returns a {name}, and {describe(seen.loss)} takes a tensor"
+        message = f"the model returns a {name}, and {describe(seen.loss)} takes a tensor"
         fix = f"give the loss what it needs of it: loss=lambda outputs, targets: loss_function(outputs{part}, targets)"
     if "not implemented for" in text:
         fix = "compute the loss in float32: `outputs.float()`"
-    return error("loss-refused", f"{told}: {text}", fix)
+    return error("loss-refused", f"{message}: {text}", fix)
 
 
 def _scores_in(outputs: Any) -> str:
@@ -230,7 +230,7 @@ def _members(outputs: Any) -> dict[str, Any]:
 _TYPES = re.compile(r"\b(dtype|scalar type|result type|bool tensors?|Integral inputs)\b")
 _SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[01]D or [12]D|broadcast\w*)\b", re.I)
 
-# What another finding already explains is not told beside it: a zero gradient because of dead units, a loss far off
+# What another finding already explains is left out: a zero gradient because of dead units, a loss far off
 # because of the inputs' scale or the outputs' kind.
 _BY_THEMSELVES = {"constant-target", "kl-reduction-mean", "not-in-optimizer", "no-gradient"}
 _ECHOES = {"loss-far-from-chance", "zero-gradient", "dead-outputs"}
@@ -250,5 +250,5 @@ def _stops(found: Iterable[Finding], name: str) -> bool:
 
 
 def _once(found: Iterable[Finding]) -> list[Finding]:
-    """The parts of a sum of losses may tell the same thing; it is told once."""
+    """The parts of a sum of losses may find the same thing; it is reported once."""
     return list(dict.fromkeys(found))
