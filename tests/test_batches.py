@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import numpy
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from surefoot import Loader, RunOptions, batches, evaluate, fit, objective, predict
 from surefoot.data import as_source
 from surefoot.errors import UsageError
+from surefoot.losses import lint
 from surefoot.preprocessing import Preprocessing
+from surefoot.step import StepOptions, TrainStep
 
 
 @dataclasses.dataclass
@@ -127,6 +130,68 @@ def test_predict_takes_keywords_and_joins_outputs_of_any_form():
     assert torch.allclose(outputs["sum"], first + torch.from_numpy(second)) and torch.equal(outputs["parts"][0], first)
     with pytest.raises(UsageError, match="tensors hold 10 and 9 samples"):
         predict(Two(), {"first": first, "second": second[:9]})
+
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: Sample(t, 2 * t, None),
+        lambda t: Pair(t, [2 * t]),
+        lambda t: {"a": {"b": t}, "nothing": None},
+        lambda t: collections.UserDict({"a": t}),
+    ],
+)
+def test_outputs_of_any_form_are_joined_and_let_go_of_their_graph(make):
+    t = torch.randn(5, 2, requires_grad=True)
+    whole, parts = make(t), [make(t[:3]), make(t[3:])]
+    joined = batches.joined([batches.detached(part) for part in parts])
+    assert type(joined) is type(whole)
+    for (place, ours), (name, theirs) in zip(batches.leaves(joined), batches.leaves(whole), strict=True):
+        assert place == name
+        if theirs is not None:
+            assert torch.equal(ours, theirs) and not ours.requires_grad
+
+
+def test_micro_batches_with_outputs_of_any_form_are_measured_as_one():
+    def spread(outputs, targets):
+        return (outputs["out"].squeeze(1) - targets).abs().mean()
+
+    class Dictionary(nn.Linear):
+        def forward(self, x):
+            return {"out": super().forward(x)}
+
+    def loss(outputs, targets):
+        return (outputs["out"].squeeze(1) - targets).square().mean()
+
+    torch.manual_seed(0)
+    model = Dictionary(3, 1)
+    step = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(grad_accum_steps=2))
+    result = step([(torch.randn(4, 3), torch.randn(4)), (torch.randn(2, 3), torch.randn(2))])
+    assert result.outputs["out"].shape == (6, 1) and not result.outputs["out"].requires_grad
+    assert result.targets.shape == (6,) and spread(result.outputs, result.targets) > 0
+
+
+def test_a_batch_that_the_model_cannot_take_is_named_beside_what_it_takes():
+    model, data = Named(), {"wide": torch.zeros(4, 3), "deeper": torch.zeros(4, 3), "label": [0, 1, 0, 1]}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError) as error:
+        fit(model, nn.CrossEntropyLoss(), optimizer, data, epochs=1, batch_size=4)
+    assert "{wide: (4, 3) float32, deeper: (4, 3) float32, label: (4,) int64}" in str(error.value)
+    assert "the model takes forward(wide, deep)" in str(error.value)
+
+
+def test_the_lint_sees_the_inputs_of_a_dataclass_that_an_objective_takes():
+    @objective
+    def squared(model, batch):
+        return (model(batch.x) - batch.y).square().mean()
+
+    x = torch.randn(4, 3)
+    x[2, 1] = torch.nan
+    found = lint(nn.Linear(3, 1), squared, None, (Sample(x, torch.randn(4, 1), None),))
+    assert [finding.name for finding in found] == ["nan-in-data"] and "first in sample 2" in str(found[0])
 
 
 def test_outputs_that_do_not_fit_are_not_joined():

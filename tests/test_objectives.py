@@ -74,7 +74,8 @@ def test_an_objective_trains_to_the_bits_of_the_loss_that_it_computes(options):
     assert result.metrics == expected.metrics
 
 
-def test_micro_batches_of_unequal_weight_make_the_update_of_one_large_batch():
+@pytest.mark.parametrize("checks", [True, False])  # False: as on a device
+def test_micro_batches_of_unequal_weight_make_the_update_of_one_large_batch(checks):
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randn(8, 5, 2, generator=generator)
     labels = torch.randint(0, 5, (8, 5), generator=generator).float()
@@ -87,6 +88,7 @@ def test_micro_batches_of_unequal_weight_make_the_update_of_one_large_batch():
         step = TrainStep(
             model, by_token, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(grad_accum_steps=len(parts))
         )
+        step.checks = checks
         result = step([(tokens[part], labels[part]) for part in parts])
         results.append((float(result.loss), float(result.weight), model))
     (loss, weight, one), (other_loss, other_weight, many) = results

@@ -1,11 +1,11 @@
-"""A batch of any form: made of samples, counted, moved to a device, given to a model; outputs of several joined."""
+"""Batches and outputs of any form: walked, made of samples, counted, moved, given to a model, joined."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,9 @@ def size(batch: Any) -> int:
     while not isinstance(first, Tensor):
         if (graphs := getattr(first, "num_graphs", None)) is not None:
             return int(graphs)
-        if isinstance(first, Mapping) and first:
-            first = next(iter(first.values()))
-        elif isinstance(first, list | tuple) and first and not isinstance(first[0], str):
-            first = first[0]
-        elif dataclasses.is_dataclass(first) and dataclasses.fields(first):
-            first = getattr(first, dataclasses.fields(first)[0].name)
+        part = next(iter(_inside(first) or ()), None)
+        if part is not None and not isinstance(part[1], str):
+            first = part[1]
         elif hasattr(first, "__len__"):
             return len(first)
         else:
@@ -55,13 +52,50 @@ def stacked(samples: Sequence[Any]) -> Any:
     """
     first = samples[0]
     if _is_dataclass(first):
-        names = [field.name for field in dataclasses.fields(first) if field.init]
-        return dataclasses.replace(first, **{name: stacked([getattr(s, name) for s in samples]) for name in names})
+        parts = {name: stacked([getattr(sample, name) for sample in samples]) for name, _ in _inside(first) or ()}
+        return dataclasses.replace(first, **parts)
     if type(first) in (tuple, list) and any(map(_is_dataclass, first)):
         return tuple(stacked(parts) for parts in zip(*samples, strict=True))
     if type(first) is dict and any(map(_is_dataclass, first.values())):
         return {key: stacked([sample[key] for sample in samples]) for key in first}
     return default_collate(list(samples))
+
+
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a nest of mappings, dataclasses, tuples and lists with its place: keys, fields and positions.
+
+    >>> [name for name, _ in leaves({"logits": 1, "boxes": (2, 3)})]
+    ['logits', 'boxes.0', 'boxes.1']
+    """
+    inside = _inside(value)
+    if inside is None:
+        yield place, value
+        return
+    for key, item in inside:
+        yield from leaves(item, f"{place}.{key}" if place else str(key))
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest."""
+    return (leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value`, of the same form, with `function` applied to what is in it; what has a `to` of its own stays whole."""
+    return (
+        function(value) if isinstance(value, Tensor) else pytree.tree_map(functools.partial(_mapped, function), value)
+    )
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    # Dictionaries, tuples, lists and outputs of transformers are pytree's; these are not.
+    if _is_dataclass(value):
+        return dataclasses.replace(value, **{name: mapped(function, item) for name, item in _inside(value) or ()})
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(function, item) for item in value])
+    if isinstance(value, Mapping) and not hasattr(value, "to"):
+        return type(value)({key: mapped(function, item) for key, item in value.items()})  # type: ignore[call-arg]
+    return function(value)
 
 
 def joined(outputs: Sequence[Any]) -> Any:
@@ -70,18 +104,26 @@ def joined(outputs: Sequence[Any]) -> Any:
     >>> joined([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}])["logits"].shape
     torch.Size([3, 3])
     """
-    flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
-    columns = list(zip(*flat, strict=True)) if all(spec == specs[0] for spec in specs) else []
+    flat = [list(leaves(output)) for output in outputs]
+    if any([name for name, _ in one] != [name for name, _ in flat[0]] for one in flat):
+        return None
+    columns = [[leaf for _, leaf in column] for column in zip(*flat, strict=True)]
     for parts in columns:
-        tensors = all(isinstance(part, Tensor) and part.dim() for part in parts)
-        if not tensors or len({part.shape[1:] for part in parts}) > 1:
+        fits = all(isinstance(part, Tensor) and part.dim() and part.shape[1:] == parts[0].shape[1:] for part in parts)
+        if not fits and any(part is not None for part in parts):
             return None
-    return pytree.tree_unflatten([torch.cat(parts) for parts in columns], specs[0]) if columns else None
+    whole = iter([None if parts[0] is None else torch.cat(parts) for parts in columns])
+    return mapped(lambda _: next(whole), outputs[0]) if next(tensors(outputs[0]), None) is not None else None
+
+
+def detached(value: Any) -> Any:
+    """`value` with every tensor without its graph."""
+    return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
     """`batch` with every tensor on `device`; what has a `to` of its own (BatchEncoding, a graph) is moved by it."""
-    return batch if device.type == "cpu" else pytree.tree_map(functools.partial(_put, device=device), batch)
+    return batch if device.type == "cpu" else mapped(functools.partial(_put, device=device), batch)
 
 
 def whole(batch: tuple[Any, ...]) -> Any:
@@ -132,28 +174,71 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     return model(inputs)
 
 
+def form(value: Any) -> str:
+    """A batch, a sample, or a part of one, as a message shows it.
+
+    >>> form((torch.zeros(3), {"label": 1}))
+    '[(3,) float32, {label: int}]'
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    inside = [] if (items := _inside(value)) is None else list(items)
+    more = ", ..." if len(inside) > 4 else ""
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return f"[{', '.join(form(item) for _, item in inside[:4])}{more}]"
+    named = ", ".join(f"{key}: {form(item)}" for key, item in inside[:4]) + more
+    name = "" if type(value) is dict else type(value).__name__
+    return name if items is None else f"{name}{{{named}}}"
+
+
+def signature(model: Any) -> str:
+    """What forward takes, by name, as a message shows it: ``forward(left, right, scale=...)``."""
+    try:
+        parameters = inspect.signature(_forward(model)).parameters.values()
+    except (TypeError, ValueError):  # of compiled code
+        return "forward(...)"
+    names = [
+        f"{'*' * (p.kind is p.VAR_POSITIONAL) + '**' * (p.kind is p.VAR_KEYWORD)}{p.name}"
+        + ("" if p.default is p.empty else "=...")
+        for p in parameters
+    ]
+    return f"forward({', '.join(names)})"
+
+
 def _put(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         if device.type == "cuda" and value.device.type == "cpu":
             # Pinned memory lets the copy go on while the device still works on the batch before.
             value = value.pin_memory()
         return value.to(device, non_blocking=True)
-    if _is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value) if field.init]
-        return dataclasses.replace(value, **{name: moved(getattr(value, name), device) for name in names})
-    if isinstance(value, Mapping) and not hasattr(value, "to"):
-        return type(value)({key: moved(item, device) for key, item in value.items()})  # type: ignore[call-arg]
     return value.to(device) if callable(getattr(value, "to", None)) else value
+
+
+def _inside(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """The parts of a nest by key, field or position; None for what is none."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    if isinstance(value, list | tuple):
+        return enumerate(value)
+    if _is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init]
+    return None
 
 
 def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
+def _forward(model: Any) -> Any:
+    module = unwrap(model) if isinstance(model, torch.nn.Module) else model
+    return getattr(module, "forward", module)
+
+
 def _arguments(model: Any) -> tuple[frozenset[str], int, bool]:
     """The names that forward takes by keyword, how many arguments it needs by position, whether it takes any name."""
-    module = unwrap(model) if isinstance(model, torch.nn.Module) else model
-    forward = getattr(module, "forward", module)
+    forward = _forward(model)
     return _of_function(getattr(forward, "__func__", forward), hasattr(forward, "__func__"))
 
 

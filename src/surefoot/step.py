@@ -196,8 +196,8 @@ class TrainStep:
         seen = []
         for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             value = self.forward(batch, share, index)
-            # The mean over no token at all is 0/0, and so is its gradient.
-            if not (share and self.checks and value.weight is not None and not value.weight):
+            # The mean over no token at all is 0/0, and so is its gradient. A weight on a device is waited for.
+            if not (share and value.weight is not None and not value.weight):
                 loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
                 loss.backward()  # type: ignore[no-untyped-call]
             seen.append(result_of(value, batch))
@@ -340,22 +340,10 @@ def result_of(value: conventions.LossValue, batch: Batch) -> StepResult:
     """What an update saw of one batch."""
     loss, outputs, targets, weight, numbers = value
     samples = batches.size(batch)
-    return StepResult(loss.detach(), detached(outputs), targets, samples, None, True, weight, numbers)
-
-
-def detached(outputs: Any) -> Any:
-    """Outputs without their graph; tuples stay tuples, what is no tensor stays."""
-    if isinstance(outputs, Tensor):
-        return outputs.detach()
-    if isinstance(outputs, list | tuple):
-        return tuple(map(detached, outputs))
-    return outputs
+    return StepResult(loss.detach(), batches.detached(outputs), targets, samples, None, True, weight, numbers)
 
 
 def _joined(outputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
     """Outputs and targets of several micro-batches as those of one, where both fit together; else `Parts`."""
-    for parts in (outputs, targets):
-        tensors = all(isinstance(part, Tensor) and part.dim() for part in parts)
-        if not tensors or len({part.shape[1:] for part in parts}) > 1:
-            return Parts(outputs), Parts(targets)
-    return torch.cat(list(outputs)), torch.cat(list(targets))
+    pair = batches.joined(outputs), batches.joined(targets)
+    return (Parts(outputs), Parts(targets)) if any(whole is None for whole in pair) else pair

@@ -8,6 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..batches import form
 from ..errors import UsageError
 
 # torch has hardly an operation for NumPy's larger unsigned types; each fits in a signed one of twice the size.
@@ -116,24 +117,8 @@ def _instead(kind: str) -> str:
     }.get(kind, "give its columns as numbers, e.g. array['name'] or array.astype('float32')")
 
 
-def shape_of(value: Any) -> str:
-    """A sample, or a part of one, as a message shows it: ``(3, 4) float32``, ``int``, ``[(3) float32, int]``.
-
-    >>> shape_of((torch.zeros(3), 1))
-    '[(3,) float32, int]'
-    """
-    if isinstance(value, Tensor | numpy.ndarray):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, list | tuple):
-        inside = ", ".join(map(shape_of, value[:4])) + (", ..." if len(value) > 4 else "")
-        return f"[{inside}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {shape_of(v)}" for k, v in list(value.items())[:4]) + "}"
-    return type(value).__name__
-
-
 def _shapes(values: Any) -> str:
-    return " and ".join(list(dict.fromkeys(map(shape_of, values)))[:3])
+    return " and ".join(list(dict.fromkeys(map(form, values)))[:3])
 
 
 _UNEQUAL = "samples are of unequal shapes"

@@ -16,7 +16,6 @@ from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
 from ..text import counted
-from .arrays import shape_of
 from .draws import Draws
 from .sources import DatasetSource, TensorSource, as_source
 from .workers import BatchReader, Workers, apply_to_each
@@ -266,8 +265,8 @@ class Loader:
             if self.augment or self.preprocessing is not None:
                 name = "augment" if self.augment else "preprocessing"
                 raise UsageError(
-                    f"data: {name}: the inputs of a batch are {shape_of(inputs)} and not one tensor; leave it out, and "
-                    "do it in the data set"
+                    f"data: {name}: the inputs of a batch are {batches.form(inputs)} and not one tensor; leave it "
+                    "out, and do it in the data set"
                 )
             return batch
         for number, transform in enumerate(self.augment):

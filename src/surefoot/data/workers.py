@@ -26,7 +26,7 @@ from .. import batches, held
 from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
 from ..text import duration
-from .arrays import COLLATE, shape_of
+from .arrays import COLLATE
 
 _PR_SET_PDEATHSIG = 1
 Key = tuple[int, Sequence[int]]  # an epoch, and the data set indices of one of its batches
@@ -131,7 +131,7 @@ class BatchReader:
 
 def _uncollatable(samples: list[Any], indices: Sequence[int], error: Exception) -> str:
     """Why samples make no batch: two that differ, or one of a kind that torch cannot join."""
-    shapes = [shape_of(sample) for sample in samples]
+    shapes = [batches.form(sample) for sample in samples]
     other = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is None:
         reason = f"sample {indices[0]} is {shapes[0]} ({first_line(error)})"

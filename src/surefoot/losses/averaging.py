@@ -96,10 +96,7 @@ def samples_of(loss: Any, outputs: Any, targets: Any) -> int:
     """The number of samples in a batch, from its targets (or outputs, where there are no targets)."""
     if convention_of(loss).name == "ctc":
         targets = targets[2]
-    of = outputs if targets is None else targets
-    while isinstance(of, list | tuple | dict):
-        of = next(iter(of.values() if isinstance(of, dict) else of))
-    return 1 if of.dim() == 0 else of.shape[0]
+    return batches.size(outputs if targets is None else targets)
 
 
 def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,26 +67,14 @@ class Evidence:
         convention = convention_of(self.loss).name
         number = {"triplet": 3, "two inputs": 2}.get(convention, 1)
         if convention == "objective":
-            return list(tensors_in(self.batch))
+            return list(batches.tensors(self.batch))
         if convention == "pair" and (parts := batches.pair(self.batch)) is not None:
-            return list(tensors_in(parts[0]))
-        return [t for part in self.batch[:number] for t in tensors_in(part)]
+            return list(batches.tensors(parts[0]))
+        return [t for part in self.batch[:number] for t in batches.tensors(part)]
 
     def targets_given(self) -> list[Tensor]:
         """All tensors among the targets."""
-        return list(tensors_in(self.targets))
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
+        return list(batches.tensors(self.targets))
 
 
 def last_operation(tensor: Tensor) -> str | None:
@@ -119,7 +107,7 @@ class Watch:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            given = next(tensors_in((args, kwargs)), None)
+            given = next(batches.tensors((args, kwargs)), None)
             self.stack.append(Layer(name, module, given, None))
 
         return hook
@@ -127,7 +115,7 @@ class Watch:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         layer = self.stack.pop()
         if next(module.children(), None) is None:
-            layer.gave = next(tensors_in(output), None)
+            layer.gave = next(batches.tensors(output), None)
             self.layers.append(layer)
 
     def off(self) -> None:

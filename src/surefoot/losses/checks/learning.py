@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...batches import tensors
 from ...finding import Finding
 from ..conventions import convention_of, scalar
-from .evidence import Evidence, Layer, last_operation, tensors_in
+from .evidence import Evidence, Layer, last_operation
 from .findings import error, warning
 
 
@@ -62,7 +63,7 @@ def _finite(evidence: Evidence) -> Iterator[Finding]:
     if evidence.value is None or not math.isfinite(evidence.value):
         where = _first_not_finite(evidence.layers)
         begins = f"; the first layer whose output is not finite is {where.label}" if where else ""
-        outputs = [t for t in tensors_in(evidence.outputs) if t.is_floating_point()]
+        outputs = [t for t in tensors(evidence.outputs) if t.is_floating_point()]
         if where is None and all(bool(t.isfinite().all()) for t in outputs):
             begins = "; the model's outputs are finite, so that the loss itself makes it"
         yield error(
@@ -138,7 +139,7 @@ def _dead(evidence: Evidence) -> Iterator[Finding]:
                 "check the initialisation and the scale of the inputs; LeakyReLU keeps units alive",
             )
             return
-    outputs = next(tensors_in(evidence.outputs), None)
+    outputs = next(tensors(evidence.outputs), None)
     inputs = evidence.inputs()
     if outputs is None or outputs.dim() < 2 or not inputs or convention_of(evidence.loss).name == "ctc":
         return

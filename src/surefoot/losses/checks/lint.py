@@ -20,12 +20,12 @@ from ...text import typed
 from ...untouched import untouched
 from ...wrapping import unwrap
 from ..conventions import LossValue, convention_of, describe, value_of
-from .evidence import Evidence, Watch, run_loss, tensors_in
+from .evidence import Evidence, Watch, run_loss
 from .findings import FINDINGS, error
 from .inputs import check_data, check_inputs
 from .learning import check_learning, check_optimizer
 from .outputs import check_outputs
-from .refusal import look, refused_by_model
+from .refusal import refused_by_model
 from .targets import check_targets
 
 # What a mistaken shape, type or value raises in torch; anything else is a fault in the user's code and stays as it is.
@@ -108,7 +108,7 @@ def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as refusal:
-            shapes = ", ".join(map(look, tensors_in(list(batch))))
+            shapes = ", ".join(map(batches.form, batches.tensors(list(batch))))
             raise UsageError(
                 f"val: model and loss cannot be run on the validation data ({shapes}): {first_line(refusal)}; "
                 "give it the form of the training data"
@@ -168,7 +168,7 @@ def _run_model(seen: Evidence) -> None:
     except (UsageError, torch.OutOfMemoryError):
         raise
     except _REFUSALS as refusal:
-        raise refused_by_model(refusal, watch.stack, seen.batch) from refusal
+        raise refused_by_model(refusal, watch.stack, seen.model, seen.batch) from refusal
     finally:
         watch.off()
     seen.layers = watch.layers
@@ -179,10 +179,10 @@ def _run_model(seen: Evidence) -> None:
 
 def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
     text = first_line(refusal).rstrip(".")
-    outputs = ", ".join(map(look, tensors_in(seen.outputs)))
+    outputs = ", ".join(map(batches.form, batches.tensors(seen.outputs)))
     targets = seen.targets_given()
     message = f"{describe(seen.loss)} refuses outputs {outputs}" + (
-        f" with targets {', '.join(map(look, targets))}" if targets else ""
+        f" with targets {', '.join(map(batches.form, targets))}" if targets else ""
     )
     if all(name is not None for name, _ in seen.parts) and "weight" not in text:
         if _TYPES.search(text) and targets:

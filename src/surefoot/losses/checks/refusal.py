@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...batches import form, signature, whole
 from ...errors import UsageError, first_line
 from .evidence import Layer
 
@@ -16,25 +17,21 @@ _PACKAGE = Path(__file__).parents[2]
 _TORCH = Path(torch.__file__).parent
 
 
-def refused_by_model(error: Exception, stack: list[Layer], batch: Any) -> UsageError:
+def refused_by_model(error: Exception, stack: list[Layer], model: nn.Module, batch: Any) -> UsageError:
     """The error to raise from the one that the model raised; `stack` holds the modules that ran, outermost first."""
     text = first_line(error)
     inner = stack[-1] if stack else None
-    told = "the model cannot run on the first batch"
+    message = "the model cannot run on the first batch"
     if inner is not None and inner.given is not None:
-        told += f": {_where(inner)} was given {look(inner.given)}"
-    told += f": {text}"
+        message += f": {_where(inner)} was given {form(inner.given)}"
+    message += f": {text}"
     line = _users_line(error)
     if line:
-        told += f" (at {line})"
+        message += f" (at {line})"
     texts = next((part for part in batch if isinstance(part, list | tuple) and part and isinstance(part[0], str)), None)
     advice = "the inputs are texts: encode them as numbers first" if texts else _advice(inner, text)
-    return UsageError(f"{told}; {advice}")
-
-
-def look(tensor: Tensor) -> str:
-    """A tensor as a user would tell it: ``(4, 10) float32``."""
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    advice = advice or f"the batch is {form(whole(batch))} and the model takes {signature(model)}: make them fit"
+    return UsageError(f"{message}; {advice}")
 
 
 def _where(layer: Layer) -> str:
@@ -92,4 +89,4 @@ def _advice(layer: Layer | None, text: str) -> str:
             f"its indices go from 0 to {module.num_embeddings - 1}; "
             f"this batch has {int(given.min())} to {int(given.max())}"
         )
-    return "the model and the data's shapes do not fit together"
+    return ""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...batches import form
 from ...finding import Finding
 from ...text import counted
 from ..torch_losses import ignored, option
 from .evidence import Evidence
 from .findings import error, warning
-from .refusal import look
 
 INDICES = ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss", "AdaptiveLogSoftmaxWithLoss", "MultiMarginLoss")
 _PROBABILITIES = ("CrossEntropyLoss", "LinearCrossEntropyLoss")
@@ -115,7 +115,7 @@ def _indices(name: str, loss: Any, outputs: Any, targets: Tensor, classes: int |
             make = error if refused else warning
             yield make(
                 "one-hot-targets",
-                f"the targets {look(targets)} are one-hot; {name} wants class indices (N,), and one-hot {why}",
+                f"the targets {form(targets)} are one-hot; {name} wants class indices (N,), and one-hot {why}",
                 "give `targets.argmax(1)`",
             )
         return
@@ -123,14 +123,14 @@ def _indices(name: str, loss: Any, outputs: Any, targets: Tensor, classes: int |
         if name not in _PROBABILITIES or (not same_shape and not inside):
             whole = bool((targets == targets.round()).all())
             fix = "give `targets.long()`" if whole else "use a regression loss, or give int64 class indices"
-            yield error("target-dtype", f"{name} wants class indices as int64; the targets are {look(targets)}", fix)
+            yield error("target-dtype", f"{name} wants class indices as int64; the targets are {form(targets)}", fix)
         return
     if targets.dtype not in (torch.int64, torch.uint8) or (
         targets.dtype == torch.uint8 and name not in ("CrossEntropyLoss", "NLLLoss")
     ):
         yield error(
             "target-dtype",
-            f"{name} wants class indices as int64; the targets are {look(targets)}",
+            f"{name} wants class indices as int64; the targets are {form(targets)}",
             "give `targets.long()`",
         )
         return
@@ -158,8 +158,8 @@ def _index_shape(name: str, outputs: Tensor, targets: Tensor) -> Iterator[Findin
     if targets.shape == expected:
         return
     message = (
-        f"{name} with outputs {look(outputs)}, classes in dimension 1, wants targets {tuple(expected)}; "
-        f"they are {look(targets)}"
+        f"{name} with outputs {form(outputs)}, classes in dimension 1, wants targets {tuple(expected)}; "
+        f"they are {form(targets)}"
     )
     if outputs.dim() > 2 and targets.shape == outputs.shape[:-1]:
         fix = "put the classes into dimension 1: `outputs.transpose(1, -1)`"
@@ -201,7 +201,7 @@ def _shapes(name: str, outputs: Any, targets: Tensor) -> Iterator[Finding]:
         outputs = outputs[0]
     if not isinstance(outputs, Tensor) or outputs.shape == targets.shape:
         return
-    message = f"the outputs are {look(outputs)} and the targets {look(targets)}"
+    message = f"the outputs are {form(outputs)} and the targets {form(targets)}"
     scores = outputs.dim() > 1 and targets.shape == outputs.shape[:1] and outputs.shape[1] > 1
     if scores and targets.dtype == torch.int64:
         fix = "use CrossEntropyLoss if the targets are class indices; else give both the same shape"
