@@ -62,6 +62,9 @@ class ArgumentProblem:
     argument: str | None
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.message}" if self.argument else self.message
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -88,7 +91,7 @@ class Entry:
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The arguments that a user may give, by name."""
         hidden = {*self.provided, "self"}
-        return {n: p for n, p in _parameters(self.load()).items() if n not in hidden}
+        return {n: p for n, p in parameters_of(self.load()).items() if n not in hidden}
 
     def problems(self, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
         """Every mistake in `arguments`: unknown names, missing ones, wrong types, values out of range."""
@@ -148,7 +151,7 @@ class Registry:
         arguments = dict(arguments or {})
         entry = self[name]
         if problems := entry.problems(arguments):
-            raise Problems([f"{p.argument}: {p.message}" if p.argument else p.message for p in problems])
+            raise Problems([*map(str, problems)])
         arguments = {n: _tensor_from_list(v, entry.load(), n) for n, v in arguments.items()}
         try:
             return entry.load()(**provided, **arguments)
@@ -223,7 +226,7 @@ def import_object(path: str) -> Any:
     return target
 
 
-def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What `target` takes by name, without its ``*args`` and ``**kwargs``."""
     skip = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {n: p for n, p in inspect.signature(target).parameters.items() if p.kind not in skip}
@@ -239,7 +242,7 @@ def argument_problems(
     """What is wrong with `arguments` for `target`, by its signature; also for a user's own imported callable."""
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
     if parameters is None:
-        parameters = _parameters(target)
+        parameters = parameters_of(target)
     limits = limits or {}
     hints = type_hints(target)
     problems = []

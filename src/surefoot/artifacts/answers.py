@@ -32,9 +32,9 @@ def kind_of(info: ModelInfo) -> str:
 
     ``"softmax"`` (one class of several), ``"sigmoid"`` (labels, each on its own), ``"probabilities"`` (such labels,
     already between 0 and 1), ``"scores"`` (the highest is the answer, on no scale) or ``"numbers"``. A file that names
-    no loss gives scores where it names classes, else numbers: nothing says that they are logits.
+    no loss (or an objective) gives scores where it names classes, else numbers: nothing says that they are logits.
     """
-    if info.loss is None:
+    if info.loss is None or (isinstance(info.loss, Mapping) and "objective" in info.loss):
         return "scores" if info.classes else "numbers"
     terms = info.loss if isinstance(info.loss, list | tuple) else [info.loss]
     names = [term.get("name") if isinstance(term, Mapping) else term for term in terms]

@@ -112,6 +112,14 @@ class Built:
         }
 
 
+def _loss_name(recipe: Recipe) -> Any:
+    """What a saved model says that it was trained with."""
+    if recipe.objective is not None:
+        return {"objective": recipe.objective.plain()}
+    assert recipe.loss is not None, "one of the two is there"
+    return [term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain()
+
+
 def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> Built:
     """The live objects of `recipe`. Draws from the random number generators only after seeding them.
 
@@ -163,7 +171,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
         conditions=conditions(recipe, model, loss, splits),
         classes=splits.classes,
         preprocessing=splits.preprocessing,
-        loss_name=[term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain(),
+        loss_name=_loss_name(recipe),
         recipe_digest=recipe.digest(),
         dataset=recipe.data.part.name,
         source=(recipe.model.name, recipe.model.arguments()) if recipe.model.imported else None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
-from ..registry import Registry, argument_problems, import_object
+from ..registry import Registry, argument_problems, import_object, parameters_of
 
 if TYPE_CHECKING:
     from ..recipe import Part, Recipe
@@ -24,12 +26,33 @@ def make(part: Part, registry: Registry, defaults: Mapping[str, Any] | None = No
     return call(target, part.name, resolved(part)) if callable(target) else target
 
 
+def function_of(part: Part, registry: Registry, given: int) -> Any:
+    """What a part that is a function stands for: a class's object, or the function with the part's arguments.
+
+    The function is called with `given` arguments beside these (outputs and targets, model and batch).
+    """
+    target = import_object(part.name) if part.imported else registry[part.name].load()
+    arguments = resolved(part)
+    if inspect.isclass(target):
+        return call(target, part.name, arguments)
+    _check(target, part.name, arguments, given)
+    return functools.partial(target, **arguments) if arguments else target
+
+
 def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
     """A user's own class or function, called; the arguments are checked by its signature first."""
-    problems = argument_problems(name, target, arguments)
-    if problems:
-        raise Problems([p.message for p in problems])
+    _check(target, name, arguments)
     return target(**arguments)
+
+
+def _check(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], given: int = 0) -> None:
+    """Raise Problems where `target` does not take these arguments after `given` of ours."""
+    try:
+        parameters = dict(list(parameters_of(target).items())[given:])
+    except (TypeError, ValueError):  # a function of C, which has no signature
+        return
+    if problems := argument_problems(name, target, arguments, parameters):
+        raise Problems([*map(str, problems)])
 
 
 def named(part: Part) -> Any:
@@ -50,7 +73,7 @@ def resolved(part: Part) -> dict[str, Any]:
     return {name: resolve(value) for name, value in part.arguments().items()}
 
 
-@contextmanager
+@contextlib.contextmanager
 def at(recipe: Recipe, path: str) -> Iterator[None]:
     """Give every UsageError from within the place in the recipe that it is about."""
     try:

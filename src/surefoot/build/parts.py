@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
-from ..registry import did_you_mean, import_object
+from ..registry import did_you_mean
 from ..text import counted
-from .imports import at, call, make, named, resolved
+from .imports import at, function_of, make, named, resolved
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from ..data import DataSplits, Loader
-    from ..recipe import Part, Recipe, SchedulerSection
+    from ..recipe import Recipe, SchedulerSection
     from ..schedules import Schedule, SchedulerSpec, WarmupSpec
 
 
@@ -66,16 +64,20 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
 
 
 def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
-    """The loss, or the weighted sum of losses; balanced weights come from the training targets."""
+    """The loss, the weighted sum of losses, or the objective; balanced weights come from the training targets."""
     from .. import losses
 
+    if recipe.objective is not None:
+        with at(recipe, "objective"):
+            return losses.objective(function_of(recipe.objective, losses.OBJECTIVES, 2))
+    assert recipe.loss is not None, "one of the two is there"
     terms = []
     for index, term in enumerate(recipe.loss):
         path = "loss" if len(recipe.loss) == 1 else f"loss.{index}"
         with at(recipe, path):
             part = term.part
             if part.imported:
-                terms.append((term.factor, _make_loss(part)))
+                terms.append((term.factor, function_of(part, losses.LOSSES, 2)))
                 continue
             args = resolved(part)
             targets = splits.train.targets() if losses.needs_targets(args) else None
@@ -85,14 +87,6 @@ def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
         return terms[0][1]
     with at(recipe, "loss"):
         return losses.WeightedSum(terms)
-
-
-def _make_loss(part: Part) -> Any:
-    """A user's own loss: a class or factory is called with its arguments, a function of two is the loss itself."""
-    target = import_object(part.name)
-    if inspect.isclass(target):
-        return call(target, part.name, resolved(part))
-    return functools.partial(target, **resolved(part)) if part.args else target
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch.optim.Optimizer:

@@ -49,9 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of the model on that data, as plain values."""
+    from ..data import Loader
     from ..errors import UsageError
-    from ..losses import build_loss
-    from ..training import evaluate
+    from ..losses import Objective
+    from ..training import EVAL_BATCH, evaluate
 
     path = Path(arguments.path)
     data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
@@ -61,10 +62,16 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     source = getattr(splits, arguments.split)
     if source is None:
         raise UsageError(f"--split {arguments.split}: this data set has no samples to validate on")
-    loss = build_loss(**_loss_of(model)) if loss is None else loss
+    loss = _loss_of(model) if loss is None else loss
     classes = len(splits.classes) if splits.classes else None
-    # The model maps raw samples itself, its preprocessing included, so the loader gives them raw.
-    result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
+    if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
+        if model.module is None:
+            raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")
+        size = min(EVAL_BATCH, len(source))
+        loader = Loader(source, size, shuffle=False, preprocessing=model.preprocessing)
+        result = evaluate(model.module, loss, loader, confusion=classes)
+    else:  # the model maps raw samples itself, its preprocessing included, so the loader gives them raw
+        result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
     report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": arguments.split}
     report |= {"samples": result.samples, **result.metrics}
     if result.confusion is not None:
@@ -113,16 +120,23 @@ def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, A
     return recipe_data(recipe_of_run(home, trust_code=trust_code))
 
 
-def _loss_of(model: LoadedModel) -> dict[str, Any]:
-    """The loss that the file names, as arguments of build_loss; the usual one of classes where it names none."""
+def _loss_of(model: LoadedModel) -> Any:
+    """The loss that the file names; the usual one of classes where it names none."""
+    from ..errors import UsageError
+    from ..losses import OBJECTIVES, build_loss, objective
+
     loss = model.info.loss
+    if isinstance(loss, dict) and "objective" in loss:
+        if loss["objective"] in OBJECTIVES.names():
+            return objective(OBJECTIVES[loss["objective"]].load())
+        raise UsageError(
+            f"{model.path}: was trained with an objective of its own; give --data with the recipe that has it"
+        )
     if isinstance(loss, dict) and "name" in loss:
-        args = {key: value for key, value in loss.items() if key != "name"}
         # Weights that were computed from the training data are not in the file.
-        return {"name": loss["name"], "args": {k: v for k, v in args.items() if v != "balanced"}}
-    if isinstance(loss, str):
-        return {"name": loss}
-    return {"name": "CrossEntropyLoss"}
+        args = {key: value for key, value in loss.items() if key != "name" and value != "balanced"}
+        return build_loss(loss["name"], args)
+    return build_loss(loss if isinstance(loss, str) else "CrossEntropyLoss")
 
 
 def _by_class(names: Sequence[str], confusion: torch.Tensor) -> list[dict[str, Any]]:

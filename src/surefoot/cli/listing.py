@@ -8,7 +8,7 @@ from typing import Any
 
 from ..text import say
 
-KINDS = ("losses", "optimizers", "schedulers", "warmups", "models", "data", "augmentations", "recipes")
+KINDS = ("losses", "objectives", "optimizers", "schedulers", "warmups", "models", "data", "augmentations", "recipes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -74,10 +74,11 @@ def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
     Where a data set of classes has no recipe that has a loss, it is cross-entropy.
     """
     from ..data import TensorSource
+    from ..losses import Objective
 
     usual = "CrossEntropyLoss" if splits.classes else None
     about: dict[str, Any] = {"classes": splits.classes, "preprocessing": splits.preprocessing}
-    about["loss"] = usual if loss is None else type(loss).__name__
+    about["loss"] = usual if loss is None else None if isinstance(loss, Objective) else type(loss).__name__
     if isinstance(splits.train, TensorSource):
         raw = splits.train.tensors[0]
         about |= {"input_shape": tuple(raw.shape[1:]), "input_dtype": str(raw.dtype).removeprefix("torch.")}

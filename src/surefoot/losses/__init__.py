@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..finding import Finding
 from ..lazy import lazily
 from .checks.findings import FINDINGS
-from .registry import LOSSES, build_loss, needs_targets
+from .registry import LOSSES, OBJECTIVES, build_loss, needs_targets
 
 if TYPE_CHECKING:
     from .averaging import is_summed, many_weights, sample_weight, shares, weighs_by
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINDINGS",
     "LOSSES",
+    "OBJECTIVES",
     "Convention",
     "Finding",
     "LossValue",

@@ -31,15 +31,15 @@ class Objective:
                 f"objective: {function!r} is no function; give one of (model, batch) that returns the loss"
             )
         self.function = function
-        functools.update_wrapper(self, function, updated=())
+        functools.update_wrapper(self, getattr(function, "func", function), updated=())
 
     @property
     def convention(self) -> Convention:
         """How it is called in the place of a loss."""
         return Convention("objective", "whatever the objective takes", self._forward, _value)
 
-    def __call__(self, model: Any, batch: Any) -> Any:
-        return self.function(model, batch)
+    def __call__(self, model: Any, batch: Any, **arguments: Any) -> Any:
+        return self.function(model, batch, **arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
         import copy

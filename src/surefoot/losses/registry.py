@@ -195,6 +195,14 @@ def _in_this_torch() -> list[Entry]:
 
 LOSSES = LossRegistry("loss", "losses", _in_this_torch())
 
+# What may stand in the place of a loss by name; a user's own objective is imported.
+_MODELS_OWN = "the loss that the model itself returns for a batch of keywords, as those of transformers do"
+OBJECTIVES = Registry(
+    "objective",
+    "objectives",
+    [Entry("model", "surefoot.losses.objectives:models_own", _MODELS_OWN, ("model", "batch"))],
+)
+
 
 def build_loss(
     name: str, args: Mapping[str, Any] | None = None, *, targets: Tensor | None = None, classes: int | None = None
@@ -211,7 +219,7 @@ def build_loss(
     """
     args = dict(args or {})
     if problems := LOSSES.problems(name, args):
-        raise Problems([f"{p.argument}: {p.message}" if p.argument else p.message for p in problems])
+        raise Problems([*map(str, problems)])
     for argument, value in args.items():
         if isinstance(value, str) and value == "balanced":
             if targets is None:

@@ -24,6 +24,7 @@ BY_STEP = ("OneCycleLR", "CyclicLR")
 # Where the registry of each kind of part is; loaded when a recipe is checked, because most of them need torch.
 _REGISTRIES = {
     "loss": ("surefoot.losses", "LOSSES"),
+    "objective": ("surefoot.losses", "OBJECTIVES"),
     "optimizer": ("surefoot.optimizers", "OPTIMIZERS"),
     "scheduler": ("surefoot.schedules", "SCHEDULERS"),
     "warmup": ("surefoot.schedules", "WARMUPS"),

@@ -189,6 +189,10 @@ class Maybe(Kind):
     def expected(self) -> str:
         return f"{self.kind.expected}, or null"
 
+    @property
+    def example(self) -> str:
+        return self.kind.example
+
     def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         if isinstance(node, Scalar) and node.value is None:
             return None

@@ -107,7 +107,24 @@ def read_section(cls: type[Keyed], node: Node, path: str, reading: Reading) -> A
                 example = f", e.g. {key.name}: {key.kind.example}" if key.kind.example else ""
                 reading.refuse(join(path, key.name), f"missing; give {key.kind.expected}{example}", node.where)
             fields[key.attribute] = None if key.default is REQUIRED else key.default
+    _require_one(cls, node, path, reading, meant)
     return cls(**fields)
+
+
+def _require_one(cls: type[Keyed], node: Entries, path: str, reading: Reading, meant: set[str]) -> None:
+    """Note where none of the keys `one_of` is given, or more than one."""
+    kinds = {name: key.kind for name, key in keys_of(cls).items() if name in cls.one_of}
+    given = [
+        n for n in kinds if n in node.entries and not (isinstance(v := node.entries[n], Scalar) and v.value is None)
+    ]
+    if len(given) > 1:
+        both = f"stands beside {given[0]}; give one of the two (null for the other)"
+        reading.refuse(join(path, given[1]), both, reading.keys[join(path, given[1])])
+    elif kinds and not given and not meant & set(kinds):
+        ways = " or ".join(f"{name}: {kind.example}" for name, kind in kinds.items())
+        reading.refuse(
+            join(path, next(iter(kinds))), f"missing; give one of {', '.join(kinds)}, e.g. {ways}", node.where
+        )
 
 
 def _as_mapping(cls: type[Keyed], node: Node) -> str:

@@ -255,6 +255,8 @@ class Recipe(Keyed):
     `source` is the file it was read from (None for a text), `places` where each of its keys stands.
     """
 
+    one_of = ("loss", "objective")
+
     name: str = key(
         Text(
             "a name for a directory: at most 100 characters, no slash, not beginning with a dot",
@@ -269,8 +271,17 @@ class Recipe(Keyed):
     epochs: int = key(Whole(1, "give at least one epoch"), "Passes over the training data.")
     model: Part = key(PartKind("model"), "The model and its arguments.")
     data: DataSection = key(Section(lambda: DataSection), "The data and how it is served.")
-    loss: tuple[LossTerm, ...] = key(
-        Several(Section(lambda: LossTerm), least=1, one=True), "The loss and its arguments, or a list: a weighted sum."
+    loss: tuple[LossTerm, ...] | None = key(
+        Maybe(Several(Section(lambda: LossTerm), least=1, one=True)),
+        "The loss and its arguments, or a list: a weighted sum.",
+        None,
+        shown="this or `objective`",
+    )
+    objective: Part | None = key(
+        Maybe(PartKind("objective")),
+        "What is minimised in place of a loss: your own function of model and batch, or `model`, whose output has it.",
+        None,
+        shown="this or `loss`",
     )
     optimizer: OptimizerSection = key(Section(lambda: OptimizerSection), "The optimizer and its arguments.")
     scheduler: SchedulerSection | None = key(
@@ -359,6 +370,8 @@ class Recipe(Keyed):
             yield "augmentation", part, None
         for term in self.loss or ():
             yield "loss", term.part, type(term)
+        if self.objective is not None:
+            yield "objective", self.objective, None
         if self.scheduler is not None:
             for _, scheduler in self.scheduler.walk():
                 yield "scheduler", scheduler.part, type(scheduler)

@@ -58,6 +58,7 @@ class SchemaBuilder:
             "description": (cls.__doc__ or "").partition("\n")[0],
             "properties": {**more, **self.keys(cls)},
             "required": [name for name, key in keys.items() if key.default is REQUIRED],
+            **({"oneOf": [_given(name) for name in cls.one_of]} if cls.one_of else {}),
             **({} if cls.open_ended else {"additionalProperties": False}),
         }
 
@@ -114,6 +115,10 @@ def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> d
         "required": required,
         "additionalProperties": False,
     }
+
+
+def _given(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 def _odd(value: Any) -> bool:

@@ -75,6 +75,7 @@ EXAMPLES = {
     "model": "LeNet5",
     "data": "garments",
     "loss": "CrossEntropyLoss",
+    "objective": "{import: my_package.training:objective}",
     "optimizer": "{name: SGD, lr: 0.1}",
     "scheduler": "{name: StepLR, step_size: 5}",
     "warmup": "{name: LinearWarmup, warmup_period: 100}",
@@ -100,15 +101,18 @@ def part_expected(registry: str) -> str:
 class Keyed:
     """A section: something with keys. One with a field `part` holds the keys of that part of `registry` too.
 
-    With `open_ended`, keys beyond its own are arguments of something, and its field `args` holds them.
+    With `open_ended`, keys beyond its own are arguments of something, and its field `args` holds them. Of the keys
+    `one_of`, whose default is None, exactly one is given.
     """
 
     registry: ClassVar[str] = ""
     open_ended: ClassVar[bool] = False
+    one_of: ClassVar[tuple[str, ...]] = ()
 
     def plain(self) -> dict[str, Any]:
         """The section as plain dicts, lists and scalars, every default filled in, in the file's order."""
         settings = {n: k.kind.plain(getattr(self, k.attribute)) for n, k in keys_of(type(self)).items()}
+        settings = {n: value for n, value in settings.items() if value is not None or n not in self.one_of}
         if self.registry:
             part: Part = getattr(self, "part")  # noqa: B009 (a field of the sections with a registry only)
             return {**part.mapping(), **settings}

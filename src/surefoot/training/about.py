@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..artifacts import save_model
 from ..artifacts.info import DTYPES
 from ..data import Loader, TensorSource
-from ..losses import WeightedSum
+from ..losses import Objective, WeightedSum
+from ..losses.conventions import describe
+from ..losses.objectives import models_own
 from ..losses.torch_losses import family
 from ..preprocessing import Preprocessing
 from .records import Recorder
@@ -60,6 +62,8 @@ def completed(about: About, loader: Loader, loss: Any) -> About:
 
 
 def _loss_name(loss: Any) -> Any:
+    if isinstance(loss, Objective):
+        return {"objective": "model" if loss.function is models_own else describe(loss)}
     if isinstance(loss, WeightedSum):
         return [{"name": name} for name in map(family, loss.parts) if name is not None] or None
     return family(loss)
