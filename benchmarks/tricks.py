@@ -21,8 +21,7 @@ from torch import nn
 from work import JOBS, Job, normalized
 
 from surefoot import torch_compat
-from surefoot.execution import CannotCompile, backends, eager, prepare, rewrites
-from surefoot.execution.products import worth_writing_out
+from surefoot.execution import CannotCompile, backends, eager, pools, prepare
 from surefoot.step import TrainStep
 
 PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
@@ -30,9 +29,7 @@ PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
     "optimizer.step()": lambda: mock.patch.object(eager, "DirectUpdate", lambda optimizer: optimizer.step),
     "autograd.backward": lambda: mock.patch.object(torch_compat, "run_backward", lambda: torch.autograd.backward),
     "memory given back": lambda: mock.patch("surefoot.execution.settings.freed_memory_kept", contextlib.nullcontext),
-    "pools": lambda: mock.patch.object(rewrites, "written_pools", lambda graph, form: {}),
-    "pools by windows": lambda: mock.patch.object(rewrites, "ROWS", rewrites.WINDOWS),
-    "pools by rows": lambda: mock.patch.object(rewrites, "WINDOWS", rewrites.ROWS),
+    "pools": lambda: mock.patch.object(pools, "written_pools", lambda graph: {}),
 }
 
 
@@ -94,21 +91,10 @@ def compare(job: Job, turns: int) -> dict[str, float]:
     if worth_compiling(job):
         contiguous = replace(base, memory_format="contiguous")
         add("compiled gradients", replace(contiguous, compile="gradients"), wins=True)
-        whole, written_out = "compiled step", {}
-        add(whole, replace(contiguous, compile="step"), to="compiled gradients", wins=True)
+        add("compiled step", replace(contiguous, compile="step"), to="compiled gradients", wins=True)
         add("compiled module", replace(contiguous, compile="module"), wins=True)
         if pooled:
             add("pools written out", patch="pools", to="compiled gradients")
-            add("pools by rows", patch="pools by windows", to="compiled gradients")
-        inputs = normalized(job.samples(job.batch)[0])
-        if images and worth_writing_out(job.make()[0], inputs):
-            written_out = {"products": True}
-            gradients = replace(contiguous, compile="gradients", **written_out)
-            add("products (gradients)", gradients, to="compiled gradients", wins=True)
-            add("products (step)", replace(contiguous, compile="step", **written_out), to=whole, wins=True)
-            add("step (with products)", replace(contiguous, compile="step", **written_out),
-                to="products (gradients)", wins=True)  # fmt: skip
-            add("pools by windows", patch="pools by rows", to="products (step)")
     for _ in range(turns + 1):
         for name, variant in list(variants.items()):
             try:

@@ -15,9 +15,7 @@ from torch import nn
 from surefoot.execution import CannotCompile, Execution, make_backend, verify
 from surefoot.execution.compiled import CompiledStep
 from surefoot.execution.measure import Bench, Trial
-from surefoot.execution.pools import ROWS, WINDOWS, written_pools
-from surefoot.execution.products import worth_writing_out
-from surefoot.execution.rewrites import written_out
+from surefoot.execution.pools import written_backward, written_forward, written_out, written_pools
 from surefoot.execution.verify import Observed, first_difference, record
 from surefoot.execution.whole_step import CompiledGraph, compile_step, compiler, why_not
 from surefoot.models import MODELS
@@ -62,9 +60,9 @@ def interpreted(graph, arguments):
     return graph
 
 
-def step_of(model, loss, optimizer, batch, lower=interpreted, update=False, products=False, **options):
+def step_of(model, loss, optimizer, batch, lower=interpreted, update=False, **options):
     step = TrainStep(model, loss, optimizer, StepOptions(**options))
-    graph = CompiledGraph(step, batch, update=update, products=products)
+    graph = CompiledGraph(step, batch, update=update)
     graph.compile(batch, lower)
     return graph
 
@@ -277,53 +275,9 @@ def test_a_compiled_module_with_wrong_gradients_is_caught(monkeypatch):
     )
 
 
-class Convolutions(nn.Module):
-    """Every kind of convolution and pool: written out, and left to the library."""
-
-    def __init__(self):
-        super().__init__()
-        self.plain = nn.Conv2d(2, 4, 3, bias=False)
-        self.padded = nn.Conv2d(4, 4, 5, padding=(2, 1))
-        self.strided = nn.Conv2d(2, 3, 3, stride=2)
-        self.grouped = nn.Conv2d(4, 4, 3, groups=2)
-        self.dilated = nn.Conv2d(4, 4, 3, dilation=2)
-        self.one = nn.Conv2d(4, 4, 1)
-        self.last = nn.LazyLinear(3)
-        self(torch.zeros(1, 2, 26, 26))
-
-    def forward(self, x):
-        y = nn.functional.max_pool2d(torch.relu(self.plain(x)), 2)
-        y = self.one(self.padded(y))
-        y = nn.functional.max_pool2d(self.grouped(y), 2, stride=1)
-        y = self.dilated(y)
-        z = nn.functional.max_pool2d(self.strided(x), (2, 4))
-        return self.last(torch.cat([y.view(len(x), -1), z.flatten(1)], 1))
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_convolutions_and_pools_written_out_have_eagers_gradients(ties):
-    torch.manual_seed(0)
-    model, loss = Convolutions(), nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    inputs = torch.randn(3, 2, 26, 26)
-    if ties:
-        inputs = inputs.round().clamp(-1, 1)  # pools meet equals: the gradient goes to the first
-        for parameter in model.plain.parameters():
-            parameter.data.copy_(parameter.sign())
-    batch = (inputs, torch.tensor([0, 1, 2]))
-    step = step_of(model, loss, optimizer, batch, products=True)
-    graph = written_out(step.trace(batch), step.arguments(batch), True)
-    aten = torch.ops.aten
-    kept = [n.target for n in graph.graph.nodes]
-    assert kept.count(aten.convolution.default) == 3  # groups, dilation and a window of one
-    assert kept.count(aten.max_pool2d_with_indices.default) == 1  # its windows overlap
-    assert differs(step, batch) is None
-
-
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (1, 3), (3, 2), (2, 4)])
-@pytest.mark.parametrize("form", [ROWS, WINDOWS], ids=["rows", "windows"])
 @pytest.mark.parametrize("case", ["random", "ties", "NaN"])
-def test_a_pool_written_out_is_torchs_to_the_bit(form, kernel, case):
+def test_a_pool_written_out_is_torchs_to_the_bit(kernel, case):
     x = torch.randn(3, 2, 12, 12)
     if case == "ties":
         x = x.round().clamp(-1, 1)
@@ -331,16 +285,15 @@ def test_a_pool_written_out_is_torchs_to_the_bit(form, kernel, case):
         x[0, 0, 4, 4] = x[1, 1, 0, 0] = x[1, 1, 0, 1] = math.nan
     pool, back = torch.ops.aten.max_pool2d_with_indices, torch.ops.aten.max_pool2d_with_indices_backward
     expected, positions = pool(x, kernel, kernel)
-    found, where = form.forward(x, kernel, kernel)
+    found, where = written_forward(x, kernel, kernel)
     assert torch.equal(found.nan_to_num(99), expected.nan_to_num(99))
     grad = torch.randn_like(expected)
     rest = (kernel, kernel, (0, 0), (1, 1), False)
-    assert torch.equal(form.backward(grad, x, *rest, where), back(grad, x, *rest, positions))
+    assert torch.equal(written_backward(grad, x, *rest, where), back(grad, x, *rest, positions))
 
 
-@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("ties", [False, True])
-def test_pools_that_tile_the_image_are_written_out(ties, products):
+def test_pools_that_tile_the_image_are_written_out(ties):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(4 * 36, 3))
     loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
@@ -349,13 +302,11 @@ def test_pools_that_tile_the_image_are_written_out(ties, products):
         inputs = inputs.round()
         model[0].weight.data.copy_(model[0].weight.sign())
     batch = (inputs, torch.tensor([0, 1, 2]))
-    step = step_of(model, loss, optimizer, batch, products=products)
-    graph = written_out(step.trace(batch), step.arguments(batch), products)
+    step = step_of(model, loss, optimizer, batch)
+    graph = written_out(step.trace(batch), step.arguments(batch))
     aten = torch.ops.aten
     targets = {node.target for node in graph.graph.nodes}
     assert aten.max_pool2d_with_indices.default not in targets
-    assert (aten.convolution.default in targets) == (not products)
-    assert (aten.convolution_backward.default in targets) == (not products)
     assert differs(step, batch) is None
 
 
@@ -377,17 +328,7 @@ def test_pools_that_tile_the_image_are_written_out(ties, products):
 def test_other_pools_are_left_to_torch(pool, inputs):
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    assert not written_pools(make_fx(pool, tracing_mode="fake")(inputs), ROWS)
-
-
-def test_convolutions_are_written_out_where_their_copies_fit_the_cache():
-    model = MODELS.build("LeNet5", {})
-    linear, state = nn.Linear(3, 3), torch.get_rng_state()
-    assert worth_writing_out(model, torch.zeros(4, 1, 28, 28))
-    assert not worth_writing_out(model, torch.zeros(64, 1, 28, 28))
-    assert not worth_writing_out(linear, torch.zeros(4, 3))
-    assert model.training and torch.equal(state, torch.get_rng_state())
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not written_pools(make_fx(pool, tracing_mode="fake")(inputs))
 
 
 def test_the_optimizers_hooks_are_called_around_a_graph_that_updates():

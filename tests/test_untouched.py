@@ -14,7 +14,6 @@ import surefoot
 from surefoot import rng
 from surefoot.build import build
 from surefoot.execution import Execution, choose_execution, evaluation_batch, tune, verified_backend
-from surefoot.execution.products import worth_writing_out
 from surefoot.losses import lint
 from surefoot.planning import lr_find
 from surefoot.planning.cost import memory_of
@@ -145,7 +144,6 @@ def looks(model, batch):
     optimizer = torch.optim.SGD([p for p in model.parameters() if not isinstance(p, nn.UninitializedParameter)], lr=0.1)
     yield lambda: lint(model, loss, optimizer, batch)
     yield lambda: evaluation_batch(model, batch[0][:1])
-    yield lambda: worth_writing_out(model, batch[0])
     yield lambda: memory_of(model, optimizer, batch, lambda m, b: loss(m(b[0]), b[1]))
     step = TrainStep(model, loss, optimizer)
     yield lambda: choose_execution("auto", step, [batch], steps_expected=1000, cache=False)

@@ -47,9 +47,7 @@ def make_backend(
     if execution.compile == "none":
         return EagerStep(step)
 
-    make = functools.partial(
-        compile_step, step, example, update=execution.compile == "step", products=execution.products
-    )
+    make = functools.partial(compile_step, step, example, update=execution.compile == "step")
     return CompiledStep(step, make, say)
 
 

@@ -15,7 +15,7 @@ from ..places import user_directory
 from .settings import Execution
 
 # Counted up when settings come to mean other code: what was fastest may no longer be.
-FORMAT = 3
+FORMAT = 4
 # A choice with what was tried takes two or three thousand.
 MOST_BYTES = 1 << 16
 

@@ -97,7 +97,7 @@ def with_asked(recorded: Execution, spec: Mapping[str, Any] | str | None) -> Exe
     if fixed.get("compile", "none") != "none":
         del fixed["compile"]
     if fixed.get("compile", recorded.compile) == "none" or fixed.get("plain"):
-        fixed |= {"products": False, "compile": "none"}
+        fixed["compile"] = "none"
     return replace(recorded, **fixed)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from .measure import Bench, Trial
-from .products import worth_writing_out
 from .rules import in_graph
 from .whole_step import why_not
 
@@ -51,20 +50,12 @@ def compiled_forms(
             return []
         if _left_to_libraries(model, best.seconds):
             return []
-    small = (
-        plain.device == "cpu"
-        and plain.precision == "float32"
-        and fixed.get("memory_format") != "channels_last"
-        and worth_writing_out(model, bench.batches[0][0])
-    )
     whole: list[dict[str, object]] = [{"compile": "step"}] if in_graph(optimizer) else []
     gradients: list[dict[str, object]] = [{"compile": "gradients"}]
-    written: dict[str, object] = {"products": True, "memory_format": "contiguous"}
     if asked not in (None, COMPILED):
-        return [{"compile": asked, **(written if small and asked != "module" else {})}]
-    # Written out, the update gains from being fused as well; beside a library's convolutions, or in a step of many
-    # milliseconds, it does not.
-    forms = [form | written for form in whole + gradients] if small else []
+        return [{"compile": asked}]
+    # The update gains from being fused as well in a short step; beside a library's convolutions it does not.
+    forms: list[dict[str, object]] = []
     short = best.times and best.seconds < SHORT_STEP_S and not any(p.dim() == 4 for p in model.parameters())
     # Pools are written out only where images are contiguous; eager, such a model may prefer its channels last.
     if plain.memory_format == "channels_last" and "memory_format" not in fixed and _pools(model):

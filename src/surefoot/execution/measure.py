@@ -149,7 +149,7 @@ class Bench:
         """A copy for each layout, kind of state and kind of optimizer; None is the one that is never set up."""
         key: tuple[object, ...] | None = None
         if (of := execution) is not None:
-            key = (of.memory_format, of.optimizer_impl, of.compile, of.cuda_graph, of.products)
+            key = (of.memory_format, of.optimizer_impl, of.compile, of.cuda_graph)
         if key not in self._copies:
             step = self.original
             model, loss, optimizer = copied((step.model, step.loss, step.optimizer), step.model)

@@ -12,7 +12,7 @@ and NaN wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +21,36 @@ aten = torch.ops.aten
 Size = Sequence[int]  # one number for both directions, or two
 
 
-class Form(NamedTuple):
-    """A way of writing a pool out: `max_pool2d_with_indices` and its backward, with their arguments."""
+def written_out(graph: torch.fx.GraphModule, arguments: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """`graph` with its pools written out; the rest stays as it is."""
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., Tensor]
+    if not (forms := written_pools(graph)):
+        return graph
+    return make_fx(_Writer(graph, forms).run, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
 
 
-def written_pools(graph: torch.fx.GraphModule, form: Form) -> dict[torch.fx.Node, Callable[..., Any]]:
+class _Writer(torch.fx.Interpreter):
+    """Runs a graph with some of its nodes in other forms."""
+
+    def __init__(self, graph: torch.fx.GraphModule, forms: dict[torch.fx.Node, Callable[..., Any]]):
+        super().__init__(graph)
+        self.forms = forms
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        form = self.forms.get(node)
+        if form is None:
+            return super().run_node(node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        return form(*args, **kwargs)
+
+
+def written_pools(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, Callable[..., Any]]:
     """Which nodes of `graph` to write out, each with what to run in its place.
 
     Those are pools of float32 images on the CPU whose windows tile the image, and whose positions nobody else reads.
     """
-    found: dict[torch.fx.Node, Callable[..., Any]] = {}
+    replacements: dict[torch.fx.Node, Callable[..., Any]] = {}
     for node in graph.graph.nodes:
         if node.target is not aten.max_pool2d_with_indices.default:
             continue
@@ -41,9 +58,9 @@ def written_pools(graph: torch.fx.GraphModule, form: Form) -> dict[torch.fx.Node
             continue
         readers = [reader for part in node.users if part.args[1] == 1 for reader in part.users]
         if all(reader.target is aten.max_pool2d_with_indices_backward.default for reader in readers):
-            found[node] = form.forward
-            found.update(dict.fromkeys(readers, form.backward))
-    return found
+            replacements[node] = written_forward
+            replacements.update(dict.fromkeys(readers, written_backward))
+    return replacements
 
 
 def _tiles(
@@ -54,14 +71,14 @@ def _tiles(
     dilation: Size = (1, 1),
     ceil_mode: bool = False,
 ) -> bool:
-    height, width = pair(kernel)
+    height, width = _pair(kernel)
     return (
         x.dim() == 4
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.is_contiguous()
         and 1 < height * width <= 9
-        and (not stride or pair(stride) == (height, width))
+        and (not stride or _pair(stride) == (height, width))
         and not any(padding)
         and all(d == 1 for d in dilation)
         and x.shape[2] % height == 0
@@ -69,18 +86,21 @@ def _tiles(
     )
 
 
-def pair(value: Sequence[int]) -> tuple[int, int]:
+def _pair(value: Sequence[int]) -> tuple[int, int]:
     """An operation's argument for both directions, where one number may stand for two."""
     return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
 
 
-def _largest(x: Tensor, height: int, width: int, step: int) -> tuple[Tensor, Tensor]:
-    """The largest value of each window and its position, for windows `step` columns apart."""
-    columns = (x.shape[3] - width) // step * step + 1
+def written_forward(x: Tensor, kernel: Size, *_: Any) -> tuple[Tensor, Tensor]:
+    """`max_pool2d_with_indices`, at every column and not only where a window begins, so that loads fill a vector; then
+    every `width`th is kept."""
+    height, width = _pair(kernel)
+    count, channels, rows, columns = x.shape[0], x.shape[1], x.shape[2] // height, x.shape[3] // width
+    every = x.shape[3] - width + 1
     largest = where = None
     for i in range(height):
         for j in range(width):
-            value = x[:, :, i::height, j : j + columns : step]
+            value = x[:, :, i::height, j : j + every]
             if largest is None or where is None:
                 largest, where = value, torch.zeros_like(value)
                 continue
@@ -89,29 +109,6 @@ def _largest(x: Tensor, height: int, width: int, step: int) -> tuple[Tensor, Ten
             where = torch.where(larger, float(i * width + j), where)
             largest = torch.where(larger, value, largest)
     assert largest is not None and where is not None
-    return largest, where
-
-
-def _windows_forward(x: Tensor, kernel: Size, *_: Any) -> tuple[Tensor, Tensor]:
-    """Window by window: least work, for images that are in the cache anyway."""
-    height, width = pair(kernel)
-    largest, where = _largest(x, height, width, width)
-    return largest.contiguous(), where.contiguous()
-
-
-def _windows_backward(grad: Tensor, x: Tensor, kernel: Size, *rest: Any) -> Tensor:
-    height, width = pair(kernel)
-    where = rest[-1]
-    rows = [torch.stack([grad * (where == i * width + j) for j in range(width)], -1) for i in range(height)]
-    return torch.stack(rows, 3).reshape(x.shape)
-
-
-def _rows_forward(x: Tensor, kernel: Size, *_: Any) -> tuple[Tensor, Tensor]:
-    """Row by row, at every column and not only where a window begins, so that loads fill a vector; then every
-    `width`th is kept."""
-    height, width = pair(kernel)
-    count, channels, rows, columns = x.shape[0], x.shape[1], x.shape[2] // height, x.shape[3] // width
-    every = x.shape[3] - width + 1
 
     def kept(dense: Tensor) -> Tensor:
         # as_strided has Inductor store what it is given; sliced, it would be computed anew with gaps between loads.
@@ -119,12 +116,12 @@ def _rows_forward(x: Tensor, kernel: Size, *_: Any) -> tuple[Tensor, Tensor]:
         few = torch.as_strided(dense.contiguous(), (count, channels, rows, columns), strides)
         return few.clone(memory_format=torch.contiguous_format)
 
-    largest, where = _largest(x, height, width, 1)
     return kept(largest), kept(where)
 
 
-def _rows_backward(grad: Tensor, x: Tensor, kernel: Size, *rest: Any) -> Tensor:
-    height, width = pair(kernel)
+def written_backward(grad: Tensor, x: Tensor, kernel: Size, *rest: Any) -> Tensor:
+    """`max_pool2d_with_indices_backward`; the last of `rest` are the positions that `written_forward` gave."""
+    height, width = _pair(kernel)
     wide, positions = _repeated(grad, width), _repeated(rest[-1], width)
     column = (torch.arange(wide.shape[3], device=x.device) % width).float()
     rows = [wide * (positions == column + i * width) for i in range(height)]
@@ -134,7 +131,3 @@ def _rows_backward(grad: Tensor, x: Tensor, kernel: Size, *rest: Any) -> Tensor:
 def _repeated(x: Tensor, times: int) -> Tensor:
     """Every element `times` times along the last dimension."""
     return x.unsqueeze(-1).expand(*x.shape, times).reshape(*x.shape[:3], x.shape[3] * times)
-
-
-WINDOWS = Form(_windows_forward, _windows_backward)
-ROWS = Form(_rows_forward, _rows_backward)

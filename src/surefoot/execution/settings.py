@@ -37,9 +37,8 @@ class Execution:
     oneDNN. `memory_format` is how the weights (and with them the activations) of images lie in memory.
     `optimizer_impl` picks among torch's own implementations of the optimizer. `compile` is ``none``,
     ``gradients`` (forward, loss and backward in one compiled graph, the update beside it), ``step`` (clipping
-    and update in the graph as well) or ``module`` (torch.compile of the model alone); with `products` a graph's
-    small convolutions are written out as matrix products. `cuda_graph` replays a captured step on a GPU. `plain` runs
-    the step as it is read in `step.py` and nothing else.
+    and update in the graph as well) or ``module`` (torch.compile of the model alone). `cuda_graph` replays a captured
+    step on a GPU. `plain` runs the step as it is read in `step.py` and nothing else.
 
     >>> Execution(threads=1, onednn=False).describe()
     'cpu, 1 thread, oneDNN off'
@@ -53,7 +52,6 @@ class Execution:
     memory_format: str = "contiguous"
     optimizer_impl: str = "default"
     compile: str = "none"
-    products: bool = False
     precision: str = "float32"
     cuda_graph: bool = False
     plain: bool = False
@@ -71,7 +69,7 @@ class Execution:
                 problems.append(f"execution: {name}: {value!r} is not one of {', '.join(options)}")
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
             problems.append(f"execution: threads: {self.threads!r} is not a whole number of 1 or more")
-        for name in ("onednn", "products", "cuda_graph", "plain"):
+        for name in ("onednn", "cuda_graph", "plain"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"execution: {name}: {getattr(self, name)!r} is not true or false")
         if problems:
@@ -88,7 +86,7 @@ class Execution:
         if self.optimizer_impl != "default":
             parts.append(f"{self.optimizer_impl.replace('_', '-')} optimizer")
         if self.compile != "none":
-            parts.append(f"compiled {self.compile}" + (", convolutions as products" if self.products else ""))
+            parts.append(f"compiled {self.compile}")
         if self.cuda_graph:
             parts.append("CUDA graph")
         if self.plain:

@@ -27,7 +27,7 @@ from ..step import AUTOCAST, TrainStep
 from ..untouched import Snapshot
 from . import rules
 from .direct import is_patched
-from .rewrites import written_out
+from .pools import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
@@ -66,9 +66,8 @@ class CompiledGraph:
     Everything that it reads or changes is handed to the graph at each call: parameters, buffers, optimizer state.
     """
 
-    def __init__(self, step: TrainStep, batch: Sequence[Any], *, update: bool, products: bool = False):
+    def __init__(self, step: TrainStep, batch: Sequence[Any], *, update: bool):
         model, loss, optimizer, options = step.model, step.loss, step.optimizer, step.options
-        self.products = products
         self.kind = "step" if update else "gradients"
         self.bundle = _Bundle(model, loss)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
@@ -123,7 +122,7 @@ class CompiledGraph:
         arguments = self.arguments(batch)
         graph = self.trace(batch)
         with torch.no_grad():
-            graph = written_out(graph, arguments, self.products)
+            graph = written_out(graph, arguments)
             self._graph = (lower or by_inductor)(graph, arguments)
 
     def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
@@ -213,15 +212,12 @@ class CompiledGraph:
         return value.loss, value.outputs
 
 
-def compile_step(
-    step: TrainStep, batch: Sequence[Any], *, update: bool = False, products: bool = False
-) -> CompiledGraph:
+def compile_step(step: TrainStep, batch: Sequence[Any], *, update: bool = False) -> CompiledGraph:
     """Compile the step under the settings that now hold (threads, oneDNN, memory layout).
 
     With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. Where the
-    step looks at its numbers, parameters are left alone where the loss or a gradient is not finite. With `products`
-    small convolutions are written out as matrix products. Nothing that the run will see is changed. Raises
-    CannotCompile, with torch's reason, for what cannot be.
+    step looks at its numbers, parameters are left alone where the loss or a gradient is not finite. Nothing that the
+    run will see is changed. Raises CannotCompile, with torch's reason, for what cannot be.
     """
     if reason := why_not(step.model, step.optimizer):
         raise CannotCompile(reason)
@@ -235,7 +231,7 @@ def compile_step(
         kind = type(step.model.get_submodule(name)).__name__
         raise CannotCompile(f"{name or 'the model'} is an nn.{kind}, whose kernels a graph cannot hold")
     try:
-        graph = CompiledGraph(step, batch, update=update, products=products)
+        graph = CompiledGraph(step, batch, update=update)
         graph.compile(batch)
     except CannotCompile:
         raise

@@ -61,14 +61,13 @@ def use_settings(
                 f"go on without it, no longer to the bit: {_without_compiling(begun)}"
             ) from error
         say(f"the step is not compiled: {error}")
-        execution = replace(execution, compile="none", products=False, cuda_graph=False)
+        execution = replace(execution, compile="none", cuda_graph=False)
         step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)
     return execution
 
 
 def _without_compiling(run_dir: Path) -> str:
-    allowed = ("execution.compile", "execution.products")
     if (run_dir / "recipe.yaml").exists():
-        words = [word for name in (*allowed, "recipe.execution") for word in ("--allow", name)]
+        words = [word for name in ("execution.compile", "recipe.execution") for word in ("--allow", name)]
         return typed("surefoot", "resume", run_dir, "execution.compile=false", *words)
-    return f"fit(..., resume=True, run=RunOptions(execution={{'compile': False}}, allow={list(allowed)}))"
+    return "fit(..., resume=True, run=RunOptions(execution={'compile': False}, allow=['execution.compile']))"
