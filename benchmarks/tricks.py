@@ -91,7 +91,6 @@ def compare(job: Job, turns: int) -> dict[str, float]:
     if worth_compiling(job):
         contiguous = replace(base, memory_format="contiguous")
         add("compiled gradients", replace(contiguous, compile="gradients"), wins=True)
-        add("compiled step", replace(contiguous, compile="step"), to="compiled gradients", wins=True)
         add("compiled module", replace(contiguous, compile="module"), wins=True)
         if pooled:
             add("pools written out", patch="pools", to="compiled gradients")

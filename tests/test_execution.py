@@ -52,9 +52,11 @@ def fast_step(execution, model, loss, optimizer, example, **settings):
 
 
 def test_a_plan_survives_json_and_refuses_what_it_does_not_know():
-    plan = Execution(threads=2, onednn=False, memory_format="channels_last", optimizer_impl="fused", compile="step")
+    plan = Execution(
+        threads=2, onednn=False, memory_format="channels_last", optimizer_impl="fused", compile="gradients"
+    )
     assert Execution.from_json(plan.to_json()) == plan
-    assert plan.describe() == "cpu, 2 threads, oneDNN off, channels_last, fused optimizer, compiled step"
+    assert plan.describe() == "cpu, 2 threads, oneDNN off, channels_last, fused optimizer, compiled gradients"
     with pytest.raises(UsageError, match="unknown field speed"):
         Execution.from_json({"speed": 11})
     with pytest.raises(UsageError, match="threads: 0.*"):

@@ -14,10 +14,10 @@ from torch import nn
 
 from surefoot.execution import CannotCompile, Execution, make_backend, verify
 from surefoot.execution.compiled import CompiledStep
+from surefoot.execution.graph import CompiledGraph, compile_step, compiler, why_not
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.pools import written_backward, written_forward, written_out, written_pools
 from surefoot.execution.verify import Observed, first_difference, record
-from surefoot.execution.whole_step import CompiledGraph, compile_step, compiler, why_not
 from surefoot.models import MODELS
 from surefoot.step import NonFinite, StepOptions, TrainStep
 
@@ -60,17 +60,17 @@ def interpreted(graph, arguments):
     return graph
 
 
-def step_of(model, loss, optimizer, batch, lower=interpreted, update=False, **options):
+def step_of(model, loss, optimizer, batch, lower=interpreted, **options):
     step = TrainStep(model, loss, optimizer, StepOptions(**options))
-    graph = CompiledGraph(step, batch, update=update)
+    graph = CompiledGraph(step, batch)
     graph.compile(batch, lower)
     return graph
 
 
-def updater(model, loss, optimizer, batch, update=False, **options):
+def updater(model, loss, optimizer, batch, **options):
     """A compiled backend whose graph is interpreted."""
     step = TrainStep(model, loss, optimizer, StepOptions(**options))
-    return CompiledStep(step, lambda: step_of(model, loss, optimizer, batch, update=update, **options), print)
+    return CompiledStep(step, lambda: step_of(model, loss, optimizer, batch, **options), print)
 
 
 def differs(graph, batch):
@@ -105,13 +105,12 @@ RULES = {
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1, "clip_value": 0.02}])
-@pytest.mark.parametrize("update", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_graph_trains_as_the_plain_step_does(rule, update, limits):
+def test_the_graph_trains_as_the_plain_step_does(rule, limits):
     loss = nn.CrossEntropyLoss()
     model, optimizer = made(RULES[rule])
     other, reference = made(RULES[rule])
-    fast = updater(model, loss, optimizer, batches()[0], update=update, **limits)
+    fast = updater(model, loss, optimizer, batches()[0], **limits)
     plain = TrainStep(other, loss, reference, StepOptions(**limits))
     for i, batch in enumerate(batches()):
         for o in (optimizer, reference):
@@ -136,11 +135,10 @@ def test_random_numbers_are_those_of_eager():
     assert torch.equal(torch.get_rng_state(), after)
 
 
-@pytest.mark.parametrize("update", [False, True])
-def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone(update):
+def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone():
     loss = nn.CrossEntropyLoss()
     model, optimizer = made(RULES["Adam"])
-    fast = updater(model, loss, optimizer, batches()[0], update=update)
+    fast = updater(model, loss, optimizer, batches()[0])
     fast([batches()[0]])
     before = copy.deepcopy((list(model.parameters()), optimizer.state_dict()["state"]))
     inputs, targets = batches()[1]
@@ -152,15 +150,14 @@ def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone(update):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("update", [False, True])
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}])
-def test_a_gradient_that_is_not_finite_leaves_parameters_and_state_alone(update, options):
+def test_a_gradient_that_is_not_finite_leaves_parameters_and_state_alone(options):
     from test_execution_captured import Root
 
     torch.manual_seed(0)
     model = Root()
     optimizer = RULES["Adam"](model.parameters())
-    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], update=update, **options)
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], **options)
     fast([batches()[0]])
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
     inputs, targets = batches()[1]
@@ -207,14 +204,12 @@ def test_what_a_graph_would_leave_out_is_not_compiled():
         compile_step(TrainStep(model, nn.CTCLoss(), optimizer), batches()[0])
     with pytest.raises(CannotCompile, match="more than plain tensors"):
         compile_step(TrainStep(model, loss, optimizer), (batches()[0][0], ["a", "b"]))
-    with pytest.raises(CannotCompile, match="RMSprop"):
-        compile_step(TrainStep(model, loss, torch.optim.RMSprop(model.parameters())), batches()[0], update=True)
     wrapped = TrainStep(nn.DataParallel(model), loss, optimizer)
     with pytest.raises(CannotCompile, match="DataParallel would leave out"):
-        make_backend(Execution(compile="step"), wrapped, batches()[0])
+        make_backend(Execution(compile="gradients"), wrapped, batches()[0])
     in_place = TrainStep(model, loss, optimizer, StepOptions(set_to_none=False))
     with pytest.raises(CannotCompile, match="set_to_none"):
-        make_backend(Execution(compile="step"), in_place, batches()[0])
+        make_backend(Execution(compile="gradients"), in_place, batches()[0])
 
 
 class LooksAtValues(nn.Module):
@@ -331,23 +326,10 @@ def test_other_pools_are_left_to_torch(pool, inputs):
     assert not written_pools(make_fx(pool, tracing_mode="fake")(inputs))
 
 
-def test_the_optimizers_hooks_are_called_around_a_graph_that_updates():
-    """Schedules hang on them."""
-    loss = nn.CrossEntropyLoss()
-    model, optimizer = made(RULES["Adam"])
-    fast = updater(model, loss, optimizer, batches()[0], update=True)
-    called = []
-    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
-    optimizer.register_step_post_hook(lambda *_: called.append("after"))
-    fast([batches()[0]])
-    assert called == ["before", "after"]
-
-
-@pytest.mark.parametrize("update", [False, True])
 @pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1}])
-def test_a_compiled_step_is_compared_with_the_plain_one_without_a_trace(update, limits):
+def test_a_compiled_step_is_compared_with_the_plain_one_without_a_trace(limits):
     model, optimizer = made(RULES["Adam"], dropout=0.5)
-    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], update=update, **limits)
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], **limits)
     before, random = copy.deepcopy((model.state_dict(), optimizer.state_dict())), torch.get_rng_state()
     assert verify(fast.step, fast, [batches()[0]]) is None
     assert close(before, (model.state_dict(), optimizer.state_dict()))

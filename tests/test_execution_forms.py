@@ -8,8 +8,8 @@ from torch import nn
 
 from surefoot.execution import CannotCompile, Execution
 from surefoot.execution.forms import compiled_forms
+from surefoot.execution.graph import compile_step
 from surefoot.execution.measure import Bench, Trial
-from surefoot.execution.whole_step import compile_step
 from surefoot.models import MODELS
 from surefoot.step import TrainStep
 from surefoot.untouched import Snapshot
@@ -48,15 +48,8 @@ def test_compiling_is_not_begun_where_it_cannot_pay_unless_it_is_asked_for(monke
     assert forms_of(model, batch, 0.06, {"compile": "compiled"})
 
 
-def test_the_update_is_compiled_as_well_first_where_steps_are_short(monkeypatch):
-    monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
-    model, batch = nn.Linear(4, 3), (torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
-    assert forms_of(model, batch, 0.001)[0] == {"compile": "step"}
-    assert forms_of(model, batch, 0.1)[0] == {"compile": "gradients"}
-
-
 def test_recurrent_layers_are_not_compiled_and_the_reason_names_the_layer(monkeypatch):
-    monkeypatch.setattr("surefoot.execution.whole_step.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.graph.why_not", lambda *_: None)
     model = nn.Sequential(nn.Embedding(5, 4), nn.GRU(4, 3))
     step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(CannotCompile, match=r"1 is an nn\.GRU, whose kernels a graph cannot hold"):

@@ -13,7 +13,7 @@ from torch import nn
 import surefoot
 from surefoot.errors import UsageError
 from surefoot.execution import CannotCompile
-from surefoot.execution.whole_step import CompiledGraph
+from surefoot.execution.graph import CompiledGraph
 
 
 class Net(nn.Module):
@@ -42,8 +42,8 @@ class LooksAtValues(Net):
 def interpreted(tmp_path, monkeypatch):
     """Graphs are run as they were traced, which takes no time to make; nothing is kept for another test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("surefoot.execution.whole_step.by_inductor", lambda graph, arguments: graph)
-    monkeypatch.setattr("surefoot.execution.whole_step.compiler", lambda: "g++")
+    monkeypatch.setattr("surefoot.execution.graph.by_inductor", lambda graph, arguments: graph)
+    monkeypatch.setattr("surefoot.execution.graph.compiler", lambda: "g++")
     monkeypatch.setattr("torch.compile", lambda model: model)
 
 
@@ -80,7 +80,7 @@ def form_of(run_dir):
     return json.loads((run_dir / "run.json").read_text())["execution"]["compile"]
 
 
-@pytest.mark.parametrize("compile", [True, "step", "gradients"])
+@pytest.mark.parametrize("compile", [True, "gradients"])
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "max_grad_norm": 1.0}])
 def test_a_compiled_run_that_was_stopped_ends_as_one_that_was_not(compile, options, tmp_path):
     train(tmp_path / "stopped", Net, compile, 1, **options)
@@ -91,7 +91,7 @@ def test_a_compiled_run_that_was_stopped_ends_as_one_that_was_not(compile, optio
 
 
 @pytest.mark.parametrize("kind", [LooksAtValues, InPlace])
-@pytest.mark.parametrize("compile", [True, "step"])
+@pytest.mark.parametrize("compile", [True, "gradients"])
 def test_a_model_that_cannot_be_compiled_is_trained_eagerly_and_resumed(kind, compile, tmp_path):
     train(tmp_path / "stopped", kind, compile, 1)
     result, resumed = train(tmp_path / "stopped", kind, compile, 3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .backends import make_backend, verified_backend
 from .choose import Row, TuneTable, choose_execution, tune, with_asked
 from .evaluation import evaluation_batch
+from .graph import CannotCompile
 from .settings import Execution, as_torch_would, prepare
 from .verify import verify
-from .whole_step import CannotCompile
 
 __all__ = [
     "CannotCompile",

@@ -12,9 +12,9 @@ from ..step import Batch, StepResult, TrainStep
 from .captured import CapturedStep
 from .compiled import CompiledStep
 from .eager import EagerStep
+from .graph import CannotCompile, compile_step, why_not
 from .settings import Execution
 from .verify import verify
-from .whole_step import CannotCompile, compile_step, why_not
 
 Backend = Callable[[Sequence[Batch]], StepResult]
 
@@ -35,7 +35,7 @@ def make_backend(
     if execution.plain or options.precision == "fp16" or isinstance(step.optimizer, torch.optim.LBFGS):
         return None
     if execution.cuda_graph or execution.compile != "none":
-        reason = why_not(step.model, step.optimizer)
+        reason = why_not(step.model)
         if reason is None and not options.set_to_none and execution.compile != "module":
             reason = "set_to_none: false keeps gradients in place, which a graph does not"
         if reason is not None:
@@ -47,8 +47,7 @@ def make_backend(
     if execution.compile == "none":
         return EagerStep(step)
 
-    make = functools.partial(compile_step, step, example, update=execution.compile == "step")
-    return CompiledStep(step, make, say)
+    return CompiledStep(step, functools.partial(compile_step, step, example), say)
 
 
 def verified_backend(

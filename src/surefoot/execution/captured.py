@@ -19,10 +19,9 @@ from .. import batches, torch_compat
 from ..losses import conventions
 from ..step import AUTOCAST, Batch, NonFinite, StepResult, TrainStep
 from ..untouched import Snapshot
-from .direct import after_step, before_step, is_patched, plain_step, run_adam, run_sgd
+from .direct import Group, after_step, before_step, is_patched, plain_step, run_adam, run_sgd
 from .eager import EagerStep
-from .rules import clip, rules_for
-from .whole_step import CannotCompile, fits, signature, target_place
+from .graph import CannotCompile, fits, signature, target_place
 
 WARM_UPS = 3
 
@@ -63,6 +62,8 @@ class CapturedStep:
         optimizer = step.optimizer
         if not plain_step(optimizer) or not all(group.get("fused") for group in optimizer.param_groups):
             raise CannotCompile(f"{type(optimizer).__name__} has no fused update that could be captured")
+        if any(isinstance(group["lr"], Tensor) or group.get("amsgrad") for group in optimizer.param_groups):
+            raise CannotCompile("a captured update takes no lr that is a tensor and no amsgrad")
         if is_patched(optimizer) or torch_compat.step_hooks(optimizer) is None:
             raise CannotCompile("the optimizer's step was replaced, or its hooks cannot be seen")
         self.limits = step.options.max_grad_norm, step.options.clip_value
@@ -70,10 +71,8 @@ class CapturedStep:
         self.target_place = target_place(self.loss)
         self.signature = signature(example)
         self.inputs = [part.clone() for part in example]
-        try:
-            rules_for(optimizer, self.parameters)  # makes the state that the graph will change in place
-        except ValueError as error:
-            raise CannotCompile(str(error)) from error
+        for group in optimizer.param_groups:
+            make_state(optimizer, group)  # which the graph will change in place
         device = self.parameters[0].device
         self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._lrs: list[float | None] = [None] * len(self.rates)
@@ -214,3 +213,40 @@ class CapturedStep:
         trained = self._trained()
         state = self.optimizer.state
         return [t.data_ptr() for p in trained for t in (p, *state.get(p, {}).values()) if isinstance(t, Tensor)]
+
+
+def make_state(optimizer: torch.optim.Optimizer, group: Group) -> None:
+    """State of one group of SGD, Adam or AdamW as torch makes it before the first update; what is there stays.
+
+    Raises CannotCompile for another optimizer, and where torch begins otherwise than with zeros.
+    """
+    kind = type(optimizer).__name__
+    if kind not in ("SGD", "Adam", "AdamW"):
+        raise CannotCompile(f"{kind}'s update is not one that a graph can hold (SGD's, Adam's and AdamW's are)")
+    for parameter in [p for p in group["params"] if p.requires_grad]:
+        if kind == "SGD":
+            if not group["momentum"]:
+                continue
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                # torch begins with a copy of the first gradient; zeros give the same without dampening only.
+                if group["dampening"]:
+                    raise CannotCompile("a captured SGD begins without dampening")
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+        elif not (state := optimizer.state[parameter]):
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def clip(
+    grads: Sequence[Tensor | None], max_grad_norm: float | None, clip_value: float | None, norm: Tensor
+) -> tuple[list[Tensor | None], Tensor]:
+    """Gradients limited as `clip_grad_norm_` and then `clip_grad_value_` do, and their 2-norm before."""
+    if max_grad_norm is not None:
+        norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
+        factor = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        grads = [None if g is None else g * factor for g in grads]
+    if clip_value is not None:
+        grads = [None if g is None else g.clamp(-clip_value, clip_value) for g in grads]
+    return list(grads), norm

@@ -17,11 +17,11 @@ from ..step import Batch, TrainStep
 from ..untouched import is_lazy, untouched
 from . import cache as kept
 from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
+from .graph import why_not
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
 from .settings import Execution, as_torch_would, supports_fused
-from .whole_step import why_not
 
 # What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
 BUDGET_S = 1.0
@@ -90,8 +90,8 @@ def with_asked(recorded: Execution, spec: Mapping[str, Any] | str | None) -> Exe
 
     The form of a compiled step is chosen at the start of a run; later it can only be given up.
 
-    >>> with_asked(Execution(threads=2, compile="step"), {"threads": 1, "compile": True}).describe()
-    'cpu, 1 thread, oneDNN, compiled step'
+    >>> with_asked(Execution(threads=2, compile="gradients"), {"threads": 1, "compile": True}).describe()
+    'cpu, 1 thread, oneDNN, compiled gradients'
     """
     fixed = asked_for(spec)
     if fixed.get("compile", "none") != "none":
@@ -130,7 +130,7 @@ def choose_execution(
         return plain
     key = cache_key(fixed, step, tuple(batches[0]), steps_expected)
     known = kept.load(key, plain, say) if cache else None
-    if known is not None and (known.compile == "none" or why_not(step.model, step.optimizer) is None):
+    if known is not None and (known.compile == "none" or why_not(step.model) is None):
         return known
     try:
         table = tune(fixed, step, batches, steps_expected=steps_expected, say=say)
@@ -168,7 +168,7 @@ def tune(
     thorough: bool = False,
     say: Callable[[str], None] = print,
 ) -> TuneTable:
-    """Time the candidates and choose. With `thorough` each is checked, compiled steps of both kinds included.
+    """Time the candidates and choose. With `thorough` each is checked, compiled ones included.
 
     `steps_expected` is what compiling has to be worth it for; None leaves it out unless `thorough`. `budget_s`
     (seconds) bounds timing, and with `thorough` all there is: compiling is tried in what is left. The choice is the row

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from .graph import why_not
 from .measure import Bench, Trial
-from .rules import in_graph
-from .whole_step import why_not
 
 # A compiled step saves at least about this part of an eager one on a CPU; compiling costs about so many seconds.
 COMPILE_SAVES = 0.25
@@ -18,8 +17,6 @@ COMPILE_S_PER_PARAMETER = 0.2
 LONGEST_COMPILE_S = 600.0
 # About what a step spends outside of torch's kernels, for each parameter.
 DISPATCH_S_PER_PARAMETER = 20e-6
-# In a shorter step the time shows that a fused update saves.
-SHORT_STEP_S = 2e-3
 
 # What a recipe's `compile: true` stands for: whichever form suits.
 COMPILED = "compiled"
@@ -34,11 +31,11 @@ def compiled_forms(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """The compiled forms to try, the likeliest first; the next one where that is refused, all if `thorough`."""
-    model, optimizer = bench.original.model, bench.original.optimizer
+    model = bench.original.model
     asked = fixed.get("compile")
     if asked == "none":
         return []
-    if reason := why_not(model, optimizer):
+    if reason := why_not(model):
         if asked or thorough:
             say(f"the step is not compiled: {reason}")
         return []
@@ -50,17 +47,13 @@ def compiled_forms(
             return []
         if _left_to_libraries(model, best.seconds):
             return []
-    whole: list[dict[str, object]] = [{"compile": "step"}] if in_graph(optimizer) else []
-    gradients: list[dict[str, object]] = [{"compile": "gradients"}]
     if asked not in (None, COMPILED):
         return [{"compile": asked}]
-    # The update gains from being fused as well in a short step; beside a library's convolutions it does not.
     forms: list[dict[str, object]] = []
-    short = best.times and best.seconds < SHORT_STEP_S and not any(p.dim() == 4 for p in model.parameters())
     # Pools are written out only where images are contiguous; eager, such a model may prefer its channels last.
     if plain.memory_format == "channels_last" and "memory_format" not in fixed and _pools(model):
         forms += [{"compile": "gradients", "memory_format": "contiguous"}]
-    forms += whole + gradients if short else gradients + whole
+    forms.append({"compile": "gradients"})
     return forms + [{"compile": "module"}] if asked or thorough else forms
 
 

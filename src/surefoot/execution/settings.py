@@ -19,7 +19,7 @@ from ..untouched import is_lazy
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
-COMPILE = ("none", "gradients", "step", "module")
+COMPILE = ("none", "gradients", "module")
 
 _TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _IMPL_FLAGS = {
@@ -36,8 +36,8 @@ class Execution:
     `threads` are those of one operation on the CPU. `onednn` says whether convolutions and the like may use
     oneDNN. `memory_format` is how the weights (and with them the activations) of images lie in memory.
     `optimizer_impl` picks among torch's own implementations of the optimizer. `compile` is ``none``,
-    ``gradients`` (forward, loss and backward in one compiled graph, the update beside it), ``step`` (clipping
-    and update in the graph as well) or ``module`` (torch.compile of the model alone). `cuda_graph` replays a captured
+    ``gradients`` (forward, loss and backward in one compiled graph, the update beside it) or ``module`` (torch.compile
+    of the model alone). `cuda_graph` replays a captured
     step on a GPU. `plain` runs the step as it is read in `step.py` and nothing else.
 
     >>> Execution(threads=1, onednn=False).describe()

@@ -242,7 +242,7 @@ class ExecutionSection(Keyed):
         Choice(("auto", "default", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
     )
     compile: bool | str = key(
-        Or(("auto", "none", "gradients", "step"), Flag()),
+        Or(("auto", "none", "gradients"), Flag()),
         "What is compiled, once its gradients are checked; true is the form that suits.",
         "auto",
     )

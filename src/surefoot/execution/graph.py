@@ -1,9 +1,8 @@
-"""A step compiled as one graph: forward, loss, backward and, if wanted, clipping and update.
+"""Forward, loss and backward compiled as one graph; clipping and the update follow it.
 
 The step is traced below autograd (`make_fx` over `functional_call`) and the graph is given to Inductor as it is. This
 is neither `torch.compile(model)`, which on torch 2.13's CPU gives LeNet-5's convolutions zero gradients, nor
-`torch.compile(step)`, whose guards cost 0.1 ms a call. Learning rate and the optimizer's other numbers go in as a
-tensor, so that no schedule recompiles.
+`torch.compile(step)`, whose guards cost 0.1 ms a call.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,6 @@ from ..errors import SurefootError, first_line
 from ..losses import conventions
 from ..step import AUTOCAST, TrainStep
 from ..untouched import Snapshot
-from . import rules
-from .direct import is_patched
 from .pools import written_out
 
 # Where a batch holds its targets, by the convention that the loss is called in.
@@ -37,14 +34,13 @@ class CannotCompile(SurefootError):
     """The step cannot be compiled here, and why; eager execution can run it."""
 
 
-class GraphResult:
-    """What one run of a graph gave: loss, outputs, gradients (before clipping), their norm, and whether loss and
-    gradients are all finite (`sound` is then a finite number)."""
+class GraphResult(NamedTuple):
+    """What one run of a graph gave; `sound` is a finite number where loss and gradients are all finite."""
 
-    __slots__ = ("grads", "loss", "norm", "outputs", "sound")
-
-    def __init__(self, loss: Tensor, outputs: Any, grads: list[Tensor | None], norm: Tensor | None, sound: Tensor):
-        self.loss, self.outputs, self.grads, self.norm, self.sound = loss, outputs, grads, norm, sound
+    loss: Tensor
+    sound: Tensor
+    outputs: Any
+    grads: list[Tensor | None]
 
 
 class _Bundle(nn.Module):
@@ -61,14 +57,13 @@ class _Bundle(nn.Module):
 
 
 class CompiledGraph:
-    """The graph of a step for batches shaped like `batch`; made by `compile_step`.
+    """The graph of a step's gradients for batches shaped like `batch`; made by `compile_step`.
 
-    Everything that it reads or changes is handed to the graph at each call: parameters, buffers, optimizer state.
+    Everything that it reads or changes is handed to the graph at each call: parameters, buffers, batch.
     """
 
-    def __init__(self, step: TrainStep, batch: Sequence[Any], *, update: bool):
-        model, loss, optimizer, options = step.model, step.loss, step.optimizer, step.options
-        self.kind = "step" if update else "gradients"
+    def __init__(self, step: TrainStep, batch: Sequence[Any]):
+        model, loss, optimizer = step.model, step.loss, step.optimizer
         self.bundle = _Bundle(model, loss)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         named = dict(self.bundle.named_parameters())
@@ -82,9 +77,7 @@ class CompiledGraph:
             for name, _ in self.bundle.named_buffers()
         ]
         self.other_names = [*frozen, *(name for name, _ in self.bundle.named_buffers())]
-        self.rules = rules.rules_for(optimizer, self.parameters) if update else None
-        self.max_grad_norm, self.clip_value = (options.max_grad_norm, options.clip_value) if update else (None, None)
-        self.precision = options.precision
+        self.precision = step.options.precision
         self.guard = step.checks
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
@@ -128,34 +121,20 @@ class CompiledGraph:
     def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
         """Everything that the graph reads, in its order."""
         others = [*self._frozen, *(module._buffers[name] for module, name in self._buffers)]
-        state = self.rules.tensors() if self.rules is not None else []
-        return [*self.parameters, *others, *state, *batch]
+        return [*self.parameters, *others, *batch]
 
     def __call__(self, batch: Sequence[Any]) -> GraphResult:
-        """Run on the live tensors: buffers move on, and with ``kind == "step"`` parameters and state too."""
-        if self.rules is not None:
-            self.rules.read()
-        return self.run(self.arguments(batch))
-
-    def run(self, arguments: Sequence[Tensor]) -> GraphResult:
-        """Run the graph on `arguments`, which are in the order of `arguments()`."""
+        """Run on the live tensors: buffers move on."""
         assert self._graph is not None, "compile() comes first"
         with torch.no_grad():
-            values = self._graph(*arguments)
-        (loss, norm, sound), rest = values[:3], values[3:]
+            loss, sound, *rest = self._graph(*self.arguments(batch))
         if self._single:  # what nearly every model gives; putting a tree together is not free
             outputs, grads = rest[0], iter(rest[1:])
         else:
             count = self._output_spec.num_leaves
-            outputs = pytree.tree_unflatten(list(rest[:count]), self._output_spec)
+            outputs = pytree.tree_unflatten(rest[:count], self._output_spec)
             grads = iter(rest[count:])
-        return GraphResult(
-            loss,
-            outputs,
-            [next(grads) if present else None for present in self._present],
-            norm if self.max_grad_norm is not None else None,
-            sound,
-        )
+        return GraphResult(loss, sound, outputs, [next(grads) if present else None for present in self._present])
 
     def fits(self, batch: Sequence[Any]) -> bool:
         """Whether the graph is one for this batch and for what is trained now."""
@@ -169,33 +148,19 @@ class CompiledGraph:
 
     def _flat(self, *everything: Tensor) -> list[Tensor]:
         first, second = len(self.parameters), len(self.parameters) + len(self.other_names)
-        third = second + len(self.rules.tensors() if self.rules is not None else [])
-        tensors = list(everything)
-        parameters, others, state, batch = (
-            tensors[:first],
-            tensors[first:second],
-            tensors[second:third],
-            tensors[third:],
-        )
-        leaves = [p.detach().requires_grad_() for p in parameters]
-        loss, outputs = self._forward(leaves, others, batch)
+        leaves = [p.detach().requires_grad_() for p in everything[:first]]
+        loss, outputs = self._forward(leaves, everything[first:second], everything[second:])
         with torch.enable_grad():
             made: Sequence[Tensor | None] = torch.autograd.grad(loss, leaves, allow_unused=True)
         self._present = [grad is not None for grad in made]
         grads = [None if g is None else _laid_out_like(g, p) for g, p in zip(made, self.parameters, strict=True)]
         present = [g for g in grads if g is not None]
-        norm = torch.zeros((), device=loss.device)
-        clipped = grads
-        if self.max_grad_norm is not None or self.clip_value is not None:
-            clipped, norm = rules.clip(grads, self.max_grad_norm, self.clip_value, norm)
         loss = loss.detach()
         # Nothing times zero is zero, but for NaN and infinity: one number that is finite if all are.
         sound = loss + sum((grad * 0).sum().to(loss.dtype) for grad in present) if self.guard else loss
-        if self.rules is not None:
-            self.rules.apply(parameters, clipped, state, torch.isfinite(sound) if self.guard else None)
         flat_outputs, self._output_spec = pytree.tree_flatten(outputs)
         self._single = isinstance(outputs, Tensor)
-        return [loss, norm, sound, *(o.detach() for o in flat_outputs), *present]
+        return [loss, sound, *(o.detach() for o in flat_outputs), *present]
 
     def _forward(
         self, leaves: Sequence[Tensor], others: Sequence[Tensor], batch: Sequence[Tensor]
@@ -212,26 +177,22 @@ class CompiledGraph:
         return value.loss, value.outputs
 
 
-def compile_step(step: TrainStep, batch: Sequence[Any], *, update: bool = False) -> CompiledGraph:
-    """Compile the step under the settings that now hold (threads, oneDNN, memory layout).
+def compile_step(step: TrainStep, batch: Sequence[Any]) -> CompiledGraph:
+    """Compile the step's gradients under the settings that now hold (threads, oneDNN, memory layout).
 
-    With `update` the optimizer's update is in the graph: SGD, Adam and AdamW, after their state is there. Where the
-    step looks at its numbers, parameters are left alone where the loss or a gradient is not finite. Nothing that the
-    run will see is changed. Raises CannotCompile, with torch's reason, for what cannot be.
+    Nothing that the run will see is changed. Raises CannotCompile, with torch's reason, for what cannot be.
     """
-    if reason := why_not(step.model, step.optimizer):
+    if reason := why_not(step.model):
         raise CannotCompile(reason)
     if not step.model.training:
         raise CannotCompile("the model is in evaluation mode; call model.train() first")
-    if update and (torch_compat.step_hooks(step.optimizer) is None or is_patched(step.optimizer)):
-        raise CannotCompile("the optimizer's step was replaced, or its hooks cannot be seen")
     # Before minutes are spent: oneDNN's backward pass of an LSTM fails in Inductor's code.
     recurrent = (name for name, module in step.model.named_modules() if isinstance(module, nn.RNNBase))
     if (name := next(recurrent, None)) is not None:
         kind = type(step.model.get_submodule(name)).__name__
         raise CannotCompile(f"{name or 'the model'} is an nn.{kind}, whose kernels a graph cannot hold")
     try:
-        graph = CompiledGraph(step, batch, update=update)
+        graph = CompiledGraph(step, batch)
         graph.compile(batch)
     except CannotCompile:
         raise
@@ -257,7 +218,7 @@ def _contiguous(arguments: Sequence[Tensor]) -> bool:
     return all(argument.is_contiguous() for argument in arguments if argument.dim() == 4)
 
 
-def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
+def why_not(model: nn.Module) -> str | None:
     """Why this model's step cannot be compiled on this machine, or None."""
     device = next((p.device.type for p in model.parameters()), "cpu")
     if device == "cpu" and compiler() is None:
