@@ -113,10 +113,17 @@ def test_a_class_of_ones_own_is_imported_only_when_trusted(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     import my_models
 
-    save_model(my_models.Mine(3), tmp_path / "model")
+    save_model(my_models.Mine(3), tmp_path / "own")
+    assert load_model(tmp_path / "own").in_features == 3  # this user's own
+    shutil.copytree(tmp_path / "own", tmp_path / "model")
     with pytest.raises(UsageError, match=r"my_models:Mine.*--trust-code"):
         load_model(tmp_path / "model")
     assert load_model(tmp_path / "model", trust_code=True).in_features == 3
+    described = json.loads((tmp_path / "own/model.json").read_text())
+    for edited in ({"model": {"class": "os:system", "args": {"command": "false"}}}, {"seal": 3}, {"seal": "é"}):
+        (tmp_path / "own/model.json").write_text(json.dumps(described | edited))
+        with pytest.raises(UsageError, match="--trust-code"):
+            load_model(tmp_path / "own")
     model = my_models.Mine(3)
     assert load_model(tmp_path / "model", model=model) is model
 

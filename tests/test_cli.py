@@ -488,9 +488,12 @@ def test_a_users_own_model_data_and_loss(own_code, capsys):
     assert main(["train", "recipe.yaml", "--run", "run"]) == 0
     conditions = json.loads(Path("run/run.json").read_text())["conditions"]
     assert {"code.mine.py", "data.train", "data.val"} <= set(conditions)
-    # The file names no code that would be run on loading it.
-    assert "trust_code" in refused(capsys, "eval", "run")
-    assert main(["eval", "run", "--trust-code", "--json"]) == 0
+    assert main(["eval", "run", "--json"]) == 0
+    assert main(["export", "run", "--to", "m.onnx"]) == 0
+    # The code that somebody else's names is not run on loading it.
+    shutil.copytree("run", "copy")
+    assert "trust_code" in refused(capsys, "eval", "copy")
+    assert main(["eval", "copy", "--trust-code", "--json"]) == 0
 
 
 def test_code_that_changed_is_told_on_resume(own_code, capsys):

@@ -385,9 +385,9 @@ def test_an_own_class_or_a_recipe_says_what_the_weights_are_for(tmp_path, monkey
     torch.save(nn.Sequential(collections.OrderedDict(l=nn.Linear(4, 13))).state_dict(), "w.pth")
     assert main(["import", "w.pth", "--model", "wild_nets:Net", "n=3", "wide=true"]) == 0
     out = capsys.readouterr().out
-    assert "2 tensors of wild_nets:Net" in out and "--trust-code" in out
+    assert "2 tensors of wild_nets:Net" in out and "--trust-code" not in out
     sys.modules.pop("wild_nets")
-    opened = open_model("w", trust_code=True)
+    opened = open_model("w")
     assert opened.module.l.out_features == 13
     assert main(["import", "w.pth", "--model", "wild_nets:Net", "m=3", "--to", "x"]) == 2
     assert "unknown" in (said := capsys.readouterr().err) or "no argument" in said

@@ -226,6 +226,39 @@ def import_object(path: str) -> Any:
     return target
 
 
+def imports_in(value: Any) -> Iterator[str]:
+    """What a value names to be imported (``{import: module:Name}``), wherever it stands."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from [str(item)] if key == "import" else imports_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from imports_in(item)
+
+
+def with_imports(value: Any) -> Any:
+    """`value` with what is imported in place of each ``{import: module:Name}``; further keys are arguments of a call.
+
+    Raises UsageError for what is not there or does not take its arguments.
+
+    >>> with_imports([{"import": "math:pi"}, {"import": "fractions:Fraction", "numerator": 1, "denominator": 2}])
+    [3.141592653589793, Fraction(1, 2)]
+    """
+    if isinstance(value, list | tuple):
+        return [with_imports(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {key: with_imports(item) for key, item in value.items() if key != "import"}
+    if "import" not in value:
+        return arguments
+    path = str(value["import"])
+    target = import_object(path)
+    try:
+        return target(**arguments) if arguments else target
+    except _REFUSAL as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
 def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What `target` takes by name, without its ``*args`` and ``**kwargs``."""
     skip = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

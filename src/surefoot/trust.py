@@ -1,8 +1,8 @@
-"""Whose run it is: a seal in run.json says that this user, on this machine, trained with the recipe beside it.
+"""Whose run or model it is: a seal says that this user, on this machine, made what names code to import beside it.
 
-A run's recipe may name code to import (``{import: "module:name"}``), and a run directory may come from anybody.
-The seal is an HMAC-SHA-256 over the run's id, the recipe's bytes and the directory's inode, with a key in the user's
-state directory, never in a run: the seal of an edited recipe or of a copied directory is not valid.
+A run's recipe may name code to import (``{import: "module:name"}``), a model its class, and both may come from anybody.
+The seal is an HMAC-SHA-256 over what names the code (with the run's id) and the directory's inode, with a key in the
+user's state directory, never in a run: the seal of an edited recipe or of a copied directory is not valid.
 A directory that is renamed or moved within its file system keeps it.
 """
 
@@ -33,7 +33,7 @@ def seals(directory: Path, about: Mapping[str, Any], recipe: str) -> dict[str, A
     key = _key(make=True) if "import" in recipe else None
     if key is None:
         return {}
-    new = _seal(key, directory, about, recipe)
+    new = _seal(key, directory, *_of_run(about, recipe))
     return {"seals": [*[seal for seal in _held(about) if seal != new][-1:], new]}
 
 
@@ -42,8 +42,20 @@ def holds(directory: Path, about: Mapping[str, Any], recipe: str) -> bool:
     key = _key(make=False)
     if key is None:
         return False
-    expected = _seal(key, directory, about, recipe)
+    expected = _seal(key, directory, *_of_run(about, recipe))
     return any(hmac.compare_digest(seal, expected) for seal in _held(about))
+
+
+def model_seal(directory: Path, model: Mapping[str, Any]) -> str | None:
+    """The seal of a saved model of this user's: of the class that it names, with its arguments."""
+    key = _key(make=True)
+    return None if key is None else _seal(key, directory, "model", model)
+
+
+def holds_model(directory: Path, model: Mapping[str, Any], seal: Any) -> bool:
+    """Whether this user has saved the model in `directory`, of this class and arguments, on this machine."""
+    key = _key(make=False) if isinstance(seal, str) and seal.isascii() else None
+    return key is not None and hmac.compare_digest(seal, _seal(key, directory, "model", model))
 
 
 def _held(about: Mapping[str, Any]) -> list[str]:
@@ -51,9 +63,12 @@ def _held(about: Mapping[str, Any]) -> list[str]:
     return [seal for seal in held if isinstance(seal, str) and seal.isascii()] if isinstance(held, list) else []
 
 
-def _seal(key: bytes, directory: Path, about: Mapping[str, Any], recipe: str) -> str:
-    digest = hashlib.sha256(recipe.encode("utf-8", "surrogatepass")).hexdigest()
-    text = json.dumps([about.get("id"), digest, os.stat(directory).st_ino])
+def _of_run(about: Mapping[str, Any], recipe: str) -> tuple[Any, str]:
+    return about.get("id"), hashlib.sha256(recipe.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _seal(key: bytes, directory: Path, *what: Any) -> str:
+    text = json.dumps([*what, os.stat(directory).st_ino], sort_keys=True)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 

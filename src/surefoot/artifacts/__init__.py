@@ -13,7 +13,7 @@ _HOMES = {
     "images": "read_images",
     "importing": "Imported import_weights",
     "info": "ModelInfo",
-    "model_dir": "load_model read_info save_model",
+    "model_dir": "load_model needs_trust read_info save_model",
     "opening": "LoadedModel open_model",
     "weight_files": "read_state",
     "swap": "remove_leftovers",

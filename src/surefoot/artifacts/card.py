@@ -11,14 +11,19 @@ from typing import Any
 from urllib.parse import quote
 
 from ..charts.svg import Line, line_chart, picture
+from ..registry import imports_in
 from ..text import counted, printable
 from .answers import kind_of
 from .images import takes_pictures
 from .info import ModelInfo
+from .pretrained import config_of
 
 
 def config_json(info: ModelInfo) -> dict[str, Any]:
-    """config.json: the class, its arguments at the top level (`PyTorchModelHubMixin` takes them), class names."""
+    """config.json: that of transformers for its models; else the class, its arguments at the top level
+    (`PyTorchModelHubMixin` takes them) and the names of the classes."""
+    if theirs := config_of(info.model):
+        return theirs
     config: dict[str, Any] = {"model_type": "surefoot", "architectures": [info.model_name]}
     if info.classes:
         config["id2label"] = {str(i): name for i, name in enumerate(info.classes)}
@@ -113,6 +118,10 @@ def _use(info: ModelInfo) -> list[str]:
 def _construction(path: str, args: Mapping[str, Any] | None) -> tuple[str, str] | None:
     """The import of a user's own class and a call that makes it; None where they cannot be written as code."""
     module, _, name = path.partition(":")
+    if config_of({"args": args}):
+        return f"from {module} import {name}", f'{name}.from_pretrained(".")'
+    if any(imports_in(args)):
+        return None
     words = [*module.split("."), name, *(args or {})]
     code = f"{name}({', '.join(f'{key}={value!r}' for key, value in (args or {}).items())})"
     if args is None or module == "__main__" or not all(w.isidentifier() and not keyword.iskeyword(w) for w in words):

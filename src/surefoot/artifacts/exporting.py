@@ -199,7 +199,7 @@ def _compare_weights(written: Path, module: nn.Module, info: ModelInfo, to: Path
     if wrong:
         raise RunFailed(f"{to}: what was written is not what the model holds: {wrong[0]}; nothing was kept")
     if "name" in info.model:
-        fresh = build(info, written)
+        fresh = build(info.model, written)
         weights.take_dtypes(module.state_dict(), fresh)
         import_weights(written, fresh)
 

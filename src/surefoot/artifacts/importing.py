@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -14,11 +15,12 @@ from torch import nn
 from .. import rng
 from ..errors import Problems, UsageError
 from ..models import MODELS
-from ..registry import argument_problems, did_you_mean, import_object
+from ..registry import argument_problems, did_you_mean, import_object, with_imports
 from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
 from .info import ModelInfo
+from .pretrained import folder_spec
 from .weight_files import State, read_state, under_prefix
 
 # Prefixes that wrappers leave before every name: DistributedDataParallel, torch.compile, Lightning.
@@ -82,17 +84,23 @@ def import_weights(
     if prefix is not None:
         state = under_prefix(state, prefix)
     adopt, source = model is None, None
+    described = state.info.model if state.info else folder_spec(path) if path.is_dir() else None
     if model is None:
-        if state.info is None:
+        if described is None:
             raise UsageError(
                 f"{path}: does not name its model; say which one it is for (one of {', '.join(MODELS.names())}, or "
                 "module:Name of your own)"
             )
         from .model_dir import build
 
-        model = build(state.info, path, trust_code=trust_code)
+        if state.info is None and not trust_code:
+            kind = described["class"]
+            raise UsageError(
+                f"{path}: is a model of transformers; name its class: --model {kind} (in Python: {kind!r})"
+            )
+        model = build(described, path, trust_code=trust_code)
     elif isinstance(model, str):
-        model, source = build_named(model, arguments or {})
+        model, source = build_named(model, arguments or {}, described)
     elif arguments:
         raise UsageError("arguments: are for a model that is named; the instance has its own")
     target = unwrap(model)
@@ -118,14 +126,25 @@ def import_weights(
     )  # fmt: skip
 
 
-def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tuple[str, Mapping[str, Any]] | None]:
-    """A registered model or a ``module:Name``, fresh weights drawn from seed 0; and its source if it is not ours."""
+def build_named(
+    name: str, arguments: Mapping[str, Any], described: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, tuple[str, Mapping[str, Any]] | None]:
+    """A registered model or a ``module:Name``, fresh weights drawn from seed 0; and its source if it is not ours.
+
+    A class that takes a `config` (of transformers) has that which is `described` beside the weights, unless given.
+    """
     before = rng.get_state()
     try:
         rng.seed_all(0)
         if ":" not in name:
             return MODELS.build(name, arguments), None
         constructor = import_object(name)
+        theirs = (described or {}).get("args") or {}
+        takes = name.startswith("transformers:") or "config" in inspect.signature(constructor).parameters
+        if "config" in theirs and takes:
+            arguments = {"config": theirs["config"], **arguments}
+        source = name, dict(arguments)
+        arguments = with_imports(arguments)
         problems = argument_problems(name, constructor, arguments)
         if problems:
             raise Problems([p.message for p in problems])
@@ -134,7 +153,7 @@ def build_named(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, tup
         rng.set_state(before)
     if not isinstance(made, nn.Module):
         raise UsageError(f"{name}: made a {type(made).__name__}, not a torch.nn.Module")
-    return made, (name, dict(arguments))
+    return made, source
 
 
 def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, torch.Tensor], str]:

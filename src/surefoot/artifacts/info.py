@@ -19,6 +19,7 @@ from ..models import spec_of
 from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
 from ..version import __version__
+from . import pretrained
 from .weights import memory_format, plain
 
 FORMAT = "surefoot-model"
@@ -159,7 +160,8 @@ def describe_model(
     Raises `UsageError` for a description that does not fit the model or cannot be written as JSON.
     """
     model, average = plain(model)
-    spec = spec_of(model)
+    classes = pretrained.labels(model) if classes is None else classes
+    spec = spec_of(model) or pretrained.pretrained_spec(model, classes)
     if spec is None:
         path, args = source or (f"{type(model).__module__}:{type(model).__qualname__}", _own_arguments(model))
         spec = {"class": path, "args": None if args is None else dict(args)}

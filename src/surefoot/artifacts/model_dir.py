@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import files, safe_tensors
+from .. import files, safe_tensors, trust
 from ..errors import UsageError
 from ..models import MODELS
 from ..preprocessing import Preprocessing
-from ..registry import import_object
+from ..registry import import_object, with_imports
 from ..safe_tensors import BadFile
 from ..wrapping import unwrap
 from . import weights
@@ -99,6 +99,8 @@ def save_model(
                 "tied": collected.tied,
             }
         }
+        if "class" in info.model:
+            described["seal"] = trust.model_seal(new, described["model"])
         _write_json(new / INFO, described)
         _write_json(new / "config.json", config_json(info))
         card, drawn = model_card(info, described["weights"], history, sorted(pictures))
@@ -115,10 +117,10 @@ def save_model(
 def load_model(directory: str | Path, model: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
     """The model that `save_model` wrote to `directory`, on the CPU, in eval mode, with its weights' dtypes.
 
-    A registered model is rebuilt. For a user's own class pass an instance as `model`, which is filled in
-    place, or say ``trust_code=True`` to have the class that the file names imported and called: do so only
-    for files that you would run as a program. Everything is checked first; a `model` passed in is untouched when
-    anything does not fit. Raises `UsageError`.
+    A registered model is rebuilt, and so is one of a user's own class that this user has saved here. For that of
+    somebody else pass an instance as `model`, which is filled in place, or say ``trust_code=True`` to have the class
+    that the file names imported and called: do so only for files that you would run as a program. Everything is
+    checked first; a `model` passed in is untouched when anything does not fit. Raises `UsageError`.
     """
     checked(locals())
     check_model(model)
@@ -129,7 +131,7 @@ def load_model(directory: str | Path, model: nn.Module | None = None, trust_code
     if model is not None:
         weights.put(state, unwrap(model), where)
         return model.eval()
-    built = build(info, Path(directory) / INFO, trust_code=trust_code)
+    built = build(info.model, Path(directory) / INFO, trust_code=trust_code or not needs_trust(directory))
     weights.put(state, built, where, adopt_dtypes=True)
     if info.memory_format == "channels_last":
         built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -141,8 +143,15 @@ def read_info(directory: str | Path) -> ModelInfo:
     return read_described(directory)[0]
 
 
+def needs_trust(directory: str | Path) -> bool:
+    """Whether the model in `directory` is of a class that Surefoot has not, and this user has not saved it here."""
+    info, described = read_described(directory)
+    own = trust.holds_model(Path(directory), info.to_json()["model"], described["seal"])
+    return "class" in info.model and not own
+
+
 def read_described(directory: str | Path) -> tuple[ModelInfo, dict[str, Any]]:
-    """The info of a model directory, and what it says of its weights: bytes, sha256, tied."""
+    """The info of a model directory, and what it says of its weights: bytes, sha256, tied; with the model's seal."""
     directory = Path(directory)
     path = directory / INFO
     if not directory.is_dir():
@@ -160,7 +169,7 @@ def read_described(directory: str | Path) -> tuple[ModelInfo, dict[str, Any]]:
         raise BadFile(path, "weights.tied: not an object of names")
     if type(described.get("bytes")) is not int or not isinstance(described.get("sha256"), str):
         raise BadFile(path, "weights: bytes and sha256 are missing")
-    return info, described | {"tied": tied}
+    return info, described | {"tied": tied, "seal": data.get("seal")}
 
 
 def read_json(path: Path) -> Any:
@@ -174,10 +183,10 @@ def read_json(path: Path) -> Any:
     return safe_tensors.parse_json(path, data, "the file", max_containers=100_000)
 
 
-def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn.Module:
-    """The model that `info` names, with fresh weights; a user's class only with `trust_code`. Raises `UsageError`."""
-    if "name" in info.model:
-        name, args = info.model["name"], info.model["args"]
+def build(spec: Mapping[str, Any], where: str | Path, *, trust_code: bool = False) -> nn.Module:
+    """The model of a `ModelInfo`, with fresh weights; a user's class only with `trust_code`. Raises `UsageError`."""
+    if "name" in spec:
+        name, args = spec["name"], spec["args"]
         if name not in MODELS:
             raise BadFile(where, f"model: {name!r} is not a model that this Surefoot knows; update it")
         _refuse_giant(name, args, where)
@@ -186,7 +195,7 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
             return model
         except UsageError as error:
             raise BadFile(where, f"model: {error}") from error
-    path, args = info.model["class"], info.model["args"]
+    path, args = spec["class"], spec["args"]
     if not trust_code:
         raise BadFile(
             where,
@@ -202,8 +211,8 @@ def build(info: ModelInfo, where: str | Path, *, trust_code: bool = False) -> nn
             where, f"{path} cannot be imported here ({error}); in Python, pass an instance as `model`"
         ) from error
     try:
-        built = target(**args)
-    except (TypeError, ValueError) as error:
+        built = target(**with_imports(args))
+    except (TypeError, ValueError, UsageError) as error:
         raise BadFile(where, f"{path} did not take the saved arguments: {error}") from error
     if not isinstance(built, nn.Module):
         raise BadFile(where, f"{path} made a {type(built).__name__}, not a torch.nn.Module")

@@ -22,6 +22,7 @@ from .formats import recognise
 from .importing import build_named, import_weights
 from .info import UNKNOWN, ModelInfo, describe_model
 from .model_dir import INFO, load_model, read_info
+from .pretrained import takes_tokens
 from .pt2 import read_pt2
 
 
@@ -182,7 +183,9 @@ def open_model(
         return LoadedModel(path, "onnx", _with(info, preprocessing, classes), session)
     imported = import_weights(path, model, key=key, trust_code=trust_code)
     info = imported.info or describe_model(
-        imported.model, preprocessing=UNKNOWN, input_shape=_usual_shape(imported.model)
+        imported.model,
+        preprocessing=None if takes_tokens(imported.model) else UNKNOWN,
+        input_shape=_usual_shape(imported.model),
     )
     info = _with(info, preprocessing, classes)
     ready = Ready(imported.model, info.preprocessing).eval()

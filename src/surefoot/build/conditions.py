@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..registry import import_object
+from ..registry import import_object, imports_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,5 +47,5 @@ def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) 
     values["data.train"] = splits.train.fingerprint()
     if splits.val is not None:
         values["data.val"] = splits.val.fingerprint()
-    own = [import_object(part.name) for _, part, _ in recipe.parts() if part is not None and part.imported]
+    own = [import_object(path) for path in dict.fromkeys(imports_in(recipe.plain()))]
     return values | code_of([model, loss, *own])

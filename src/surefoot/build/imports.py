@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
-from ..registry import Registry, argument_problems, import_object, parameters_of
+from ..registry import Registry, argument_problems, import_object, parameters_of, with_imports
 
 if TYPE_CHECKING:
     from ..recipe import Part, Recipe
@@ -61,16 +61,9 @@ def named(part: Part) -> Any:
 
 
 def resolved(part: Part) -> dict[str, Any]:
-    """A part's arguments, a user's own functions (``{import: module:name}``) in place of their paths."""
-
-    def resolve(value: Any) -> Any:
-        if isinstance(value, dict) and set(value) == {"import"}:
-            return import_object(value["import"])
-        if isinstance(value, list):
-            return [resolve(item) for item in value]
-        return value
-
-    return {name: resolve(value) for name, value in part.arguments().items()}
+    """A part's arguments, with what they import (``{import: module:name}``) in its place."""
+    arguments: dict[str, Any] = with_imports(part.arguments())
+    return arguments
 
 
 @contextlib.contextmanager

@@ -104,6 +104,8 @@ def _print_summary(
     imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool
 ) -> None:
     """What was taken, what was not, and the commands to continue with."""
+    from ..artifacts import needs_trust
+
     taken = f"{counted(imported.tensors, 'tensor')} of {arguments.model}"
     if imported.key:
         taken += f", from its entry {imported.key!r}"
@@ -118,7 +120,7 @@ def _print_summary(
         say(f"not made, as nothing from a file is run: {', '.join(map(repr, imported.foreign[:10]))}")
     if any("optim" in name for name in imported.others):
         say(f"to train on from it: {typed('surefoot', 'train', 'RECIPE', '--from', imported.path)}")
-    words = [to, *(["--trust-code"] if own else [])]
+    words = [to, *(["--trust-code"] if needs_trust(to) else [])]
     source = arguments.data or (arguments.model if splits else "RECIPE" if own else "fashion_mnist")
     data, known = ["--data", source], splits is not None
     if not known:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..text import draw, say
 
@@ -71,6 +71,7 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
     from .. import files, recipe, trust
     from ..checkpoint import RunDirectory, read_about
     from ..errors import UsageError
+    from ..registry import imports_in
 
     if not run_dir.is_dir():
         raise UsageError(f"{run_dir}: no such run directory")
@@ -87,7 +88,7 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     loaded = recipe.parse_recipe(text, str(path), overrides, source=str(path))
-    imported = sorted({*_imports(loaded.plain())})
+    imported = sorted({*imports_in(loaded.plain())})
     about = read_about(run_dir) or {}
     if imported and not trust_code and not trust.holds(run_dir, about, text):
         raise UsageError(
@@ -96,16 +97,3 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
             "run that code as your own"
         )
     return loaded
-
-
-def _imports(value: Any) -> Iterator[str]:
-    """What a recipe names to be imported, wherever it stands."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "import":
-                yield str(item)
-            else:
-                yield from _imports(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _imports(item)

@@ -105,13 +105,13 @@ def summary(built: Built, result: FitResult) -> Summary:
 
 def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
     """The commands that use the model of this run, each with what it does; only those that work for its data."""
-    from ..artifacts import read_info
+    from ..artifacts import needs_trust, read_info
     from ..artifacts.answers import kind_of
     from ..artifacts.images import takes_pictures
 
     info = read_info(run_dir / "model")
-    # A model of the user's own class is only imported where this is said.
-    trust = ["--trust-code"] if built.recipe.model.imported else []
+    # Without a home there is no key that says whose model it is.
+    trust = ["--trust-code"] if needs_trust(run_dir / "model") else []
     split = ["--split", "train"] if built.val is None else []
     figures = "accuracy by class, confusion matrix" if info.classes else "its figures on the data"
     yield typed("surefoot", "eval", run_dir, *split, *trust), figures

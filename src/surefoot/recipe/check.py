@@ -143,10 +143,8 @@ def _unknown_name(name: str, registry: Registry) -> str:
 
 
 def _is_import(value: Any) -> bool:
-    """Whether an argument stands for a user's own function, ``{import: module:name}``, or is a list with such."""
-    if isinstance(value, tuple):
-        return any(map(_is_import, value))
-    return isinstance(value, Mapping) and set(value) == {"import"}
+    """Whether an argument stands for what is imported, ``{import: module:name}``, or is a list with such."""
+    return any(map(_is_import, value)) if isinstance(value, tuple) else isinstance(value, Mapping) and "import" in value
 
 
 def _check_lint_names(recipe: Recipe, reading: Reading) -> None:
