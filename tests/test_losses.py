@@ -14,6 +14,7 @@ from torch import nn
 from surefoot import losses
 from surefoot.errors import UsageError
 from surefoot.losses.registry import LEFT_OUT
+from surefoot.metrics import RunningMetrics
 
 DOCS = (Path(__file__).parent.parent / "docs" / "losses.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", DOCS, re.M | re.S))
@@ -281,3 +282,61 @@ def test_a_metric_that_makes_no_sense_is_told():
     with pytest.raises(UsageError, match="did you mean 'accuracy'"):
         losses.metric_options(nn.MSELoss(), ["acuracy"])
     assert losses.metric_options(lambda o, t: o.sum(), ["accuracy"])["accuracy"] == "classes"
+
+
+def positions(shape, classes):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, classes, generator=generator), torch.randint(0, classes, shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "NLLLoss"])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 7)])
+def test_classes_may_be_the_last_dimension_of_the_outputs(name, shape):
+    outputs, targets = positions(shape, 5)
+    outputs = outputs.log_softmax(-1)
+    targets[0, 0] = -100
+    loss = losses.build_loss(name, {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]})
+    plain = loss(outputs.movedim(-1, 1), targets)
+    for given in (outputs, outputs.movedim(-1, 1)):
+        value = losses.apply(loss, nn.Identity(), (given, targets))
+        assert torch.allclose(value.loss, plain) and torch.equal(value.outputs, outputs.movedim(-1, 1))
+        assert torch.allclose(losses.value_of(loss, given, targets), plain)
+    running = RunningMetrics(**losses.metric_options(loss))
+    running.add(value.loss, value.outputs, targets, 4)
+    counted = targets != -100
+    assert running.result()["accuracy"] == ((outputs.argmax(-1) == targets) & counted).sum() / counted.sum()
+
+
+def test_where_classes_are_as_many_as_positions_nothing_is_guessed():
+    outputs, targets = positions((4, 5), 5)
+    loss, batch = nn.CrossEntropyLoss(), (outputs, targets)
+    with pytest.raises(UsageError, match=r"outputs \(4, 5, 5\) and targets \(4, 5\) the classes may be the second dim"):
+        losses.apply(loss, nn.Identity(), batch)
+    transposed = losses.apply(loss, nn.Identity(), (outputs.transpose(1, 2), targets)).loss
+    assert torch.allclose(transposed, loss(outputs.transpose(1, 2), targets))
+    function = losses.apply(lambda o, t: nn.functional.cross_entropy(o, t), nn.Identity(), batch).loss
+    assert torch.equal(function, loss(outputs, targets))
+    # Padded batches differ in length: what an earlier one showed holds for one that fits both ways.
+    losses.apply(loss, nn.Identity(), (outputs[:, :3], targets[:, :3]))
+    assert torch.equal(losses.apply(loss, nn.Identity(), batch).loss, transposed)
+
+
+def test_a_sum_gives_its_own_functions_the_outputs_as_the_model_made_them():
+    outputs, targets = positions((4, 6), 5)
+    shapes = []
+
+    def own(outputs, targets):
+        shapes.append(outputs.shape)
+        return outputs.square().mean()
+
+    total = losses.WeightedSum([(1.0, nn.CrossEntropyLoss()), (2.0, own)])
+    value = losses.apply(total, nn.Identity(), (outputs, targets))
+    expected = nn.functional.cross_entropy(outputs.transpose(1, 2), targets) + 2 * outputs.square().mean()
+    assert torch.allclose(value.loss, expected) and shapes == [outputs.shape] and value.outputs.shape == (4, 5, 6)
+
+
+def test_the_first_batch_with_classes_last_is_looked_over_as_any_other():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9), nn.Softmax(dim=-1))
+    batch = torch.arange(24).reshape(4, 6) % 9, torch.arange(24).reshape(4, 6) % 7
+    found = losses.lint(model, nn.CrossEntropyLoss(), None, batch, classes=9)
+    assert [finding.name for finding in found] == ["softmax-before-cross-entropy"]

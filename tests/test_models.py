@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from surefoot.errors import UsageError
-from surefoot.models import MLP, MODELS, LeNet5, SmallResNet, spec_of
+from surefoot.models import GPT, MLP, MODELS, LeNet5, SmallResNet, spec_of
 
 
 class GarmentClassifier(nn.Module):
@@ -117,3 +117,31 @@ def test_every_parameter_of_the_resnet_gets_a_gradient():
 def test_listing_the_names_does_not_import_torch():
     code = "import sys; from surefoot.models import MODELS; MODELS.names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_gpt_is_rebuilt_from_its_own_record_and_begins_at_chance():
+    args = {"classes": 50, "length": 12, "width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
+    model = GPT(**args)
+    assert spec_of(model) == {"name": "GPT", "args": args}
+    again = MODELS.build("GPT", args)
+    again.load_state_dict(model.state_dict())
+    tokens = torch.randint(0, 50, (3, 12))
+    model.eval(), again.eval()
+    logits = model(tokens)
+    assert torch.equal(logits, again(tokens)) and logits.shape == (3, 50, 12)
+    assert abs(F.cross_entropy(logits, tokens.roll(1)).item() - torch.tensor(50.0).log().item()) < 0.1
+    with pytest.raises(ValueError, match="window of 13 tokens is longer than the model's length of 12"):
+        model(torch.zeros(1, 13, dtype=torch.long))
+    with pytest.raises(UsageError, match="GPT: width 10 is not a multiple of heads 4"):
+        MODELS.build("GPT", {"width": 10})
+
+
+def test_the_gpt_looks_at_the_tokens_before_only():
+    model = GPT(classes=20, length=8, width=16, depth=2, heads=2).double()
+    tokens = torch.randint(0, 20, (1, 8))
+    changed = tokens.clone()
+    changed[0, 5] = (tokens[0, 5] + 1) % 20
+    one, other = model(tokens), model(changed)
+    assert torch.allclose(one[..., :5], other[..., :5], atol=1e-12)
+    assert (one[..., 5:] - other[..., 5:]).abs().amax(1).min() > 1e-6
+    assert torch.allclose(model(tokens[:, :3]), one[..., :3], atol=1e-12)  # a shorter window is one as well

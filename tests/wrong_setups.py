@@ -349,7 +349,7 @@ enter(
     bce=lambda: setup(body(1), nn.BCEWithLogitsLoss(), (x(), y(2).float())),
     bce_probabilities=lambda: setup(body(1, nn.Sigmoid()), BCE(), (x(), y(2).float())),
     column=lambda: setup(body(), CE(), (x(), y()[:, None])),
-    sequence=lambda: setup(Then(body(7 * C), lambda o: o.reshape(-1, 7, C)), CE(), (x(), torch.randint(0, C, (N, 7)))),
+    sequence=lambda: setup(Then(body(7 * C), lambda o: o.reshape(-1, 7, C)), CE(), (x(), torch.randint(0, C, (N, 6)))),
     mask_channel=lambda: setup(nn.Conv2d(3, 4, 1), CE(), (x(2, 3, 4, 4), y(4, 32).reshape(2, 1, 4, 4))),
     regression=lambda: setup(body(3), MSE(), (x(), x(N, 2))),
     ranking=lambda: setup(body(1), nn.MarginRankingLoss(), (x(), x(), y(2) * 2.0 - 1)),

@@ -23,6 +23,7 @@ _HARMLESS = (
     "checkpoint.keep_last",
     "checkpoint.when_busy",
     "data.dir",
+    "data.path",
     "data.download",
     "data.workers",
     "execution",

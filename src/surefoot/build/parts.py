@@ -54,9 +54,10 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
 
     with at(recipe, "model"):
         part = recipe.model
-        defaults = {}
-        if not part.imported and splits is not None and splits.classes and "classes" in MODELS[part.name].parameters():
-            defaults["classes"] = len(splits.classes)
+        defaults: dict[str, Any] = {}
+        if not part.imported and splits is not None:
+            sizes = {"classes": len(splits.classes), **splits.sizes} if splits.classes else splits.sizes
+            defaults = {name: size for name, size in sizes.items() if name in MODELS[part.name].parameters()}
         model = make(part, MODELS, defaults)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")

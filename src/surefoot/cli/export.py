@@ -52,4 +52,4 @@ def _real_samples(path: Path, trust_code: bool) -> Tensor | None:
         say(f"the run's data are not here ({error}); comparing on random samples", error=True)
         return None
     source = splits.val or splits.train
-    return source.tensors[0][:SAMPLES] if isinstance(source, TensorSource) else None
+    return source[:SAMPLES][0] if isinstance(source, TensorSource) else None

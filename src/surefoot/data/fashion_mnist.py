@@ -124,7 +124,7 @@ def fashion_mnist(
         if size is not None and not 1 <= size <= len(labels):
             raise UsageError(f"data.{split}_size: {size} is not between 1 and the {len(labels):,} that there are")
         splits[split] = TensorSource(images[:size, None], labels[:size].astype(numpy.int64), classes=CLASSES)
-    return DataSplits(classes=CLASSES, preprocessing=image_preprocessing(), **splits)
+    return DataSplits(splits["train"], splits["val"], CLASSES, image_preprocessing())
 
 
 def data_directory(dir: str | None = None) -> Path:

@@ -64,6 +64,7 @@ def image_folder(
         _source(val, classes, shape) if any(val.values()) else None,
         classes,
         image_preprocessing(),
+        {"channels": channels},
     )
 
 

@@ -230,7 +230,7 @@ class Loader:
         tensors, select = self._in_memory(), torch.index_select
         # Between two steps every call comes with a cold cache: indices are cut up for many chunks at once, and what
         # is ready as it lies goes out without a look at what it does not need.
-        ready = self._device.type == "cpu" and not self.augment
+        ready = self._device.type == "cpu" and not self.augment and self.source.batch_dtype is None
         ready = ready and (self._prepared_normalized or self.preprocessing is None)
         for first in range(position * size, len(order), step * CHUNKS_AHEAD):
             for indices in torch.unsafe_split(order[first : first + step * CHUNKS_AHEAD], step):
@@ -251,9 +251,10 @@ class Loader:
 
     def _gather(self, epoch: int, indices: Tensor) -> tuple[Any, ...]:
         """Samples of data in memory, finished; one indexed read of each tensor."""
+        assert isinstance(self.source, TensorSource)
         tensors = self._in_memory()
         there = indices if tensors[0].is_cpu else indices.to(tensors[0].device)
-        read = tuple([tensor.index_select(0, there) for tensor in tensors])
+        read = self.source.widened(tuple([tensor.index_select(0, there) for tensor in tensors]))
         if self._prepared_normalized:
             return tuple(batches.moved(tensor, self._device) for tensor in read)
         return self._finish(read, epoch, indices)

@@ -41,6 +41,17 @@ DATA = Registry(
             },
             facts={"samples": "those in the folders", "input": "(channels, height, width)", "classes": "the folders"},
         ),
+        Entry(
+            "text",
+            "surefoot.data.text:text",
+            "a text file as characters or bytes, to tell the next one",
+            limits={
+                "length": _AT_LEAST_ONE,
+                "stride": _AT_LEAST_ONE,
+                "val_share": Range(low=0, high=1, high_open=True),
+            },
+            facts={"samples": "windows of the text", "input": "(length,)", "classes": "the tokens"},
+        ),
     ],
 )
 

@@ -63,6 +63,9 @@ class TensorSource(Source):
     (3, [0, 1, 1])
     """
 
+    # What the tensors of a batch are turned into, where they are kept smaller than a model takes them.
+    batch_dtype: torch.dtype | None = None
+
     def __init__(self, *tensors: Tensor | numpy.ndarray, classes: Sequence[str] | None = None):
         if not tensors:
             raise UsageError("data: no tensors given; give inputs (N, ...) and targets (N, ...)")
@@ -82,7 +85,11 @@ class TensorSource(Source):
 
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
         """The tensors of one sample, or of those that a slice or an index tensor names."""
-        return tuple(tensor[index] for tensor in self.tensors)
+        return self.widened(tuple(tensor[index] for tensor in self.tensors))
+
+    def widened(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Tensors of some samples in the `batch_dtype`."""
+        return tensors if self.batch_dtype is None else tuple(tensor.to(self.batch_dtype) for tensor in tensors)
 
     def targets(self) -> Tensor:
         if len(self.tensors) < 2:

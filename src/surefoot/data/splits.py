@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +21,15 @@ class DataSplits:
     """A data set ready for loaders; `train` and `val` are whatever `as_source` takes.
 
     `classes` names the values of the targets, or is None where they are no class labels; then all targets of
-    data in memory have been checked to be one of them. `preprocessing` is the one that fits the raw data.
+    data in memory have been checked to be one of them. `preprocessing` is the one that fits the raw data. `sizes` are
+    arguments of a packaged model that the data decide where a recipe does not, beside its `classes`.
     """
 
     train: Source
     val: Source | None
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing | None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", as_source(self.train))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .. import batches
 from ..errors import UsageError
 from . import registry
-from .torch_losses import family
+from .torch_losses import family, formula_of
 
 
 class LossValue(NamedTuple):
@@ -52,6 +53,56 @@ def _forward_pair(model: Any, batch: Any) -> tuple[Any, Any]:
 
 def _value_pair(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(outputs, targets)
+
+
+def _value_classes(loss: Any, outputs: Any, targets: Any) -> Any:
+    outputs = classes_second(loss, outputs, targets)
+    if isinstance(outputs, Tensor) and outputs.dim() == 3 and _classes_lie_last(outputs) and targets.dim() == 2:
+        # The same mean over all positions; of (N, C, T) torch takes two to four times as long, for it is copied.
+        outputs, targets = outputs.movedim(1, -1).reshape(-1, outputs.shape[1]), targets.reshape(-1)
+    return loss(outputs, targets)
+
+
+# Losses that have had a batch whose outputs could only be (N, T, C).
+_LAST: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def classes_second(loss: Any, outputs: Any, targets: Any) -> Any:
+    """Outputs (N, ..., C) beside class indices (N, ...) as (N, C, ...), as torch's losses and metrics have them.
+
+    Only of a loss that compares classes, and where only this fits; all else is returned as it is. Where the shapes
+    fit both ways (N, T, T), outputs that were transposed are taken as torch does, others as those of earlier batches;
+    raises UsageError where there were none.
+
+    >>> classes_second(nn.CrossEntropyLoss(), torch.zeros(8, 5, 30), torch.zeros(8, 5)).shape
+    torch.Size([8, 30, 5])
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() < 3 or not isinstance(targets, Tensor):
+        return outputs
+    if targets.shape != outputs.shape[:-1] or not any(map(_compares_classes, getattr(loss, "parts", (loss,)))):
+        return outputs
+    if targets.shape[1:] != outputs.shape[2:]:
+        if isinstance(loss, nn.Module):  # a function may be another model's loss, too
+            _LAST.add(loss)
+    elif _classes_lie_last(outputs) or outputs.dim() > 3:
+        return outputs
+    elif loss not in _LAST:
+        raise UsageError(
+            f"{describe(loss)}: with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} the classes may "
+            "be the second dimension or the last; where they are the last, give outputs.transpose(1, 2); where they "
+            "are the second, give the loss as a function: lambda outputs, targets: "
+            "torch.nn.functional.cross_entropy(outputs, targets)"
+        )
+    return outputs.movedim(-1, 1)
+
+
+def _compares_classes(loss: Any) -> bool:
+    return formula_of(loss) in ("CrossEntropyLoss", "NLLLoss")
+
+
+def _classes_lie_last(outputs: Tensor) -> bool:
+    """Whether outputs (N, C, T) are a view of (N, T, C)."""
+    return outputs.stride(1) == 1 and outputs.stride(-1) != 1
 
 
 def _forward_triplet(model: Any, batch: Any) -> tuple[Any, Any]:
@@ -111,10 +162,13 @@ PAIR = Convention("pair", registry.PAIR, _forward_pair, _value_pair)
 TRIPLET = Convention("triplet", registry.TRIPLET, _forward_triplet, _value_triplet)
 TWO_INPUTS = Convention("two inputs", registry.TWO_INPUTS, _forward_two_inputs, _value_two_inputs)
 CTC = Convention("ctc", registry.CTC, _forward_ctc, _value_ctc)
+CLASSES = Convention("pair", PAIR.batch, _forward_pair, _value_classes)
 GAUSSIAN = Convention("gaussian", PAIR.batch, _forward_pair, _value_gaussian)
 ADAPTIVE = Convention("adaptive", PAIR.batch, _forward_pair, _value_adaptive)
 
 _BY_NAME = {
+    "CrossEntropyLoss": CLASSES,
+    "NLLLoss": CLASSES,
     "TripletMarginLoss": TRIPLET,
     "TripletMarginWithDistanceLoss": TRIPLET,
     "MarginRankingLoss": TWO_INPUTS,
@@ -160,11 +214,11 @@ def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any
         weight = batches.size(batch) if outputs.weight is None else outputs.weight
         return outputs._replace(loss=weighed(outputs.loss, share * weight), weight=weight)
     if isinstance(share, tuple):  # a sum of losses: each part has a share of its own
-        return LossValue(loss(outputs, targets, shares=share), outputs, targets)
+        return LossValue(loss(outputs, targets, shares=share), classes_second(loss, outputs, targets), targets)
     value = scalar(convention.value(loss, outputs, targets), loss)
     if share is not None:
         value = weighed(value, share)
-    return LossValue(value, outputs, targets)
+    return LossValue(value, classes_second(loss, outputs, targets), targets)
 
 
 def value_of(loss: Any, outputs: Any, targets: Any) -> Tensor:

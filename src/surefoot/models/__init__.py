@@ -1,4 +1,4 @@
-"""The models that Surefoot knows by name: LeNet-5 as the tutorial has it, a perceptron, a small ResNet."""
+"""The models that Surefoot knows by name: LeNet-5 as the tutorial has it, a perceptron, a small ResNet, a small GPT."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from ..lazy import lazily
 from .registry import MODELS, spec_of
 
 if TYPE_CHECKING:
+    from .gpt import GPT
     from .lenet import LeNet5
     from .mlp import MLP
     from .resnet import SmallResNet
 
-__all__ = ["MODELS", "MLP", "LeNet5", "SmallResNet", "spec_of"]
+__all__ = ["GPT", "MODELS", "MLP", "LeNet5", "SmallResNet", "spec_of"]
 
 # The classes need torch, the names do not: `surefoot list models` shows them without importing it.
-__getattr__ = lazily(__name__, {"lenet": "LeNet5", "mlp": "MLP", "resnet": "SmallResNet"})
+__getattr__ = lazily(__name__, {"gpt": "GPT", "lenet": "LeNet5", "mlp": "MLP", "resnet": "SmallResNet"})

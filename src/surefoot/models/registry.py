@@ -47,6 +47,16 @@ MODELS = Registry(
             },
             facts={"input": "(N, channels, H, W)", "parameters": "73,082"},
         ),
+        Entry(
+            "GPT",
+            "surefoot.models.gpt:GPT",
+            "a small transformer that tells the next token, as GPT-2 is made",
+            limits={
+                **dict.fromkeys(("classes", "length", "width", "depth", "heads"), Range(low=1)),
+                "dropout": Range(low=0, high=1, high_open=True),
+            },
+            facts={"input": "(N, T) tokens", "parameters": "834,304"},
+        ),
     ],
 )
 

@@ -73,7 +73,7 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
     """The shape and dtype of one input as the data hold it; None for inputs of several parts or of unequal shapes."""
     source = loader.source
     if isinstance(source, TensorSource):
-        samples = [source.tensors[0][:1]]
+        samples = [source[:1][0]]
     else:
         each = Loader(source, 1, shuffle=False)
         samples = [each.batch_at(0, place)[0] for place in sorted({0, len(source) - 1})]

@@ -41,6 +41,8 @@ from .state import Best, Checkpoints, RunState
 from .unfreezing import Unfreezing
 
 RECORDS_AN_EPOCH = 50
+# A confusion matrix of more classes (a vocabulary's) would take more room in each checkpoint than it is worth.
+MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ def fit(
             monitor=checkpoints.keep_best,
             early_stopping=early_stopping,
             unfreezing=unfreezing,
-            classes=len(about.classes) if about.classes else None,
+            classes=len(about.classes) if about.classes and len(about.classes) <= MOST_CLASSES else None,
             save_best=save and functools.partial(save, "model/best"),
         )
         loop.run()

@@ -161,9 +161,7 @@ def _index_shape(name: str, outputs: Tensor, targets: Tensor) -> Iterator[Findin
         f"{name} with outputs {form(outputs)}, classes in dimension 1, wants targets {tuple(expected)}; "
         f"they are {form(targets)}"
     )
-    if outputs.dim() > 2 and targets.shape == outputs.shape[:-1]:
-        fix = "put the classes into dimension 1: `outputs.transpose(1, -1)`"
-    elif targets.dim() == len(expected) + 1 and targets.dim() > 1 and targets.shape[1] == 1:
+    if targets.dim() == len(expected) + 1 and targets.dim() > 1 and targets.shape[1] == 1:
         fix = "give `targets.squeeze(1)`"
     else:
         fix = "make the shapes fit: one class index for each row of scores"
