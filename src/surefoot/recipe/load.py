@@ -32,7 +32,7 @@ def load_recipe(
     Traceback (most recent call last):
     ...
     surefoot.errors.UsageError: no packaged recipe 'quickstrat'; did you mean 'quickstart'? packaged \
-are: fashion_mnist, fashion_mnist_best, quickstart; a file is given by its path, e.g. recipe.yaml
+are: fashion_mnist, fashion_mnist_best, gpt_text, quickstart; a file is given by its path, e.g. recipe.yaml
     """
     check = Arguments()
     check.path("recipe", source)
