@@ -24,7 +24,10 @@ FLOORS = (
     {"held"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
     {"batches", "metric_objects"},
-    {"losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"},
+    {
+        *("losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"),
+        "table_columns",
+    },
     {"data", "artifacts", "tracking", "step"},
     {"execution", "checkpoint"},
     {"training"},

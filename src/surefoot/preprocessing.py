@@ -25,8 +25,9 @@ class Preprocessing:
     and `std` hold one number, or one for each channel. The arithmetic is that of torchvision's ToTensor and
     Normalize, bit for bit: a scale of 1/n divides by n.
 
-    Takes (N, C, H, W) or (C, H, W), uint8 or float; any other shape where there is one mean and one std. The
-    input is left as it is. Raises UsageError for numbers that cannot be used and for another count of channels.
+    Takes (N, C, H, W) or (C, H, W), uint8 or float, and (N, C) or (C,), the rows of a table; any other shape where
+    there is one mean and one std. The input is left as it is. Raises UsageError for numbers that cannot be used and
+    for another count of channels.
 
     >>> Preprocessing()(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-1.,  1.]]]])
@@ -63,10 +64,11 @@ class Preprocessing:
 
     def __call__(self, raw: Tensor) -> Tensor:
         """The model's input for `raw`: float32, same shape, on the same device."""
-        if len(self.mean) > 1 and (raw.dim() < 3 or raw.shape[-3] != len(self.mean)):
+        count = len(self.mean)
+        if count > 1 and (not raw.dim() or raw.shape[-3 if raw.dim() > 2 else -1] != count):
             raise UsageError(
-                f"preprocessing: mean and std are for {counted(len(self.mean), 'channel')}, the data has the shape "
-                f"{tuple(raw.shape)}; (N, {len(self.mean)}, H, W) was expected"
+                f"preprocessing: mean and std are for {counted(count, 'channel')}, the data has the shape "
+                f"{tuple(raw.shape)}; (N, {count}, H, W), or (N, {count}) of a table, was expected"
             )
         return _apply(raw, *_constants(self, raw.device))
 
@@ -125,6 +127,8 @@ def _apply(
     gain: Tensor | None,
 ) -> Tensor:
     x = raw.to(torch.float32)
+    if raw.dim() < 3:  # a table's columns lie last, the channels of pictures before height and width
+        mean, std, gain = (c if c is None or not c.dim() else c.flatten() for c in (mean, std, gain))
     # The first operation makes a tensor of its own unless the conversion did; the rest then works in place.
     if divisor is not None:
         x = x.div_(divisor) if x is not raw else x.div(divisor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from .. import batches
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
+from ..table_columns import TableColumns
 from .arrays import as_tensor, is_array
 from .workers import fetch
 
@@ -34,9 +36,10 @@ _ITEMS_IN_FINGERPRINT = 64
 
 
 class Source(ABC):
-    """Samples by index. `classes` names the values of integer targets, where there are such."""
+    """Samples by index. `classes` names the values of integer targets, `columns` what a table's rows hold; if known."""
 
     classes: tuple[str, ...] | None = None
+    columns: TableColumns | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -66,7 +69,12 @@ class TensorSource(Source):
     # What the tensors of a batch are turned into, where they are kept smaller than a model takes them.
     batch_dtype: torch.dtype | None = None
 
-    def __init__(self, *tensors: Tensor | numpy.ndarray, classes: Sequence[str] | None = None):
+    def __init__(
+        self,
+        *tensors: Tensor | numpy.ndarray,
+        classes: Sequence[str] | None = None,
+        columns: TableColumns | None = None,
+    ):
         if not tensors:
             raise UsageError("data: no tensors given; give inputs (N, ...) and targets (N, ...)")
         self.tensors = tuple(as_tensor(tensor) for tensor in tensors)
@@ -75,7 +83,7 @@ class TensorSource(Source):
             raise UsageError(f"data: tensors hold {' and '.join(map(str, lengths))} samples; give as many of each")
         if not lengths[0]:
             raise UsageError("data: the data set is empty; give at least one sample")
-        self.classes = _names(classes)
+        self.classes, self.columns = _names(classes), columns
         if self.classes is not None and len(self.tensors) > 1:
             check_labels(self.tensors[-1], len(self.classes))
         self._fingerprint: str | None = None
@@ -98,7 +106,7 @@ class TensorSource(Source):
 
     def subset(self, indices: Tensor | slice) -> TensorSource:
         """A source of some of the samples; a slice shares memory with this one."""
-        return TensorSource(*self[indices], classes=self.classes)
+        return TensorSource(*self[indices], classes=self.classes, columns=self.columns)
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
@@ -106,6 +114,8 @@ class TensorSource(Source):
             for tensor in self.tensors:
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 hash_bytes(digest, tensor)
+            if self.columns is not None:
+                digest.update(json.dumps(self.columns.to_json()).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -1,0 +1,189 @@
+"""The rows of a table as tensors, by the columns of a model: in training, evaluation and prediction alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..errors import Problems, UsageError
+from ..table_columns import CSV, TableColumns
+from ..text import counted
+from .sources import TensorSource
+from .table_files import PARQUET_ENDINGS, arrow, is_number, nearest, read_table
+
+# How a message calls a row: "houses.csv: line 7".
+Place = Callable[[int], str]
+
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}([,.' \u00a0]\d{3})+([.,]\d+)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+_LARGEST = float(numpy.finfo(numpy.float32).max)
+
+
+def rows(path: str | Path, columns: TableColumns) -> tuple[Tensor, list[str]]:
+    """The rows of a file as a model with these `columns` takes them, float32 (N, F + K), and each row's name.
+
+    Parquet by its ending, else CSV as the training data were. Columns of other names are left out.
+    Raises Problems for a column that is not there and for values that cannot be.
+    """
+    table, place = _read(path, columns, columns.names)
+    return inputs_of(table, columns, place), [place(row) for row in range(table.num_rows)]
+
+
+def labelled_rows(path: str | Path, columns: TableColumns, classes: Sequence[str] | None) -> TensorSource:
+    """The rows of a file with their targets, for a model that was trained with these `columns` and `classes`."""
+    table, place = _read(path, columns, [*columns.names, *columns.targets])
+    targets = targets_of(table, columns, classes, place)
+    return TensorSource(inputs_of(table, columns, place), targets, classes=classes, columns=columns)
+
+
+def _read(path: str | Path, columns: TableColumns, names: Sequence[str]) -> tuple[Any, Place]:
+    is_parquet = str(path).lower().endswith(PARQUET_ENDINGS)
+    texts = [*columns.categories, *(columns.targets if columns.classes else ())]
+    table = read_table(path, None if is_parquet else {**CSV, **columns.csv}, texts)
+    lacking = [name for name in names if name not in table.column_names]
+    if lacking:
+        raise Problems([f"{path}: there is no column {n!r}{nearest(n, table.column_names)}" for n in lacking])
+    return table, place_in(path, text=not is_parquet)
+
+
+def place_in(where: object, *, text: bool) -> Place:
+    """How a row is called: by its line in a text file, whose first holds the names; else counted from 1."""
+    return lambda row: f"{where}: {'line' if text else 'row'} {row + (2 if text else 1)}"
+
+
+def inputs_of(table: Any, columns: TableColumns, place: Place) -> Tensor:
+    """float32 (N, F + K): the numbers as they are, then the index of each category's value.
+
+    Raises Problems for missing values, unless `columns` say what becomes of them, and for numbers that are none.
+    """
+    encoded = numpy.empty((table.num_rows, columns.width), dtype=numpy.float32)
+    problems = []
+    for position, name in enumerate(columns.names):
+        try:
+            if name in columns.numbers:
+                values, missing = numbers_in(table[name], name, place), columns.numbers[name]
+            else:
+                values, missing = _indices(table[name], columns.categories[name]), 0.0
+            gaps = numpy.isnan(values)
+            if gaps.any():
+                if columns.missing != "mean":
+                    raise UsageError(_gaps(name, gaps, place))
+                values[gaps] = missing
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        encoded[:, position] = values
+    if problems:
+        raise Problems(problems)
+    return torch.from_numpy(encoded)
+
+
+def targets_of(table: Any, columns: TableColumns, classes: Sequence[str] | None, place: Place) -> Tensor:
+    """Classes int64 (N,), or numbers float32 (N, T). Raises Problems for missing values and unknown classes."""
+    problems, parts = [], []
+    for name in columns.targets:
+        values = numbers_in(table[name], name, place) if classes is None else _indices(table[name], classes) - 1
+        gaps = numpy.isnan(values)
+        if gaps.any():
+            problems.append(_gaps(name, gaps, place, "missing: drop leaves such rows out"))
+        elif classes is not None and (values < 0).any():
+            first = int((values < 0).argmax())
+            problems.append(f"{place(first)}: {name!r} is {table[name][first].as_py()!r}, which is none of the classes")
+        parts.append(values)
+    if problems:
+        raise Problems(problems)
+    if classes is not None:
+        return torch.from_numpy(parts[0].astype(numpy.int64))
+    return torch.from_numpy(numpy.stack(parts, axis=1).astype(numpy.float32))
+
+
+def numbers_in(column: Any, name: str, place: Place) -> Any:
+    """A column as float64 (N,), NaN where a value is missing. Raises UsageError for what is no number."""
+    pyarrow = arrow()
+    if kind_of(column.type) == "texts":
+        codes, values = coded(column)
+        wrong = numpy.array([not is_number(value) for value in values])
+        first = int(numpy.isin(codes, wrong.nonzero()[0]).argmax())
+        raise UsageError(f"{place(first)}: {name!r} is {column[first].as_py()!r}, which is no number")
+    numbers = column.combine_chunks().cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
+    numbers = numbers if numbers.flags.writeable else numbers.copy()
+    over = numpy.abs(numbers) > _LARGEST
+    if over.any():
+        first = int(over.argmax())
+        raise UsageError(f"{place(first)}: {name!r} is {column[first].as_py()}, which is no float32")
+    return numbers
+
+
+def coded(column: Any) -> tuple[Any, list[str]]:
+    """A column as texts: the code of each row's, int64 (N,) with -1 where it is missing, and the texts by code."""
+    pyarrow = arrow()
+    kind = column.type
+    if pyarrow.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pyarrow.types.is_floating(kind):  # whole numbers beside missing values, as pandas has them
+        column = pyarrow.compute.if_else(pyarrow.compute.is_nan(column), None, column)
+        whole = pyarrow.compute.all(pyarrow.compute.equal(column, pyarrow.compute.floor(column))).as_py()
+        column = column.cast(pyarrow.int64()) if whole else column
+    texts = column.cast(pyarrow.string()).combine_chunks().dictionary_encode()
+    codes = texts.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(numpy.int64)
+    # Spaces around a text are no part of it, so two codes may stand for one.
+    position: dict[str, int] = {}
+    merged = [position.setdefault(text.strip(), len(position)) for text in texts.dictionary.to_pylist()]
+    return numpy.array([*merged, -1])[codes], list(position)
+
+
+def _indices(column: Any, values: Sequence[str]) -> Any:
+    """The place of each row's text among `values`, from 1; 0 where it is none of them, NaN where it is missing."""
+    codes, texts = coded(column)
+    position = {value: index for index, value in enumerate(values, 1)}
+    return numpy.array([*(position.get(text, 0.0) for text in texts), numpy.nan])[codes]
+
+
+def _gaps(name: str, gaps: Any, place: Place, advice: str = "") -> str:
+    count = f"{counted(int(gaps.sum()), 'value')} missing"
+    advice = advice or "give missing: mean or missing: drop, or leave the column out"
+    return f"{place(int(gaps.argmax()))}: {name!r} has no value ({count} in this column); {advice}"
+
+
+def kind_of(kind: Any) -> str:
+    """``"numbers"``, ``"texts"``, or the name of another type of pyarrow's."""
+    types = arrow().types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind):
+        return "numbers"
+    return "texts" if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) else str(kind)
+
+
+def disguised(column: Any, name: str, place: Place) -> str | None:
+    """What is wrong with a column of texts that nobody called a category: numbers in disguise, or no vocabulary."""
+    codes, texts = coded(column)
+
+    def first(which: Callable[[str], Any]) -> str:
+        code = next(code for code, text in enumerate(texts) if which(text))
+        return f"{place(int((codes == code).argmax()))}: {name!r} is {texts[code]!r}"
+
+    numbers = [text for text in texts if is_number(text)]
+    thousands = [text for text in texts if _THOUSANDS.fullmatch(text)]
+    commas = [text for text in texts if _DECIMAL_COMMA.fullmatch(text)]
+    if set(commas) - set(thousands) and len(commas) + len(numbers) == len(texts):
+        return f"{first(commas.__contains__)}, with a decimal comma; give decimal: ','"
+    if thousands and len(thousands) + len(numbers) == len(texts):
+        return f"{first(thousands.__contains__)}, a number with thousands separators; write it without them"
+    if numbers and 2 * len(numbers) >= len(texts):
+        return (
+            f"{first(lambda text: not is_number(text))}, in a column of numbers; mend it, call it missing (nulls: "
+            f"[...]), or name the column in categories or drop"
+        )
+    if len(texts) > max(50, len(codes) // 2):
+        return (
+            f"column {name!r} holds {len(texts):,} texts in {len(codes):,} rows, which are no categories; leave it out "
+            f"(drop: [{name}]), or name it in categories"
+        )
+    return None
