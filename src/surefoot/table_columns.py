@@ -63,7 +63,7 @@ class TableColumns:
         """The columns that `to_json` wrote. Raises UsageError for anything else."""
         if not isinstance(data, Mapping) or set(data) != {f.name for f in fields(cls)}:
             raise UsageError("columns: not the description of a table")
-        texts = _items(data["targets"], str, "targets")
+        texts = [*_items(data["targets"], str, "targets")]
         if not isinstance(data["csv"], Mapping) or not set(data["csv"]) <= CSV.keys():
             raise UsageError("columns.csv: not how a text file is read")
         for name, value in data["csv"].items():

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..arguments import Arguments
 from ..preprocessing import Preprocessing
+from ..table_columns import TableColumns
 from .info import UNKNOWN, ModelInfo
 
 
@@ -59,6 +60,10 @@ def _preprocessing(check: Arguments, name: str, value: Any) -> None:
         check.instance(name, value, Preprocessing, "surefoot.Preprocessing(mean=0.5, std=0.5)", none=True)
 
 
+def _columns(check: Arguments, name: str, value: Any) -> None:
+    check.instance(name, value, TableColumns, "splits.train.columns", none=True)
+
+
 def _info(check: Arguments, name: str, value: Any) -> None:
     check.instance(name, value, ModelInfo, "the .info of an opened model", none=True)
 
@@ -82,6 +87,7 @@ _CHECKS: dict[str, Callable[[Arguments, str, Any], Any]] = {
     "except_": Arguments.texts,
     "info": _info,
     "preprocessing": _preprocessing,
+    "columns": _columns,
     "batch": _batch,
     "source": _source,
 }

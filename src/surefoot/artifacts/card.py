@@ -79,6 +79,10 @@ def _summary(info: ModelInfo, stored: Mapping[str, Any]) -> str:
         lines.append(
             f"Raw values are mapped to (raw{scale} - mean) / std with mean {list(p.mean)} and std {list(p.std)}."
         )
+    if info.columns:
+        names = [_shown(name) for name in info.columns.names[:50]]
+        indices = ", the categories last, as indices" if info.columns.categories else ""
+        lines.append(f"The columns of its rows are {', '.join(names)}{indices} (model.json says which).")
     if info.classes:
         names = [_shown(name) for name in info.classes[:50]]
         more = f" and {len(info.classes) - 50} more" if len(info.classes) > 50 else ""

@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..models import spec_of
 from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
+from ..table_columns import TableColumns
 from ..version import __version__
 from . import pretrained
 from .weights import memory_format, plain
@@ -36,7 +37,8 @@ class ModelInfo:
     `model` is ``{"name": ..., "args": {...}}`` for a registered model, ``{"class": "module:Name",
     "args": {...} | None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype`
     is the raw data's, as torch names it. `dataset` names what it was trained on; `averaged` says that the weights are
-    a moving average of the training's (EMA). Fields that are not known are None; a `preprocessing` of None means that
+    a moving average of the training's (EMA); `columns` are those of the table whose rows it takes. Fields that are not
+    known are None; a `preprocessing` of None means that
     the model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
     """
 
@@ -54,6 +56,7 @@ class ModelInfo:
     memory_format: str = "contiguous"
     versions: dict[str, str] = field(default_factory=dict)
     preprocessing_known: bool = True
+    columns: TableColumns | None = None
 
     @property
     def model_name(self) -> str:
@@ -71,6 +74,7 @@ class ModelInfo:
             "input": {"shape": _list(self.input_shape), "dtype": self.input_dtype},
             "classes": _list(self.classes),
             "preprocessing": prepared if self.preprocessing_known else UNKNOWN,
+            "columns": self.columns and self.columns.to_json(),
             "loss": _plain(self.loss),
             "metrics": _plain(self.metrics),
             "recipe_digest": self.recipe_digest,
@@ -112,14 +116,12 @@ class ModelInfo:
         classes = entry("classes", list, "a list of names")
         if not all(isinstance(name, str) for name in classes or ()):
             raise bad("classes: not a list of names")
-        preprocessing = data.get("preprocessing")
-        if preprocessing in (None, UNKNOWN):
-            prepared = None
-        else:
-            try:
-                prepared = Preprocessing.from_json(preprocessing)
-            except UsageError as error:
-                raise bad(str(error)) from error
+        preprocessing, columns = data.get("preprocessing"), data.get("columns")
+        try:
+            prepared = None if preprocessing in (None, UNKNOWN) else Preprocessing.from_json(preprocessing or {})
+            columns = None if columns is None else TableColumns.from_json(columns)
+        except UsageError as error:
+            raise bad(str(error)) from error
         layout = choice("memory_format", data.get("memory_format", "contiguous"), ("contiguous", "channels_last"))
         return cls(
             model=_model(data.get("model"), where),
@@ -128,6 +130,7 @@ class ModelInfo:
             classes=None if classes is None else tuple(classes),
             preprocessing=prepared,
             preprocessing_known=preprocessing != UNKNOWN,
+            columns=columns,
             loss=data.get("loss"),
             metrics=dict(entry("metrics", Mapping, "an object", {})),
             recipe_digest=entry("recipe_digest", str, "text"),
@@ -152,6 +155,7 @@ def describe_model(
     title: str | None = None,
     dataset: str | None = None,
     averaged: bool = False,
+    columns: TableColumns | None = None,
     source: tuple[str, Mapping[str, Any]] | None = None,
 ) -> ModelInfo:
     """The `ModelInfo` of a live model. `source` is the import path and arguments that made a user's own model;
@@ -193,6 +197,7 @@ def describe_model(
         title=title,
         dataset=dataset,
         averaged=averaged or average,
+        columns=columns,
         memory_format=memory_format(model),
         versions={"surefoot": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )

@@ -17,6 +17,7 @@ from ..models import MODELS
 from ..preprocessing import Preprocessing
 from ..registry import import_object, with_imports
 from ..safe_tensors import BadFile
+from ..table_columns import TableColumns
 from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
@@ -43,6 +44,7 @@ def save_model(
     title: str | None = None,
     dataset: str | None = None,
     averaged: bool = False,
+    columns: TableColumns | None = None,
     source: tuple[str, Mapping[str, Any]] | None = None,
     plots: Iterable[str | Path] = (),
     history: Sequence[Mapping[str, Any]] = (),
@@ -56,7 +58,7 @@ def save_model(
     `preprocessing` is "unknown" where it is not known: the model is then not used before one is given.
     `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
     ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights
-    are a moving average;
+    are a moving average; `columns` are those of the table whose rows it takes;
     `source` is the import path and arguments of a user's own class; `plots` are
     image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
     losses. Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
@@ -83,6 +85,7 @@ def save_model(
         title=title,
         dataset=dataset,
         averaged=averaged or average,
+        columns=columns,
         source=source,
     )
     pictures = {Path(p).name: Path(p) for p in plots}

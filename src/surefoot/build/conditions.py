@@ -24,6 +24,7 @@ _HARMLESS = (
     "checkpoint.when_busy",
     "data.dir",
     "data.path",
+    "data.val",
     "data.download",
     "data.workers",
     "execution",

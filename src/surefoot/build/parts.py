@@ -42,6 +42,8 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
     if normalize is None:
         return replace(splits, preprocessing=None)
     with at(recipe, "data.normalize"):
+        if splits.train.columns is not None:
+            raise UsageError("a table's columns are normalised by their own mean and std; give auto, or null for none")
         scale = pixel_scale(splits.train)
         return replace(splits, preprocessing=Preprocessing(scale=scale, mean=normalize.mean, std=normalize.std))
 
@@ -56,8 +58,15 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
         part = recipe.model
         defaults: dict[str, Any] = {}
         if not part.imported and splits is not None:
+            taken = MODELS[part.name].parameters()
+            columns = splits.train.columns
+            if columns is not None and columns.categories and "cardinalities" not in taken:
+                raise UsageError(
+                    f"{part.name} would take categories for numbers ({', '.join(columns.categories)}); "
+                    "give TabularMLP, or leave these columns out (data.drop)"
+                )
             sizes = {"classes": len(splits.classes), **splits.sizes} if splits.classes else splits.sizes
-            defaults = {name: size for name, size in sizes.items() if name in MODELS[part.name].parameters()}
+            defaults = {name: size for name, size in sizes.items() if name in taken}
         model = make(part, MODELS, defaults)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")

@@ -9,6 +9,7 @@ _HOMES = {
     "loader": "Loader epoch_order",
     "sources": "DatasetSource Source TensorSource as_source",
     "splits": "DataSplits",
+    "tables": "table",
 }
 
 __all__ = [name for names in _HOMES.values() for name in names.split()]

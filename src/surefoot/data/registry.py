@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..registry import Entry, Range, Registry
 
 _AT_LEAST_ONE = Range(low=1)
+_SHARE = Range(low=0, high=1, high_open=True)
 _PROBABILITY = Range(low=0, high=1)
 
 DATA = Registry(
@@ -36,7 +37,7 @@ DATA = Registry(
             limits={
                 "size": _AT_LEAST_ONE,
                 "channels": Range(low=1, high=3),
-                "val_share": Range(low=0, high=1, high_open=True),
+                "val_share": _SHARE,
                 "seed": Range(low=0),
             },
             facts={"samples": "those in the folders", "input": "(channels, height, width)", "classes": "the folders"},
@@ -51,6 +52,20 @@ DATA = Registry(
                 "val_share": Range(low=0, high=1, high_open=True),
             },
             facts={"samples": "windows of the text", "input": "(length,)", "classes": "the tokens"},
+        ),
+        Entry(
+            "csv",
+            "surefoot.data.tables:csv",
+            "a CSV file: columns of numbers and categories, one or several of them the target",
+            limits={"val_share": _SHARE, "seed": Range(low=0)},
+            facts={"samples": "the rows", "input": "(columns,)", "classes": "the target's values, or none"},
+        ),
+        Entry(
+            "parquet",
+            "surefoot.data.tables:parquet",
+            "a Parquet file, read as a CSV is",
+            limits={"val_share": _SHARE, "seed": Range(low=0)},
+            facts={"samples": "the rows", "input": "(columns,)", "classes": "the target's values, or none"},
         ),
     ],
 )

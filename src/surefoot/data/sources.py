@@ -115,7 +115,7 @@ class TensorSource(Source):
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 hash_bytes(digest, tensor)
             if self.columns is not None:
-                digest.update(json.dumps(self.columns.to_json()).encode())
+                digest.update(json.dumps([self.columns.to_json(), self.classes]).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -46,6 +46,20 @@ class DataSplits:
                 check_labels(source.targets(), len(self.classes))
 
 
+def sizes_of(source: TensorSource) -> dict[str, Any]:
+    """What inputs and targets in memory decide of a packaged model: the `sizes` of a DataSplits.
+
+    >>> sizes_of(TensorSource(torch.zeros(4, 3), torch.zeros(4, 1)))
+    {'in_features': 3, 'classes': 1, 'outputs': 1}
+    """
+    inputs, targets = source.tensors[0], source.tensors[-1]
+    sizes: dict[str, Any] = {"in_features": inputs[0].numel()}
+    if inputs.dim() == 4:
+        sizes["channels"] = inputs.shape[1]
+    outputs = targets.shape[1] if source.classes is None and targets.dim() == 2 else len(source.classes or ())
+    return sizes | ({"classes": outputs, "outputs": outputs} if outputs else {})
+
+
 def pixel_scale(source: Source) -> float | None:
     """What brings the inputs of `source` to 0..1: 1/255 or, for 16-bit pixels, 1/65535; None for floats and booleans.
 

@@ -15,7 +15,7 @@ from ..registry import Range
 from ..table_columns import MISSING, TableColumns
 from .loader import epoch_order
 from .sources import TensorSource
-from .splits import DataSplits
+from .splits import DataSplits, sizes_of
 from .table_files import arrow, as_table, nearest, read_table
 from .table_rows import Place, coded, disguised, inputs_of, kind_of, numbers_in, place_in, targets_of
 
@@ -159,7 +159,7 @@ def _splits(
         for pair, rows in zip((encoded[0], encoded[-1]), map(torch.from_numpy, parts), strict=True)
     )
     assert train is not None
-    return DataSplits(train, val, classes, _preprocessing(statistics, columns))
+    return DataSplits(train, val, classes, _preprocessing(statistics, columns), _sizes(train, columns))
 
 
 def _checked(first: Any, second: Any, **options: Any) -> dict[str, Any]:
@@ -302,3 +302,13 @@ def _preprocessing(statistics: dict[str, tuple[float, float]], columns: TableCol
     rest = len(columns.categories)
     means, stds = zip(*statistics.values(), strict=True)
     return Preprocessing(scale=None, mean=(*means, *[0.0] * rest), std=(*stds, *[1.0] * rest))
+
+
+def _sizes(train: TensorSource, columns: TableColumns) -> dict[str, Any]:
+    """What the table decides of a packaged model; for a regression, the mean and standard deviation of its targets."""
+    sizes = sizes_of(train) | {"numbers": len(columns.numbers), "cardinalities": columns.cardinalities}
+    if columns.classes:
+        return sizes
+    targets = train.targets().double()
+    std = targets.std(0, correction=0)
+    return sizes | {"target_mean": targets.mean(0).tolist(), "target_std": std.where(std > 0, 1.0).tolist()}

@@ -1,4 +1,4 @@
-"""The models that Surefoot knows by name: LeNet-5 as the tutorial has it, a perceptron, a small ResNet, a small GPT."""
+"""The models that Surefoot knows by name: LeNet-5, perceptrons (one for tables), a small ResNet, a small GPT."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .lenet import LeNet5
     from .mlp import MLP
     from .resnet import SmallResNet
+    from .tabular import TabularMLP
 
-__all__ = ["GPT", "MODELS", "MLP", "LeNet5", "SmallResNet", "spec_of"]
+__all__ = ["GPT", "MODELS", "MLP", "LeNet5", "SmallResNet", "TabularMLP", "spec_of"]
 
 # The classes need torch, the names do not: `surefoot list models` shows them without importing it.
-__getattr__ = lazily(__name__, {"gpt": "GPT", "lenet": "LeNet5", "mlp": "MLP", "resnet": "SmallResNet"})
+_HOMES = {"gpt": "GPT", "lenet": "LeNet5", "mlp": "MLP", "resnet": "SmallResNet", "tabular": "TabularMLP"}
+__getattr__ = lazily(__name__, _HOMES)

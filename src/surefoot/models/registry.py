@@ -57,6 +57,18 @@ MODELS = Registry(
             },
             facts={"input": "(N, T) tokens", "parameters": "834,304"},
         ),
+        Entry(
+            "TabularMLP",
+            "surefoot.models.tabular:TabularMLP",
+            "linear layers over a table's numbers and an embedding of each of its categories",
+            limits={
+                "numbers": Range(low=0),
+                "outputs": Range(low=1),
+                "embedding": Range(low=1),
+                "dropout": Range(low=0, high=1, high_open=True),
+            },
+            facts={"input": "(N, numbers + categories), filled in from csv and parquet", "parameters": "8,577"},
+        ),
     ],
 )
 

@@ -17,6 +17,7 @@ from ..losses.conventions import describe
 from ..losses.objectives import models_own
 from ..losses.torch_losses import family
 from ..preprocessing import Preprocessing
+from ..table_columns import TableColumns
 from .records import Recorder
 
 
@@ -28,7 +29,8 @@ class About:
     (``recipe.yaml``), `conditions` what a resume must find unchanged beside versions, device, threads and data.
 
     The rest is saved with the model, so that it can be evaluated, exported and used on raw data: `classes` (names),
-    `preprocessing` (what raw inputs need), `input_shape` (of one sample, without N), `input_dtype` and `loss_name`.
+    `preprocessing` (what raw inputs need), `input_shape` (of one sample, without N), `input_dtype`, `columns` (of a
+    table) and `loss_name`.
     What is None is taken from the data (their `classes`, the Loader's preprocessing, the first sample) and the loss.
     `dataset` names the data; `source` is ``("module:Name", its arguments)`` of a model class of one's own,
     `recipe_digest` the recipe's.
@@ -45,6 +47,7 @@ class About:
     source: tuple[str, Mapping[str, Any]] | None = None
     input_shape: Sequence[int] | None = None
     input_dtype: str | None = None
+    columns: TableColumns | None = None
     dataset: str | None = None
 
 
@@ -53,6 +56,7 @@ def completed(about: About, loader: Loader, loss: Any) -> About:
     shape, dtype = _raw_sample(loader)
     found = {
         "classes": loader.source.classes,
+        "columns": loader.source.columns,
         "preprocessing": loader.preprocessing,
         "input_shape": shape,
         "input_dtype": dtype,
@@ -109,6 +113,7 @@ def save_model_of(
         recipe_digest=about.recipe_digest,
         title=about.name,
         dataset=about.dataset,
+        columns=about.columns,
         averaged=averaged,
         source=about.source,
         history=recorder.journal.history(),

@@ -1,0 +1,389 @@
+"""Tables as data: columns encoded, split and saved with the model; what a file that is no such table is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from surefoot.artifacts import read_info
+from surefoot.build import build
+from surefoot.cli import main
+from surefoot.data import DATA, table
+from surefoot.data.table_rows import labelled_rows, rows
+from surefoot.data.tables import csv, parquet
+from surefoot.errors import UsageError
+from surefoot.models import TabularMLP
+from surefoot.recipe import parse_recipe
+from surefoot.table_columns import TableColumns
+
+HOUSES = "id,area,rooms,city,garden,price\n"
+RECIPE = """
+model: {{name: TabularMLP, hidden: [8]}}
+data: {{name: csv, path: {path}, target: {target}, drop: [id], batch_size: 8}}
+loss: {loss}
+optimizer: {{name: Adam, lr: 0.01}}
+epochs: 2
+execution: plain
+"""
+
+
+def house(k: int) -> str:
+    return (
+        f"{k},{30 + 7 * k % 90}.5,{k % 4 + 1},{('Ulm', 'Bonn', 'Kiel')[k % 3]},{str(k % 2 == 0).lower()},{900 + k}.25\n"
+    )
+
+
+@pytest.fixture
+def houses(tmp_path):
+    path = tmp_path / "houses.csv"
+    path.write_text(HOUSES + "".join(map(house, range(40))))
+    return path
+
+
+def written(tmp_path, text: str | bytes, name: str = "table.csv") -> str:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_numbers_come_first_and_categories_are_indices_of_the_training_rows_values(houses):
+    splits = csv(str(houses), "price", drop=["id"])
+    columns = splits.train.columns
+    assert columns.names == ["area", "rooms", "garden", "city"] and columns.categories == {
+        "city": ("Bonn", "Kiel", "Ulm")
+    }
+    inputs, targets = splits.train.tensors
+    assert inputs.dtype == targets.dtype == torch.float32
+    assert (inputs.shape, targets.shape, len(splits.val)) == ((36, 4), (36, 1), 4)
+    assert splits.classes is None and set(inputs[:, 3].tolist()) == {1.0, 2.0, 3.0}
+    row = int((targets[:, 0] == 900.25).nonzero()) if 900.25 in targets else None
+    assert row is None or inputs[row].tolist() == [30.5, 1.0, 1.0, 3.0]
+    prepared = splits.preprocessing(inputs)
+    assert torch.equal(prepared[:, 3], inputs[:, 3])
+    assert torch.allclose(prepared[:, :3].mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(prepared[:, :3].std(0, correction=0), torch.ones(3), atol=1e-5)
+
+
+def test_the_split_is_drawn_by_the_seed_named_in_a_column_or_a_file_of_its_own(houses, tmp_path):
+    one, again, other = (csv(str(houses), "price", seed=seed) for seed in (0, 0, 1))
+    assert one.val.fingerprint() == again.val.fingerprint() != other.val.fingerprint()
+    every = torch.cat([one.train.tensors[1], one.val.tensors[1]]).flatten()
+    assert sorted(every.tolist()) == [900.25 + k for k in range(40)]
+    assert csv(str(houses), "price", val_share=0).val is None
+    second = csv(str(houses), "price", val=written(tmp_path, HOUSES + "1,5.0,2,Rom,true,3.5\n"))
+    assert (len(second.train), second.val.tensors[0].tolist()) == (40, [[1.0, 5.0, 2.0, 1.0, 0.0]])  # Rom was not seen
+    by_column = table(
+        {"a": [1, 2, 3, 4], "y": [0.5, 1, 2, 3], "part": ["train", "val", "test", "train"]}, "y", split="part"
+    )
+    assert (by_column.train.tensors[0].tolist(), by_column.val.tensors[0].tolist()) == ([[1.0], [4.0]], [[2.0]])
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "classes"),
+    [
+        (["dog", "cat", "dog", "emu"], "auto", ("cat", "dog", "emu")),
+        ([10, 9, 10, 2], "auto", ("2", "9", "10")),
+        ([True, False, True, True], "auto", ("false", "true")),
+        ([10, 9, 10, 2], "numbers", None),
+        ([0.5, 1.0, 2.0, 3.0], "auto", None),
+        ([1.0, 2.0, 2.0, 1.0], "classes", ("1", "2")),
+        (list(range(21)), "auto", None),
+    ],
+)
+def test_targets_are_classes_or_numbers(values, task, classes):
+    splits = table({"a": range(len(values)), "y": values}, "y", task=task, val_share=0)
+    assert splits.classes == classes
+    targets = splits.train.targets()
+    if classes is None:
+        assert targets.dtype == torch.float32 and targets.tolist() == [[float(v)] for v in values]
+    else:
+        assert [classes[t] for t in targets.tolist()] == [str(v if task == "auto" else int(v)).lower() for v in values]
+
+
+def test_several_targets_are_numbers_side_by_side():
+    splits = table({"a": [1.5, 2], "y": [1, 2], "z": [0.5, 0]}, ["y", "z"], val_share=0)
+    assert splits.train.targets().tolist() == [[1, 0.5], [2, 0]] and splits.sizes["outputs"] == 2
+
+
+def test_missing_values_are_named_or_become_what_is_said(tmp_path):
+    path = written(tmp_path, "a,c,y\n1,x,1.5\n,y,2.5\n5,,3.5\n3,x,\n")
+    with pytest.raises(UsageError) as error:
+        csv(path, "y")
+    assert f"{path}: line 3: 'a' has no value (1 value missing in this column); give missing: mean" in str(error.value)
+    assert f"{path}: line 4: 'c' has no value" in str(error.value)
+    with pytest.raises(UsageError, match="line 5: 'y' has no value .* missing: drop leaves such rows out"):
+        csv(path, "y", missing="mean")
+    assert csv(path, "y", missing="drop", val_share=0).train.tensors[0].tolist() == [[1.0, 1.0]]
+    filled = csv(written(tmp_path, "a,c,y\n1,x,1.5\n,y,2.5\n5,,3.5\n"), "y", missing="mean", val_share=0)
+    assert filled.train.tensors[0].tolist() == [[1.0, 1.0], [3.0, 2.0], [5.0, 0.0]]
+    with pytest.raises(UsageError, match="each row lacks a value"):
+        csv(written(tmp_path, "a,b,y\n1,,2\n,1,3\n"), "y", missing="drop")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffa,b,y\n1,x,2.5\n2,z,3.5\n",
+        "a,b,y\r\n1,x,2.5\r\n2,z,3.5\r\n",
+        "a, b, y\n1, x, 2.5\n2, z, 3.5\n",
+        '\na,"b",y\n1,"x",2.5\n\n2,z,3.5',
+    ],
+)
+def test_marks_line_ends_spaces_and_quotes_change_nothing(tmp_path, text):
+    splits = csv(written(tmp_path, text), "y", val_share=0)
+    assert splits.train.tensors[0].tolist() == [[1.0, 1.0], [2.0, 2.0]] and splits.train.targets().tolist() == [
+        [2.5],
+        [3.5],
+    ]
+
+
+def test_other_separators_decimals_encodings_and_nulls_are_said(tmp_path):
+    text = "größe;ort;y\n1,5;Köln;2,5\n?;Ulm;1,0\n"
+    path = written(tmp_path, text.encode("latin-1"))
+    form = {"separator": ";", "decimal": ",", "encoding": "latin-1", "nulls": ["?"]}
+    splits = csv(path, "y", val_share=0, missing="mean", **form)
+    assert splits.train.tensors[0].tolist() == [[1.5, 1.0], [1.5, 2.0]]
+    assert rows(path, splits.train.columns)[0].tolist() == splits.train.tensors[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; a table begins with a line of its columns' names"),
+        ("\n \n", "is empty"),
+        ("a,b,y\n", "has no rows"),
+        ("a,b,y\n1,2,3\n1,2\n", "line 3: Expected 3 columns, got 2: 1,2; each line needs the columns"),
+        ("a,b,y\n1,2,3,4\n", "line 2: Expected 3 columns, got 4"),
+        ("a;b;y\n1;2;3\n", 'its columns are separated by ";"; give separator: ";"'),
+        ("a\tb\ty\n1\t2\t3\n", r'separated by "\\t"; give separator: "\\t"'),
+        ("1,2,3\n4,5,6\n", "its first line holds numbers; put a line of the columns' names before it"),
+        ("a,a,y\n1,2,3\n", "'a' stands twice among the columns' names"),
+        ("a,yy,b\n1,2,3\n", "target: there is no column 'y'; did you mean 'yy'"),
+        ("a,b\n1,2\n", "target: there is no column 'y'; the columns are a, b"),
+        ("y\n1\n2\n", "has no column beside its targets"),
+        ("a,y\n1,\n2,\n", "column 'y' has no value in any row; name the column to learn"),
+        ("a,b,y\n1,,3.5\n2,,4\n", r"column 'b' has no value in any row; leave it out \(drop: \[b\]\)"),
+        ("a,y\n1,2\n3,2\n", "'y' is '2' in every row; there is nothing to tell apart"),
+        (",a,y\n0,1,2.5\n", r"a column has no name \(the index that pandas writes\?\); leave it out"),
+        ('a,y\n"1,234",2.5\n"5,678",3\n7,4\n', "line 2: 'a' is '1,234', a number with thousands separators"),
+        ('a,y\n"1,5",2.5\n"5,678",3\n7,4\n', "line 2: 'a' is '1,5', with a decimal comma; give decimal: ','"),
+        ('a,y\n1,"1,234"\n2,"5,678"\n', "'y' is '1,234', a number with thousands separators"),
+        ("a,y\n1,2.5\n2,3\nold,4\n", "line 4: 'a' is 'old', in a column of numbers; mend it"),
+        ("a,y\n2020-01-01,2.5\n", "column 'a' holds date32.*, which is neither numbers nor texts"),
+        ("a,y\n1,2.5\ninf,3\n", "line 3: 'a' is inf, which is no float32"),
+        ("a,y\n1,2.5\n1e300,3\n", r"line 3: 'a' is 1e\+300, which is no float32"),
+        (
+            "a,y\n1000000001,2.5\n1000000002,3\n",
+            "column 'a' differs by 0.5 around 1e.09, which float32 cannot tell apart",
+        ),
+        (
+            "a,y\n" + "".join(f"name {k},2.5\n" for k in range(60)),
+            "'a' holds 60 texts in 60 rows, which are no categories",
+        ),
+        ("a,y\n1,é\n2,u\n".encode("latin-1"), "is not utf-8 .*; give its encoding, e.g. encoding: latin-1"),
+        ("é,y\n1,2\n".encode("latin-1"), "is not utf-8"),
+        ("a,y\n1,2\n".encode("utf-16"), "is UTF-16; save it as UTF-8, or give encoding: utf-16"),
+        (b"\x00\x01\x02,y\n1,2.5\n", ""),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_told(tmp_path, text, message):
+    path = written(tmp_path, text)
+    try:
+        csv(path, "y", val_share=0)
+    except UsageError as error:
+        assert message and __import__("re").search(message, str(error)), str(error)
+    else:
+        assert not message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "{tmp}"}, "path: .* is a directory; give a file in it"),
+        ({"path": "{tmp}/huoses.csv"}, "path: .* does not exist; did you mean 'houses.csv'"),
+        ({"path": "/dev/null"}, "path: /dev/null is no ordinary file"),
+        ({"target": "prize"}, "target: there is no column 'prize'; did you mean 'price'"),
+        ({"target": []}, "target: no column is named"),
+        ({"drop": ["idd"], "categories": ["citty"]}, "drop: there is no column 'idd'.*\n.*categories: .* 'citty'"),
+        ({"split": "city"}, "split: 'city' is Ulm, Bonn, Kiel; the rows to learn from have 'train' there"),
+        ({"split": "city", "val": "{tmp}/houses.csv"}, "split: val is a table of its own"),
+        ({"val": "{tmp}/few.csv"}, "few.csv: there is no column 'area'"),
+        ({"target": ["price", "city"]}, "of several targets each is a number, and 'city' holds classes"),
+        ({"missing": "zero"}, "missing: .*'zero' is not one of 'refuse', 'mean', 'drop'"),
+        ({"task": "regression"}, "task: "),
+        ({"val_share": 1}, "val_share: 1 is not below 1"),
+        ({"separator": ", "}, "separator: ', ' is not one character"),
+        ({"encoding": "utf-9"}, "is not utf-9"),
+    ],
+)
+def test_arguments_that_cannot_be_are_told(houses, tmp_path, arguments, message):
+    written(tmp_path, "b,price\n1,2\n", "few.csv")
+    said = {"path": str(houses), "target": "price", "drop": ["id"], **arguments}
+    said = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in said.items()}
+    with pytest.raises(UsageError, match=message):
+        DATA.build("csv", said)
+
+
+def test_parquet_and_frames_are_read_as_a_csv_is(houses, tmp_path):
+    text = csv(str(houses), "price", drop=["id"])
+    whole = pyarrow.csv.read_csv(houses)
+    pyarrow.parquet.write_table(whole, tmp_path / "houses.parquet")
+    for splits in (parquet(str(tmp_path / "houses.parquet"), "price", drop=["id"]), table(whole, "price", drop=["id"])):
+        assert all(map(torch.equal, splits.train.tensors, text.train.tensors))
+        assert splits.train.columns.to_json() | {"csv": {}} == text.train.columns.to_json() | {"csv": {}}
+        assert rows(houses, splits.train.columns)[0].shape == (40, 4)
+    coded = whole.set_column(3, "city", whole["city"].dictionary_encode())
+    assert torch.equal(table(coded, "price", drop=["id"]).train.tensors[0], text.train.tensors[0])
+    with pytest.raises(UsageError, match="is no Parquet file"):
+        parquet(str(houses), "price")
+    with pytest.raises(UsageError, match="data: int is no table"):
+        table(3, "price")
+
+
+def test_numbers_that_are_named_as_categories_are_texts_everywhere(tmp_path):
+    path = written(tmp_path, "zip,y\n01234,1.5\n89073,2.5\n,3.5\n")
+    splits = csv(path, "y", categories=["zip"], missing="mean", val_share=0)
+    assert splits.train.columns.categories == {"zip": ("01234", "89073")}
+    floats = table(
+        {"k": [1.0, float("nan"), 2.0], "y": [1.5, 2, 3]}, "y", categories=["k"], missing="mean", val_share=0
+    )
+    assert floats.train.tensors[0].tolist() == [[1.0], [0.0], [2.0]] and floats.train.columns.categories["k"] == (
+        "1",
+        "2",
+    )
+
+
+def test_rows_are_encoded_by_what_the_model_was_saved_with(houses, tmp_path):
+    columns = csv(str(houses), "price", drop=["id"]).train.columns
+    again = TableColumns.from_json(json.loads(json.dumps(columns.to_json())))
+    assert again == columns and again.names == columns.names
+    batch, names = rows(written(tmp_path, "city,garden,rooms,area\nRom,true,2,50\nUlm,false,1,60.5\n"), again)
+    assert batch.tolist() == [[50.0, 2.0, 1.0, 0.0], [60.5, 1.0, 0.0, 3.0]] and names[1].endswith("table.csv: line 3")
+    source = labelled_rows(houses, again, None)
+    assert source.targets().tolist() == [[900.25 + k] for k in range(40)]
+    for text, message in [
+        ("city,garden,rooms\nUlm,true,2\n", "there is no column 'area'"),
+        ("city,garden,rooms,area\nUlm,true,2,\n", "line 2: 'area' has no value"),
+        ("city,garden,rooms,area\nUlm,true,2,big\n", "line 2: 'area' is 'big', which is no number"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            rows(written(tmp_path, text), again)
+
+
+def test_unknown_classes_are_told(tmp_path):
+    path = written(tmp_path, "a,y\n1,dog\n2,cat\n")
+    columns = csv(path, "y", val_share=0).train.columns
+    assert labelled_rows(path, columns, ("cat", "dog")).targets().tolist() == [1, 0]
+    with pytest.raises(UsageError, match="line 3: 'y' is 'emu', which is none of the classes"):
+        csv(path, "y", val=written(tmp_path, "a,y\n1,dog\n2,emu\n", "val.csv"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"more": 1},
+        {"classes": 1},
+        {"csv": {"x": "y"}},
+        {"numbers": [{"name": "a"}]},
+        {"numbers": 3},
+        {"targets": [1]},
+        {"categories": [{"name": "area", "values": []}]},
+        {"missing": "no"},
+    ],
+)
+def test_a_description_that_is_none_is_refused(change):
+    data = TableColumns({"area": 1.5}, {"city": ("Ulm",)}, ("price",), False).to_json()
+    with pytest.raises(UsageError, match="columns"):
+        TableColumns.from_json(data | change)
+
+
+def test_the_vocabulary_is_part_of_the_fingerprint():
+    one, other = (table({"a": ["x", word], "y": [0.5, 1]}, "y", val_share=0).train for word in ("y", "z"))
+    assert torch.equal(one.tensors[0], other.tensors[0]) and one.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize(("target", "loss"), [("price", "MSELoss"), ("city", "CrossEntropyLoss")])
+def test_a_recipe_trains_on_a_table_resumes_exactly_and_saves_its_columns(houses, tmp_path, target, loss):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(path=houses, target=target, loss=loss))
+    run, part = str(tmp_path / "run"), str(tmp_path / "part")
+    assert main(["train", str(recipe), "--run", run]) == 0
+    assert main(["train", str(recipe), "--run", part, "epochs=1"]) == 0
+    assert main(["resume", part, "epochs=2"]) == 0
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "part")]
+    assert models[0] == models[1]
+    info = read_info(tmp_path / "run" / "model")
+    assert info.columns == build(parse_recipe(recipe.read_text(), "recipe.yaml")).train.source.columns
+    assert info.model["args"]["numbers"] == len(info.columns.numbers)
+    assert (info.classes is None) == (target == "price")
+    # Another vocabulary is other data, whatever the numbers are.
+    houses.write_text(houses.read_text().replace("Bonn", "Brno"))
+    assert main(["resume", part, "epochs=3"]) == 2
+
+
+def test_what_would_take_categories_for_numbers_is_told(houses):
+    text = RECIPE.format(path=houses, target="price", loss="MSELoss")
+    mlp = text.replace("TabularMLP", "MLP")
+    with pytest.raises(UsageError, match="MLP would take categories for numbers .city.; give TabularMLP, or leave"):
+        build(parse_recipe(mlp, "recipe.yaml"))
+    model = build(parse_recipe(mlp.replace("[id]", "[id, city]"), "recipe.yaml")).model
+    assert (model.arguments["in_features"], model.arguments["classes"]) == (3, 1)
+    with pytest.raises(UsageError, match="data.normalize: a table's columns are normalised by their own mean and std"):
+        build(
+            parse_recipe(
+                text.replace("batch_size: 8", "batch_size: 8, normalize: {mean: 0.5, std: 0.5}"), "recipe.yaml"
+            )
+        )
+    assert (
+        build(
+            parse_recipe(text.replace("batch_size: 8", "batch_size: 8, normalize: null"), "recipe.yaml")
+        ).about.preprocessing
+        is None
+    )
+
+
+def test_an_embedding_stands_for_each_category_and_outputs_have_the_targets_scale():
+    torch.manual_seed(0)
+    model = TabularMLP(numbers=2, cardinalities=[3, 7], outputs=2, target_mean=[100.0, -5.0], target_std=[10.0, 1.0])
+    assert [tuple(e.weight.shape) for e in model.embeddings] == [(3, 3), (7, 5)]
+    assert all(not e.weight[0].any() and e.weight[1:].all() for e in model.embeddings)
+    one, other = torch.tensor([[0.5, 1, 1, 2]]), torch.tensor([[0.5, 1, 2, 2]])
+    assert not torch.equal(model(one), model(other)) and abs(model(one)[0, 0] - 100) < 30
+    model(torch.cat([one, other])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    with pytest.raises(IndexError):
+        model(torch.tensor([[0.5, 1, 3, 2]]))
+    wide = TabularMLP(cardinalities=[1000])
+    with pytest.raises(ValueError, match="bfloat16 cannot hold the indices of 1000 categories"):
+        wide(torch.zeros(1, 2, dtype=torch.bfloat16))
+    for arguments in ({"numbers": 0}, {"hidden": [0]}, {"cardinalities": [0]}, {"outputs": 2, "target_mean": [1.0]}):
+        with pytest.raises(ValueError, match="needed|need 2 numbers"):
+            TabularMLP(**arguments)
+
+
+def test_without_pyarrow_one_line_says_what_to_install(houses, tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE.format(path=houses, target="price", loss="MSELoss"))
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\nfrom surefoot.cli import main\nsys.exit(main(['check', 'r.yaml']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert 'which is missing; pip install "surefoot[tables]"' in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_of_a_table_are_preprocessed_by_column():
+    from surefoot.preprocessing import Preprocessing
+
+    p = Preprocessing(scale=None, mean=(1, 2), std=(3, 4))
+    raw = torch.tensor([[4.0, 10.0], [1.0, 2.0]])
+    assert p(raw).tolist() == [[1, 2], [0, 0]] == p.module()(raw).tolist() and p(raw[0]).tolist() == [1, 2]
+    with pytest.raises(UsageError, match=r"\(N, 2\) of a table"):
+        p(torch.zeros(3, 3))
+    assert numpy.isfinite(p(raw).numpy()).all()
