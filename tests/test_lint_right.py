@@ -92,7 +92,7 @@ def test_no_false_alarm_over_the_packaged_recipes(name, request):
     overrides = ["data.train_size=512"]
     if loaded.data.part.name == "fashion_mnist":
         overrides.append(f"data.dir={request.getfixturevalue('fashion_mnist_dir')}")
-    for model in dict.fromkeys([loaded.model.name, "SmallResNet"]):
+    for model in dict.fromkeys([loaded.model.part.name, "SmallResNet"]):
         built = build(recipe.load_recipe(name, [*overrides, f"model={model}"]))
         found = lint(built.model, built.loss, built.optimizer, built.train.peek(), classes=built.about.classes)
         assert [str(finding) for finding in found] == []

@@ -14,6 +14,7 @@ import pytest
 from surefoot.errors import Problems, UsageError
 from surefoot.recipe import Frozen, load_recipe, packaged_names, packaged_summary, parse_recipe
 from surefoot.recipe.check import BY_STEP
+from surefoot.recipe.sections import Part
 from surefoot.registry import Entry, Range, Registry
 from surefoot.text import shortened
 
@@ -65,7 +66,7 @@ def told(text: str = BASE, *overrides: str, registries=FAKES) -> list[str]:
 def test_keys_become_typed_fields_with_their_defaults():
     recipe = read()
     assert (recipe.name, recipe.seed, recipe.epochs, recipe.precision) == ("r", 0, 3, "float32")
-    assert recipe.model.name == "LeNet5" and recipe.model.args == {}
+    assert recipe.model.part.name == "LeNet5" and recipe.model.part.args == {}
     assert recipe.data.part.name == "garments" and recipe.data.batch_size == 32 and recipe.data.shuffle is True
     assert recipe.optimizer.part.args == {"lr": 0.1} and recipe.optimizer.groups == ()
     assert recipe.loss[0].part.name == "CrossEntropyLoss" and recipe.loss[0].factor == 1.0
@@ -354,9 +355,9 @@ def test_an_unfreezing_that_never_comes_is_told():
 
 
 def test_an_imported_part_takes_any_arguments_even_one_called_name():
-    recipe = read(BASE.replace("LeNet5", "{import: torchvision.models:get_model, name: resnet18, weights: null}"))
-    assert recipe.model.imported and recipe.model.name == "torchvision.models:get_model"
-    assert recipe.model.args == {"name": "resnet18", "weights": None}
+    recipe = read(BASE.replace("LeNet5", "{import: torchvision.models:get_model, name: resnet18, progress: null}"))
+    assert recipe.model.part.imported and recipe.model.part.name == "torchvision.models:get_model"
+    assert recipe.model.part.args == {"name": "resnet18", "progress": None}
     assert parse_recipe(recipe.to_yaml(), registries=FAKES) == recipe
 
 
@@ -420,7 +421,7 @@ def test_a_whole_section_is_replaced_by_its_name():
         ("freeze=*.bias", "freeze", ("*.bias",)),
         ("freeze=[a, b]", "freeze", ("a", "b")),
         ("warmup={name: LinearWarmup, warmup_period: 5}", "warmup.part.args", {"warmup_period": 5}),
-        ("model={import: my.models:Net, width: 3}", "model.args", {"width": 3}),
+        ("model={import: my.models:Net, width: 3}", "model.part.args", {"width": 3}),
         ("checkpoint.every=500 steps", "checkpoint.every", "500 steps"),
     ],
 )
@@ -482,14 +483,14 @@ def test_overrides_alone_can_make_a_recipe():
 
 def test_a_recipe_cannot_change_and_is_hashable():
     recipe = read(BASE, "model={import: a:b, x: [1, {y: 2}]}")
-    assert isinstance(recipe.model.args["x"][1], Frozen) and hash(recipe) == hash(copy.deepcopy(recipe))
+    assert isinstance(recipe.model.part.args["x"][1], Frozen) and hash(recipe) == hash(copy.deepcopy(recipe))
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.epochs = 4
     with pytest.raises(TypeError):
-        recipe.model.args["x"] = 1
-    arguments = recipe.model.arguments()
+        recipe.model.part.args["x"] = 1
+    arguments = recipe.model.part.arguments()
     arguments["x"].append(3)
-    assert recipe.model.args["x"] == (1, {"y": 2})
+    assert recipe.model.part.args["x"] == (1, {"y": 2})
 
 
 def test_a_recipe_survives_pickling_and_copying():
@@ -512,9 +513,10 @@ def test_the_dump_holds_every_default_and_loads_back_equal():
 def test_texts_that_look_like_other_values_are_quoted_in_the_dump(text):
     import yaml
 
-    recipe = dataclasses.replace(read(), model=dataclasses.replace(read().model, args=Frozen({"x": text})))
+    model = dataclasses.replace(read().model, part=Part("LeNet5", Frozen({"x": text})))
+    recipe = dataclasses.replace(read(), model=model)
     dumped = recipe.to_yaml()
-    assert parse_recipe(dumped, registries={}).model.args["x"] == text
+    assert parse_recipe(dumped, registries={}).model.part.args["x"] == text
     assert yaml.safe_load(dumped)["model"]["x"] == text
 
 

@@ -116,8 +116,8 @@ def test_what_is_read_is_dumped_and_read_back_equal(given_recipe):
     for key in ("epochs", "precision", "strict"):
         assert getattr(recipe, key) == given_recipe.get(key, getattr(recipe, key))
     model = dict(given_recipe["model"])
-    assert recipe.model.name == (model.pop("name", None) or model.pop("import"))
-    assert recipe.model.arguments() == model
+    assert recipe.model.part.name == (model.pop("name", None) or model.pop("import"))
+    assert recipe.model.part.arguments() == model
 
 
 def readable(text: str, *overrides: str) -> bool:

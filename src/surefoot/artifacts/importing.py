@@ -14,8 +14,11 @@ from torch import nn
 
 from .. import rng
 from ..errors import Problems, UsageError
+from ..fingerprint import Fingerprint
 from ..models import MODELS
 from ..registry import argument_problems, did_you_mean, import_object, with_imports
+from ..text import counted
+from ..untouched import is_lazy
 from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
@@ -103,27 +106,79 @@ def import_weights(
         model, source = build_named(model, arguments or {}, described)
     elif arguments:
         raise UsageError("arguments: are for a model that is named; the instance has its own")
+    lines, count, taken = _fill(state, model, except_=except_, cast=cast, adopt=adopt)
+    return Imported(
+        model.eval(),
+        path,
+        count,
+        state.key,
+        (prefix or "") + taken,
+        state.others,
+        state.info,
+        lines,
+        state.foreign,
+        source,
+    )
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a model began with: `lines` say what was taken and what was not; `fingerprint` is of all that was read."""
+
+    lines: tuple[str, ...]
+    fingerprint: str
+
+
+def start_weights(path: str | Path, model: nn.Module, *, strict: bool = True) -> Started:
+    """Fill `model` with weights to begin a training with, from any file, folder or run that `import_weights` reads.
+
+    They are taken in the model's own dtypes. Without `strict` the model keeps its own where the file has none or
+    another shape, and each such name is in the lines, as is what the file holds beside. Raises `UsageError`, with every
+    difference and the model left as it was, where that is strict or where nothing fits.
+    """
+    checked({"path": path})
+    state = read_state(path)
+    lines, count, _ = _fill(state, model, cast=True, strict=strict)
+    taken = f"{state.path}: {counted(count, 'tensor')}{f' from its entry {state.key!r}' if state.key else ''}"
+    return Started((taken, *(f"{state.path}: {line}" for line in lines)), Fingerprint.of(state.tensors))
+
+
+def _fill(
+    state: State, model: nn.Module, *, except_: Sequence[str] = (), cast: bool = False, adopt: bool = False,
+    strict: bool = True,
+) -> tuple[tuple[str, ...], int, str]:  # fmt: skip
+    """Put `state` into `model`; returns a line for each that was not taken, how many were, and the prefix taken off.
+
+    Raises `Problems` for all that does not fit, without `strict` only where nothing does.
+    """
     target = unwrap(model)
-    tensors, taken = without_prefix(state.tensors, target)
+    path = state.path
+    tensors, prefix = without_prefix(state.tensors, target)
+    weights.give_shapes(tensors, target)
+    if shapeless := [name for name, own in target.state_dict().items() if is_lazy(own)]:
+        raise UsageError(f"{path}: holds nothing for {shapeless[0]}, which has no shape yet: give it one in the model")
     tensors, kept = _except(tensors, target, except_, path)
     tensors, filled = _counters(tensors, target)
+    count = len(tensors) - len(kept) - len(filled)
     wanted = target.state_dict()
+    loose = [] if strict else weights.differences(tensors, target, dtypes=False)
+    if loose:
+        fitting = {n: t for n, t in tensors.items() if n in wanted and t.shape == wanted[n].shape}
+        count = len(fitting) - len(filled)
+        if not count:
+            raise Problems([f"{path}: no tensor fits {type(target).__name__}", *(f"{path}: {line}" for line in loose)])
+        tensors = weights.completed(fitting, target)
     if cast and not adopt:
         tensors = {n: t.to(wanted[n].dtype) if n in wanted else t for n, t in tensors.items()}
-    count = len(tensors) - len(kept) - len(filled)
     try:
         weights.put(tensors, target, str(path), adopt_dtypes=adopt)
     except Problems as problems:
-        name = type(target).__name__
         hints = _hints(state, tensors, wanted, except_, cast)
         raise Problems(
-            [f"{path}: does not fit {name}; the model is as it was", *problems.problems]
+            [f"{path}: does not fit {type(target).__name__}; the model is as it was", *problems.problems]
             + [f"{path}: {hint}" for hint in hints]
         ) from None
-    return Imported(
-        model.eval(), path, count, state.key, (prefix or "") + taken, state.others, state.info,
-        (*kept, *filled), state.foreign, source,
-    )  # fmt: skip
+    return (*kept, *filled, *loose), count, prefix
 
 
 def build_named(
@@ -176,6 +231,12 @@ def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tup
             break
         prefix += shared[0]
         names = {old: new.removeprefix(shared[0]) for old, new in names.items()}
+    base = getattr(model, "base_model_prefix", "") + "."  # of transformers: a model without its head, and one with it
+    ours, theirs = (any(name.startswith(base) for name in either) for either in (wanted, names.values()))
+    if ours and not theirs:
+        names = {old: base + new if base + new in wanted else new for old, new in names.items()}
+    elif theirs and not ours:
+        names = {old: new.removeprefix(base) for old, new in names.items()}
     return {new: tensors[old] for old, new in names.items()}, prefix
 
 

@@ -120,25 +120,37 @@ def save_model(
 def load_model(directory: str | Path, model: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
     """The model that `save_model` wrote to `directory`, on the CPU, in eval mode, with its weights' dtypes.
 
-    A registered model is rebuilt, and so is one of a user's own class that this user has saved here. For that of
-    somebody else pass an instance as `model`, which is filled in place, or say ``trust_code=True`` to have the class
-    that the file names imported and called: do so only for files that you would run as a program. Everything is
-    checked first; a `model` passed in is untouched when anything does not fit. Raises `UsageError`.
+    `directory` may be a run's: it is then its last model. A registered model is rebuilt, and so is one of a user's own
+    class that this user has saved here. For that of somebody else pass an instance as `model`, which is filled in
+    place, or say ``trust_code=True`` to have the class that the file names imported and called: do so only for files
+    that you would run as a program. Everything is checked first; a `model` passed in is untouched when anything does
+    not fit. Raises `UsageError`.
     """
     checked(locals())
     check_model(model)
-    info, described = read_described(directory)
-    loaded = _read_weights(Path(directory) / WEIGHTS, described)
-    state = {**loaded.tensors, **{name: loaded.tensors[kept] for name, kept in described["tied"].items()}}
-    where = str(Path(directory) / WEIGHTS)
+    directory = model_directory(directory) or Path(directory)
+    info, state = read_model(directory)
+    where = str(directory / WEIGHTS)
     if model is not None:
         weights.put(state, unwrap(model), where)
         return model.eval()
-    built = build(info.model, Path(directory) / INFO, trust_code=trust_code or not needs_trust(directory))
+    built = build(info.model, directory / INFO, trust_code=trust_code or not needs_trust(directory))
     weights.put(state, built, where, adopt_dtypes=True)
     if info.memory_format == "channels_last":
         built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return built.eval()
+
+
+def model_directory(path: str | Path) -> Path | None:
+    """The directory of the model at `path`, a model directory or a run; None where there is none."""
+    return next((place for place in (Path(path), Path(path) / "model") if os.path.lexists(place / INFO)), None)
+
+
+def read_model(directory: str | Path) -> tuple[ModelInfo, dict[str, torch.Tensor]]:
+    """What the model in `directory` says about itself, and its tensors by each of their names. Raises `UsageError`."""
+    info, described = read_described(directory)
+    loaded = _read_weights(Path(directory) / WEIGHTS, described)
+    return info, {**loaded.tensors, **{name: loaded.tensors[kept] for name, kept in described["tied"].items()}}
 
 
 def read_info(directory: str | Path) -> ModelInfo:

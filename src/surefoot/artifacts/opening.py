@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from .arguments import check_model, checked
 from .formats import recognise
 from .importing import build_named, import_weights
 from .info import UNKNOWN, ModelInfo, describe_model
-from .model_dir import INFO, load_model, read_info
+from .model_dir import load_model, model_directory, read_info
 from .pretrained import takes_tokens
 from .pt2 import read_pt2
 
@@ -168,8 +167,8 @@ def open_model(
     checked(locals())
     check_model(model, name=True)
     path = Path(path)
-    if path.is_dir() and any(os.path.lexists(p / INFO) for p in (path, path / "model")):
-        return _from_directory(path, model, preprocessing, classes, trust_code)
+    if (directory := model_directory(path)) is not None:
+        return _from_directory(directory, model, preprocessing, classes, trust_code)
     kind = "folder" if path.is_dir() else recognise(path).kind
     if kind == "pt2":
         if preprocessing is not None:
@@ -193,13 +192,12 @@ def open_model(
 
 
 def _from_directory(
-    path: Path,
+    directory: Path,
     model: nn.Module | str | None,
     preprocessing: Preprocessing | None,
     classes: Sequence[str] | None,
     trust_code: bool,
 ) -> LoadedModel:
-    directory = next(p for p in (path, path / "model") if os.path.lexists(p / INFO))
     if isinstance(model, str):
         model = build_named(model, {})[0]
     info = _with(read_info(directory), preprocessing, classes)

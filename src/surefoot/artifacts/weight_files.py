@@ -16,6 +16,7 @@ from ..safe_tensors import BadFile
 from .archive import open_file
 from .formats import READ, recognise
 from .info import ModelInfo
+from .model_dir import WEIGHTS, model_directory, read_model
 from .torch_file import read_torch_file
 from .weight_selection import select
 
@@ -54,6 +55,9 @@ def read_state(path: str | Path, *, key: str | None = None) -> State:
     """The named tensors of a file or a folder, on the CPU. Raises `UsageError`; no code from it is run, ever."""
     path = Path(path)
     if path.is_dir():
+        if (directory := model_directory(path)) is not None:
+            info, tensors = read_model(directory)
+            return State(directory / WEIGHTS, tensors, info=info)
         path = weights_in(path)
     kind = (form := recognise(path)).kind
     if kind not in READ:
@@ -78,8 +82,6 @@ def weights_in(folder: Path) -> Path:
     there = set(os.listdir(folder))
     if "adapter_config.json" in there:
         raise BadFile(folder, _PEFT)
-    if "model.json" in there or "model" in there and (folder / "model" / "model.json").is_file():
-        raise BadFile(folder, "is a model of Surefoot already: use it as it is, e.g. surefoot eval or predict")
     for name in FOLDER_FILES:
         if name in there:
             return folder / name

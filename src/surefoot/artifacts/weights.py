@@ -109,23 +109,15 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
 
     `where` begins each message. With `adopt_dtypes` the model takes the dtypes of `state` first.
     """
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if is_lazy(tensor) and name in state:  # of a lazy module that no batch has gone through yet
-            tensor.materialize(state[name].shape)
+    give_shapes(state, model)
     problems = differences(state, model, dtypes=not adopt_dtypes)
     if problems:
         raise Problems([f"{where}: {line}" for line in problems])
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if adopt_dtypes:
         take_dtypes(state, model)
-    wanted = model.state_dict()
-    groups = tie_groups(wanted)
-    full = dict(state)
-    for name in wanted:
-        if name not in full:
-            full[name] = next(state[twin] for twin in groups[name] if twin in state)
     try:
-        model.load_state_dict(full)
+        model.load_state_dict(completed(state, model))
     except Exception as error:  # a class with loading code of its own may refuse or break halfway
         if adopt_dtypes:
             take_dtypes(before, model)
@@ -133,6 +125,21 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
             for name, value in model.state_dict().items():
                 value.copy_(before[name])
         raise UsageError(f"{where}: {type(model).__name__} refused the weights: {error}") from error
+
+
+def give_shapes(state: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """Give each parameter of a lazy module that no batch has gone through yet the shape that it has in `state`."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if is_lazy(tensor) and name in state:
+            tensor.materialize(state[name].shape)
+
+
+def completed(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """A tensor for each name of `model`: that of `state`, else that of a name tied to it, else the model's own."""
+    own = model.state_dict()
+    groups = tie_groups(own)
+    found = {name: next((twin for twin in (name, *groups.get(name, ())) if twin in state), None) for name in own}
+    return {name: own[name] if twin is None else state[twin] for name, twin in found.items()}
 
 
 def tie_groups(state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:

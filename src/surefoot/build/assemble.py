@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .conditions import conditions
+from .conditions import STARTED, conditions
 from .imports import at
 from .parts import (
     augmentations,
@@ -20,6 +20,8 @@ from .parts import (
     device_of,
     evaluation_loader,
     freeze,
+    load_weights,
+    takes_weights,
 )
 
 if TYPE_CHECKING:
@@ -120,11 +122,12 @@ def _loss_name(recipe: Recipe) -> Any:
     return [term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain()
 
 
-def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> Built:
+def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, started: str | None = None) -> Built:
     """The live objects of `recipe`. Draws from the random number generators only after seeding them.
 
-    `say` receives messages about what takes long (a download). Raises UsageError, with the place in the recipe, for
-    whatever cannot be made; an exception in a user's own imported code comes through as it is.
+    `say` receives messages about what takes long (a download). `started` is the fingerprint of the weights that a run
+    began with which goes on from a checkpoint: they are not read again. Raises UsageError, with the place in the
+    recipe, for whatever cannot be made; an exception in a user's own imported code comes through as it is.
     """
     import torch
 
@@ -141,7 +144,10 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     rng.seed_all(recipe.seed)
     splits = build_data(recipe, say=say)
     rng.seed_all(recipe.seed)
-    model = build_model(recipe, splits).to(device)
+    model = build_model(recipe, splits)
+    if recipe.model.weights is not None and started is None and not takes_weights(recipe):
+        started = load_weights(recipe, model, say)
+    model = model.to(device)
     freeze(recipe, model)
     loss = build_loss(recipe, splits)
     if hasattr(loss, "to"):
@@ -168,12 +174,12 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     about = About(
         name=recipe.name,
         files={"recipe.yaml": recipe.to_yaml()},
-        conditions=conditions(recipe, model, loss, splits),
+        conditions=conditions(recipe, model, loss, splits) | ({STARTED: started} if started else {}),
         classes=splits.classes,
         preprocessing=splits.preprocessing,
         loss_name=_loss_name(recipe),
         recipe_digest=recipe.digest(),
         dataset=recipe.data.part.name,
-        source=(recipe.model.name, recipe.model.arguments()) if recipe.model.imported else None,
+        source=(recipe.model.part.name, recipe.model.part.arguments()) if recipe.model.part.imported else None,
     )
     return Built(recipe, model, loss, optimizer, schedule, train, val, about)

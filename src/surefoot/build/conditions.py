@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 
+# The fingerprint of the weights that a run began with.
+STARTED = "model.weights"
+
 # What may differ between two sittings of one run without a bit of the result being another. `execution` and `device`
 # are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the run stops.
 _HARMLESS = (

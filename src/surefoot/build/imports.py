@@ -23,7 +23,7 @@ def make(part: Part, registry: Registry, defaults: Mapping[str, Any] | None = No
     if not part.imported:
         return registry.build(part.name, {**(defaults or {}), **resolved(part)}, **provided)
     target = import_object(part.name)
-    return call(target, part.name, resolved(part)) if callable(target) else target
+    return call(target, part.name, {**(defaults or {}), **resolved(part)}) if callable(target) else target
 
 
 def function_of(part: Part, registry: Registry, given: int) -> Any:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
-from ..registry import did_you_mean
+from ..registry import did_you_mean, import_object, parameters_of
 from ..text import counted
 from .imports import at, function_of, make, named, resolved
 
@@ -55,8 +55,8 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
     from ..models import MODELS
 
     with at(recipe, "model"):
-        part = recipe.model
-        defaults: dict[str, Any] = {}
+        part = recipe.model.part
+        defaults: dict[str, Any] = {"weights": recipe.model.weights} if takes_weights(recipe) else {}
         if not part.imported and splits is not None:
             taken = MODELS[part.name].parameters()
             columns = splits.train.columns
@@ -71,6 +71,27 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def takes_weights(recipe: Recipe) -> bool:
+    """Whether the recipe's `weights` are an argument of what it imports, as torchvision's models have one."""
+    part = recipe.model.part
+    return part.imported and recipe.model.weights is not None and "weights" in parameters_of(import_object(part.name))
+
+
+def load_weights(recipe: Recipe, model: nn.Module, say: Callable[[str], None]) -> str:
+    """Put the weights that the recipe begins with into `model`; returns the fingerprint of what the file holds.
+
+    `say` receives what was taken and, where the recipe is not strict, what was not.
+    """
+    from ..artifacts.importing import start_weights
+
+    assert recipe.model.weights is not None, "the recipe names weights"
+    with at(recipe, "model.weights"):
+        started = start_weights(recipe.model.weights, model, strict=recipe.model.strict)
+    for line in started.lines:
+        say(line)
+    return started.fingerprint
 
 
 def build_loss(recipe: Recipe, splits: DataSplits) -> Any:

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     fatal = any(loaded.strict or finding.severity == "error" for finding in findings)
     verdict = "it cannot be trained as it is" if fatal else "the recipe is sound"
     say(f"{loaded.name}: {verdict}")
-    say(f"  model   {loaded.model.name}, {counted(parameters, 'parameter')}")
+    say(f"  model   {loaded.model.part.name}, {counted(parameters, 'parameter')}")
     say(f"  data    {counted(built.train.samples, 'sample')} to train, {validation}")
     say(f"  run     {counted(loaded.epochs, 'epoch')} of {counted(built.steps_per_epoch, 'step')}")
     say(f"  check   {counted(len(findings), 'finding')} on the first batch")

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = build_model(recipe, splits)
     names = ("key", "prefix", "except_", "cast")
     imported = import_weights(source, model, **{name: getattr(arguments, name) for name in names})
-    part = recipe.model
+    part = recipe.model.part
     own = (part.name, part.arguments()) if part.imported else None
     about = about_of(splits, loss) if splits else {"preprocessing": "unknown"}
     save_model(imported.model, to, title=source.stem, source=own, **about)

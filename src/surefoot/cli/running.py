@@ -33,6 +33,7 @@ def train(
     `start` is a checkpoint of another loop to go on from, and how many epochs it has done (None: as it says).
     """
     from ..build import build
+    from ..checkpoint import read_about
     from ..errors import Stopped, UsageError
     from ..planning import mistakes
     from ..training import fit
@@ -40,7 +41,10 @@ def train(
 
     progress = make_progress()
     try:
-        built = build(recipe, say=progress.message)
+        started = None
+        if resume and any((run_dir / "checkpoints").glob("step-*")):
+            started = ((read_about(run_dir) or {}).get("conditions") or {}).get("model.weights")
+        built = build(recipe, say=progress.message, started=started)
         built.schedule.on_horizon = horizon
         if not (resume and run_dir.exists()):
             for finding in mistakes(built.schedule, built.steps_per_epoch, recipe.epochs):

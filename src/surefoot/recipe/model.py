@@ -71,6 +71,31 @@ class DataSection(Keyed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSection(Keyed):
+    """A model with its arguments, and the weights that it begins with."""
+
+    registry = "model"
+
+    part: Part
+    weights: str | None = key(
+        Maybe(Text("a file or directory of weights")),
+        "What it begins with: a file or directory of weights, or a run; null: weights drawn from the seed.",
+        None,
+    )
+    strict: bool = key(
+        Flag(),
+        "Whether all of `weights` must fit; with false, what does not is named and the model keeps its own.",
+        True,
+    )
+
+    def plain(self) -> Any:
+        """As the recipe would hold it: the bare name where there is nothing else."""
+        if self.weights is None:
+            return self.part.plain()
+        return {**self.part.mapping(), "weights": self.weights, "strict": self.strict}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossTerm(Keyed):
     """One loss, and what it counts in the sum."""
 
@@ -269,7 +294,7 @@ class Recipe(Keyed):
         Whole(0, "give 0 or more", high=MOST_SEED), "Where every random draw starts: weights, order, dropout.", 0
     )
     epochs: int = key(Whole(1, "give at least one epoch"), "Passes over the training data.")
-    model: Part = key(PartKind("model"), "The model and its arguments.")
+    model: ModelSection = key(Section(lambda: ModelSection), "The model, its arguments and the weights it begins with.")
     data: DataSection = key(Section(lambda: DataSection), "The data and how it is served.")
     loss: tuple[LossTerm, ...] | None = key(
         Maybe(Several(Section(lambda: LossTerm), least=1, one=True)),
@@ -361,8 +386,7 @@ class Recipe(Keyed):
 
     def parts(self) -> Iterator[tuple[str, Part | None, type[Keyed] | None]]:
         """Every part: its registry, itself (None where it could not be read), and the section that it stands in."""
-        yield "model", self.model, None
-        for kind in ("data", "optimizer", "warmup"):
+        for kind in ("model", "data", "optimizer", "warmup"):
             section = getattr(self, kind)
             if section is not None:
                 yield kind, section.part, type(section)
@@ -407,6 +431,7 @@ class Recipe(Keyed):
 
 SECTIONS: tuple[type, ...] = (
     Recipe,
+    ModelSection,
     DataSection,
     Normalize,
     LossTerm,
