@@ -169,7 +169,7 @@ def test_folders_that_hold_something_else_say_what_they_are(tmp_path):
         "saved_model.pb": "SavedModel of TensorFlow",
         ".metadata": "dcp_to_torch",
         "best.pth": "name one of its files: best.pth",
-        "model.json": "a model of Surefoot already",
+        "model.json": "is not the description of a Surefoot model",
     }.items():
         folder = tmp_path / f"d_{name}"
         folder.mkdir()
