@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -55,13 +57,22 @@ def train_all() -> int:
     """Every case here, in this environment."""
     warnings.simplefilter("ignore")
     wrong = 0
-    for case in (bert_labels, bert_plain_lists, gpt2_tokens, padded_by_collate, lora, graphs, frames, dict_of_tensors):
+    for case in CASES:
         try:
             print(f"{case.__name__:20} {case()}", flush=True)
         except Exception as error:
             wrong += 1
             print(f"{case.__name__:20} WRONG: {type(error).__name__}: {error}", flush=True)
     return 1 if wrong else 0
+
+
+CASES = []
+
+
+def case(function):
+    """Mark a function as a case: it raises where something is wrong, and returns what is printed."""
+    CASES.append(function)
+    return function
 
 
 def trained(make, loss, data, **settings):
@@ -90,6 +101,33 @@ def trained(make, loss, data, **settings):
     return model, result
 
 
+def by_recipe(recipe: str, files: dict[str, str] | None = None):
+    """Train a recipe untouched and in two sittings, by the command; returns its directory once the models are equal."""
+    from surefoot.cli import main
+
+    home = Path(tempfile.mkdtemp(prefix="surefoot-real-"))
+    for name, text in {"recipe.yaml": recipe, **(files or {})}.items():
+        (home / name).write_text(text, encoding="utf-8")
+    os.chdir(home)
+    with contextlib.redirect_stdout(io.StringIO()):
+        plain = ["tensorboard=false", "execution=plain"]
+        assert main(["train", "recipe.yaml", "--run", "whole", "epochs=2", *plain]) == 0
+        assert main(["train", "recipe.yaml", "--run", "part", "epochs=1", *plain]) == 0
+        assert main(["resume", "part", "epochs=2"]) == 0
+    one, other = (home / run / "model" / "model.safetensors" for run in ("whole", "part"))
+    assert one.read_bytes() == other.read_bytes(), "the resumed model differs"
+    return home
+
+
+def said(*words: str) -> str:
+    """What a command prints, standard error included."""
+    from surefoot.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        main(list(words))
+    return out.getvalue()
+
+
 def tokens():
     import torch
 
@@ -112,6 +150,7 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=100, bos_token_id=0, eos_token_id=0, **sizes))
 
 
+@case
 def bert_labels() -> str:
     """A `datasets.Dataset` in torch's format; the model's own loss; a metric of torchmetrics."""
     import datasets
@@ -128,6 +167,7 @@ def bert_labels() -> str:
     return str(result.metrics)
 
 
+@case
 def bert_plain_lists() -> str:
     """A `datasets.Dataset` as it is made."""
     import datasets
@@ -137,6 +177,7 @@ def bert_plain_lists() -> str:
     return str(trained(bert, None, data)[1].metrics)
 
 
+@case
 def gpt2_tokens() -> str:
     """Rows with unequal numbers of labels, accumulated: the mean is the model's own over all the data."""
     import datasets
@@ -157,6 +198,7 @@ def gpt2_tokens() -> str:
     return str(result.metrics)
 
 
+@case
 def padded_by_collate() -> str:
     """Samples of unequal length, padded by the user's collate function."""
     import torch
@@ -177,6 +219,7 @@ def padded_by_collate() -> str:
     return str(trained(bert, None, DatasetSource(samples, collate=collate))[1].metrics)
 
 
+@case
 def lora() -> str:
     """PEFT's adapters: only what is trained moves."""
     import datasets
@@ -194,6 +237,7 @@ def lora() -> str:
     return str(result.metrics)
 
 
+@case
 def graphs() -> str:
     """PyTorch Geometric's batches, by an objective."""
     import torch
@@ -231,6 +275,7 @@ def graphs() -> str:
     return str(trained(Network, classify, data, metrics=["accuracy"])[1].metrics)
 
 
+@case
 def frames() -> str:
     """pandas' frames and columns."""
     import numpy as np
@@ -241,6 +286,7 @@ def frames() -> str:
     return str(trained(lambda: nn.Linear(4, 2), nn.CrossEntropyLoss(), (frame, (frame.a > 0).astype(int)))[1].metrics)
 
 
+@case
 def dict_of_tensors() -> str:
     """A mapping of columns."""
     import torch
@@ -248,6 +294,68 @@ def dict_of_tensors() -> str:
 
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     return str(trained(lambda: nn.Linear(4, 1), nn.MSELoss(), {"x": x, "y": x[:, :1] * 2})[1].metrics)
+
+
+@case
+def hugging_face_pictures() -> str:
+    """Recipe data `hugging_face`: pictures with class labels, of save_to_disk and as Parquet; predict reads a PNG."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    home = Path(tempfile.mkdtemp(prefix="surefoot-real-"))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    labels = [index % 2 for index in range(40)]
+    pixels[::2] //= 4
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])})
+    data = datasets.Dataset.from_dict({"image": list(map(Image.fromarray, pixels)), "label": labels}, features=features)
+    datasets.DatasetDict(train=data, validation=data).save_to_disk(home / "disk")
+    (home / "parquet").mkdir()
+    data.to_parquet(home / "parquet" / "train.parquet")
+    Image.fromarray(pixels[0]).save(home / "dark.png")
+    recipe = """
+model: {name: SmallResNet, width: 4}
+data: {name: hugging_face, path: PATH, inputs: image, targets: label, size: 8, batch_size: 8}
+loss: CrossEntropyLoss
+optimizer: {name: Adam, lr: 0.02}
+epochs: 2
+"""
+    by_recipe(recipe.replace("PATH", str(home / "parquet")))
+    by_recipe(recipe.replace("PATH", str(home / "disk")))
+    answer = said("predict", "whole/model", str(home / "dark.png"))
+    assert "dark" in answer and "light" in answer, answer
+    return answer.split(": ")[-1].strip()
+
+
+@case
+def hugging_face_columns() -> str:
+    """Recipe data `hugging_face`: CSV columns as keywords, texts as classes; what is wrong is named."""
+    from surefoot.data.hugging_face import hugging_face
+    from surefoot.errors import UsageError
+
+    home = Path(tempfile.mkdtemp(prefix="surefoot-real-"))
+    rows = "\n".join(f"{i},{i / 7},{'odd' if i % 2 else 'even'}" for i in range(30))
+    (home / "rows.csv").write_text(f"count,size,parity\n{rows}\n")
+    splits = hugging_face(str(home), ["count", "size"], "parity")
+    assert splits.classes == ("even", "odd") and (len(splits.train), len(splits.val)) == (27, 3)
+    sample = splits.train.dataset[5]
+    assert int(sample["labels"]) == int(sample["count"]) % 2 and sample["size"].dtype.is_floating_point
+    (home / "gaps.jsonl").write_text('{"x": 1, "y": 0}\n{"x": null, "y": 1}\n')
+    for path, inputs, message in [
+        (home, ["counts"], "files of several kinds (.csv, .jsonl)"),
+        (home / "rows.csv", ["counts"], "no column 'counts'; did you mean 'count'?"),
+        (home / "rows.csv", ["parity"], "the column 'parity' holds texts; make numbers of them"),
+        (home / "gaps.jsonl", ["x"], "the column 'x' has no value in 1 rows; the first is row 1"),
+        (home / "none", ["x"], "there is no such directory or file"),
+        ("somebody/something", ["x"], "cannot be reached, and no earlier download of it was found"),
+    ]:
+        try:
+            hugging_face(str(path), inputs, val_share=0)
+        except UsageError as error:
+            assert message in str(error), error
+        else:
+            raise AssertionError(f"{message}: was not said")
+    return "classes, columns and refusals"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -91,11 +93,20 @@ def _source(
 ) -> TensorSource | DatasetSource:
     paths = [path for name in classes for path in files.get(name, ())]
     labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
-    pictures = Pictures(paths, labels, shape)
+    return kept_in_memory(Pictures(paths, labels, shape), shape, torch.tensor(labels), classes)
+
+
+def kept_in_memory(
+    pictures: Dataset[tuple[Tensor, Any]], shape: Sequence[int], targets: Tensor, classes: Sequence[str] | None
+) -> TensorSource | DatasetSource:
+    """All pictures decoded, uint8 (N, *shape), where they fit in memory; else a source that reads each when needed.
+
+    Raises Problems with the pictures that cannot be read.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if len(paths) * shape[0] * shape[1] * shape[2] > min(MEMORY_BYTES, memory // 4):
+    if len(targets) * math.prod(shape) > min(MEMORY_BYTES, memory // 4):
         return DatasetSource(pictures, classes=classes)
-    images = torch.empty((len(paths), *shape), dtype=torch.uint8)
+    images = torch.empty((len(targets), *shape), dtype=torch.uint8)
     problems: list[str] = []
 
     def read(index: int) -> None:
@@ -106,12 +117,12 @@ def _source(
 
     # Pillow lets other threads run while it decodes.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(read, range(len(paths))))
+        list(pool.map(read, range(len(targets))))
     if problems:
         more = len(problems) - _PROBLEMS_SHOWN
         rest = [f"and {counted(more, 'more picture')} that cannot be read"] if more > 0 else []
         raise Problems([*sorted(problems)[:_PROBLEMS_SHOWN], *rest])
-    return TensorSource(images, torch.tensor(labels), classes=classes)
+    return TensorSource(images, targets, classes=classes)
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):

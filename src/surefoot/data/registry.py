@@ -67,6 +67,18 @@ DATA = Registry(
             limits={"val_share": _SHARE, "seed": Range(low=0)},
             facts={"samples": "the rows", "input": "(columns,)", "classes": "the target's values, or none"},
         ),
+        Entry(
+            "hugging_face",
+            "surefoot.data.hugging_face:hugging_face",
+            "a data set of Hugging Face's library datasets, from disk or by name",
+            limits={
+                "size": _AT_LEAST_ONE,
+                "channels": Range(low=1, high=3),
+                "val_share": _SHARE,
+                "seed": Range(low=0),
+            },
+            facts={"samples": "the rows", "input": "the columns named", "classes": "the target's, or none"},
+        ),
     ],
 )
 

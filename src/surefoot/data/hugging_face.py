@@ -1,0 +1,292 @@
+"""Data sets of Hugging Face's library `datasets`, from disk or by name: columns as inputs and targets."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import UsageError
+from ..files import read_bounded
+from ..pictures import decode_picture
+from ..registry import did_you_mean
+from ..safe_tensors import BadFile
+from ..text import shortened
+from .augment import whole_pair
+from .image_folder import MAX_FILE_BYTES, kept_in_memory
+from .loader import epoch_order
+from .sources import Columns, DatasetSource, TensorSource
+from .splits import DataSplits, image_preprocessing, sizes_of
+from .table_files import nearest
+
+# Splits that validate where `val` names none; a test set is not for choosing the best model by.
+VALIDATION = ("validation", "val", "valid", "dev")
+_READERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?")
+_PATIENCE_S = 5.0
+
+
+def hugging_face(
+    path: str,
+    inputs: str | Sequence[str],
+    targets: str | None = None,
+    config: str | None = None,
+    train: str = "train",
+    val: str | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+    size: int | Sequence[int] = 64,
+    channels: int = 3,
+) -> DataSplits:
+    """A data set on disk (of `save_to_disk`, or a folder or file of Parquet, Arrow, CSV or JSON), or one of the hub's.
+
+    `inputs` names a column, or several, which are then given to the model as keywords; `targets` the column to learn,
+    where there is one. Pictures become uint8 (N, channels, height, width) of `size` as `image_folder` makes them;
+    numbers and lists of numbers become tensors (float64 as float32). ClassLabel's names are the classes, and so are a
+    target's texts. `val` names the split that validates; else it is the one named validation, val, valid or dev, or a
+    `val_share` of `train`, drawn by `seed`. `config` is the hub's name for one of several versions.
+
+    No code of a data set is run. Raises UsageError for what is not there, columns that are no numbers, missing values,
+    and a hub that cannot be reached.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
+    shape = (channels, *whole_pair("data.size", size, least=1))
+    splits = _loaded(path, config)
+    for key, name in (("train", train), ("val", val)):
+        if name is not None and name not in splits:
+            meant = did_you_mean(name, splits) or f"; there are {', '.join(map(str, splits))}"
+            raise UsageError(f"data.{key}: {path} has no split {name!r}{meant}")
+    rows = splits[train]
+    val = val or next((name for name in VALIDATION if name in splits and name != train), None)
+    if val is not None:
+        parts = [rows, splits[val]]
+    else:
+        order = epoch_order(len(rows), seed, 0).tolist()
+        count = min(len(rows) - 1, max(1, round(val_share * len(rows)))) if val_share else 0
+        parts = [rows.select(sorted(order[count:])), *([rows.select(sorted(order[:count]))] if count else [])]
+    names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    classes = _check_columns(rows, names, targets)
+    sources = [_source(part, names, targets, shape, classes) for part in parts]
+    pictures = len(names) == 1 and _kind(rows, names[0]) == "Image"
+    return DataSplits(
+        sources[0],
+        sources[1] if len(sources) > 1 else None,
+        classes,
+        image_preprocessing() if pictures else None,
+        sizes_of(sources[0]) if isinstance(sources[0], TensorSource) else {},
+    )
+
+
+def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
+    """The splits of a data set by name, as `datasets` reads them."""
+    place = Path(path).expanduser()
+    if not place.exists() and (place.suffix in _READERS or not _NAME.fullmatch(path)):
+        raise UsageError(f"data.path: {path}: there is no such directory or file")
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            'data: hugging_face needs the library datasets, which is missing; pip install "surefoot[datasets]"'
+        ) from error
+    with _quiet(datasets):
+        try:
+            if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+                found = datasets.load_from_disk(str(place))
+            elif place.exists():
+                found = datasets.load_dataset(_reader(place), **_files(place))
+            else:
+                found = _from_hub(datasets, path, config)
+        except UsageError:
+            raise
+        except Exception as error:  # of every kind: whatever a file or the hub makes one of a dozen libraries raise
+            reason = shortened(" ".join(str(error).split()), 400)
+            raise UsageError(f"data.path: {path} cannot be read: {type(error).__name__}: {reason}") from error
+    return found if isinstance(found, Mapping) else {"train": found}
+
+
+def _files(place: Path) -> dict[str, str]:
+    return {"data_dir": str(place)} if place.is_dir() else {"data_files": str(place)}
+
+
+def _reader(place: Path) -> str:
+    """The reader of `datasets` for the files in a folder, or for a file."""
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    endings = {path.suffix.lower() for path in files} & set(_READERS)
+    readers = {_READERS[ending] for ending in endings}
+    if len(readers) != 1:
+        found = f"files of several kinds ({', '.join(sorted(endings))})" if readers else "no files that are read"
+        raise UsageError(f"data.path: {place}: {found}; give a folder with one kind of {', '.join(_READERS)}")
+    return readers.pop()
+
+
+def _from_hub(datasets: Any, name: str, config: str | None) -> Any:
+    """A data set by its name on the hub; without a connection, what an earlier download has left."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    try:
+        # The library itself would try for half a minute.
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
+        offline = False
+    except Exception:
+        offline = True
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    try:
+        if offline:
+            datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+        return datasets.load_dataset(name, config)
+    except Exception as error:
+        if offline:
+            raise UsageError(
+                f"data.path: {name} is no directory or file here, {constants.ENDPOINT} cannot be reached, and no "
+                "earlier download of it was found; give the path of a data set on disk, or connect"
+            ) from error
+        raise
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Without the library's own progress bars."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _kind(rows: Any, name: str) -> str:
+    """What a column holds, by its feature: "Image", "ClassLabel", "texts", or another feature's name."""
+    feature = rows.features[name]
+    texts = str(getattr(feature, "dtype", "")) in ("string", "large_string", "string_view")
+    return "texts" if texts else type(feature).__name__
+
+
+def _check_columns(rows: Any, names: Sequence[str], target: str | None) -> tuple[str, ...] | None:
+    """The names of the classes, if the target is such; raises UsageError for columns that cannot be used."""
+    if not names:
+        raise UsageError("data.inputs: name at least one column")
+    for key, name in [("inputs", name) for name in names] + ([("targets", target)] if target is not None else []):
+        if name not in rows.column_names:
+            raise UsageError(f"data.{key}: there is no column {name!r}{nearest(name, rows.column_names)}")
+        if key == "inputs" and _kind(rows, name) == "texts":
+            raise UsageError(
+                f"data.inputs: the column {name!r} holds texts; make numbers of them first, e.g. by a tokenizer: "
+                "dataset.map(lambda row: tokenizer(row['text'], padding='max_length', truncation=True))"
+                ".save_to_disk('encoded')"
+            )
+    if target is None:
+        return None
+    kind = _kind(rows, target)
+    if kind == "ClassLabel":
+        return tuple(rows.features[target].names)
+    return tuple(sorted(set(_values(rows, target)))) if kind == "texts" else None
+
+
+def _values(rows: Any, name: str) -> Any:
+    """A whole column; raises UsageError for missing values."""
+    table = rows.select_columns([name]).with_format("arrow")[:]
+    if missing := table[name].null_count:
+        first = table[name].is_null().to_pylist().index(True)
+        raise UsageError(f"data: the column {name!r} has no value in {missing} rows; the first is row {first}")
+    texts = _kind(rows, name) == "texts"
+    return table[name].to_pylist() if texts else rows.select_columns([name]).with_format("numpy")[:][name]
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """Numbers as a tensor; None where they are of unequal lengths, or no numbers."""
+    array = numpy.asarray(value)
+    if array.dtype.kind not in "biuf":
+        return None
+    tensor = torch.from_numpy(array.copy() if not array.flags.writeable else array)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _source(
+    rows: Any, names: tuple[str, ...], target: str | None, shape: Sequence[int], classes: tuple[str, ...] | None
+) -> TensorSource | DatasetSource:
+    """The rows in memory where all are of one shape and fit, else as they lie on disk."""
+    targets = None if target is None else _targets(rows, target, classes)
+    pictures = [name for name in names if _kind(rows, name) == "Image"]
+    read = {name: _tensor(_values(rows, name)) for name in names if name not in pictures}
+    columns = {name: tensor for name, tensor in read.items() if tensor is not None}
+    if len(columns) == len(names):
+        if targets is not None:
+            columns["labels"] = targets
+        return (
+            TensorSource(*columns.values(), classes=classes)
+            if len(names) == 1
+            else DatasetSource(Columns(columns), classes=classes)
+        )
+    data = Rows(rows.select_columns(list(names)), names, pictures, targets, shape)
+    if len(names) == 1 and pictures and targets is not None:
+        return kept_in_memory(data, shape, targets, classes)
+    return DatasetSource(data, classes=classes)
+
+
+def _targets(rows: Any, name: str, classes: tuple[str, ...] | None) -> Tensor | None:
+    """The column to learn: class labels int64, else numbers; None where they are of unequal lengths."""
+    values = _values(rows, name)
+    if classes is not None and _kind(rows, name) == "texts":
+        number = {text: index for index, text in enumerate(classes)}
+        if other := next((text for text in values if text not in number), None):
+            raise UsageError(f"data.targets: {other!r} of the column {name!r} is no class of the training rows")
+        values = [number[text] for text in values]
+    targets = _tensor(values)
+    if targets is None:
+        raise UsageError(f"data.targets: the column {name!r} holds no numbers, or lists of unequal lengths")
+    return targets.long() if not targets.is_floating_point() else targets
+
+
+class Rows(Dataset[Any]):
+    """Rows with pictures or lists of unequal lengths, read when they are needed.
+
+    A sample is ``(input, target)``, or a mapping of the inputs and ``labels`` where there are several.
+    """
+
+    def __init__(
+        self, rows: Any, names: tuple[str, ...], pictures: Sequence[str], targets: Tensor | None, shape: Sequence[int]
+    ):
+        from datasets import Image
+
+        for name in pictures:
+            rows = rows.cast_column(name, Image(decode=False))
+        self.rows, self.names, self.pictures = rows, names, tuple(pictures)
+        self.targets, self.shape = targets, tuple(shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.rows[index]
+        inputs = {name: self._input(name, row[name], index) for name in self.names}
+        target = None if self.targets is None else self.targets[index]
+        if len(self.names) == 1:
+            (only,) = inputs.values()
+            return only if target is None else (only, target)
+        return inputs if target is None else {**inputs, "labels": target}
+
+    def _input(self, name: str, value: Any, index: int) -> Tensor:
+        place = Path(f"{name} of row {index}")
+        if name in self.pictures:
+            if value is None:
+                raise BadFile(place, "there is no picture")
+            data = value["bytes"]
+            if data is None:
+                data = read_bounded(value["path"], MAX_FILE_BYTES, follow=True)
+            return torch.from_numpy(decode_picture(place, data, self.shape)[0].copy())
+        tensor = _tensor(value)
+        if tensor is None:
+            raise UsageError(f"data: {place}: {shortened(repr(value))} is no number or list of numbers")
+        return tensor

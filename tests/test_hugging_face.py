@@ -1,0 +1,43 @@
+"""Recipe data `hugging_face` without its library; with it, `python3 dev.py libraries` trains on such data."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from surefoot.cli import main
+from surefoot.data import DATA
+from surefoot.errors import UsageError
+
+RECIPE = """
+model: SmallResNet
+data: {{name: hugging_face, path: {path}, inputs: image, targets: label, batch_size: 8}}
+loss: CrossEntropyLoss
+optimizer: {{name: Adam, lr: 0.001}}
+epochs: 1
+"""
+
+
+def test_a_missing_library_is_one_message_with_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(path=tmp_path))
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"surefoot: {tmp_path}/recipe.yaml:3:") and message.count("\n") == 1
+    assert 'needs the library datasets, which is missing; pip install "surefoot[datasets]"' in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "rows.parquet", "~/nowhere/rows"])
+def test_a_path_that_is_not_there_is_no_name_of_the_hub(path):
+    with pytest.raises(UsageError, match="there is no such directory or file"):
+        DATA.build("hugging_face", {"path": path, "inputs": "image"})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"channels": 2}, {"size": 0}, {"val_share": 1.0}, {"inputs": 3}, {"trust_remote_code": True}]
+)
+def test_arguments_that_cannot_be_are_refused(arguments):
+    with pytest.raises(UsageError):
+        DATA.build("hugging_face", {"path": ".", "inputs": "image", **arguments})
