@@ -8,12 +8,8 @@ import torch
 from fit_arguments import fit_arguments
 from torch import nn
 from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
     Dataset,
-    SequentialSampler,
     Subset,
-    WeightedRandomSampler,
     random_split,
 )
 
@@ -208,21 +204,6 @@ def test_samples_that_torch_cannot_join_are_named_and_a_users_own_error_is_not()
 
     with pytest.raises(RuntimeError, match="^mine$"):
         Loader(Broken(), 2).peek()
-
-
-def test_a_data_loader_is_told_what_becomes_of_its_parts():
-    def message(**settings):
-        with pytest.raises(UsageError) as refusal:
-            as_source(DataLoader(Sized(), **settings))
-        return str(refusal.value)
-
-    assert "data=loader.dataset, batch_size=4: the order" in message(batch_size=4)
-    assert "collate" not in message(batch_size=4) and "not used" not in message(batch_size=4)
-    told = message(batch_size=4, collate_fn=list, sampler=WeightedRandomSampler([1] * 8, 8), num_workers=2)
-    assert "data=surefoot.data.DatasetSource(loader.dataset, collate=loader.collate_fn), batch_size=4" in told
-    assert "its WeightedRandomSampler is not used" in told and "workers=2" in told
-    batches = BatchSampler(SequentialSampler(Sized()), 3, False)
-    assert "data=loader.dataset: the order" in message(batch_sampler=batches)
 
 
 # --- what fit, evaluate and predict make of them ------------------------------------------------------------------

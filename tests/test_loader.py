@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surefoot import rng
-from surefoot.data import loader as loader_module
-from surefoot.data.loader import Loader, epoch_order
+from surefoot.data import in_memory
+from surefoot.data.loader import Loader
+from surefoot.data.orders import epoch_order
 from surefoot.data.sources import TensorSource
 from surefoot.errors import UsageError
 from surefoot.preprocessing import Preprocessing
@@ -31,6 +32,13 @@ def images(count: int, seed: int = 0) -> TensorSource:
 
 def seen(loader: Loader) -> list[list[int]]:
     return [targets.tolist() for _, targets in loader]
+
+
+def chunked(loader: Loader, batches: int) -> Loader:
+    """The loader, with so many batches read at a time."""
+    if isinstance(loader.source, TensorSource):
+        loader._memory().batches_in_chunk = lambda size: batches
+    return loader
 
 
 sizes = st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -53,8 +61,7 @@ class Numbered:
 @given(sizes, st.integers(-(2**70), 2**70), st.booleans(), st.booleans(), st.integers(1, 40))
 def test_every_sample_comes_exactly_once_in_the_order_of_seed_and_epoch(data, size, seed, shuffle, drop, chunk):
     count, batch = size
-    loader = Loader(data(count), batch, seed=seed, shuffle=shuffle, drop_last=drop)
-    loader._batches_in_chunk = lambda: chunk
+    loader = chunked(Loader(data(count), batch, seed=seed, shuffle=shuffle, drop_last=drop), chunk)
     for epoch in range(2):
         generator = torch.Generator().manual_seed(rng.fold(seed, epoch))
         order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
@@ -182,8 +189,7 @@ class Shift:
 def test_a_samples_bits_do_not_depend_on_its_batch_or_chunk(augment):
     def by_index(batch: int, chunk: int, shuffle: bool) -> dict[int, torch.Tensor]:
         loader = Loader(images(30), batch, shuffle=shuffle, seed=4, preprocessing=Preprocessing(), augment=augment)
-        loader._batches_in_chunk = lambda: chunk
-        seen(loader)  # epoch 0
+        seen(chunked(loader, chunk))  # epoch 0
         return {int(t): x for inputs, targets in loader for x, t in zip(inputs, targets, strict=True)}
 
     one = by_index(1, 1, shuffle=True)
@@ -219,11 +225,11 @@ def test_normalised_once_or_at_each_use_gives_the_same_bits(preprocessing):
 
 
 def test_large_data_are_not_normalised_once(monkeypatch):
-    monkeypatch.setattr(loader_module, "NORMALIZED_BYTES", 100)
+    monkeypatch.setattr(in_memory, "NORMALIZED_BYTES", 100)
     loader = Loader(images(50), 8, preprocessing=Preprocessing())
     seen(loader)
-    assert not loader._prepared_normalized
-    assert loader._in_memory()[0].dtype == torch.uint8
+    assert not loader._memory().normalized
+    assert loader._memory().tensors[0].dtype == torch.uint8
 
 
 def test_a_batch_can_be_changed_in_place_without_touching_data_or_other_batches():

@@ -33,7 +33,19 @@ PATTERNS = st.lists(st.text(CHARACTERS, min_size=1, max_size=8), min_size=1, max
 
 # Keys that a section lifts out of its part's arguments, or that name the part.
 RESERVED = {
-    *("name", "import", "batch_size", "eval_batch_size", "shuffle", "drop_last", "workers", "normalize", "augment"),
+    *(
+        "name",
+        "import",
+        "batch_size",
+        "eval_batch_size",
+        "shuffle",
+        "drop_last",
+        "weights",
+        "num_samples",
+        "workers",
+        "normalize",
+        "augment",
+    ),
     *("factor", "groups", "no_decay", "layer_decay", "by", "monitor", "schedulers", "mode", "milestones"),
 }
 ARGUMENTS = st.dictionaries(TEXTS.filter(lambda t: t not in RESERVED), VALUES, max_size=3)

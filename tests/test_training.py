@@ -13,7 +13,7 @@ from torch import nn
 
 from surefoot import RunOptions, StepOptions
 from surefoot.data import Loader
-from surefoot.data.loader import epoch_order
+from surefoot.data.orders import epoch_order
 from surefoot.errors import RunFailed, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
 from surefoot.tracking import Progress, read_records

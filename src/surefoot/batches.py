@@ -93,7 +93,7 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
         return dataclasses.replace(value, **{name: mapped(function, item) for name, item in _inside(value) or ()})
     if isinstance(value, list | tuple):
         return type(value)([mapped(function, item) for item in value])
-    if isinstance(value, Mapping) and not hasattr(value, "to"):
+    if isinstance(value, Mapping) and not hasattr(type(value), "to"):
         return type(value)({key: mapped(function, item) for key, item in value.items()})  # type: ignore[call-arg]
     return function(value)
 

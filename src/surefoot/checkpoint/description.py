@@ -39,8 +39,7 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
             for index, group in enumerate(groups):
                 found |= {f"{prefix(key, index, len(groups))}.{name}": _shown(item) for name, item in group.items()}
         elif isinstance(value, Loader):
-            settings = {name: getattr(value, name) for name in ("batch_size", "shuffle", "seed", "drop_last")}
-            found |= {f"{key}.{name}": item for name, item in settings.items()}
+            found |= {f"{key}.{name}": item for name, item in value.settings().items() if name != "samples"}
             found[f"{key}.preprocessing"] = repr(value.preprocessing)
             found[f"{key}.augment"] = [_text(transform) for transform in value.augment]
         elif callable(value) and not hasattr(value, "state_dict"):

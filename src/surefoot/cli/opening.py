@@ -79,7 +79,7 @@ def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
     usual = "CrossEntropyLoss" if splits.classes else None
     about: dict[str, Any] = {"classes": splits.classes, "preprocessing": splits.preprocessing}
     about["loss"] = usual if loss is None else None if isinstance(loss, Objective) else type(loss).__name__
-    if isinstance(splits.train, TensorSource):
+    if isinstance(splits.train, TensorSource) and not splits.train.names:
         raw = splits.train[:1][0]
         about |= {"input_shape": tuple(raw.shape[1:]), "input_dtype": str(raw.dtype).removeprefix("torch.")}
     return about

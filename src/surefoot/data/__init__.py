@@ -6,7 +6,8 @@ from ..lazy import lazily
 
 _HOMES = {
     "registry": "AUGMENTATIONS DATA",
-    "loader": "Loader epoch_order",
+    "loader": "Loader",
+    "orders": "epoch_order",
     "sources": "DatasetSource Source TensorSource as_source",
     "splits": "DataSplits",
     "tables": "table",

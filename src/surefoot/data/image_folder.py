@@ -20,7 +20,7 @@ from ..pictures import decode_picture
 from ..safe_tensors import BadFile
 from ..text import counted
 from .augment import whole_pair
-from .loader import epoch_order
+from .orders import epoch_order
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,25 +16,11 @@ from ..preprocessing import Preprocessing
 from ..rng import fold
 from ..text import counted
 from .draws import Draws
+from .in_memory import InMemory
+from .orders import Order, Shuffled, Weighted, occurrences
+from .samplers import order_of, weights_of
 from .sources import DatasetSource, TensorSource, as_source
 from .workers import BatchReader, Workers, apply_to_each
-
-# Batches are made many at a time: one indexed read and one conversion for about this many bytes of input. Less would
-# come with a cold cache too often, more would no longer be in the processor's when the last of them is used.
-CHUNK_BYTES = 1 << 21
-CHUNKS_AHEAD = 64
-# Data are normalised once, instead of at each use, where the result is at most this large.
-NORMALIZED_BYTES = 1 << 29
-
-
-def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """The order of `samples` indices in one epoch: int64 (samples,), a function of its arguments only.
-
-    >>> epoch_order(5, seed=0, epoch=1).tolist() == epoch_order(5, seed=0, epoch=1).tolist()
-    True
-    """
-    generator = torch.Generator().manual_seed(fold(seed, epoch))
-    return torch.randperm(samples, generator=generator)
 
 
 class Loader:
@@ -48,6 +33,10 @@ class Loader:
     - `source`: a Source, a tuple of tensors (N, ...), or a map-style torch Dataset.
     - `batch_size`: samples a batch; the last batch of an epoch is shorter, or left out with `drop_last`.
     - `shuffle`, `seed`: the order is ``epoch_order(N, seed, epoch)``, or the data's own.
+    - `weights`: samples are drawn by weight, with replacement: one for each sample, one for each class, the name of a
+      column, or ``"balanced"`` (each class as often as any other).
+    - `num_samples`: samples in an epoch, where it is not one of each.
+    - `sampler`: a sampler or batch sampler of torch's, taken by its meaning, or one of your own (see OwnSampler).
     - `augment`: random transforms of the raw inputs, each called with ``(inputs (N, C, H, W), draws)`` if it has a
       true attribute ``batched``, else with one sample's input under random numbers of its own. What a sample
       gets depends on (seed, epoch, index) only.
@@ -75,6 +64,9 @@ class Loader:
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
+        weights: Any = None,
+        num_samples: int | None = None,
+        sampler: Any = None,
         preprocessing: Preprocessing | None = None,
         augment: Sequence[Callable[..., Any]] = (),
         workers: int = 0,
@@ -107,6 +99,11 @@ class Loader:
                     f"{', '.join(own)}: a batched transform with a generator of its own draws other numbers in other "
                     "chunks; draw from the `draws` that it is called with",
                 )
+        if getattr(self.source, "names", ()) and (augment or preprocessing is not None):
+            check.refuse("augment" if augment else "preprocessing", f"the samples have columns by name; {_IN_THE_DATA}")
+        check.whole("num_samples", num_samples, low=1, none=True)
+        if sampler is not None and (weights is not None or num_samples is not None):
+            check.refuse("sampler", "a sampler says by itself what is drawn; leave weights and num_samples out")
         check.done()
         self._device = _device("cpu" if device is None else device)
         self.epoch = 0
@@ -114,30 +111,49 @@ class Loader:
         # Settings that may be others than in a state that is loaded, where nobody names them to `load_state_dict`.
         self.accept_changes: Collection[str] = ()
         self._normalize_once = normalize_once
-        self._order: tuple[int, Tensor] | None = None
+        self._orders = self._order_of(weights, num_samples, sampler)
+        self._keys: tuple[int, Any] | None = None
         self._last_of_epoch: Tensor | None = None
-        self._prepared: tuple[Tensor, ...] | None = None
-        self._prepared_normalized = False
+        self._prepared: InMemory | None = None
         self._workers: Workers | None = None
+
+    def _order_of(self, weights: Any, num_samples: int | None, sampler: Any) -> Order:
+        count = len(self.source)
+        if sampler is not None:
+            return order_of(sampler, count, self.seed)
+        if weights is not None:
+            drawn = Weighted(weights_of(self.source, weights), num_samples or count, self.seed)
+            if isinstance(self.source, TensorSource) and weights in self.source.names:
+                self.source = self.source.without(weights)
+            return drawn
+        return Shuffled(count, self.seed, self.shuffle, num_samples)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the data and their order before a run."""
+        own = getattr(self._orders, "note", None)
+        return [*getattr(self.source, "notes", ()), *([own] if own else ())]
 
     def apart(self) -> Loader:
         """The same loader at the start of its epoch, with a place and worker processes of its own to `close`."""
         if isinstance(self.source, TensorSource):
-            self._in_memory()  # prepared once, for all
+            self._memory()  # prepared once, for all
         other = copy.copy(self)
         other.position, other._workers = 0, None
         return other
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        whole, rest = divmod(len(self.source), self.batch_size)
+        if self._orders.batches is not None:
+            return self._orders.batches
+        whole, rest = divmod(self._orders.samples, self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
     @property
     def samples(self) -> int:
         """The number of samples in an epoch."""
-        count = len(self.source)
-        return count - count % self.batch_size if self.drop_last else count
+        count = self._orders.samples
+        return count - count % self.batch_size if self.drop_last and self._orders.batches is None else count
 
     @property
     def device(self) -> torch.device:
@@ -158,33 +174,51 @@ class Loader:
 
     def order(self, epoch: int) -> Tensor:
         """The data set indices of one epoch in order, int64 (samples,)."""
-        if self._order is None or self._order[0] != epoch:
-            count = len(self.source)
-            order = epoch_order(count, self.seed, epoch) if self.shuffle else torch.arange(count)
-            self._order = epoch, order[: self.samples]
-        return self._order[1]
+        keys = self._keys_of(epoch)
+        return (keys if isinstance(keys, Tensor) else torch.cat(list(keys))) % len(self.source)
 
     def indices_at(self, epoch: int, position: int) -> Tensor:
         """The data set indices of one batch, int64 (n,)."""
-        return self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        return self._keys_at(epoch, position) % len(self.source)
+
+    def _keys_at(self, epoch: int, position: int) -> Tensor:
+        keys = self._keys_of(epoch)
+        if not isinstance(keys, Tensor):
+            return keys[position]
+        return keys[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _keys_of(self, epoch: int) -> Tensor | Sequence[Tensor]:
+        """An epoch's samples in order, or those of each batch, as keys of their random numbers.
+
+        A key is the index in the data set; when a sample comes again, the number of samples is added, so that it is
+        augmented in another way.
+        """
+        if self._keys is None or self._keys[0] != epoch:
+            order = self._orders.of(epoch)
+            if self._orders.repeats:
+                flat = order if isinstance(order, Tensor) else torch.cat(list(order))
+                flat = flat + len(self.source) * occurrences(flat)
+                order = flat if isinstance(order, Tensor) else torch.split(flat, [len(batch) for batch in order])
+            self._keys = epoch, order[: self.samples] if isinstance(order, Tensor) else order
+        return self._keys[1]
 
     def batch_at(self, epoch: int, position: int) -> tuple[Any, ...]:
         """One batch as iterating would give it, made here and now; no counter and no generator moves."""
         if not 0 <= position < len(self):
             raise IndexError(f"batch {position} of an epoch of {len(self)}")
-        indices = self.indices_at(epoch, position)
+        keys = self._keys_at(epoch, position)
         if isinstance(self.source, TensorSource):
-            return self._gather(epoch, indices)
+            return self.source.formed(self._gather(epoch, keys))
         generators = rng.get_state()
         try:
-            return self._finish(_usable(self._reader()[epoch, indices.tolist()]), epoch, indices)
+            return self._finish(_usable(self._reader()[epoch, keys.tolist()]), epoch, keys)
         finally:
             rng.set_state(generators)
 
     def short_batch(self) -> tuple[Any, ...] | None:
         """The last batch of the epoch where it is shorter than the others, without counting it; else None."""
-        count = len(self.source)
-        if self.drop_last or count <= self.batch_size or not count % self.batch_size:
+        count = self._orders.samples
+        if self._orders.batches or self.drop_last or count <= self.batch_size or not count % self.batch_size:
             return None
         return self.batch_at(self.epoch, len(self) - 1)
 
@@ -225,82 +259,55 @@ class Loader:
         if not isinstance(self.source, TensorSource):
             yield self._read(epoch, position)
             return
-        order, size = self.order(epoch), self.batch_size
-        step = size * self._batches_in_chunk()
-        tensors, select = self._in_memory(), torch.index_select
-        # Between two steps every call comes with a cold cache: indices are cut up for many chunks at once, and what
-        # is ready as it lies goes out without a look at what it does not need.
-        ready = self._device.type == "cpu" and not self.augment and self.source.batch_dtype is None
-        ready = ready and (self._prepared_normalized or self.preprocessing is None)
-        for first in range(position * size, len(order), step * CHUNKS_AHEAD):
-            for indices in torch.unsafe_split(order[first : first + step * CHUNKS_AHEAD], step):
-                if ready:
-                    chunk = tuple([select(tensor, 0, indices) for tensor in tensors])
-                else:
-                    chunk = self._gather(epoch, indices)
-                if step == size:
-                    yield (chunk,)
-                    continue
-                # Not `split`: its views would share one version counter, so that an in-place change of one batch
-                # would spoil the backward pass of another; it costs more, too.
-                yield zip(*(torch.unsafe_split(tensor, size) for tensor in chunk), strict=True)
+        memory, keys = self._memory(), self._keys_of(epoch)
+        if isinstance(keys, Tensor):
+            if memory.ready and self._orders.repeats:
+                keys = keys % len(self.source)
+            chunks = memory.chunks(
+                keys[position * self.batch_size :], self.batch_size, lambda some: self._gather(epoch, some)
+            )
+        else:
+            chunks = ((self._gather(epoch, some),) for some in keys[position:])
+        yield from (map(self.source.formed, chunk) for chunk in chunks) if self.source.names else chunks
 
-    def _batches_in_chunk(self) -> int:
-        numbers = sum(tensor[0].numel() for tensor in self._in_memory())
-        return max(1, CHUNK_BYTES // (4 * numbers * self.batch_size))
+    def _gather(self, epoch: int, keys: Tensor) -> tuple[Any, ...]:
+        """The columns of some samples in memory, finished."""
+        memory = self._memory()
+        read = memory.gather(keys % len(self.source) if self._orders.repeats else keys)
+        return read if memory.finished else self._finish(read, epoch, keys)
 
-    def _gather(self, epoch: int, indices: Tensor) -> tuple[Any, ...]:
-        """Samples of data in memory, finished; one indexed read of each tensor."""
-        assert isinstance(self.source, TensorSource)
-        tensors = self._in_memory()
-        there = indices if tensors[0].is_cpu else indices.to(tensors[0].device)
-        read = self.source.widened(tuple([tensor.index_select(0, there) for tensor in tensors]))
-        if self._prepared_normalized:
-            return tuple(batches.moved(tensor, self._device) for tensor in read)
-        return self._finish(read, epoch, indices)
-
-    def _finish(self, batch: tuple[Any, ...], epoch: int, indices: Tensor) -> tuple[Any, ...]:
+    def _finish(self, batch: tuple[Any, ...], epoch: int, keys: Tensor) -> tuple[Any, ...]:
         """Moved to the device, augmented and preprocessed; only the first of a batch's values are inputs."""
         inputs, *rest = batch = batches.moved(batch, self._device)
         if not isinstance(inputs, Tensor):
             if self.augment or self.preprocessing is not None:
                 name = "augment" if self.augment else "preprocessing"
                 raise UsageError(
-                    f"data: {name}: the inputs of a batch are {batches.form(inputs)} and not one tensor; leave it "
-                    "out, and do it in the data set"
+                    f"data: {name}: the inputs of a batch are {batches.form(inputs)} and not one tensor; {_IN_THE_DATA}"
                 )
             return batch
         for number, transform in enumerate(self.augment):
             # Each transform has numbers of its own, so that what one draws does not shift the next.
             seed = fold(self.seed, number)
             if getattr(transform, "batched", False):
-                inputs = transform(inputs, Draws(seed, epoch, indices))
+                inputs = transform(inputs, Draws(seed, epoch, keys))
             else:
-                inputs = apply_to_each(transform, inputs, indices.tolist(), seed, epoch)
+                inputs = apply_to_each(transform, inputs, keys.tolist(), seed, epoch)
         if self.preprocessing is not None:
             inputs = self.preprocessing(inputs)
         return (inputs, *rest)
 
-    def _in_memory(self) -> tuple[Tensor, ...]:
-        """The source's tensors where they are best kept: on the device, preprocessed, or as they are."""
+    def _memory(self) -> InMemory:
         if self._prepared is None:
             assert isinstance(self.source, TensorSource)
-            tensors = self.source.tensors
-            self._prepared_normalized = self._normalizes_once(tensors[0])
-            if self._prepared_normalized:
-                tensors = (_preprocessed(tensors[0], self.preprocessing), *tensors[1:])
-            if self._device.type == "cuda" and _fits(tensors, self._device):
-                tensors = tuple(tensor.to(self._device) for tensor in tensors)
-            self._prepared = tensors
+            self._prepared = InMemory(
+                self.source,
+                self.preprocessing,
+                self._device,
+                augmented=bool(self.augment),
+                normalize_once=self._normalize_once,
+            )
         return self._prepared
-
-    def _normalizes_once(self, inputs: Tensor) -> bool:
-        if self.preprocessing is None or self.augment:
-            return False
-        if self._normalize_once != "auto":
-            return bool(self._normalize_once)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return inputs.numel() * 4 <= min(NORMALIZED_BYTES, memory // 8)
 
     def _reader(self) -> BatchReader:
         assert isinstance(self.source, DatasetSource)
@@ -312,7 +319,7 @@ class Loader:
             return
         # One batch's indices at a time: the start of an epoch must not cost what the whole epoch does.
         places = range(position, len(self))
-        keys = ((epoch, self.indices_at(epoch, place).tolist()) for place in places)
+        keys = ((epoch, self._keys_at(epoch, place).tolist()) for place in places)
         if self.workers:
             if self._workers is None:
                 self._workers = Workers(self._reader(), self.workers)
@@ -320,7 +327,7 @@ class Loader:
         else:
             read = map(self._reader().__getitem__, keys)
         for batch, place in zip(read, places, strict=True):
-            yield self._finish(_usable(batch), epoch, self.indices_at(epoch, place))
+            yield self._finish(_usable(batch), epoch, self._keys_at(epoch, place))
 
     def close(self) -> None:
         """End the worker processes, if any; they start again when needed."""
@@ -330,7 +337,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, and what it is a place in; plain numbers."""
-        return {"epoch": self.epoch, "position": self.position, **self._setting()}
+        order = self._orders.state(self.epoch)
+        return {"epoch": self.epoch, "position": self.position, **self.settings()} | ({"order": order} if order else {})
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
         """Go to the place in `state`, from `state_dict`.
@@ -339,14 +347,15 @@ class Loader:
         drop_last: its next batch would be another one. `allow` names those that may differ; with another
         batch_size, or fewer samples, the place is the first batch that holds no sample already seen, or the last.
         """
-        setting = self._setting()
-        missing = [name for name in ("epoch", "position", *setting) if name not in state]
-        if missing:
+        settings = self.settings()
+        missing = [name for name in ("epoch", "position", *settings) if name not in state]
+        if missing and not {*missing} <= {*self._orders.settings()}:
             raise UsageError(f"loader state: {', '.join(missing)} missing; the order cannot be gone on with")
+        names = dict.fromkeys([*settings, *(name for name in state if name not in _PLACE)])
         problems = [
-            f"loader state: {name}: the saved run has {state[name]!r}, this one {value!r}"
-            for name, value in setting.items()
-            if state[name] != value and name not in allow and name not in self.accept_changes
+            f"loader state: {name}: the saved run has {state.get(name)!r}, this one {settings.get(name)!r}"
+            for name in names
+            if state.get(name) != settings.get(name) and name not in allow and name not in self.accept_changes
         ]
         if problems:
             raise Problems([*problems, "the data would go on in another order; give the saved settings"])
@@ -356,24 +365,29 @@ class Loader:
                 raise UsageError(f"loader state: {name}: {value!r} is not a whole number of 0 or more")
         if state["batch_size"] != self.batch_size:
             position = -(-position * state["batch_size"] // self.batch_size)
-        if state["samples"] != setting["samples"] or state["batch_size"] != self.batch_size:
+        if state["samples"] != settings["samples"] or state["batch_size"] != self.batch_size:
             position = min(position, len(self))
         if position > len(self):
             raise UsageError(
                 f"loader state: position: {position} lies beyond the epoch's {counted(len(self), 'batch')}"
             )
         self.seek(epoch, position)
+        self._orders.restore(epoch, state.get("order") or {})
 
-    def _setting(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """What the order of samples depends on, as plain values."""
         return {
             "seed": self.seed,
             "samples": len(self.source),
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
+            **self._orders.settings(),
         }
 
 
+_IN_THE_DATA = "leave it out, and do it in the data set"
+_PLACE = ("epoch", "position", "order")
 _MOVED = (
     "data: the loader was moved during an iteration, by another iteration, a seek or a restored state; iterate one "
     "loader at a time, and begin a new iteration after moving it"
@@ -391,18 +405,3 @@ def _usable(batch: tuple[Any, ...] | UsageError) -> tuple[Any, ...]:
     if isinstance(batch, UsageError):
         raise batch
     return batch
-
-
-def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether the tensors take at most a quarter of the device's free memory."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(tensor.nbytes for tensor in tensors) <= free // 4
-
-
-def _preprocessed(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """All inputs preprocessed, a block at a time: no second copy of the whole is ever needed."""
-    out = torch.empty(inputs.shape, dtype=torch.float32)
-    block = max(1, (1 << 22) // max(1, inputs[0].numel()))
-    for first in range(0, len(inputs), block):
-        out[first : first + block] = preprocessing(inputs[first : first + block])
-    return out

@@ -14,18 +14,17 @@ import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
-    SequentialSampler,
     Subset,
     TensorDataset,
-    default_collate,
 )
 
 from .. import batches
 from ..arguments import Arguments
+from ..batches import TARGET_NAMES
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from ..table_columns import TableColumns
@@ -57,9 +56,10 @@ class Source(ABC):
 class TensorSource(Source):
     """Samples in memory: each of `tensors` is (N, ...), and a batch is one slice of each.
 
-    Usually inputs and targets; uint8 images stay uint8 until a loader uses them. NumPy arrays are taken without
-    a copy, frames and columns of pandas and lists of numbers with one. With `classes`, labels are checked against
-    them. Raises UsageError for tensors of unequal lengths, an empty data set and labels outside the classes.
+    Usually inputs and targets; uint8 images stay uint8 until a loader uses them. With `names` a batch is one
+    dictionary of columns. NumPy arrays are taken without a copy, frames and columns of pandas and lists of numbers with
+    one. With `classes`, labels are checked against them. Raises UsageError for tensors of unequal lengths, an empty
+    data set and labels outside the classes.
 
     >>> source = TensorSource(torch.zeros(3, 1, 28, 28), torch.tensor([0, 1, 1]), classes=("shirt", "bag"))
     >>> len(source), source.targets().tolist()
@@ -68,24 +68,29 @@ class TensorSource(Source):
 
     # What the tensors of a batch are turned into, where they are kept smaller than a model takes them.
     batch_dtype: torch.dtype | None = None
+    names: tuple[str, ...] = ()
 
     def __init__(
         self,
-        *tensors: Tensor | numpy.ndarray,
+        *tensors: Any,
         classes: Sequence[str] | None = None,
         columns: TableColumns | None = None,
+        names: Sequence[str] = (),
     ):
         if not tensors:
             raise UsageError("data: no tensors given; give inputs (N, ...) and targets (N, ...)")
         self.tensors = tuple(as_tensor(tensor) for tensor in tensors)
+        self.names = tuple(map(str, names))
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) > 1:
-            raise UsageError(f"data: tensors hold {' and '.join(map(str, lengths))} samples; give as many of each")
+            labels = [f"{name!r} {n}" for name, n in zip(self.names, lengths, strict=True)] if names else lengths
+            found = f"{'the columns' if names else 'tensors'} hold {' and '.join(map(str, labels))}"
+            raise UsageError(f"data: {found} samples; give as many of each")
         if not lengths[0]:
             raise UsageError("data: the data set is empty; give at least one sample")
         self.classes, self.columns = _names(classes), columns
-        if self.classes is not None and len(self.tensors) > 1:
-            check_labels(self.tensors[-1], len(self.classes))
+        if self.classes is not None and (targets := self._targets()) is not None:
+            check_labels(targets, len(self.classes))
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -99,18 +104,38 @@ class TensorSource(Source):
         """Tensors of some samples in the `batch_dtype`."""
         return tensors if self.batch_dtype is None else tuple(tensor.to(self.batch_dtype) for tensor in tensors)
 
+    def formed(self, columns: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """A batch of some samples' `columns`: one dictionary where they have names."""
+        return (dict(zip(self.names, columns, strict=True)),) if self.names else columns
+
+    def column(self, name: str) -> Tensor:
+        """The column of that name."""
+        return self.tensors[self.names.index(name)]
+
+    def without(self, name: str) -> TensorSource:
+        """The same source without that column."""
+        kept = [other for other in self.names if other != name]
+        return TensorSource(*map(self.column, kept), classes=self.classes, names=kept)
+
     def targets(self) -> Tensor:
-        if len(self.tensors) < 2:
-            raise UsageError("data: there are inputs only, without targets")
-        return self.tensors[-1]
+        if (targets := self._targets()) is None:
+            named = f": none of {', '.join(self.names)} is called {' or '.join(TARGET_NAMES)}" if self.names else ""
+            raise UsageError(f"data: there are inputs only, without targets{named}")
+        return targets
+
+    def _targets(self) -> Tensor | None:
+        if not self.names:
+            return self.tensors[-1] if len(self.tensors) > 1 else None
+        name = next((name for name in TARGET_NAMES if name in self.names), None)
+        return None if name is None else self.column(name)
 
     def subset(self, indices: Tensor | slice) -> TensorSource:
         """A source of some of the samples; a slice shares memory with this one."""
-        return TensorSource(*self[indices], classes=self.classes, columns=self.columns)
+        return TensorSource(*self[indices], classes=self.classes, columns=self.columns, names=self.names)
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(repr(self.names).encode() if self.names else b"")
             for tensor in self.tensors:
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 hash_bytes(digest, tensor)
@@ -118,26 +143,6 @@ class TensorSource(Source):
                 digest.update(json.dumps([self.columns.to_json(), self.classes]).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
-
-
-class Columns(Dataset[dict[str, Tensor]]):
-    """Columns (N, ...) by name as a data set of dictionaries; a sample has one row of each."""
-
-    def __init__(self, columns: Mapping[str, Any]):
-        self.names = list(map(str, columns))
-        self.tensors = [as_tensor(column) for column in columns.values()]
-        lengths = {name: len(tensor) for name, tensor in zip(self.names, self.tensors, strict=True)}
-        if len(set(lengths.values())) > 1:
-            found = " and ".join(f"{name!r} {length}" for name, length in lengths.items())
-            raise UsageError(f"data: the columns hold {found} samples; give as many of each")
-        by_name = dict(zip(self.names, self.tensors, strict=True))
-        self.targets = next((by_name[name] for name in batches.TARGET_NAMES if name in by_name), None)
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: tensor[index] for name, tensor in zip(self.names, self.tensors, strict=True)}
 
 
 class DatasetSource(Source):
@@ -182,15 +187,15 @@ class DatasetSource(Source):
 
     def targets(self) -> Tensor:
         """The data set's own `targets`, or those of every sample, read one by one."""
-        listed = getattr(self.dataset, "targets", None)
-        if isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(self):
-            return as_tensor(listed)
+        if (listed := _listed_targets(self.dataset)) is not None:
+            return listed
         targets = []
         for first in range(0, len(self), 1024):
             for sample in fetch(self.dataset, range(first, min(first + 1024, len(self))), 0, 0):
-                if not isinstance(sample, tuple | list) or len(sample) < 2:
+                parts = sample if isinstance(sample, tuple | list) else batches.pair((sample,))
+                if parts is None or len(parts) < 2:
                     raise UsageError("data: a sample is no (inputs, targets) pair; there are no targets to read")
-                targets.append(torch.as_tensor(sample[-1]))
+                targets.append(torch.as_tensor(parts[-1]))
         return as_tensor(targets)
 
     def fingerprint(self) -> str:
@@ -278,17 +283,17 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
         if len(data) <= 3 and (any(map(is_array, data)) or not samples):
             return TensorSource(*data, classes=classes)  # which names what is no column
     if isinstance(data, Mapping) and data and all(is_array(v) or isinstance(v, list) for v in data.values()):
-        return DatasetSource(Columns(data), classes=classes)
+        return TensorSource(*data.values(), classes=classes, names=tuple(data))
     if type(data).__module__.startswith("datasets.") and getattr(data, "format", {}).get("type", "torch") is None:
         # Of lists torch's collate makes lists of columns; as tensors the samples are what a model takes.
         data = data.with_format("torch")
-    if type(data) is TensorDataset:
-        return TensorSource(*data.tensors, classes=classes)
-    if type(data) is Subset and type(data.dataset) is TensorDataset:
-        indices = torch.as_tensor(data.indices, dtype=torch.int64)
-        return TensorSource(*(tensor[indices] for tensor in data.dataset.tensors), classes=classes)
+    if (tensors := _tensors(data)) is not None:
+        return TensorSource(*tensors, classes=classes)
     if isinstance(data, DataLoader):
-        raise UsageError(_of_loader(data))
+        raise UsageError(
+            "data: a DataLoader was given; give its data set (loader.dataset), and what it does with it to the Loader "
+            "or the recipe: batch_size, workers, weights; fit and evaluate take a DataLoader as it is"
+        )
     if hasattr(data, "train") and hasattr(data, "val") and not isinstance(data, Dataset):
         raise UsageError(f"data: a {type(data).__name__} was given; give data=splits.train and val=splits.val")
     if inspect.isclass(data):
@@ -303,6 +308,21 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
     )
 
 
+def _tensors(data: Any) -> tuple[Tensor, ...] | None:
+    """The tensors of a TensorDataset, and of a Subset or ConcatDataset of such; None for all else."""
+    if type(data) is TensorDataset:
+        return data.tensors
+    if type(data) is Subset and (tensors := _tensors(data.dataset)) is not None:
+        indices = torch.as_tensor(data.indices, dtype=torch.int64)
+        return tuple(tensor[indices] for tensor in tensors)
+    if type(data) is ConcatDataset:
+        parts = [_tensors(part) for part in data.datasets]
+        found = [part for part in parts if part is not None]
+        if len({tuple((t.dtype, t.shape[1:]) for t in part or ()) for part in parts}) == 1 and found:
+            return tuple(map(torch.cat, zip(*found, strict=True)))
+    return None
+
+
 def _names(classes: Any) -> tuple[str, ...] | None:
     """The names of classes as texts."""
     if classes is None:
@@ -313,10 +333,29 @@ def _names(classes: Any) -> tuple[str, ...] | None:
 
 
 def _attribute(dataset: Any, name: str) -> Any:
-    """An attribute of a data set, or of the one that it is a Subset of (random_split makes such)."""
-    while isinstance(dataset, Subset) and not hasattr(dataset, name):
-        dataset = dataset.dataset
-    return getattr(dataset, name, None)
+    """An attribute of a data set, or of those that it is a Subset or ConcatDataset of, where they agree."""
+    if (value := getattr(dataset, name, None)) is not None:
+        return value
+    if isinstance(dataset, Subset):
+        return _attribute(dataset.dataset, name)
+    if isinstance(dataset, ConcatDataset):
+        values = [_attribute(part, name) for part in dataset.datasets]
+        return values[0] if all(isinstance(v, list | tuple) and list(v) == list(values[0]) for v in values) else None
+    return None
+
+
+def _listed_targets(dataset: Any) -> Tensor | None:
+    """The `targets` that a data set keeps, or those of the data sets that it is a Subset or ConcatDataset of."""
+    if isinstance(dataset, Subset):
+        whole = _listed_targets(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_listed_targets(part) for part in dataset.datasets]
+        found = [part for part in parts if part is not None]
+        return torch.cat(found) if len(found) == len(parts) else None
+    listed = getattr(dataset, "targets", None)
+    listable = isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(dataset)
+    return as_tensor(listed) if listable else None
 
 
 def _is_column(value: Any, data: Any) -> bool:
@@ -347,28 +386,6 @@ def _refuse_nests(data: Any) -> None:
             "are (inputs, target), each with its inputs so: the model is then called with a batch of them as one "
             "argument"
         )
-
-
-def _of_loader(loader: DataLoader[Any]) -> str:
-    """What to give in place of a DataLoader, and what becomes of its settings."""
-    data, notes = "loader.dataset", []
-    if loader.collate_fn is not default_collate and loader.batch_size is not None:
-        data = "surefoot.data.DatasetSource(loader.dataset, collate=loader.collate_fn)"
-        notes.append("its collate_fn is taken so")
-    if loader.num_workers:
-        notes.append(f"for its workers give a surefoot.Loader(..., workers={loader.num_workers})")
-    sampler = getattr(loader, "sampler", None)
-    if type(sampler) not in (RandomSampler, SequentialSampler):
-        notes.append(
-            f"its {type(sampler).__name__ if loader.batch_size else type(loader.batch_sampler).__name__} is not used: "
-            "rare classes are weighed by the loss (weight: balanced), a part is a torch.utils.data.Subset"
-        )
-    size = f", batch_size={loader.batch_size}" if loader.batch_size else ""
-    more = "".join(f"; {note}" for note in notes)
-    return (
-        f"data: a DataLoader was given; give its data set, data={data}{size}: the order of samples must be Surefoot's "
-        f"own, so that it can be gone on with exactly{more}"
-    )
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

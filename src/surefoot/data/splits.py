@@ -66,7 +66,7 @@ def pixel_scale(source: Source) -> float | None:
     Of a Dataset, up to 16 samples spread over it are read. Raises UsageError for integers that are no pixels, and for
     inputs that are no single tensor.
     """
-    if isinstance(source, TensorSource):
+    if isinstance(source, TensorSource) and not source.names:
         inputs = source.tensors[0]
     else:
         count = len(source)

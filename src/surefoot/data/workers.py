@@ -29,20 +29,22 @@ from ..text import duration
 from .arrays import COLLATE
 
 _PR_SET_PDEATHSIG = 1
-Key = tuple[int, Sequence[int]]  # an epoch, and the data set indices of one of its batches
+# An epoch, and the samples of one of its batches: their indices, plus the number of samples each time one comes again.
+Key = tuple[int, Sequence[int]]
 
 
-def fetch(dataset: Any, indices: Iterable[int], seed: int, epoch: int) -> list[Any]:
-    """The samples at `indices`, each read with Python's, NumPy's and torch's generators seeded for it.
+def fetch(dataset: Any, keys: Iterable[int], seed: int, epoch: int) -> list[Any]:
+    """The samples of `keys`, each read with Python's, NumPy's and torch's generators seeded for it.
 
-    So are the generators that the data set has (`held.generators`). The seed is a function of (seed, epoch, index);
-    all generators are afterwards as they were.
+    So are the generators that the data set has (`held.generators`). The seed is a function of (seed, epoch, key), the
+    index is the key modulo the number of samples; all generators are afterwards as they were.
     """
+    count = len(dataset)
     with seeded(dataset) as seed_all:
         samples = []
-        for index in indices:
-            seed_all(fold(seed, epoch, index))
-            samples.append(dataset[index])
+        for key in keys:
+            seed_all(fold(seed, epoch, key))
+            samples.append(dataset[key % count])
         return samples
 
 

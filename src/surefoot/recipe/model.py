@@ -15,7 +15,7 @@ from typing import Any
 from ..limits import CLIPPING, EMA_DECAY, LAYER_DECAY, MIN_DELTA, MOST_SEED, ON_NONFINITE, PRECISIONS, WHEN_BUSY
 from ..registry import Range
 from .frozen import Frozen, thaw
-from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Several, Text, Whole
+from .kinds import METRICS, Argument, Choice, Flag, Maybe, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
 from .sections import Keyed, Part, key
 
@@ -59,6 +59,12 @@ class DataSection(Keyed):
     )
     shuffle: bool = key(Flag(), "Training samples in a new order each epoch.", True)
     drop_last: bool = key(Flag(), "Leave out a last batch that is not full.", False)
+    weights: Any = key(
+        Maybe(Argument()), "How often samples are drawn: balanced, a list (one for each class) or a column.", None
+    )
+    num_samples: int | None = key(
+        Maybe(Whole(1, "give at least one sample")), "Samples in an epoch; null: as many as there are.", None
+    )
     workers: int = key(Whole(0, "give 0 for none"), "Processes that load ahead; 0 loads in this one.", 0)
     normalize: Normalize | str | None = key(
         Maybe(Or(("auto",), Section(lambda: Normalize))),

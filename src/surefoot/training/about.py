@@ -76,7 +76,7 @@ def _loss_name(loss: Any) -> Any:
 def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
     """The shape and dtype of one input as the data hold it; None for inputs of several parts or of unequal shapes."""
     source = loader.source
-    if isinstance(source, TensorSource):
+    if isinstance(source, TensorSource) and not source.names:
         samples = [source[:1][0]]
     else:
         each = Loader(source, 1, shuffle=False)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .. import batches
 from ..arguments import Arguments
-from ..data import DatasetSource, Loader, Source, TensorSource, as_source
-from ..data.sources import Columns
+from ..data import Loader, Source, TensorSource, as_source
+from ..data.torch_loader import check_batch_size, loader_of
 from ..errors import UsageError
 from ..limits import PRECISIONS
 from ..losses import apply, metric_options
@@ -99,6 +100,8 @@ def evaluation_loader(
     data: Any, batch_size: int = EVAL_BATCH, model: nn.Module | None = None, say: Callable[[str], None] | None = None
 ) -> Loader:
     """A loader of the caller's own that reads `data` in their order; of a Loader, its order and batches."""
+    if isinstance(data, DataLoader):
+        return loader_of(data, 0)
     if isinstance(data, Loader):
         return data.apart()
     source = source_for(model, data, say)
@@ -109,14 +112,11 @@ def training_loader(
     data: Any, batch_size: int | None, seed: int, model: nn.Module, say: Callable[[str], None]
 ) -> Loader:
     """What fit reads: a Loader as it is, anything else in batches of `batch_size` (None: 64, or all of fewer)."""
-    if not isinstance(data, Loader):
+    if not isinstance(data, Loader | DataLoader):
         source = source_for(model, data, say)
         return Loader(source, min(DEFAULT_BATCH, len(source)) if batch_size is None else batch_size, seed=seed)
-    if batch_size not in (None, data.batch_size):
-        raise UsageError(
-            f"batch_size: {batch_size} was given beside a Loader with batches of {data.batch_size}; leave it out"
-        )
-    return data
+    check_batch_size(batch_size, data)
+    return data if isinstance(data, Loader) else loader_of(data, seed, say)
 
 
 def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | None = None) -> Source:
@@ -126,17 +126,14 @@ def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | 
     """
     source = as_source(data)
     kinds = set() if model is None else {p.dtype for p in model.parameters() if p.is_floating_point()}
-    columns = source.dataset if isinstance(source, DatasetSource) else source
-    if not isinstance(columns, TensorSource | Columns) or kinds != {torch.float32}:
+    if not isinstance(source, TensorSource) or kinds != {torch.float32}:
         return source
-    if all(tensor.dtype != torch.float64 for tensor in columns.tensors):
+    if all(tensor.dtype != torch.float64 for tensor in source.tensors):
         return source
     if say is not None:
         say("data: float64 is read as float32, which the model computes in")
-    converted = [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in columns.tensors]
-    if isinstance(columns, TensorSource):
-        return TensorSource(*converted, classes=source.classes)
-    return as_source(dict(zip(columns.names, converted, strict=True)), classes=source.classes)
+    converted = [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in source.tensors]
+    return TensorSource(*converted, classes=source.classes, names=source.names)
 
 
 def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Any:

@@ -216,9 +216,7 @@ def fit(
                     generators=held.Generators(model=model, loss=loss),
                 )
             )
-            for note in [
-                n for each in (loader, val_loader) for n in getattr(getattr(each, "source", None), "notes", [])
-            ]:
+            for note in [*loader.notes, *(val_loader.notes if val_loader is not None else ())]:
                 progress.message(note)
             restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
             if again:  # not before: a captured graph holds the addresses of what was loaded

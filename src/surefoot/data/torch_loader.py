@@ -1,0 +1,51 @@
+"""A DataLoader of torch's taken over: its data set, sampler, batches and workers as those of a Loader."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, default_collate
+
+from ..errors import UsageError
+from .loader import Loader
+from .sources import DatasetSource, as_source
+
+
+def loader_of(given: DataLoader[Any], seed: int, say: Callable[[str], None] = lambda text: None) -> Loader:
+    """A Loader with the samples and batches that a DataLoader means.
+
+    Their order depends on `seed` and epoch, so that it can be gone on with exactly, and not on the DataLoader's own
+    generator. `say` receives a message meant for the user. Raises UsageError for what cannot be taken over.
+    """
+    if given.worker_init_fn is not None:
+        say("data: the DataLoader's worker_init_fn is not called: each sample has random numbers of its own")
+    if given.batch_sampler is None:  # each sample is a batch
+        source: Any = DatasetSource(given.dataset, collate=functools.partial(_only, given.collate_fn))
+        batches: dict[str, Any] = {"batch_size": 1, "sampler": given.sampler}
+    else:
+        own = given.collate_fn is not default_collate
+        source = DatasetSource(given.dataset, collate=given.collate_fn) if own else as_source(given.dataset)
+        made: Any = given.batch_sampler
+        batches = {"batch_size": 1, "sampler": made}
+        if type(made) is BatchSampler:
+            batches = {"batch_size": made.batch_size, "sampler": made.sampler, "drop_last": made.drop_last}
+    say(
+        f"data: the DataLoader is read as a Loader: its samples and batches, in an order from seed {seed} and the epoch"
+    )
+    return Loader(source, **batches, seed=seed, workers=given.num_workers)
+
+
+def _only(convert: Callable[[Any], Any], samples: list[Any]) -> Any:
+    (sample,) = samples
+    return convert(sample)
+
+
+def check_batch_size(batch_size: int | None, loader: Any) -> None:
+    """Raise UsageError for a `batch_size` beside a loader that has another."""
+    if batch_size not in (None, loader.batch_size):
+        raise UsageError(
+            f"batch_size: {batch_size} was given beside a {type(loader).__name__} with batches of {loader.batch_size}; "
+            "leave it out"
+        )
