@@ -5,21 +5,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
-    Subset,
-    TensorDataset,
 )
 
 from .. import batches
@@ -29,6 +24,7 @@ from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from ..table_columns import TableColumns
 from .arrays import as_tensor, is_array
+from .nested import attribute_of, held_in_memory, targets_of, tensors_of
 from .workers import fetch
 
 _ITEMS_IN_FINGERPRINT = 64
@@ -177,7 +173,7 @@ class DatasetSource(Source):
             check.done()
         self.dataset = dataset
         self.collate = collate
-        names = _names(classes) if classes is not None else _attribute(dataset, "classes")
+        names = _names(classes) if classes is not None else attribute_of(dataset, "classes")
         self.classes = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) else None
         self.notes: list[str] = []
         self._fingerprint: str | None = None
@@ -187,7 +183,7 @@ class DatasetSource(Source):
 
     def targets(self) -> Tensor:
         """The data set's own `targets`, or those of every sample, read one by one."""
-        if (listed := _listed_targets(self.dataset)) is not None:
+        if (listed := targets_of(self.dataset)) is not None:
             return listed
         targets = []
         for first in range(0, len(self), 1024):
@@ -209,7 +205,7 @@ class DatasetSource(Source):
             last = len(self) - 1
             steps = max(1, min(_ITEMS_IN_FINGERPRINT, len(self)) - 1)
             indices = sorted({last * k // steps for k in range(steps + 1)})
-            before = dict(_in_memory(self.dataset))
+            before = dict(held_in_memory(self.dataset))
             samples = Fingerprint()
             for index in indices:  # one at a time: a sample may be large
                 samples.add(fetch(self.dataset, [index], 0, 0)[0])
@@ -218,7 +214,7 @@ class DatasetSource(Source):
             kind = type(self.dataset)
             whole.add(f"{kind.__module__}.{kind.__qualname__} {len(self)}")
             # What reading has changed is a cache and not the data.
-            whole.add({place: digest for place, digest in _in_memory(self.dataset) if before.get(place) == digest})
+            whole.add({place: digest for place, digest in held_in_memory(self.dataset) if before.get(place) == digest})
             if again == once:
                 whole.add(samples.digest())
             else:
@@ -234,32 +230,6 @@ class DatasetSource(Source):
                 )
             self._fingerprint = whole.digest()
         return self._fingerprint
-
-
-def _in_memory(dataset: Any, place: str = "data") -> Iterator[tuple[str, str]]:
-    """Fingerprints of the arrays, tensors and lists of plain values that a data set has as attributes."""
-    for name, value in (getattr(dataset, "__dict__", None) or {}).items():
-        where = f"{place}.{name}"
-        if isinstance(value, Tensor | numpy.ndarray) or (isinstance(value, list | tuple) and _plain(value)):
-            yield where, Fingerprint.of(_names_only(value))
-        elif isinstance(value, Dataset):
-            yield from _in_memory(value, where)
-        elif isinstance(value, list | tuple) and all(isinstance(item, Dataset) for item in value):
-            for number, item in enumerate(value):
-                yield from _in_memory(item, f"{where}.{number}")
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_plain, value))
-    return isinstance(value, str | bytes | int | float | Tensor | numpy.ndarray | numpy.generic)
-
-
-def _names_only(value: Any) -> Any:
-    """Files by their names: the same data in another directory are the same data."""
-    if isinstance(value, list | tuple):
-        return [_names_only(item) for item in value]
-    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource:
@@ -287,7 +257,7 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
     if type(data).__module__.startswith("datasets.") and getattr(data, "format", {}).get("type", "torch") is None:
         # Of lists torch's collate makes lists of columns; as tensors the samples are what a model takes.
         data = data.with_format("torch")
-    if (tensors := _tensors(data)) is not None:
+    if (tensors := tensors_of(data)) is not None:
         return TensorSource(*tensors, classes=classes)
     if isinstance(data, DataLoader):
         raise UsageError(
@@ -308,21 +278,6 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
     )
 
 
-def _tensors(data: Any) -> tuple[Tensor, ...] | None:
-    """The tensors of a TensorDataset, and of a Subset or ConcatDataset of such; None for all else."""
-    if type(data) is TensorDataset:
-        return data.tensors
-    if type(data) is Subset and (tensors := _tensors(data.dataset)) is not None:
-        indices = torch.as_tensor(data.indices, dtype=torch.int64)
-        return tuple(tensor[indices] for tensor in tensors)
-    if type(data) is ConcatDataset:
-        parts = [_tensors(part) for part in data.datasets]
-        found = [part for part in parts if part is not None]
-        if len({tuple((t.dtype, t.shape[1:]) for t in part or ()) for part in parts}) == 1 and found:
-            return tuple(map(torch.cat, zip(*found, strict=True)))
-    return None
-
-
 def _names(classes: Any) -> tuple[str, ...] | None:
     """The names of classes as texts."""
     if classes is None:
@@ -330,32 +285,6 @@ def _names(classes: Any) -> tuple[str, ...] | None:
     if isinstance(classes, int) or not hasattr(classes, "__iter__"):
         raise UsageError(f"data: classes: {classes!r} is not a list of names; give one for each class")
     return tuple(map(str, classes))
-
-
-def _attribute(dataset: Any, name: str) -> Any:
-    """An attribute of a data set, or of those that it is a Subset or ConcatDataset of, where they agree."""
-    if (value := getattr(dataset, name, None)) is not None:
-        return value
-    if isinstance(dataset, Subset):
-        return _attribute(dataset.dataset, name)
-    if isinstance(dataset, ConcatDataset):
-        values = [_attribute(part, name) for part in dataset.datasets]
-        return values[0] if all(isinstance(v, list | tuple) and list(v) == list(values[0]) for v in values) else None
-    return None
-
-
-def _listed_targets(dataset: Any) -> Tensor | None:
-    """The `targets` that a data set keeps, or those of the data sets that it is a Subset or ConcatDataset of."""
-    if isinstance(dataset, Subset):
-        whole = _listed_targets(dataset.dataset)
-        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [_listed_targets(part) for part in dataset.datasets]
-        found = [part for part in parts if part is not None]
-        return torch.cat(found) if len(found) == len(parts) else None
-    listed = getattr(dataset, "targets", None)
-    listable = isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(dataset)
-    return as_tensor(listed) if listable else None
 
 
 def _is_column(value: Any, data: Any) -> bool:

@@ -13,7 +13,7 @@ from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..registry import Range
 from ..table_columns import MISSING, TableColumns
-from .loader import epoch_order
+from .orders import epoch_order
 from .sources import TensorSource
 from .splits import DataSplits, sizes_of
 from .table_files import arrow, as_table, nearest, read_table
