@@ -10,8 +10,9 @@ from typing import Any
 from ..monitor import better, contradiction
 from ..registry import Registry, did_you_mean
 from ..text import counted, shortened, typed
+from .data_section import Normalize
 from .key_aliases import elsewhere
-from .model import CheckpointSection, EarlyStoppingSection, Normalize, Recipe, SchedulerSection
+from .model import CheckpointSection, EarlyStoppingSection, Recipe, SchedulerSection
 from .reading import Reading, join, text_remedy
 from .sections import Part, keys_of
 
