@@ -387,3 +387,38 @@ def test_rows_of_a_table_are_preprocessed_by_column():
     with pytest.raises(UsageError, match=r"\(N, 2\) of a table"):
         p(torch.zeros(3, 3))
     assert numpy.isfinite(p(raw).numpy()).all()
+
+
+def test_a_saved_model_is_evaluated_and_exported_for_rows_of_other_files(houses, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(path=houses, target="city", loss="CrossEntropyLoss"))
+    run = str(tmp_path / "run")
+    assert main(["train", str(recipe), "--run", run, "epochs=1", "data.val_share=0"]) == 0
+    onnx = str(tmp_path / "model.onnx")
+    assert main(["export", run, "--to", onnx]) == 0
+
+    def figures(*words: str) -> dict:
+        capsys.readouterr()
+        assert main(["eval", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    own = figures(run, "--split", "train")
+    assert (own["samples"], own["classes"]) == (40, ["Bonn", "Kiel", "Ulm"])
+    for report in (figures(run, "--data", str(houses)), figures(onnx, "--data", str(houses))):
+        assert report["split"] == str(houses) and report["confusion"] == own["confusion"]
+        assert report["loss"] == pytest.approx(own["loss"], rel=1e-5)
+    houses.write_text(houses.read_text().replace("Bonn", "Brno"))
+    for words, message in [
+        ([run, "--split", "train"], "or their vocabularies are others than those that it was trained on"),
+        ([run, "--data", str(houses)], "line 3: 'city' is 'Brno', which is none of the classes"),
+    ]:
+        assert main(["eval", *words]) == 2 and message in capsys.readouterr().err
+
+
+def test_a_model_of_no_table_takes_none(houses, tmp_path, capsys):
+    from surefoot import save_model
+    from surefoot.models import MLP
+
+    save_model(MLP(in_features=4, hidden=[], classes=2), tmp_path / "model")
+    assert main(["eval", str(tmp_path / "model"), "--data", str(houses)]) == 2
+    assert "was not trained on a table" in capsys.readouterr().err

@@ -51,6 +51,12 @@ class TableColumns:
         """The number of indices of each category, that for unseen values included."""
         return [len(values) + 1 for values in self.categories.values()]
 
+    def encode_as(self, other: TableColumns) -> bool:
+        """Whether a row becomes the same numbers, and the same target, under both."""
+        return all(
+            getattr(self, name) == getattr(other, name) for name in ("names", "categories", "targets", "classes")
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` takes. Columns are lists, so that their order stays."""
         plain = asdict(self)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..artifacts import LoadedModel
-    from ..data import DataSplits
+    from ..data import DataSplits, Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN|MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
     parser.add_argument(
         "--data",
-        metavar="NAME|RECIPE",
-        help="a data set (garments, fashion_mnist) or the recipe that has it (default: the run's own recipe)",
+        metavar="NAME|RECIPE|TABLE",
+        help="a data set (garments, fashion_mnist), the recipe that has it (default: the run's own recipe), or, for a "
+        "model of tables, a CSV or Parquet file",
     )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which samples (default: val)")
     parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
@@ -50,20 +51,20 @@ def run(arguments: argparse.Namespace) -> int:
 def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of the model on that data, as plain values."""
     from ..data import Loader
+    from ..data.table_files import is_table
     from ..errors import UsageError
     from ..losses import Objective
     from ..training import EVAL_BATCH, evaluate
 
     path = Path(arguments.path)
+    table = arguments.data if is_table(arguments.data or "") else None
     data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
     # A bad file ends it before any data are made.
-    model = opened(path / "model" / "best" if arguments.best else path, arguments, data)
-    splits, loss = data()
-    source = getattr(splits, arguments.split)
-    if source is None:
-        raise UsageError(f"--split {arguments.split}: this data set has no samples to validate on")
+    model = opened(path / "model" / "best" if arguments.best else path, arguments, None if table else data)
+    source, loss = (_rows(table, model), None) if table else _samples(model, *data(), arguments.split)
     loss = _loss_of(model) if loss is None else loss
-    classes = len(splits.classes) if splits.classes else None
+    names = source.classes if table else data()[0].classes
+    classes = len(names) if names else None
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:
             raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")
@@ -71,15 +72,41 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
         loader = Loader(source, size, shuffle=False, preprocessing=model.preprocessing)
         result = evaluate(model.module, loss, loader, confusion=classes)
     else:  # the model maps raw samples itself, its preprocessing included, so the loader gives them raw
-        result = evaluate(_as_module(model, splits.classes), loss, source, confusion=classes)
-    report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": arguments.split}
+        result = evaluate(_as_module(model, names), loss, source, confusion=classes)
+    report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": table or arguments.split}
     report |= {"samples": result.samples, **result.metrics}
     if result.confusion is not None:
-        names = list(model.classes or splits.classes or range(len(result.confusion)))
-        report["classes"] = [str(name) for name in names]
+        report["classes"] = list(map(str, model.classes or names or range(len(result.confusion))))
         report["confusion"] = result.confusion.tolist()
         report["by_class"] = _by_class(report["classes"], result.confusion)
     return report
+
+
+def _samples(model: LoadedModel, splits: DataSplits, loss: Any, split: str) -> tuple[Source, Any]:
+    """The samples and the loss; of a table only as the model was trained on it."""
+    from ..errors import UsageError
+
+    source: Source | None = getattr(splits, split)
+    if source is None:
+        raise UsageError(f"--split {split}: this data set has no samples to validate on")
+    columns = model.info.columns
+    same = source.columns is None or columns is None or source.columns.encode_as(columns)
+    if not same or (columns is not None and source.classes != model.classes):
+        raise UsageError(
+            f"{model.path}: the data's columns or their vocabularies are others than those that it was trained on; "
+            "give --data with a CSV or Parquet file, whose rows are then read by the model's own"
+        )
+    return source, loss
+
+
+def _rows(path: str, model: LoadedModel) -> Source:
+    """The rows of a file as the model takes them."""
+    from ..data.table_rows import labelled_rows
+    from ..errors import UsageError
+
+    if model.info.columns is None:
+        raise UsageError(f"{model.path}: was not trained on a table, so {path} means nothing to it")
+    return labelled_rows(path, model.info.columns, model.classes)
 
 
 def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Module:

@@ -26,6 +26,11 @@ def arrow() -> Any:
     return pyarrow
 
 
+def is_table(path: str | Path) -> bool:
+    """Whether a file is a table by its ending."""
+    return str(path).lower().endswith(ENDINGS)
+
+
 def read_table(path: str | Path, form: Mapping[str, Any] | None, texts: Sequence[str] = ()) -> Any:
     """The table in a file: a CSV of that `form` (its columns `texts` read as texts), or Parquet where it is None.
 
