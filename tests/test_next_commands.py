@@ -184,7 +184,6 @@ def test_a_model_of_two_inputs_says_in_one_message_what_cannot_be_done(here, cap
         ("predict", "run", "rows.npy"): "the model gives [2] for 2 samples; expected (2, classes)",
         ("predict", "run", "words.npy"): "does not take a batch of shape [2, 4]",
         ("predict", "run", "picture.png"): "does not say the shape of its input; give a .npy array",
-        ("predict", "run", "."): "is a directory; give the files in it",
         ("export", "run", "--to", "m.onnx"): "export its weights (.safetensors or .pth)",
     }.items():
         assert main([*words, "--trust-code"]) == 2

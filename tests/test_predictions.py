@@ -62,15 +62,19 @@ def test_classes_have_probabilities_that_sum_to_one(tmp_path, capsys):
     assert sum(p["probability"] for p in row["predictions"]) == pytest.approx(1)
 
 
-def test_labels_each_have_their_own_probability(tmp_path, capsys):
+def test_labels_are_those_above_a_half_with_their_own_probabilities(tmp_path, capsys):
     saved(tmp_path, 3, loss={"name": "BCEWithLogitsLoss"}, classes=["a", "b", "c"])
     rows = json.loads(predicted(tmp_path, capsys, "--json"))
+    every = json.loads(predicted(tmp_path, capsys, "--json", "--top", "3"))
     x = torch.from_numpy(np.load(tmp_path / "x.npy"))
-    expected = mlp(3).eval()(x).sigmoid()
-    for row, theirs in zip(rows, expected, strict=True):
-        assert {p["index"]: p["probability"] for p in row["predictions"]} == pytest.approx(
-            dict(enumerate(theirs.tolist()))
+    for row, all_three, theirs in zip(rows, every, mlp(3).eval()(x).sigmoid().tolist(), strict=True):
+        assert {p["index"]: p["probability"] for p in all_three["predictions"]} == pytest.approx(
+            dict(enumerate(theirs))
         )
+        expected = sorted((p for p in theirs if p > 0.5), reverse=True)
+        assert [p["probability"] for p in row["predictions"]] == pytest.approx(expected)
+    info = describe_model(mlp(3), loss="BCEWithLogitsLoss", classes=["a", "b", "c"])
+    assert shown(describe_outputs(info, torch.full((1, 3), 0.4))[0]) == ["no label above 50 %"]
 
 
 def test_probabilities_that_the_model_made_are_not_made_again():
@@ -85,21 +89,21 @@ def test_probabilities_that_the_model_made_are_not_made_again():
 def test_one_logit_tells_two_classes_apart():
     info = describe_model(mlp(1), loss="BCEWithLogitsLoss", classes=["no", "yes"])
     found = describe_outputs(info, torch.tensor([[0.75]]))[0]
-    assert shown(found) == "yes 75.0 %  no 25.0 %"
+    assert shown(found) == ["yes 75.0 %  no 25.0 %"]
 
 
 def test_a_segmentation_tells_the_share_of_each_class():
     info = describe_model(mlp(2), loss="CrossEntropyLoss", classes=["ground", "cat"])
     outputs = torch.zeros(1, 2, 2, 2)
     outputs[0, 1, 0, 0] = 1
-    assert shown(describe_outputs(info, outputs)[0]) == "ground 75.0 %  cat 25.0 % of 4 positions"
+    assert shown(describe_outputs(info, outputs)[0]) == ["ground 75.0 %  cat 25.0 % of 4 positions"]
 
 
 def test_many_numbers_are_summed_up_for_people_only():
     info = describe_model(mlp(2), loss="MSELoss")
     found = describe_outputs(info, torch.arange(10.0)[None])[0]
     assert len(found["values"]) == 10
-    assert shown(found) == "0  1  2  3  4  5  6  7  ... (10 numbers, mean 4.5)"
+    assert shown(found) == ["0  1  2  3  4  5  6  7  ... (10 numbers, mean 4.5)"]
 
 
 @pytest.mark.parametrize("count", [2, 11])
@@ -142,11 +146,15 @@ class Wrapped(nn.Linear):
         return Output(super().forward(x))
 
 
-def test_an_output_object_is_named(tmp_path):
-    save_model(Wrapped(4, 2), tmp_path / "m", input_shape=(4,), input_dtype="float32")
-    model = open_model(tmp_path / "m", Wrapped(4, 2))
-    with pytest.raises(UsageError, match=r"returns Output; predictions need its \.logits"):
-        model.predict(torch.zeros(2, 4))
+def test_an_output_object_gives_its_logits_and_one_without_is_named(tmp_path):
+    save_model(Wrapped(4, 2), tmp_path / "m", input_shape=(4,), input_dtype="float32", loss="CrossEntropyLoss")
+    layer = Wrapped(4, 2)
+    x = torch.randn(3, 4)
+    found = open_model(tmp_path / "m", layer).predict(x, batch_size=2)
+    assert torch.allclose(found, nn.functional.linear(x, layer.weight, layer.bias).softmax(1))
+    layer.forward = lambda x: object()
+    with pytest.raises(UsageError, match=r"returns object; predictions need tensors of \(N, \.\.\.\)"):
+        open_model(tmp_path / "m", layer).predict(x)
 
 
 def test_a_confusion_matrix_fits_its_width_or_the_worst_confusions_are_told():

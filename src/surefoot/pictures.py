@@ -1,4 +1,4 @@
-"""PNG and JPEG files to pixels of one shape: the same for a folder to train on and a picture to predict."""
+"""PNG and JPEG files to pixels of one shape: the same for a folder to train on and a picture to predict; and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ import numpy as np
 from .safe_tensors import BadFile
 
 PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64 * 2**20
+
+
+def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files in a folder and in folders of it by their names' endings, sorted; none whose name begins with a dot."""
+    files = (path for path in folder.rglob("*") if path.name.lower().endswith(endings))
+    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG file of grey pixels, uint8 (H, W)."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def decode_picture(path: Path, data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:

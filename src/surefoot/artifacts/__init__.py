@@ -10,7 +10,7 @@ from ..lazy import lazily
 _HOMES = {
     "answers": "describe_outputs shown",
     "exporting": "Exported export",
-    "images": "read_images",
+    "images": "files_in read_images",
     "importing": "Imported import_weights",
     "info": "ModelInfo",
     "model_dir": "load_model needs_trust read_info save_model",

@@ -1,4 +1,4 @@
-"""Files of images to raw batches, for `surefoot predict`: PNG, JPEG, .npy and idx, each checked before it is read."""
+"""Files of samples to raw batches, for `surefoot predict`: PNG, JPEG, .npy, .npz, idx, checked before they are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import struct
+import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import Problems
-from ..pictures import PICTURE_STARTS, decode_picture
+from ..pictures import PICTURE_ENDINGS, PICTURE_STARTS, decode_picture, files_below
 from ..safe_tensors import BadFile
 from .archive import read_whole
 from .info import ModelInfo
@@ -41,11 +42,31 @@ def takes_pixels(info: ModelInfo) -> bool:
 
 @dataclass(frozen=True)
 class Images:
-    """A raw batch (N, ...), a name for each sample, and what was done to make the files fit, one line each."""
+    """A raw batch (N, ...), each sample's file and row in it, and what was done to make the files fit, a line each."""
 
     batch: torch.Tensor = field(repr=False)
-    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    rows: tuple[int, ...]
     notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each sample: its file, with the row where the file holds several."""
+        several = {path for path, row in zip(self.paths, self.rows, strict=True) if row}
+        return tuple(
+            f"{path}[{row}]" if path in several else path for path, row in zip(self.paths, self.rows, strict=True)
+        )
+
+
+def files_in(path: str | Path) -> list[Path]:
+    """A file as it is; of a folder all files that can be read, with those of folders in it, sorted."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    inside = files_below(path, (*PICTURE_ENDINGS, ".npy", ".npz"))
+    if not inside:
+        raise Problems([f"{path}: holds no files that can be read (PNG, JPEG, .npy, .npz)"])
+    return inside
 
 
 def read_images(
@@ -62,7 +83,7 @@ def read_images(
 
     - PNG and JPEG: made grey where the model takes one channel and RGB where it takes three, resized where the
       size differs; never inverted. Fashion-MNIST is white on black: a photo on a white ground is not like it.
-    - ``.npy``: one array of one sample or of many; ``(H, W)`` and ``(N, H, W)`` will do for one channel.
+    - ``.npy``, and ``.npz`` of one array: one sample or many; ``(H, W)`` and ``(N, H, W)`` will do for one channel.
     - idx files, as MNIST's, raw or ``.gz``.
 
     The notes say what was changed. Raises `Problems` with every file that cannot be used.
@@ -70,7 +91,8 @@ def read_images(
     shape = None if input_shape is None else tuple(input_shape)
     dtype = input_dtype or (None if shape is None else "uint8")
     batches: list[np.ndarray] = []
-    names, notes, problems = [], [], []
+    places: list[tuple[str, int]] = []
+    notes, problems = [], []
     total = 0
     for path in map(Path, paths):
         try:
@@ -88,19 +110,17 @@ def read_images(
             problems.append(f"{path}: with this file the batch is above {MAX_BATCH_BYTES} bytes; give fewer files")
             break
         batches.append(array)
-        names += [str(path)] if len(array) == 1 else [f"{path}[{i}]" for i in range(len(array))]
+        places += [(str(path), row) for row in range(len(array))]
         notes += [f"{path}: {note}"] if note else []
     if not paths:
         problems.append("no files were given")
     if problems:
         raise Problems(problems)
     tensor = torch.from_numpy(np.ascontiguousarray(np.concatenate(batches)))
-    return Images(tensor, tuple(names), tuple(notes))
+    return Images(tensor, tuple(path for path, _ in places), tuple(row for _, row in places), tuple(notes))
 
 
 def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: bool) -> tuple[np.ndarray, str]:
-    if path.is_dir():
-        raise BadFile(path, f"is a directory; give the files in it, e.g. {path}/*.png")
     data = read_whole(path, MAX_FILE_BYTES)
     if data.startswith(PICTURE_STARTS):
         if shape is not None and not pixels:
@@ -112,11 +132,13 @@ def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: 
         return _read_picture(path, data, shape, dtype)
     if data.startswith(b"\x93NUMPY"):
         return _fitted(path, _read_npy(path, data), shape, dtype), ""
+    if data.startswith(b"PK"):
+        return _fitted(path, _read_npz(path, data), shape, dtype), ""
     if data.startswith(b"\x1f\x8b"):
         return _fitted(path, _read_idx(path, _Gunzip(path, data)), shape, dtype), ""
     if data[:2] == b"\0\0" and data[2:3] and data[2] in _IDX_DTYPES:
         return _fitted(path, _read_idx(path, io.BytesIO(data)), shape, dtype), ""
-    raise BadFile(path, "is no image that can be read (PNG, JPEG, .npy, or idx as MNIST's, raw or .gz)")
+    raise BadFile(path, "is no image or array that can be read (PNG, JPEG, .npy, .npz, or idx as MNIST's, raw or .gz)")
 
 
 def _read_picture(path: Path, data: bytes, shape: tuple[int, ...] | None, dtype: str | None) -> tuple[np.ndarray, str]:
@@ -149,6 +171,24 @@ def _read_npy(path: Path, data: bytes) -> np.ndarray:
         raise BadFile(path, f"shape {list(shape)} of {dtype} does not go with its {there} bytes")
     flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
     return flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
+
+
+def _read_npz(path: Path, data: bytes) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            if len(names) != 1:
+                held = ", ".join(name.removesuffix(".npy") for name in names[:6])
+                raise BadFile(path, f"holds {len(names)} arrays ({held}); give one of them as .npy")
+            with archive.open(names[0]) as file:
+                array = file.read(MAX_FILE_BYTES + 1)
+    except BadFile:
+        raise
+    except Exception as error:  # zipfile raises many kinds for a damaged file
+        raise BadFile(path, f"cannot be read as .npz: {error}") from error
+    if len(array) > MAX_FILE_BYTES:
+        raise BadFile(path, f"unpacks to more than {MAX_FILE_BYTES} bytes")
+    return _read_npy(path, array)
 
 
 class _Gunzip:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import batches
 from ..errors import UsageError, first_line
 from ..models import LeNet5
 from ..preprocessing import Preprocessing
@@ -112,34 +113,42 @@ class LoadedModel:
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise UsageError(f"{self.path}: does not take a {what}: {first_line(error)}") from error
 
-    def predict(self, raw: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+    def predict(self, raw: torch.Tensor, batch_size: int = 256) -> Any:
         """Probabilities (N, classes) for a raw batch of any length, computed `batch_size` samples at a time.
 
         Softmax after losses that take logits or log-probabilities of classes, sigmoid after
         BCEWithLogitsLoss; the model's own output where its loss is another one or is not known.
-        Raises `UsageError` where the model's output is no tensor, has no row for each sample, or is not as wide as
-        its classes.
+        A model that returns a tuple, a dictionary or an object of tensors gives the same form, and one that returns an
+        object with `logits` gives these. Raises `UsageError` where the model's output holds no tensors, has no row for
+        each sample, or is not as wide as its classes.
         """
         parts = [self(part) for part in torch.split(raw, batch_size)] or [self(raw)]
-        if not isinstance(parts[0], torch.Tensor):
-            kind = type(parts[0]).__name__
-            advice = "its .logits" if hasattr(parts[0], "logits") else "one tensor"
-            raise UsageError(f"{self.path}: the model returns {kind}; predictions need {advice} from forward()")
-        first, samples = list(parts[0].shape), min(len(raw), batch_size)
-        if first[:1] != [samples] or (len(first) < 2 and kind_of(self.info) == "softmax"):
-            expected = f"({samples}, {'classes' if kind_of(self.info) == 'softmax' else '...'})"
+        outputs = batches.joined([getattr(part, "logits", part) for part in parts])
+        if outputs is None:
             raise UsageError(
-                f"{self.path}: the model gives {first} for {counted(samples, 'sample')}; expected {expected}"
+                f"{self.path}: the model returns {batches.form(parts[0])}; predictions need tensors of (N, ...)"
             )
-        outputs = torch.cat(parts).float()
-        check_classes(self.info, outputs, self.path)
-        return probabilities(self.info, outputs)
+        classes = isinstance(outputs, torch.Tensor) and kind_of(self.info) == "softmax"
+        for part in batches.tensors(outputs):
+            if len(part) != len(raw) or (classes and part.dim() < 2):
+                expected = f"({len(raw)}, {'classes' if classes else '...'})"
+                raise UsageError(
+                    f"{self.path}: the model gives {list(part.shape)} for {counted(len(raw), 'sample')}; "
+                    f"expected {expected}"
+                )
+        if isinstance(outputs, torch.Tensor):
+            check_classes(self.info, outputs, self.path)
+        return probabilities(self.info, batches.mapped(_as_float, outputs))
 
     def describe(self) -> dict[str, Any]:
         """Plain data about the model, for people and for ``--json``."""
         described = self.info.to_json()
         del described["format"], described["format_version"]
         return {"path": str(self.path), "format": self.format, **described}
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) else value
 
 
 def open_model(

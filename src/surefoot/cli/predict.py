@@ -1,40 +1,119 @@
-"""`surefoot predict MODEL FILE...`: the model's answer for each sample: its classes, or its numbers."""
+"""`surefoot predict MODEL FILE...`: the model's answer for each sample: its classes, labels, numbers or masks."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..text import printable, say
+from .for_machines import add_output_arguments, give, output_form
 from .opening import add_data_argument, add_opening_arguments, opened
+
+# So many files are read at once: pictures of a folder take no more memory than these.
+FILES_AT_ONCE = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, FILE..., --top, --json and what opening a model needs."""
+    """MODEL, FILE..., --top, --masks, the forms of output and what opening a model needs."""
     parser.add_argument("path", metavar="MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="PNG, JPEG, .npy or idx (.gz) files")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="how many classes to print (default: 3)")
-    parser.add_argument("--json", action="store_true", help="one JSON list for machines")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="PNG, JPEG, .npy, .npz or idx (.gz) files, folders of such, or - for a list of paths on standard input",
+    )
+    parser.add_argument("--top", type=int, metavar="N", help="how many classes (default: 3, and 1 in CSV)")
+    parser.add_argument("--masks", metavar="DIR", help="write the class of each pixel as PNG files to a new folder")
+    add_output_arguments(parser)
     add_opening_arguments(parser)
     add_data_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """One line a sample, for every sample of every file, in order."""
-    from ..artifacts import describe_outputs, read_images, shown
-    from ..artifacts.images import takes_pixels
+    """One line a sample (and output, where a model has several), for every sample of every file, in order."""
+    from ..artifacts import describe_outputs, shown
+    from ..artifacts.answers import flat
 
+    form = output_form(arguments)
     model = opened(Path(arguments.path), arguments)
-    form = (model.input_shape, model.info.input_dtype)
-    images = read_images(arguments.files, *form, pixels=takes_pixels(model.info))
-    for note in images.notes:
-        say(note, error=True)
-    answers = describe_outputs(model.info, model.predict(images.batch), arguments.top)
-    rows = [{"file": name, **answer} for name, answer in zip(images.names, answers, strict=True)]
-    if arguments.json:
-        say(json.dumps(rows, indent=2))
-        return 0
-    for row in rows:
-        say(f"{printable(row['file'])}: {printable(shown(row))}")
+    rows: list[dict[str, Any]] = []
+    texts: list[str] = []
+    with _masks(arguments.masks) as write_masks:
+        for images in _batches(arguments.files, model):
+            outputs = model.predict(images.batch)
+            answers = describe_outputs(model.info, outputs, arguments.top, classes=1 if form == "csv" else 3)
+            write_masks(model.info, outputs, images)
+            for path, row, name, answer in zip(images.paths, images.rows, images.names, answers, strict=True):
+                rows.append({"path": path, "row": row, **answer})
+                texts += [f"{printable(name)}: {printable(line)}" for line in shown(answer)]
+    if form == "text":
+        say("\n".join(texts))
+    else:
+        give(form, arguments.out, rows, [line for row in rows for line in flat(row)] if form == "csv" else [])
     return 0
+
+
+def _batches(files: Sequence[str], model: Any) -> Iterator[Any]:
+    """The samples of all files. Raises Problems, after the last, with every file that cannot be used."""
+    from ..artifacts import files_in, read_images
+    from ..artifacts.images import takes_pixels
+    from ..errors import Problems
+
+    listed = sys.stdin.read().splitlines() if "-" in files else []
+    paths: list[Path] = []
+    problems: list[str] = []
+    for name in files:
+        try:
+            paths += [path for each in (listed if name == "-" else [name]) for path in files_in(each)]
+        except Problems as error:
+            problems += error.problems
+    for first in range(0, len(paths) or not problems, FILES_AT_ONCE):
+        try:
+            images = read_images(
+                paths[first : first + FILES_AT_ONCE],
+                model.input_shape,
+                model.info.input_dtype,
+                pixels=takes_pixels(model.info),
+            )
+        except Problems as error:
+            problems += error.problems
+            continue
+        for note in images.notes:
+            say(note, error=True)
+        if not problems:
+            yield images
+    if problems:
+        raise Problems(problems)
+
+
+@contextlib.contextmanager
+def _masks(directory: str | None) -> Iterator[Any]:
+    """Gives a function that writes the masks of a batch; the folder is there when the block ends without an error."""
+    from ..artifacts.answers import classes_of_positions
+    from ..artifacts.swap import new_directory
+    from ..errors import UsageError
+    from ..files import write_new
+    from ..pictures import png
+
+    if directory is None:
+        yield lambda *_: None
+        return
+    if Path(directory).exists():
+        raise UsageError(f"--masks {directory}: is there already; give a name that is free")
+
+    def write(info: Any, outputs: Any, images: Any) -> None:
+        positions = classes_of_positions(info, outputs)
+        if positions is None:
+            raise UsageError("--masks: the model gives no class to each pixel, (N, C, H, W) of at most 256 classes")
+        for path, name, mask in zip(images.paths, images.names, positions, strict=True):
+            file = new / f"{Path(path).stem}{name[len(path) :]}.png"
+            if file.exists():
+                raise UsageError(f"--masks: two samples would be {file.name}; give the files of one folder at a time")
+            write_new(file, [png(mask.numpy())])
+
+    with new_directory(Path(directory)) as new:
+        yield write

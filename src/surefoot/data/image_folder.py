@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..errors import Problems, UsageError
 from ..files import read_bounded
-from ..pictures import decode_picture
+from ..pictures import PICTURE_ENDINGS, decode_picture, files_below
 from ..safe_tensors import BadFile
 from ..text import counted
 from .augment import whole_pair
@@ -24,7 +24,6 @@ from .orders import epoch_order
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
 
-ENDINGS = (".png", ".jpg", ".jpeg")
 MAX_FILE_BYTES = 1 << 28
 # All pictures of a split are decoded once and kept where they take at most this much, and a quarter of the memory.
 MEMORY_BYTES = 2 << 30
@@ -78,13 +77,12 @@ def _files(root: Path) -> dict[str, list[Path]]:
     """The pictures of each class, sorted by name."""
     files = {}
     for folder in _folders(root):
-        inside = (path for path in folder.rglob("*") if not path.name.startswith("."))
-        files[folder.name] = sorted(path for path in inside if path.suffix.lower() in ENDINGS and path.is_file())
+        files[folder.name] = files_below(folder, PICTURE_ENDINGS)
     empty = next((name for name, paths in files.items() if not paths), None)
     if not files or empty is not None:
         where = root if empty is None else root / empty
         what = "has no folders: each class is one, with its pictures in it" if empty is None else "has no pictures"
-        raise UsageError(f"data.dir: {where} {what} ({', '.join(ENDINGS)})")
+        raise UsageError(f"data.dir: {where} {what} ({', '.join(PICTURE_ENDINGS)})")
     return files
 
 
