@@ -338,7 +338,7 @@ def hugging_face_columns() -> str:
     (home / "rows.csv").write_text(f"count,size,parity\n{rows}\n")
     splits = hugging_face(str(home), ["count", "size"], "parity")
     assert splits.classes == ("even", "odd") and (len(splits.train), len(splits.val)) == (27, 3)
-    sample = splits.train.dataset[5]
+    (sample,) = splits.train.formed(splits.train[5])
     assert int(sample["labels"]) == int(sample["count"]) % 2 and sample["size"].dtype.is_floating_point
     (home / "gaps.jsonl").write_text('{"x": 1, "y": 0}\n{"x": null, "y": 1}\n')
     for path, inputs, message in [

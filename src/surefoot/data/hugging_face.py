@@ -21,8 +21,8 @@ from ..safe_tensors import BadFile
 from ..text import shortened
 from .augment import whole_pair
 from .image_folder import MAX_FILE_BYTES, kept_in_memory
-from .loader import epoch_order
-from .sources import Columns, DatasetSource, TensorSource
+from .orders import epoch_order
+from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing, sizes_of
 from .table_files import nearest
 
@@ -224,11 +224,7 @@ def _source(
     if len(columns) == len(names):
         if targets is not None:
             columns["labels"] = targets
-        return (
-            TensorSource(*columns.values(), classes=classes)
-            if len(names) == 1
-            else DatasetSource(Columns(columns), classes=classes)
-        )
+        return TensorSource(*columns.values(), classes=classes, names=list(columns) if len(names) > 1 else ())
     data = Rows(rows.select_columns(list(names)), names, pictures, targets, shape)
     if len(names) == 1 and pictures and targets is not None:
         return kept_in_memory(data, shape, targets, classes)
