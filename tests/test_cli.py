@@ -587,12 +587,13 @@ def test_a_loss_that_learns_is_trained_and_saved(own_code):
     assert saved[name].item() != 1.0
 
 
-def test_another_schedule_on_resume_is_told_and_can_be_allowed(tmp_path, capsys):
+@pytest.mark.parametrize("allowed", ["recipe.scheduler.gamma", "scheduler.gamma", "recipe"])
+def test_another_schedule_on_resume_is_told_and_can_be_allowed(allowed, tmp_path, capsys):
     made = ["scheduler={name: StepLR, step_size: 1, gamma: 0.5}", "warmup=null"]
     assert main(["train", "quickstart", "--run", "run", *SMALL[:3], "epochs=2", *made]) == 0
     change = ["scheduler.gamma=0.1", "epochs=4"]
     assert "--allow recipe.scheduler.gamma" in refused(capsys, "resume", "run", *change)
-    assert main(["resume", "run", *change, "--allow", "recipe.scheduler.gamma"]) == 0
+    assert main(["resume", "run", *change, "--allow", allowed]) == 0
     records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     rates = [r["lr"][0] for r in records if r["kind"] == "epoch" and r["split"] == "val"]
     assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.00125])

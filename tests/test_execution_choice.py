@@ -181,6 +181,27 @@ def test_what_was_asked_for_may_take_its_time_and_so_may_other_threads():
     assert seen == [(0, 0)] and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_an_interrupt_that_comes_after_the_end_is_none_and_anothers_timer_goes_on():
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    clock = iter([0.0, 600.0, 600.0, 2000.0])
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("surefoot.execution.limit.time.monotonic", lambda: next(clock))
+            signal.setitimer(signal.ITIMER_REAL, 1000)
+            with limited(100, "this"):
+                interrupt = signal.getsignal(signal.SIGALRM)
+            assert 300 < signal.getitimer(signal.ITIMER_REAL)[0] <= 400
+            assert interrupt(signal.SIGALRM, None) is None
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            signal.setitimer(signal.ITIMER_REAL, 1000)
+            with limited(100, "this"):
+                pass
+            assert 0 <= signal.getitimer(signal.ITIMER_REAL)[0] < 1  # it was due meanwhile
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_short_run_is_not_measured():
     plan, _ = choose(steps=20)
     assert plan == as_torch_would()

@@ -166,6 +166,19 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(monkeypatch):
     assert compare(Path("whole"), Path("stopped"))[0] is None
 
 
+def test_the_model_alone_is_compiled_beside_an_objective(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda model: compiled.append(model) or torch.nn.Sequential(model))
+    monkeypatch.setattr("surefoot.execution.backends.why_not", lambda *_: None)
+    for form in ("none", "module"):
+        assert main(["train", "recipe.yaml", "--run", form, f"execution.compile={form}"]) == 0
+        assert bool(compiled) == (form == "module")
+        assert json.loads(Path(form, "run.json").read_text())["execution"]["compile"] == form
+    assert last_of("module")["loss"] == pytest.approx(last_of("none")["loss"], rel=1e-5)
+    compiled.clear()
+    assert main(["resume", "module", "epochs=3"]) == 0 and len(compiled) == 1
+
+
 def test_what_the_objective_is_belongs_to_the_conditions_of_a_resume(capsys):
     assert main(["train", "recipe.yaml", "--run", "run"]) == 0
     assert "recipe.objective.beta: was 0.1, is 0.2" in refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,9 +15,9 @@ class TookTooLong(Exception):
 
 
 class Clock:
-    """Whether the time is up."""
+    """Whether the time is up, and whether what was timed has ended."""
 
-    up = False
+    up = ended = False
 
 
 @contextlib.contextmanager
@@ -25,8 +26,8 @@ def limited(seconds: float | None, what: str) -> Iterator[Clock]:
 
     The clock that it gives tells whether it did, for callers of what catches everything.
 
-    Only where the system has timers that interrupt, and in the main thread; elsewhere there is no bound. A handler
-    and a timer that were set before are set again afterwards.
+    Only where the system has timers that interrupt, and in the main thread; elsewhere there is no bound. A handler that
+    was set before is set again afterwards, and a timer with what is left of its time.
     """
     if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield Clock()
@@ -34,17 +35,23 @@ def limited(seconds: float | None, what: str) -> Iterator[Clock]:
     clock = Clock()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if clock.ended:
+            return
         clock.up = True
         raise TookTooLong(f"{what} took more than {seconds:.0f} s")
 
-    others = signal.getitimer(signal.ITIMER_REAL)
+    began, (left, interval) = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        # Again every second, should the first be caught by somebody who catches everything.
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-        yield clock
+        try:
+            # Again every second, should the first be caught by somebody who catches everything.
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+            yield clock
+        finally:  # an interrupt in the instant before this line leaves by the outer one
+            clock.ended = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if others[0]:
-            signal.setitimer(signal.ITIMER_REAL, *others)
+        # None: a handler that was not set from Python, which Python cannot set again.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-6), interval)

@@ -228,7 +228,7 @@ class ExecutionSection(Keyed):
         Choice(("auto", "default", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
     )
     compile: bool | str = key(
-        Or(("auto", "none", "gradients"), Flag()),
+        Or(("auto", "none", "gradients", "module"), Flag()),
         "What is compiled, once its gradients are checked; true is the form that suits.",
         "auto",
     )

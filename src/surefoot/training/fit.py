@@ -63,10 +63,6 @@ class FitResult:
     wall_s: float
 
 
-# Names to `allow` under which a schedule with other arguments may go on.
-_SCHEDULE_CHANGES = ("all", "recipe.scheduler", "recipe.warmup", "schedule")
-
-
 def fit(
     model: nn.Module,
     loss: Callable[..., Tensor] | None,
@@ -149,7 +145,6 @@ def fit(
         validates=val is not None,
         say=progress.message,
     )
-    schedule.accept_changes = any(name.startswith(_SCHEDULE_CHANGES) for name in run.allow)
     running = RunningMetrics(**metric_options(loss, metrics))
     checkpoints = run.checkpoints if run.checkpoints is not None else Checkpoints(every=None)
     begun = run.start_epoch or 0
@@ -218,7 +213,9 @@ def fit(
             )
             for note in [*loader.notes, *(val_loader.notes if val_loader is not None else ())]:
                 progress.message(note)
-            restored = checkpointer.resume(functools.partial(_before_loading, epochs, schedule, loader, unfreezing))
+            restored = checkpointer.resume(
+                functools.partial(_before_loading, epochs, run.allow, schedule, loader, unfreezing)
+            )
             if again:  # not before: a captured graph holds the addresses of what was loaded
                 use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
@@ -282,6 +279,7 @@ def fit(
 
 def _before_loading(
     epochs: int,
+    allow: Sequence[str],
     schedule: Schedule,
     loader: Loader,
     unfreezing: Unfreezing | None,
@@ -296,7 +294,11 @@ def _before_loading(
             f"{owner} has rates of its own, so this would have no effect: {'; '.join(without_effect)}; leave it as it "
             f"was and change {owner}'s arguments, or start a new run"
         )
-    # What was allowed is allowed; other data may be more or fewer.
+    # What was allowed is allowed. Without a recipe the schedule's arguments are no conditions: `schedule` allows them.
+    schedule.accept_changes = bool({"all", "schedule"} & set(allow)) or any(
+        change.name.startswith(("recipe.scheduler", "recipe.warmup")) for change in changes
+    )
+    # Other data may be more or fewer.
     loader.accept_changes = {
         c.name.rpartition(".")[2] if not c.name.startswith("data.") else "samples" for c in changes
     }
