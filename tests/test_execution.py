@@ -17,7 +17,9 @@ from surefoot.execution.direct import DirectUpdate
 from surefoot.execution.eager import EagerStep
 from surefoot.execution.settings import freed_memory_kept, set_layout, supports_fused
 from surefoot.models import MODELS
-from surefoot.step import NonFinite, StepOptions, StepResult, TrainStep
+from surefoot.nonfinite import NonFinite
+from surefoot.step import StepOptions, TrainStep
+from surefoot.step_result import StepResult
 
 
 def lenet(seed=0):

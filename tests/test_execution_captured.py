@@ -11,7 +11,8 @@ from torch import nn
 
 from surefoot.execution import CannotCompile, Execution, make_backend, verify
 from surefoot.execution.captured import CapturedStep
-from surefoot.step import NonFinite, StepOptions, TrainStep
+from surefoot.nonfinite import NonFinite
+from surefoot.step import StepOptions, TrainStep
 
 
 class Remembered:

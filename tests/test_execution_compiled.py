@@ -19,7 +19,8 @@ from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.pools import written_backward, written_forward, written_out, written_pools
 from surefoot.execution.verify import Observed, first_difference, record
 from surefoot.models import MODELS
-from surefoot.step import NonFinite, StepOptions, TrainStep
+from surefoot.nonfinite import NonFinite
+from surefoot.step import StepOptions, TrainStep
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler here")
 

@@ -12,7 +12,8 @@ from torch import nn
 from surefoot import RunOptions
 from surefoot.data import DatasetSource
 from surefoot.errors import UsageError
-from surefoot.step import NonFinite, StepOptions, TrainStep
+from surefoot.nonfinite import NonFinite
+from surefoot.step import StepOptions, TrainStep
 from surefoot.training import fit, predict
 
 

@@ -12,7 +12,8 @@ from torch import nn
 import surefoot
 from surefoot.data import epoch_order
 from surefoot.errors import RunFailed
-from surefoot.step import NonFinite, StepOptions, TrainStep
+from surefoot.nonfinite import NonFinite
+from surefoot.step import StepOptions, TrainStep
 from surefoot.torch_compat import all_finite
 
 BAD = 170  # the sample whose gradient is NaN, in the order of epoch 0

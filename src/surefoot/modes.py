@@ -1,11 +1,20 @@
-"""Training and evaluation mode of a model: entered, and put back module by module."""
+"""The modes that a model runs in: training or evaluation, entered and put back module by module; precision."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """torch's autocast for bf16 and fp16; nothing for float32."""
+    dtype = AUTOCAST.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 @contextlib.contextmanager
@@ -39,3 +48,10 @@ def enter_training(model: nn.Module) -> str | None:
                 "call model.train() first to train all of it in training mode"
             )
     return None
+
+
+def set_mode(optimizer: torch.optim.Optimizer, training: bool) -> None:
+    """Call the optimizer's own `train()` or `eval()` where it has them, as schedule-free ones do."""
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
 import types
@@ -150,6 +151,52 @@ class Snapshot:
         if not _equal(now["numpy"], self._random["numpy"]):
             return "the forward pass draws from numpy's random"
         return None
+
+
+class Buffers:
+    """The buffers of model and loss as they were before an update, for one that does not happen."""
+
+    def __init__(self, *parts: Any):
+        modules = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
+        self._places = [(m._buffers, name) for m in modules for name in m._buffers]
+        self._kept: dict[int, tuple[Tensor | None, int, Tensor | None]] = {}
+
+    def note(self, always: bool) -> None:
+        """Copy what changed since the last time; `always` where writes do not show in a tensor's version."""
+        for place, (buffers, name) in enumerate(self._places):
+            tensor, kept = buffers.get(name), self._kept.get(place)
+            version = -1 if tensor is None else tensor._version
+            if always or kept is None or kept[0] is not tensor or kept[1] != version:
+                value = None if tensor is None or is_lazy(tensor) else tensor.detach().clone()
+                self._kept[place] = tensor, version, value
+
+    def put_back(self) -> None:
+        """Make them as they were when `note` was called."""
+        with torch.no_grad():
+            for (buffers, name), (tensor, _, value) in zip(self._places, self._kept.values(), strict=True):
+                buffers[name] = tensor
+                if tensor is None or value is None:
+                    continue
+                if tensor.shape != value.shape:
+                    tensor.data = value.clone()
+                elif not torch.equal(tensor, value):
+                    tensor.copy_(value)
+        self._kept.clear()
+
+
+@contextlib.contextmanager
+def put_back_on(error: type[Exception], optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it `optimizer` may update; where `error` is raised, its parameters and its state are as they were."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    values, state = [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict())
+    try:
+        yield
+    except error:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
+        optimizer.load_state_dict(state)
+        raise
 
 
 class _Tensor:

@@ -60,7 +60,8 @@ def _show(done: int, calls: int) -> None:
 def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]:
     """One update as the run would do it. The objects are this process's own and are thrown away afterwards."""
     from ..execution import prepare
-    from ..step import NonFinite, TrainStep
+    from ..nonfinite import NonFinite
+    from ..step import TrainStep
     from ..training.settings import choose_settings, use_settings
 
     recipe = built.recipe

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..step import Batch, StepResult, TrainStep
+from ..step import Batch, TrainStep
+from ..step_result import StepResult
 from .captured import CapturedStep
 from .compiled import CompiledStep
 from .eager import EagerStep

@@ -17,7 +17,10 @@ from torch.utils import _pytree as pytree
 
 from .. import batches, torch_compat
 from ..losses import conventions
-from ..step import AUTOCAST, Batch, NonFinite, StepResult, TrainStep
+from ..modes import AUTOCAST
+from ..nonfinite import NonFinite, refuse_gradients
+from ..step import Batch, TrainStep
+from ..step_result import StepResult
 from ..untouched import Snapshot
 from .direct import Group, after_step, before_step, is_patched, plain_step, run_adam, run_sgd
 from .eager import EagerStep
@@ -111,7 +114,7 @@ class CapturedStep:
             if not math.isfinite(number := loss.item()):
                 raise NonFinite.loss(number)
             self._give_gradients()
-            self.step.refuse_gradients()
+            refuse_gradients(self.model, self.optimizer)
             raise NonFinite("the norm of the gradients overflows", math.inf)
         after_step(self.optimizer, hooks[1], arguments)
         targets = None if self.target_place is None else batch[self.target_place]

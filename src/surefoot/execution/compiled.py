@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from .. import batches
-from ..step import Batch, NonFinite, StepResult, TrainStep
+from ..nonfinite import NonFinite, refuse_gradients
+from ..step import Batch, TrainStep
+from ..step_result import StepResult
 from .direct import DirectUpdate
 from .eager import EagerStep
 from .graph import CannotCompile, CompiledGraph
@@ -48,7 +50,7 @@ class CompiledStep:
         for parameter, grad in zip(graph.parameters, result.grads, strict=True):
             parameter.grad = grad
         if not sound:
-            step.refuse_gradients()
+            refuse_gradients(step.model, step.optimizer)
         norm = step.limit() if step.options.clips else None
         self._update()
         return StepResult(result.loss, result.outputs, graph.targets_of(batch), batches.size(batch), norm, True)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import torch_compat
-from ..step import Batch, StepResult, TrainStep, result_of
+from ..step import Batch, TrainStep
+from ..step_result import StepResult, result_of
 from .direct import DirectUpdate
 
 

@@ -7,7 +7,6 @@ is neither `torch.compile(model)`, which on torch 2.13's CPU gives LeNet-5's con
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -22,7 +21,8 @@ from torch.utils import _pytree as pytree
 from .. import torch_compat
 from ..errors import SurefootError, first_line
 from ..losses import conventions
-from ..step import AUTOCAST, TrainStep
+from ..modes import autocast
+from ..step import TrainStep
 from ..untouched import Snapshot
 from .pools import written_out
 
@@ -166,10 +166,7 @@ class CompiledGraph:
         self, leaves: Sequence[Tensor], others: Sequence[Tensor], batch: Sequence[Tensor]
     ) -> tuple[Tensor, Any]:
         given = dict(zip(self.names, leaves, strict=True)) | dict(zip(self.other_names, others, strict=True))
-        dtype = AUTOCAST.get(self.precision)
-        device = leaves[0].device.type
-        casting = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
-        with torch.enable_grad(), casting:
+        with torch.enable_grad(), autocast(leaves[0].device, self.precision):
             value = torch.func.functional_call(self.bundle, given, (tuple(batch),))
         for name, before in zip(self.other_names, others, strict=True):
             if given[name] is not before:  # a buffer that was assigned anew instead of changed in place

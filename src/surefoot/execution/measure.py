@@ -14,7 +14,8 @@ import torch
 from .. import rng
 from ..copying import copied
 from ..errors import first_line
-from ..step import Batch, TrainStep, set_mode
+from ..modes import set_mode
+from ..step import Batch, TrainStep
 from .backends import make_backend
 from .settings import Execution, freed_memory_kept, prepare
 from .verify import Observed, first_difference, record

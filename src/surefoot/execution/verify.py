@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import first_line
-from ..step import Batch, NonFinite, StepResult, TrainStep, set_mode
+from ..modes import set_mode
+from ..nonfinite import NonFinite
+from ..step import Batch, TrainStep
+from ..step_result import StepResult
 from ..untouched import is_lazy, untouched
 
 # How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.

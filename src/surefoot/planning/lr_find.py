@@ -16,7 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import UsageError
-from ..step import Batch, NonFinite, StepOptions, TrainStep, set_mode
+from ..modes import set_mode
+from ..nonfinite import NonFinite
+from ..step import Batch, StepOptions, TrainStep
 from ..untouched import untouched
 from .lr_result import LrFind
 

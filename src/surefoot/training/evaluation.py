@@ -20,8 +20,8 @@ from ..limits import PRECISIONS
 from ..losses import apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
-from ..modes import evaluating
-from ..step import AUTOCAST, Batch
+from ..modes import autocast, evaluating
+from ..step import Batch
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
 EVAL_BATCH = 512
@@ -165,12 +165,6 @@ def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, prec
             "call the model yourself, a batch at a time"
         )
     return outputs
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """torch's autocast for bf16 and fp16; nothing for float32."""
-    dtype = AUTOCAST.get(precision)
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _whole_epoch(loader: Loader) -> Iterator[Batch]:

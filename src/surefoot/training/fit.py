@@ -21,7 +21,7 @@ from ..execution import prepare
 from ..losses import metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
-from ..modes import enter_training
+from ..modes import autocast, enter_training
 from ..schedules import Schedule
 from ..schedules.as_schedule import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
@@ -31,7 +31,7 @@ from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
 from .checks import check_monitors, checked, give_shapes, look_over_first_batch, measured
 from .claim import claimed, write_texts
-from .evaluation import autocast, evaluation_loader, training_loader
+from .evaluation import evaluation_loader, training_loader
 from .loop import Loop
 from .objective import hidden_state
 from .options import RunOptions

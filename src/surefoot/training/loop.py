@@ -14,8 +14,10 @@ from ..checkpoint import Checkpointer
 from ..data import Loader
 from ..errors import RunFailed
 from ..metrics import RunningMetrics
+from ..modes import set_mode
+from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
-from ..step import Batch, NonFinite, TrainStep, set_mode
+from ..step import Batch, TrainStep
 from .evaluation import evaluate_on
 from .records import Recorder
 from .state import EarlyStopping, RunState
@@ -105,7 +107,7 @@ class Loop:
 
     def require_finite_parameters(self) -> None:
         """End the run where a parameter is NaN or infinite, before anything is saved as good."""
-        if self.step.not_finite() is not None:
+        if first_not_finite(self.step.model) is not None:
             self.fail_nonfinite(f"epoch {self.state.epoch + 1}, step {self.state.step}: an update overflowed")
 
     def validate(self) -> dict[str, float]:
@@ -185,7 +187,7 @@ class Loop:
     def fail_nonfinite(self, what: str) -> None:
         """End the run over a number that is not finite."""
         advice = "lower the learning rate, limit max_grad_norm, or look at these samples"
-        if (bad := self.step.not_finite()) is not None:
+        if (bad := first_not_finite(self.step.model)) is not None:
             kept = f"the parameters are no longer finite ({bad}); what was saved before is kept"
         elif self.checkpointer is not None:
             self.checkpointer.save()

@@ -1,0 +1,41 @@
+"""Losses, gradients and parameters that are NaN or infinite: named, and refused before an update."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from . import torch_compat
+
+
+class NonFinite(ArithmeticError):
+    """The loss of a micro-batch, or a gradient, is NaN or infinite; raised before the parameters change.
+
+    `value` is the number met. `micro_batch` counts from 0; None where the gradient of all of them together is meant.
+    """
+
+    def __init__(self, what: str, value: float, micro_batch: int | None = None):
+        self.value, self.micro_batch = value, micro_batch
+        super().__init__(what)
+
+    @classmethod
+    def loss(cls, value: float, micro_batch: int = 0) -> NonFinite:
+        """The error for a loss."""
+        return cls(f"the loss is {value}", value, micro_batch)
+
+
+def refuse_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise NonFinite for the first gradient that is not finite; a norm may overflow though none is."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+        if parameter.grad is not None and not torch_compat.all_finite([parameter.grad]):
+            name = names.get(id(parameter), "a parameter outside the model")
+            raise NonFinite(f"the gradient of {name} is not finite", math.nan)
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """The name of a trained parameter that is NaN or infinite, or None."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return next((n for n, p in trained.items() if not torch_compat.all_finite([p.detach()])), None)
