@@ -135,6 +135,7 @@ def left_behind(run: Path) -> dict[str, object]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("wall_s")
+    described = json.loads((run / "model" / "model.json").read_text())
     # The journal's offset in bytes and its checksums depend on wall_s.
     state.pop("marks", None)
     assert state.pop("journal") == (run / "metrics.jsonl").stat().st_size
@@ -145,7 +146,7 @@ def left_behind(run: Path) -> dict[str, object]:
         "optimizer and generators": (newest / "optimizer.safetensors").read_bytes(),
         "model": (run / "model" / "model.safetensors").read_bytes(),
         "best model": (run / "model" / "best" / "model.safetensors").read_bytes(),
-        "model.json": (run / "model" / "model.json").read_text(),
+        "model.json": {k: v for k, v in described.items() if k != "seal"},  # which is of this directory
     }
 
 

@@ -202,9 +202,11 @@ def _items(run: Path) -> Iterator[tuple[str, Any]]:
     state.pop("journal")  # an offset in bytes, which hangs on how many digits the times have
     yield f"checkpoints/{newest.name}/state.json", state
     for folder in ("model", "model/best"):
-        for file in ("model.safetensors", "model.json"):
-            path = run / folder / file
-            yield f"{folder}/{file}", path.read_bytes() if path.exists() else None
+        weights, described = run / folder / "model.safetensors", run / folder / "model.json"
+        yield f"{folder}/model.safetensors", weights.read_bytes() if weights.exists() else None
+        about = json.loads(described.read_text("utf-8")) if described.exists() else {}
+        about.pop("seal", None)  # of this very directory
+        yield f"{folder}/model.json", about
     yield "tensorboard", _points(run)
 
 
