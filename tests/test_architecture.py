@@ -24,6 +24,7 @@ FLOORS = (
     {"held"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
     {"batches", "metric_objects", "nonfinite"},
+    {"gradients"},
     {
         *("losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"),
         "table_columns",

@@ -1,10 +1,7 @@
-"""Losses, gradients and parameters that are NaN or infinite: named, and refused before an update."""
+"""What is raised for a loss or gradient that is NaN or infinite, and which parameter is."""
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import nn
 
 from . import torch_compat
@@ -24,15 +21,6 @@ class NonFinite(ArithmeticError):
     def loss(cls, value: float, micro_batch: int = 0) -> NonFinite:
         """The error for a loss."""
         return cls(f"the loss is {value}", value, micro_batch)
-
-
-def refuse_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise NonFinite for the first gradient that is not finite; a norm may overflow though none is."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
-        if parameter.grad is not None and not torch_compat.all_finite([parameter.grad]):
-            name = names.get(id(parameter), "a parameter outside the model")
-            raise NonFinite(f"the gradient of {name} is not finite", math.nan)
 
 
 def first_not_finite(model: nn.Module) -> str | None:

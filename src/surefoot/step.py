@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import torch_compat
 from .arguments import Arguments
 from .errors import UsageError
+from .gradients import limit_gradients
 from .limits import CLIPPING, EMA_DECAY, ON_NONFINITE, PRECISIONS
 from .losses import averaging, conventions
 from .modes import autocast
 from .moving_average import MovingAverage
-from .nonfinite import NonFinite, refuse_gradients
+from .nonfinite import NonFinite
 from .step_result import StepResult, result_of, together
 from .untouched import Buffers, put_back_on
 
@@ -150,7 +150,7 @@ class TrainStep:
                 loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
                 loss.backward()  # type: ignore[no-untyped-call]
             results.append(result_of(value, batch))
-        return results[0] if len(results) == 1 else together(results, self._trained())
+        return results[0] if len(results) == 1 else together(results, self.trained())
 
     def forward(
         self, batch: Batch, share: Any = None, index: int = 0, model: Callable[..., Any] | None = None
@@ -164,30 +164,13 @@ class TrainStep:
 
     def limit(self) -> Tensor | None:
         """Look at the gradients, then clip them in place. Returns their norm before, where `max_grad_norm` is set."""
-        options, norm, finite = self.options, None, True
         looks = self.checks and self.scaler is None  # the scaler looks itself, and skips
-        if not looks and not options.clips:
+        if not looks and not self.options.clips:
             return None
-        trained = self._trained()
-        grads = [grad for p in trained if (grad := p.grad) is not None]
-        if options.max_grad_norm is not None:
-            if any([grad.layout is not torch.strided for grad in grads]):
-                raise UsageError(
-                    "max_grad_norm: torch cannot clip sparse gradients; leave it out, or give sparse=False"
-                )
-            norm = nn.utils.get_total_norm(grads)
-            finite = not looks or math.isfinite(norm)
-        elif looks:
-            finite = torch_compat.all_finite(grads, scratch=True)
-        if not finite:
-            refuse_gradients(self.model, self.optimizer)
-        if options.max_grad_norm is not None and norm is not None:
-            nn.utils.clip_grads_with_norm_(trained, options.max_grad_norm, norm)
-        if options.clip_value is not None:
-            nn.utils.clip_grad_value_(trained, options.clip_value)
-        return norm
+        return limit_gradients(self.model, self.trained(), self.options.max_grad_norm, self.options.clip_value, looks)
 
-    def _trained(self) -> list[Tensor]:
+    def trained(self) -> list[Tensor]:
+        """What the optimizer updates."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:

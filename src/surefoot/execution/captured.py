@@ -16,9 +16,10 @@ from torch.nn.utils import get_total_norm
 from torch.utils import _pytree as pytree
 
 from .. import batches, torch_compat
+from ..gradients import refuse_gradients
 from ..losses import conventions
 from ..modes import AUTOCAST
-from ..nonfinite import NonFinite, refuse_gradients
+from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
 from ..untouched import Snapshot
@@ -114,7 +115,7 @@ class CapturedStep:
             if not math.isfinite(number := loss.item()):
                 raise NonFinite.loss(number)
             self._give_gradients()
-            refuse_gradients(self.model, self.optimizer)
+            refuse_gradients(self.model, self.step.trained())
             raise NonFinite("the norm of the gradients overflows", math.inf)
         after_step(self.optimizer, hooks[1], arguments)
         targets = None if self.target_place is None else batch[self.target_place]

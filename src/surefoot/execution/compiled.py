@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from .. import batches
-from ..nonfinite import NonFinite, refuse_gradients
+from ..gradients import refuse_gradients
+from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
 from .direct import DirectUpdate
@@ -50,7 +51,7 @@ class CompiledStep:
         for parameter, grad in zip(graph.parameters, result.grads, strict=True):
             parameter.grad = grad
         if not sound:
-            refuse_gradients(step.model, step.optimizer)
+            refuse_gradients(step.model, step.trained())
         norm = step.limit() if step.options.clips else None
         self._update()
         return StepResult(result.loss, result.outputs, graph.targets_of(batch), batches.size(batch), norm, True)
