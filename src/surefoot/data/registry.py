@@ -68,6 +68,20 @@ DATA = Registry(
             facts={"samples": "the rows", "input": "(columns,)", "classes": "the target's values, or none"},
         ),
         Entry(
+            "npz",
+            "surefoot.data.array_files:npz",
+            "arrays of an .npz file, inputs and targets by name",
+            limits={"val_share": _SHARE, "seed": Range(low=0)},
+            facts={"samples": "the arrays' rows", "input": "(...)", "classes": "whole numbers, or none"},
+        ),
+        Entry(
+            "safetensors",
+            "surefoot.data.array_files:safetensors",
+            "tensors of a .safetensors file, inputs and targets by name",
+            limits={"val_share": _SHARE, "seed": Range(low=0)},
+            facts={"samples": "the tensors' rows", "input": "(...)", "classes": "whole numbers, or none"},
+        ),
+        Entry(
             "hugging_face",
             "surefoot.data.hugging_face:hugging_face",
             "a data set of Hugging Face's library datasets, from disk or by name",

@@ -37,8 +37,7 @@ def read_table(path: str | Path, form: Mapping[str, Any] | None, texts: Sequence
     Raises UsageError for a file that cannot be read, rows that are no rows of the table, and names that stand twice.
     """
     pyarrow = arrow()
-    path = Path(os.path.expanduser(path))
-    _check_file(path)
+    path = ordinary_file(path)
     if form is not None:
         return _checked(_read_csv(path, form, texts), str(path))
     from pyarrow import parquet
@@ -60,10 +59,10 @@ def as_table(data: Any) -> Any:
     return _checked(table.drop_columns([n for n in table.column_names if n.startswith("__index_level_")]), "data")
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
+def nearest(name: str, names: Sequence[str], what: str = "columns") -> str:
     """What a message says beside a column that is not there: the column meant, or those that there are."""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return did_you_mean(name, names) or f"; the columns are {shown}"
+    return did_you_mean(name, names) or f"; the {what} are {shown}"
 
 
 def is_number(text: str) -> bool:
@@ -75,11 +74,13 @@ def is_number(text: str) -> bool:
     return True
 
 
-def _check_file(path: Path) -> None:
+def ordinary_file(path: str | Path) -> Path:
+    """The path of a file that is there, `~` resolved. Raises UsageError for anything else."""
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise UsageError(f"path: {path} is a directory; give a file in it")
     if path.is_file():
-        return
+        return path
     if os.path.lexists(path):
         raise UsageError(f"path: {path} is no ordinary file")
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -1,0 +1,161 @@
+"""Arrays by name as data: NumPy's .npz files and .safetensors, one array the inputs and one the targets."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+
+import numpy
+import torch
+from torch import Tensor
+
+from .. import safe_tensors
+from ..batches import TARGET_NAMES, form
+from ..errors import UsageError, first_line
+from .arrays import as_tensor
+from .orders import epoch_order
+from .sources import TensorSource
+from .splits import DataSplits, image_preprocessing, sizes_of
+from .table_files import nearest, ordinary_file
+
+# Whole numbers from 0 to below this are classes.
+MOST_CLASSES = 10_000
+_VALIDATING = {"val", "valid", "validation", "test"}
+
+
+def npz(
+    path: str,
+    inputs: str | None = None,
+    targets: str | None = None,
+    val: str | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+) -> DataSplits:
+    """Arrays of an .npz file, as ``numpy.savez(path, x=..., y=...)`` writes it: inputs (N, ...) and targets (N, ...).
+
+    `inputs` and `targets` name them. Else the targets are the array called ``y``, ``target``, ``targets``, ``label`` or
+    ``labels``, and the inputs the only other one; alone, it is data without targets. Arrays with ``val`` or ``test`` in
+    their names validate (``x_train`` and ``x_test``); else those of the same names in a second file `val`, or a
+    `val_share` of the samples, drawn by `seed`.
+
+    Targets of whole numbers are classes, int64 (N,), or (N, H, W) for masks; others are float32, (N,) as (N, 1).
+    Inputs of float64 become float32; uint8 (N, H, W) and (N, H, W, 3) are pictures, and become (N, C, H, W).
+
+    Raises UsageError for a file that cannot be read and for names that do not say which array is which.
+    """
+    first, second = _read_npz(path), None if val is None else _read_npz(val)
+    return _splits(path, first, second, inputs, targets, val_share, seed)
+
+
+def safetensors(
+    path: str,
+    inputs: str | None = None,
+    targets: str | None = None,
+    val: str | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+) -> DataSplits:
+    """Tensors of a .safetensors file. As `npz`."""
+    first, second = (None if p is None else safe_tensors.load(ordinary_file(p)).tensors for p in (path, val))
+    assert first is not None
+    return _splits(path, first, second, inputs, targets, val_share, seed)
+
+
+def _read_npz(path: str) -> dict[str, Tensor]:
+    file = ordinary_file(path)
+    try:
+        loaded = numpy.load(file, allow_pickle=False)
+        if isinstance(loaded, numpy.ndarray):
+            raise UsageError("is one array; write several with numpy.savez(path, x=inputs, y=targets)")
+        with loaded:
+            return {name: as_tensor(loaded[name]) for name in loaded.files}
+    except UsageError as error:
+        raise UsageError(f"path: {file}: {str(error).removeprefix('data: ')}") from error
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
+        objects = "allow_pickle" in str(error)
+        what = "it holds Python objects, which are never read; save arrays of numbers" if objects else first_line(error)
+        raise UsageError(f"path: {file}: cannot be read as an .npz file: {what}") from error
+
+
+def _splits(
+    path: str,
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor] | None,
+    inputs: str | None,
+    targets: str | None,
+    share: float,
+    seed: int,
+) -> DataSplits:
+    names = _pair(path, first, inputs, targets)
+    train = _source(path, first, names)
+    beside = [name for name in first if _words(name) & _VALIDATING and name not in names]
+    if second is not None:
+        val = _source("val", second, names, train)
+    elif len(beside) == len(names):
+        val = _source(path, first, sorted(beside, key=_is_target), train)
+    else:
+        count = min(len(train) - 1, max(1, round(share * len(train)))) if share else 0
+        order = epoch_order(len(train), seed, 0)
+        whole, val = train, train.subset(order[:count].sort().values) if count else None
+        train = whole.subset(order[count:].sort().values)
+    pixels = train.tensors[0].dtype == torch.uint8
+    return DataSplits(train, val, train.classes, image_preprocessing() if pixels else None, sizes_of(train))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\W_]+", name.lower()))
+
+
+def _is_target(name: str) -> bool:
+    return bool(_words(name) & set(TARGET_NAMES))
+
+
+def _pair(path: str, arrays: Mapping[str, Tensor], inputs: str | None, targets: str | None) -> list[str]:
+    """The names of inputs and targets; of the inputs alone where there are no targets."""
+    for key, name in (("inputs", inputs), ("targets", targets)):
+        if name is not None and name not in arrays:
+            raise UsageError(f"{key}: {path} has no array {name!r}{nearest(name, list(arrays), 'arrays')}")
+    free = [name for name in arrays if name not in (inputs, targets) and not _words(name) & _VALIDATING]
+    targets = targets or _only([name for name in free if _is_target(name)])
+    inputs = inputs or _only([name for name in free if name != targets and not _is_target(name)])
+    if inputs is None or (targets is None and len(arrays) > 1):
+        there = ", ".join(f"{name} {form(tensor)}" for name, tensor in list(arrays.items())[:12])
+        raise UsageError(f"path: {path} holds {there or 'no arrays'}; say which is which: inputs: NAME, targets: NAME")
+    return [inputs] if targets is None else [inputs, targets]
+
+
+def _only(names: list[str]) -> str | None:
+    return names[0] if len(names) == 1 else None
+
+
+def _source(
+    path: str, arrays: Mapping[str, Tensor], names: list[str], train: TensorSource | None = None
+) -> TensorSource:
+    if lacking := [name for name in names if name not in arrays]:
+        raise UsageError(f"val: has no array {lacking[0]!r}{nearest(lacking[0], list(arrays), 'arrays')}")
+    tensors = [arrays[name] for name in names]
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            wrong = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1)
+            count = f"{int(wrong.sum())} of {len(tensor)} samples"
+            raise UsageError(
+                f"{path}: {name!r} is not finite in {count}, first in {int(wrong.int().argmax())}; mend it"
+            )
+    inputs = tensors[0].float() if tensors[0].dtype == torch.float64 else tensors[0]
+    if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 3:
+        inputs = inputs.permute(0, 3, 1, 2)
+    elif inputs.dtype == torch.uint8 and inputs.dim() == 3:
+        inputs = inputs[:, None]
+    if len(tensors) == 1:
+        return TensorSource(inputs)
+    targets, classes = tensors[1], None
+    if targets.is_floating_point():
+        targets = targets.float()
+        return TensorSource(inputs, targets[:, None] if targets.dim() == 1 else targets)
+    targets = targets.long()
+    if train is not None:
+        classes = train.classes
+    elif targets.dim() != 2 and targets.numel() and 0 <= int(targets.min()) <= int(targets.max()) < MOST_CLASSES:
+        classes = tuple(map(str, range(int(targets.max()) + 1)))
+    return TensorSource(inputs, targets, classes=classes)

@@ -1,0 +1,124 @@
+"""Arrays by name as data: .npz and .safetensors, which of them is what, and what is refused."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+
+from surefoot import safe_tensors
+from surefoot.artifacts import read_info
+from surefoot.cli import main
+from surefoot.data.array_files import npz, safetensors
+from surefoot.errors import UsageError
+from surefoot.files import write_new
+
+X, Y = numpy.arange(60.0).reshape(20, 3), numpy.arange(20) % 3
+
+
+def saved(tmp_path, name="data.npz", **arrays) -> str:
+    path = tmp_path / name
+    if name.endswith(".npz"):
+        numpy.savez(path, **arrays)
+    else:
+        write_new(path, safe_tensors.chunks({n: torch.as_tensor(a).contiguous() for n, a in arrays.items()}))
+    return str(path)
+
+
+@pytest.mark.parametrize("read, name", [(npz, "data.npz"), (safetensors, "data.safetensors")])
+def test_arrays_are_inputs_and_targets_by_name(tmp_path, read, name):
+    path = saved(tmp_path, name, x=X, y=Y)
+    splits = read(path, val_share=0.2)
+    inputs, targets = splits.train.tensors
+    assert (inputs.dtype, inputs.shape, targets.dtype, targets.shape) == (torch.float32, (16, 3), torch.int64, (16,))
+    assert splits.classes == ("0", "1", "2") and splits.sizes == {"in_features": 3, "classes": 3, "outputs": 3}
+    assert torch.equal(inputs[:, 0].long() // 3 % 3, targets) and len(splits.val) == 4 and splits.preprocessing is None
+    assert read(path, val_share=0.2).val.fingerprint() == splits.val.fingerprint()
+    assert read(path, val_share=0.2, seed=1).val.fingerprint() != splits.val.fingerprint()
+    second = read(path, val=saved(tmp_path, "second" + name[4:], x=X[:2], y=Y[:2]))
+    assert (len(second.train), len(second.val)) == (20, 2)
+    path = saved(tmp_path, name, age=X, weight=X, mass=Y / 2)
+    splits = read(path, inputs="weight", targets="mass", val_share=0)
+    assert splits.classes is None and splits.val is None and splits.train.targets().shape == (20, 1)
+
+
+def test_names_of_splits_are_found_and_pictures_get_their_channels_first(tmp_path):
+    pictures = numpy.zeros((6, 5, 4), dtype=numpy.uint8)
+    labels = numpy.arange(6, dtype=numpy.uint8) % 2
+    splits = npz(saved(tmp_path, x_train=pictures, y_train=labels, x_test=pictures[:2], y_test=labels[:2]))
+    assert (splits.train.tensors[0].shape, splits.val.tensors[0].shape) == ((6, 1, 5, 4), (2, 1, 5, 4))
+    assert splits.train.targets().dtype == torch.int64 and splits.preprocessing.scale == 1 / 255
+    colours = numpy.zeros((6, 5, 4, 3), dtype=numpy.uint8)
+    splits = npz(saved(tmp_path, images=colours, labels=labels, val_images=colours[:1], val_labels=labels[:1]))
+    assert splits.train.tensors[0].shape == (6, 3, 5, 4) and splits.sizes["channels"] == 3 and len(splits.val) == 1
+    masks = numpy.zeros((6, 5, 4), dtype=numpy.int32)
+    splits = npz(saved(tmp_path, images=colours, y=masks), val_share=0)
+    assert splits.train.targets().shape == (6, 5, 4) and splits.classes == ("0",)
+
+
+def test_a_single_array_is_inputs_alone(tmp_path):
+    splits = npz(saved(tmp_path, anything=X))
+    assert len(splits.train.tensors) == 1 and splits.classes is None and splits.sizes == {"in_features": 3}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "arguments", "message"),
+    [
+        ({"a": X, "b": Y}, {}, r"holds a \(20, 3\) float64, b \(20,\) int64; say which is which: inputs: NAME"),
+        ({"x": X, "y": Y, "z": X}, {}, "say which is which"),
+        ({}, {}, "holds no arrays"),
+        ({"x": X, "y": Y}, {"inputs": "xs"}, "inputs: .* has no array 'xs'; the arrays are x, y"),
+        ({"features": X, "y": Y}, {"inputs": "featuers"}, "did you mean 'features'"),
+        ({"x": X, "y": Y[:3]}, {}, "tensors hold 20 and 3 samples"),
+        ({"x": numpy.array([[1.0], [numpy.nan], [2]]), "y": Y[:3]}, {}, "'x' is not finite in 1 of 3 samples, first in 1"),
+        ({"x": X, "y": numpy.array(["a"] * 20)}, {}, "an array of str32 is no array of numbers; encode it"),
+        ({"x": X, "y": numpy.array([{}] * 20)}, {}, "it holds Python objects, which are never read"),
+        ({"x": X[:0], "y": Y[:0]}, {}, "the data set is empty"),
+        ({"x": numpy.float64(3), "y": Y}, {}, "a tensor of one number has no samples"),
+        ({"x": X, "y": Y}, {"val": "{tmp}/other.npz"}, "val: has no array 'x'; the arrays are q"),
+        ({"x": X, "y": Y}, {"val": "{tmp}/more.npz"}, "1 of 1 labels lie outside the 3 classes"),
+    ],
+)  # fmt: skip
+def test_arrays_that_cannot_be_are_told(tmp_path, arrays, arguments, message):
+    saved(tmp_path, "other.npz", q=X)
+    saved(tmp_path, "more.npz", x=X[:1], y=numpy.array([5]))
+    path = saved(tmp_path, **arrays)
+    with pytest.raises(UsageError, match=message):
+        npz(path, **{k: v.format(tmp=tmp_path) for k, v in arguments.items()})
+
+
+def test_files_that_are_none_are_told(tmp_path):
+    numpy.save(tmp_path / "one.npy", X)
+    (tmp_path / "text.npz").write_text("no archive")
+    saved(tmp_path, x=X, y=Y)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:300])
+    for name, message in [
+        ("one.npy", "is one array; write several with numpy.savez"),
+        ("text.npz", "cannot be read as an .npz file"),
+        ("cut.npz", "cannot be read as an .npz file"),
+        ("dat.npz", "does not exist; did you mean 'data.npz'"),
+        ("", "is a directory"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            npz(str(tmp_path / name))
+    with pytest.raises(UsageError, match="text.npz"):
+        safetensors(str(tmp_path / "text.npz"))
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_recipe_trains_on_arrays_and_resumes_exactly(tmp_path, kind):
+    path = saved(tmp_path, f"data.{kind}", x=X, y=X.sum(1))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{name: MLP, hidden: [4]}}\ndata: {{name: {kind}, path: {path}, batch_size: 6}}\nloss: MSELoss\n"
+        "optimizer: {name: Adam, lr: 0.01}\nepochs: 2\nexecution: plain\n"
+    )
+    run, part = str(tmp_path / "run"), str(tmp_path / "part")
+    assert main(["train", str(recipe), "--run", run]) == 0
+    assert main(["train", str(recipe), "--run", part, "epochs=1"]) == 0
+    assert main(["resume", part, "epochs=2"]) == 0
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "part")]
+    assert models[0] == models[1]
+    assert read_info(tmp_path / "run" / "model").model["args"] | {"hidden": 0} == {
+        "in_features": 3, "classes": 1, "hidden": 0, "dropout": 0.0
+    }  # fmt: skip
