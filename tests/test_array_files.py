@@ -37,7 +37,7 @@ def test_arrays_are_inputs_and_targets_by_name(tmp_path, read, name):
     assert read(path, val_share=0.2, seed=1).val.fingerprint() != splits.val.fingerprint()
     second = read(path, val=saved(tmp_path, "second" + name[4:], x=X[:2], y=Y[:2]))
     assert (len(second.train), len(second.val)) == (20, 2)
-    path = saved(tmp_path, name, age=X, weight=X, mass=Y / 2)
+    path = saved(tmp_path, "third" + name[4:], age=X, weight=X, mass=Y / 2)
     splits = read(path, inputs="weight", targets="mass", val_share=0)
     assert splits.classes is None and splits.val is None and splits.train.targets().shape == (20, 1)
 
@@ -67,10 +67,10 @@ def test_a_single_array_is_inputs_alone(tmp_path):
         ({"a": X, "b": Y}, {}, r"holds a \(20, 3\) float64, b \(20,\) int64; say which is which: inputs: NAME"),
         ({"x": X, "y": Y, "z": X}, {}, "say which is which"),
         ({}, {}, "holds no arrays"),
-        ({"x": X, "y": Y}, {"inputs": "xs"}, "inputs: .* has no array 'xs'; the arrays are x, y"),
+        ({"x": X, "y": Y}, {"inputs": "xs"}, "inputs: .* has no array 'xs'; did you mean 'x'"),
         ({"features": X, "y": Y}, {"inputs": "featuers"}, "did you mean 'features'"),
         ({"x": X, "y": Y[:3]}, {}, "tensors hold 20 and 3 samples"),
-        ({"x": numpy.array([[1.0], [numpy.nan], [2]]), "y": Y[:3]}, {}, "'x' is not finite in 1 of 3 samples, first in 1"),
+        ({"x": X * [1, numpy.nan, 1], "y": Y}, {}, "'x' is not finite in 20 of 20 samples, first in 0; mend it"),
         ({"x": X, "y": numpy.array(["a"] * 20)}, {}, "an array of str32 is no array of numbers; encode it"),
         ({"x": X, "y": numpy.array([{}] * 20)}, {}, "it holds Python objects, which are never read"),
         ({"x": X[:0], "y": Y[:0]}, {}, "the data set is empty"),

@@ -171,6 +171,16 @@ def test_read_only_arrays_are_copied_and_others_shared():
 def test_the_registry_lists_without_torch():
     code = "import sys; from surefoot.data import DATA; print(DATA.names()); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    names = ["garments", "fashion_mnist", "image_folder", "text", "csv", "parquet", "hugging_face"]
+    names = [
+        "garments",
+        "fashion_mnist",
+        "image_folder",
+        "text",
+        "csv",
+        "parquet",
+        "npz",
+        "safetensors",
+        "hugging_face",
+    ]
     assert (done.returncode, done.stdout) == (0, f"{names}\n")
     assert all(entry.load() and entry.summary for entry in DATA)

@@ -65,10 +65,10 @@ def safetensors(
 def _read_npz(path: str) -> dict[str, Tensor]:
     file = ordinary_file(path)
     try:
-        loaded = numpy.load(file, allow_pickle=False)
-        if isinstance(loaded, numpy.ndarray):
-            raise UsageError("is one array; write several with numpy.savez(path, x=inputs, y=targets)")
-        with loaded:
+        with open(file, "rb") as stream:
+            loaded = numpy.load(stream, allow_pickle=False)
+            if isinstance(loaded, numpy.ndarray):
+                raise UsageError("is one array; write several with numpy.savez(path, x=inputs, y=targets)")
             return {name: as_tensor(loaded[name]) for name in loaded.files}
     except UsageError as error:
         raise UsageError(f"path: {file}: {str(error).removeprefix('data: ')}") from error
@@ -90,6 +90,7 @@ def _splits(
     names = _pair(path, first, inputs, targets)
     train = _source(path, first, names)
     beside = [name for name in first if _words(name) & _VALIDATING and name not in names]
+    val: TensorSource | None
     if second is not None:
         val = _source("val", second, names, train)
     elif len(beside) == len(names):

@@ -52,11 +52,13 @@ def sizes_of(source: TensorSource) -> dict[str, Any]:
     >>> sizes_of(TensorSource(torch.zeros(4, 3), torch.zeros(4, 1)))
     {'in_features': 3, 'classes': 1, 'outputs': 1}
     """
-    inputs, targets = source.tensors[0], source.tensors[-1]
+    inputs, *rest = source.tensors
     sizes: dict[str, Any] = {"in_features": inputs[0].numel()}
     if inputs.dim() == 4:
         sizes["channels"] = inputs.shape[1]
-    outputs = targets.shape[1] if source.classes is None and targets.dim() == 2 else len(source.classes or ())
+    outputs = len(source.classes or ())
+    if rest and source.classes is None and rest[-1].dim() == 2:
+        outputs = rest[-1].shape[1]
     return sizes | ({"classes": outputs, "outputs": outputs} if outputs else {})
 
 
