@@ -304,7 +304,7 @@ def test_a_batch_sampler_of_ones_own_makes_the_batches():
 def test_a_sampler_that_cannot_be_is_told(sampler, message):
     with pytest.raises(UsageError, match=message):
         Loader(numbered(), 1, sampler=sampler)
-    with pytest.raises(UsageError, match="leave weights and num_samples out"):
+    with pytest.raises(UsageError, match="sampler: says by itself what is read, and in which order; leave weights out"):
         Loader(numbered(), 1, sampler=[1], weights="balanced")
 
 

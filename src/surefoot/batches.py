@@ -32,7 +32,7 @@ def size(batch: Any) -> int:
     while not isinstance(first, Tensor):
         if (graphs := getattr(first, "num_graphs", None)) is not None:
             return int(graphs)
-        part = next(iter(_inside(first) or ()), None)
+        part = next(iter(inside(first) or ()), None)
         if part is not None and not isinstance(part[1], str):
             first = part[1]
         elif hasattr(first, "__len__"):
@@ -52,7 +52,7 @@ def stacked(samples: Sequence[Any]) -> Any:
     """
     first = samples[0]
     if _is_dataclass(first):
-        parts = {name: stacked([getattr(sample, name) for sample in samples]) for name, _ in _inside(first) or ()}
+        parts = {name: stacked([getattr(sample, name) for sample in samples]) for name, _ in inside(first) or ()}
         return dataclasses.replace(first, **parts)
     if type(first) in (tuple, list) and any(map(_is_dataclass, first)):
         return tuple(stacked(parts) for parts in zip(*samples, strict=True))
@@ -67,11 +67,11 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     >>> [name for name, _ in leaves({"logits": 1, "boxes": (2, 3)})]
     ['logits', 'boxes.0', 'boxes.1']
     """
-    inside = _inside(value)
-    if inside is None:
+    items = inside(value)
+    if items is None:
         yield place, value
         return
-    for key, item in inside:
+    for key, item in items:
         yield from leaves(item, f"{place}.{key}" if place else str(key))
 
 
@@ -90,7 +90,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     # Dictionaries, tuples, lists and outputs of transformers are pytree's; these are not.
     if _is_dataclass(value):
-        return dataclasses.replace(value, **{name: mapped(function, item) for name, item in _inside(value) or ()})
+        return dataclasses.replace(value, **{name: mapped(function, item) for name, item in inside(value) or ()})
     if isinstance(value, list | tuple):
         return type(value)([mapped(function, item) for item in value])
     if isinstance(value, Mapping) and not hasattr(type(value), "to"):
@@ -182,11 +182,11 @@ def form(value: Any) -> str:
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    inside = [] if (items := _inside(value)) is None else list(items)
-    more = ", ..." if len(inside) > 4 else ""
+    parts = [] if (items := inside(value)) is None else list(items)
+    more = ", ..." if len(parts) > 4 else ""
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return f"[{', '.join(form(item) for _, item in inside[:4])}{more}]"
-    named = ", ".join(f"{key}: {form(item)}" for key, item in inside[:4]) + more
+        return f"[{', '.join(form(item) for _, item in parts[:4])}{more}]"
+    named = ", ".join(f"{key}: {form(item)}" for key, item in parts[:4]) + more
     name = "" if type(value) is dict else type(value).__name__
     return name if items is None else f"{name}{{{named}}}"
 
@@ -214,7 +214,7 @@ def _put(value: Any, device: torch.device) -> Any:
     return value.to(device) if callable(getattr(value, "to", None)) else value
 
 
-def _inside(value: Any) -> Iterable[tuple[Any, Any]] | None:
+def inside(value: Any) -> Iterable[tuple[Any, Any]] | None:
     """The parts of a nest by key, field or position; None for what is none."""
     if isinstance(value, Mapping):
         return value.items()

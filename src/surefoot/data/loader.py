@@ -17,8 +17,8 @@ from ..rng import fold
 from ..text import counted
 from .draws import Draws
 from .in_memory import InMemory
-from .orders import Order, Shuffled, Weighted, occurrences
-from .samplers import order_of, weights_of
+from .orders import Bucketed, Order, Shuffled, Weighted, occurrences
+from .samplers import lengths_of, order_of, weights_of
 from .sources import DatasetSource, TensorSource, as_source
 from .workers import BatchReader, Workers, apply_to_each
 
@@ -36,6 +36,9 @@ class Loader:
     - `weights`: samples are drawn by weight, with replacement: one for each sample, one for each class, the name of a
       column, or ``"balanced"`` (each class as often as any other).
     - `num_samples`: samples in an epoch, where it is not one of each.
+    - `lengths`: batches are made of samples of like length (see Bucketed): a length for each sample, the name of a
+      part of the samples, a function of a sample, or ``"auto"`` (the first part). With `max_tokens` a batch has as many
+      samples as fit, at most `batch_size`, each counted as long as the longest.
     - `sampler`: a sampler or batch sampler of torch's, taken by its meaning, or one of your own (see OwnSampler).
     - `augment`: random transforms of the raw inputs, each called with ``(inputs (N, C, H, W), draws)`` if it has a
       true attribute ``batched``, else with one sample's input under random numbers of its own. What a sample
@@ -67,6 +70,8 @@ class Loader:
         weights: Any = None,
         num_samples: int | None = None,
         sampler: Any = None,
+        lengths: Any = None,
+        max_tokens: int | None = None,
         preprocessing: Preprocessing | None = None,
         augment: Sequence[Callable[..., Any]] = (),
         workers: int = 0,
@@ -102,8 +107,13 @@ class Loader:
         if getattr(self.source, "names", ()) and (augment or preprocessing is not None):
             check.refuse("augment" if augment else "preprocessing", f"the samples have columns by name; {_IN_THE_DATA}")
         check.whole("num_samples", num_samples, low=1, none=True)
-        if sampler is not None and (weights is not None or num_samples is not None):
-            check.refuse("sampler", "a sampler says by itself what is drawn; leave weights and num_samples out")
+        check.whole("max_tokens", max_tokens, low=1, none=True)
+        if max_tokens is not None and lengths is None:
+            check.refuse("max_tokens", "a batch's tokens are counted by lengths; give them too")
+        given = {"sampler": sampler, "lengths": lengths, "weights": weights, "num_samples": num_samples}
+        first, *others = [name for name, value in given.items() if value is not None] or [""]
+        if others and first in ("sampler", "lengths"):
+            check.refuse(first, f"says by itself what is read, and in which order; leave {' and '.join(others)} out")
         check.done()
         self._device = _device("cpu" if device is None else device)
         self.epoch = 0
@@ -111,14 +121,17 @@ class Loader:
         # Settings that may be others than in a state that is loaded, where nobody names them to `load_state_dict`.
         self.accept_changes: Collection[str] = ()
         self._normalize_once = normalize_once
-        self._orders = self._order_of(weights, num_samples, sampler)
+        self._orders = self._order_of(weights, num_samples, sampler, lengths, max_tokens)
         self._keys: tuple[int, Any] | None = None
         self._last_of_epoch: Tensor | None = None
         self._prepared: InMemory | None = None
         self._workers: Workers | None = None
 
-    def _order_of(self, weights: Any, num_samples: int | None, sampler: Any) -> Order:
+    def _order_of(self, weights: Any, num_samples: int | None, sampler: Any, lengths: Any, most: int | None) -> Order:
         count = len(self.source)
+        if lengths is not None:
+            each = lengths_of(self.source, lengths)
+            return Bucketed(each, self.batch_size, self.seed, self.shuffle, self.drop_last, most)
         if sampler is not None:
             return order_of(sampler, count, self.seed)
         if weights is not None:

@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..fingerprint import Fingerprint
 from ..rng import fold
+
+# Where the data suffice, samples of like length lie in at least so many buckets, of at most so many batches each.
+FEWEST_BUCKETS = 16
+MOST_BATCHES_IN_BUCKET = 50
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
@@ -105,6 +110,56 @@ class Weighted(Order):
     def settings(self) -> dict[str, Any]:
         weights = {"weights": Fingerprint.of([self._weights, self.repeats])[:16]}
         return weights if self.samples == len(self._weights) else {**weights, "num_samples": self.samples}
+
+
+class Bucketed(Order):
+    """Batches of samples of like length, every sample once: `lengths` is int64 (N,).
+
+    Sorted by length, the samples are cut into buckets of some batches. In each epoch a bucket is permuted within itself
+    and cut into batches, which come in any order: their number and sizes are the same in all epochs. With `max_tokens`
+    a batch has at most `batch_size` samples, and the longest times their number is at most `max_tokens`.
+    """
+
+    def __init__(
+        self, lengths: Tensor, batch_size: int, seed: int, shuffle: bool, drop_last: bool, max_tokens: int | None = None
+    ):
+        self._lengths, self._seed, self._shuffle, self._max_tokens = lengths, seed, shuffle, max_tokens
+        if max_tokens is not None and int(lengths.max()) > max_tokens:
+            raise UsageError(
+                f"data: max_tokens: sample {int(lengths.argmax())} has a length of {int(lengths.max())}, above "
+                f"{max_tokens}; give at least that many, or leave the sample out of the data"
+            )
+        longest_first = lengths.argsort(descending=True, stable=True)
+        batches = len(lengths) / batch_size if max_tokens is None else int(lengths.sum()) / max_tokens
+        per_bucket = min(max(1, int(batches) // FEWEST_BUCKETS), MOST_BATCHES_IN_BUCKET)
+        self._buckets: list[tuple[Tensor, int]] = []  # samples, and how many make a batch
+        while len(longest_first):
+            longest = max(1, int(lengths[longest_first[0]]))
+            size = batch_size if max_tokens is None else min(batch_size, max_tokens // longest)
+            bucket, longest_first = longest_first[: per_bucket * size], longest_first[per_bucket * size :]
+            self._buckets.append((bucket, size))
+        self.samples = len(lengths)
+        self.batches = sum(-(-len(bucket) // size) for bucket, size in self._buckets)
+        last, size = self._buckets[-1]
+        self._dropped = drop_last and self.batches > 1 and len(last) % size != 0
+        if self._dropped:
+            self.samples, self.batches = self.samples - len(last) % size, self.batches - 1
+
+    def of(self, epoch: int) -> Sequence[Tensor]:
+        generator = generator_of(self._seed, epoch)
+        made: list[Tensor] = []
+        for bucket, size in self._buckets:
+            mixed = bucket[torch.randperm(len(bucket), generator=generator)] if self._shuffle else bucket
+            made += torch.split(mixed, size)
+        if self._dropped:
+            made.pop()
+        if not self._shuffle:
+            return made
+        return [made[place] for place in torch.randperm(len(made), generator=generator).tolist()]
+
+    def settings(self) -> dict[str, Any]:
+        lengths = {"lengths": Fingerprint.of(self._lengths)[:16]}
+        return lengths if self._max_tokens is None else {**lengths, "max_tokens": self._max_tokens}
 
 
 def occurrences(order: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from .. import batches
 from ..errors import UsageError
 from ..fingerprint import Fingerprint
 from ..registry import did_you_mean
@@ -195,6 +196,45 @@ def weights_of(source: Source, weights: Any) -> Tensor:
     return _checked(_checked(given, classes)[targets], count)
 
 
+def lengths_of(source: Source, lengths: Any) -> Tensor:
+    """The length of each sample, int64 (N,), from what a user gives.
+
+    That is one number each, the name of a part of the samples, a function of a sample, or ``"auto"``: the first part.
+    What must be read from samples is read once. Raises UsageError where lengths cannot be.
+    """
+    count = len(source)
+    if isinstance(source, TensorSource) and lengths in source.names and source.column(lengths).dim() == 1:
+        lengths = source.column(lengths)
+    elif callable(lengths) or isinstance(lengths, str):
+        lengths = [_length(sample, lengths, number) for number, sample in enumerate(source.samples())]
+    numbers = _numbers(lengths, "lengths")
+    if numbers.shape != (count,):
+        raise UsageError(
+            f"data: lengths: {tuple(numbers.shape)} were given for {counted(count, 'sample')}; give one each"
+        )
+    if len(wrong := (~numbers.isfinite() | (numbers < 0) | (numbers != numbers.floor())).nonzero()):
+        raise UsageError(f"data: lengths: number {int(wrong[0])} is {float(numbers[wrong[0]]):g}; give whole numbers")
+    return numbers.long()
+
+
+def _length(sample: Any, which: Any, number: int) -> int:
+    if callable(which):
+        return int(which(sample))
+    single = isinstance(sample, list) and sample and isinstance(sample[0], int | float)
+    parts = {"": sample} if single else {str(name): part for name, part in batches.inside(sample) or [("", sample)]}
+    if which != "auto" and which not in parts:
+        known = ", ".join(parts) or type(sample).__name__
+        raise UsageError(f"data: lengths: a sample has no part {which!r}; it has {known}{did_you_mean(which, parts)}")
+    part = next(iter(parts.values())) if which == "auto" else parts[which]
+    if isinstance(part, int):
+        return part
+    if getattr(part, "ndim", None) == 0:
+        return int(part)
+    if not hasattr(part, "__len__"):
+        raise UsageError(f"data: lengths: sample {number} has no length: {batches.form(part)}; give a number each")
+    return len(part)
+
+
 def _classes(source: Source) -> Tensor:
     targets = source.targets()
     if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex() or int(targets.min()) < 0:
@@ -205,13 +245,13 @@ def _classes(source: Source) -> Tensor:
     return targets.long()
 
 
-def _numbers(weights: Any) -> Tensor:
+def _numbers(values: Any, name: str = "weights") -> Tensor:
     try:
-        given = weights if isinstance(weights, Tensor) else torch.as_tensor(numpy.asarray(weights))
+        given = values if isinstance(values, Tensor) else torch.as_tensor(numpy.asarray(values))
         return given.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"data: weights: {type(weights).__name__} is no list of numbers; give one each sample"
+            f"data: {name}: {type(values).__name__} is no list of numbers; give one for each sample"
         ) from error
 
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256, as hex digits, of what the samples are; equal for equal data, on any machine."""
+
+    @abstractmethod
+    def samples(self) -> Iterator[Any]:
+        """Every sample in order."""
 
     @abstractmethod
     def targets(self) -> Tensor:
@@ -103,6 +107,9 @@ class TensorSource(Source):
     def formed(self, columns: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """A batch of some samples' `columns`: one dictionary where they have names."""
         return (dict(zip(self.names, columns, strict=True)),) if self.names else columns
+
+    def samples(self) -> Iterator[Any]:
+        return (batches.whole(self.formed(self[index])) for index in range(len(self)))
 
     def column(self, name: str) -> Tensor:
         """The column of that name."""
@@ -186,13 +193,16 @@ class DatasetSource(Source):
         if (listed := targets_of(self.dataset)) is not None:
             return listed
         targets = []
-        for first in range(0, len(self), 1024):
-            for sample in fetch(self.dataset, range(first, min(first + 1024, len(self))), 0, 0):
-                parts = sample if isinstance(sample, tuple | list) else batches.pair((sample,))
-                if parts is None or len(parts) < 2:
-                    raise UsageError("data: a sample is no (inputs, targets) pair; there are no targets to read")
-                targets.append(torch.as_tensor(parts[-1]))
+        for sample in self.samples():
+            parts = sample if isinstance(sample, tuple | list) else batches.pair((sample,))
+            if parts is None or len(parts) < 2:
+                raise UsageError("data: a sample is no (inputs, targets) pair; there are no targets to read")
+            targets.append(torch.as_tensor(parts[-1]))
         return as_tensor(targets)
+
+    def samples(self) -> Iterator[Any]:
+        for first in range(0, len(self), 1024):
+            yield from fetch(self.dataset, range(first, min(first + 1024, len(self))), 0, 0)
 
     def fingerprint(self) -> str:
         """Of the class's name, the number of samples, 64 of them spread over the whole, and what lies in memory.

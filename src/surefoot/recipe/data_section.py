@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..registry import Range
-from .kinds import Argument, Flag, Maybe, Number, Or, Several, Whole
+from .kinds import Argument, Flag, Maybe, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
 from .sections import Keyed, Part, key
 
@@ -45,6 +45,14 @@ class DataSection(Keyed):
     )
     num_samples: int | None = key(
         Maybe(Whole(1, "give at least one sample")), "Samples in an epoch; null: as many as there are.", None
+    )
+    lengths: str | None = key(
+        Maybe(Text("auto or the name of a part of the samples")),
+        "Batches of samples of like length: by which part of them; auto is the first.",
+        None,
+    )
+    max_tokens: int | None = key(
+        Maybe(Whole(1, "give at least one token")), "With lengths: longest sample times samples in a batch.", None
     )
     workers: int = key(Whole(0, "give 0 for none"), "Processes that load ahead; 0 loads in this one.", 0)
     normalize: Normalize | str | None = key(
