@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,39 +39,67 @@ def decode_picture(path: Path, data: bytes, shape: tuple[int, ...]) -> tuple[np.
     (bilinear); never inverted. Raises `BadFile`, which names `path`, for what is damaged, too large or deeper than 8
     bits.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     channels, height, width = shape
     notes = []
+    with opened(path, data) as picture:
+        if picture.getexif().get(0x0112, 1) != 1:  # Orientation
+            picture = ImageOps.exif_transpose(picture)
+            notes.append("turned as its EXIF data say")
+        if picture.mode.startswith("I") or picture.mode == "F":
+            raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            # What shows through is the ground of the training images: black.
+            solid = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid)
+            notes.append("transparency put on black")
+        mode = "L" if channels == 1 else "RGB"
+        if picture.mode not in ("L", "1") and mode == "L":
+            notes.insert(0, "colours made grey")
+        picture = picture.convert(mode)
+        if picture.size != (width, height):
+            notes.append(f"{picture.width}x{picture.height} resized to {width}x{height}")
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, dtype=np.uint8)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), notes
+
+
+def decode_mask(path: Path, data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The values of a grey, palette or black-and-white PNG, uint8 (height, width): the class of each pixel.
+
+    With a `size` of (height, width) the nearest pixel's are taken. Raises `BadFile`, which names `path`, as
+    `decode_picture` does, and for colours.
+    """
+    from PIL import Image
+
+    with opened(path, data) as picture:
+        if picture.mode not in ("L", "P", "1"):
+            raise BadFile(
+                path, f"is no mask (mode {picture.mode}): each pixel is one value, its class, in a grey or palette PNG"
+            )
+        if picture.format != "PNG":
+            raise BadFile(path, "is a JPEG file, whose values are not those that were saved; give masks as PNG")
+        if size is not None:
+            picture = picture.resize(size[::-1], Image.Resampling.NEAREST)
+        return np.asarray(picture, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def opened(path: Path, data: bytes) -> Iterator[Any]:
+    """A PNG or JPEG picture of Pillow's, all of it read; raises `BadFile` for whatever goes wrong with it."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as file:
-            picture: Image.Image = file
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
             # The size is known before a pixel is unpacked.
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadFile(path, f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
             picture.load()
-            if picture.getexif().get(0x0112, 1) != 1:  # Orientation
-                picture = ImageOps.exif_transpose(picture)
-                notes.append("turned as its EXIF data say")
-            if picture.mode.startswith("I") or picture.mode == "F":
-                raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                # What shows through is the ground of the training images: black.
-                solid = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid)
-                notes.append("transparency put on black")
-            mode = "L" if channels == 1 else "RGB"
-            if picture.mode not in ("L", "1") and mode == "L":
-                notes.insert(0, "colours made grey")
-            picture = picture.convert(mode)
-            if picture.size != (width, height):
-                notes.append(f"{picture.width}x{picture.height} resized to {width}x{height}")
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture, dtype=np.uint8)
+            yield picture
     except BadFile:
         raise
     except UnidentifiedImageError as error:
         raise BadFile(path, "cannot be read as a picture: it is damaged, or neither PNG nor JPEG") from error
     except Exception as error:  # Pillow's decoders raise many kinds for one thing: a damaged file
         raise BadFile(path, f"cannot be read as a picture: {error}") from error
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), notes

@@ -26,6 +26,8 @@ _HARMLESS = (
     "checkpoint.keep_last",
     "checkpoint.when_busy",
     "data.dir",
+    "data.images",
+    "data.masks",
     "data.path",
     "data.val",
     "data.download",

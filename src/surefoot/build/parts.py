@@ -172,6 +172,9 @@ def augmentations(recipe: Recipe) -> list[Any]:
     """The random changes to training batches, in order."""
     from ..data import AUGMENTATIONS
 
+    if recipe.data.augment and recipe.data.part.name == "image_masks":
+        message = "these change the pictures and would leave their masks as they are; change both in data of your own"
+        raise UsageError(recipe.problem("data.augment", message))
     transforms = []
     for index, part in enumerate(recipe.data.augment):
         with at(recipe, f"data.augment.{index}"):

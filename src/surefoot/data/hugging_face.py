@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UsageError
-from ..files import read_bounded
 from ..pictures import decode_picture
 from ..registry import did_you_mean
 from ..safe_tensors import BadFile
 from ..text import shortened
 from .augment import whole_pair
-from .image_folder import MAX_FILE_BYTES, kept_in_memory
+from .image_folder import bytes_of, kept_in_memory
 from .orders import epoch_order
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing, sizes_of
@@ -278,9 +277,7 @@ class Rows(Dataset[Any]):
         if name in self.pictures:
             if value is None:
                 raise BadFile(place, "there is no picture")
-            data = value["bytes"]
-            if data is None:
-                data = read_bounded(value["path"], MAX_FILE_BYTES, follow=True)
+            data = bytes_of(value["path"]) if value["bytes"] is None else value["bytes"]
             return torch.from_numpy(decode_picture(place, data, self.shape)[0].copy())
         tensor = _tensor(value)
         if tensor is None:

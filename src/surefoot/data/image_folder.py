@@ -99,17 +99,18 @@ def kept_in_memory(
 ) -> TensorSource | DatasetSource:
     """All pictures decoded, uint8 (N, *shape), where they fit in memory; else a source that reads each when needed.
 
-    Raises Problems with the pictures that cannot be read.
+    `targets` (N, ...) are those of the samples, or are filled with them. Raises Problems with the pictures that cannot
+    be read.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if len(targets) * math.prod(shape) > min(MEMORY_BYTES, memory // 4):
+    if len(targets) * math.prod(shape) + targets.nbytes > min(MEMORY_BYTES, memory // 4):
         return DatasetSource(pictures, classes=classes)
     images = torch.empty((len(targets), *shape), dtype=torch.uint8)
     problems: list[str] = []
 
     def read(index: int) -> None:
         try:
-            images[index] = pictures[index][0]
+            images[index], targets[index] = pictures[index]
         except BadFile as error:
             problems.append(str(error))
 
@@ -135,10 +136,17 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = Path(self.files[index])
-        try:
-            data = read_bounded(path, MAX_FILE_BYTES, follow=True)
-        except OSError as error:
-            raise BadFile(path, f"cannot be read: {error.strerror or error}") from error
-        pixels, _ = decode_picture(path, data, self.shape)
-        return torch.from_numpy(numpy.array(pixels)), self.targets[index]
+        return picture_in(self.files[index], self.shape), self.targets[index]
+
+
+def picture_in(file: str | Path, shape: tuple[int, ...]) -> Tensor:
+    """The picture in a file, uint8 of `shape`."""
+    return torch.from_numpy(numpy.array(decode_picture(Path(file), bytes_of(file), shape)[0]))
+
+
+def bytes_of(file: str | Path) -> bytes:
+    """What a file of a data set holds. Raises `BadFile`."""
+    try:
+        return read_bounded(file, MAX_FILE_BYTES, follow=True)
+    except OSError as error:
+        raise BadFile(file, f"cannot be read: {error.strerror or error}") from error

@@ -43,6 +43,18 @@ DATA = Registry(
             facts={"samples": "those in the folders", "input": "(channels, height, width)", "classes": "the folders"},
         ),
         Entry(
+            "image_masks",
+            "surefoot.data.image_masks:image_masks",
+            "two folders: pictures, and masks with the class of each pixel",
+            limits={
+                "size": _AT_LEAST_ONE,
+                "channels": Range(low=1, high=3),
+                "val_share": _SHARE,
+                "seed": Range(low=0),
+            },
+            facts={"samples": "the pairs", "input": "(channels, height, width)", "classes": "the masks' values"},
+        ),
+        Entry(
             "text",
             "surefoot.data.text:text",
             "a text file as characters or bytes, to tell the next one",

@@ -328,14 +328,17 @@ def _refuse_nests(data: Any) -> None:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise UsageError unless `labels` are whole numbers 0 .. classes - 1."""
+    """Raise UsageError unless `labels` are whole numbers 0 .. classes - 1, or -100, which torch's losses leave out."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UsageError(f"data: targets are {labels.dtype}; class labels are whole numbers 0 to {classes - 1}")
     low, high = (int(v) for v in torch.aminmax(labels))
-    if low < 0 or high >= classes:
-        wrong = ((labels < 0) | (labels >= classes)).reshape(-1).nonzero()
+    if low >= 0 and high < classes:
+        return
+    wrong = (((labels < 0) & (labels != -100)) | (labels >= classes)).reshape(-1).nonzero()
+    if len(wrong):
+        sample = int(wrong[0]) // (labels.numel() // len(labels))
         raise UsageError(
             f"data: {len(wrong)} of {labels.numel()} labels lie outside the {classes} classes 0 to {classes - 1}: "
-            f"the first is {int(labels.reshape(-1)[wrong[0]])} at sample {int(wrong[0])}; mend the labels or name "
+            f"the first is {int(labels.reshape(-1)[wrong[0]])} at sample {sample}; mend the labels or name "
             "all the classes"
         )

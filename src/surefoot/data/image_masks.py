@@ -1,0 +1,109 @@
+"""Pictures and their masks: two folders with files of the same names, the class of each pixel to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import UsageError
+from ..pictures import PICTURE_ENDINGS, decode_mask, files_below
+from .augment import whole_pair
+from .image_folder import bytes_of, kept_in_memory, picture_in
+from .orders import epoch_order
+from .sources import DatasetSource, TensorSource
+from .splits import DataSplits, image_preprocessing
+
+# The value that drawing programs and many data sets give to pixels of no class; torch's losses leave out -100.
+_VOID, _IGNORED = 255, -100
+
+
+def image_masks(
+    images: str,
+    masks: str,
+    size: int | Sequence[int] = 64,
+    channels: int = 3,
+    classes: Sequence[str] | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+) -> DataSplits:
+    """Pictures under `images`, uint8 (N, channels, height, width), and the masks of the same names under `masks`.
+
+    A mask is a grey or palette PNG whose values are the classes, int64 (N, height, width). 255 is a pixel of no class,
+    which torch's losses leave out (-100); but where no mask has a value other than 0 and 255, it is the class 1. Masks
+    are resized to the nearest pixel, pictures as in `image_folder`. `classes` names the values in order. A `val_share`
+    of the pairs validates, drawn by `seed`.
+
+    Raises UsageError for pictures without a mask, and the reverse, and for files that cannot be read.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
+    shape = (channels, *whole_pair("data.size", size, least=1))
+    pictures, wanted = (_by_name(key, folder) for key, folder in (("images", images), ("masks", masks)))
+    if alone := sorted(set(pictures) ^ set(wanted)):
+        lacks = "mask" if alone[0] in pictures else "picture"
+        there = pictures.get(alone[0]) or wanted[alone[0]]
+        raise UsageError(f"data.masks: {there} has no {lacks} of that name; {len(alone)} files lack theirs")
+    pairs = [(str(pictures[name]), str(wanted[name])) for name in pictures]
+    with ThreadPoolExecutor(8) as pool:
+        found = numpy.unique(numpy.concatenate(list(pool.map(_values, (mask for _, mask in pairs)))))
+    table = torch.arange(256)
+    table[_VOID] = 1 if set(found.tolist()) <= {0, _VOID} else _IGNORED
+    count = int(table[torch.from_numpy(found).long()].max()) + 1
+    names = tuple(map(str, range(count))) if classes is None else tuple(classes)
+    if count > len(names):
+        raise UsageError(f"data.classes: {len(names)} are named and the masks have values up to {count - 1}")
+    order = epoch_order(len(pairs), seed, 0).tolist()
+    held_out = min(len(pairs) - 1, max(1, round(val_share * len(pairs)))) if val_share else 0
+    train, val = (
+        _source([pairs[k] for k in sorted(part)], table, shape, names) if part else None
+        for part in (order[held_out:], order[:held_out])
+    )
+    assert train is not None
+    return DataSplits(train, val, names, image_preprocessing(), {"channels": channels})
+
+
+def _by_name(key: str, folder: str) -> dict[str, Path]:
+    """The files in a folder by their places in it, without their endings."""
+    root = Path(folder).expanduser()
+    found: dict[str, Path] = {}
+    for path in files_below(root, PICTURE_ENDINGS):
+        name = str(path.relative_to(root).with_suffix(""))
+        if name in found:
+            raise UsageError(f"data.{key}: {path} and {found[name]} have the same name; leave one out")
+        found[name] = path
+    if not found:
+        raise UsageError(f"data.{key}: {root} is no directory with pictures in it ({', '.join(PICTURE_ENDINGS)})")
+    return found
+
+
+def _values(mask: str) -> numpy.ndarray:
+    return numpy.unique(decode_mask(Path(mask), bytes_of(mask)))
+
+
+def _source(
+    pairs: Sequence[tuple[str, str]], table: Tensor, shape: tuple[int, int, int], classes: tuple[str, ...]
+) -> TensorSource | DatasetSource:
+    targets = torch.zeros((len(pairs), *shape[1:]), dtype=torch.int64)
+    return kept_in_memory(Masked(pairs, table, shape), shape, targets, classes)
+
+
+class Masked(Dataset[tuple[Tensor, Tensor]]):
+    """Picture files with their masks': uint8 of `shape`, and int64 (height, width) of what `table` makes of values."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], table: Tensor, shape: tuple[int, int, int]):
+        self.files, self.masks = map(list, zip(*pairs, strict=True))
+        self.table, self.shape = table, shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        height, width = self.shape[1:]
+        mask = decode_mask(Path(self.masks[index]), bytes_of(self.masks[index]), (height, width))
+        return picture_in(self.files[index], self.shape), self.table[torch.from_numpy(mask.astype(numpy.int64))]
