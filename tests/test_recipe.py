@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from surefoot.errors import Problems, UsageError
+from surefoot.metric_registry import METRICS
 from surefoot.recipe import Frozen, load_recipe, packaged_names, packaged_summary, parse_recipe
 from surefoot.recipe.check import BY_STEP
 from surefoot.recipe.sections import Part
@@ -32,6 +33,7 @@ FAKES = {
     "model": Registry("model", "models", [Entry("LeNet5", lenet)]),
     "data": Registry("data set", "data", [Entry("garments", garments)]),
     "loss": Registry("loss", "losses", [Entry("CrossEntropyLoss", cross_entropy)]),
+    "metric": METRICS,
     "optimizer": Registry(
         "optimizer",
         "optimizers",
@@ -116,8 +118,7 @@ loss: MSELoss
         "r.yaml:5:28: optimizer.lr: the text 'fast' is not a number",
         "r.yaml:5:34: optimizer: SGD has no argument 'momentun'; did you mean 'momentum'?",
         "r.yaml:6:19: scheduler: StepLR needs the argument 'step_size'",
-        "r.yaml:7:27: early_stopping.monitor: the text 'val/acc' is not one of val/loss, val/accuracy, train/loss, "
-        "train/accuracy; did you mean 'val/accuracy'?",
+        "r.yaml:7:27: early_stopping.monitor: val/acc is not measured; did you mean 'val/accuracy'?",
         "r.yaml:8:1: 'loss' is given twice; it first stands at r.yaml:4:1",
         "argument 'seed=-1': seed: -1 is below 0; give 0 or more",
         "argument 'precison=bf16': unknown key 'precison'; did you mean 'precision'?",
@@ -180,12 +181,15 @@ LINES = [
     ("log_every: 60,000", "8:12: log_every: the text '60,000' is not a whole number, 1 or more; write 60000"),
     ("log_every: 5,", "8:12: log_every: the text '5,' is not a whole number, 1 or more; write 5"),
     ("metrics: accuracy", "8:10: metrics: the text 'accuracy' is not a list; write [accuracy]"),
-    ("metrics: [f1]", "8:11: metrics.0: the text 'f1' is not accuracy"),
+    ("metrics: [f1]", "8:11: metrics.0: unknown metric 'f1'"),
     ("checkpoint: {every: 500}", "8:21: checkpoint.every: 500 is not a count and its unit; write for example 1 epoch"),
     ("checkpoint: {every: 0 steps}", "8:21: checkpoint.every: the text '0 steps' is not a count and its unit"),
     ("checkpoint: {every: 2 weeks}", "8:21: checkpoint.every: the text '2 weeks' is not a count and its unit"),
     ("checkpoint: {keep_last: 0}", "8:25: checkpoint.keep_last: 0 is below 1; one is needed to go on from"),
-    ("checkpoint: {keep_best: loss}", "8:25: checkpoint.keep_best: the text 'loss' is not one of val/loss"),
+    (
+        "checkpoint: {keep_best: loss}",
+        "8:25: checkpoint.keep_best: the text 'loss' is not what is measured, val/NAME or train/NAME; w",
+    ),
     (
         "checkpoint: {keep_best: val/accuracy, mode: min}",
         "8:45: checkpoint.mode: min would take the worst val/accuracy for the best; leave mode out, or give max",

@@ -12,7 +12,9 @@ from typing import Any
 
 def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a class's constructor or a function; {} where they cannot be resolved."""
-    function = target.__init__ if inspect.isclass(target) else target
+    function: Any = target
+    if inspect.isclass(target):  # whichever of the two its signature is of
+        function = target.__new__ if "__new__" in vars(target) and "__init__" not in vars(target) else target.__init__
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):

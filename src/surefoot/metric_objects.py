@@ -19,6 +19,7 @@ _TASKS = ("Binary", "Multiclass", "Multilabel")
 
 def name_of(metric: Any) -> str:
     """What a metric is called where nobody names it."""
+    metric = getattr(metric, "func", metric)  # of a functools.partial
     name = getattr(metric, "__name__", None) or type(metric).__name__
     return next((name.removeprefix(task) for task in _TASKS if name.startswith(task) and name != task), name)
 
@@ -42,10 +43,16 @@ class MetricObjects:
     """
 
     def __init__(self, given: Mapping[str, Any], binary: bool = False):
+        self.given = dict(given)
         self._metrics = {name: _as_object(name, metric) for name, metric in given.items()}
         self._binary = binary
         self._updates = 0
         self.reset()
+
+    def better(self, name: str) -> str | None:
+        """``"max"`` or ``"min"`` where the metric of that name says which of its values is better, else None."""
+        higher = getattr(self._metrics.get(name.partition(".")[0]), "higher_is_better", None)
+        return None if higher is None else "max" if higher else "min"
 
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
@@ -62,13 +69,15 @@ class MetricObjects:
             if outputs.dtype in (torch.bfloat16, torch.float16):
                 outputs = outputs.float()
         for name, metric in self._metrics.items():
-            wanted = targets
+            given, wanted = outputs, targets
+            if type(metric).__name__.endswith("Perplexity") and isinstance(outputs, Tensor) and outputs.dim() == 3:
+                given = outputs.movedim(1, -1)  # it has classes last, torch's losses have them second
             if self._binary and isinstance(targets, Tensor) and targets.is_floating_point() and _classifies(metric):
                 wanted = (targets > 0.5).long()
             if isinstance(outputs, Tensor) and isinstance(metric, torch.nn.Module):
                 metric.to(outputs.device)
             try:
-                metric.update(outputs, wanted)
+                metric.update(given, wanted)
             except (ValueError, RuntimeError, TypeError, IndexError) as error:
                 raise UsageError(
                     f"metrics: {name} cannot be computed from outputs {_shape(outputs)} and targets {_shape(wanted)}: "

@@ -170,6 +170,10 @@ class RunningMetrics:
         self._window = _Sums()
         return means
 
+    def better(self, name: str) -> str | None:
+        """``"max"`` or ``"min"`` where the metric of that name itself says which is better, else None."""
+        return None if self.objects is None else self.objects.better(name)
+
     @property
     def samples(self) -> int:
         """The number of samples since `reset`."""

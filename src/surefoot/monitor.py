@@ -20,7 +20,7 @@ _CERTAIN = re.compile(r"(accuracy|loss)$")
 
 
 def better(metric: str | None) -> str | None:
-    """``"min"`` where lower values of `metric` are better, ``"max"`` where higher are, None where it does not say.
+    """``"min"`` where lower values of `metric` are better by its name, ``"max"`` where higher are, else None.
 
     >>> better("val/F1Score"), better("val/loss"), better("val/spread")
     ('max', 'min', None)
@@ -29,30 +29,34 @@ def better(metric: str | None) -> str | None:
     return "max" if _HIGHER.search(name) else "min" if _LOWER.search(name) else None
 
 
-def contradiction(metric: str, mode: str) -> str | None:
-    """What is wrong with a `mode` that takes the worst value of `metric` for the best, or None."""
-    right = better(metric)
-    if mode in MODES and _CERTAIN.search(metric.lower()) and mode != right:
+def contradiction(metric: str, mode: str, says: str | None = None) -> str | None:
+    """What is wrong with a `mode` that takes the worst value of `metric` for the best, or None.
+
+    `says` is the mode that the metric itself names, where it does; then only that one is right.
+    """
+    right = says or (better(metric) if _CERTAIN.search(metric.lower()) else None)
+    if mode in MODES and right is not None and mode != right:
         return f"{mode} would take the worst {metric} for the best; leave mode out, or give {right}"
     return None
 
 
-def settled(mode: str | None, metric: str | None, where: str) -> str:
-    """``"min"`` or ``"max"``: `mode`, or what the name of `metric` says where it is ``"auto"``.
+def settled(mode: str | None, metric: str | None, where: str, says: str | None = None, *, later: bool = False) -> str:
+    """``"min"`` or ``"max"``: `mode`, or what the metric itself `says`, or its name, where it is ``"auto"``.
 
-    Raises UsageError for another mode, one that contradicts the metric, and a metric whose name does not say.
+    Raises UsageError for another mode, one that contradicts the metric, and a metric whose name does not say; with
+    `later` that one stays ``"auto"``, since the metrics are not known yet.
     """
     if metric is not None and not isinstance(metric, str):
         raise UsageError(f"{where}: {metric!r} is not a metric's name; give a text such as 'val/loss'")
     if mode in (None, AUTO):
-        found = "min" if metric is None else better(metric)
-        if found is None:
+        found = "min" if metric is None else says or better(metric)
+        if found is None and not later:
             advice = "give mode='min' or mode='max'"
             raise UsageError(f"{where}: the name {metric!r} does not say which is better; {advice}")
-        return found
+        return found or AUTO
     if not isinstance(mode, str) or mode not in MODES:
         raise UsageError(f'{where}: mode: {mode!r} is not "auto", "min" or "max"')
-    wrong = metric is not None and contradiction(metric, mode)
+    wrong = metric is not None and contradiction(metric, mode, says)
     if wrong:
         raise UsageError(f"{where}: mode: {wrong}")
     return mode

@@ -72,7 +72,8 @@ class Entry:
 
     `target` is a callable or its import path ``"torch.nn:CrossEntropyLoss"``; `provided` names the parameters
     that Surefoot fills in (``params``, ``optimizer``) and a user may not give; `limits` gives the range of
-    numeric arguments; `facts` are further columns for ``surefoot list``.
+    numeric arguments; `facts` are further columns for ``surefoot list``; with `closed`, its ``**kwargs`` take nothing
+    that a user would give.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Entry:
     provided: tuple[str, ...] = ()
     limits: Mapping[str, Range] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    closed: bool = False
 
     def load(self) -> Callable[..., Any]:
         """The class or function itself."""
@@ -95,7 +97,7 @@ class Entry:
 
     def problems(self, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
         """Every mistake in `arguments`: unknown names, missing ones, wrong types, values out of range."""
-        return argument_problems(self.name, self.load(), arguments, self.parameters(), self.limits)
+        return argument_problems(self.name, self.load(), arguments, self.parameters(), self.limits, closed=self.closed)
 
 
 class Registry:
@@ -115,25 +117,33 @@ class Registry:
         self.plural = plural
         self._entries = {entry.name: entry for entry in entries}
 
+    def entries(self) -> Mapping[str, Entry]:
+        """All entries by name, in the registry's order."""
+        return self._entries
+
     def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+        return iter(self.entries().values())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self.entries()
 
     def names(self) -> list[str]:
         """The names, in the registry's order."""
-        return list(self._entries)
+        return list(self.entries())
 
     def __getitem__(self, name: str) -> Entry:
-        entry = self._entries.get(name)
+        entry = self.entries().get(name)
         if entry is None:
-            meant = did_you_mean(name, self._entries)
+            meant = did_you_mean(name, self.names()) or self.remedy(name)
             raise UsageError(f"unknown {self.kind} {name!r}{meant or ';'} `surefoot list {self.plural}` shows all")
         return entry
+
+    def remedy(self, name: str) -> str:
+        """What to do for an unknown name that resembles no other; "" where nothing is known."""
+        return ""
 
     def problems(self, name: str, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
         """Every mistake in a name and its arguments; empty when it can be built."""
@@ -271,9 +281,12 @@ def argument_problems(
     arguments: Mapping[str, Any],
     parameters: Mapping[str, inspect.Parameter] | None = None,
     limits: Mapping[str, Range] | None = None,
+    *,
+    closed: bool = False,
 ) -> list[ArgumentProblem]:
     """What is wrong with `arguments` for `target`, by its signature; also for a user's own imported callable."""
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+    kinds = {parameter.kind for parameter in inspect.signature(target).parameters.values()}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds and not closed
     if parameters is None:
         parameters = parameters_of(target)
     limits = limits or {}

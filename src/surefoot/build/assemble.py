@@ -14,6 +14,7 @@ from .parts import (
     augmentations,
     build_data,
     build_loss,
+    build_metrics,
     build_model,
     build_optimizer,
     build_schedule,
@@ -47,6 +48,7 @@ class Built:
     train: Loader
     val: Loader | None
     about: About
+    metrics: Any = "auto"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,7 +110,7 @@ class Built:
             "val": self.val,
             "schedule": self.schedule,
             "seed": recipe.seed,
-            "metrics": recipe.metrics,
+            "metrics": self.metrics,
             "step": self.step_options(),
             "run": run,
         }
@@ -149,7 +151,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
         started = load_weights(recipe, model, say)
     model = model.to(device)
     freeze(recipe, model)
-    loss = build_loss(recipe, splits)
+    loss, metrics = build_loss(recipe, splits), build_metrics(recipe)
     if hasattr(loss, "to"):
         loss = loss.to(device)
     with at(recipe, "data"):
@@ -186,4 +188,4 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
         dataset=recipe.data.part.name,
         source=(recipe.model.part.name, recipe.model.part.arguments()) if recipe.model.part.imported else None,
     )
-    return Built(recipe, model, loss, optimizer, schedule, train, val, about)
+    return Built(recipe, model, loss, optimizer, schedule, train, val, about, metrics)

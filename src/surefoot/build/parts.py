@@ -120,6 +120,31 @@ def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
         return losses.WeightedSum(terms)
 
 
+def build_metrics(recipe: Recipe) -> Any:
+    """What is measured, as `fit` takes it: ``"auto"``, or the metrics by the names that records have."""
+    from ..metric_objects import is_metric, name_of
+    from ..metric_registry import METRICS, OWN
+
+    if isinstance(recipe.metrics, str):
+        return recipe.metrics
+    metrics: dict[str, Any] = {}
+    for index, term in enumerate(recipe.metrics):
+        part = term.part
+        with at(recipe, f"metrics.{index}"):
+            if not part.imported:
+                metric = part.name if part.name in OWN else METRICS.build(part.name, resolved(part))
+            elif not is_metric(metric := function_of(part, METRICS, 2)):
+                raise UsageError(
+                    f"{part.name} is no metric; give a class or object with update, compute, reset, state_dict and "
+                    "load_state_dict, or a function of (outputs, targets)"
+                )
+            name = term.label or (name_of(metric) if part.imported else part.name)
+            if name in metrics:
+                raise UsageError(f"{name}: another metric is called so; give this one a name: as: NAME")
+            metrics[name] = metric
+    return metrics
+
+
 def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch.optim.Optimizer:
     """The optimizer over the trainable parameters of `model`, in the recipe's groups.
 

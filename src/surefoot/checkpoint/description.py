@@ -50,7 +50,7 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
 def comparable(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable[str]) -> list[dict[str, Any]]:
     """Both sets of conditions, without those that the recipe states already and that are compared there."""
     recipe = any(name.startswith("recipe.") for name in now)
-    built = {*objects, "checkpoint", "loss", "val"} if recipe else set()
+    built = {*objects, "checkpoint", "loss", "metrics", "val"} if recipe else set()
     # Which of torch's implementations of an update runs is an execution setting, where there is one.
     planned = (".foreach", ".fused") if any(name.startswith("execution.") for name in now) else ()
 

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..build import build
     from ..losses import lint
     from ..planning import mistakes
-    from ..training.checks import try_validation
+    from ..training.checks import measuring, try_validation
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
@@ -32,8 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
         off=loaded.lint_off,
         last=built.train.short_batch(),
     )
-    if built.val is not None and not any(finding.severity == "error" for finding in findings):
-        try_validation(built.model, built.loss, built.val)
+    if not any(finding.severity == "error" for finding in findings):
+        if built.val is not None:
+            try_validation(built.model, built.loss, built.val)
+        run = built.settings()["run"]
+        watched = built.schedule, run.checkpoints, run.early_stopping
+        measuring(built.model, built.loss, built.train, built.val, built.metrics, *watched)
     for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
         say(finding)
     parameters = sum(p.numel() for p in built.model.parameters())

@@ -8,7 +8,18 @@ from typing import Any
 
 from ..text import say
 
-KINDS = ("losses", "objectives", "optimizers", "schedulers", "warmups", "models", "data", "augmentations", "recipes")
+KINDS = (
+    "losses",
+    "objectives",
+    "metrics",
+    "optimizers",
+    "schedulers",
+    "warmups",
+    "models",
+    "data",
+    "augmentations",
+    "recipes",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +39,8 @@ def _kind(word: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the entries of one kind: name, summary, arguments with their defaults, further facts."""
+    from ..metric_registry import INSTALL, METRICS
+
     rows = _recipes() if arguments.kind == "recipes" else _entries(arguments.kind)
     if arguments.json:
         say(json.dumps(rows, indent=2))
@@ -40,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
             if fact == "arguments":
                 value = ", ".join(n if d is None else f"{n}={d}" for n, d in value.items()) or "none"
             say(f"    {fact}: {value}")
+    if arguments.kind == "metrics" and METRICS.remedy("F1Score"):
+        say(f"torchmetrics' classes are listed too where it is installed: {INSTALL}")
     return 0
 
 

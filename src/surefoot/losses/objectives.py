@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..batches import whole
 from ..errors import UsageError
+from ..metric_registry import can_be_called
 from .conventions import Convention, LossValue, describe, scalar
 
 _KEYS = ("loss", "outputs", "targets", "weight")
@@ -55,6 +56,10 @@ class Objective:
                     f"{', '.join(map(repr, given)) or 'nothing'}; it must hold 'loss'"
                 )
             numbers = {name: self._number(name, value) for name, value in given.items() if name not in _KEYS}
+            if wrong := [name for name in numbers if not can_be_called(name)]:
+                raise UsageError(
+                    f"the objective {describe(self)} returned {wrong[0]!r}, which no number in a record can be called"
+                )
             loss, weight = given["loss"], given.get("weight")
             outputs, targets = given.get("outputs"), given.get("targets")
             if weight is not None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
 from ..metric_objects import is_metric, name_of
-from ..registry import did_you_mean
+from ..metric_registry import OWN, can_be_called, metric_of
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
 from .composite import WeightedSum
 from .conventions import describe
 from .torch_losses import family, ignored
-
-METRICS = ("accuracy",)
-_NAME = re.compile(r"[^/\s.]+")
 
 # How the right answer is read from a model's output, by the loss it was trained with:
 # classes: the highest of (N, C, ...); logits: above 0; probabilities: above 0.5; signs: above 0, targets 1 or -1.
@@ -80,31 +76,34 @@ def _wanted(loss: Any, metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """
     if isinstance(metrics, str):
         metrics = default_metrics(loss) if metrics == "auto" else (metrics,)
-    named = isinstance(metrics, Mapping)
+    named = isinstance(metrics, Mapping) and not isinstance(metrics.get("name"), str)
     items = list(metrics.items()) if named else [(None, each) for each in _listed(metrics)]
     own: list[str] = []
     objects: dict[str, Any] = {}
-    for name, metric in items:
+    for label, metric in items:
+        if isinstance(metric, str) and metric not in OWN:
+            metric = {"name": metric}
+        if isinstance(metric, Mapping):
+            name, metric = metric_of(metric)
+            label = name if label is None else label
         if isinstance(metric, str):
-            if metric not in METRICS:
-                raise UsageError(
-                    f"unknown metric {metric!r}{did_you_mean(metric, METRICS) or ';'} there is: {', '.join(METRICS)}, "
-                    "and any object of torchmetrics or function of (outputs, targets)"
-                )
+            if label not in (None, metric):
+                raise UsageError(f"metrics: {metric} is recorded as {metric} and has no other name, as {label!r}")
             own.append(metric)
             continue
         if not is_metric(metric):
             text = f"the class {metric.__name__}; give an object of it" if isinstance(metric, type) else repr(metric)
             raise UsageError(
-                f"metrics: found {text}; expected names ({', '.join(METRICS)}), objects with update, compute, reset, "
-                "state_dict and load_state_dict (torchmetrics' are such), or functions of (outputs, targets)"
+                f"metrics: found {text}; expected names ({', '.join(OWN)} and torchmetrics' classes), objects with "
+                "update, compute, reset, state_dict and load_state_dict (torchmetrics' are such), or functions of "
+                "(outputs, targets)"
             )
-        name = name_of(metric) if name is None else name
-        if not isinstance(name, str) or name in objects or name in ("loss", *METRICS) or not _NAME.fullmatch(name):
+        label = name_of(metric) if label is None else label
+        if not can_be_called(label) or label in objects or label in OWN:
             raise UsageError(
-                f"metrics: {name!r} is taken or no name; give each its own: metrics={{'macro_f1': F1Score(...), ...}}"
+                f"metrics: {label!r} is taken or no name; give each its own: metrics={{'macro_f1': F1Score(...), ...}}"
             )
-        objects[name] = metric
+        objects[label] = metric
     return tuple(own), objects
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..metric_registry import OWN, RESERVED
 from ..monitor import better, contradiction
 from ..registry import Registry, did_you_mean
 from ..text import counted, shortened, typed
@@ -26,6 +27,7 @@ BY_STEP = ("OneCycleLR", "CyclicLR")
 _REGISTRIES = {
     "loss": ("surefoot.losses", "LOSSES"),
     "objective": ("surefoot.losses", "OBJECTIVES"),
+    "metric": ("surefoot.metric_registry", "METRICS"),
     "optimizer": ("surefoot.optimizers", "OPTIMIZERS"),
     "scheduler": ("surefoot.schedules", "SCHEDULERS"),
     "warmup": ("surefoot.schedules", "WARMUPS"),
@@ -46,7 +48,8 @@ def settle(recipe: Recipe, reading: Reading) -> Recipe:
     if recipe.early_stopping is not None and recipe.early_stopping.mode is None:
         changes["early_stopping"] = replace(recipe.early_stopping, mode=better(recipe.early_stopping.monitor))
     if recipe.checkpoint is not None and recipe.checkpoint.mode is None:
-        changes["checkpoint"] = replace(recipe.checkpoint, mode=better(recipe.checkpoint.keep_best) or "min")
+        watched = recipe.checkpoint.keep_best
+        changes["checkpoint"] = replace(recipe.checkpoint, mode="min" if watched is None else better(watched))
     if recipe.scheduler is not None and recipe.scheduler.part is not None:
         changes["scheduler"] = _settle_scheduler(recipe.scheduler, reading)
     return replace(recipe, **changes)
@@ -136,7 +139,7 @@ def _check_part(
 
 def _unknown_name(name: str, registry: Registry) -> str:
     last = name.rpartition(".")[2]  # of torch.optim.SGD and nn.MSELoss the last part is the name
-    near = f"; write {last}" if last in registry else did_you_mean(name, registry.names())
+    near = f"; write {last}" if last in registry else did_you_mean(name, registry.names()) or registry.remedy(name)
     if not near:
         own = f"; your own is {{import: my_package.module:{name}}}" if name.isidentifier() else ""
         near = f"; the names are: {', '.join(registry.names())}{own}"
@@ -184,17 +187,31 @@ def check_together(recipe: Recipe, reading: Reading) -> None:
 
 
 def _check_measured(recipe: Recipe, reading: Reading) -> None:
-    """What is watched is measured, where `metrics` says what that is."""
-    if recipe.metrics == "auto" or "accuracy" in recipe.metrics:
+    """Metrics have names of their own, and what is watched is among them, where `metrics` says what that is."""
+    terms = () if isinstance(recipe.metrics, str) else recipe.metrics
+    if _had_problem("metrics", reading):
         return
+    names = ["loss", *(OWN if isinstance(recipe.metrics, str) else ())]
+    for index, term in enumerate(terms):
+        name = term.label or (None if term.part.imported else term.part.name)
+        if name is not None and (name in names or name in RESERVED):
+            taken = "a record has that already" if name in RESERVED else "another metric is called so"
+            path = f"metrics.{index}.as" if f"metrics.{index}.as" in reading.values else f"metrics.{index}"
+            reading.refuse(path, f"{name}: {taken}; give this one a name, as: NAME")
+        names += [] if name is None else [name]
+    if recipe.objective is not None or any(term.part.imported and not term.label for term in terms):
+        return  # the first batch will tell
     watched = {
         "early_stopping.monitor": recipe.early_stopping and recipe.early_stopping.monitor,
         "checkpoint.keep_best": recipe.checkpoint and recipe.checkpoint.keep_best,
         "scheduler.monitor": recipe.scheduler and recipe.scheduler.monitor,
     }
     for path, metric in watched.items():
-        if metric and metric.endswith("accuracy"):
-            reading.refuse(path, f"{metric} is not measured; add accuracy to metrics")
+        split, _, name = str(metric or "").partition("/")
+        if name and name.partition(".")[0] not in names:
+            near = did_you_mean(f"{split}/{name}", [f"{split}/{known}" for known in names])
+            near = near or f"; add {name} to metrics"
+            reading.refuse(path, f"{metric} is not measured{near}")
 
 
 def _check_mode(
@@ -236,8 +253,9 @@ def _check_plateau(section: SchedulerSection, path: str, reading: Reading) -> No
         message = f"{PLATEAU} watches {section.monitor}, which is known once an epoch; leave by out"
         reading.refuse(join(path, "by"), message)
     mode = part.args.get("mode", "min")
-    if mode in ("min", "max") and section.monitor and mode != better(section.monitor):
-        remedy = f"give mode: {better(section.monitor)}"
+    right = better(section.monitor)
+    if mode in ("min", "max") and section.monitor and right is not None and mode != right:
+        remedy = f"give mode: {right}"
         message = f"mode {mode} would take the worst {section.monitor} for the best; {remedy}"
         reading.refuse(join(path, "mode" if "mode" in part.args else "monitor"), message)
 

@@ -13,8 +13,6 @@ from .frozen import thaw
 from .nodes import Broken, Entries, Items, Node, Scalar
 from .reading import INVALID, Reading, describe_node, flag_remedy, number_remedy
 
-METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
-
 
 class Kind:
     """What a value may be."""
@@ -173,6 +171,23 @@ class Choice(Kind):
 
     def schema(self, builder: Any) -> dict[str, Any]:
         return {"enum": list(self.options)}
+
+
+@dataclass(frozen=True)
+class Monitor(Kind):
+    """The name of something that is measured each epoch."""
+
+    expected = "what is measured, val/NAME or train/NAME"
+
+    def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
+        value = node.value if isinstance(node, Scalar) else None
+        if isinstance(value, str) and re.fullmatch(r"(train|val)/[^/\s]+", value):
+            return value
+        bare = isinstance(value, str) and re.fullmatch(r"[^/\s]+", value)
+        return self.mismatch(node, path, reading, f"; write val/{value}" if bare else "; e.g. val/loss")
+
+    def schema(self, builder: Any) -> dict[str, Any]:
+        return {"type": "string", "pattern": "^(train|val)/", "examples": ["val/loss", "val/accuracy"]}
 
 
 # What people write for null who come from Python, or from YAML 1.1.

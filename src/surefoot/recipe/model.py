@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..limits import CLIPPING, EMA_DECAY, LAYER_DECAY, MIN_DELTA, MOST_SEED, ON_NONFINITE, PRECISIONS, WHEN_BUSY
+from ..metric_registry import NAME
 from ..registry import Range
 from .data_section import DataSection, Normalize
 from .frozen import Frozen, thaw
-from .kinds import METRICS, Choice, Flag, Maybe, Number, Or, Several, Text, Whole
+from .kinds import Choice, Flag, Maybe, Monitor, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
 from .sections import Keyed, Part, key
 
@@ -28,7 +29,7 @@ _PRECISIONS = {
     **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
     **dict.fromkeys(("float16", "half", "16", "16-mixed", "amp"), "fp16"),
 }
-_BETTER = "min for a loss, max for an accuracy"
+_BETTER = "as the metric says"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,24 @@ class LossTerm(Keyed):
 
     part: Part
     factor: float = key(Number(Range(), "give a finite number"), "What this loss is multiplied by in a sum.", 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricTerm(Keyed):
+    """One metric, and what it is called in records."""
+
+    registry = "metric"
+
+    part: Part
+    label: str | None = key(
+        Maybe(Text("a name without slash, blank and dot", NAME)),
+        "What it is called in records; null: by its name.",
+        None,
+        name="as",
+    )
+
+    def plain(self) -> Any:
+        return self.part.plain() if self.label is None else {**self.part.mapping(), "as": self.label}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +140,7 @@ class SchedulerSection(Keyed):
         shown="step for OneCycleLR and CyclicLR, else epoch",
     )
     monitor: str | None = key(
-        Maybe(Choice(METRICS)), "What ReduceLROnPlateau watches.", None, shown="val/loss where it watches"
+        Maybe(Monitor()), "What ReduceLROnPlateau watches.", None, shown="val/loss where it watches"
     )
     children: tuple[SchedulerSection, ...] = key(
         Several(Section(lambda: SchedulerSection)),
@@ -179,7 +198,7 @@ class Unfreeze(Keyed):
 class EarlyStoppingSection(Keyed):
     """End the run when a metric no longer gets better."""
 
-    monitor: str = key(Choice(METRICS), "The metric.", "val/loss")
+    monitor: str = key(Monitor(), "The metric.", "val/loss")
     mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
     patience: int = key(Whole(1, "give at least one epoch"), "Epochs without improvement before the end.", 5)
     min_delta: float = key(Number(MIN_DELTA), "What does not count as improvement.", 0.0)
@@ -204,7 +223,7 @@ class CheckpointSection(Keyed):
         Maybe(Whole(1, "one is needed to go on from")), "How many of the newest are kept; null keeps all.", 3
     )
     keep_best: str | None = key(
-        Maybe(Choice(METRICS)), "The metric whose best model is kept as `model/best`; null keeps none.", None
+        Maybe(Monitor()), "The metric whose best model is kept as `model/best`; null keeps none.", None
     )
     mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
     when_busy: str = key(
@@ -313,8 +332,8 @@ class Recipe(Keyed):
     lint_off: tuple[str, ...] = key(
         Several(Text("the name of a check"), one=True), "Checks of the first batch that are not made.", ()
     )
-    metrics: str | tuple[str, ...] = key(
-        Or(_AUTO, Several(Choice(("accuracy",)))),
+    metrics: str | tuple[MetricTerm, ...] = key(
+        Or(_AUTO, Several(Section(lambda: MetricTerm))),
         "What is measured beside the loss; auto is the accuracy where the loss is one of classes.",
         "auto",
     )
@@ -357,6 +376,8 @@ class Recipe(Keyed):
             yield "loss", term.part, type(term)
         if self.objective is not None:
             yield "objective", self.objective, None
+        for metric in () if isinstance(self.metrics, str) else self.metrics:
+            yield "metric", metric.part, type(metric)
         if self.scheduler is not None:
             for _, scheduler in self.scheduler.walk():
                 yield "scheduler", scheduler.part, type(scheduler)
@@ -396,6 +417,7 @@ SECTIONS: tuple[type, ...] = (
     DataSection,
     Normalize,
     LossTerm,
+    MetricTerm,
     OptimizerSection,
     Group,
     SchedulerSection,

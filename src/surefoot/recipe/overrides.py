@@ -11,7 +11,7 @@ from .reading import describe_node
 from .yaml_source import read_value
 
 # Keys whose value may be a bare name, which a dotted override turns into a mapping with that name.
-_PARTS = ("model", "data", "loss", "objective", "optimizer", "scheduler", "warmup")
+_PARTS = ("model", "data", "loss", "objective", "metrics", "optimizer", "scheduler", "warmup")
 
 
 def apply_overrides(tree: Entries, overrides: Sequence[str], problems: list[Problem]) -> Entries:

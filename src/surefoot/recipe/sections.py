@@ -76,6 +76,7 @@ EXAMPLES = {
     "data": "garments",
     "loss": "CrossEntropyLoss",
     "objective": "{import: my_package.training:objective}",
+    "metric": "accuracy",
     "optimizer": "{name: SGD, lr: 0.1}",
     "scheduler": "{name: StepLR, step_size: 5}",
     "warmup": "{name: LinearWarmup, warmup_period: 100}",

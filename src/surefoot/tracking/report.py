@@ -99,6 +99,7 @@ def render_report(
         ("Damaged", _listed([*map(str, run.get("damaged") or []), *numbers.left_out])),
         ("Training vs. Validation Loss", _metric_chart(numbers, "loss")),
         ("Accuracy", _metric_chart(numbers, "accuracy", percent=True)),
+        ("Metrics", "".join(f"<h3>{escape(key)}</h3>{_metric_chart(numbers, key)}" for key in numbers.others)),
         ("Learning rate", _rate_chart(numbers)),
         ("Epochs", _epoch_table(numbers)),
         ("Confusion matrix", confusion_table(confusion, classes) if confusion is not None else ""),

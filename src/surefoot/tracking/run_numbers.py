@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..charts.thinning import Curve, Point
+from ..monitor import better
 from .epochs import Epochs
 from .journal import metrics_of
 
 DRAWN = ("loss", "accuracy")
+# Further metrics are drawn epoch by epoch, so many of them.
+_MOST_OTHERS = 12
 _MOST_LEFT_OUT = 50
 _MOST_GROUPS = 200
 
@@ -32,6 +35,7 @@ class RunNumbers:
         self.epochs = Epochs(most=250)
         self.extremes: dict[tuple[str, str], Extreme] = {}
         self.left_out: list[str] = []
+        self.others: list[str] = []
         self._curves: dict[tuple[str, str, str], Curve] = {}
         # By kind of record: the curve of each param group, and a hash of its rates so far.
         self._rates: dict[str, list[Curve]] = {"step": [], "epoch": []}
@@ -50,12 +54,17 @@ class RunNumbers:
         self.last = record
         self.epochs.add(record)
         for key, value in metrics_of(record).items():
-            if key in DRAWN:
+            if key in DRAWN or (kind == "epoch" and self._is_other(key)):
                 self._curves.setdefault((kind, split, key), Curve()).add(step, value)
                 if kind == "epoch" and value == value:
                     self._note(split, key, value, record["epoch"])
         if split == "train" and record.get("lr"):
             self._add_rates(kind, step, record["lr"][:_MOST_GROUPS])
+
+    def _is_other(self, key: str) -> bool:
+        if key not in self.others and len(self.others) < _MOST_OTHERS:
+            self.others.append(key)
+        return key in self.others
 
     def points(self, kind: str, split: str, key: str) -> list[Point]:
         """The points of one metric."""
@@ -73,7 +82,7 @@ class RunNumbers:
     def _note(self, split: str, key: str, value: float, epoch: int) -> None:
         extreme = self.extremes.setdefault((split, key), Extreme(value, value, epoch))
         extreme.last = value
-        if value > extreme.best if key == "accuracy" else value < extreme.best:
+        if value > extreme.best if better(key) == "max" else value < extreme.best:
             extreme.best, extreme.epoch = value, epoch
 
     def _add_rates(self, kind: str, step: int, rates: list[float]) -> None:

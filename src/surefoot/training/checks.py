@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .. import batches
 from ..arguments import Arguments
@@ -19,14 +21,17 @@ from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..metrics import RunningMetrics
 from ..modes import evaluating
+from ..monitor import settled
+from ..registry import did_you_mean
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
+from ..schedules.composite import leaves
 from ..step import StepOptions
 from ..tracking import Progress
 from ..untouched import is_lazy, untouched
 from ..wrapping import unwrap
 from .options import RunOptions
-from .state import EarlyStopping
+from .state import Checkpoints, EarlyStopping
 
 
 def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **arguments: Any) -> list[Any]:
@@ -65,28 +70,50 @@ def check_loss(check: Arguments, loss: Any) -> None:
     check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
 
 
-def check_monitors(
-    names: Sequence[str],
+def measuring(
+    model: nn.Module,
+    loss: Any,
+    loader: Loader,
     val_loader: Loader | None,
-    keep_best: str | None,
-    early_stopping: EarlyStopping | None,
+    metrics: Any,
     schedule: Schedule,
-) -> None:
-    """Raise Problems for a monitored metric that this run will never have; `names` are what it measures."""
+    checkpoints: Checkpoints | None,
+    early_stopping: EarlyStopping | None,
+) -> tuple[RunningMetrics, Checkpoints, EarlyStopping | None]:
+    """What measures a run, and `checkpoints` and `early_stopping` with the mode that their metric says.
+
+    Raises Problems for a monitored metric that this run will never have, and for a mode that is the wrong way round.
+    """
+    running = RunningMetrics(**metric_options(loss, metrics))
+    names = measured(model, loss, loader, metrics)
+    checkpoints = Checkpoints(every=None) if checkpoints is None else checkpoints
     splits = ["train"] + (["val"] if val_loader is not None else [])
-    names = [f"{split}/{name}" for split in splits for name in names]
-    monitored = {
-        "checkpoint.keep_best": keep_best,
-        "early_stopping.monitor": early_stopping.monitor if early_stopping else None,
-        "scheduler.monitor": schedule.monitor if schedule.needs_metric else None,
-    }
-    problems = [
-        f"{where}: {name!r} is not measured in this run; measured are: {', '.join(names)}"
-        for where, name in monitored.items()
-        if name is not None and name not in names
-    ]
+    known = [f"{split}/{name}" for split in splits for name in names]
+    problems: list[str] = []
+
+    def mode_of(where: str, metric: str | None, mode: str, later: bool = False) -> str:
+        if metric is not None and metric not in known:
+            meant = did_you_mean(metric, known) or ";"
+            problems.append(f"{where}: {metric!r} is not measured in this run{meant} measured are: {', '.join(known)}")
+            return mode
+        try:
+            return settled(mode, metric, where, metric and running.better(metric.partition("/")[2]), later=later)
+        except UsageError as error:
+            problems.append(str(error))
+            return mode
+
+    mode = mode_of("checkpoint.keep_best", checkpoints.keep_best, checkpoints.mode)
+    checkpoints = replace(checkpoints, mode=mode)
+    if early_stopping is not None:
+        mode = mode_of("early_stopping.monitor", early_stopping.monitor, early_stopping.mode)
+        early_stopping = replace(early_stopping, mode=mode)
+    if schedule.needs_metric:
+        modes = [part.mode for part in leaves(schedule.scheduler) if isinstance(part, ReduceLROnPlateau)]
+        for mode in modes or ["auto"]:  # what a user's own class does with the metric nobody knows
+            mode_of("scheduler.monitor", schedule.monitor, mode, later=True)
     if problems:
         raise Problems(problems)
+    return running, checkpoints, early_stopping
 
 
 def measured(model: nn.Module, loss: Any, loader: Loader, metrics: Any) -> list[str]:

@@ -18,7 +18,6 @@ from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flat
 from ..data import Loader
 from ..errors import UsageError
 from ..execution import prepare
-from ..losses import metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import autocast, enter_training
@@ -29,7 +28,7 @@ from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
 from .about import completed, save_model_of
-from .checks import check_monitors, checked, give_shapes, look_over_first_batch, measured
+from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
 from .evaluation import evaluation_loader, training_loader
 from .loop import Loop
@@ -116,19 +115,10 @@ def fit(
     arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
     epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
     loss = as_objective(loss)
-    early_stopping, about = run.early_stopping, run.about
+    about = run.about
     unfreezing = run.unfreeze or None
     if unfreezing and not isinstance(unfreezing, Unfreezing):
         unfreezing = Unfreezing(model, optimizer, unfreezing)
-    settings = {
-        "seed": seed,
-        **{name: value for name, value in vars(options).items() if name != "on_nonfinite"},
-        "log_every": run.log_every,
-        # As with epochs, another patience is another end and not another run.
-        "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
-        "unfreeze": [list(item) for item in (unfreezing.plan if unfreezing else ())],
-        "loss": type(loss).__name__,
-    }
     progress = run.progress
     if isinstance(progress, bool):
         progress = make_progress() if progress else Progress()
@@ -145,21 +135,29 @@ def fit(
         validates=val is not None,
         say=progress.message,
     )
-    running = RunningMetrics(**metric_options(loss, metrics))
-    checkpoints = run.checkpoints if run.checkpoints is not None else Checkpoints(every=None)
+    with autocast(loader.device, options.precision):
+        look_over_first_batch(
+            model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
+        )
+        give_shapes(model, loss, loader)
+        running, checkpoints, early_stopping = measuring(
+            model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping
+        )
     begun = run.start_epoch or 0
     best = Best(checkpoints.mode, metric=checkpoints.keep_best)
     state = RunState(best=best, epoch=begun, step=begun * steps_per_epoch)
     if early_stopping is not None:
         state.patience = early_stopping.patience
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
-    with autocast(loader.device, options.precision):
-        look_over_first_batch(
-            model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
-        )
-        give_shapes(model, loss, loader)
-        names = measured(model, loss, loader, metrics)
-    check_monitors(names, val_loader, checkpoints.keep_best, early_stopping, schedule)
+    settings = {
+        "seed": seed,
+        **{name: value for name, value in vars(options).items() if name != "on_nonfinite"},
+        "log_every": run.log_every,
+        # As with epochs, another patience is another end and not another run.
+        "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
+        "unfreeze": [list(item) for item in (unfreezing.plan if unfreezing else ())],
+        "loss": type(loss).__name__,
+    }
     if message := enter_training(model):
         progress.message(message)
     train_step = TrainStep(model, loss, optimizer, options)
@@ -192,7 +190,7 @@ def fit(
                     claim.run,
                     **vars(checkpoints),
                     conditions={
-                        **_described(loss, val_loader, checkpoints),
+                        **_described(loss, val_loader, checkpoints, running),
                         **about.conditions,
                         **flatten("fit", settings),
                         **flatten("execution", execution.to_json()),
@@ -309,9 +307,14 @@ def _before_loading(
         unfreezing.catch_up(saved)
 
 
-def _described(loss: Any, val_loader: Loader | None, checkpoints: Checkpoints) -> dict[str, Any]:
+def _described(
+    loss: Any, val_loader: Loader | None, checkpoints: Checkpoints, running: RunningMetrics
+) -> dict[str, Any]:
     """What of the arguments is neither kept by the checkpoint nor a setting of the step."""
-    found = describe({"loss": loss} | ({} if val_loader is None else {"val": val_loader})) | code_of([loss])
+    metrics = {} if running.objects is None else running.objects.given
+    found = describe({"loss": loss} | ({} if val_loader is None else {"val": val_loader}))
+    found |= describe({f"metrics.{name}": metric for name, metric in metrics.items()})
+    found |= code_of([loss, *metrics.values()])
     if val_loader is not None:
         found["data.val"] = val_loader.source.fingerprint()
         found |= code_of([val_loader.source])

@@ -19,7 +19,7 @@ class Checkpoints:
 
     `every` is ``"1 epoch"``, ``"500 steps"`` or ``"10 min"``; None saves only when the run stops. `keep_last`
     newest ones stay (None: all), and with `keep_best` (``"val/loss"``) the best one by that metric too. `mode` is
-    ``"min"``, ``"max"``, or ``"auto"``: higher is better for an accuracy, lower for a loss. A save that is due while
+    ``"min"``, ``"max"``, or ``"auto"``: as the metric or its name says. A save that is due while
     the one before is still being written is awaited, or left out with ``when_busy="skip"``. Raises UsageError for
     anything else, and for a mode that would take the worst for the best.
 
@@ -35,9 +35,8 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         check_when_busy(self.when_busy)
-        keep = Keep(self.keep_last, self.keep_best, self.mode)
-        object.__setattr__(self, "keep_last", keep.last)
-        object.__setattr__(self, "mode", keep.mode)
+        object.__setattr__(self, "keep_last", Keep(self.keep_last).last)
+        object.__setattr__(self, "mode", settled(self.mode, self.keep_best, "keep_best", later=True))
         if self.every is not None:
             Every.parse(self.every)
 
@@ -46,7 +45,7 @@ class Checkpoints:
 class EarlyStopping:
     """Stop after `patience` epochs in which `monitor` did not improve by more than `min_delta`.
 
-    `mode` is ``"min"``, ``"max"``, or ``"auto"``: higher is better for an accuracy, lower for a loss. Raises
+    `mode` is ``"min"``, ``"max"``, or ``"auto"``: as the metric or its name says. Raises
     UsageError for values that cannot be, and for a mode that would take the worst for the best.
     """
 
@@ -61,7 +60,7 @@ class EarlyStopping:
         object.__setattr__(self, "patience", check.whole("patience", self.patience, low=1))
         object.__setattr__(self, "min_delta", check.number("min_delta", self.min_delta, MIN_DELTA))
         check.done()
-        object.__setattr__(self, "mode", settled(self.mode, self.monitor, "early_stopping"))
+        object.__setattr__(self, "mode", settled(self.mode, self.monitor, "early_stopping", later=True))
 
 
 @dataclass
