@@ -8,7 +8,6 @@ import pkgutil
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,6 +23,8 @@ from surefoot.checkpoint import Checkpointer, scan
 from surefoot.cli import main, train
 from surefoot.cli.tracebacks import print_error
 from surefoot.errors import Stopped
+from surefoot.proof import Job, drive
+from surefoot.proof.job import Running
 from surefoot.signals import Interrupted, SignalWatch, raised
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -233,19 +234,6 @@ def test_too_little_address_space_for_torch_is_told_before_torch_is_loaded(monke
 # ------------------------------------------------------------------------------------------ verify
 
 
-def test_a_process_ends_with_the_one_that_holds_its_lifeline():
-    code = "import sys, signal; from surefoot.proof import end_with; end_with(int(sys.argv[1])); print('on', flush=1)"
-    reading, writing = os.pipe()
-    child = subprocess.Popen(
-        [sys.executable, "-c", f"{code}; signal.pause()", str(reading)], stdout=subprocess.PIPE, pass_fds=[reading]
-    )
-    assert child.stdout.readline() == b"on\n" and child.poll() is None
-    os.close(writing)
-    assert child.wait() == -signal.SIGKILL
-    child.stdout.close()
-    os.close(reading)
-
-
 def test_verify_cleans_up_after_a_killed_one_and_leaves_a_living_one_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     long_ago = time.time() - 3600
@@ -254,7 +242,7 @@ def test_verify_cleans_up_after_a_killed_one_and_leaves_a_living_one_alone(tmp_p
         if not name.endswith("new"):
             os.utime(tmp_path / name, (long_ago, long_ago))
     # A lock of another open file, as another process would hold it.
-    with proof._locked(tmp_path / "surefoot-verify-living"), proof._temporary_home() as home:
+    with drive._locked(tmp_path / "surefoot-verify-living"), drive._temporary_home() as home:
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
             ["other", "surefoot-verify-living", "surefoot-verify-new", home.name]
         )
@@ -264,15 +252,19 @@ def test_verify_cleans_up_after_a_killed_one_and_leaves_a_living_one_alone(tmp_p
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_verify_ended_by_a_signal_ends_its_runs_and_leaves_nothing(tmp_path, monkeypatch, capsys, signum):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    children = []
+    started = []
 
-    def start(*_):
-        program = [sys.executable, "-c", "import signal; signal.pause()"]
-        children.append(subprocess.Popen(program, stderr=subprocess.PIPE, text=True))
-        return children[-1]
+    def start(self, home):
+        program = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+        started.append(Running([sys.executable, "-c", program], None, os.environ))
+        return started[-1]
 
-    monkeypatch.setattr(proof, "_start", start)
-    monkeypatch.setattr(subprocess.Popen, "communicate", lambda *_, **__: signal.raise_signal(signum))
+    def wait(self, seconds=None):
+        self.process.stdout.readline()
+        signal.raise_signal(signum)
+
+    monkeypatch.setattr(Job, "start", start)
+    monkeypatch.setattr(Running, "wait", wait)
     assert main(["verify", "quickstart"]) == 128 + signum
     assert capsys.readouterr().err == f"surefoot: stopped by {signal.Signals(signum).name}\n"
-    assert children[0].returncode == -signal.SIGKILL and not list(tmp_path.iterdir())
+    assert started[0].code == 128 + signal.SIGKILL and not list(tmp_path.iterdir())

@@ -54,18 +54,29 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file",
+    ("file", "name"),
     [
-        "model/model.safetensors",
-        "model/best/model.safetensors",
-        "checkpoints/step-000000020/model.safetensors",
-        "checkpoints/step-000000020/optimizer.safetensors",
+        ("model/model.safetensors", "model/model.safetensors: fc3.weight: 1 of 840 values, by at most "),
+        ("model/best/model.safetensors", "model/best/model.safetensors: fc3.weight: 1 of 840 values, by at most "),
+        (
+            "checkpoints/step-000000020/model.safetensors",
+            "step 20, model.safetensors: fc3.weight: 1 of 840 values, by ",
+        ),
+        ("checkpoints/step-000000020/optimizer.safetensors", "step 20, optimizer.safetensors: rng/torch: 1 of "),
     ],
 )
-def test_one_bit_is_a_difference_and_its_place_is_told(run, twin, file):
+def test_one_bit_is_a_difference_and_its_place_is_told(run, twin, file, name):
     flip(twin / file)
     difference, _ = compare(run, twin)
-    assert difference.startswith(f"{file}: first different byte is ")
+    assert difference.startswith(name)
+
+
+def test_a_field_of_the_state_is_named_by_its_place(run, twin):
+    path = max((twin / "checkpoints").glob("step-*")) / "state.json"
+    state = json.loads(path.read_text())
+    state["objects"]["schedule"]["steps"] += 1
+    path.write_text(json.dumps(state))
+    assert compare(run, twin)[0] == "step 20, state.json: objects.schedule.steps: untouched has 20, killed has 21"
 
 
 def test_a_record_that_differs_is_told(run, twin):

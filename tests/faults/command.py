@@ -19,6 +19,7 @@ import numpy
 
 from surefoot import cli, files, proof
 from surefoot.checkpoint import Checkpointer
+from surefoot.proof import comparison
 
 from .disks import _nobody, _small_disk
 from .harness import FAST, TESTS, Result, Settings, Sitting, add, dice, newest, spread, valid_steps
@@ -179,7 +180,7 @@ def _other_recipe(change: str, name: str):
         assert result.code == 0, result.err
         if name == "optimizer.lr":
             # 0.01 before: the schedule goes on from the new base.
-            mine, theirs = (proof._records(place)[-1]["lr"][0] for place in (folder / "run", reference()[0]))
+            mine, theirs = (comparison.records(place)[-1]["lr"][0] for place in (folder / "run", reference()[0]))
             assert abs(mine / theirs - 50) < 0.01, (mine, theirs)
         assert json.loads((folder / "run/run.json").read_text())["inexact"], "not marked inexact"
         return told
@@ -194,7 +195,7 @@ def _extended(folder: Path) -> str:
     result = surefoot("resume", str(folder / "run"), "epochs=3").result()
     assert result.code == 0, result.err
     whole = reference()[0]
-    assert proof._records(folder / "run") == proof._records(whole)
+    assert comparison.records(folder / "run") == comparison.records(whole)
     for part in ("model.safetensors", "optimizer.safetensors"):
         assert (newest(folder / "run").path / part).read_bytes() == (newest(whole).path / part).read_bytes(), part
     return "records and last checkpoint equal the longer run's"

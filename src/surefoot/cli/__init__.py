@@ -63,7 +63,12 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, overrides taken wherever they stand: argparse itself loses those that follow an option."""
-    arguments, rest = parser.parse_known_args(argv)
+    words, command = list(argv), list[str]()
+    if "--" in words and words[0] == "verify":  # what follows is another program's
+        words, command = words[: words.index("--")], words[words.index("--") + 1 :]
+    arguments, rest = parser.parse_known_args(words)
+    if command:
+        arguments.command = command
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
         parser.error(

@@ -1,0 +1,225 @@
+"""Two finished runs compared as bytes: the first difference, by name and step."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..text import counted
+
+# The one field of a record, and of the state, that may differ between two equal runs.
+TIME = "wall_s"
+# A step's checkpoint, and how many of the same step came before it.
+_SAVED = re.compile(r"step-(\d+)(?:-(\d+))?").fullmatch
+
+
+def compare(one: Path, other: Path, *, seeded: bool = True) -> tuple[str | None, int]:
+    """The first difference between two finished runs, or None; and how many items were compared.
+
+    Records but for `wall_s`; the tensors and state of every checkpoint that both kept, the newest included; the saved
+    models; every point in TensorBoard. Where the runs have not `seeded` every generator of the process, as a recipe's
+    runs do, the state of one that no checkpoint shows in use does not count: each process has another.
+    """
+    mine, theirs = _saved(one), _saved(other)
+    steps = sorted({*mine} & {*theirs})
+    unused = functools.cache(lambda: () if seeded else tuple(_unused(mine) & _unused(theirs)))
+    return first_difference(_items(one, mine, steps, unused), _items(other, theirs, steps, unused))
+
+
+def first_difference(one: Iterator[tuple[str, Any]], other: Iterator[tuple[str, Any]]) -> tuple[str | None, int]:
+    """The first of two series of named items that is not equal, in words, or None; and how many were."""
+    compared = 0
+    for (name, mine), (_, theirs) in zip(one, other, strict=True):
+        if mine != theirs and (difference := _difference(mine, theirs)):
+            return f"{name}{difference}", compared
+        compared += 1
+    return None, compared
+
+
+def _saved(run: Path) -> dict[int, Path]:
+    """The checkpoints by step: of one step the last. How often it was saved does not count: a stop after the last
+    update saves it once more."""
+    folder = run / "checkpoints"
+    found = [(int(m[1]), int(m[2] or 0), path) for path in _listed(folder) if (m := _SAVED(path.name))]
+    return {step: path for step, _, path in sorted(found)}
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _unused(saved: dict[int, Path]) -> set[str]:
+    """The generators of the process that have one state in all checkpoints, as prefixes of their names there."""
+    states: dict[str, set[str]] = {}
+    for path in saved.values():
+        from .. import safe_tensors
+
+        tensors = safe_tensors.load(path / "optimizer.safetensors").tensors
+        for kind, state in json.loads((path / "state.json").read_text("utf-8"))["rng"].items():
+            own = [repr(tensor.tolist()) for name, tensor in tensors.items() if f"{name}/".startswith(f"rng/{kind}/")]
+            states.setdefault(f"rng/{kind}", set()).add(repr([state, *own]))
+    return {name for name, seen in states.items() if len(seen) == 1}
+
+
+def _items(
+    run: Path, saved: dict[int, Path], steps: list[int], unused: Callable[[], tuple[str, ...]]
+) -> Iterator[tuple[str, Any]]:
+    yield "run.json, conditions", json.loads((run / "run.json").read_text("utf-8"))["conditions"]
+    yield "newest checkpoint, step", max(saved, default=None)
+    yield "metrics.jsonl", records(run)
+    for step in steps:
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            path = saved[step] / file
+            yield f"step {step:,}, {file}", _Tensors(path, unused) if path.exists() else None
+        state = json.loads((saved[step] / "state.json").read_text("utf-8"))
+        if "progress" in state["objects"]:
+            state["objects"]["progress"].pop(TIME, None)
+        state.pop("marks")  # checksums of the same
+        state.pop("journal")  # an offset in bytes, which hangs on how many digits the times have
+        yield f"step {step:,}, state.json", _State(state, unused)
+    for folder in ("model", "model/best"):
+        weights, described = run / folder / "model.safetensors", run / folder / "model.json"
+        yield f"{folder}/model.safetensors", _Tensors(weights) if weights.exists() else None
+        about = json.loads(described.read_text("utf-8")) if described.exists() else {}
+        about.pop("seal", None)  # of this very directory
+        yield f"{folder}/model.json", about
+    yield "tensorboard", _points(run)
+
+
+class _Tensors:
+    """A file of tensors, equal to one of the same bytes."""
+
+    def __init__(self, path: Path, unused: Callable[[], tuple[str, ...]] = tuple):
+        self.path, self.data, self._unused = path, path.read_bytes(), unused
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Tensors) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def difference(self, other: _Tensors) -> str:
+        """The first tensor that differs, how many of its values do and by how much, and how many tensors do; "" where
+        none does that counts."""
+        from .. import safe_tensors
+
+        mine, theirs = safe_tensors.load(self.path).tensors, safe_tensors.load(other.path).tensors
+        if mine.keys() != theirs.keys():
+            return f"{min(mine.keys() ^ theirs.keys())} is in one of them only"
+        differing = [name for name in mine if not _same(mine[name], theirs[name])]
+        if not differing:
+            return "the same tensors, in other bytes"
+        differing = [name for name in differing if not name.startswith(self._unused())]
+        if not differing:
+            return ""
+        first = differing[0]
+        also = f"; {len(differing)} of {counted(len(mine), 'tensor')} differ" if len(differing) > 1 else ""
+        if mine[first].shape != theirs[first].shape or mine[first].dtype != theirs[first].dtype:
+            shapes = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (mine[first], theirs[first])]
+            return f"{first}: untouched has {shapes[0]}, killed has {shapes[1]}{also}"
+        unequal = mine[first] != theirs[first]
+        gap = (mine[first].double() - theirs[first].double()).abs().nan_to_num(0.0).max().item()
+        return f"{first}: {int(unequal.sum())} of {counted(unequal.numel(), 'value')}, by at most {gap:.3g}{also}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    import torch
+
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return bool(torch.equal(*raw))
+
+
+class _State:
+    """What state.json holds, by dotted names."""
+
+    def __init__(self, state: dict[str, Any], unused: Callable[[], tuple[str, ...]]):
+        self.fields, self._unused = _flat(state), unused
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _State) and self.fields == other.fields
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def difference(self, other: _State) -> str:
+        """The first field that differs; "" where none does that counts."""
+        names = sorted({*self.fields, *other.fields})
+        differing = (name for name in names if self.fields.get(name) != other.fields.get(name))
+        name = next((name for name in differing if not name.replace(".", "/").startswith(self._unused())), None)
+        if name is None:
+            return ""
+        return (
+            f"{name}: untouched has {str(self.fields.get(name))[:200]}, killed has {str(other.fields.get(name))[:200]}"
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted names: so that a difference is named by its place."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{name}.{key}" if name else str(key))
+    return flat
+
+
+def records(run: Path) -> list[dict[str, Any]] | None:
+    """The records of a run, but for the times; floats as their text. None where there is no journal."""
+    if not (run / "metrics.jsonl").exists():
+        return None
+    from ..tracking import read_records
+
+    return [{k: _exact(v) for k, v in r.items() if k != TIME} for r in read_records(run / "metrics.jsonl")]
+
+
+def _exact(value: Any) -> Any:
+    # NaN is not equal to itself; its text is.
+    return repr(value) if isinstance(value, float) else value
+
+
+def _points(run: Path) -> list[tuple[str, int, float]]:
+    """Every scalar point in the order written: a point that appears twice is a difference."""
+    folder = run / "tensorboard"
+    if not folder.exists():
+        return []
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    points = [(tag, e.step, _exact(e.value)) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+    return points + [
+        (tag, e.step, _exact(float(e.tensor_proto.float_val[0]) if e.tensor_proto.float_val else 0.0))
+        for tag in events.Tags()["tensors"]
+        for e in events.Tensors(tag)
+    ]
+
+
+def _difference(mine: Any, theirs: Any) -> str:
+    """How two items differ, to follow their name; "" where the difference does not count."""
+    if (isinstance(mine, _Tensors) and isinstance(theirs, _Tensors)) or (
+        isinstance(mine, _State) and isinstance(theirs, _State)
+    ):
+        difference = mine.difference(theirs)  # type: ignore[arg-type]
+        return difference and f": {difference}"
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        key = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
+        return f": {key}: untouched has {str(mine.get(key))[:200]}, killed has {str(theirs.get(key))[:200]}"
+    if isinstance(mine, list) and isinstance(theirs, list):
+        for number, (a, b) in enumerate(zip(mine, theirs, strict=False), 1):
+            if a != b:
+                return f", entry {number}: untouched has {a}, killed has {b}"
+        return f": untouched has {counted(len(mine), 'entry')}, killed has {len(theirs)}"
+    if isinstance(mine, bytes) and isinstance(theirs, bytes):
+        pairs = enumerate(zip(mine, theirs, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
+        return f": first different byte is {at} of {len(mine)}"
+    return f": untouched has {_shown(mine)}, killed has {_shown(theirs)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"a file of {len(value.data):,} bytes" if isinstance(value, _Tensors) else str(value)[:200]

@@ -1,0 +1,169 @@
+"""What `verify` runs: a recipe or a command, in a process that can be killed with all that it started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import RunFailed, UsageError
+from . import supervisor
+
+RUN = "run.json"
+# What a supervisor exits with where SIGKILL ended the command.
+KILLED = 128 + signal.SIGKILL
+# Of what a failed run printed, the end is shown.
+_MOST_SHOWN = 8000
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, and how its two runs are kept apart.
+
+    A recipe's run directory is given to it as ``--run``. Any other command runs in a directory of its own, in which
+    it makes its run directories by relative paths; `links` appear there too, and `compared` are further files that it
+    writes there (names or patterns), compared as bytes.
+    """
+
+    command: tuple[str, ...]
+    is_recipe: bool = False
+    links: tuple[Path, ...] = ()
+    compared: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_recipe(cls, recipe: str, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Job:
+        """`surefoot train` of a recipe, in the current directory."""
+        options = ["--trust-code"] if trust_code else []
+        return cls((sys.executable, "-m", "surefoot", "train", recipe, *options, *overrides), is_recipe=True)
+
+    @classmethod
+    def of_command(cls, command: Sequence[str], links: Sequence[str] = (), compared: Sequence[str] = ()) -> Job:
+        """Any command. Words of it that name files of the current directory are made absolute, since it runs elsewhere,
+        and `python` is the one that runs this.
+
+        Raises UsageError for a program that is not there, a link to what is not there and a file to compare that lies
+        outside the directory.
+        """
+        words = [
+            os.path.abspath(word) if os.path.exists(word) and not os.path.isabs(word) else word for word in command
+        ]
+        program = sys.executable if words[0] in ("python", "python3") else shutil.which(words[0])
+        if program is None:
+            raise UsageError(
+                f"{command[0]}: no such program; after -- comes a command as in a shell: -- python train.py"
+            )
+        for path in links:
+            if not os.path.exists(path):
+                raise UsageError(f"--with {path}: there is no such file or directory")
+        for pattern in compared:
+            if os.path.isabs(pattern) or ".." in Path(pattern).parts:
+                raise UsageError(
+                    f"--compare {pattern}: each run has a directory of its own; name a file by its path in that, such "
+                    f"as {Path(pattern).name}"
+                )
+        relative = {
+            name: os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep))
+            for name in ("PYTHONPATH", "SUREFOOT_DATA")
+            if (value := os.environ.get(name))
+        }
+        found = tuple(Path(path).absolute() for path in links)
+        return cls((program, *words[1:]), links=found, compared=tuple(compared), environment=relative)
+
+    def under(self, *, python: Sequence[str] = (), **environment: str) -> Job:
+        """The same with more in its environment, and with `python` after the interpreter's name."""
+        command = (self.command[0], *python, *self.command[1:])
+        return replace(self, command=command, environment={**self.environment, **environment})
+
+    def start(self, home: Path) -> Running:
+        """Begin or resume the run that lies in `home`."""
+        if self.is_recipe:
+            command, directory = [*self.command, "--run", str(home), "--resume"], None
+        else:
+            command, directory = list(self.command), home
+            home.mkdir(exist_ok=True)
+            for path in self.links:
+                if not os.path.lexists(home / path.name):
+                    (home / path.name).symlink_to(path)
+        return Running(command, directory, {**os.environ, **self.environment})
+
+    def finish(self, home: Path, what: str) -> None:
+        """Start, and wait for its end. Raises RunFailed where that is not exit code 0."""
+        with self.start(home) as running:
+            running.wait()
+            running.require_success(what)
+
+    def runs(self, home: Path) -> list[Path]:
+        """The run directories below `home`, in order of their names. Raises UsageError where there is none."""
+        found = sorted(Path(folder) for folder, _, files in os.walk(home) if RUN in files)
+        if not found:
+            raise UsageError(
+                "the command ended well and left no run directory where it ran; it must use a Checkpointer, or fit "
+                'with a run_dir, and name it by a relative path, such as "runs/mine": each has a directory of its own'
+            )
+        return found
+
+
+class Running:
+    """A command under a supervisor: it, and all that it started, ends with `kill`, or with this process."""
+
+    def __init__(self, command: Sequence[str], directory: Path | None, environment: Mapping[str, str]):
+        lifeline, self._held = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, supervisor.__file__, str(lifeline), *command],
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                pass_fds=[lifeline],
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._held)
+            raise
+        finally:
+            os.close(lifeline)
+        self._printed = ""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, as a shell has it: 128 and the signal's number where one ended it; None while it runs."""
+        code = self.process.returncode
+        return 128 - code if code is not None and code < 0 else code
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether it ended by itself within `seconds`."""
+        try:
+            self._printed, _ = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL to all of it; returns when nothing of it is left."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+        if self.process.returncode is None:
+            self.process.communicate()
+
+    def require_success(self, what: str) -> None:
+        """Raise RunFailed, with what it printed, where it ended by itself and not with exit code 0."""
+        if self.process.returncode != 0:
+            code, printed = self.code, self._printed.strip()[-_MOST_SHOWN:]
+            raise RunFailed(f"{what} failed (exit code {code}):\n{printed or '(it printed nothing)'}")
