@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import torch_compat
 from .errors import UsageError
 from .nonfinite import NonFinite
+from .wrapping import named_parameters
 
 
 def limit_gradients(
@@ -44,7 +45,7 @@ def limit_gradients(
 
 def refuse_gradients(model: nn.Module, parameters: Sequence[Tensor]) -> None:
     """Raise NonFinite for the first gradient that is not finite; a norm may overflow though none is."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model)}
     for parameter in parameters:
         if parameter.grad is not None and not torch_compat.all_finite([parameter.grad]):
             name = names.get(id(parameter), "a parameter outside the model")

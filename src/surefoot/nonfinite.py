@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import torch_compat
+from .wrapping import named_parameters
 
 
 class NonFinite(ArithmeticError):
@@ -25,5 +26,5 @@ class NonFinite(ArithmeticError):
 
 def first_not_finite(model: nn.Module) -> str | None:
     """The name of a trained parameter that is NaN or infinite, or None."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in named_parameters(model) if p.requires_grad}
     return next((n for n, p in trained.items() if not torch_compat.all_finite([p.detach()])), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -158,3 +159,11 @@ def inductor_compile(
     with config.patch(dict(settings)):
         compiled: Callable[..., Any] = torch._inductor.compile(graph, list(arguments))
         return compiled
+
+
+def scripted_class(module: torch.nn.Module) -> str | None:
+    """``module:Name`` of the class that torch.jit made `module` of; None where this torch does not tell."""
+    kind = getattr(getattr(module, "_c", None), "_type", None)
+    name = kind().qualified_name().removeprefix("__torch__.") if callable(kind) else ""
+    home, _, name = re.sub(r"___torch_mangle_\d+\.", "", name).rpartition(".")
+    return f"{home}:{name}" if home else None

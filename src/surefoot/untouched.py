@@ -158,7 +158,7 @@ class Buffers:
 
     def __init__(self, *parts: Any):
         modules = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
-        self._places = [(m._buffers, name) for m in modules for name in m._buffers]
+        self._places = [(m._buffers, name) for m in modules for name, _ in m._buffers.items()]
         self._kept: dict[int, tuple[Tensor | None, int, Tensor | None]] = {}
 
     def note(self, always: bool) -> None:

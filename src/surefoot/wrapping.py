@@ -33,6 +33,21 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
+def class_path(module: nn.Module) -> str:
+    """``module:Name`` of the class that the user wrote, also where torch.jit made a program of it.
+
+    >>> from torch import nn
+    >>> class_path(nn.Linear(1, 1))
+    'torch.nn.modules.linear:Linear'
+    """
+    from torch import jit
+
+    from .torch_compat import scripted_class
+
+    path = scripted_class(module) if isinstance(module, jit.ScriptModule) else None
+    return path or f"{type(module).__module__}:{type(module).__qualname__}"
+
+
 def submodules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Every submodule as often as it has a name, by the name that it has without the wrappers.
 
@@ -45,6 +60,21 @@ def submodules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
     for name, child in module._modules.items():
         if child is not None:
             yield from submodules(child, f"{prefix}.{name}" if prefix else name)
+
+
+def named_parameters(module: nn.Module, *, every: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
+    """As the module's own, by the names that they have without the wrappers; with `every`, each tied name too.
+
+    >>> from torch import nn
+    >>> [name for name, _ in named_parameters(nn.DataParallel(nn.Linear(1, 1)))]
+    ['weight', 'bias']
+    """
+    done = set()
+    for prefix, child in submodules(module):
+        for name, parameter in child._parameters.items():
+            if parameter is not None and (every or id(parameter) not in done):
+                done.add(id(parameter))
+                yield (f"{prefix}.{name}" if prefix else name), parameter
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -136,8 +136,7 @@ def _live(
 ) -> tuple[nn.Module, ModelInfo]:
     if isinstance(model, nn.Module):
         info = info or describe_model(model)
-        # A copy: the caller's model stays on its device and in its mode.
-        return copy.deepcopy(weights.plain(model)[0]).cpu(), info
+        return _copied(weights.plain(model)[0], info), info
     if not isinstance(model, LoadedModel):
         model = open_model(model, **opening)
     if model.module is None:
@@ -146,6 +145,18 @@ def _live(
             "form; export from the run or model directory that it came from"
         )
     return model.module, info or model.info
+
+
+def _copied(model: nn.Module, info: ModelInfo) -> nn.Module:
+    """A copy on the CPU: the caller's model stays on its device and in its mode.
+
+    What torch.jit made a program of is made again with its weights: torch exports no such program.
+    """
+    if not isinstance(model, torch.jit.ScriptModule):
+        return copy.deepcopy(model).cpu()
+    plain = build(info.model, "export", trust_code=True)  # the caller has imported its class
+    weights.put(model.state_dict(), plain, "export", adopt_dtypes=True)
+    return plain
 
 
 def _random_batch(info: ModelInfo, to: Path) -> torch.Tensor:

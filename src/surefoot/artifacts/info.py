@@ -20,6 +20,7 @@ from ..preprocessing import Preprocessing
 from ..safe_tensors import BadFile
 from ..table_columns import TableColumns
 from ..version import __version__
+from ..wrapping import class_path
 from . import pretrained
 from .weights import memory_format, plain
 
@@ -167,7 +168,7 @@ def describe_model(
     classes = pretrained.labels(model) if classes is None else classes
     spec = spec_of(model) or pretrained.pretrained_spec(model, classes)
     if spec is None:
-        path, args = source or (f"{type(model).__module__}:{type(model).__qualname__}", _own_arguments(model))
+        path, args = source or (class_path(model), _own_arguments(model))
         spec = {"class": path, "args": None if args is None else dict(args)}
         if not _is_plain(spec["args"], finite=True):
             # Arguments that JSON cannot hold (a module, a function, infinity) are not written: the caller passes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +36,10 @@ class Ready(nn.Module):
         self.model = model
         floats = (p.dtype for p in model.parameters() if p.is_floating_point())
         self.dtype = next(floats, torch.float32)
-        kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-        self.one_argument = kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        self.one_argument = False
+        with contextlib.suppress(ValueError):  # a program of torch.jit has no signature
+            kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+            self.one_argument = kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
     def forward(self, raw: torch.Tensor, *more: torch.Tensor) -> Any:
         """The model's own output; the preprocessing is that of the first input.

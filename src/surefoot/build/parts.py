@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Problems, UsageError
 from ..registry import did_you_mean, import_object, parameters_of
 from ..text import counted
+from ..wrapping import named_parameters
 from .imports import at, function_of, make, named, resolved
 
 if TYPE_CHECKING:
@@ -231,15 +232,15 @@ def evaluation_loader(recipe: Recipe, splits: DataSplits, model: nn.Module, devi
 
 def freeze(recipe: Recipe, model: nn.Module) -> None:
     """Take the parameters that the recipe freezes out of training."""
-    names = [name for name, _ in model.named_parameters()]
+    parameters = dict(named_parameters(model))
     problems = []
     for pattern in recipe.freeze:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+        matched = [name for name in parameters if fnmatchcase(name, pattern)]
         if not matched:
-            message = f"{pattern!r} matches no parameter{did_you_mean(pattern, names)}"
+            message = f"{pattern!r} matches no parameter{did_you_mean(pattern, parameters)}"
             problems.append(recipe.problem("freeze", message))
         for name in matched:
-            model.get_parameter(name).requires_grad_(False)
+            parameters[name].requires_grad_(False)
     if problems:
         raise Problems(problems)
 

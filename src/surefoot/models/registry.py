@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Entry, Range, Registry
+from ..wrapping import class_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,8 +81,7 @@ def spec_of(model: nn.Module) -> dict[str, Any] | None:
     >>> spec_of(MLP(in_features=4, hidden=[8], classes=3))
     {'name': 'MLP', 'args': {'in_features': 4, 'hidden': [8], 'classes': 3, 'dropout': 0.0}}
     """
-    for entry in MODELS:
-        # The exact class only: a subclass may have changed anything and cannot be rebuilt from this name.
-        if type(model).__qualname__ == entry.name and type(model) is entry.load():
-            return {"name": entry.name, "args": copy.deepcopy(model.arguments)}
-    return None
+    # The exact class only: a subclass may have changed anything and cannot be rebuilt from this name.
+    entry = next((entry for entry in MODELS if entry.target == class_path(model)), None)
+    arguments = getattr(model, "arguments", None)  # a scripted model may have lost it
+    return None if entry is None or arguments is None else {"name": entry.name, "args": copy.deepcopy(arguments)}

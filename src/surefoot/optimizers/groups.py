@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import Problems, UsageError
 from ..limits import LAYER_DECAY
 from ..registry import describe, did_you_mean
+from ..wrapping import named_parameters, submodules, unwrap
 
 NORM_AND_BIAS = "norm_and_bias"
 
@@ -22,7 +23,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     >>> list(trainable(nn.Linear(2, 1)))
     ['weight', 'bias']
     """
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p for name, p in named_parameters(model) if p.requires_grad}
 
 
 def param_groups(
@@ -37,7 +38,7 @@ def param_groups(
     """The model's trainable parameters, sorted into groups for an optimizer.
 
     `groups` is a list of ``{"match": pattern or patterns, **hyperparameters}``; patterns are those of the shell
-    (``"features.*"``, ``"*.bias"``) over the names of ``model.named_parameters()``, and the first match counts.
+    (``"features.*"``, ``"*.bias"``) over the parameters' names (without those of wrappers), and the first match counts.
     `no_decay` is ``"norm_and_bias"`` or a list of patterns: these get ``weight_decay=0`` unless their entry in
     `groups` sets a weight decay itself. `layer_decay` multiplies the rate by ``layer_decay ** (layers after
     this one)`` (Howard & Ruder 2018, arxiv.org/abs/1801.06146), unless the entry sets ``lr`` itself; it needs `lr`.
@@ -55,7 +56,7 @@ def param_groups(
     entries = [_entry(index, given) for index, given in enumerate(groups or ())]
     if layer_decay is not None:
         _check_layer_decay(layer_decay, lr)
-    every = dict(model.named_parameters())
+    every = dict(named_parameters(model))
     aliases = _aliases(model)
     owners = _owners(entries, aliases)
     exempt = _exempt(no_decay, model, aliases)
@@ -112,7 +113,7 @@ def named_groups(optimizer: torch.optim.Optimizer, model: nn.Module | None = Non
     >>> named_groups(torch.optim.SGD(model.parameters(), lr=0.1), model)
     [('0', ['weight', 'bias'])]
     """
-    names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+    names = {} if model is None else {id(p): name for name, p in named_parameters(model)}
     told = []
     for index, group in enumerate(optimizer.param_groups):
         known = group.get("param_names") or ["?"] * len(group["params"])
@@ -140,7 +141,7 @@ def _entry(index: int, given: Mapping[str, Any]) -> tuple[list[str], dict[str, A
 def _aliases(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter, with its first name: a tied parameter may be matched by any of its names."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    return {name: first.setdefault(id(p), name) for name, p in named_parameters(model, every=True)}
 
 
 def _owners(entries: list[tuple[list[str], dict[str, Any]]], aliases: Mapping[str, str]) -> dict[str, int]:
@@ -203,7 +204,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 def _norm_and_bias(model: nn.Module, aliases: Mapping[str, str]) -> set[str]:
     found = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in submodules(model):
         # A norm of one's own making is known by its class's name, as everybody names them so.
         norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
         for leaf, parameter in module.named_parameters(recurse=False):
@@ -226,16 +227,16 @@ def _layers(model: nn.Module) -> tuple[dict[str, int], int]:
     def walk(module: nn.Module, prefix: str) -> None:
         nonlocal count
         for name, child in module.named_children():
-            path = f"{prefix}{name}"
+            path, child = f"{prefix}{name}", unwrap(child)
             if isinstance(child, nn.Sequential | nn.ModuleList):
                 walk(child, path + ".")
                 continue
-            inside = [f"{path}.{leaf}" for leaf, _ in child.named_parameters()]
+            inside = [f"{path}.{leaf}" for leaf, _ in named_parameters(child)]
             layers.update({leaf: count for leaf in inside if leaf not in layers})
             count += bool(inside)
 
-    walk(model, "")
-    every = {name: layers.get(name, 0) for name, _ in model.named_parameters()}
+    walk(unwrap(model), "")
+    every = {name: layers.get(name, 0) for name, _ in named_parameters(model)}
     return every, max(count, 1)
 
 

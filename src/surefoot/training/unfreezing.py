@@ -12,6 +12,7 @@ from torch import nn
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..optimizers import missing_groups, param_groups
+from ..wrapping import named_parameters
 
 
 class Unfreezing:
@@ -29,7 +30,7 @@ class Unfreezing:
         self.plan = sorted(_pairs(plan), key=lambda item: item[0])
         self.how = how
         self._done = 0
-        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        frozen = {name for name, p in named_parameters(model) if not p.requires_grad}
         for epoch, pattern in self.plan:
             matched = {name for name in frozen if fnmatchcase(name, pattern)}
             if not matched:
@@ -42,6 +43,7 @@ class Unfreezing:
     def joining(self) -> list[tuple[int, dict[str, Any]]]:
         """The groups that the whole plan will add, each with its epoch; nothing is thawed."""
         found, thawed = [], set()
+        parameters = dict(named_parameters(self.model))
         try:
             for epoch, pattern in self.plan:
                 names = self._thaw_names(pattern)
@@ -52,7 +54,7 @@ class Unfreezing:
                     found.append((epoch, {**self.optimizer.defaults, **group}))
         finally:
             for name in thawed:
-                self.model.get_parameter(name).requires_grad_(False)
+                parameters[name].requires_grad_(False)
         return found
 
     def begin(self, epoch: int) -> None:
@@ -77,7 +79,7 @@ class Unfreezing:
 
     def _thaw_names(self, pattern: str) -> set[str]:
         names = set()
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in named_parameters(self.model):
             if not parameter.requires_grad and fnmatchcase(name, pattern):
                 parameter.requires_grad_(True)
                 names.add(name)
