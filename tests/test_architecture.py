@@ -19,10 +19,10 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
-    {"version", "errors", "text", "lazy", "annotations"},
+    {"version", "errors", "text", "lazy", "annotations", "torch_compat"},
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
-    {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "torch_compat", "copying"},
+    {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
     {"batches", "metric_objects", "metric_registry", "nonfinite"},
     {"gradients"},
     {
