@@ -150,7 +150,7 @@ def test_other_separators_decimals_encodings_and_nulls_are_said(tmp_path):
     form = {"separator": ";", "decimal": ",", "encoding": "latin-1", "nulls": ["?"]}
     splits = csv(path, "y", val_share=0, missing="mean", **form)
     assert splits.train.tensors[0].tolist() == [[1.5, 1.0], [1.5, 2.0]]
-    assert rows(path, splits.train.columns)[0].tolist() == splits.train.tensors[0].tolist()
+    assert rows(path, splits.train.columns).tolist() == splits.train.tensors[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_parquet_and_frames_are_read_as_a_csv_is(houses, tmp_path):
     for splits in (parquet(str(tmp_path / "houses.parquet"), "price", drop=["id"]), table(whole, "price", drop=["id"])):
         assert all(map(torch.equal, splits.train.tensors, text.train.tensors))
         assert splits.train.columns.to_json() | {"csv": {}} == text.train.columns.to_json() | {"csv": {}}
-        assert rows(houses, splits.train.columns)[0].shape == (40, 4)
+        assert rows(houses, splits.train.columns).shape == (40, 4)
     coded = whole.set_column(3, "city", whole["city"].dictionary_encode())
     assert torch.equal(table(coded, "price", drop=["id"]).train.tensors[0], text.train.tensors[0])
     with pytest.raises(UsageError, match="is no Parquet file"):
@@ -264,8 +264,8 @@ def test_rows_are_encoded_by_what_the_model_was_saved_with(houses, tmp_path):
     columns = csv(str(houses), "price", drop=["id"]).train.columns
     again = TableColumns.from_json(json.loads(json.dumps(columns.to_json())))
     assert again == columns and again.names == columns.names
-    batch, names = rows(written(tmp_path, "city,garden,rooms,area\nRom,true,2,50\nUlm,false,1,60.5\n"), again)
-    assert batch.tolist() == [[50.0, 2.0, 1.0, 0.0], [60.5, 1.0, 0.0, 3.0]] and names[1].endswith("table.csv: line 3")
+    batch = rows(written(tmp_path, "city,garden,rooms,area\nRom,true,2,50\nUlm,false,1,60.5\n"), again)
+    assert batch.tolist() == [[50.0, 2.0, 1.0, 0.0], [60.5, 1.0, 0.0, 3.0]]
     source = labelled_rows(houses, again, None)
     assert source.targets().tolist() == [[900.25 + k] for k in range(40)]
     for text, message in [
@@ -422,3 +422,26 @@ def test_a_model_of_no_table_takes_none(houses, tmp_path, capsys):
     save_model(MLP(in_features=4, hidden=[], classes=2), tmp_path / "model")
     assert main(["eval", str(tmp_path / "model"), "--data", str(houses)]) == 2
     assert "was not trained on a table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "loss"), [("price", "MSELoss"), ("city", "CrossEntropyLoss")])
+def test_predict_answers_for_each_row_of_a_file(houses, tmp_path, capsys, target, loss):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(path=houses, target=target, loss=loss))
+    run = str(tmp_path / "run")
+    assert main(["train", str(recipe), "--run", run, "epochs=1"]) == 0
+    assert f"predict {run}/model FILE.csv" in capsys.readouterr().out
+    bare = written(tmp_path, "city,garden,rooms,area,price\nUlm,true,2,50,1.5\nBonn,false,1,60.5,2.5\n", "new.csv")
+    second = str(tmp_path / "second.parquet")
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(bare), second)
+    assert main(["predict", f"{run}/model", bare, second, "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [(row["path"], row["row"]) for row in answers] == [(p, r) for p in (bare, second) for r in (0, 1)]
+    values = [row["values"] if target == "price" else row["predictions"] for row in answers]
+    assert values[:2] == values[2:] and values[0] != values[1]
+    assert target == "price" or {p["class"] for p in values[0]} == {"Bonn", "Kiel", "Ulm"}
+    assert (
+        main(["predict", f"{run}/model", bare, written(tmp_path, "q\n1.5\n", "no.csv"), str(tmp_path / "x.csv")]) == 2
+    )
+    error = capsys.readouterr().err
+    assert "no.csv: there is no column 'area'" in error and "x.csv does not exist" in error

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="PNG, JPEG, .npy, .npz or idx (.gz) files, folders of such, or - for a list of paths on standard input",
+        help="PNG, JPEG, .npy, .npz or idx (.gz) files, folders of such, CSV or Parquet files for a model of tables, "
+        "or - for a list of paths on standard input",
     )
     parser.add_argument("--top", type=int, metavar="N", help="how many classes (default: 3, and 1 in CSV)")
     parser.add_argument("--masks", metavar="DIR", help="write the class of each pixel as PNG files to a new folder")
@@ -60,9 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _batches(files: Sequence[str], model: Any) -> Iterator[Any]:
     """The samples of all files. Raises Problems, after the last, with every file that cannot be used."""
     from ..artifacts import files_in, read_images
-    from ..artifacts.images import takes_pixels
-    from ..errors import Problems
+    from ..artifacts.images import Images, takes_pixels
+    from ..data.table_files import is_table
+    from ..data.table_rows import rows
+    from ..errors import Problems, UsageError
 
+    columns = model.info.columns
+    at_once = FILES_AT_ONCE if columns is None else 1
     listed = sys.stdin.read().splitlines() if "-" in files else []
     paths: list[Path] = []
     problems: list[str] = []
@@ -71,16 +76,16 @@ def _batches(files: Sequence[str], model: Any) -> Iterator[Any]:
             paths += [path for each in (listed if name == "-" else [name]) for path in files_in(each)]
         except Problems as error:
             problems += error.problems
-    for first in range(0, len(paths) or not problems, FILES_AT_ONCE):
+    for first in range(0, len(paths) or not problems, at_once):
+        some = paths[first : first + at_once]
         try:
-            images = read_images(
-                paths[first : first + FILES_AT_ONCE],
-                model.input_shape,
-                model.info.input_dtype,
-                pixels=takes_pixels(model.info),
-            )
-        except Problems as error:
-            problems += error.problems
+            if columns is not None and some and is_table(some[0]):
+                batch = rows(some[0], columns)
+                images = Images(batch, (str(some[0]),) * len(batch), tuple(range(len(batch))), ())
+            else:
+                images = read_images(some, model.input_shape, model.info.input_dtype, pixels=takes_pixels(model.info))
+        except UsageError as error:
+            problems += error.problems if isinstance(error, Problems) else [str(error)]
             continue
         for note in images.notes:
             say(note, error=True)

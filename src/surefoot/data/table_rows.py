@@ -25,14 +25,14 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _LARGEST = float(numpy.finfo(numpy.float32).max)
 
 
-def rows(path: str | Path, columns: TableColumns) -> tuple[Tensor, list[str]]:
-    """The rows of a file as a model with these `columns` takes them, float32 (N, F + K), and each row's name.
+def rows(path: str | Path, columns: TableColumns) -> Tensor:
+    """The rows of a file as a model with these `columns` takes them, float32 (N, F + K).
 
     Parquet by its ending, else CSV as the training data were. Columns of other names are left out.
     Raises Problems for a column that is not there and for values that cannot be.
     """
     table, place = _read(path, columns, columns.names)
-    return inputs_of(table, columns, place), [place(row) for row in range(table.num_rows)]
+    return inputs_of(table, columns, place)
 
 
 def labelled_rows(path: str | Path, columns: TableColumns, classes: Sequence[str] | None) -> TensorSource:
