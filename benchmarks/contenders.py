@@ -152,7 +152,14 @@ def ignite(job: Job) -> Run:
     return run
 
 
-def chosen(job: Job, spec: Any):
+def classify(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """The same loss as an objective: a function of model and batch."""
+    inputs, targets = batch
+    outputs = model(inputs)
+    return {"loss": nn.functional.cross_entropy(outputs, targets), "outputs": outputs, "targets": targets}
+
+
+def chosen(job: Job, spec: Any, loss: Any = None):
     """The execution settings that a long run gets under `spec`, chosen on this machine now."""
     from surefoot.execution import choose_execution
     from surefoot.step import TrainStep
@@ -160,19 +167,19 @@ def chosen(job: Job, spec: Any):
     model, optimizer = job.make()
     inputs, targets = job.samples(4 * job.batch)
     batches = list(zip(normalized(inputs).split(job.batch), targets.split(job.batch), strict=True))
-    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+    step = TrainStep(model, loss or nn.CrossEntropyLoss(), optimizer)
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     return choose_execution(spec, step, batches, steps_expected=10**6, cache=False, say=say)
 
 
-def surefoot_fit(job: Job, spec: Any) -> Run:
+def surefoot_fit(job: Job, spec: Any, loss: Any = None) -> Run:
     """`surefoot.fit` on the samples as they are, settings chosen before; no run directory, no records on the way."""
     import surefoot
     from surefoot.preprocessing import Preprocessing
     from surefoot.tracking import Progress
     from surefoot.training import settings as module
 
-    settings = chosen(job, spec)
+    settings = chosen(job, spec, loss)
     inputs, targets = job.samples()
     preprocessing = Preprocessing(mean=(0.5,), std=(0.5,)) if inputs.dtype == torch.uint8 else None
     source = surefoot.TensorSource(inputs, targets)
@@ -188,7 +195,7 @@ def surefoot_fit(job: Job, spec: Any) -> Run:
         model, optimizer = job.make()
         loader = Watched(source, job.batch, preprocessing=preprocessing)
         options = surefoot.RunOptions(log_every=job.steps, progress=Progress(), lint_off=["all"])
-        surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, loader, epochs=1, run=options)
+        surefoot.fit(model, loss or nn.CrossEntropyLoss(), optimizer, loader, epochs=1, run=options)
         return loader.watch.per_step
 
     run.about, run.settings = settings.describe(), settings
@@ -222,6 +229,32 @@ def fit_and_bare_step(job: Job, spec: Any) -> Run:
     return run
 
 
+def fit_and_bare_loop(job: Job) -> Run:
+    """`fit` with an objective, and a loop by hand that minimises the same, in turn, both under the settings of `fit`.
+
+    The loop goes over batches that are there already, and does nothing but the update.
+    """
+    import surefoot
+    from surefoot.execution import prepare
+
+    fit = surefoot_fit(job, EAGER, surefoot.objective(classify))
+    model, optimizer = job.make()
+    parts = zip(*(whole.split(job.batch) for whole in job.samples()), strict=True)
+    batches = [(normalized(inputs), targets) for inputs, targets in parts]
+
+    def run() -> tuple[float, float]:
+        with prepare(fit.settings, model, optimizer):
+            watch = Stopwatch(batches, job.steps, warm=max(1, job.steps // 10))
+            for batch in watch:
+                optimizer.zero_grad()
+                classify(model, batch)["loss"].backward()
+                optimizer.step()
+        return watch.per_step, fit()
+
+    run.about = f"{fit.about}; an objective"
+    return run
+
+
 EAGER = {"compile": False}
 CONTENDERS: dict[str, Callable[[Job], Run]] = {
     "tutorial": tutorial,
@@ -234,6 +267,7 @@ CONTENDERS: dict[str, Callable[[Job], Run]] = {
     "auto": lambda job: surefoot_fit(job, "auto"),
     "overhead eager": lambda job: fit_and_bare_step(job, EAGER),
     "overhead auto": lambda job: fit_and_bare_step(job, "auto"),
+    "overhead objective": fit_and_bare_loop,
 }
 
 
