@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from surefoot.execution import CannotCompile, Execution, make_backend, verify
-from surefoot.execution.compiled import CompiledStep
-from surefoot.execution.graph import CompiledGraph, compile_step, compiler, why_not
+from surefoot.execution.compiled import CompiledGraph, compile_step, compiler, why_not
+from surefoot.execution.graph_step import GraphStep
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.pools import written_backward, written_forward, written_out, written_pools
 from surefoot.execution.verify import Observed, first_difference, record
@@ -71,7 +71,7 @@ def step_of(model, loss, optimizer, batch, lower=interpreted, **options):
 def updater(model, loss, optimizer, batch, **options):
     """A compiled backend whose graph is interpreted."""
     step = TrainStep(model, loss, optimizer, StepOptions(**options))
-    return CompiledStep(step, lambda: step_of(model, loss, optimizer, batch, **options), print)
+    return GraphStep(step, lambda: step_of(model, loss, optimizer, batch, **options), print)
 
 
 def differs(graph, batch):
@@ -202,7 +202,7 @@ def test_what_a_graph_would_leave_out_is_not_compiled():
     assert why_not(model) == "module norm has hooks, which a graph would leave out"
     handle.remove()
     with pytest.raises(CannotCompile, match="ctc loss"):
-        compile_step(TrainStep(model, nn.CTCLoss(), optimizer), batches()[0])
+        GraphStep(TrainStep(model, nn.CTCLoss(), optimizer), None, print)
     with pytest.raises(CannotCompile, match="more than plain tensors"):
         compile_step(TrainStep(model, loss, optimizer), (batches()[0][0], ["a", "b"]))
     wrapped = TrainStep(nn.DataParallel(model), loss, optimizer)

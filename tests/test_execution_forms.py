@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from surefoot.execution import CannotCompile, Execution
+from surefoot.execution.compiled import compile_step
 from surefoot.execution.forms import compiled_forms
-from surefoot.execution.graph import compile_step
 from surefoot.execution.measure import Bench, Trial
 from surefoot.models import MODELS
 from surefoot.step import TrainStep
@@ -49,7 +49,7 @@ def test_compiling_is_not_begun_where_it_cannot_pay_unless_it_is_asked_for(monke
 
 
 def test_recurrent_layers_are_not_compiled_and_the_reason_names_the_layer(monkeypatch):
-    monkeypatch.setattr("surefoot.execution.graph.why_not", lambda *_: None)
+    monkeypatch.setattr("surefoot.execution.compiled.why_not", lambda *_: None)
     model = nn.Sequential(nn.Embedding(5, 4), nn.GRU(4, 3))
     step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(CannotCompile, match=r"1 is an nn\.GRU, whose kernels a graph cannot hold"):

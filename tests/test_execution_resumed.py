@@ -13,7 +13,7 @@ from torch import nn
 import surefoot
 from surefoot.errors import UsageError
 from surefoot.execution import CannotCompile
-from surefoot.execution.graph import CompiledGraph
+from surefoot.execution.compiled import CompiledGraph
 
 
 class Net(nn.Module):
@@ -42,8 +42,8 @@ class LooksAtValues(Net):
 def interpreted(tmp_path, monkeypatch):
     """Graphs are run as they were traced, which takes no time to make; nothing is kept for another test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("surefoot.execution.graph.by_inductor", lambda graph, arguments: graph)
-    monkeypatch.setattr("surefoot.execution.graph.compiler", lambda: "g++")
+    monkeypatch.setattr("surefoot.execution.compiled.by_inductor", lambda graph, arguments: graph)
+    monkeypatch.setattr("surefoot.execution.compiled.compiler", lambda: "g++")
     monkeypatch.setattr("torch.compile", lambda model: model)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .backends import make_backend, verified_backend
 from .choose import Row, TuneTable, choose_execution, tune, with_asked
 from .evaluation import evaluation_batch
-from .graph import CannotCompile
+from .graph_step import CannotCompile
 from .settings import Execution, as_torch_would, prepare
 from .verify import verify
 

@@ -10,10 +10,10 @@ import torch
 
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
-from .captured import CapturedStep
-from .compiled import CompiledStep
+from .captured import capture_step
+from .compiled import compile_step, why_not
 from .eager import EagerStep
-from .graph import CannotCompile, compile_step, why_not
+from .graph_step import CannotCompile, GraphStep
 from .settings import Execution
 from .verify import verify
 
@@ -42,13 +42,13 @@ def make_backend(
         if reason is not None:
             raise CannotCompile(reason)
     if execution.cuda_graph:
-        return CapturedStep(step, example)
+        return GraphStep(step, functools.partial(capture_step, step, example), say)
     if execution.compile == "module":
         return EagerStep(step, torch.compile(step.model))
     if execution.compile == "none":
         return EagerStep(step)
 
-    return CompiledStep(step, functools.partial(compile_step, step, example), say)
+    return GraphStep(step, functools.partial(compile_step, step, example), say)
 
 
 def verified_backend(

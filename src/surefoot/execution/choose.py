@@ -16,8 +16,8 @@ from ..errors import UsageError
 from ..step import Batch, TrainStep
 from ..untouched import is_lazy, untouched
 from . import cache as kept
+from .compiled import why_not
 from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
-from .graph import why_not
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
@@ -196,7 +196,7 @@ def tune(
             race(bench, rivals, 0.4 * timing_s)
             trials = [*fused, *trials, *(t for t in impls if t not in fused)]
             best = _settle(bench, rivals, thorough, say) or best
-        if device == "cuda" and best.execution.optimizer_impl == "fused":
+        if device == "cuda":
             trial = Trial(replace(best.execution, cuda_graph=True))
             trials.append(trial)
             bench.check(trial)

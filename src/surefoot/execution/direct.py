@@ -19,7 +19,7 @@ from .. import torch_compat
 Group = dict[str, Any]
 Tensors = list[Tensor]
 State = tuple[Tensors, ...]
-Hooks = list[Callable[..., Any]]
+Kernel = Callable[..., None]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -33,17 +33,17 @@ class DirectUpdate:
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
         kind = type(optimizer)
-        self._raw = inspect.unwrap(kind.step) if plain_step(optimizer) else None
+        self._raw = inspect.unwrap(kind.step) if _is_plain(optimizer) else None
         # What a group's kernel is given beside parameters and gradients, and the kernel.
-        self._lists: Callable[[Group, list[Tensor]], State | None] | None = None
-        self._kernel: Callable[[Group, list[Tensor], list[Tensor], State], None]
+        self._lists: Callable[[Group, Tensors], State | None] | None = None
+        self._kernel: Callable[[Group, Tensors, Tensors, State], None]
         if kind is torch.optim.SGD and (sgd := torch_compat.fused("sgd")):
-            self._lists, self._kernel = self._sgd_state, lambda *each: run_sgd(sgd, *each)
+            self._lists, self._kernel = self._sgd_state, lambda *each: _run_sgd(sgd, *each)
         elif kind in (torch.optim.Adam, torch.optim.AdamW):
             adam, adamw = torch_compat.fused("adam"), torch_compat.fused("adamw")
             if adam and adamw:
                 self._lists = self._adam_state
-                self._kernel = lambda group, *rest: run_adam(
+                self._kernel = lambda group, *rest: _run_adam(
                     adamw if group["decoupled_weight_decay"] else adam, group, *rest
                 )
         self._count = -1
@@ -52,15 +52,21 @@ class DirectUpdate:
     def __call__(self) -> None:
         optimizer = self.optimizer
         hooks = torch_compat.step_hooks(optimizer)
-        if self._raw is None or hooks is None or is_patched(optimizer):
+        if self._raw is None or hooks is None or _is_patched(optimizer):
             optimizer.step()
             return
+        before, after = hooks
         plain: Arguments = ((optimizer,), {})
-        arguments = before_step(optimizer, hooks[0], plain)
+        arguments = plain
+        # A torch scheduler looks at this to warn of being stepped before the optimizer.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        for hook in before:  # which may give other arguments
+            arguments = hook(optimizer, *arguments) or arguments
         with torch.no_grad():
             if arguments is not plain or not self._fused():
                 self._raw(*arguments[0], **arguments[1])
-        after_step(optimizer, hooks[1], arguments)
+        for hook in after:
+            hook(optimizer, *arguments)
 
     def _fused(self) -> bool:
         """Run torch's fused kernel on every group; False where one of them is not a case for it (nothing was done)."""
@@ -99,7 +105,7 @@ class DirectUpdate:
             self._uniform = len({(p.device, p.dtype) for p in parameters}) == 1 and parameters[0].is_floating_point()
         return self._uniform
 
-    def _sgd_state(self, group: Group, params: list[Tensor]) -> State | None:
+    def _sgd_state(self, group: Group, params: Tensors) -> State | None:
         if not group["momentum"]:
             return ([],)
         state = self.optimizer.state
@@ -112,7 +118,7 @@ class DirectUpdate:
                 return None
         return (buffers,)
 
-    def _adam_state(self, group: Group, params: list[Tensor]) -> State | None:
+    def _adam_state(self, group: Group, params: Tensors) -> State | None:
         state = self.optimizer.state
         beta1, beta2 = group["betas"]
         if type(beta1) is not float or type(beta2) is not float:
@@ -128,55 +134,26 @@ class DirectUpdate:
             return None
 
 
-def run_sgd(
-    kernel: Callable[..., None],
-    group: Group,
-    params: list[Tensor],
-    grads: list[Tensor],
-    state: State,
-    **changes: object,
-) -> None:
-    """torch's fused SGD on one group; `state` holds the momentum buffers. `changes` go in the place of its numbers."""
+def _run_sgd(kernel: Kernel, group: Group, params: Tensors, grads: Tensors, state: State) -> None:
+    """torch's fused SGD on one group; `state` holds the momentum buffers."""
     numbers = {name: group[name] for name in ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")}
-    kernel(params, grads, *state, is_first_step=False, **(numbers | changes))
+    kernel(params, grads, *state, is_first_step=False, **numbers)
 
 
-def run_adam(
-    kernel: Callable[..., None],
-    group: Group,
-    params: list[Tensor],
-    grads: list[Tensor],
-    state: State,
-    **changes: object,
-) -> None:
+def _run_adam(kernel: Kernel, group: Group, params: Tensors, grads: Tensors, state: State) -> None:
     """torch's fused Adam or AdamW on one group; `state` holds averages, squares, their maxima and the step counts."""
     torch_compat.add_to_all(state[-1], 1)
     numbers = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
     beta1, beta2 = group["betas"]
-    kernel(params, grads, *state, beta1=beta1, beta2=beta2, **(numbers | changes))
+    kernel(params, grads, *state, beta1=beta1, beta2=beta2, **numbers)
 
 
-def before_step(optimizer: torch.optim.Optimizer, hooks: Hooks, arguments: Arguments) -> Arguments:
-    """What `optimizer.step()` calls first: the hooks, which may give other arguments."""
-    # A torch scheduler looks at this to warn of being stepped before the optimizer.
-    optimizer._opt_called = True  # type: ignore[attr-defined]
-    for hook in hooks:
-        arguments = hook(optimizer, *arguments) or arguments
-    return arguments
-
-
-def after_step(optimizer: torch.optim.Optimizer, hooks: Hooks, arguments: Arguments) -> None:
-    """What `optimizer.step()` calls last: the hooks."""
-    for hook in hooks:
-        hook(optimizer, *arguments)
-
-
-def plain_step(optimizer: torch.optim.Optimizer) -> bool:
+def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's step is torch's own and nothing is to be differentiated through it."""
     return type(optimizer).__module__.startswith("torch.optim.") and not optimizer.defaults.get("differentiable")
 
 
-def is_patched(optimizer: torch.optim.Optimizer) -> bool:
+def _is_patched(optimizer: torch.optim.Optimizer) -> bool:
     """Whether somebody put another `step` on the optimizer; a torch scheduler's wrapper of the class's own is none."""
     own = vars(optimizer).get("step")
     if own is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .graph import why_not
+from .compiled import why_not
 from .measure import Bench, Trial
 
 # A compiled step saves at least about this part of an eager one on a CPU; compiling costs about so many seconds.

@@ -107,15 +107,6 @@ class Execution:
             raise UsageError(f"execution: unknown field {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         return cls(**data)
 
-    def differences(self, other: Execution) -> list[str]:
-        """Field by field, what `other` does otherwise.
-
-        >>> Execution(threads=1).differences(Execution(threads=2))
-        ['threads: 1, now 2']
-        """
-        mine, theirs = self.to_json(), other.to_json()
-        return [f"{name}: {mine[name]}, now {theirs[name]}" for name in mine if mine[name] != theirs[name]]
-
 
 def as_torch_would(device: str = "cpu", precision: str = "float32") -> Execution:
     """The settings of a plain PyTorch loop in this process: nothing set, nothing chosen."""
@@ -182,7 +173,7 @@ def _lay_out_again(
             if wanted is not None and not tensor.is_contiguous(memory_format=wanted):
                 tensor.data = tensor.data.contiguous(memory_format=wanted)
                 if tensor.grad is not None:
-                    tensor.grad = _laid_out_like(tensor.grad, tensor)
+                    tensor.grad = laid_out_like(tensor.grad, tensor)
     if optimizer is not None:
         _lay_out_state(optimizer)
 
@@ -208,7 +199,7 @@ def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory
                 and tensor.grad.layout is torch.strided
                 and tensor.grad.stride() != tensor.stride()
             ):
-                tensor.grad = _laid_out_like(tensor.grad, tensor)
+                tensor.grad = laid_out_like(tensor.grad, tensor)
     if optimizer is not None:
         _lay_out_state(optimizer)
 
@@ -220,14 +211,14 @@ def _lay_out_state(optimizer: torch.optim.Optimizer) -> None:
         # Fused kernels walk through parameter and state as flat memory: other strides would mix up elements.
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                state[name] = _laid_out_like(value, parameter)
+                state[name] = laid_out_like(value, parameter)
 
 
-def _laid_out_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def laid_out_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`value` with the strides of `like`."""
     if value.stride() == like.stride():
         return value
-    out = torch.empty_like(like, dtype=value.dtype)
-    return out.copy_(value)
+    return torch.empty_strided(like.shape, like.stride(), dtype=value.dtype, device=value.device).copy_(value)
 
 
 def set_optimizer_impl(optimizer: torch.optim.Optimizer, impl: str) -> None:

@@ -90,8 +90,6 @@ def record(
             seen.losses.append(result.loss.detach().clone())
             leaves = pytree.tree_leaves(result.outputs)
             seen.outputs.append([leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)])
-            if (show := getattr(run, "show_gradients", None)) is not None:
-                show()
             seen.gradients.append(dict(_gradients(step)))
         seen.tensors = dict(_tensors(step))
     return seen
