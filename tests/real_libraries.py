@@ -19,6 +19,7 @@ PACKAGES = [
     *(
         "numpy",
         "pandas",
+        "polars",
         "pyarrow",
         "huggingface_hub",
         "tokenizers",
@@ -284,6 +285,36 @@ def frames() -> str:
 
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 4)), columns=list("abcd"))
     return str(trained(lambda: nn.Linear(4, 2), nn.CrossEntropyLoss(), (frame, (frame.a > 0).astype(int)))[1].metrics)
+
+
+@case
+def tables() -> str:
+    """Frames of pandas and polars with texts, categoricals and gaps, a table of pyarrow: the same rows, resumed."""
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+    import torch
+    from torch import nn
+
+    from surefoot.data import table
+    from surefoot.models import TabularMLP
+
+    columns = {
+        "area": [float(30 + 7 * k % 90) if k % 9 else None for k in range(60)],
+        "rooms": [k % 4 + 1 for k in range(60)],
+        "city": [("Ulm", "Bonn", "Kiel")[k % 3] for k in range(60)],
+        "price": [900.5 + k for k in range(60)],
+    }
+    plain = pd.DataFrame(columns, index=range(5, 65))
+    coded = plain.assign(city=plain.city.astype("category"), rooms=plain.rooms.astype("Int64"))
+    polars = pl.DataFrame(columns)
+    frames = [plain, coded, polars, polars.with_columns(pl.col("city").cast(pl.Categorical)), pa.table(columns)]
+    splits = [table(frame, "price", missing="mean") for frame in frames]
+    for other in splits[1:]:
+        assert all(map(torch.equal, splits[0].train.tensors, other.train.tensors))
+        assert splits[0].train.columns == other.train.columns and splits[0].preprocessing == other.preprocessing
+    sizes = {name: size for name, size in splits[0].sizes.items() if name not in ("classes", "in_features")}
+    return str(trained(lambda: TabularMLP(**sizes), nn.MSELoss(), splits[0])[1].metrics)
 
 
 @case

@@ -117,7 +117,7 @@ def test_frames_are_read_as_arrays_and_their_texts_are_named():
     mixed[:, 1] = "x"
     with pytest.raises(UsageError, match="the columns b hold no numbers"):
         as_source((Frame(mixed, "abc", [np.dtype(int), np.dtype(object), np.dtype(int)]), LABELS))
-    with pytest.raises(UsageError, match=r"found one Frame; give \(inputs, targets\)"):
+    with pytest.raises(UsageError, match=r"a Frame was given; give \(inputs, targets\)"):
         as_source(frame)
 
 

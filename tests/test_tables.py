@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import surefoot
 from surefoot.artifacts import read_info
 from surefoot.build import build
 from surefoot.cli import main
@@ -445,3 +446,26 @@ def test_predict_answers_for_each_row_of_a_file(houses, tmp_path, capsys, target
     )
     error = capsys.readouterr().err
     assert "no.csv: there is no column 'area'" in error and "x.csv does not exist" in error
+
+
+def test_fit_and_evaluate_take_a_tables_splits_prepared(houses):
+    splits = table(pyarrow.csv.read_csv(houses), "price", drop=["id"])
+    torch.manual_seed(0)
+    model = TabularMLP(**{n: v for n, v in splits.sizes.items() if n not in ("classes", "in_features")}, hidden=[8])
+    optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), torch.nn.MSELoss()
+    result = surefoot.fit(
+        model, loss, optimizer, splits, epochs=2, batch_size=8, run=surefoot.RunOptions(progress=False)
+    )
+    prepared = splits.preprocessing(splits.val.tensors[0]), splits.val.tensors[1]
+    expected = loss(model.eval()(prepared[0]), prepared[1]).item()
+    assert result.metrics["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert surefoot.evaluate(model, loss, splits).metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UsageError, match="this DataSplits has no samples to validate on"):
+        surefoot.evaluate(model, loss, table({"a": [1.5, 2], "y": [1, 2]}, "y", val_share=0))
+
+
+def test_a_frame_is_told_what_makes_inputs_and_targets_of_it(houses):
+    frame, model = pyarrow.csv.read_csv(houses), torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match=r"a Table was given; give .inputs, targets., or splits = surefoot.data.table"):
+        surefoot.fit(model, torch.nn.MSELoss(), optimizer, frame, epochs=1)

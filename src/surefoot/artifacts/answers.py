@@ -89,7 +89,7 @@ def describe_outputs(
       it so many `classes`.
     - Labels, any number of which may hold: those above 0.5, or the `top` highest, in the same form.
     - Positions (N, C, ...), by share: ``{"positions": count, "predictions": [{"class", "index", "share"}, ...]}``.
-    - Numbers: ``{"values": [...]}``, all of them.
+    - Numbers: ``{"values": [...]}``, all of them; with their ``names`` where a table's targets have such.
     - Of outputs of several parts: ``{"outputs": {name: one of the above}}``, by keys, fields or positions.
     """
     if not isinstance(outputs, Tensor):
@@ -100,7 +100,9 @@ def describe_outputs(
         return [{"outputs": dict(zip(parts, answers, strict=True))} for answers in zip(*each, strict=True)]
     kind = kind_of(info)
     if kind == "numbers" or (outputs.dim() > 2 and kind == "scores"):
-        return [{"values": row.tolist() if row.dim() else [row.item()]} for row in outputs]
+        targets = info.columns.targets if info.columns is not None else ()
+        named = {"names": list(targets)} if outputs.shape[1:] == (len(targets),) else {}
+        return [{"values": row.tolist() if row.dim() else [row.item()]} | named for row in outputs]
     labels, outputs = _of_classes(kind, outputs[:, None] if outputs.dim() == 1 else outputs)
     names = info.classes if info.classes and len(info.classes) == outputs.shape[1] else range(outputs.shape[1])
     if outputs.dim() > 2:
@@ -152,6 +154,8 @@ def shown(answer: Mapping[str, Any]) -> list[str]:
         return [f"{name}: {line}" for name, part in answer["outputs"].items() for line in shown(part)]
     if "values" in answer:
         values = torch.as_tensor(answer["values"], dtype=torch.float64).flatten()
+        if names := answer.get("names"):
+            return ["  ".join(f"{name} {_number(v)}" for name, v in zip(names, values.tolist(), strict=True))]
         numbers = "  ".join(_number(v) for v in values[:8].tolist())
         if len(values) <= 8:
             return [numbers]
@@ -170,15 +174,14 @@ def flat(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     What stands beside ``predictions``, ``values`` and ``outputs`` is in each row. Where no label holds, class and
     probability are None.
     """
-    beside = {k: v for k, v in answer.items() if k not in ("predictions", "values", "outputs", "positions")}
+    beside = {k: v for k, v in answer.items() if k not in ("predictions", "values", "names", "outputs", "positions")}
     if "outputs" in answer:
         parts = answer["outputs"].items()
         return [beside | {"output": name} | row for name, part in parts for row in flat(part)]
     if "values" in answer:
         values = torch.as_tensor(answer["values"], dtype=torch.float64).flatten().tolist()
-        return [
-            beside | ({"value": values[0]} if len(values) == 1 else {f"value_{i}": v for i, v in enumerate(values)})
-        ]
+        alone = ["value"] if len(values) == 1 else [f"value_{i}" for i in range(len(values))]
+        return [beside | dict(zip(answer.get("names", alone), values, strict=True))]
     none = [] if answer["predictions"] else [{"class": None, "probability": None}]
     chosen = [{k: v for k, v in each.items() if k != "index"} for each in answer["predictions"]]
     return [beside | each for each in chosen or none]

@@ -99,12 +99,24 @@ def _numbers(array: numpy.ndarray, frame: Any) -> numpy.ndarray:
         return numbers
     columns = list(getattr(frame, "columns", ()))
     dtypes = list(getattr(frame, "dtypes", ())) if columns else []
-    others = [str(c) for c, d in zip(columns, dtypes, strict=False) if getattr(d, "kind", "O") not in "biufc"]
+    others = [str(c) for c, d in zip(columns, dtypes, strict=False) if not _numeric(d)]
     if others:
-        raise UsageError(f"data: the columns {', '.join(others[:5])} hold no numbers; leave them out or encode them")
+        raise UsageError(
+            f"data: the columns {', '.join(others[:5])} hold no numbers; leave them out, or have them encoded: {TABLE}"
+        )
     first = next((v for v in array.reshape(-1) if not isinstance(v, int | float)), None)
     advice = COLLATE if isinstance(first, numpy.ndarray | list | tuple | Tensor) else _instead("U")
     raise UsageError(f"data: an array of objects ({type(first).__name__}) is no array of numbers; {advice}")
+
+
+def _numeric(dtype: Any) -> bool:
+    """Whether a column's dtype, of pandas or polars, is one of numbers."""
+    is_numeric = getattr(dtype, "is_numeric", None)
+    return bool(is_numeric()) if callable(is_numeric) else getattr(dtype, "kind", "O") in "biufc"
+
+
+# What makes inputs and targets of a frame's columns.
+TABLE = 'splits = surefoot.data.table(frame, target="NAME"), then data=splits'
 
 
 def _instead(kind: str) -> str:

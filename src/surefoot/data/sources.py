@@ -23,7 +23,7 @@ from ..batches import TARGET_NAMES
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from ..table_columns import TableColumns
-from .arrays import as_tensor, is_array
+from .arrays import TABLE, as_tensor, is_array
 from .nested import attribute_of, held_in_memory, targets_of, tensors_of
 from .workers import fetch
 
@@ -279,6 +279,8 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
     if inspect.isclass(data):
         raise UsageError(f"data: the class {data.__name__} was given; give an object of it")
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        if hasattr(data, "columns"):
+            raise UsageError(f"data: a {type(data).__name__} was given; give (inputs, targets), or {TABLE}")
         if is_array(data) or isinstance(data, str | dict):
             keys = f" with {', '.join(map(repr, list(data)[:6]))}" if isinstance(data, dict) else ""
             raise UsageError(f"data: found one {type(data).__name__}{keys}; give (inputs, targets)")

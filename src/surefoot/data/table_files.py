@@ -52,6 +52,8 @@ def as_table(data: Any) -> Any:
     """A table of pyarrow's, a frame of pandas or polars, or a mapping of columns, as a table of pyarrow's."""
     pyarrow = arrow()
     try:
+        # By its own way polars gives types that pyarrow can compute with.
+        data = data.to_arrow() if hasattr(data, "to_arrow") else data
         table = data if isinstance(data, pyarrow.Table) else pyarrow.table(data)
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
         raise UsageError(f"data: {type(data).__name__} is no table: {first_line(error)}") from error

@@ -111,7 +111,7 @@ def numbers_in(column: Any, name: str, place: Place) -> Any:
         wrong = numpy.array([not is_number(value) for value in values])
         first = int(numpy.isin(codes, wrong.nonzero()[0]).argmax())
         raise UsageError(f"{place(first)}: {name!r} is {column[first].as_py()!r}, which is no number")
-    numbers = column.combine_chunks().cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
+    numbers = _decoded(column).combine_chunks().cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
     numbers = numbers if numbers.flags.writeable else numbers.copy()
     over = numpy.abs(numbers) > _LARGEST
     if over.any():
@@ -123,10 +123,8 @@ def numbers_in(column: Any, name: str, place: Place) -> Any:
 def coded(column: Any) -> tuple[Any, list[str]]:
     """A column as texts: the code of each row's, int64 (N,) with -1 where it is missing, and the texts by code."""
     pyarrow = arrow()
-    kind = column.type
-    if pyarrow.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pyarrow.types.is_floating(kind):  # whole numbers beside missing values, as pandas has them
+    column = _decoded(column)
+    if pyarrow.types.is_floating(column.type):  # whole numbers beside missing values, as pandas has them
         column = pyarrow.compute.if_else(pyarrow.compute.is_nan(column), None, column)
         whole = pyarrow.compute.all(pyarrow.compute.equal(column, pyarrow.compute.floor(column))).as_py()
         column = column.cast(pyarrow.int64()) if whole else column
@@ -136,6 +134,14 @@ def coded(column: Any) -> tuple[Any, list[str]]:
     position: dict[str, int] = {}
     merged = [position.setdefault(text.strip(), len(position)) for text in texts.dictionary.to_pylist()]
     return numpy.array([*merged, -1])[codes], list(position)
+
+
+def _decoded(column: Any) -> Any:
+    """A column of a dictionary's codes (a categorical of pandas) as its values."""
+    pyarrow = arrow()
+    if not pyarrow.types.is_dictionary(column.type):
+        return column
+    return pyarrow.chunked_array([c.dictionary_decode() for c in column.chunks], type=column.type.value_type)
 
 
 def _indices(column: Any, values: Sequence[str]) -> Any:
@@ -158,7 +164,7 @@ def kind_of(kind: Any) -> str:
         kind = kind.value_type
     if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind):
         return "numbers"
-    return "texts" if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) else str(kind)
+    return "texts" if types.is_string(kind) or types.is_large_string(kind) else str(kind)
 
 
 def disguised(column: Any, name: str, place: Place) -> str | None:

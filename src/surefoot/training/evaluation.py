@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from .. import batches
 from ..arguments import Arguments
-from ..data import Loader, Source, TensorSource, as_source
+from ..data import DataSplits, Loader, Source, TensorSource, as_source
 from ..data.torch_loader import check_batch_size, loader_of
 from ..errors import UsageError
 from ..limits import PRECISIONS
@@ -99,7 +99,15 @@ def evaluate_on(
 def evaluation_loader(
     data: Any, batch_size: int = EVAL_BATCH, model: nn.Module | None = None, say: Callable[[str], None] | None = None
 ) -> Loader:
-    """A loader of the caller's own that reads `data` in their order; of a Loader, its order and batches."""
+    """A loader of the caller's own that reads `data` in their order; of a Loader, its order and batches.
+
+    Of a DataSplits those that validate, prepared.
+    """
+    if isinstance(data, DataSplits):
+        if data.val is None:
+            raise UsageError("data: this DataSplits has no samples to validate on; give it a val, or data=splits.train")
+        size = min(batch_size, len(data.val))
+        return Loader(data.val, size, shuffle=False, preprocessing=data.preprocessing)
     if isinstance(data, DataLoader):
         return loader_of(data, 0)
     if isinstance(data, Loader):
@@ -113,8 +121,10 @@ def training_loader(
 ) -> Loader:
     """What fit reads: a Loader as it is, anything else in batches of `batch_size` (None: 64, or all of fewer)."""
     if not isinstance(data, Loader | DataLoader):
-        source = source_for(model, data, say)
-        return Loader(source, min(DEFAULT_BATCH, len(source)) if batch_size is None else batch_size, seed=seed)
+        prepared = data.preprocessing if isinstance(data, DataSplits) else None
+        source = source_for(model, data.train if isinstance(data, DataSplits) else data, say)
+        size = min(DEFAULT_BATCH, len(source)) if batch_size is None else batch_size
+        return Loader(source, size, seed=seed, preprocessing=prepared)
     check_batch_size(batch_size, data)
     return data if isinstance(data, Loader) else loader_of(data, seed, say)
 

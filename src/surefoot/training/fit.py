@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import held, rng
 from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten
-from ..data import Loader
+from ..data import DataSplits, Loader
 from ..errors import UsageError
 from ..execution import prepare
 from ..losses.objectives import as_objective
@@ -81,7 +81,8 @@ def fit(
 ) -> FitResult:
     """Train `model` for `epochs` passes over `data`, validating on `val` after each.
 
-    `data` and `val` are a Loader, a Source, a torch Dataset or a pair ``(inputs (N, ...), targets (N, ...))``;
+    `data` and `val` are a Loader, a Source, a torch Dataset, a pair ``(inputs (N, ...), targets (N, ...))``, or a
+    DataSplits, which is both;
     what is not a Loader yet is read in batches of `batch_size` (by default 64, or all of fewer samples), in an order
     that is a pure function of `seed` and epoch. `schedule` is a surefoot Schedule (scheduler, warmup) over the same
     optimizer, or a scheduler of torch's, then moved by its usual unit. `metrics` is ``"auto"`` or names. `step` (a
@@ -125,6 +126,7 @@ def fit(
     rng.seed_all(seed)
     loader = training_loader(data, batch_size, seed, model, progress.message)
     about = completed(about, loader, loss)
+    val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
     val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
     steps_per_epoch = math.ceil(len(loader) / options.grad_accum_steps)
     schedule = as_schedule(
