@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from surefoot.artifacts import read_info
+from surefoot.cli import main
 from surefoot.errors import UsageError
-from surefoot.models import GPT, MLP, MODELS, LeNet5, SmallResNet, spec_of
+from surefoot.models import GPT, MLP, MODELS, LeNet5, SmallResNet, UNet, ViT, spec_of
 
 
 class GarmentClassifier(nn.Module):
@@ -56,6 +59,8 @@ def test_lenet5_is_the_tutorials_model_bit_for_bit():
         ("MLP", {"in_features": 12, "hidden": [8, 6], "dropout": 0.5}, (3, 4)),
         ("SmallResNet", {"width": 4}, (1, 28, 28)),
         ("SmallResNet", {"width": 4, "blocks": 2, "channels": 3, "classes": 7}, (3, 32, 32)),
+        ("ViT", {"width": 8, "depth": 1, "heads": 2}, (1, 28, 28)),
+        ("ViT", {"width": 8, "channels": 3, "size": [16, 24], "patch": 8, "dropout": 0.5, "classes": 7}, (3, 16, 24)),
     ],
 )
 def test_a_model_is_rebuilt_from_its_own_record(name, args, shape):
@@ -100,6 +105,10 @@ def test_the_parameters_that_the_list_shows_are_the_ones_there(name):
         ("MLP", {"hidden": [0]}, "at least one"),
         ("MLP", {"dropout": 1.0}, "not below 1"),
         ("SmallResNet", {"width": "wide"}, "whole number"),
+        ("ViT", {"size": 30}, "size 30 x 30 is not a multiple of patch 4; give another patch"),
+        ("ViT", {"width": 10}, "not a multiple of heads 4"),
+        ("ViT", {"size": [0, 4]}, "not a multiple"),
+        ("UNet", {"depth": 9}, "above 8"),
         ("LeNet", {}, "did you mean 'LeNet5'"),
     ],
 )
@@ -108,10 +117,67 @@ def test_wrong_arguments_are_told(name, args, said):
         MODELS.build(name, args)
 
 
-def test_every_parameter_of_the_resnet_gets_a_gradient():
-    model = SmallResNet(width=4, blocks=2)
-    model(torch.randn(4, 1, 28, 28)).logsumexp(1).sum().backward()
+@pytest.mark.parametrize(
+    "model, shape",
+    [
+        (SmallResNet(width=4, blocks=2), (4, 1, 28, 28)),
+        (ViT(width=8, depth=2, heads=2, patch=7), (4, 1, 28, 28)),
+        (UNet(width=4, depth=2), (4, 3, 9, 14)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_parameter_gets_a_gradient(model, shape):
+    model(torch.randn(shape)).logsumexp(1).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_vit_sees_where_a_patch_lies_and_mixes_all_of_them():
+    model = ViT(width=8, depth=1, heads=2, patch=14).double()
+    picture = torch.randn(1, 1, 28, 28, dtype=torch.float64)
+    mirrored = torch.cat([picture[..., 14:], picture[..., :14]], -1)
+    assert (model(picture) - model(mirrored)).abs().max() > 1e-9
+    picture.requires_grad_()
+    model(picture)[0, 0].backward()
+    assert all(part.abs().max() > 0 for part in picture.grad.split(14, -1))
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (9, 14), (33, 8)])
+def test_the_unet_gives_a_class_for_each_pixel_of_any_size(height, width):
+    model = UNet(classes=5, channels=1, width=4)
+    pictures, targets = torch.randn(2, 1, height, width), torch.randint(0, 5, (2, height, width))
+    outputs = model(pictures)
+    assert outputs.shape == (2, 5, height, width) and F.cross_entropy(outputs, targets).isfinite()
+    with pytest.raises(ValueError, match="pictures of 7 x 8 are smaller than the 8 of this depth"):
+        model(torch.zeros(2, 1, 7, 8))
+    assert MODELS.build("UNet", spec_of(model)["args"]).state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_vit_and_a_unet_learn_through_recipes_that_leave_their_sizes_to_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("masks_of.py").write_text(
+        "from surefoot.data import DATA, DataSplits, TensorSource\n\n\n"
+        "def masks():\n    s = DATA.build('garments', {'train_size': 96, 'val_size': 32})\n"
+        "    def masked(source):\n        x = source.tensors[0]\n"
+        "        return TensorSource(x, (x[:, 0] > 60).long(), classes=('ground', 'garment'))\n"
+        "    return DataSplits(masked(s.train), masked(s.val), ('ground', 'garment'), s.preprocessing)\n"
+    )
+    rest = "loss: CrossEntropyLoss\noptimizer: {name: AdamW, lr: 0.004}\nexecution: plain\nepochs: 3\n"
+    recipes = {
+        "vit": "model: {name: ViT, patch: 7, width: 32, depth: 1}\n"
+        "data: {name: garments, train_size: 800, val_size: 100, batch_size: 16}\n",
+        "unet": "model: {name: UNet, width: 4, depth: 2}\ndata: {import: 'masks_of:masks', batch_size: 16}\n",
+    }
+    for name, text in recipes.items():
+        Path(f"{name}.yaml").write_text(text + rest)
+        assert main(["train", f"{name}.yaml", "--run", name]) == 0
+    vit, unet = read_info("vit/model"), read_info("unet/model")
+    assert vit.model["args"]["size"] == [28, 28] and vit.metrics["val/accuracy"] > 0.25
+    assert unet.model["args"].items() >= {"classes": 2, "channels": 1}.items() and unet.metrics["val/accuracy"] > 0.8
+    capsys.readouterr()
+    assert main(["eval", "unet", "--json"]) == 0
+    assert main(["export", "unet", "--to", "m.onnx"]) == 0 and main(["export", "vit", "--to", "m.pt2"]) == 0
+    sys.modules.pop("masks_of")
 
 
 def test_listing_the_names_does_not_import_torch():

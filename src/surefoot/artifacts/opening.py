@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import batches
 from ..errors import UsageError, first_line
-from ..models import LeNet5
+from ..models import spec_of
 from ..preprocessing import Preprocessing
 from ..text import counted
 from .answers import check_classes, kind_of, probabilities
@@ -170,7 +170,7 @@ def open_model(
     they can be called. `key` is that of `import_weights`. With `trust_code` the class that a file names is
     imported, and a ``.pt2`` is read by torch, which runs code of the file. Raises `UsageError`.
 
-    >>> import tempfile; from surefoot.artifacts import save_model
+    >>> import tempfile; from surefoot.artifacts import save_model; from surefoot.models import LeNet5
     >>> with tempfile.TemporaryDirectory() as d:
     ...     where = save_model(LeNet5(), Path(d, "model"), classes=[str(i) for i in range(10)])
     ...     open_model(where).predict(torch.zeros(3, 1, 28, 28)).shape
@@ -196,7 +196,7 @@ def open_model(
     info = imported.info or describe_model(
         imported.model,
         preprocessing=None if takes_tokens(imported.model) else UNKNOWN,
-        input_shape=_usual_shape(imported.model),
+        input_shape=getattr(imported.model, "sample_shape", None) if spec_of(imported.model) else None,
     )
     info = _with(info, preprocessing, classes)
     ready = Ready(imported.model, info.preprocessing).eval()
@@ -224,8 +224,3 @@ def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequenc
     if classes is not None:
         changes["classes"] = tuple(classes)
     return replace(info, **changes) if changes else info
-
-
-def _usual_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """The one shape that LeNet5 takes; the other models take several and bare weights do not say which."""
-    return (model.arguments["channels"], 28, 28) if isinstance(model, LeNet5) else None

@@ -16,7 +16,7 @@ from ..errors import UsageError, first_line
 from .arrays import as_tensor
 from .orders import epoch_order
 from .sources import TensorSource
-from .splits import DataSplits, image_preprocessing, sizes_of
+from .splits import DataSplits, image_preprocessing
 from .table_files import nearest, ordinary_file
 
 # Whole numbers from 0 to below this are classes.
@@ -101,7 +101,7 @@ def _splits(
         whole, val = train, train.subset(order[:count].sort().values) if count else None
         train = whole.subset(order[count:].sort().values)
     pixels = train.tensors[0].dtype == torch.uint8
-    return DataSplits(train, val, train.classes, image_preprocessing() if pixels else None, sizes_of(train))
+    return DataSplits(train, val, train.classes, image_preprocessing() if pixels else None)
 
 
 def _words(name: str) -> set[str]:

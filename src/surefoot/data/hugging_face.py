@@ -22,7 +22,7 @@ from .augment import whole_pair
 from .image_folder import bytes_of, kept_in_memory
 from .orders import epoch_order
 from .sources import DatasetSource, TensorSource
-from .splits import DataSplits, image_preprocessing, sizes_of
+from .splits import DataSplits, image_preprocessing
 from .table_files import nearest
 
 # Splits that validate where `val` names none; a test set is not for choosing the best model by.
@@ -80,7 +80,6 @@ def hugging_face(
         sources[1] if len(sources) > 1 else None,
         classes,
         image_preprocessing() if pictures else None,
-        sizes_of(sources[0]) if isinstance(sources[0], TensorSource) else {},
     )
 
 

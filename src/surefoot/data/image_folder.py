@@ -65,7 +65,7 @@ def image_folder(
         _source(val, classes, shape) if any(val.values()) else None,
         classes,
         image_preprocessing(),
-        {"channels": channels},
+        {"channels": channels, "size": list(shape[1:])},
     )
 
 

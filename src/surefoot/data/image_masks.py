@@ -65,7 +65,7 @@ def image_masks(
         for part in (order[held_out:], order[:held_out])
     )
     assert train is not None
-    return DataSplits(train, val, names, image_preprocessing(), {"channels": channels})
+    return DataSplits(train, val, names, image_preprocessing(), {"channels": channels, "size": list(shape[1:])})
 
 
 def _by_name(key: str, folder: str) -> dict[str, Path]:

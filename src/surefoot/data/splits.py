@@ -22,7 +22,8 @@ class DataSplits:
 
     `classes` names the values of the targets, or is None where they are no class labels; then all targets of
     data in memory have been checked to be one of them. `preprocessing` is the one that fits the raw data. `sizes` are
-    arguments of a packaged model that the data decide where a recipe does not, beside its `classes`.
+    arguments of a packaged model that the data decide where a recipe does not, beside its `classes`; of one input in
+    memory they are found where they are left out.
     """
 
     train: Source
@@ -34,6 +35,8 @@ class DataSplits:
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", as_source(self.train))
         object.__setattr__(self, "val", None if self.val is None else as_source(self.val))
+        if not self.sizes and isinstance(self.train, TensorSource) and not self.train.names:
+            object.__setattr__(self, "sizes", sizes_of(self.train))
         check = Arguments("data: ")
         check.instance("preprocessing", self.preprocessing, Preprocessing, "Preprocessing()", none=True)
         check.done()
@@ -55,7 +58,7 @@ def sizes_of(source: TensorSource) -> dict[str, Any]:
     inputs, *rest = source.tensors
     sizes: dict[str, Any] = {"in_features": inputs[0].numel()}
     if inputs.dim() == 4:
-        sizes["channels"] = inputs.shape[1]
+        sizes |= {"channels": inputs.shape[1], "size": list(inputs.shape[2:])}
     outputs = len(source.classes or ())
     if rest and source.classes is None and rest[-1].dim() == 2:
         outputs = rest[-1].shape[1]

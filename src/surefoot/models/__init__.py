@@ -1,4 +1,4 @@
-"""The models that Surefoot knows by name: LeNet-5, perceptrons (one for tables), a small ResNet, a small GPT."""
+"""The models that Surefoot knows by name: LeNet-5, perceptrons (one for tables), small ResNet, ViT, U-Net and GPT."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from .mlp import MLP
     from .resnet import SmallResNet
     from .tabular import TabularMLP
+    from .unet import UNet
+    from .vit import ViT
 
-__all__ = ["GPT", "MODELS", "MLP", "LeNet5", "SmallResNet", "TabularMLP", "spec_of"]
+__all__ = ["GPT", "MODELS", "MLP", "LeNet5", "SmallResNet", "TabularMLP", "UNet", "ViT", "spec_of"]
 
 # The classes need torch, the names do not: `surefoot list models` shows them without importing it.
-_HOMES = {"gpt": "GPT", "lenet": "LeNet5", "mlp": "MLP", "resnet": "SmallResNet", "tabular": "TabularMLP"}
+_HOMES = {
+    "gpt": "GPT",
+    "lenet": "LeNet5",
+    "mlp": "MLP",
+    "resnet": "SmallResNet",
+    "tabular": "TabularMLP",
+    "unet": "UNet",
+    "vit": "ViT",
+}
 __getattr__ = lazily(__name__, _HOMES)

@@ -61,11 +61,12 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention to the tokens before, then a perceptron, each added to its input."""
+    """Attention, where `causal` to the tokens before, then a perceptron, each added to its input."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = True):
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.norm1 = nn.LayerNorm(width)
         self.attention = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -79,7 +80,7 @@ class Block(nn.Module):
         qkv = self.attention(self.norm1(x)).view(n, t, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         drop = self.dropout.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=drop)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal, dropout_p=drop)
         x = x + self.dropout(self.attention_out(mixed.transpose(1, 2).reshape(n, t, width)))
         hidden: torch.Tensor = self.hidden_out(F.gelu(self.hidden(self.norm2(x)), approximate="tanh"))
         x = x + self.dropout(hidden)

@@ -22,6 +22,7 @@ class LeNet5(nn.Module):
     def __init__(self, classes: int = 10, channels: int = 1):
         super().__init__()
         self.arguments = {"classes": classes, "channels": channels}
+        self.sample_shape = (channels, 28, 28)
         self.conv1 = nn.Conv2d(channels, 6, 5)
         self.pool = nn.MaxPool2d(2, 2)
         self.conv2 = nn.Conv2d(6, 16, 5)

@@ -49,6 +49,28 @@ MODELS = Registry(
             facts={"input": "(N, channels, H, W)", "parameters": "73,082"},
         ),
         Entry(
+            "ViT",
+            "surefoot.models.vit:ViT",
+            "a small vision transformer: patches as tokens",
+            limits={
+                **dict.fromkeys(("classes", "channels", "size", "patch", "width", "depth", "heads"), Range(low=1)),
+                "dropout": Range(low=0, high=1, high_open=True),
+            },
+            facts={"input": "(N, channels, H, W) of one size", "parameters": "204,938"},
+        ),
+        Entry(
+            "UNet",
+            "surefoot.models.unet:UNet",
+            "a class for each pixel, by convolutions at several sizes",
+            limits={
+                "classes": _CLASSES,
+                "channels": _CHANNELS,
+                "width": Range(low=1),
+                "depth": Range(low=1, high=8),
+            },
+            facts={"input": "(N, channels, H, W), a class for each pixel", "parameters": "488,018"},
+        ),
+        Entry(
             "GPT",
             "surefoot.models.gpt:GPT",
             "a small transformer that tells the next token, as GPT-2 is made",
