@@ -27,7 +27,7 @@ FLOORS = (
     {"gradients"},
     {
         *("losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"),
-        "table_columns",
+        *("table_columns", "metric_tables"),
     },
     {"data", "artifacts", "tracking", "step_result"},
     {"step"},

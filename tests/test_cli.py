@@ -59,7 +59,7 @@ COMMAND_LINE = {
     "plan": {"recipe", "overrides", "--png", "--svg", "--json", "--trust-code"},
     "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--svg", "--json", "--trust-code"},
     "tune": {"recipe", "overrides", "--forget", "--seconds", "--trust-code"},
-    "eval": {"path", "--data", "--split", "--best", "--json", "--model", "--key", "--trust-code"},
+    "eval": {"path", "--data", "--split", "--best", "--json", "--csv", "--out", "--model", "--key", "--trust-code"},
     "predict": {
         "path",
         "files",

@@ -16,7 +16,7 @@ from surefoot.artifacts import describe_outputs, read_info, shown
 from surefoot.artifacts.answers import kind_of
 from surefoot.artifacts.info import describe_model
 from surefoot.cli import main
-from surefoot.cli.evaluate import matrix_lines
+from surefoot.cli.evaluation_text import matrix_lines
 from surefoot.losses import WeightedSum
 from surefoot.models import MODELS
 

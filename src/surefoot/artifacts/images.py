@@ -58,12 +58,12 @@ class Images:
         )
 
 
-def files_in(path: str | Path) -> list[Path]:
+def files_in(path: str | Path, more_endings: tuple[str, ...] = ()) -> list[Path]:
     """A file as it is; of a folder all files that can be read, with those of folders in it, sorted."""
     path = Path(path)
     if not path.is_dir():
         return [path]
-    inside = files_below(path, (*PICTURE_ENDINGS, ".npy", ".npz"))
+    inside = files_below(path, (*PICTURE_ENDINGS, ".npy", ".npz", *more_endings))
     if not inside:
         raise Problems([f"{path}: holds no files that can be read (PNG, JPEG, .npy, .npz)"])
     return inside

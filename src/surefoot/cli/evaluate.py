@@ -1,18 +1,17 @@
-"""`surefoot eval RUN|MODEL`: loss, accuracy, figures by class and the confusion matrix, on validation data."""
+"""`surefoot eval RUN|MODEL`: the run's metrics, figures of each class or target, the confusion matrix."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..text import counted, figure, printable, say
-from ..tracking.confusion import most_mistaken
+from ..text import counted
+from .evaluation_text import show
+from .for_machines import add_output_arguments, give, output_form
 from .opening import add_opening_arguments, data_of, opened, recipe_data
 from .recipes import FILE, recipe_of_run
 
@@ -21,65 +20,104 @@ if TYPE_CHECKING:
 
     from ..artifacts import LoadedModel
     from ..data import DataSplits, Source
+    from ..metric_tables import LabelCounts, TargetErrors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --data, --split, --best, --json and what opening a model needs."""
+    """MODEL, --data, --split, --best, the forms of output and what opening a model needs."""
     parser.add_argument("path", metavar="RUN|MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
     parser.add_argument(
         "--data",
-        metavar="NAME|RECIPE|TABLE",
-        help="a data set (garments, fashion_mnist), the recipe that has it (default: the run's own recipe), or, for a "
-        "model of tables, a CSV or Parquet file",
+        metavar="NAME|RECIPE|FOLDER|TABLE",
+        help="a data set (garments, fashion_mnist), the recipe that has it (default: the run's own recipe), a folder "
+        "of pictures whose folders are the classes, or, for a model of tables, a CSV or Parquet file",
     )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which samples (default: val)")
     parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
-    parser.add_argument("--json", action="store_true", help="one JSON object for machines")
+    add_output_arguments(parser)
     add_opening_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
+    form = output_form(arguments)
     report = figures(arguments)
-    if arguments.json:
-        say(json.dumps(report, indent=2))
-    else:
+    if form == "text":
         show(report)
+    else:
+        flat = {name: value for name, value in report.items() if name != "metrics"} | report["metrics"]
+        give(form, arguments.out, flat, list(_rows_of(report)))
     return 0
 
 
+def _rows_of(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The figures as a table of three columns: a metric, what it is of (a class, a target), its value."""
+    for name, value in report["metrics"].items():
+        yield {"metric": name, "of": None, "value": value}
+    for kind in ("class", "target"):
+        for row in report.get(f"by_{kind}", ()):
+            yield from (
+                {"metric": name, "of": row[kind], "value": value}
+                for name, value in row.items()
+                if name not in (kind, "mistaken_for")
+            )
+
+
 def figures(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of the model on that data, as plain values."""
-    from ..data import Loader
+    """All figures of the model on that data, as plain values; ``metrics`` by name."""
+    from ..data import DATA, Loader
     from ..data.table_files import is_table
     from ..errors import UsageError
-    from ..losses import Objective
+    from ..losses import Objective, default_metrics
+    from ..metric_tables import by_class
     from ..training import EVAL_BATCH, evaluate
 
-    path = Path(arguments.path)
-    table = arguments.data if is_table(arguments.data or "") else None
+    path, name = Path(arguments.path), arguments.data or ""
+    files = is_table(name) or (name not in DATA and os.path.isdir(name) and not os.path.lexists(Path(name, FILE)))
     data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
     # A bad file ends it before any data are made.
-    model = opened(path / "model" / "best" if arguments.best else path, arguments, None if table else data)
-    source, loss = (_rows(table, model), None) if table else _samples(model, *data(), arguments.split)
+    model = opened(path / "model" / "best" if arguments.best else path, arguments, None if files else data)
+    if files:
+        source, loss = _samples_in(name, model, arguments.split), None
+    else:
+        source, loss = _samples(model, *data(), arguments.split)
     loss = _loss_of(model) if loss is None else loss
-    names = source.classes if table else data()[0].classes
-    classes = len(names) if names else None
+    classes = source.classes if files else data()[0].classes
+    table = _table_metric(loss)
+    metrics: dict[str, Any] = {name: name for name in default_metrics(loss)} | {"table": table}
+    settings: dict[str, Any] = {"metrics": metrics, "confusion": len(classes) if classes else None}
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:
             raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")
         size = min(EVAL_BATCH, len(source))
         loader = Loader(source, size, shuffle=False, preprocessing=model.preprocessing)
-        result = evaluate(model.module, loss, loader, confusion=classes)
+        result = evaluate(model.module, loss, loader, **settings)
     else:  # the model maps raw samples itself, its preprocessing included, so the loader gives them raw
-        result = evaluate(_as_module(model, names), loss, source, confusion=classes)
-    report: dict[str, Any] = {"model": str(model.path), "format": model.format, "split": table or arguments.split}
-    report |= {"samples": result.samples, **result.metrics}
+        result = evaluate(_as_module(model, classes), loss, source, **settings)
+    report: dict[str, Any] = {"model": str(model.path), "format": model.format}
+    report |= {"split": name if files else arguments.split, "samples": result.samples, "metrics": result.metrics}
     if result.confusion is not None:
-        report["classes"] = list(map(str, model.classes or names or range(len(result.confusion))))
+        report["classes"] = list(map(str, model.classes or classes or range(len(result.confusion))))
         report["confusion"] = result.confusion.tolist()
-        report["by_class"] = _by_class(report["classes"], result.confusion)
+        report["by_class"] = by_class(report["classes"], report["confusion"])
+    elif rows := table.rows(_names(model)):
+        report[f"by_{next(iter(rows[0]))}"] = rows
     return report
+
+
+def _table_metric(loss: Any) -> LabelCounts | TargetErrors:
+    """What counts the figures of each label or each target, by what the loss says of outputs."""
+    from ..losses import accuracy_kind
+    from ..metric_tables import LabelCounts, TargetErrors
+
+    kind = accuracy_kind(loss)
+    return TargetErrors() if kind is None else LabelCounts(0.5 if kind == "probabilities" else 0)
+
+
+def _names(model: LoadedModel) -> Sequence[str]:
+    """What the model's outputs are called, as far as it says so."""
+    columns = model.info.columns
+    return model.classes or (columns.targets if columns is not None else ())
 
 
 def _samples(model: LoadedModel, splits: DataSplits, loss: Any, split: str) -> tuple[Source, Any]:
@@ -99,14 +137,21 @@ def _samples(model: LoadedModel, splits: DataSplits, loss: Any, split: str) -> t
     return source, loss
 
 
-def _rows(path: str, model: LoadedModel) -> Source:
-    """The rows of a file as the model takes them."""
+def _samples_in(path: str, model: LoadedModel, split: str) -> Source:
+    """The rows of a table, or the pictures of a folder, as the model takes them."""
+    from ..artifacts.images import takes_pictures
+    from ..data.image_folder import labelled_pictures
     from ..data.table_rows import labelled_rows
     from ..errors import UsageError
 
-    if model.info.columns is None:
-        raise UsageError(f"{model.path}: was not trained on a table, so {path} means nothing to it")
-    return labelled_rows(path, model.info.columns, model.classes)
+    if not os.path.isdir(path):
+        if model.info.columns is None:
+            raise UsageError(f"{model.path}: was not trained on a table, so {path} means nothing to it")
+        return labelled_rows(path, model.info.columns, model.classes)
+    shape = model.input_shape
+    if shape is None or model.classes is None or not takes_pictures(model.info):
+        raise UsageError(f"{model.path}: tells no classes of pictures apart, so the folder {path} means nothing to it")
+    return labelled_pictures(path, model.classes, shape, split)
 
 
 def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Module:
@@ -121,6 +166,8 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
 
     class Loaded(torch.nn.Module):
         def forward(self, raw: Any) -> Any:
+            if isinstance(raw, torch.Tensor) and raw.dtype == torch.uint8 and "float" in (model.info.input_dtype or ""):
+                raw = raw.to(getattr(torch, model.info.input_dtype or ""))  # the pixels of a folder
             outputs = model(raw)
             if isinstance(outputs, torch.Tensor) and outputs.dim() >= 2:
                 check_classes(model.info, outputs, model.path)
@@ -164,70 +211,3 @@ def _loss_of(model: LoadedModel) -> Any:
         args = {key: value for key, value in loss.items() if key != "name" and value != "balanced"}
         return build_loss(loss["name"], args)
     return build_loss(loss if isinstance(loss, str) else "CrossEntropyLoss")
-
-
-def _by_class(names: Sequence[str], confusion: torch.Tensor) -> list[dict[str, Any]]:
-    rows = []
-    for index, name in enumerate(names):
-        right, truth = int(confusion[index, index]), int(confusion[index].sum())
-        taken = int(confusion[:, index].sum())
-        others = confusion[index].clone()
-        others[index] = 0
-        rows.append(
-            {
-                "class": name,
-                "samples": truth,
-                "recall": right / truth if truth else None,
-                "precision": right / taken if taken else None,
-                "mistaken_for": names[int(others.argmax())] if int(others.sum()) else None,
-            }
-        )
-    return rows
-
-
-def show(report: dict[str, Any]) -> None:
-    """The figures for people: a line of totals, a row for each class."""
-    say(f"{report['model']} on {counted(report['samples'], 'sample')} ({report['split']})")
-    for name in ("loss", "accuracy"):
-        if name in report:
-            say(f"  {name:<9} {figure(name, report[name])}")
-    rows = report.get("by_class", [])
-    if rows:
-        width = max(len("class"), *(len(printable(row["class"])) for row in rows))
-        say(f"\n  {'class':<{width}}  samples  recall  precision  mostly mistaken for")
-        for row in rows:
-            recall, precision = (
-                f"{100 * row[name]:6.1f} %" if row[name] is not None else "     -  " for name in ("recall", "precision")
-            )
-            say(
-                f"  {printable(row['class']):<{width}}  {row['samples']:>7,} {recall} {precision}   "
-                f"{printable(row['mistaken_for'] or '-')}"
-            )
-        columns = shutil.get_terminal_size((100, 24)).columns
-        for line in matrix_lines([printable(name) for name in report["classes"]], report["confusion"], columns):
-            say(line)
-
-
-def matrix_lines(names: Sequence[str], matrix: Sequence[Sequence[int]], width: int) -> list[str]:
-    """The confusion matrix as text; the most frequent confusions instead where it is wider than `width`.
-
-    >>> print("\\n".join(matrix_lines(["cat", "dog"], [[9, 1], [0, 10]], 60)).lstrip())
-    confusion matrix (rows: true class, columns: predicted)
-              0   1
-      0 cat   9   1
-      1 dog   .  10
-    """
-    labels = [f"{i} {name}" for i, name in enumerate(names)]
-    cell = 2 + max(len(str(value)) for row in [*matrix, [len(names) - 1]] for value in row)
-    label = max(map(len, labels))
-    if 2 + label + cell * len(names) <= width:
-        lines = ["", "  confusion matrix (rows: true class, columns: predicted)"]
-        lines.append("  " + " " * label + "".join(f"{i:>{cell}}" for i in range(len(names))))
-        for text, row in zip(labels, matrix, strict=True):
-            lines.append(f"  {text:<{label}}" + "".join(f"{value or '.':>{cell}}" for value in row))
-        return lines
-    pairs = most_mistaken(matrix)
-    if not pairs:
-        return []
-    lines = ["", f"  most frequent confusions (of {len(pairs)}; the whole matrix: --json)"]
-    return lines + [f"  {n:>7,}  {names[i]} predicted as {names[j]}" for n, i, j in pairs[:10]]

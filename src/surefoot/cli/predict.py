@@ -7,11 +7,16 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..text import printable, say
 from .for_machines import add_output_arguments, give, output_form
 from .opening import add_data_argument, add_opening_arguments, opened
+
+if TYPE_CHECKING:
+    from ..artifacts import LoadedModel
+    from ..artifacts.images import Images
+    from ..artifacts.info import ModelInfo
 
 # So many files are read at once: pictures of a folder take no more memory than these.
 FILES_AT_ONCE = 64
@@ -58,11 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _batches(files: Sequence[str], model: Any) -> Iterator[Any]:
+def _batches(files: Sequence[str], model: LoadedModel) -> Iterator[Images]:
     """The samples of all files. Raises Problems, after the last, with every file that cannot be used."""
-    from ..artifacts import files_in, read_images
-    from ..artifacts.images import Images, takes_pixels
-    from ..data.table_files import is_table
+    from ..artifacts.images import Images, files_in, read_images, takes_pixels
+    from ..data.table_files import ENDINGS, is_table
     from ..data.table_rows import rows
     from ..errors import Problems, UsageError
 
@@ -72,10 +76,14 @@ def _batches(files: Sequence[str], model: Any) -> Iterator[Any]:
     paths: list[Path] = []
     problems: list[str] = []
     for name in files:
-        try:
-            paths += [path for each in (listed if name == "-" else [name]) for path in files_in(each)]
-        except Problems as error:
-            problems += error.problems
+        for each in listed if name == "-" else [name]:
+            try:
+                paths += files_in(each, ENDINGS if columns is not None else ())
+            except Problems as error:
+                problems += error.problems
+    if columns is None and (tables := [path for path in paths if is_table(path)]):
+        problems += [f"{path}: is a table, and the model was not trained on one; give arrays (.npy)" for path in tables]
+        paths = [path for path in paths if not is_table(path)]
     for first in range(0, len(paths) or not problems, at_once):
         some = paths[first : first + at_once]
         try:
@@ -110,7 +118,7 @@ def _masks(directory: str | None) -> Iterator[Any]:
     if Path(directory).exists():
         raise UsageError(f"--masks {directory}: is there already; give a name that is free")
 
-    def write(info: Any, outputs: Any, images: Any) -> None:
+    def write(info: ModelInfo, outputs: Any, images: Images) -> None:
         positions = classes_of_positions(info, outputs)
         if positions is None:
             raise UsageError("--masks: the model gives no class to each pixel, (N, C, H, W) of at most 256 classes")

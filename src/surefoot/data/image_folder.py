@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from ..errors import Problems, UsageError
 from ..files import read_bounded
 from ..pictures import PICTURE_ENDINGS, decode_picture, files_below
+from ..registry import did_you_mean
 from ..safe_tensors import BadFile
-from ..text import counted
+from ..text import counted, shortened
 from .augment import whole_pair
 from .orders import epoch_order
 from .sources import DatasetSource, TensorSource
@@ -67,6 +68,26 @@ def image_folder(
         image_preprocessing(),
         {"channels": channels, "size": list(shape[1:])},
     )
+
+
+def labelled_pictures(
+    dir: str, classes: tuple[str, ...], shape: tuple[int, ...], split: str
+) -> TensorSource | DatasetSource:
+    """The pictures of a folder for a model of these `classes` and this input; of ``train`` and ``val`` one `split`.
+
+    Raises UsageError as `image_folder` does, and for a folder that is none of the classes.
+    """
+    root = Path(os.path.expanduser(dir))
+    root = root / split if {folder.name for folder in _folders(root)} == {"train", "val"} else root
+    files = _files(root)
+    for name in files:
+        if name not in classes:
+            others = did_you_mean(name, classes) or f": {shortened(', '.join(classes))}"
+            raise UsageError(
+                f"{root}: the folder {name!r} is none of the model's {counted(len(classes), 'class')}{others}"
+            )
+    channels, height, width = shape
+    return _source(files, classes, (channels, height, width))
 
 
 def _folders(root: Path) -> list[Path]:

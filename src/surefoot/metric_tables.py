@@ -1,0 +1,135 @@
+"""Figures of each class, label or target, for a table: from a confusion matrix, or counted batch after batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batches import leaves
+
+
+def by_class(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Samples, precision, recall and F1 of each class, and what it is mostly mistaken for; None for 0 of 0.
+
+    >>> by_class(["cat", "dog"], [[3, 1], [0, 4]])[1]["recall"]
+    1.0
+    """
+    rows = []
+    for index, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        others = [0 if place == index else count for place, count in enumerate(row)]
+        counts = _of_counts(row[index], sum(each[index] for each in confusion), sum(row))
+        rows.append(
+            {"class": name, **counts, "mistaken_for": names[others.index(max(others))] if any(others) else None}
+        )
+    return rows
+
+
+def _of_counts(right: int, predicted: int, true: int) -> dict[str, Any]:
+    return {
+        "samples": true,
+        "precision": right / predicted if predicted else None,
+        "recall": right / true if true else None,
+        "f1": 2 * right / (predicted + true) if predicted + true else None,
+    }
+
+
+class _Counted:
+    """The form of a metric; its rows are read by whoever made it, so copies of it are itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    # What is measured is in the rows; an evaluation of one pass needs no state.
+    def compute(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+class LabelCounts(_Counted):
+    """Precision, recall and F1 of each of several labels (N, C) that may hold together: outputs above `threshold`."""
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.counts = torch.zeros(3, 0, dtype=torch.long)
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """One batch."""
+        if not isinstance(outputs, Tensor) or outputs.dim() > 2 or outputs.numel() != targets.numel():
+            return  # of positions: too many
+        outputs, targets = outputs.reshape(len(outputs), -1), targets.reshape(len(outputs), -1)
+        held, true = outputs > self.threshold, targets > 0.5
+        counts = torch.stack([(held & true).sum(0), held.sum(0), true.sum(0)]).cpu()
+        self.counts = counts + self.counts if self.counts.numel() else counts
+
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """A row for each label, called by `names` where they are as many; of yes or no, one for yes."""
+        counts = self.counts.T.tolist()
+        names = names[1:] if len(names) == 2 and len(counts) == 1 else names
+        labels = names if len(names) == len(counts) else map(str, range(len(counts)))
+        return [{"class": label, **_of_counts(*each)} for label, each in zip(labels, counts, strict=True)]
+
+
+class TargetErrors(_Counted):
+    """MAE, RMSE and R2 of each target: each column of (N, T), and of dictionaries and tuples each part."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums: dict[str, Tensor] = {}
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """One batch."""
+        parts = dict(leaves(outputs))
+        for name, true in leaves(targets):
+            output = parts.get(name)
+            if not isinstance(output, Tensor) or not isinstance(true, Tensor) or output.numel() != true.numel():
+                continue
+            columns = true.shape[1] if true.dim() == 2 else 1
+            true = true.reshape(-1, columns).double().cpu()
+            error = output.reshape(-1, columns).double().cpu() - true
+            mean = true.mean(0)
+            each = torch.stack(
+                [torch.full_like(mean, len(true)), error.abs().sum(0), error.square().sum(0), mean]
+                + [(true - mean).square().sum(0)]
+            )
+            self.sums[name] = _merged(self.sums[name], each) if name in self.sums else each
+
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """A row for each target, called by `names` where they are as many, else by its part and column."""
+        rows = []
+        for part, sums in self.sums.items():
+            columns = sums.shape[1]
+            numbers = [str(i) for i in range(columns)] if columns > 1 else [""]
+            for number, (count, absolute, square, _, spread) in zip(numbers, sums.T.tolist(), strict=True):
+                label = ".".join(word for word in (part, number) if word)
+                r2 = 1 - square / spread if spread else None
+                figures = {"mae": absolute / count, "rmse": math.sqrt(square / count), "r2": r2}
+                rows.append({"target": label or "target", "samples": int(count), **figures})
+        for row, name in zip(rows, names if len(names) == len(rows) else (), strict=False):
+            row["target"] = name
+        return rows
+
+
+def _merged(one: Tensor, other: Tensor) -> Tensor:
+    """The sums of two stretches as one: the spreads of both, and that between their means."""
+    count = one[0] + other[0]
+    apart = other[3] - one[3]
+    total = one + other
+    total[3] = one[3] + apart * other[0] / count
+    total[4] += apart.square() * one[0] * other[0] / count
+    return total

@@ -1,0 +1,188 @@
+"""What `surefoot eval` says: figures of each class, label and target, from folders, tables, recipes; for machines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from surefoot import Preprocessing, evaluate, save_model
+from surefoot.cli import main
+from surefoot.metric_tables import LabelCounts, TargetErrors, by_class
+from surefoot.models import MODELS
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Bright(nn.Module):
+    """Classes dark, bright and none of them by a picture's first pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([-1.0, 1.0, 0.0]))
+
+    def forward(self, x):
+        return (x.flatten(1)[:, :1] - 0.5) * self.weight
+
+
+def pictures(folder, values):
+    folder.mkdir(parents=True)
+    for number, value in enumerate(values):
+        Image.fromarray(np.full((4, 4), value, np.uint8)).save(folder / f"{number}.png")
+
+
+def evaluated(capsys, *words):
+    assert main(["eval", "model", "--trust-code", *words]) == 0
+    return capsys.readouterr().out
+
+
+def bright(dtype="uint8"):
+    about = {
+        "classes": ["dark", "bright", "other"],
+        "loss": "CrossEntropyLoss",
+        "preprocessing": Preprocessing(mean=0, std=1),
+    }
+    save_model(Bright(), "model", input_shape=(1, 4, 4), input_dtype=dtype, **about)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_folder_has_its_classes_in_its_folders(here, dtype, capsys):
+    bright(dtype)
+    pictures(here / "photos" / "bright", [250, 240, 3])
+    pictures(here / "photos" / "dark", [0, 1, 2, 200])
+    report = json.loads(evaluated(capsys, "--data", "photos", "--json"))
+    assert report["samples"] == 7 and report["accuracy"] == pytest.approx(5 / 7)
+    assert report["confusion"] == [[3, 1, 0], [1, 2, 0], [0, 0, 0]]
+    dark, light, other = report["by_class"]
+    assert (dark["precision"], dark["recall"], dark["f1"]) == pytest.approx((3 / 4, 3 / 4, 3 / 4))
+    assert light["f1"] == pytest.approx(2 / 3) and light["mistaken_for"] == "dark"
+    assert (other["samples"], other["precision"], other["recall"], other["f1"]) == (0, None, None, None)
+    text = evaluated(capsys, "--data", "photos")
+    assert "F1" in text and "75.0 %" in text and "confusion matrix" in text
+
+
+def test_a_folder_of_splits_gives_the_one_that_is_asked_for(here, capsys):
+    bright()
+    for split, values in (("train", [250, 250]), ("val", [3])):
+        pictures(here / "photos" / split / "bright", values)
+    for split, accuracy in (("val", 0), ("train", 1)):
+        assert json.loads(evaluated(capsys, "--data", "photos", "--split", split, "--json"))["accuracy"] == accuracy
+
+
+def test_csv_has_a_metric_what_it_is_of_and_its_value(here, capsys):
+    bright()
+    pictures(here / "photos" / "dark", [0, 1])
+    assert evaluated(capsys, "--data", "photos", "--out", "figures.csv") == ""
+    header, *rows = csv.reader(io.StringIO((here / "figures.csv").read_text()))
+    assert header == ["metric", "of", "value"]
+    assert ["accuracy", "", "1.0"] in rows and ["f1", "dark", "1.0"] in rows and ["precision", "bright", ""] in rows
+    assert [row[0] for row in rows[:2]] == ["loss", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("brigth", "the folder 'brigth' is none of the model's 3 classes; did you mean 'bright'?"),
+        ("zzz", "the folder 'zzz' is none of the model's 3 classes: dark, bright, other"),
+    ],
+)
+def test_a_folder_that_is_no_class_is_one_message(here, folder, message, capsys):
+    bright()
+    pictures(here / "photos" / folder, [0])
+    assert main(["eval", "model", "--trust-code", "--data", "photos", "--out", "figures.csv"]) == 2
+    assert message in capsys.readouterr().err and not (here / "figures.csv").exists()
+
+
+def test_a_folder_for_a_model_of_no_pictures_is_one_message(here, capsys):
+    save_model(MODELS.build("MLP", {"in_features": 4, "classes": 2}), "model", input_shape=(4,), loss="MSELoss")
+    pictures(here / "photos" / "a", [0])
+    assert main(["eval", "model", "--data", "photos"]) == 2
+    assert "tells no classes of pictures apart, so the folder photos means nothing" in capsys.readouterr().err
+
+
+def test_a_regression_has_figures_of_each_target_of_a_table(here, capsys):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 3))
+    targets = np.stack([x @ [1, 2, 3], 100 + x[:, 0]], 1)
+    lines = ["a,b,c,price,rent", *(",".join(f"{v:.6f}" for v in row) for row in np.hstack([x, targets]))]
+    (here / "homes.csv").write_text("\n".join(lines) + "\n")
+    (here / "recipe.yaml").write_text(
+        "epochs: 2\nmodel: TabularMLP\nloss: MSELoss\noptimizer: {name: SGD, lr: 0.01}\ntensorboard: false\n"
+        "data: {name: csv, path: homes.csv, target: [price, rent], batch_size: 10}\nexecution: plain\n"
+    )
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "run", "--data", "homes.csv", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["target"] for row in report["by_target"]] == ["price", "rent"]
+    assert main(["predict", "run", "homes.csv", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["row"] for answer in answers] == list(range(60))
+    for column, row in enumerate(report["by_target"]):
+        outputs = np.array([answer["values"][answer["names"].index(row["target"])] for answer in answers])
+        error = outputs - targets[:, column].round(6)
+        assert row["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
+        assert row["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
+        assert row["r2"] == pytest.approx(
+            1 - (error**2).sum() / ((targets[:, column] - targets[:, column].mean()) ** 2).sum(), rel=1e-3
+        )
+    assert main(["eval", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "RMSE" in out and "price" in out and "rent" in out
+
+
+def test_a_table_for_a_model_of_arrays_is_one_message(here, capsys):
+    save_model(MODELS.build("MLP", {"in_features": 4, "classes": 2}), "model", input_shape=(4,), loss="MSELoss")
+    (here / "rows.csv").write_text("a,b\n1,2\n")
+    assert main(["predict", "model", "rows.csv"]) == 2
+    assert "rows.csv: is a table, and the model was not trained on one" in capsys.readouterr().err
+
+
+def test_errors_of_targets_do_not_depend_on_how_they_are_batched():
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(50, 2), 1e4 + torch.randn(50, 2)
+    whole, parts = TargetErrors(), TargetErrors()
+    whole.update(outputs, targets)
+    for first in range(0, 50, 7):
+        parts.update(outputs[first : first + 7], targets[first : first + 7])
+    for one, other in zip(whole.rows(()), parts.rows(()), strict=True):
+        assert one.pop("target") == other.pop("target") and one == pytest.approx(other, rel=1e-9)
+
+
+def test_parts_of_outputs_are_targets_by_their_names():
+    errors = TargetErrors()
+    errors.update({"a": torch.zeros(3, 1), "b": torch.zeros(3)}, {"a": torch.tensor([1.0, 1, 4]), "c": torch.zeros(3)})
+    (row,) = errors.rows(())
+    assert (row["target"], row["mae"], row["rmse"]) == ("a", 2, pytest.approx(6**0.5))
+    assert row["r2"] == pytest.approx(1 - 18 / 6)
+
+
+@pytest.mark.parametrize(("loss", "threshold"), [(nn.BCEWithLogitsLoss(), 0), (nn.BCELoss(), 0.5)])
+def test_labels_are_counted_each_by_itself(loss, threshold):
+    outputs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.4]])
+    outputs = outputs if threshold else outputs.logit()
+    targets = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
+    counts = LabelCounts(threshold)
+    evaluate(nn.Identity(), loss, (outputs, targets), metrics={"table": counts})
+    first, second = counts.rows(["cat", "dog"])
+    assert first == {"class": "cat", "samples": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert second == {"class": "dog", "samples": 1, "precision": None, "recall": 0.0, "f1": 0.0}
+
+
+def test_figures_of_classes_are_those_of_the_definition():
+    confusion = np.random.default_rng(0).integers(1, 9, (4, 4))
+    for index, row in enumerate(by_class("abcd", confusion.tolist())):
+        right = confusion[index, index]
+        assert row["precision"] == pytest.approx(right / confusion[:, index].sum())
+        assert row["recall"] == pytest.approx(right / confusion[index].sum())
+        assert row["f1"] == pytest.approx(2 * row["precision"] * row["recall"] / (row["precision"] + row["recall"]))
