@@ -186,3 +186,21 @@ def test_figures_of_classes_are_those_of_the_definition():
         assert row["precision"] == pytest.approx(right / confusion[:, index].sum())
         assert row["recall"] == pytest.approx(right / confusion[index].sum())
         assert row["f1"] == pytest.approx(2 * row["precision"] * row["recall"] / (row["precision"] + row["recall"]))
+
+
+def test_the_metrics_of_the_run_are_measured(here, capsys, monkeypatch):
+    (here / "evaluate_things.py").write_text("def sure(outputs, targets):\n    return outputs.softmax(1).amax(1)\n")
+    monkeypatch.syspath_prepend(str(here))
+    (here / "recipe.yaml").write_text(
+        "epochs: 1\nmodel: LeNet5\ndata: {name: garments, train_size: 20, val_size: 20, batch_size: 10}\n"
+        "loss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\ntensorboard: false\nexecution: plain\n"
+        'metrics: [accuracy, {import: "evaluate_things:sure"}]\n'
+    )
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "run", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    recorded = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    values = next(record for record in recorded if record.get("split") == "val")
+    assert report["sure"] == pytest.approx(values["sure"], rel=1e-5) and 0.1 < report["sure"] <= 1
+    assert report["accuracy"] == values["accuracy"]

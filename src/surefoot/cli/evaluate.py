@@ -65,6 +65,7 @@ def _rows_of(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of the model on that data, as plain values; ``metrics`` by name."""
+    from ..build import build_metrics
     from ..data import DATA, Loader
     from ..data.table_files import is_table
     from ..errors import UsageError
@@ -77,15 +78,19 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
     # A bad file ends it before any data are made.
     model = opened(path / "model" / "best" if arguments.best else path, arguments, None if files else data)
+    metrics: Any = "auto"
     if files:
         source, loss = _samples_in(name, model, arguments.split), None
+        if os.path.lexists(path / FILE):
+            metrics = build_metrics(recipe_of_run(path, trust_code=arguments.trust_code))
     else:
-        source, loss = _samples(model, *data(), arguments.split)
+        splits, loss, metrics = data()
+        source = _samples(model, splits, arguments.split)
     loss = _loss_of(model) if loss is None else loss
-    classes = source.classes if files else data()[0].classes
+    classes = source.classes if files else splits.classes
     table = _table_metric(loss)
-    metrics: dict[str, Any] = {name: name for name in default_metrics(loss)} | {"table": table}
-    settings: dict[str, Any] = {"metrics": metrics, "confusion": len(classes) if classes else None}
+    metrics = {name: name for name in default_metrics(loss)} if metrics == "auto" else metrics
+    settings: dict[str, Any] = {"metrics": {**metrics, "_table": table}, "confusion": len(classes) if classes else None}
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:
             raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")
@@ -120,8 +125,8 @@ def _names(model: LoadedModel) -> Sequence[str]:
     return model.classes or (columns.targets if columns is not None else ())
 
 
-def _samples(model: LoadedModel, splits: DataSplits, loss: Any, split: str) -> tuple[Source, Any]:
-    """The samples and the loss; of a table only as the model was trained on it."""
+def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:
+    """The samples of a split; of a table only as the model was trained on it."""
     from ..errors import UsageError
 
     source: Source | None = getattr(splits, split)
@@ -134,7 +139,7 @@ def _samples(model: LoadedModel, splits: DataSplits, loss: Any, split: str) -> t
             f"{model.path}: the data's columns or their vocabularies are others than those that it was trained on; "
             "give --data with a CSV or Parquet file, whose rows are then read by the model's own"
         )
-    return source, loss
+    return source
 
 
 def _samples_in(path: str, model: LoadedModel, split: str) -> Source:
@@ -181,8 +186,8 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
     return Loaded()
 
 
-def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, Any]:
-    """The data to evaluate on, and the loss where a recipe has one."""
+def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, Any, Any]:
+    """The data to evaluate on, and a recipe's loss and metrics."""
     from ..data import DATA
     from ..errors import UsageError
 

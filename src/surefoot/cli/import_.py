@@ -69,9 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe, whole = _recipe(arguments.model, arguments.overrides, arguments.trust_code)
     splits, loss = None, None
     if arguments.data:
-        splits, loss = data_of(arguments.data, trust_code=arguments.trust_code)
+        splits, loss, _ = data_of(arguments.data, trust_code=arguments.trust_code)
     elif whole:
-        splits, loss = recipe_data(recipe)
+        splits, loss, _ = recipe_data(recipe)
     rng.seed_all(0)
     model = build_model(recipe, splits)
     names = ("key", "prefix", "except_", "cast")

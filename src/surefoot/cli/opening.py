@@ -34,12 +34,12 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def opened(
-    path: Path, arguments: argparse.Namespace, data: Callable[[], tuple[DataSplits, object]] | None = None
+    path: Path, arguments: argparse.Namespace, data: Callable[[], tuple[DataSplits, object, Any]] | None = None
 ) -> LoadedModel:
     """The model at `path`. Raises UsageError for anything that is none, before any of it is used.
 
-    `data` gives the data and their loss (else those of --data), for the preprocessing, classes and loss of weights
-    that have none; a line says so. A file that holds its own keeps it.
+    `data` gives the data, their loss and metrics (else those of --data), for the preprocessing, classes and loss of
+    weights that have none; a line says so. A file that holds its own keeps it.
     """
     from dataclasses import replace
 
@@ -57,7 +57,7 @@ def opened(
             f"{path}: does not say how raw data are prepared for this model (weights from elsewhere do not); give "
             "--data with the data set or recipe that it was trained on, e.g. --data fashion_mnist"
         )
-    splits, loss = data()
+    splits, loss, _ = data()
     prepared = splits.preprocessing
     values = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
     say(f"{path} does not say its preprocessing; taken from the data set: {values}", error=True)
@@ -85,22 +85,22 @@ def about_of(splits: DataSplits, loss: object) -> dict[str, Any]:
     return about
 
 
-def data_of(name: str, *, trust_code: bool) -> tuple[DataSplits, object]:
-    """The data set that the registry or a recipe names, and the loss where the recipe has one."""
+def data_of(name: str, *, trust_code: bool) -> tuple[DataSplits, object, Any]:
+    """The data set that the registry or a recipe names, and the recipe's loss and metrics where there is one."""
     from .. import recipe
     from ..data import DATA
 
     if name in DATA and name not in recipe.packaged_names():
-        return DATA.build(name, {}, **({"progress": None} if DATA[name].provided else {})), None
+        return DATA.build(name, {}, **({"progress": None} if DATA[name].provided else {})), None, "auto"
     return recipe_data(named_recipe(name, (), trust_code=trust_code))
 
 
-def recipe_data(loaded: Recipe) -> tuple[DataSplits, object]:
-    """The data of a recipe, and its loss."""
-    from ..build import build_data, build_loss
+def recipe_data(loaded: Recipe) -> tuple[DataSplits, object, Any]:
+    """The data of a recipe, its loss and its metrics."""
+    from ..build import build_data, build_loss, build_metrics
 
     splits = build_data(loaded, say=functools.partial(say, error=True))
-    return splits, build_loss(loaded, splits)
+    return splits, build_loss(loaded, splits), build_metrics(loaded)
 
 
 def _short(numbers: tuple[float, ...]) -> str:
