@@ -87,7 +87,7 @@ COMMAND_LINE = {
         "--trust-code",
     },
     "checkpoints": {"run_dir", "--json"},
-    "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--trust-code"},
+    "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--with", "--compare", "--trust-code"},
     "list": {"kind", "--json"},
     "explain": {"name"},
     "schema": set(),
