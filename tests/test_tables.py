@@ -148,7 +148,7 @@ def test_marks_line_ends_spaces_and_quotes_change_nothing(tmp_path, text):
 def test_other_separators_decimals_encodings_and_nulls_are_said(tmp_path):
     text = "größe;ort;y\n1,5;Köln;2,5\n?;Ulm;1,0\n"
     path = written(tmp_path, text.encode("latin-1"))
-    form = {"separator": ";", "decimal": ",", "encoding": "latin-1", "nulls": ["?"]}
+    form = {"separator": ";", "decimal": ",", "encoding": "latin-1", "nulls": "?"}
     splits = csv(path, "y", val_share=0, missing="mean", **form)
     assert splits.train.tensors[0].tolist() == [[1.5, 1.0], [1.5, 2.0]]
     assert rows(path, splits.train.columns).tolist() == splits.train.tensors[0].tolist()
@@ -250,8 +250,11 @@ def test_parquet_and_frames_are_read_as_a_csv_is(houses, tmp_path):
 
 def test_numbers_that_are_named_as_categories_are_texts_everywhere(tmp_path):
     path = written(tmp_path, "zip,y\n01234,1.5\n89073,2.5\n,3.5\n")
-    splits = csv(path, "y", categories=["zip"], missing="mean", val_share=0)
+    splits = csv(path, "y", categories="zip", missing="mean", val_share=0)
     assert splits.train.columns.categories == {"zip": ("01234", "89073")}
+    first = written(tmp_path, "k,y\nA1,1.5\n02,2\nB,3\nC,4\n", "first.csv")
+    second = csv(first, "y", val=written(tmp_path, "k,y\n02,1.5\n", "second.csv"))
+    assert second.val.tensors[0].tolist() == [[1.0]] == rows(written(tmp_path, "k\n02\n"), second.val.columns).tolist()
     floats = table(
         {"k": [1.0, float("nan"), 2.0], "y": [1.5, 2, 3]}, "y", categories=["k"], missing="mean", val_share=0
     )
@@ -282,6 +285,11 @@ def test_unknown_classes_are_told(tmp_path):
     path = written(tmp_path, "a,y\n1,dog\n2,cat\n")
     columns = csv(path, "y", val_share=0).train.columns
     assert labelled_rows(path, columns, ("cat", "dog")).targets().tolist() == [1, 0]
+    for values in (("01", "02"), ("True", "False"), ("1", "x")):
+        path = written(tmp_path, "a,y\n1,{}\n2,{}\n".format(*values))
+        splits = csv(path, "y", val_share=0, task="classes")
+        assert torch.equal(labelled_rows(path, splits.train.columns, splits.classes).targets(), splits.train.targets())
+    path = written(tmp_path, "a,y\n1,dog\n2,cat\n")
     with pytest.raises(UsageError, match="line 3: 'y' is 'emu', which is none of the classes"):
         csv(path, "y", val=written(tmp_path, "a,y\n1,dog\n2,emu\n", "val.csv"))
 
@@ -324,9 +332,12 @@ def test_a_recipe_trains_on_a_table_resumes_exactly_and_saves_its_columns(houses
     assert info.columns == build(parse_recipe(recipe.read_text(), "recipe.yaml")).train.source.columns
     assert info.model["args"]["numbers"] == len(info.columns.numbers)
     assert (info.classes is None) == (target == "price")
+    moved = houses.rename(tmp_path / "moved.csv")  # the same data elsewhere are the same
+    assert main(["resume", part, "epochs=3", f"data.path={moved}"]) == 0
+    moved.rename(houses)
     # Another vocabulary is other data, whatever the numbers are.
     houses.write_text(houses.read_text().replace("Bonn", "Brno"))
-    assert main(["resume", part, "epochs=3"]) == 2
+    assert main(["resume", part, "epochs=4", f"data.path={houses}"]) == 2
 
 
 def test_what_would_take_categories_for_numbers_is_told(houses):

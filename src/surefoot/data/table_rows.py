@@ -31,21 +31,23 @@ def rows(path: str | Path, columns: TableColumns) -> Tensor:
     Parquet by its ending, else CSV as the training data were. Columns of other names are left out.
     Raises Problems for a column that is not there and for values that cannot be.
     """
-    table, place = _read(path, columns, columns.names)
+    table, place = _read(path, columns, columns.names, ())
     return inputs_of(table, columns, place)
 
 
 def labelled_rows(path: str | Path, columns: TableColumns, classes: Sequence[str] | None) -> TensorSource:
     """The rows of a file with their targets, for a model that was trained with these `columns` and `classes`."""
-    table, place = _read(path, columns, [*columns.names, *columns.targets])
+    # Classes of numbers were read as numbers, "01" as 1; others as texts, whatever those of this file are.
+    numbers = all(name in ("false", "true") or name.removeprefix("-").isdecimal() for name in classes or ("0",))
+    texts = () if numbers else columns.targets
+    table, place = _read(path, columns, [*columns.names, *columns.targets], texts)
     targets = targets_of(table, columns, classes, place)
     return TensorSource(inputs_of(table, columns, place), targets, classes=classes, columns=columns)
 
 
-def _read(path: str | Path, columns: TableColumns, names: Sequence[str]) -> tuple[Any, Place]:
+def _read(path: str | Path, columns: TableColumns, names: Sequence[str], texts: Sequence[str]) -> tuple[Any, Place]:
     is_parquet = str(path).lower().endswith(PARQUET_ENDINGS)
-    texts = [*columns.categories, *(columns.targets if columns.classes else ())]
-    table = read_table(path, None if is_parquet else {**CSV, **columns.csv}, texts)
+    table = read_table(path, None if is_parquet else {**CSV, **columns.csv}, [*columns.categories, *texts])
     lacking = [name for name in names if name not in table.column_names]
     if lacking:
         raise Problems([f"{path}: there is no column {n!r}{nearest(n, table.column_names)}" for n in lacking])
@@ -185,7 +187,7 @@ def disguised(column: Any, name: str, place: Place) -> str | None:
     if numbers and 2 * len(numbers) >= len(texts):
         return (
             f"{first(lambda text: not is_number(text))}, in a column of numbers; mend it, call it missing (nulls: "
-            f"[...]), or name the column in categories or drop"
+            "[...]), leave the column out (drop), or say that it holds texts (categories, of a target task: classes)"
         )
     if len(texts) > max(50, len(codes) // 2):
         return (

@@ -34,8 +34,8 @@ Task = Literal["auto", "classes", "numbers"]
 def csv(
     path: str,
     target: str | Sequence[str],
-    drop: Sequence[str] = (),
-    categories: Sequence[str] = (),
+    drop: str | Sequence[str] = (),
+    categories: str | Sequence[str] = (),
     val: str | None = None,
     val_share: float = 0.1,
     split: str | None = None,
@@ -45,7 +45,7 @@ def csv(
     separator: str = ",",
     decimal: str = ".",
     encoding: str = "utf-8",
-    nulls: Sequence[str] = (),
+    nulls: str | Sequence[str] = (),
 ) -> DataSplits:
     """A CSV file, a line of names first; a `.gz` is unpacked. As `table`, with `val` a second file to validate on.
 
@@ -57,8 +57,8 @@ def csv(
 def parquet(
     path: str,
     target: str | Sequence[str],
-    drop: Sequence[str] = (),
-    categories: Sequence[str] = (),
+    drop: str | Sequence[str] = (),
+    categories: str | Sequence[str] = (),
     val: str | None = None,
     val_share: float = 0.1,
     split: str | None = None,
@@ -74,8 +74,8 @@ def table(
     data: Any,
     target: str | Sequence[str],
     *,
-    drop: Sequence[str] = (),
-    categories: Sequence[str] = (),
+    drop: str | Sequence[str] = (),
+    categories: str | Sequence[str] = (),
     val: Any = None,
     val_share: float = 0.1,
     split: str | None = None,
@@ -111,10 +111,14 @@ def table(
 def _from_files(path: str, val: str | None, **options: Any) -> DataSplits:
     names = ("separator", "decimal", "encoding", "nulls")
     form: dict[str, Any] | None = {name: options.pop(name) for name in names if name in options} or None
+    check = Arguments()
     if form is not None:
-        form["nulls"] = list(form["nulls"])
-    texts = options["categories"]
+        form["nulls"] = list(check.texts("nulls", form["nulls"]))
+    texts = check.texts("categories", options["categories"])
+    check.done()
     first = read_table(path, form, texts)
+    # What is a text in the one file is one in the other, though all of that look like numbers.
+    texts = tuple(field.name for field in first.schema if kind_of(field.type) == "texts")
     second = None if val is None else read_table(val, form, texts)
     return _splits(first, second, options, form, (path, val or ""))
 
@@ -133,7 +137,8 @@ def _splits(
         if lacking := [name for name in [*inputs, *targets] if name not in table.column_names]:
             raise UsageError(f"{path}: there is no column {lacking[0]!r}{nearest(lacking[0], table.column_names)}")
     places = [place_in(path, text=form is not None) for path in where]
-    _check_kinds(first, inputs, targets, named, places[0])
+    free = [*named, *(targets if chosen["task"] == "classes" else ())]
+    _check_kinds(first, inputs, targets, free, places[0])
     if missing == "drop":
         kept = [_whole_rows(table, [*inputs, *targets], path) for table, path in zip(tables, where, strict=False)]
         tables = [table.take(rows) for table, rows in zip(tables, kept, strict=True)]
@@ -186,8 +191,8 @@ def _checked(first: Any, second: Any, **options: Any) -> dict[str, Any]:
     return chosen
 
 
-def _check_kinds(table: Any, inputs: Sequence[str], targets: Sequence[str], named: Sequence[str], place: Place) -> None:
-    """Raise Problems for columns that are neither numbers nor categories, each with what to do."""
+def _check_kinds(table: Any, inputs: Sequence[str], targets: Sequence[str], free: Sequence[str], place: Place) -> None:
+    """Raise Problems for columns that are neither numbers nor categories; the texts of `free` may be any."""
     problems = []
     for name in [*inputs, *targets]:
         kind = kind_of(table[name].type)
@@ -199,7 +204,7 @@ def _check_kinds(table: Any, inputs: Sequence[str], targets: Sequence[str], name
             problems.append(f"column {name!r} holds {kind}, which is neither numbers nor texts; {advice}")
         elif not name and name in inputs:
             problems.append("a column has no name (the index that pandas writes?); leave it out (drop: [''])")
-        elif kind == "texts" and name not in named and (problem := disguised(table[name], name, place)):
+        elif kind == "texts" and name not in free and (problem := disguised(table[name], name, place)):
             problems.append(problem)
     if problems:
         raise Problems(problems)
