@@ -58,7 +58,7 @@ def test_whatever_holds_samples_becomes_a_source():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Endless(), "Endless has no __len__ and __getitem__"),
+        ((x for x in "ab"), "a generator can be read only once; give an IterableDataset"),
         (DataLoader(TensorDataset(torch.zeros(3))), "give its data set"),
         (torch.zeros(3), r"found one Tensor; give \(inputs, targets\)"),
         ("garments", "found one str"),

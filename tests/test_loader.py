@@ -37,7 +37,7 @@ def seen(loader: Loader) -> list[list[int]]:
 def chunked(loader: Loader, batches: int) -> Loader:
     """The loader, with so many batches read at a time."""
     if isinstance(loader.source, TensorSource):
-        loader._memory().batches_in_chunk = lambda size: batches
+        loader._batches.memory().batches_in_chunk = lambda size: batches
     return loader
 
 
@@ -228,8 +228,8 @@ def test_large_data_are_not_normalised_once(monkeypatch):
     monkeypatch.setattr(in_memory, "NORMALIZED_BYTES", 100)
     loader = Loader(images(50), 8, preprocessing=Preprocessing())
     seen(loader)
-    assert not loader._memory().normalized
-    assert loader._memory().tensors[0].dtype == torch.uint8
+    assert not loader._batches.memory().normalized
+    assert loader._batches.memory().tensors[0].dtype == torch.uint8
 
 
 def test_a_batch_can_be_changed_in_place_without_touching_data_or_other_batches():

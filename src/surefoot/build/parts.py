@@ -210,7 +210,7 @@ def augmentations(recipe: Recipe) -> list[Any]:
 
 def evaluation_loader(recipe: Recipe, splits: DataSplits, model: nn.Module, device: torch.device) -> Loader:
     """The validation data in their own order, in batches as large as this machine takes well."""
-    from ..data import Loader
+    from ..data import Loader, StreamSource
     from ..execution import evaluation_batch
     from ..training import EVAL_BATCH
 
@@ -227,7 +227,7 @@ def evaluation_loader(recipe: Recipe, splits: DataSplits, model: nn.Module, devi
         # A model that cannot run on these data is reported by the check of the first batch, which knows more.
         with contextlib.suppress(Exception):
             size = evaluation_batch(model, Loader(splits.val, 1, **settings).peek()[0])
-    return Loader(splits.val, min(size, len(splits.val)), **settings)
+    return Loader(splits.val, size if isinstance(splits.val, StreamSource) else min(size, len(splits.val)), **settings)
 
 
 def freeze(recipe: Recipe, model: nn.Module) -> None:

@@ -66,7 +66,7 @@ def _timed_step(built: Built, stack: contextlib.ExitStack) -> Callable[[], None]
 
     recipe = built.recipe
     step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
-    batches = [built.train.batch_at(0, i) for i in range(min(recipe.grad_accum_steps, len(built.train)))]
+    batches = [*built.train.first_batches(recipe.grad_accum_steps)]
     ready = False
 
     def once() -> None:

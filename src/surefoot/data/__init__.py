@@ -8,7 +8,9 @@ _HOMES = {
     "registry": "AUGMENTATIONS DATA",
     "loader": "Loader",
     "orders": "epoch_order",
-    "sources": "DatasetSource Source TensorSource as_source",
+    "sources": "DatasetSource Source TensorSource",
+    "conversion": "as_source",
+    "streams": "StreamSource",
     "splits": "DataSplits",
     "tables": "table",
 }

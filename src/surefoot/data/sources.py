@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    DataLoader,
-    Dataset,
     IterableDataset,
 )
 
@@ -23,8 +20,8 @@ from ..batches import TARGET_NAMES
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from ..table_columns import TableColumns
-from .arrays import TABLE, as_tensor, is_array
-from .nested import attribute_of, held_in_memory, targets_of, tensors_of
+from .arrays import as_tensor
+from .nested import attribute_of, held_in_memory, targets_of
 from .workers import fetch
 
 _ITEMS_IN_FINGERPRINT = 64
@@ -153,8 +150,7 @@ class DatasetSource(Source):
 
     A sample is a tuple or list (inputs, targets, ...), or one value; torch's default_collate makes the batches,
     unless `collate` is given (it takes the list of samples). `classes` are the data set's own unless given, also
-    those of a Subset. Raises UsageError for iterable data sets, which have
-    no order that could be resumed, and for empty ones.
+    those of a Subset. Raises UsageError for iterable data sets (see StreamSource) and for empty ones.
     """
 
     def __init__(
@@ -165,12 +161,14 @@ class DatasetSource(Source):
         collate: Callable[[list[Any]], Any] | None = None,
     ):
         name = type(dataset).__qualname__
-        if isinstance(dataset, IterableDataset) or not (
-            hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        if (
+            isinstance(dataset, IterableDataset)
+            or not hasattr(dataset, "__getitem__")
+            or not hasattr(dataset, "__len__")
         ):
             raise UsageError(
-                f"data: {name} has no __len__ and __getitem__; a map-style Dataset is needed, because only samples "
-                "with an index can be put in the same order again on resume"
+                f"data: {name} has no __len__ and __getitem__, as a DatasetSource needs them; give "
+                "surefoot.data.StreamSource(dataset, collate=...) for what is read by iterating"
             )
         if not len(dataset):
             raise UsageError(f"data: the data set {name} is empty; give at least one sample")
@@ -242,54 +240,6 @@ class DatasetSource(Source):
         return self._fingerprint
 
 
-def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource:
-    """A Source of whatever holds samples.
-
-    That is a Source, a tuple or mapping of columns, a list of samples, or a map-style Dataset. The samples of a mapping
-    of columns, and of a `datasets.Dataset`, are dictionaries of tensors. A column is a tensor, a NumPy array, a frame
-    or column of pandas, or a list of numbers. A TensorDataset, or a Subset of one, becomes a TensorSource, which is far
-    faster than reading it sample by sample. Raises UsageError for anything else, with what to give instead.
-
-    >>> len(as_source((torch.zeros(5, 2), torch.zeros(5))))
-    5
-    """
-    if isinstance(data, TensorSource | DatasetSource):
-        return data
-    if isinstance(data, tuple | list) and data:
-        if all(map(is_array, data)) or (len(data) == 2 and all(_is_column(d, data) for d in data)):
-            return TensorSource(*data, classes=classes)
-        _refuse_nests(data)
-        samples = isinstance(data, list) or all(isinstance(d, tuple | dict) for d in data)
-        if len(data) <= 3 and (any(map(is_array, data)) or not samples):
-            return TensorSource(*data, classes=classes)  # which names what is no column
-    if isinstance(data, Mapping) and data and all(is_array(v) or isinstance(v, list) for v in data.values()):
-        return TensorSource(*data.values(), classes=classes, names=tuple(data))
-    if type(data).__module__.startswith("datasets.") and getattr(data, "format", {}).get("type", "torch") is None:
-        # Of lists torch's collate makes lists of columns; as tensors the samples are what a model takes.
-        data = data.with_format("torch")
-    if (tensors := tensors_of(data)) is not None:
-        return TensorSource(*tensors, classes=classes)
-    if isinstance(data, DataLoader):
-        raise UsageError(
-            "data: a DataLoader was given; give its data set (loader.dataset), and what it does with it to the Loader "
-            "or the recipe: batch_size, workers, weights; fit and evaluate take a DataLoader as it is"
-        )
-    if hasattr(data, "train") and hasattr(data, "val") and not isinstance(data, Dataset):
-        raise UsageError(f"data: a {type(data).__name__} was given; give data=splits.train and val=splits.val")
-    if inspect.isclass(data):
-        raise UsageError(f"data: the class {data.__name__} was given; give an object of it")
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        if hasattr(data, "columns"):
-            raise UsageError(f"data: a {type(data).__name__} was given; give (inputs, targets), or {TABLE}")
-        if is_array(data) or isinstance(data, str | dict):
-            keys = f" with {', '.join(map(repr, list(data)[:6]))}" if isinstance(data, dict) else ""
-            raise UsageError(f"data: found one {type(data).__name__}{keys}; give (inputs, targets)")
-        return DatasetSource(data, classes=classes)
-    raise UsageError(
-        f"data: {type(data).__name__} is not a data set; give (inputs, targets) tensors or a map-style torch Dataset"
-    )
-
-
 def _names(classes: Any) -> tuple[str, ...] | None:
     """The names of classes as texts."""
     if classes is None:
@@ -297,36 +247,6 @@ def _names(classes: Any) -> tuple[str, ...] | None:
     if isinstance(classes, int) or not hasattr(classes, "__iter__"):
         raise UsageError(f"data: classes: {classes!r} is not a list of names; give one for each class")
     return tuple(map(str, classes))
-
-
-def _is_column(value: Any, data: Any) -> bool:
-    """Whether one of two items is a column: an array, or a list as long as the other item is."""
-    if is_array(value):
-        return True
-    lengths = {len(d) if hasattr(d, "__len__") else -1 for d in data}
-    return isinstance(value, list) and len(lengths) == 1 and len(value) > 0 and not isinstance(value[0], tuple | dict)
-
-
-def _refuse_nests(data: Any) -> None:
-    """Raise UsageError for what looks like samples and is not: two data sets, two pairs, inputs in a tuple."""
-    if len(data) <= 3 and all(isinstance(d, Dataset | Source) for d in data):
-        raise UsageError(
-            f"data: {len(data)} data sets were given; give the first as data and the second as val "
-            "(in a function for a recipe, return them as a tuple: train, val)"
-        )
-
-    def holds_arrays(item: Any) -> bool:
-        values = list(item.values()) if isinstance(item, dict) else item
-        return isinstance(values, tuple | list) and bool(values) and all(is_array(v) and v.ndim > 0 for v in values)
-
-    if isinstance(data, tuple) and len(data) == 2 and all(map(holds_arrays, data)):
-        raise UsageError("data: two pairs were given; give data=(inputs, targets) and val=(inputs, targets)")
-    if isinstance(data, tuple) and len(data) <= 3 and holds_arrays(data[0]):
-        raise UsageError(
-            f"data: the inputs are a {type(data[0]).__name__} of {len(data[0])} arrays; give a Dataset whose samples "
-            "are (inputs, target), each with its inputs so: the model is then called with a batch of them as one "
-            "argument"
-        )
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..preprocessing import Preprocessing
+from .conversion import as_source
 from .loader import Loader
-from .sources import DatasetSource, Source, TensorSource, as_source, check_labels
+from .sources import Source, TensorSource, check_labels
+from .streams import StreamSource
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class DataSplits:
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         for source in (self.train, self.val):
             # A Dataset's targets may have to be read one by one from disk: the loss meets them soon enough.
-            if source is not None and not isinstance(source, DatasetSource):
+            if isinstance(source, TensorSource):
                 check_labels(source.targets(), len(self.classes))
 
 
@@ -74,9 +76,10 @@ def pixel_scale(source: Source) -> float | None:
     if isinstance(source, TensorSource) and not source.names:
         inputs = source.tensors[0]
     else:
-        count = len(source)
+        each = Loader(source, 1, shuffle=False)
+        count = 16 if isinstance(source, StreamSource) else len(source)
         places = sorted({(count - 1) * k // 15 for k in range(16)})
-        batches = [Loader(source, 1, shuffle=False).batch_at(0, place)[0] for place in places]
+        batches = [each.batch_at(0, place)[0] for place in places]
         other = next((type(b).__name__ for b in batches if not isinstance(b, Tensor)), None)
         if other is not None:
             raise UsageError(

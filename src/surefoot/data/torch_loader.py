@@ -9,8 +9,10 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, default_collate
 
 from ..errors import UsageError
+from .conversion import as_source
 from .loader import Loader
-from .sources import DatasetSource, as_source
+from .sources import DatasetSource
+from .streams import StreamSource, is_stream
 
 
 def loader_of(given: DataLoader[Any], seed: int, say: Callable[[str], None] = lambda text: None) -> Loader:
@@ -19,6 +21,19 @@ def loader_of(given: DataLoader[Any], seed: int, say: Callable[[str], None] = la
     Their order depends on `seed` and epoch, so that it can be gone on with exactly, and not on the DataLoader's own
     generator. `say` receives a message meant for the user. Raises UsageError for what cannot be taken over.
     """
+    if is_stream(given.dataset):
+        if given.worker_init_fn is not None:
+            raise UsageError(
+                "data: the DataLoader's worker_init_fn is not called; divide the stream among workers in its __iter__, "
+                "by torch.utils.data.get_worker_info()"
+            )
+        alone = given.batch_size is None
+        convert = functools.partial(_only, given.collate_fn) if alone else given.collate_fn
+        stream = (
+            as_source(given.dataset) if convert is default_collate else StreamSource(given.dataset, collate=convert)
+        )
+        size = 1 if given.batch_size is None else given.batch_size
+        return Loader(stream, size, seed=seed, drop_last=given.drop_last, workers=given.num_workers)
     if given.worker_init_fn is not None:
         say("data: the DataLoader's worker_init_fn is not called: each sample has random numbers of its own")
     if given.batch_sampler is None:  # each sample is a batch

@@ -99,7 +99,7 @@ def _generators_of(holder: Any) -> dict[str, Any]:
 
 
 class BatchReader:
-    """Makes the batch of ``(epoch, indices)``; copied to the worker processes.
+    """Makes the batch of ``(epoch, keys)``; copied to the worker processes.
 
     A sample that is refused, and samples that make no batch, give a UsageError as the value: raised in a worker, it
     would arrive as another type or with another text.
@@ -108,27 +108,47 @@ class BatchReader:
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any] | None):
         self.dataset = dataset
         self.seed = seed
-        self.collate = collate or default_collate
+        self.collate = collate
 
     def __getitem__(self, key: Key) -> tuple[Any, ...] | UsageError:
-        epoch, indices = key
+        epoch, keys = key
         try:
-            samples = fetch(self.dataset, indices, self.seed, epoch)
+            samples = fetch(self.dataset, keys, self.seed, epoch)
+            return collated(samples, self.collate, self._indices(keys), self.seed, epoch, *keys)
         except UsageError as error:
             return UsageError(str(error))
-        if self.collate is not default_collate:  # it may draw, and in whatever process it runs must draw the same
-            with seeded(self.collate) as seed_all:
-                seed_all(fold(self.seed, epoch, *indices))
-                batch = self.collate(samples)
-        else:
-            try:
-                batch = batches.stacked(samples)
-            except (RuntimeError, TypeError, ValueError) as error:
-                return UsageError(_uncollatable(samples, indices, error))
-        return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
     # torch's fetcher hands a whole batch to this method where there is one.
     __getitems__ = __getitem__
+
+    def described(self, key: Key) -> str:
+        """What is waited for, as a warning says it."""
+        epoch, indices = key[0], self._indices(key[1])
+        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+        return f"the samples {shown} of epoch {epoch + 1}: reading one of them"
+
+    def _indices(self, keys: Sequence[int]) -> list[int]:
+        count = len(self.dataset)
+        return [key % count for key in keys]
+
+
+def collated(
+    samples: list[Any], collate: Callable[[list[Any]], Any] | None, indices: Sequence[int], *seed: int
+) -> tuple[Any, ...]:
+    """A batch of samples, as a tuple; raises UsageError for those that make none.
+
+    A user's own function may draw random numbers, and draws the same in whatever process it runs.
+    """
+    if collate is None or collate is default_collate:
+        try:
+            batch = batches.stacked(samples)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(_uncollatable(samples, indices, error)) from error
+    else:
+        with seeded(collate) as seed_all:
+            seed_all(fold(*seed))
+            batch = collate(samples)
+    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
 def _uncollatable(samples: list[Any], indices: Sequence[int], error: Exception) -> str:
@@ -143,7 +163,7 @@ def _uncollatable(samples: list[Any], indices: Sequence[int], error: Exception) 
 
 
 class Workers:
-    """Worker processes that read batches ahead, in the order asked for.
+    """Worker processes that read batches ahead by a `reader`, in the order asked for.
 
     They outlive an epoch. `batches` starts over from any place; `close` ends them. A worker that dies ends the
     iteration with SurefootError; what the data set itself raises is raised here. Where no batch comes for a minute,
@@ -154,11 +174,11 @@ class Workers:
     LOOK_S = 5.0
     LOOKS_BEFORE_WARNING = 12
 
-    def __init__(self, reader: BatchReader, workers: int):
-        self._keys = _Keys()
+    def __init__(self, reader: Any, workers: int):
+        self._keys, self._described = _Keys(), reader.described
         self._loader: DataLoader[Any] = DataLoader(
-            reader,  # type: ignore[arg-type]  # read by index, as torch needs it, but no Dataset
-            batch_sampler=self._keys,  # type: ignore[arg-type]  # (epoch, indices) and not indices alone
+            reader,  # read by index, as torch needs it, but no Dataset
+            batch_sampler=self._keys,  # keys and not indices
             num_workers=workers,
             collate_fn=_unchanged,
             timeout=self.LOOK_S,
@@ -169,8 +189,8 @@ class Workers:
             generator=torch.Generator(),
         )
 
-    def batches(self, keys: Iterable[Key]) -> Iterator[tuple[Any, ...] | UsageError]:
-        """The batches of the given ``(epoch, indices)``, in order; `keys` are taken as the workers need them."""
+    def batches(self, keys: Iterable[Any]) -> Iterator[Any]:
+        """What the reader makes of each key, in order; `keys` are taken as the workers need them."""
         self._keys.source = keys
         self._keys.requested.clear()
         try:
@@ -205,12 +225,11 @@ class Workers:
             looks += 1
             if looks == warn_at:
                 warn_at *= 2
-                epoch, indices = self._keys.requested[0]
-                shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+                waiting_for = self._described(self._keys.requested[0])
                 warnings.warn(
                     f"data: no batch has come from the worker processes for {duration(looks * self.LOOK_S)}; still "
-                    f"waiting for the samples {shown} of epoch {epoch + 1}: reading one of them may have stopped for "
-                    "good; with workers: 0 an interrupt (Ctrl-C) shows where",
+                    f"waiting for {waiting_for} may have stopped for good; with workers: 0 an interrupt (Ctrl-C) shows "
+                    "where",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -235,10 +254,10 @@ class _Keys:
     """torch's batch sampler: what is to be read, and what of it was requested and has not come yet."""
 
     def __init__(self) -> None:
-        self.source: Iterable[Key] = ()
-        self.requested: deque[Key] = deque()
+        self.source: Iterable[Any] = ()
+        self.requested: deque[Any] = deque()
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[Any]:
         for key in self.source:
             self.requested.append(key)
             yield key

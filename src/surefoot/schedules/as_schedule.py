@@ -26,7 +26,7 @@ def as_schedule(
     optimizer: Optimizer,
     *,
     epochs: int,
-    steps_per_epoch: int,
+    steps_per_epoch: int | None,
     validates: bool,
     say: Callable[[str], None],
 ) -> Schedule:
@@ -64,7 +64,7 @@ def as_schedule(
             f"schedule: nobody can see whether the function of {type(given).__name__} counts steps (as the schedules "
             'of transformers do) or epochs; give surefoot.Schedule(optimizer, scheduler, by="step") or by="epoch"'
         )
-    name, total = type(given).__name__, epochs * steps_per_epoch
+    name, total = type(given).__name__, epochs * (steps_per_epoch or 0)
     by = SCHEDULERS[name].facts["by"] if name in SCHEDULERS else EPOCH
     if any(getattr(given, length, None) == total != epochs for length in _LENGTHS):
         by = STEP

@@ -28,8 +28,8 @@ _DIM, _CYAN = 2, 36
 class RunInfo:
     """What is about to run.
 
-    `first_step` counts the updates that were done before (a resumed run), `samples_per_step` is for the
-    rate shown, `details` are shown in the first line.
+    `steps_per_epoch` is 0 where nobody knows it. `first_step` counts the updates that were done before (a resumed
+    run), `samples_per_step` is for the rate shown, `details` are shown in the first line.
     """
 
     name: str
@@ -204,10 +204,11 @@ class LiveProgress(PlainProgress):
         self._show_position(position(info, record), record)
 
     def _show_position(self, where: str, record: Mapping[str, Any]) -> None:
-        part = record["step"] / max(self.info.steps, 1)
+        steps = self.info.steps
+        part = record["step"] / steps if steps else record["epoch"] / self.info.epochs
         figures = self._live_figures(record)
-        if self._seconds_per_step > 0:
-            figures.insert(2, f"{duration((self.info.steps - record['step']) * self._seconds_per_step)} left")
+        if self._seconds_per_step > 0 and steps:
+            figures.insert(2, f"{duration((steps - record['step']) * self._seconds_per_step)} left")
         # The last column stays empty: some terminals begin a new line there.
         room = shutil.get_terminal_size().columns - 1 - len(f"{where}    100 %")
         while figures and len("  ".join(["", *figures])) > room - _NARROWEST_BAR:
@@ -254,7 +255,9 @@ def headline(info: RunInfo) -> str:
     >>> headline(RunInfo("mine", epochs=3, steps_per_epoch=10, first_step=15))
     'mine: 3 epochs of 10 steps, on from step 15'
     """
-    text = f"{info.name}: {counted(info.epochs, 'epoch')} of {counted(info.steps_per_epoch, 'step')}"
+    text = f"{info.name}: {counted(info.epochs, 'epoch')}"
+    if info.steps:
+        text += f" of {counted(info.steps_per_epoch, 'step')}"
     if info.first_step:
         text += f", on from step {info.first_step}"
     if info.details:
@@ -268,7 +271,8 @@ def position(info: RunInfo, record: Mapping[str, Any]) -> str:
     >>> position(RunInfo("mine", epochs=3, steps_per_epoch=10), {"epoch": 1, "step": 15})
     'epoch 2/3  step 15/30'
     """
-    return f"epoch {int(record['epoch']) + 1}/{info.epochs}  step {record['step']}/{info.steps}"
+    of_steps = f"/{info.steps}" if info.steps else ""
+    return f"epoch {int(record['epoch']) + 1}/{info.epochs}  step {record['step']}{of_steps}"
 
 
 def epoch_line(info: RunInfo, train: Mapping[str, Any] | None, val: Mapping[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..artifacts import save_model
 from ..artifacts.info import DTYPES
-from ..data import Loader, TensorSource
+from ..data import Loader, StreamSource, TensorSource
 from ..losses import Objective, WeightedSum
 from ..losses.conventions import describe
 from ..losses.objectives import models_own
@@ -78,6 +78,8 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
     source = loader.source
     if isinstance(source, TensorSource) and not source.names:
         samples = [source[:1][0]]
+    elif isinstance(source, StreamSource):
+        samples = [next(iter(batch)) for batch in Loader(source, 1).first_batches(2)]
     else:
         each = Loader(source, 1, shuffle=False)
         samples = [each.batch_at(0, place)[0] for place in sorted({0, len(source) - 1})]

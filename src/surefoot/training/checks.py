@@ -196,6 +196,4 @@ def look_over_first_batch(
 
 def try_validation(model: nn.Module, loss: Any, val_loader: Loader) -> None:
     """Raise UsageError where model and loss cannot be run on a few samples of the validation data."""
-    few = val_loader.apart()
-    few.batch_size = min(4, few.batch_size)  # samples may be slow to read
-    check_validation(model, loss, few.peek())
+    check_validation(model, loss, val_loader.apart().peek(most=4))  # samples may be slow to read

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from .. import batches
 from ..arguments import Arguments
-from ..data import DataSplits, Loader, Source, TensorSource, as_source
+from ..data import DataSplits, Loader, Source, StreamSource, TensorSource, as_source
 from ..data.torch_loader import check_batch_size, loader_of
 from ..errors import UsageError
 from ..limits import PRECISIONS
@@ -86,14 +86,16 @@ def evaluate_on(
     running = RunningMetrics(**options)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     # not inference_mode: a module may cache a tensor here that training needs later
+    samples = 0
     with evaluating(model), torch.no_grad(), autocast(device, precision):
         for batch in _whole_epoch(loader):
             value = apply(loss, model, batch)
             running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
+            samples += batches.size(batch)
             if between is not None:
                 between()
     matrix = running.matrix() if "confusion" in options else None
-    return Evaluation(running.result(), loader.samples, matrix)
+    return Evaluation(running.result(), samples, matrix)
 
 
 def evaluation_loader(
@@ -106,14 +108,14 @@ def evaluation_loader(
     if isinstance(data, DataSplits):
         if data.val is None:
             raise UsageError("data: this DataSplits has no samples to validate on; give it a val, or data=splits.train")
-        size = min(batch_size, len(data.val))
+        size = _at_most(batch_size, data.val)
         return Loader(data.val, size, shuffle=False, preprocessing=data.preprocessing)
     if isinstance(data, DataLoader):
         return loader_of(data, 0)
     if isinstance(data, Loader):
         return data.apart()
     source = source_for(model, data, say)
-    return Loader(source, min(batch_size, len(source)), shuffle=False)
+    return Loader(source, _at_most(batch_size, source), shuffle=False)
 
 
 def training_loader(
@@ -123,10 +125,14 @@ def training_loader(
     if not isinstance(data, Loader | DataLoader):
         prepared = data.preprocessing if isinstance(data, DataSplits) else None
         source = source_for(model, data.train if isinstance(data, DataSplits) else data, say)
-        size = min(DEFAULT_BATCH, len(source)) if batch_size is None else batch_size
+        size = _at_most(DEFAULT_BATCH, source) if batch_size is None else batch_size
         return Loader(source, size, seed=seed, preprocessing=prepared)
     check_batch_size(batch_size, data)
     return data if isinstance(data, Loader) else loader_of(data, seed, say)
+
+
+def _at_most(batch_size: int, source: Source) -> int:
+    return batch_size if isinstance(source, StreamSource) else min(batch_size, len(source))
 
 
 def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | None = None) -> Source:

@@ -40,6 +40,8 @@ from .state import Best, Checkpoints, RunState
 from .unfreezing import Unfreezing
 
 RECORDS_AN_EPOCH = 50
+# What is taken for an epoch's steps where nobody knows them.
+STEPS_OF_A_STREAM = 1000
 # A confusion matrix of more classes (a vocabulary's) would take more room in each checkpoint than it is worth.
 MOST_CLASSES = 1000
 
@@ -128,7 +130,8 @@ def fit(
     about = completed(about, loader, loss)
     val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
     val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
-    steps_per_epoch = math.ceil(len(loader) / options.grad_accum_steps)
+    # Not known of a stream that only its end tells the length of.
+    steps_per_epoch = None if loader.length is None else math.ceil(loader.length / options.grad_accum_steps)
     schedule = as_schedule(
         schedule,
         optimizer,
@@ -147,7 +150,7 @@ def fit(
         )
     begun = run.start_epoch or 0
     best = Best(checkpoints.mode, metric=checkpoints.keep_best)
-    state = RunState(best=best, epoch=begun, step=begun * steps_per_epoch)
+    state = RunState(best=best, epoch=begun, step=begun * (steps_per_epoch or 0))
     if early_stopping is not None:
         state.patience = early_stopping.patience
         state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
@@ -172,7 +175,8 @@ def fit(
         execution = recorded_settings(run_dir, run.execution) if resume and run_dir is not None else None
         again = execution is not None
         if execution is None:
-            execution = choose_settings(run.execution, train_step, loader, epochs * steps_per_epoch, progress.message)
+            steps = epochs * (steps_per_epoch or STEPS_OF_A_STREAM)
+            execution = choose_settings(run.execution, train_step, loader, steps, progress.message)
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)
@@ -229,7 +233,7 @@ def fit(
             RunInfo(
                 about.name,
                 epochs,
-                steps_per_epoch,
+                steps_per_epoch or 0,
                 first_step=state.step,
                 samples_per_step=loader.batch_size * options.grad_accum_steps,
                 details={**about.details, "runs on": execution.describe()},
@@ -250,7 +254,7 @@ def fit(
             recorder=recorder,
             checkpointer=checkpointer,
             epochs=epochs,
-            log_every=run.log_every or max(1, round(steps_per_epoch / RECORDS_AN_EPOCH)),
+            log_every=run.log_every or max(1, round((steps_per_epoch or STEPS_OF_A_STREAM) / RECORDS_AN_EPOCH)),
             metrics=metrics,
             monitor=checkpoints.keep_best,
             early_stopping=early_stopping,

@@ -60,7 +60,7 @@ class Loop:
     def train_epoch(self) -> None:
         """The updates that are left of this epoch, and its record."""
         state, step, schedule, running, loader = self.state, self.step, self.schedule, self.running, self.loader
-        checkpointer, log_every, batches = self.checkpointer, self.log_every, len(loader)
+        checkpointer, log_every, batches = self.checkpointer, self.log_every, loader.length
         if self.unfreezing is not None:
             self.unfreezing.begin(state.epoch)
         # What has joined gets its rate before the first update, however that update is run.
@@ -77,7 +77,7 @@ class Loop:
             skipped_in_a_row = 0
             state.step += 1
             recorded = state.step % log_every == 0
-            if recorded or loader.position == batches:
+            if recorded or batches is None or loader.position == batches:
                 # A record tells the rates that its update was done with, not those of the next.
                 state.rates = schedule.lrs
             if result.updated:
@@ -172,9 +172,8 @@ class Loop:
         """A loss or gradient that is NaN or infinite: skip the update and say so, or stop and keep the finite state."""
         first = self.loader.position - micro_batches
         which = range(micro_batches) if error.micro_batch is None else [error.micro_batch]
-        indices = [i for k in which for i in self.loader.indices_at(self.state.epoch, first + k).tolist()]
-        shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
-        what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: {error} on samples [{shown}]"
+        where = self.loader.describe(self.state.epoch, [first + k for k in which])
+        what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: {error} on {where}"
         if self.step.options.on_nonfinite == "stop":
             self.fail_nonfinite(what)
         self.state.skipped += 1

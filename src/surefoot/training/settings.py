@@ -31,7 +31,7 @@ def recorded_settings(run_dir: Path | str, execution: Any = "auto") -> Execution
 
 def batches_to_measure(loader: Loader) -> list[Batch]:
     """A few real batches, for timing."""
-    return [loader.batch_at(0, i) for i in range(min(BATCHES_TO_MEASURE, len(loader)))]
+    return list(loader.first_batches(BATCHES_TO_MEASURE))
 
 
 def choose_settings(

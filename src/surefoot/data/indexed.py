@@ -1,0 +1,203 @@
+"""Batches of samples that have an index: their order, and how they are read from memory, here or by workers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..errors import UsageError
+from .finishing import Finishing
+from .in_memory import InMemory
+from .orders import Order, occurrences
+from .sources import DatasetSource, TensorSource
+from .workers import BatchReader, Workers
+
+
+class Indexed:
+    """The batches of a source in an `order`: those of any epoch and position at once."""
+
+    def __init__(
+        self,
+        source: TensorSource | DatasetSource,
+        order: Order,
+        batch_size: int,
+        finishing: Finishing,
+        *,
+        drop_last: bool,
+        workers: int,
+        normalize_once: bool | str,
+    ):
+        self.source, self._order, self._size, self._finish = source, order, batch_size, finishing
+        self._drop_last, self._worker_count, self._normalize_once = drop_last, workers, normalize_once
+        self._keys: tuple[int, Any] | None = None
+        self._prepared: InMemory | None = None
+        self._workers: Workers | None = None
+
+    def apart(self) -> Indexed:
+        """The same batches, with worker processes of their own."""
+        if isinstance(self.source, TensorSource):
+            self.memory()  # prepared once, for all
+        other = copy.copy(self)
+        other._workers = None
+        return other
+
+    def moved(self) -> None:
+        """Take note that the device is another."""
+        self._prepared = None
+
+    def close(self) -> None:
+        """End the worker processes, if any; they start again when needed."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    # --- the order ---------------------------------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the order before a run."""
+        note = getattr(self._order, "note", None)
+        return [note] if note else []
+
+    @property
+    def length(self) -> int:
+        """The number of batches in an epoch."""
+        if self._order.batches is not None:
+            return self._order.batches
+        whole, rest = divmod(self._order.samples, self._size)
+        return whole + (1 if rest and not self._drop_last else 0)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in an epoch."""
+        count = self._order.samples
+        return count - count % self._size if self._drop_last and self._order.batches is None else count
+
+    @property
+    def last_is_short(self) -> bool:
+        """Whether the last batch of an epoch is shorter than the others."""
+        count = self._order.samples
+        return not self._order.batches and not self._drop_last and count > self._size and count % self._size != 0
+
+    def order(self, epoch: int) -> Tensor:
+        """The data set indices of one epoch in order, int64 (samples,)."""
+        keys = self._keys_of(epoch)
+        return (keys if isinstance(keys, Tensor) else torch.cat(list(keys))) % len(self.source)
+
+    def indices(self, epoch: int, position: int) -> Tensor:
+        """The data set indices of one batch, int64 (n,)."""
+        return self._keys_at(epoch, position) % len(self.source)
+
+    def _keys_at(self, epoch: int, position: int) -> Tensor:
+        keys = self._keys_of(epoch)
+        return keys[position * self._size : (position + 1) * self._size] if isinstance(keys, Tensor) else keys[position]
+
+    def _keys_of(self, epoch: int) -> Tensor | Sequence[Tensor]:
+        """An epoch's samples in order, or those of each batch, as keys of their random numbers.
+
+        A key is the index in the data set; when a sample comes again, the number of samples is added, so that it is
+        augmented in another way.
+        """
+        if self._keys is None or self._keys[0] != epoch:
+            order = self._order.of(epoch)
+            if self._order.repeats:
+                flat = order if isinstance(order, Tensor) else torch.cat(list(order))
+                flat = flat + len(self.source) * occurrences(flat)
+                order = flat if isinstance(order, Tensor) else torch.split(flat, [len(batch) for batch in order])
+            self._keys = epoch, order[: self.samples] if isinstance(order, Tensor) else order
+        return self._keys[1]
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def at(self, epoch: int, position: int, most: int | None = None) -> tuple[Any, ...]:
+        """One batch, or its first samples, `most` of them; made here and now, without a trace."""
+        if not 0 <= position < self.length:
+            raise IndexError(f"batch {position} of an epoch of {self.length}")
+        keys = self._keys_at(epoch, position)[:most]
+        if isinstance(self.source, TensorSource):
+            return self.source.formed(self._gather(epoch, keys))
+        generators = rng.get_state()
+        try:
+            return self._finish(usable(self._reader()[epoch, keys.tolist()]), epoch, keys)
+        finally:
+            rng.set_state(generators)
+
+    def rest(self, epoch: int, position: int) -> Iterator[Any]:
+        """The rest of an epoch as iterables of batches."""
+        if not isinstance(self.source, TensorSource):
+            yield self._read(epoch, position)
+            return
+        memory, keys = self.memory(), self._keys_of(epoch)
+        if isinstance(keys, Tensor):
+            if memory.ready and self._order.repeats:
+                keys = keys % len(self.source)
+            chunks = memory.chunks(keys[position * self._size :], self._size, lambda some: self._gather(epoch, some))
+        else:
+            chunks = ((self._gather(epoch, some),) for some in keys[position:])
+        yield from (map(self.source.formed, chunk) for chunk in chunks) if self.source.names else chunks
+
+    def memory(self) -> InMemory:
+        """The source's tensors where they are best kept."""
+        if self._prepared is None:
+            assert isinstance(self.source, TensorSource)
+            self._prepared = InMemory(
+                self.source,
+                self._finish.preprocessing,
+                self._finish.device,
+                augmented=bool(self._finish.augment),
+                normalize_once=self._normalize_once,
+            )
+        return self._prepared
+
+    def _gather(self, epoch: int, keys: Tensor) -> tuple[Any, ...]:
+        """The columns of some samples in memory, finished."""
+        memory = self.memory()
+        read = memory.gather(keys % len(self.source) if self._order.repeats else keys)
+        return read if memory.finished else self._finish(read, epoch, keys)
+
+    def _reader(self) -> BatchReader:
+        assert isinstance(self.source, DatasetSource)
+        return BatchReader(self.source.dataset, self._finish.seed, self.source.collate)
+
+    def _read(self, epoch: int, position: int) -> Iterator[tuple[Any, ...]]:
+        """Batches of a Dataset, read in this process or by the workers."""
+        if position == self.length:
+            return
+        # One batch's indices at a time: the start of an epoch must not cost what the whole epoch does.
+        places = range(position, self.length)
+        keys = ((epoch, self._keys_at(epoch, place).tolist()) for place in places)
+        if self._worker_count:
+            if self._workers is None:
+                self._workers = Workers(self._reader(), self._worker_count)
+            read = self._workers.batches(keys)
+        else:
+            read = map(self._reader().__getitem__, keys)
+        for batch, place in zip(read, places, strict=True):
+            yield self._finish(usable(batch), epoch, self._keys_at(epoch, place))
+
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """What the order depends on beside the loader's own settings."""
+        return {"samples": len(self.source), **self._order.settings()}
+
+    def state(self, epoch: int, position: int) -> dict[str, Any]:
+        """What the order of an epoch depends on beside its settings, to be saved with a place in it."""
+        state = self._order.state(epoch)
+        return {"order": state} if state else {}
+
+    def restore(self, epoch: int, position: int, state: Mapping[str, Any]) -> None:
+        """Go on from a `state` of that place."""
+        self._order.restore(epoch, state.get("order") or {})
+
+
+def usable(batch: tuple[Any, ...] | UsageError) -> tuple[Any, ...]:
+    """A batch that was read; raises the UsageError that was given in its place."""
+    if isinstance(batch, UsageError):
+        raise batch
+    return batch

@@ -1,0 +1,238 @@
+"""Streams: data sets that are read from their start on, batch by batch, here or by workers, and gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .. import batches
+from ..errors import UsageError, first_line
+from ..fingerprint import hash_bytes
+from ..rng import fold
+from ..text import counted
+from .nested import attribute_of
+from .sources import Source
+from .workers import collated, seeded
+
+# How many samples are read, twice, to see whether a stream's state leads back to where it was taken.
+_TRIED_SAMPLES = 4
+# Of each tensor of a batch so many numbers count in the digest of what was read.
+_NUMBERS_IN_DIGEST = 1024
+
+
+def is_stream(data: Any) -> bool:
+    """Whether `data` is read by iterating: torch's IterableDataset, or an iterable with a state and no index."""
+    if isinstance(data, IterableDataset):
+        return True
+    stateful = hasattr(data, "state_dict") and hasattr(data, "load_state_dict") and hasattr(data, "__iter__")
+    return stateful and not isinstance(data, type) and not hasattr(data, "__getitem__") and not hasattr(data, "dataset")
+
+
+class StreamSource(Source):
+    """Any iterable data set; with several workers each iterates over its part (torch's `get_worker_info`).
+
+    A pass over it begins with a shallow copy of what was given, told its number by `set_epoch` where there is one; what
+    it draws depends on (seed, pass, batch, worker). With `state_dict` and `load_state_dict`, of the data set or of its
+    iterator, it is gone on with at once; without, or where these do not lead back to the same place, it is read
+    again up to there. `collate` makes a batch of a list of samples.
+    """
+
+    def __init__(self, stream: Any, *, classes: Sequence[str] | None = None, collate: Callable[..., Any] | None = None):
+        self.stream, self.collate = stream, collate
+        self.name = type(stream).__qualname__
+        names = classes if classes is not None else attribute_of(stream, "classes")
+        self.classes = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) else None
+
+    def __len__(self) -> int:
+        if (length := self.length) is None:
+            raise UsageError(f"data: the number of samples in {self.name} is not known")
+        return length
+
+    @property
+    def length(self) -> int | None:
+        """The number of samples in a pass, where the stream itself tells it."""
+        try:
+            return len(self.stream)
+        except (TypeError, NotImplementedError, AttributeError):
+            return None
+
+    @cached_property
+    def stateful(self) -> bool:
+        """Whether its state leads back to the same place; tried on the first samples."""
+        first = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=True)
+        first.begin(0, None)
+        first.read()
+        state = copy.deepcopy(first.state())
+        if state["state"] is None:
+            return False
+        first.read()
+        second = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=True)
+        second.begin(0, state)
+        second.read()
+        return bool(first.state()["digest"] == second.state()["digest"])
+
+    @cached_property
+    def _first(self) -> tuple[str, bool]:
+        """The digest of the first samples, and whether they are the same when they are read again."""
+        digests = []
+        for _ in range(2):
+            reader = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=False)
+            reader.begin(0, None)
+            reader.read()
+            digests.append(reader.state()["digest"])
+        return digests[0], digests[0] == digests[1]
+
+    def fingerprint(self) -> str:
+        """Of the class's name and the first samples."""
+        first, same = self._first
+        return hashlib.sha256(f"{self.name} {first if same else ''}".encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before the run."""
+        notes = []
+        if not self._first[1]:
+            notes.append(
+                f"data: {self.name}: its first samples read differently each time under equal seeds, so a resume is "
+                "not exact; draw from torch, numpy, random, or from a generator that is an attribute"
+            )
+        if not self.stateful:
+            protocol = hasattr(self.stream, "state_dict")
+            reason = "its state_dict does not lead back to the same place" if protocol else "it has no state_dict"
+            notes.append(
+                f"data: {self.name}: {reason}: when the run is resumed, the pass that it was in is read again up to "
+                "there, which takes as long as reading it did"
+            )
+        return notes
+
+    def samples(self) -> Iterator[Any]:
+        return iter(copy.copy(self.stream))
+
+    def targets(self) -> Tensor:
+        raise UsageError(f"data: {self.name} is a stream: its targets are not known before it is read")
+
+
+class StreamReader:
+    """Reads the batches of a stream one after another; copied to worker processes, where it reads their parts.
+
+    Called with ``(request, pass, the state of each worker or None, whether to do nothing)`` it gives ``(batch, worker,
+    state)``: the batch is None at the end, and a UsageError for what is refused. Another request begins anew.
+    """
+
+    def __init__(self, source: StreamSource, seed: int, size: int, drop_last: bool, *, stateful: bool):
+        self._given, self._collate, self._name = source.stream, source.collate, source.name
+        self._seed, self._size, self._drop_last, self._stateful = seed, size, drop_last, stateful
+        self._request: Any = None
+
+    def __getitem__(self, key: tuple[Any, int, Sequence[Any], bool]) -> tuple[Any, int, Any]:
+        request, number, states, nothing = key
+        worker = self._worker()
+        if nothing:
+            return None, worker, None
+        try:
+            if request != self._request:
+                self.begin(number, states[worker])
+                self._request = request
+            batch = self.read()
+        except UsageError as error:
+            return UsageError(str(error)), worker, None
+        return batch, worker, self.state()
+
+    __getitems__ = __getitem__
+
+    def described(self, key: Any) -> str:
+        """What is waited for, as a warning says it."""
+        return f"the next batch of the stream {self._name}: reading it"
+
+    def begin(self, number: int, state: Mapping[str, Any] | None) -> None:
+        """Begin a pass, or go on within it from a `state`. Raises UsageError where the stream is another one."""
+        self._pass, self._batches, self._digest, self._ended = number, 0, "", False
+        self._stream = copy.copy(self._given)
+        self._iterator: Any = None
+        if hasattr(self._stream, "set_epoch"):
+            self._stream.set_epoch(number)
+        if state is None:
+            return
+        if state["ended"]:
+            self._batches, self._digest, self._ended = state["batches"], state["digest"], True
+        elif self._stateful and state["state"] is not None:
+            self._load(state)
+        else:
+            while self._batches < state["batches"]:
+                if self.read() is None:
+                    raise UsageError(
+                        f"data: {self._name}: the stream ended after {counted(self._batches, 'batch')}, where the "
+                        f"saved run had read {state['batches']}: it is not the same stream"
+                    )
+            if self._digest != state["digest"]:
+                raise UsageError(
+                    f"data: {self._name}: of {counted(self._batches, 'batch')} read again, some are not those of the "
+                    "saved run: it is not the same stream"
+                )
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        try:
+            if hasattr(self._stream, "load_state_dict"):
+                self._stream.load_state_dict(copy.deepcopy(state["state"]))
+            else:
+                with self._seeds():
+                    self._iterator = iter(self._stream)
+                    self._iterator.load_state_dict(copy.deepcopy(state["state"]))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
+            raise UsageError(
+                f"data: {self._name}: its load_state_dict refuses the state of the saved run: {first_line(error)}"
+            ) from error
+        self._batches, self._digest = state["batches"], state["digest"]
+
+    def read(self) -> Any:
+        """The next batch, or None at the end."""
+        if self._ended:
+            return None
+        with self._seeds():
+            if self._iterator is None:
+                self._iterator = iter(self._stream)
+            samples = list(itertools.islice(self._iterator, self._size))
+            if not samples or (self._drop_last and len(samples) < self._size):
+                self._ended = True
+                return None
+            first = self._batches * self._size
+            batch = collated(samples, self._collate, range(first, first + len(samples)), self._seed, self._pass, first)
+        self._batches += 1
+        self._digest = _digest(self._digest, batch)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the reading stands: plain values, and the stream's own state."""
+        holder = next((h for h in (self._iterator, self._stream) if hasattr(h, "state_dict")), None)
+        state = holder.state_dict() if holder is not None and self._stateful and not self._ended else None
+        return {"batches": self._batches, "digest": self._digest, "ended": self._ended, "state": state}
+
+    @contextlib.contextmanager
+    def _seeds(self) -> Iterator[None]:
+        """The context in which the next batch is read, under random numbers of its own."""
+        with seeded(self._stream) as seed_all:
+            seed_all(fold(self._seed, self._pass, self._worker(), self._batches))
+            yield
+
+    def _worker(self) -> int:
+        info = get_worker_info()
+        return 0 if info is None else info.id
+
+
+def _digest(before: str, batch: Any) -> str:
+    """A digest of all batches so far, from that of those before: by the first numbers of each tensor."""
+    digest = hashlib.sha256(before.encode())
+    for place, leaf in batches.leaves(batch):
+        shape = f" {leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else ""
+        digest.update(f"{place} {type(leaf).__name__}{shape}\n".encode())
+        if isinstance(leaf, Tensor):
+            hash_bytes(digest, leaf.detach().reshape(-1)[:_NUMBERS_IN_DIGEST])
+    return digest.hexdigest()[:32]
