@@ -327,6 +327,76 @@ def dict_of_tensors() -> str:
     return str(trained(lambda: nn.Linear(4, 1), nn.MSELoss(), {"x": x, "y": x[:, :1] * 2})[1].metrics)
 
 
+TRANSFORMERS = """
+model:
+  import: transformers:AutoModelFor{task}.from_config
+  config:
+    import: transformers:AutoConfig.for_model
+    model_type: {kind}
+    num_hidden_layers: 2
+    hidden_size: 32
+    num_attention_heads: 2
+    {more}
+data: {{name: {data}, batch_size: 8}}
+{objective}
+optimizer: {{name: AdamW, lr: 0.001}}
+epochs: 2
+"""
+
+
+@case
+def transformers_by_recipe() -> str:
+    """Models of transformers in recipes: their own loss is CrossEntropyLoss's; `eval` gives what training did."""
+    import json
+
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    home = Path(tempfile.mkdtemp(prefix="surefoot-real-"))
+    ids, labels = tokens()
+    names = datasets.ClassLabel(names=["a", "b", "c"])
+    columns = {"input_ids": ids.tolist(), "attention_mask": (ids > 9).long().tolist(), "label": labels.tolist()}
+    datasets.Dataset.from_dict(columns).cast_column("label", names).save_to_disk(home / "tokens")
+    pixels = np.random.default_rng(0).integers(0, 256, (44, 16, 16, 3), dtype=np.uint8)
+    pictures = datasets.Dataset.from_dict({"image": list(map(Image.fromarray, pixels)), "label": labels.tolist()})
+    pictures.cast_column("label", names).save_to_disk(home / "pictures")
+    bert = {
+        "task": "SequenceClassification", "kind": "bert", "more": "vocab_size: 100\n    num_labels: 3",
+        "data": f"hugging_face, path: {home}/tokens, inputs: [input_ids, attention_mask], targets: label",
+    }  # fmt: skip
+    vit = {
+        "task": "ImageClassification", "kind": "vit", "more": "image_size: 16\n    patch_size: 4\n    num_labels: 3",
+        "data": f"hugging_face, path: {home}/pictures, inputs: image, targets: label, size: 16",
+    }  # fmt: skip
+    for parts in (bert, vit):
+        found = []
+        for objective in ("objective: model\nmetrics: [accuracy]", "loss: CrossEntropyLoss"):
+            where = by_recipe(TRANSFORMERS.format(**parts, objective=objective))
+            last = [json.loads(line) for line in (where / "whole/metrics.jsonl").read_text().splitlines()][-1]
+            report = json.loads(said("eval", "whole", "--json"))
+            assert abs(report["loss"] - last["loss"]) < 1e-4, (report, last)
+            found.append((last["loss"], last["accuracy"]))
+        assert abs(found[0][0] - found[1][0]) < 1e-4 and found[0][1] == found[1][1], found
+    return f"BERT and ViT, {found[0]}"
+
+
+@case
+def gpt2_on_a_text() -> str:
+    """Recipe data `text`: transformers' GPT-2 by CrossEntropyLoss, on windows of another length than its vocabulary."""
+    import string
+
+    recipe = TRANSFORMERS.format(
+        task="CausalLM", kind="gpt2", more="vocab_size: 27", data="text, path: book.txt, length: 16",
+        objective="loss: CrossEntropyLoss",
+    )  # fmt: skip
+    book = "".join(f"{letter}{letter} " for letter in string.ascii_lowercase) * 40
+    home = by_recipe(recipe, {"book.txt": book})
+    report = said("eval", str(home / "whole"))
+    assert "accuracy" in report, report
+    return report.splitlines()[1].strip()
+
+
 @case
 def hugging_face_pictures() -> str:
     """Recipe data `hugging_face`: pictures with class labels, of save_to_disk and as Parquet; predict reads a PNG."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import UserDict
 
 import pytest
@@ -202,12 +203,30 @@ def test_a_model_that_returns_its_loss_needs_none():
     assert same(plain, own.inner)
     assert result.metrics == expected.metrics
     assert surefoot.evaluate(own, None, Rows("inputs", "labels")).metrics["loss"] == result.metrics["val/loss"]
+    # So does one of pairs, and of a target by another name that forward does not have.
+    for data in (tensors(), Rows("inputs", "label")):
+        other, result = trained(None, data, OwnLoss(), metrics=["accuracy"])
+        assert same(plain, other.inner) and result.metrics == expected.metrics
+
+
+def test_a_loss_of_torchs_takes_the_logits_of_an_object_of_outputs():
+    plain, expected = trained(nn.CrossEntropyLoss())
+    own, result = trained(nn.CrossEntropyLoss(), None, OwnLoss(), run={"lint_off": []})
+    assert same(plain, own.inner) and result.metrics == expected.metrics
+    with pytest.raises(UsageError, match="Output"):  # a function of one's own is given the object
+        trained(
+            lambda outputs, targets: functional.cross_entropy(outputs, targets), None, OwnLoss(), run={"lint_off": []}
+        )
+    picked, result = trained(
+        lambda outputs, targets: functional.cross_entropy(outputs.logits, targets), None, OwnLoss()
+    )
+    assert same(plain, picked.inner)
 
 
 @pytest.mark.parametrize(
     ("loss", "model", "data", "message"),
     [
-        (None, network, None, "a batch is tuple; give data whose samples are dictionaries, or a loss"),
+        (None, network, None, "a batch is [(4, 6) float32, (4,) int64] and the model's forward(input); give a loss"),
         (None, OwnLoss, ("inputs", "extra"), "extra"),
         (lambda model, batch: 0, network, None, "give it as surefoot.objective(<lambda>)"),
         (surefoot.objective(lambda m, b: {"value": 1}), network, None, "a mapping with 'value'; it must hold 'loss'"),
@@ -221,7 +240,7 @@ def test_a_model_that_returns_its_loss_needs_none():
     ],
 )
 def test_what_is_no_objective_is_refused_in_one_message(loss, model, data, message):
-    with pytest.raises((UsageError, Problems), match=message.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises((UsageError, Problems), match=re.escape(message)):
         trained(loss, Rows(*data) if data else None, model(), run={"lint_off": []})
 
 

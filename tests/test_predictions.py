@@ -224,3 +224,42 @@ def test_pictures_are_not_given_to_a_model_of_another_scale(scale, taken, tmp_pa
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "i.png")]) == (0 if taken else 2)
     told = capsys.readouterr().err
     assert ("pixels of 0 to 255; the model was trained on float32" in told) == (not taken)
+
+
+OWN = """
+import torch
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+
+    def forward(self, left, right):
+        return {"logits": self.layer(torch.cat([left, right], 1))}
+
+def rows():
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    columns = {"left": x[:, :2], "right": x[:, 2:], "label": (x[:, 0] > 0).long()}
+    return columns, columns
+"""
+RECIPE = """
+model: {import: "two_inputs:Two"}
+data: {import: "two_inputs:rows", batch_size: 8}
+loss: CrossEntropyLoss
+optimizer: {name: SGD, lr: 0.1}
+epochs: 1
+execution: plain
+tensorboard: false
+"""
+
+
+def test_eval_calls_a_model_by_keywords_as_training_did(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two_inputs.py").write_text(OWN)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "run", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-1]
+    assert report["loss"] == pytest.approx(last["loss"]) and report["accuracy"] == last["accuracy"]

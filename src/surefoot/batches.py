@@ -155,23 +155,48 @@ def pair(batch: Any) -> tuple[Any, Any] | None:
     return Rest((key, value) for key, value in given.items() if key != name), given[name]
 
 
-def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """``model(inputs)``, with keywords from a mapping and several arguments from a tuple where forward takes them so.
+def takes(model: Any, name: str) -> bool:
+    """Whether forward has an argument of that name."""
+    return name in _arguments(model)[0]
+
+
+def call(model: Callable[..., Any], inputs: Any, **more: Any) -> Any:
+    """``model(inputs, **more)``; keywords from a mapping, several arguments from a tuple, where forward takes them so.
 
     A mapping is spread where every key is an argument of forward; a `Rest` with a single entry gives that as the only
     argument. A tuple or list is spread where forward needs more than one argument.
     """
     if isinstance(inputs, Tensor):
-        return model(inputs)
+        return model(inputs, **more)
     if isinstance(inputs, Mapping):
         names, _, anything = _arguments(model)
         if all(isinstance(key, str) and (key in names or anything) for key in inputs):
-            return model(**inputs)
+            return model(**inputs, **more)
         single = isinstance(inputs, Rest) and len(inputs) == 1
-        return model(next(iter(inputs.values())) if single else inputs)
+        return model(next(iter(inputs.values())) if single else inputs, **more)
     if isinstance(inputs, tuple | list) and len(inputs) > 1 and _arguments(model)[1] > 1:
-        return model(*inputs)
-    return model(inputs)
+        return model(*inputs, **more)
+    return model(inputs, **more)
+
+
+def member(outputs: Any, *names: str) -> Tensor | None:
+    """The first tensor of these names in a mapping or an object of outputs."""
+    for name in names:
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    return None
+
+
+def scores(outputs: Any) -> Any:
+    """What an object of outputs says of each sample: its `logits` (transformers) or `out` (torchvision); else itself.
+
+    >>> scores({"logits": torch.zeros(2, 3), "hidden": None}).shape
+    torch.Size([2, 3])
+    """
+    if isinstance(outputs, Tensor) or (found := member(outputs, "logits", "out")) is None:
+        return outputs
+    return found
 
 
 def form(value: Any) -> str:

@@ -126,7 +126,7 @@ class LoadedModel:
         each sample, or is not as wide as its classes.
         """
         parts = [self(part) for part in torch.split(raw, batch_size)] or [self(raw)]
-        outputs = batches.joined([getattr(part, "logits", part) for part in parts])
+        outputs = batches.joined(list(map(batches.scores, parts)))
         if outputs is None:
             raise UsageError(
                 f"{self.path}: the model returns {batches.form(parts[0])}; predictions need tensors of (N, ...)"

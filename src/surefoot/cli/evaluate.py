@@ -166,6 +166,7 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
     """
     import torch
 
+    from .. import batches
     from ..artifacts.answers import check_classes
     from ..errors import UsageError
 
@@ -173,7 +174,8 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
         def forward(self, raw: Any) -> Any:
             if isinstance(raw, torch.Tensor) and raw.dtype == torch.uint8 and "float" in (model.info.input_dtype or ""):
                 raw = raw.to(getattr(torch, model.info.input_dtype or ""))  # the pixels of a folder
-            outputs = model(raw)
+            live = model.module is not None and not isinstance(raw, torch.Tensor)
+            outputs = batches.call(model.module, raw) if live else model(raw)
             if isinstance(outputs, torch.Tensor) and outputs.dim() >= 2:
                 check_classes(model.info, outputs, model.path)
                 if classes and model.info.classes and len(classes) != len(model.info.classes):

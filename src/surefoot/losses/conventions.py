@@ -52,11 +52,12 @@ def _forward_pair(model: Any, batch: Any) -> tuple[Any, Any]:
 
 
 def _value_pair(loss: Any, outputs: Any, targets: Any) -> Any:
-    return loss(outputs, targets)
+    # A function of the user's own is given what the model gave.
+    return loss(batches.scores(outputs) if family(loss) else outputs, targets)
 
 
 def _value_classes(loss: Any, outputs: Any, targets: Any) -> Any:
-    outputs = classes_second(loss, outputs, targets)
+    outputs = compared(loss, outputs, targets)
     if isinstance(outputs, Tensor) and outputs.dim() == 3 and _classes_lie_last(outputs) and targets.dim() == 2:
         # The same mean over all positions; of (N, C, T) torch takes two to four times as long, for it is copied.
         outputs, targets = outputs.movedim(1, -1).reshape(-1, outputs.shape[1]), targets.reshape(-1)
@@ -67,19 +68,21 @@ def _value_classes(loss: Any, outputs: Any, targets: Any) -> Any:
 _LAST: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def classes_second(loss: Any, outputs: Any, targets: Any) -> Any:
-    """Outputs (N, ..., C) beside class indices (N, ...) as (N, C, ...), as torch's losses and metrics have them.
+def compared(loss: Any, outputs: Any, targets: Any) -> Any:
+    """What a loss of torch's, and metrics, compare with `targets`: `batches.scores`, with classes as second dimension.
 
-    Only of a loss that compares classes, and where only this fits; all else is returned as it is. Where the shapes
-    fit both ways (N, T, T), outputs that were transposed are taken as torch does, others as those of earlier batches;
-    raises UsageError where there were none.
+    Scores (N, ..., C) beside class indices (N, ...) become (N, C, ...), where the loss is torch's of classes and only
+    this fits. Where the shapes fit both ways (N, T, T), scores that were transposed are taken as torch does, others as
+    those of earlier batches; raises UsageError where there were none.
 
-    >>> classes_second(nn.CrossEntropyLoss(), torch.zeros(8, 5, 30), torch.zeros(8, 5)).shape
+    >>> compared(nn.CrossEntropyLoss(), torch.zeros(8, 5, 30), torch.zeros(8, 5)).shape
     torch.Size([8, 30, 5])
     """
+    if not isinstance(outputs, Tensor) and any(map(family, _parts(loss))):
+        outputs = batches.scores(outputs)
     if not isinstance(outputs, Tensor) or outputs.dim() < 3 or not isinstance(targets, Tensor):
         return outputs
-    if targets.shape != outputs.shape[:-1] or not any(map(_compares_classes, getattr(loss, "parts", (loss,)))):
+    if targets.shape != outputs.shape[:-1] or not any(map(_compares_classes, _parts(loss))):
         return outputs
     if targets.shape[1:] != outputs.shape[2:]:
         if isinstance(loss, nn.Module):  # a function may be another model's loss, too
@@ -94,6 +97,12 @@ def classes_second(loss: Any, outputs: Any, targets: Any) -> Any:
             "torch.nn.functional.cross_entropy(outputs, targets)"
         )
     return outputs.movedim(-1, 1)
+
+
+def _parts(loss: Any) -> Sequence[Any]:
+    """The losses that are summed; usually one."""
+    parts: Sequence[Any] = getattr(loss, "parts", (loss,))
+    return parts
 
 
 def _compares_classes(loss: Any) -> bool:
@@ -214,11 +223,11 @@ def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any
         weight = batches.size(batch) if outputs.weight is None else outputs.weight
         return outputs._replace(loss=weighed(outputs.loss, share * weight), weight=weight)
     if isinstance(share, tuple):  # a sum of losses: each part has a share of its own
-        return LossValue(loss(outputs, targets, shares=share), classes_second(loss, outputs, targets), targets)
+        return LossValue(loss(outputs, targets, shares=share), compared(loss, outputs, targets), targets)
     value = scalar(convention.value(loss, outputs, targets), loss)
     if share is not None:
         value = weighed(value, share)
-    return LossValue(value, classes_second(loss, outputs, targets), targets)
+    return LossValue(value, compared(loss, outputs, targets), targets)
 
 
 def value_of(loss: Any, outputs: Any, targets: Any) -> Tensor:

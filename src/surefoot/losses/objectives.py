@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batches import whole
+from .. import batches
 from ..errors import UsageError
 from ..metric_registry import can_be_called
 from .conventions import Convention, LossValue, describe, scalar
@@ -48,7 +48,7 @@ class Objective:
         return Objective(copy.deepcopy(self.function, memo))
 
     def _forward(self, model: Any, batch: Any) -> tuple[LossValue, None]:
-        given = self.function(model, whole(batch))
+        given = self.function(model, batches.whole(batch))
         if isinstance(given, Mapping):
             if "loss" not in given:
                 raise UsageError(
@@ -96,29 +96,34 @@ def objective(function: Callable[[Any, Any], Any]) -> Objective:
 
 
 def models_own(model: Any, batch: Any) -> dict[str, Any]:
-    """The loss that a model computes itself from a batch of keywords, as those of transformers do.
+    """The loss that a model computes itself, as those of transformers do: of a batch of keywords, or of a pair.
 
+    The targets of a pair, and a batch's `label` or the like, are the keyword `labels` where forward has that one alone.
     The mean of a model of tokens is over the labels that are not -100 (for a causal one, those after the first).
     """
-    if not isinstance(batch, Mapping):
+    parts = None if isinstance(batch, Mapping) and "labels" in batch else batches.pair(batch)
+    target = next((name for name in batches.TARGET_NAMES if name in batch), "") if isinstance(batch, Mapping) else ""
+    if parts is not None and not batches.takes(model, target) and batches.takes(model, "labels"):
+        labels = parts[1]
+        output = batches.call(model, parts[0], labels=labels)
+    elif isinstance(batch, Mapping):
+        labels, output = batch.get(target), model(**batch)
+    else:
         raise UsageError(
-            f"loss: without one the model is called with the batch's keywords and gives its own loss, but a batch is "
-            f"{type(batch).__name__}; give data whose samples are dictionaries, or a loss"
+            "loss: without one the model gives its own, called with a batch's keywords or with a pair's inputs and "
+            f"labels; a batch is {batches.form(batch)} and the model's {batches.signature(model)}; give a loss"
         )
-    output = model(**batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
+    if (loss := batches.member(output, "loss")) is None:
         raise UsageError(
-            f"loss: the model returned {type(output).__name__} without a loss for a batch of "
-            f"{', '.join(map(str, batch))}; give it labels in the batch, or name a loss"
+            f"loss: the model returned {type(output).__name__} without a loss for a batch of {batches.form(batch)}; "
+            "give it labels in the batch, or name a loss"
         )
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    labels = batch.get("labels")
-    given = {"loss": loss, "outputs": logits, "targets": labels}
+    logits = batches.member(output, "logits")
+    given: dict[str, Any] = {"loss": loss, "outputs": logits, "targets": labels}
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() > 1:
         counted = labels != -100
         given["weight"] = (counted[..., 1:] if _is_causal(model) else counted).sum()
-        if _is_causal(model) and isinstance(logits, Tensor):
+        if _is_causal(model) and logits is not None:
             given["outputs"], given["targets"] = logits[..., :-1, :], labels[..., 1:]
         if isinstance(given["outputs"], Tensor) and given["outputs"].dim() > 2:
             given["outputs"] = given["outputs"].movedim(-1, 1)  # classes second, as torch's losses have them

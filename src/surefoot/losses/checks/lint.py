@@ -19,7 +19,7 @@ from ...registry import did_you_mean
 from ...text import typed
 from ...untouched import untouched
 from ...wrapping import unwrap
-from ..conventions import LossValue, classes_second, convention_of, describe, value_of
+from ..conventions import LossValue, compared, convention_of, describe, value_of
 from .evidence import Evidence, Watch, run_loss
 from .findings import FINDINGS, error
 from .inputs import check_data, check_inputs
@@ -175,7 +175,7 @@ def _run_model(seen: Evidence) -> None:
     if isinstance(seen.outputs, LossValue):
         seen.answer = seen.outputs
         seen.outputs, seen.targets = seen.answer.outputs, seen.answer.targets
-    seen.outputs = classes_second(seen.loss, seen.outputs, seen.targets)
+    seen.outputs = compared(seen.loss, seen.outputs, seen.targets)
 
 
 def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
