@@ -137,6 +137,25 @@ def test_a_killed_worker_is_told_and_does_not_hang():
     assert not multiprocessing.active_children()
 
 
+def test_no_worker_is_left_however_long_it_takes_to_leave(monkeypatch):
+    """torch waits five seconds for each, then asks it to end and does not look again: here it does not wait at all."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.0)
+    loader = Loader(DatasetSource(Slow()), 4, workers=2)
+    next(iter(loader))
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    loader.close()
+    assert [worker.exitcode for worker in workers if worker.exitcode is None] == []
+
+
+class Slow(Noisy):
+    """The process that reads it ignores being asked to end."""
+
+    def __getitem__(self, index: int):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        return super().__getitem__(index)
+
+
 class Stuck(Noisy):
     """Reading sample 13 waits until it is let go."""
 

@@ -241,13 +241,20 @@ class Workers:
         return bool(multiprocessing.connection.wait(sentinels, patience_s))
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; on return there are none left.
+
+        One that does not leave by itself within seconds is killed.
+        """
         # torch has no public way. Dropping the iterator would do it too, but only once nothing refers to it any
         # more, and the traceback of an error does.
         iterator: Any = self._loader._iterator
         self._loader._iterator = None
         if iterator is not None:
             iterator._shutdown_workers()
+            # On a busy machine a worker may take longer to leave than torch waits for it.
+            for worker in iterator._workers:
+                worker.kill()
+                worker.join()
 
 
 class _Keys:
