@@ -14,7 +14,7 @@ from .. import safe_tensors
 from ..batches import TARGET_NAMES, form
 from ..errors import UsageError, first_line
 from .arrays import as_tensor
-from .orders import epoch_order
+from .orders import held_out
 from .sources import TensorSource
 from .splits import DataSplits, image_preprocessing
 from .table_files import nearest, ordinary_file
@@ -96,10 +96,9 @@ def _splits(
     elif len(beside) == len(names):
         val = _source(path, first, sorted(beside, key=_is_target), train)
     else:
-        count = min(len(train) - 1, max(1, round(share * len(train)))) if share else 0
-        order = epoch_order(len(train), seed, 0)
-        whole, val = train, train.subset(order[:count].sort().values) if count else None
-        train = whole.subset(order[count:].sort().values)
+        training, validating = held_out(len(train), share, seed)
+        whole, val = train, train.subset(validating) if len(validating) else None
+        train = whole.subset(training)
     pixels = train.tensors[0].dtype == torch.uint8
     return DataSplits(train, val, train.classes, image_preprocessing() if pixels else None)
 

@@ -20,7 +20,7 @@ from ..safe_tensors import BadFile
 from ..text import shortened
 from .augment import whole_pair
 from .image_folder import bytes_of, kept_in_memory
-from .orders import epoch_order
+from .orders import held_out
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
 from .table_files import nearest
@@ -68,9 +68,7 @@ def hugging_face(
     if val is not None:
         parts = [rows, splits[val]]
     else:
-        order = epoch_order(len(rows), seed, 0).tolist()
-        count = min(len(rows) - 1, max(1, round(val_share * len(rows)))) if val_share else 0
-        parts = [rows.select(sorted(order[count:])), *([rows.select(sorted(order[:count]))] if count else [])]
+        parts = [rows.select(part.tolist()) for part in held_out(len(rows), val_share, seed) if len(part)]
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     classes = _check_columns(rows, names, targets)
     sources = [_source(part, names, targets, shape, classes) for part in parts]

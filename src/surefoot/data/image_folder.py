@@ -21,7 +21,7 @@ from ..registry import did_you_mean
 from ..safe_tensors import BadFile
 from ..text import counted, shortened
 from .augment import whole_pair
-from .orders import epoch_order
+from .orders import held_out
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
 
@@ -57,9 +57,8 @@ def image_folder(
     else:
         train, val = _files(root), {}
         for number, (name, files) in enumerate(train.items()):
-            order = [files[k] for k in epoch_order(len(files), seed, number).tolist()]
-            count = min(len(files) - 1, max(1, round(val_share * len(files)))) if val_share else 0
-            train[name], val[name] = sorted(order[count:]), sorted(order[:count])
+            parts = held_out(len(files), val_share, seed, number)
+            train[name], val[name] = ([files[k] for k in part.tolist()] for part in parts)
     classes = tuple(train)
     return DataSplits(
         _source(train, classes, shape),

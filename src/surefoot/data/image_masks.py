@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..pictures import PICTURE_ENDINGS, decode_mask, files_below
 from .augment import whole_pair
 from .image_folder import bytes_of, kept_in_memory, picture_in
-from .orders import epoch_order
+from .orders import held_out
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
 
@@ -58,11 +58,9 @@ def image_masks(
     names = tuple(map(str, range(count))) if classes is None else tuple(classes)
     if count > len(names):
         raise UsageError(f"data.classes: {len(names)} are named and the masks have values up to {count - 1}")
-    order = epoch_order(len(pairs), seed, 0).tolist()
-    held_out = min(len(pairs) - 1, max(1, round(val_share * len(pairs)))) if val_share else 0
     train, val = (
-        _source([pairs[k] for k in sorted(part)], table, shape, names) if part else None
-        for part in (order[held_out:], order[:held_out])
+        _source([pairs[k] for k in part.tolist()], table, shape, names) if len(part) else None
+        for part in held_out(len(pairs), val_share, seed)
     )
     assert train is not None
     return DataSplits(train, val, names, image_preprocessing(), {"channels": channels, "size": list(shape[1:])})

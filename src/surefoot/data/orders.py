@@ -32,6 +32,19 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=generator_of(seed, epoch))
 
 
+def held_out(samples: int, share: float, seed: int, number: int = 0) -> tuple[Tensor, Tensor]:
+    """The indices that train and those that validate, int64 in order: a `share` of the samples, at least one, or none.
+
+    Drawn by `seed` and the `number` of what is split. One sample alone trains.
+
+    >>> [part.tolist() for part in held_out(5, 0.2, seed=0)], held_out(5, 0, seed=0)[1].tolist()
+    ([[0, 1, 3, 4], [2]], [])
+    """
+    order = epoch_order(samples, seed, number)
+    count = min(samples - 1, max(1, round(share * samples))) if share else 0
+    return order[count:].sort().values, order[:count].sort().values
+
+
 class Order(ABC):
     """The order of the `samples` of an epoch; `batches` is their number where the order makes the batches itself."""
 

@@ -13,7 +13,7 @@ from ..errors import Problems, UsageError
 from ..preprocessing import Preprocessing
 from ..registry import Range
 from ..table_columns import MISSING, TableColumns
-from .orders import epoch_order
+from .orders import held_out
 from .sources import TensorSource
 from .splits import DataSplits, sizes_of
 from .table_files import arrow, as_table, nearest, read_table
@@ -262,9 +262,8 @@ def _parts(tables: Sequence[Any], split: str | None, share: float, seed: int) ->
         if not len(train):
             raise UsageError(f"split: {split!r} is {', '.join(texts[:5])}; the rows to learn from have 'train' there")
         return train, val
-    order = epoch_order(count, seed, 0).numpy()
-    validating = min(count - 1, max(1, round(share * count))) if share else 0
-    return numpy.sort(order[validating:]), numpy.sort(order[:validating])
+    train, val = held_out(count, share, seed)
+    return train.numpy(), val.numpy()
 
 
 def _vocabulary(column: Any, name: str, rows: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .. import batches
 from ..untouched import is_lazy, untouched
 
 # State per parameter of the optimizers that cannot be tried on tensors without storage.
@@ -63,7 +64,7 @@ def memory_of(
         gradients=_bytes(learning),
         optimizer=state_bytes(optimizer),
         activations=kept,
-        batch=_bytes(_tensors(batch)) if batch is not None else 0,
+        batch=_bytes(batches.tensors(batch)),
     )
 
 
@@ -71,7 +72,7 @@ def activation_bytes(
     model: nn.Module, batch: tuple[Any, ...], apply: Callable[[nn.Module, tuple[Any, ...]], torch.Tensor]
 ) -> int:
     """Bytes that autograd keeps for the backward pass, without parameters, buffers and the batch itself."""
-    held = (*model.parameters(), *model.buffers(), *_tensors(batch))
+    held = (*model.parameters(), *model.buffers(), *batches.tensors(batch))
     known = {t.untyped_storage().data_ptr() for t in held if not is_lazy(t)}
     kept: dict[int, int] = {}
     alive = []
@@ -141,16 +142,6 @@ def seconds_a_step(step: Callable[[], Any], *, budget_s: float = 1.0, most: int 
         step()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return []
-    return [tensor for item in value for tensor in _tensors(item)]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
