@@ -129,7 +129,7 @@ def test_a_regression_has_figures_of_each_target_of_a_table(here, capsys):
     answers = json.loads(capsys.readouterr().out)
     assert [answer["row"] for answer in answers] == list(range(60))
     for column, row in enumerate(report["by_target"]):
-        outputs = np.array([answer["values"][answer["names"].index(row["target"])] for answer in answers])
+        outputs = np.array([answer["values"][row["target"]] for answer in answers])
         error = outputs - targets[:, column].round(6)
         assert row["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
         assert row["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
@@ -204,3 +204,41 @@ def test_the_metrics_of_the_run_are_measured(here, capsys, monkeypatch):
     values = next(record for record in recorded if record.get("split") == "val")
     assert report["sure"] == pytest.approx(values["sure"], rel=1e-5) and 0.1 < report["sure"] <= 1
     assert report["accuracy"] == values["accuracy"]
+
+
+def test_data_without_their_option_and_blank_names_of_classes(here, capsys):
+    about = {
+        "classes": ["dark", " ", "other"],
+        "loss": "CrossEntropyLoss",
+        "preprocessing": Preprocessing(mean=0, std=1),
+    }
+    save_model(Bright(), "model", input_shape=(1, 4, 4), input_dtype="uint8", **about)
+    pictures(here / "photos" / " ", [250])
+    pictures(here / "photos" / "dark", [250])
+    out = evaluated(capsys, "--data", "photos")
+    assert "\n  ' '  " in out and "1 ' '" in out
+    assert main(["predict", "model", "photos/dark/0.png", "--trust-code"]) == 0
+    assert capsys.readouterr().out.startswith("photos/dark/0.png: ' ' ")
+    with pytest.raises(SystemExit):
+        main(["eval", "model", "photos"])
+    assert "unrecognized arguments: photos; data are named by --data photos" in capsys.readouterr().err
+
+
+def test_numbers_of_an_objective_are_measured_and_its_run_promises_no_matrix(here, capsys, monkeypatch):
+    (here / "evaluate_objective.py").write_text(
+        "def mine(model, batch):\n"
+        "    outputs = model(batch[0])\n"
+        "    error = outputs[:, 0] - batch[1]\n"
+        "    return {'loss': error.square().mean(), 'mae': error.abs().mean()}\n"
+    )
+    monkeypatch.syspath_prepend(str(here))
+    (here / "recipe.yaml").write_text(
+        "epochs: 1\nmodel: LeNet5\ndata: {name: garments, train_size: 20, val_size: 20, batch_size: 10}\n"
+        "optimizer: {name: SGD, lr: 0.001}\ntensorboard: false\nexecution: plain\n"
+        'objective: {import: "evaluate_objective:mine"}\n'
+    )
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    assert "its figures on the data" in capsys.readouterr().out
+    assert main(["eval", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "  mae " in out and "  loss " in out and "confusion" not in out

@@ -86,7 +86,7 @@ def test_each_of_several_outputs_has_its_line_by_name(capsys):
     assert (row["path"], row["row"]) == ("x.npy", 2)
     first = row["outputs"]["kind"]["predictions"][0]
     assert first["probability"] == pytest.approx(float(outputs["kind"][2].softmax(0).max()))
-    assert row["outputs"]["price"]["values"] == pytest.approx([float(outputs["price"][2])])
+    assert row["outputs"]["price"] == {"value": pytest.approx(float(outputs["price"][2]))}
     header, *rows = table(predicted(capsys, "x.npy", "--trust-code", "--csv"))
     assert header == ["path", "row", "output", "class", "probability", "value"]
     assert len(rows) == 6 and rows[0][:3] == ["x.npy", "0", "kind"] and rows[1][2:5] == ["price", "", ""]

@@ -449,7 +449,7 @@ def test_predict_answers_for_each_row_of_a_file(houses, tmp_path, capsys, target
     assert main(["predict", f"{run}/model", bare, second, "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert [(row["path"], row["row"]) for row in answers] == [(p, r) for p in (bare, second) for r in (0, 1)]
-    values = [row["values"] if target == "price" else row["predictions"] for row in answers]
+    values = [list(row["values"].values()) if target == "price" else row["predictions"] for row in answers]
     assert values[:2] == values[2:] and values[0] != values[1]
     assert target == "price" or {p["class"] for p in values[0]} == {"Bonn", "Kiel", "Ulm"}
     assert (

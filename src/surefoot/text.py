@@ -31,6 +31,15 @@ def printable(value: object, *, lines: bool = False) -> str:
     return "".join(c if c.isprintable() or (lines and c == "\n") else _escape(c) for c in text)
 
 
+def visible(name: str) -> str:
+    """A name that can be seen: in quotes, as Python writes it, where it is empty, or has blanks at an end.
+
+    >>> print(visible(" "), visible("cat"))
+    ' ' cat
+    """
+    return printable(name) if name and name == name.strip() else repr(name)
+
+
 def _escape(character: str) -> str:
     # isprintable() is also false for spaces that are not ASCII's (U+00A0, U+3000): ordinary in names.
     if character.isspace() and ord(character) > 0x9F and character not in "\u2028\u2029":

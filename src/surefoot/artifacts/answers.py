@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import batches
 from ..errors import UsageError
-from ..text import counted
+from ..text import counted, visible
 from .info import ModelInfo
 
 # By the loss that a model was trained with: how its outputs are read.
@@ -89,7 +89,7 @@ def describe_outputs(
       it so many `classes`.
     - Labels, any number of which may hold: those above 0.5, or the `top` highest, in the same form.
     - Positions (N, C, ...), by share: ``{"positions": count, "predictions": [{"class", "index", "share"}, ...]}``.
-    - Numbers: ``{"values": [...]}``, all of them; with their ``names`` where a table's targets have such.
+    - Numbers: ``{"value": number}`` or ``{"values": [...]}``, all of them; a table's targets by name.
     - Of outputs of several parts: ``{"outputs": {name: one of the above}}``, by keys, fields or positions.
     """
     if not isinstance(outputs, Tensor):
@@ -101,8 +101,9 @@ def describe_outputs(
     kind = kind_of(info)
     if kind == "numbers" or (outputs.dim() > 2 and kind == "scores"):
         targets = info.columns.targets if info.columns is not None else ()
-        named = {"names": list(targets)} if outputs.shape[1:] == (len(targets),) else {}
-        return [{"values": row.tolist() if row.dim() else [row.item()]} | named for row in outputs]
+        if outputs.shape[1:] == (len(targets),):
+            return [{"values": dict(zip(targets, row.tolist(), strict=True))} for row in outputs]
+        return [{"value": row.item()} if row.numel() == 1 else {"values": row.tolist()} for row in outputs]
     labels, outputs = _of_classes(kind, outputs[:, None] if outputs.dim() == 1 else outputs)
     names = info.classes if info.classes and len(info.classes) == outputs.shape[1] else range(outputs.shape[1])
     if outputs.dim() > 2:
@@ -152,10 +153,12 @@ def shown(answer: Mapping[str, Any]) -> list[str]:
     """A line for people, or one for each output: percentages for probabilities and shares, numbers for the rest."""
     if "outputs" in answer:
         return [f"{name}: {line}" for name, part in answer["outputs"].items() for line in shown(part)]
+    if "value" in answer:
+        return [_number(answer["value"])]
     if "values" in answer:
+        if isinstance(answer["values"], Mapping):
+            return ["  ".join(f"{name} {_number(value)}" for name, value in answer["values"].items())]
         values = torch.as_tensor(answer["values"], dtype=torch.float64).flatten()
-        if names := answer.get("names"):
-            return ["  ".join(f"{name} {_number(v)}" for name, v in zip(names, values.tolist(), strict=True))]
         numbers = "  ".join(_number(v) for v in values[:8].tolist())
         if len(values) <= 8:
             return [numbers]
@@ -163,7 +166,9 @@ def shown(answer: Mapping[str, Any]) -> list[str]:
     parts = []
     for prediction in answer["predictions"]:
         *_, (measure, value) = prediction.items()
-        parts.append(f"{prediction['class']} {_number(value) if measure == 'score' else f'{100 * value:.1f} %'}")
+        parts.append(
+            f"{visible(prediction['class'])} {_number(value) if measure == 'score' else f'{100 * value:.1f} %'}"
+        )
     positions = f" of {answer['positions']:,} positions" if "positions" in answer else ""
     return [("  ".join(parts) or "no label above 50 %") + positions]
 
@@ -174,14 +179,17 @@ def flat(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     What stands beside ``predictions``, ``values`` and ``outputs`` is in each row. Where no label holds, class and
     probability are None.
     """
-    beside = {k: v for k, v in answer.items() if k not in ("predictions", "values", "names", "outputs", "positions")}
+    beside = {k: v for k, v in answer.items() if k not in ("predictions", "values", "outputs", "positions")}
     if "outputs" in answer:
         parts = answer["outputs"].items()
         return [beside | {"output": name} | row for name, part in parts for row in flat(part)]
+    if "value" in answer:
+        return [beside]
     if "values" in answer:
+        if isinstance(answer["values"], Mapping):
+            return [{**beside, **answer["values"]}]
         values = torch.as_tensor(answer["values"], dtype=torch.float64).flatten().tolist()
-        alone = ["value"] if len(values) == 1 else [f"value_{i}" for i in range(len(values))]
-        return [beside | dict(zip(answer.get("names", alone), values, strict=True))]
+        return [beside | {f"value_{i}": value for i, value in enumerate(values)}]
     none = [] if answer["predictions"] else [{"class": None, "probability": None}]
     chosen = [{k: v for k, v in each.items() if k != "index"} for each in answer["predictions"]]
     return [beside | each for each in chosen or none]

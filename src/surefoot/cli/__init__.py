@@ -81,13 +81,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def _as_override(arguments: argparse.Namespace, word: str, argv: Sequence[str]) -> str:
-    """What to write for ``--epochs 3``, as other trainers have it, where a recipe has such a key; else ""."""
+    """What to write for a recipe's key as other trainers have it, ``--epochs 3``, and for eval's data; else ""."""
     from ..recipe import key_called
 
     name, equals, value = word.lstrip("-").partition("=")
     key = key_called(name) if hasattr(arguments, "overrides") else None
     if key is None:
-        return ""
+        return f"; data are named by --data {word}" if arguments.verb == "eval" and not word.startswith("-") else ""
     following = argv[argv.index(word) + 1 :][:1]
     value = value if equals else following[0] if following and "=" not in following[0] else "VALUE"
     return f"; a recipe's key is set without dashes: {key}={value}"

@@ -89,8 +89,9 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     loss = _loss_of(model) if loss is None else loss
     classes = source.classes if files else splits.classes
     table = _table_metric(loss)
-    metrics = {name: name for name in default_metrics(loss)} if metrics == "auto" else metrics
-    settings: dict[str, Any] = {"metrics": {**metrics, "_table": table}, "confusion": len(classes) if classes else None}
+    usual = {name: name for name in default_metrics(loss)}  # the confusion matrix is of them
+    measured = {**usual, **({} if isinstance(metrics, str) else metrics), "_table": table}
+    settings: dict[str, Any] = {"metrics": measured, "confusion": len(classes) if classes else None}
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:
             raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from ..text import counted, figure, printable, say
+from ..text import counted, figure, say, visible
 from ..tracking.confusion import most_mistaken
 
 _SHARES = ("precision", "recall", "f1")
@@ -23,29 +23,29 @@ def show(report: dict[str, Any]) -> None:
         say()
         titles = ["class", "samples", "precision", "recall", "F1", "mostly mistaken for"]
         cells = [
-            [row["class"], f"{row['samples']:,}"]
+            [visible(row["class"]), f"{row['samples']:,}"]
             + ["-" if row[name] is None else f"{100 * row[name]:.1f} %" for name in _SHARES]
-            + [row.get("mistaken_for") or "-"]
+            + [visible(row["mistaken_for"]) if row.get("mistaken_for") else "-"]
             for row in rows
         ]
         _table(titles, cells) if "confusion" in report else _table(titles[:-1], [row[:-1] for row in cells])
     if rows := report.get("by_target"):
         say()
         cells = [
-            [row["target"], f"{row['samples']:,}"]
+            [visible(row["target"]), f"{row['samples']:,}"]
             + ["-" if row[name] is None else f"{row[name]:.4g}" for name in ("mae", "rmse", "r2")]
             for row in rows
         ]
         _table(["target", "samples", "MAE", "RMSE", "R2"], cells)
     if "confusion" in report:
         columns = shutil.get_terminal_size((100, 24)).columns
-        for line in matrix_lines([printable(name) for name in report["classes"]], report["confusion"], columns):
+        for line in matrix_lines([visible(name) for name in report["classes"]], report["confusion"], columns):
             say(line)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of texts: the first and a sixth to the left, numbers to the right."""
-    lines = [list(titles), *([printable(cell) for cell in row] for row in rows)]
+    lines = [list(titles), *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     for line in lines:
         cells = [

@@ -112,12 +112,14 @@ def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
     from ..artifacts import needs_trust, read_info
     from ..artifacts.answers import kind_of
     from ..artifacts.images import takes_pictures
+    from ..losses import accuracy_kind
 
     info = read_info(run_dir / "model")
     # Without a home there is no key that says whose model it is.
     trust = ["--trust-code"] if needs_trust(run_dir / "model") else []
     split = ["--split", "train"] if built.val is None else []
-    figures = "accuracy by class, confusion matrix" if info.classes else "its figures on the data"
+    by_class = info.classes and accuracy_kind(built.loss) == "classes"
+    figures = "accuracy by class, confusion matrix" if by_class else "its figures on the data"
     yield typed("surefoot", "eval", run_dir, *split, *trust), figures
     if info.input_dtype is not None:  # else a sample is no single array
         pictures = takes_pictures(info)
