@@ -23,7 +23,7 @@ FLOORS = (
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
-    {"batches", "metric_objects", "metric_registry", "nonfinite"},
+    {"batches", "metric_objects", "metric_registry", "nonfinite", "sums"},
     {"gradients"},
     {
         *("losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"),

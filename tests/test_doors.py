@@ -342,8 +342,13 @@ def _plateau(monitor, **arguments):
 
 
 def test_a_name_that_does_not_say_needs_a_mode():
+    """Nor does the metric itself: only a run knows that, before its first step."""
+    x, model = torch.randn(8, 2), nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = surefoot.RunOptions(progress=False, checkpoints=Checkpoints(keep_best="val/spread"))
+    settings = {"val": (x, x[:, :1]), "epochs": 1, "metrics": {"spread": lambda o, t: o.std()}, "run": run}
     with pytest.raises(UsageError, match="'val/spread' does not say which is better; give mode="):
-        Checkpoints(keep_best="val/spread")
+        surefoot.fit(model, nn.MSELoss(), optimizer, (x, x[:, :1]), **settings)
     assert Checkpoints(keep_best="val/spread", mode="max").mode == "max"
 
 

@@ -171,7 +171,7 @@ def test_an_overridden_forward_is_a_formula_of_its_own():
         def forward(self, outputs, targets):
             return super().forward(outputs, targets) ** 2
 
-    assert losses.default_metrics(Focal()) == ("accuracy",)
+    assert losses.default_metrics(Focal()) == ("accuracy", "f1_macro")
     assert losses.weighs_by(Focal(weight=torch.ones(3))) == "samples"
 
 
@@ -239,7 +239,7 @@ def test_a_sum_of_losses_that_divide_by_different_things_accumulates_exactly():
 def test_a_sum_scores_as_its_parts_do():
     same = losses.WeightedSum([(1, nn.CrossEntropyLoss()), (1, nn.MultiMarginLoss())])
     mixed = losses.WeightedSum([(1, nn.CrossEntropyLoss()), (1, nn.BCELoss())])
-    assert losses.default_metrics(same) == ("accuracy",)
+    assert losses.default_metrics(same) == ("accuracy", "f1_macro")
     assert losses.default_metrics(mixed) == ()
 
 
@@ -281,7 +281,7 @@ def test_a_metric_that_makes_no_sense_is_told():
         losses.metric_options(nn.MSELoss(), ["accuracy"])
     with pytest.raises(UsageError, match="did you mean 'accuracy'"):
         losses.metric_options(nn.MSELoss(), ["acuracy"])
-    assert losses.metric_options(lambda o, t: o.sum(), ["accuracy"])["accuracy"] == "classes"
+    assert losses.metric_options(lambda o, t: o.sum(), ["accuracy"])["kind"] == "classes"
 
 
 def positions(shape, classes):

@@ -31,7 +31,7 @@ def batches(sizes, classes=5, seed=0):
 )
 @settings(max_examples=60)
 def test_when_it_is_read_flushed_or_resumed_changes_no_bit(sizes, reads, hold, resume_at):
-    plain, disturbed = RunningMetrics(accuracy="classes"), RunningMetrics(accuracy="classes", hold_batches=hold)
+    plain, disturbed = RunningMetrics(kind="classes"), RunningMetrics(kind="classes", hold_batches=hold)
     for i, batch in enumerate(batches(sizes)):
         plain.add(*batch)
         disturbed.add(*batch)
@@ -39,7 +39,7 @@ def test_when_it_is_read_flushed_or_resumed_changes_no_bit(sizes, reads, hold, r
             disturbed.result()
         if i == resume_at:
             saved = json.loads(json.dumps(disturbed.state_dict()))
-            disturbed = RunningMetrics(accuracy="classes", hold_bytes=hold * 100)
+            disturbed = RunningMetrics(kind="classes", hold_bytes=hold * 100)
             disturbed.load_state_dict(saved)
     assert disturbed.state_dict() == plain.state_dict()
     assert disturbed.window() == plain.window()
@@ -66,7 +66,7 @@ def test_a_window_holds_what_came_since_the_last():
 
 
 def test_nothing_added_is_not_a_number_and_reset_forgets():
-    running = RunningMetrics(accuracy="classes")
+    running = RunningMetrics(kind="classes")
     assert all(map(math.isnan, running.result().values()))
     for batch in batches([3]):
         running.add(*batch)
@@ -98,13 +98,13 @@ def test_a_loss_that_is_not_finite_shows():
     ],
 )
 def test_accuracy_of_every_kind(accuracy, outputs, targets, expected):
-    running = RunningMetrics(accuracy=accuracy)
+    running = RunningMetrics(kind=accuracy)
     running.add(torch.tensor(1.0), torch.tensor(outputs), torch.tensor(targets), 1)
     assert running.result()["accuracy"] == pytest.approx(expected)
 
 
 def test_batches_of_several_shapes_are_counted_together():
-    running = RunningMetrics(accuracy="classes")
+    running = RunningMetrics(kind="classes")
     right = 0
     g = torch.Generator().manual_seed(0)
     for shape in [(2, 2), (3, 3), (2, 2), (1, 4)]:
@@ -115,19 +115,19 @@ def test_batches_of_several_shapes_are_counted_together():
 
 
 def test_the_confusion_matrix_has_true_classes_in_rows():
-    running = RunningMetrics(accuracy="classes", confusion=3)
+    running = RunningMetrics(kind="classes", confusion=3)
     running.add(torch.tensor(0.0), torch.eye(3)[[0, 1, 1, 2]], torch.tensor([0, 0, 1, -100]), 4)
     assert running.matrix().tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    again = RunningMetrics(accuracy="classes", confusion=3)
+    again = RunningMetrics(kind="classes", confusion=3)
     again.load_state_dict(json.loads(json.dumps(running.state_dict())))
     again.add(torch.tensor(0.0), torch.eye(3), torch.arange(3), 3)
     assert again.matrix().tolist() == [[2, 1, 0], [0, 2, 0], [0, 0, 1]]
     with pytest.raises(UsageError, match="3 classes and this one 0"):
-        RunningMetrics(accuracy="classes").load_state_dict(running.state_dict())
+        RunningMetrics(kind="classes").load_state_dict(running.state_dict())
 
 
 def test_what_it_holds_is_bounded_and_free_of_the_graph():
-    running = RunningMetrics(accuracy="classes", hold_bytes=10_000)
+    running = RunningMetrics(kind="classes", hold_bytes=10_000)
     outputs = torch.randn(4, 100, requires_grad=True) * 2
     for _ in range(50):
         running.add(outputs.sum(), outputs, torch.zeros(4, dtype=torch.long), 4)
@@ -154,6 +154,6 @@ def test_ignored_positions_weigh_nothing():
 
 def test_wrong_arguments_are_told():
     with pytest.raises(UsageError, match="not one of"):
-        RunningMetrics(accuracy="top5")
+        RunningMetrics(kind="top5")
     with pytest.raises(UsageError, match="confusion"):
-        RunningMetrics(accuracy="logits", confusion=2)
+        RunningMetrics(kind="logits", confusion=2)

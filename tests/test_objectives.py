@@ -70,7 +70,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_an_objective_trains_to_the_bits_of_the_loss_that_it_computes(options):
     """Outputs and targets that it returns are measured as a loss's are."""
     ours, result = trained(classify, metrics=["accuracy"], step=StepOptions(**options))
-    theirs, expected = trained(nn.CrossEntropyLoss(), step=StepOptions(**options))
+    theirs, expected = trained(nn.CrossEntropyLoss(), metrics=["accuracy"], step=StepOptions(**options))
     assert same(ours, theirs)
     assert result.metrics == expected.metrics
 
@@ -199,7 +199,7 @@ class OwnLoss(nn.Module):
 
 def test_a_model_that_returns_its_loss_needs_none():
     plain, expected = trained(nn.CrossEntropyLoss())
-    own, result = trained(None, Rows("inputs", "labels"), OwnLoss(), metrics=["accuracy"])
+    own, result = trained(None, Rows("inputs", "labels"), OwnLoss())
     assert same(plain, own.inner)
     assert result.metrics == expected.metrics
     assert surefoot.evaluate(own, None, Rows("inputs", "labels")).metrics["loss"] == result.metrics["val/loss"]

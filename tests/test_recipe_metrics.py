@@ -17,7 +17,7 @@ import surefoot
 from surefoot.build import build
 from surefoot.cli import main
 from surefoot.errors import Problems, UsageError
-from surefoot.metric_registry import METRICS, _theirs
+from surefoot.metric_registry import METRICS, OWN, _theirs
 from surefoot.proof import compare
 from surefoot.recipe import parse_recipe
 from surefoot.training import Checkpoints, EarlyStopping, RunOptions
@@ -266,7 +266,7 @@ def test_the_list_holds_what_compares_outputs_with_targets(capsys):
 def test_every_metric_that_needs_no_argument_can_be_made():
     names = [name for name in METRICS.names() if not METRICS.problems(name, {})]
     assert len(names) > 30 and "R2Score" in names
-    for name in names[1:]:
+    for name in set(names) - set(OWN):
         METRICS.build(name, {}).reset()
 
 

@@ -33,8 +33,16 @@ def _own() -> None:
 
 
 OWN = {
-    entry.name: entry
-    for entry in (Entry("accuracy", _own, "the share of right answers", facts={"from": "surefoot", "better": "max"}),)
+    name: Entry(name, _own, summary, facts={"from": "surefoot", "better": better})
+    for name, summary, better in (
+        ("auto", "those of these six that suit the loss", "as each says"),
+        ("accuracy", "the share of right answers", "max"),
+        ("f1_macro", "F1, the harmonic mean of precision and recall, averaged over classes or labels", "max"),
+        ("iou", "intersection over union (Jaccard index), averaged over classes or masks", "max"),
+        ("mae", "mean absolute error", "min"),
+        ("r2", "coefficient of determination, averaged over the outputs", "max"),
+        ("perplexity", "the exponential of the mean negative log-likelihood of a token", "min"),
+    )
 }
 
 

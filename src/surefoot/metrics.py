@@ -1,4 +1,4 @@
-"""Running means of loss and accuracy over samples: cheap to add to, exact, the same whenever they are read."""
+"""Running means of loss and metrics over samples: cheap to add to, exact, the same whenever they are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .errors import UsageError
 from .metric_objects import MetricObjects
+from .metric_registry import OWN
+from .sums import OwnMetrics, Pair, answered, yes_and_truth
 from .text import counted
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
@@ -28,19 +30,21 @@ class RunningMetrics:
     whole numbers, so that when it is done changes no bit of the result. Nothing in `add` waits for a device, unless
     the bounds are passed.
 
-    `accuracy` says how outputs are read, or None for no accuracy: ``"classes"`` (the highest of (N, C) or
-    (N, C, d1, ...), targets are indices or class probabilities), ``"logits"`` (above 0), ``"probabilities"``
-    (above 0.5), ``"signs"`` (above 0, targets 1 or -1). `ignore_index` is left out of the accuracy. `confusion`
+    `kind` says how answers are read from outputs: ``"classes"`` (the highest of (N, C) or (N, C, d1, ...), targets are
+    indices or class probabilities), ``"logits"`` (above 0), ``"probabilities"`` (above 0.5), ``"signs"`` (above 0,
+    targets 1 or -1); None: there are none. `own` names which of our metrics are wanted, or is a function that tells
+    them from the first batch's outputs and targets. `ignore_index` is left out of those of classes. `confusion`
     is the number of classes of a confusion matrix, for ``"classes"`` only. The loss of a batch weighs by its
     number of samples, or by `weigh(outputs, targets)`, which may look at shapes only, or by
     `weigh_many(list of targets)`. With `summed` the batch's loss is a sum and not a mean.
-    `objects` are further metrics by name and `binary` is how they read outputs (see `MetricObjects`); they are
-    measured over an epoch and not over a window.
+    `objects` are further metrics by name and `binary` is how they read outputs (see `MetricObjects`). These, and our
+    own beside accuracy, are measured over an epoch and not over a window. `logs` and `from_loss` are as `OwnMetrics`
+    has them.
     `losses.metric_options(loss)` gives these arguments for a loss.
 
     A tensor that is added must not be overwritten later.
 
-    >>> running = RunningMetrics(accuracy="classes")
+    >>> running = RunningMetrics(kind="classes")
     >>> running.add(torch.tensor(0.5), torch.eye(4), torch.tensor([0, 1, 2, 0]), 4)
     >>> running.add(torch.tensor(2.0), torch.eye(4)[:1], torch.tensor([0]), 1)
     >>> running.result()
@@ -50,7 +54,8 @@ class RunningMetrics:
     def __init__(
         self,
         *,
-        accuracy: str | None = None,
+        kind: str | None = None,
+        own: Sequence[str] | Callable[[Any, Any], Sequence[str]] = ("accuracy",),
         ignore_index: int = -100,
         confusion: int | None = None,
         summed: bool = False,
@@ -58,14 +63,16 @@ class RunningMetrics:
         weigh_many: Callable[[Sequence[Tensor]], list[float]] | None = None,
         objects: Mapping[str, Any] | None = None,
         binary: bool = False,
+        logs: bool = False,
+        from_loss: bool = False,
         hold_bytes: int = 32 << 20,
         hold_batches: int = 4096,
     ):
-        if accuracy is not None and accuracy not in _KINDS:
-            raise UsageError(f"accuracy: {accuracy!r} is not one of {', '.join(_KINDS)}")
-        if confusion is not None and accuracy != "classes":
-            raise UsageError("a confusion matrix needs accuracy='classes'")
-        self.accuracy = accuracy
+        if kind is not None and kind not in _KINDS:
+            raise UsageError(f"kind: {kind!r} is not one of {', '.join(_KINDS)}")
+        if confusion is not None and kind != "classes":
+            raise UsageError("a confusion matrix needs kind='classes'")
+        self.kind = kind
         self.ignore_index = ignore_index
         self.confusion = confusion
         self.summed = summed
@@ -74,9 +81,18 @@ class RunningMetrics:
         self.hold_bytes = hold_bytes
         self.hold_batches = hold_batches
         self.objects = MetricObjects(objects, binary) if objects else None
-        self._keeps_outputs = accuracy is not None or self.objects is not None
-        self._keeps_targets = self._keeps_outputs or weigh_many is not None
+        self._more = {"logs": logs, "from_loss": from_loss}
+        self._choose = own if callable(own) else None
+        self._want(() if callable(own) else own)
         self.reset()
+
+    def _want(self, own: Sequence[str]) -> None:
+        """Measure these of our metrics from now on."""
+        self.own_names = tuple(own)
+        self.accuracy = "accuracy" in own and self.kind is not None
+        self.own = OwnMetrics(own, self.kind, self.ignore_index, **self._more)
+        self._keeps_outputs = self.accuracy or self.own.needs_outputs or self.objects is not None
+        self._keeps_targets = self._keeps_outputs or self.weigh_many is not None
 
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
@@ -86,6 +102,7 @@ class RunningMetrics:
         self._epoch = _Sums()
         self._window = _Sums()
         self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
+        self.own.load({})
         if self.objects is not None:
             self.objects.reset()
 
@@ -105,6 +122,9 @@ class RunningMetrics:
 
         Outputs and targets may be `Parts`; they then count as the parts' together.
         """
+        if self._choose is not None:
+            self._want(self._choose(outputs, targets))
+            self._choose = None
         if weight is not None or numbers:
             self._reported.append((len(self._held), weight, dict(numbers or {})))
         weighed = None
@@ -142,7 +162,7 @@ class RunningMetrics:
         if reported:
             for (place, _, _), weight in zip(reported, _plain([w for _, w, _ in reported]), strict=True):
                 weights[place] = weights[place] if weight is None else weight
-        right, seen = self._count(outputs, targets) if self.accuracy is not None else (0, 0)
+        right, seen = self._count(outputs, targets) if self.accuracy or self.own.needs_outputs else (0, 0)
         for sums in (self._epoch, self._window):
             for value, weight, n in zip(values, weights, samples, strict=True):
                 sums.add(value, weight, n, self.summed)
@@ -160,18 +180,21 @@ class RunningMetrics:
     def result(self) -> dict[str, float]:
         """Means over everything since `reset`, and further metrics' values; ``nan`` before anything was added."""
         self.flush()
+        means = self._epoch.means(self.accuracy)
         others = {} if self.objects is None else self.objects.result()
-        return self._epoch.means(self.accuracy is not None) | others
+        return means | self.own.values(means["loss"]) | others
 
     def window(self) -> dict[str, float]:
         """Means over what was added since the last call of `window` (or `reset`)."""
         self.flush()
-        means = self._window.means(self.accuracy is not None)
+        means = self._window.means(self.accuracy)
         self._window = _Sums()
         return means
 
     def better(self, name: str) -> str | None:
         """``"max"`` or ``"min"`` where the metric of that name itself says which is better, else None."""
+        if name in self.own_names:
+            return OWN[name].facts["better"]
         return None if self.objects is None else self.objects.better(name)
 
     @property
@@ -189,6 +212,8 @@ class RunningMetrics:
         """Everything as plain numbers; floats come back bit for bit from JSON (which must allow NaN)."""
         self.flush()
         state = {"epoch": self._epoch.state(), "window": self._window.state(), "matrix": self._matrix.tolist()}
+        if self.own.names:
+            state["own"] = {"names": list(self.own.names), **self.own.state()}
         return state if self.objects is None else state | {"objects": self.objects.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,6 +224,14 @@ class RunningMetrics:
                 f"{self.confusion or 0}"
             )
         self.reset()
+        own = dict(state.get("own", {}))
+        saved = own.pop("names", [])
+        if list(self.own.names) != saved and (saved or state["epoch"]["samples"]):
+            raise UsageError(
+                f"metrics: the saved run measures {', '.join(saved) or 'none'} beside loss and accuracy, and this one "
+                f"{', '.join(self.own.names) or 'none'}; give the saved ones"
+            )
+        self.own.load(own)
         (self.objects or MetricObjects({})).load_state_dict(state.get("objects", {"updates": 0}))
         self._epoch = _Sums(**state["epoch"])
         self._window = _Sums(**state["window"])
@@ -214,42 +247,30 @@ class RunningMetrics:
         weights = iter(self.weigh_many([part for one in targets for part in _parts(one)]))
         return [sum(next(weights) for _ in _parts(one)) for one in targets]
 
-    def _count(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[int, int]:
-        """How many answers are right, and how many there were."""
+    def _count(self, outputs: Sequence[Any], targets: Sequence[Any]) -> tuple[int, int]:
+        """Add to our own metrics; how many answers are right, and how many there were."""
+        each = [pair for o, t in zip(outputs, targets, strict=True) for pair in zip(_parts(o), _parts(t), strict=True)]
         # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
-        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        every = zip(
-            (o for one in outputs for o in _parts(one)), (t for one in targets for t in _parts(one)), strict=True
-        )
-        for i, (o, t) in enumerate(every):
-            shape, of = o.shape, t.shape
-            key = (*shape[1:], t.dtype, *of[1:]) if len(shape) and len(of) else i
-            group = groups.get(key)
-            if group is None:
-                group = groups[key] = ([], [])
-            group[0].append(o)
-            group[1].append(t)
-        totals: list[Tensor] = []
-        for some, theirs in groups.values():
-            alone = len(some) == 1
-            totals.append(self._count_one(*((some[0], theirs[0]) if alone else (torch.cat(some), torch.cat(theirs)))))
-        right, seen = torch.stack(totals).sum(0).tolist()
+        groups: dict[Any, list[Pair]] = {}
+        for i, (o, t) in enumerate(each):
+            plain = isinstance(o, Tensor) and isinstance(t, Tensor) and o.dim() and t.dim()
+            groups.setdefault((*o.shape[1:], t.dtype, *t.shape[1:]) if plain else i, []).append((o, t))
+        joined = [some[0] if len(some) == 1 else _joined(some) for some in groups.values()]
+        self.own.update(joined, each)
+        if not self.accuracy:
+            return 0, 0
+        right, seen = torch.stack([self._count_one(*pair) for pair in joined]).sum(0).tolist()
         return right, seen
 
     def _count_one(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.accuracy == "classes":
-            dim = 1 if outputs.dim() > 1 else 0
-            answers = outputs.argmax(dim)
-            if targets.is_floating_point() and targets.dim() == outputs.dim():
-                targets = targets.argmax(dim)
+        if self.kind == "classes":
+            answers, targets = answered(outputs, targets)
             counted = targets != self.ignore_index
             if self.confusion:
                 self._tally(answers, targets, counted)
             return torch.stack([((answers == targets) & counted).sum(), counted.sum()])
-        # (N, 1) against (N) is reshaped here and never broadcast; telling the user is the lint's work.
-        outputs, targets = outputs.reshape(-1), targets.reshape(-1)
-        yes = outputs > (0.5 if self.accuracy == "probabilities" else 0)
-        right = yes == (targets > (0 if self.accuracy == "signs" else 0.5))
+        yes, truth = yes_and_truth(str(self.kind), outputs, targets)
+        right = yes == truth
         return torch.stack([right.sum(), right.new_tensor(right.numel(), dtype=torch.long)])
 
     def _tally(self, answers: Tensor, targets: Tensor, counted: Tensor) -> None:
@@ -258,6 +279,11 @@ class RunningMetrics:
         truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._matrix += cells.cpu()
+
+
+def _joined(pairs: Sequence[Pair]) -> tuple[Any, Any]:
+    outputs, targets = zip(*pairs, strict=True)
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def _data(value: Any) -> Any:

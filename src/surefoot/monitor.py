@@ -11,7 +11,7 @@ MODES = ("min", "max")
 
 # Names in common use, and those of torchmetrics' classes.
 _HIGHER = re.compile(
-    r"(acc|accuracy|auc|auroc|f1|iou|dice|precision|recall|r2|bleu|psnr|ssim|map|f1_?score|fbeta_?score|r2_?score"
+    r"(acc|accuracy|auc|auroc|f1|f1_macro|iou|dice|precision|recall|r2|bleu|psnr|ssim|map|f1_?score|fbeta_?score|r2_?score"
     r"|bleu_?score|jaccard_?index|kappa|corr_?coef|specificity|explained_?variance|noise_?ratio|similarity)$"
 )
 _LOWER = re.compile(r"(loss|error|err|mse|mae|rmse|nll|perplexity|ppl|wer|cer|error_?rate|divergence|distance)$")

@@ -69,7 +69,7 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..data import DATA, Loader
     from ..data.table_files import is_table
     from ..errors import UsageError
-    from ..losses import Objective, default_metrics
+    from ..losses import Objective
     from ..metric_tables import by_class
     from ..training import EVAL_BATCH, evaluate
 
@@ -89,8 +89,8 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     loss = _loss_of(model) if loss is None else loss
     classes = source.classes if files else splits.classes
     table = _table_metric(loss)
-    usual = {name: name for name in default_metrics(loss)}  # the confusion matrix is of them
-    measured = {**usual, **({} if isinstance(metrics, str) else metrics), "_table": table}
+    # The confusion matrix is of those of the loss.
+    measured = {"auto": "auto", **({} if isinstance(metrics, str) else metrics), "_table": table}
     settings: dict[str, Any] = {"metrics": measured, "confusion": len(classes) if classes else None}
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:

@@ -6,13 +6,16 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import UsageError
 from ..metric_objects import is_metric, name_of
 from ..metric_registry import OWN, can_be_called, metric_of
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
 from .composite import WeightedSum
 from .conventions import describe
-from .torch_losses import family, ignored
+from .objectives import Objective, models_own
+from .torch_losses import family, formula_of, ignored, option, reduction
 
 # How the right answer is read from a model's output, by the loss it was trained with:
 # classes: the highest of (N, C, ...); logits: above 0; probabilities: above 0.5; signs: above 0, targets 1 or -1.
@@ -25,6 +28,8 @@ _ACCURACY = {
     "BCELoss": "probabilities",
     "SoftMarginLoss": "signs",
 }
+_REGRESSIONS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "GaussianNLLLoss")
+_LIKELIHOODS = ("CrossEntropyLoss", "NLLLoss")
 
 
 def accuracy_kind(loss: Any) -> str | None:
@@ -35,47 +40,105 @@ def accuracy_kind(loss: Any) -> str | None:
     return _ACCURACY.get((loss if isinstance(loss, str) else family(loss)) or "")
 
 
-def default_metrics(loss: Any) -> tuple[str, ...]:
+def families(loss: Any) -> list[str | None]:
+    """torch's name of each loss that is summed, None for a user's own; usually one. A name stands for itself."""
+    if isinstance(loss, WeightedSum):
+        return [family(part) for part in loss.parts]
+    return [loss if isinstance(loss, str) else family(loss)]
+
+
+def default_metrics(loss: Any, targets: Any = None, outputs: Any = None) -> tuple[str, ...]:
     """The metrics that ``metrics: auto`` means for a loss or a loss's name, beside the loss itself.
 
+    Accuracy and macro F1 for classes and labels; with positions (N, C, T) perplexity, and with two or more, IoU, in the
+    place of F1; MAE and R2 for a regression. The first batch's `targets` tell the positions; without them there are
+    none. Of an objective the `outputs` count too: only the loss that a model itself returns has any.
+
     >>> default_metrics("CrossEntropyLoss"), default_metrics("MSELoss")
-    (('accuracy',), ())
+    (('accuracy', 'f1_macro'), ('mae', 'r2'))
     """
-    return ("accuracy",) if accuracy_kind(loss) else ()
+    if isinstance(loss, Objective):
+        return _of_models_own(targets, outputs) if loss.function is models_own else ()
+    kind, names = accuracy_kind(loss), families(loss)
+    if kind is None:
+        return ("mae", "r2") if all(name in _REGRESSIONS for name in names) else ()
+    dims = targets.dim() if isinstance(targets, Tensor) else 1
+    if kind != "classes":
+        return ("accuracy", "iou" if dims > 2 else "f1_macro")
+    indices = not (isinstance(targets, Tensor) and targets.is_floating_point())
+    positions = dims - (1 if indices else 2)
+    if positions == 1 and indices and set(names) <= set(_LIKELIHOODS):
+        return ("accuracy", "perplexity")
+    return ("accuracy", "iou" if positions > 1 else "f1_macro")
+
+
+def _of_models_own(targets: Any, outputs: Any) -> tuple[str, ...]:
+    """The metrics of a model that returns its loss, by the labels that it was given."""
+    if not isinstance(targets, Tensor) or not isinstance(outputs, Tensor):
+        return ()
+    if targets.is_floating_point():
+        return ("mae", "r2") if targets.dim() == 1 and outputs.numel() == targets.numel() else ()
+    if outputs.dim() != targets.dim() + 1 or outputs.shape[2:] != targets.shape[1:]:
+        return ()
+    return {1: ("accuracy", "f1_macro"), 2: ("perplexity",)}.get(targets.dim(), ("accuracy", "iou"))
 
 
 def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     """What `metrics.RunningMetrics` needs to know of a loss: ``RunningMetrics(**metric_options(loss))``.
 
-    `metrics` is ``"auto"``, or what is wanted: names, objects in the manner of torchmetrics, functions of a batch's
-    outputs and targets; one, a list, or a mapping of names to them. With ``reduction="sum"`` the mean is over samples.
-    Raises UsageError for an unknown metric, or one that makes no sense with the loss.
+    `metrics` is what is wanted: names (``"auto"``, ours and torchmetrics'), mappings of a name and its arguments,
+    objects in the manner of torchmetrics, functions of a batch's outputs and targets; one, a list, or a mapping of
+    names to them. With ``reduction="sum"`` the mean is over samples. Raises UsageError for an unknown metric, or one
+    that makes no sense with the loss.
     """
-    wanted, objects = _wanted(loss, metrics)
-    options: dict[str, Any] = {"summed": is_summed(loss), "ignore_index": _ignored(loss)}
-    if "accuracy" in wanted:
-        # A user's own loss is believed to score classes; one of torch's that has no right answers is not.
-        if accuracy_kind(loss) is None and family(loss) is not None:
-            raise UsageError(f"metrics: {describe(loss)} has no accuracy; leave it out, or use a loss of classes")
-        options["accuracy"] = accuracy_kind(loss) or "classes"
+    wanted, objects = _wanted(metrics)
+    auto, wanted = "auto" in wanted, tuple(name for name in wanted if name != "auto")
+    names, kind = families(loss), accuracy_kind(loss)
+    for name in wanted:
+        # A user's own loss is believed to be what the metric is for; one of torch's that has no right answers is not.
+        values = name in ("mae", "r2")
+        if None not in names and (values == (kind is not None) or (values and not set(names) <= set(_REGRESSIONS))):
+            raise UsageError(
+                f"metrics: {describe(loss)} has no {name}; leave it out, or use a loss of "
+                f"{'numbers, MSELoss say' if values else 'classes'}"
+            )
+    options: dict[str, Any] = {
+        "summed": is_summed(loss),
+        "ignore_index": _ignored(loss),
+        "kind": kind or "classes",
+        "own": functools.partial(_chosen, loss, wanted) if auto else wanted,
+        "logs": names == ["NLLLoss"],
+        "from_loss": _is_mean_likelihood(loss),
+    }
     if objects:
         options["objects"] = objects
-        options["binary"] = accuracy_kind(loss) in ("logits", "probabilities", "signs")
-    kind = weighs_by(loss)
-    if not options["summed"] and kind == "elements":
+        options["binary"] = kind in ("logits", "probabilities", "signs")
+    weighed_by = weighs_by(loss)
+    if not options["summed"] and weighed_by == "elements":
         options["weigh"] = functools.partial(sample_weight, loss)
-    if not options["summed"] and kind == "targets":
+    if not options["summed"] and weighed_by == "targets":
         options["weigh_many"] = functools.partial(many_weights, loss)
     return options
 
 
-def _wanted(loss: Any, metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _chosen(loss: Any, wanted: Sequence[str], outputs: Any, targets: Any) -> tuple[str, ...]:
+    """The metrics that suit the loss, and those that are `wanted` beside them, each once."""
+    return tuple(dict.fromkeys([*default_metrics(loss, targets, outputs), *wanted]))
+
+
+def _is_mean_likelihood(loss: Any) -> bool:
+    """Whether the mean loss of an epoch is the mean negative log-likelihood of a position."""
+    if isinstance(loss, Objective):
+        return loss.function is models_own
+    plain = option(loss, "weight") is None and not option(loss, "label_smoothing", 0)
+    return formula_of(loss) in _LIKELIHOODS and plain and reduction(loss) == "mean"
+
+
+def _wanted(metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The names of our own metrics that are wanted, and the objects and functions of others by name.
 
     Objects are never compared: their ``==`` may be anything.
     """
-    if isinstance(metrics, str):
-        metrics = default_metrics(loss) if metrics == "auto" else (metrics,)
     named = isinstance(metrics, Mapping) and not isinstance(metrics.get("name"), str)
     items = list(metrics.items()) if named else [(None, each) for each in _listed(metrics)]
     own: list[str] = []
@@ -99,7 +162,7 @@ def _wanted(loss: Any, metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
                 "(outputs, targets)"
             )
         label = name_of(metric) if label is None else label
-        if not can_be_called(label) or label in objects or label in OWN:
+        if not can_be_called(label) or label in objects or label in own:
             raise UsageError(
                 f"metrics: {label!r} is taken or no name; give each its own: metrics={{'macro_f1': F1Score(...), ...}}"
             )

@@ -199,6 +199,7 @@ def _check_measured(recipe: Recipe, reading: Reading) -> None:
             path = f"metrics.{index}.as" if f"metrics.{index}.as" in reading.values else f"metrics.{index}"
             reading.refuse(path, f"{name}: {taken}; give this one a name, as: NAME")
         names += [] if name is None else [name]
+    names += OWN if "auto" in names else ()
     if recipe.objective is not None or any(term.part.imported and not term.label for term in terms):
         return  # the first batch will tell
     watched = {
@@ -206,10 +207,11 @@ def _check_measured(recipe: Recipe, reading: Reading) -> None:
         "checkpoint.keep_best": recipe.checkpoint and recipe.checkpoint.keep_best,
         "scheduler.monitor": recipe.scheduler and recipe.scheduler.monitor,
     }
-    for path, metric in watched.items():
-        split, _, name = str(metric or "").partition("/")
-        if name and name.partition(".")[0] not in names:
-            near = did_you_mean(f"{split}/{name}", [f"{split}/{known}" for known in names])
+    for path, metric in ((path, str(metric)) for path, metric in watched.items() if metric):
+        split, _, name = metric.partition("/")
+        if name.partition(".")[0] not in names:
+            begin = [f"; did you mean '{split}/{known}'?" for known in names if known.startswith(name)]
+            near = begin[0] if begin else did_you_mean(metric, [f"{split}/{known}" for known in names])
             near = near or f"; add {name} to metrics"
             reading.refuse(path, f"{metric} is not measured{near}")
 

@@ -334,7 +334,7 @@ class Recipe(Keyed):
     )
     metrics: str | tuple[MetricTerm, ...] = key(
         Or(_AUTO, Several(Section(lambda: MetricTerm))),
-        "What is measured beside the loss; auto is the accuracy where the loss is one of classes.",
+        "What is measured beside the loss; auto is what suits the loss: accuracy and macro F1 for classes, say.",
         "auto",
     )
     log_every: int | None = key(

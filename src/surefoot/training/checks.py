@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,8 +84,9 @@ def measuring(
 
     Raises Problems for a monitored metric that this run will never have, and for a mode that is the wrong way round.
     """
-    running = RunningMetrics(**metric_options(loss, metrics))
-    names = measured(model, loss, loader, metrics)
+    options = metric_options(loss, metrics)
+    names, own = measured(model, loss, loader, options)
+    running = RunningMetrics(**options | {"own": own})
     checkpoints = Checkpoints(every=None) if checkpoints is None else checkpoints
     splits = ["train"] + (["val"] if val_loader is not None else [])
     known = [f"{split}/{name}" for split in splits for name in names]
@@ -116,17 +117,24 @@ def measuring(
     return running, checkpoints, early_stopping
 
 
-def measured(model: nn.Module, loss: Any, loader: Loader, metrics: Any) -> list[str]:
-    """The names of what an epoch measures; objects and objectives tell theirs on one batch, without a trace."""
-    running = RunningMetrics(**metric_options(loss, metrics))
-    if running.objects is None and not isinstance(loss, Objective):
-        return ["loss"] + (["accuracy"] if running.accuracy is not None else [])
-    batch = loader.peek()
+def measured(
+    model: nn.Module, loss: Any, loader: Loader, options: Mapping[str, Any]
+) -> tuple[list[str], Sequence[str]]:
+    """The names of all that an epoch measures, and of our own among them.
+
+    Objects and objectives tell theirs on one batch, which goes through the model without a trace.
+    """
+    batch, own = loader.peek(), options["own"]
+    if "objects" not in options and not isinstance(loss, Objective):
+        pair = batches.pair(batch)
+        own = own(None, pair and pair[1]) if callable(own) else own
+        return ["loss", *own], own
+    running = RunningMetrics(**options)
     with untouched(model, loss), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a metric of a single batch may warn
         value = apply(loss, unwrap(model), batch)
         running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
-        return list(running.result())
+        return list(running.result()), running.own_names
 
 
 def give_shapes(model: nn.Module, loss: Any, loader: Loader) -> None:

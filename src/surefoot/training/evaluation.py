@@ -17,7 +17,7 @@ from ..data import DataSplits, Loader, Source, StreamSource, TensorSource, as_so
 from ..data.torch_loader import check_batch_size, loader_of
 from ..errors import UsageError
 from ..limits import PRECISIONS
-from ..losses import apply, metric_options
+from ..losses import accuracy_kind, apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import autocast, evaluating
@@ -81,7 +81,7 @@ def evaluate_on(
 ) -> Evaluation:
     """As `evaluate`, on a loader of the caller's own from `evaluation_loader`, whose workers stay for the next time."""
     options = metric_options(loss, metrics)
-    if confusion is not None and options.get("accuracy") == "classes":
+    if confusion is not None and accuracy_kind(loss) == "classes" and (callable(options["own"]) or options["own"]):
         options["confusion"] = confusion
     running = RunningMetrics(**options)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,229 @@
+"""What our own metrics are computed from: counts of answers by class, sums of errors and of likelihoods, kept exactly.
+
+Counts are whole numbers, so that many batches are counted as one. Sums of floats are taken batch by batch in float64
+and added in order, so that when it is done changes no bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn import functional
+
+from .errors import UsageError
+
+Pair = tuple[Any, Any]
+
+
+class Counts:
+    """How often each class (or label) is true, is answered, and is both: for ``f1_macro`` and ``iou``.
+
+    `kind` is that of `RunningMetrics`. Classes are those of (N, C, ...); labels are the second dimension of (N, L) and
+    of (N, L, d1, d2), and one otherwise.
+    """
+
+    def __init__(self, kind: str, ignore_index: int, state: Sequence[Sequence[int]] = ()):
+        self.kind, self.ignore_index = kind, ignore_index
+        self._counts = torch.tensor(state, dtype=torch.long) if state else None
+
+    def update(self, pairs: Sequence[Pair]) -> None:
+        """Count the answers."""
+        for outputs, targets in pairs:
+            found = (self._of_classes if self.kind == "classes" else self._of_labels)(outputs, targets).cpu()
+            self._counts = found if self._counts is None else self._counts + found
+
+    def _of_classes(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        answers, targets = answered(outputs, targets)
+        size = outputs.shape[1 if outputs.dim() > 1 else 0]
+        inside = (targets != self.ignore_index) & (targets >= 0) & (targets < size)
+        truth, answers = targets[inside].long(), answers[inside]
+        return torch.stack([torch.bincount(of, minlength=size) for of in (truth, answers, truth[truth == answers])])
+
+    def _of_labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        yes, truth = yes_and_truth(self.kind, outputs, targets)
+        if outputs.dim() not in (2, 4):
+            yes, truth = yes.reshape(-1, 1), truth.reshape(-1, 1)
+        over = [dim for dim in range(yes.dim()) if dim != 1]
+        return torch.stack([truth.sum(over), yes.sum(over), (yes & truth).sum(over)])
+
+    def values(self) -> dict[str, float]:
+        """``f1_macro`` and ``iou``, macro averages as torchmetrics defines them.
+
+        A class that is neither true nor answered anywhere has no part in the mean; a label always has one.
+        """
+        if self._counts is None:
+            return {"f1_macro": math.nan, "iou": math.nan}
+        truth, answered, both = self._counts.double()
+        there = torch.ones_like(truth, dtype=torch.bool) if self.kind != "classes" else truth + answered > 0
+        f1 = both * 2 / (truth + answered).clamp(min=1)
+        iou = both / (truth + answered - both).clamp(min=1)
+        wanted = there.clone()
+        if self.kind == "classes" and 0 <= self.ignore_index < len(wanted):
+            wanted[self.ignore_index] = False
+        return {"f1_macro": f1[there].mean().item(), "iou": iou[wanted].mean().item()}
+
+    def state(self) -> list[list[int]]:
+        """The sums as plain numbers."""
+        return [] if self._counts is None else self._counts.tolist()
+
+
+class Errors:
+    """Sums of errors: for ``mae`` (over all elements) and ``r2``.
+
+    R2 is scikit-learn's with ``uniform_average`` over the outputs of (N, D); outputs of more dimensions count as one.
+    """
+
+    def __init__(self, state: Sequence[Sequence[float]] = ()):
+        # A row each: samples, sum of errors, of squared errors, of targets, of squared targets.
+        self._sums = torch.tensor(state, dtype=torch.float64) if state else None
+
+    @staticmethod
+    def _of(outputs: Any, targets: Any) -> Tensor:
+        """The sums of one batch (5, D), on its device."""
+        outputs = outputs[0] if isinstance(outputs, list | tuple) else outputs  # a mean and its variance
+        if outputs.dtype in (torch.bfloat16, torch.float16):
+            outputs = outputs.float()
+        targets = targets.reshape(outputs.shape) if targets.numel() == outputs.numel() else targets
+        errors = outputs - targets
+        targets = targets.expand_as(errors)
+        if errors.dim() != 2:
+            errors, targets = errors.reshape(-1, 1), targets.reshape(-1, 1)
+        norms = [
+            vector_norm(of, order, 0, dtype=torch.float64) for of, order in ((errors, 1), (errors, 2), (targets, 2))
+        ]
+        count = norms[0].new_full((errors.shape[1],), errors.shape[0])
+        return torch.stack([count, norms[0], norms[1] ** 2, targets.sum(0, dtype=torch.float64), norms[2] ** 2])
+
+    def update(self, pairs: Sequence[Pair]) -> None:
+        """Add the sums of each batch, one after another."""
+        for found in torch.stack([self._of(*pair) for pair in pairs]).cpu():
+            self._sums = found if self._sums is None else self._sums + found
+
+    def values(self) -> dict[str, float]:
+        """``mae`` and ``r2``; R2 of targets that never change is 1 where there are no errors, else 0."""
+        if self._sums is None:
+            return {"mae": math.nan, "r2": math.nan}
+        count, errors, squared_errors, sums, squares = self._sums
+        about_mean = squares - sums**2 / count
+        constant = about_mean <= 1e-12 * squares  # what rounding leaves of targets that are all alike
+        r2 = torch.where(constant, (squared_errors == 0).double(), 1 - squared_errors / about_mean)
+        few = count < 2
+        return {"mae": (errors.sum() / count.sum()).item(), "r2": math.nan if few.any() else r2.mean().item()}
+
+    def state(self) -> list[list[float]]:
+        """The sums as plain numbers."""
+        return [] if self._sums is None else self._sums.tolist()
+
+
+class Likelihood:
+    """The negative log-likelihood of the true classes: for ``perplexity``, its exponential per position.
+
+    Class weights and label smoothing have no part in it. With `logs` the outputs are log-probabilities.
+    """
+
+    def __init__(self, ignore_index: int, logs: bool, state: Sequence[float] = ()):
+        self.ignore_index, self.logs = ignore_index, logs
+        self._total, self._count = (float(state[0]), int(state[1])) if state else (0.0, 0)
+
+    def _of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum and number of positions of one batch, on its device."""
+        if targets.is_floating_point():
+            raise UsageError("metrics: perplexity needs class indices as targets; these are probabilities")
+        logs = outputs.float() if self.logs else outputs.float().log_softmax(1 if outputs.dim() > 1 else 0)
+        losses = functional.nll_loss(logs, targets.long(), ignore_index=self.ignore_index, reduction="none")
+        return torch.stack([losses.sum(dtype=torch.float64), (targets != self.ignore_index).sum().double()])
+
+    def update(self, pairs: Sequence[Pair]) -> None:
+        """Add the sums of each batch, one after another."""
+        for total, count in torch.stack([self._of(*pair) for pair in pairs]).tolist():
+            self._total, self._count = self._total + total, self._count + int(count)
+
+    def values(self) -> dict[str, float]:
+        """``perplexity``."""
+        return {"perplexity": perplexity(self._total / self._count if self._count else math.nan)}
+
+    def state(self) -> list[float]:
+        """The sums as plain numbers."""
+        return [self._total, self._count]
+
+
+def perplexity(mean: float) -> float:
+    """The exponential of a mean negative log-likelihood; infinite where that is beyond floats."""
+    return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
+
+
+def answered(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The class that is answered and the true one, of scores (N, C, ...) and indices or class probabilities."""
+    dim = 1 if outputs.dim() > 1 else 0
+    if targets.is_floating_point() and targets.dim() == outputs.dim():
+        targets = targets.argmax(dim)
+    return outputs.argmax(dim), targets
+
+
+def yes_and_truth(kind: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labels are answered and which are true, both in the outputs' shape."""
+    if targets.numel() == outputs.numel():  # (N, 1) against (N): telling the user is the lint's work
+        targets = targets.reshape(outputs.shape)
+    return outputs > (0.5 if kind == "probabilities" else 0), targets > (0 if kind == "signs" else 0.5)
+
+
+class OwnMetrics:
+    """Our own metrics beside accuracy, by name, since the last `reset`.
+
+    `kind` is how answers are read, `logs` whether outputs are log-probabilities. With `from_loss` the mean loss is the
+    mean negative log-likelihood, of which the perplexity is taken; nothing else is then needed for it.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        kind: str | None = None,
+        ignore_index: int = -100,
+        *,
+        logs: bool,
+        from_loss: bool,
+    ):
+        self.names = tuple(name for name in names if name in MAKERS)
+        self._from_loss = from_loss
+        self._kind, self._ignore_index, self._logs = kind or "classes", ignore_index, logs
+        self.load({})
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; from nothing where it is empty."""
+        made = {MAKERS[name] for name in self.names if not (name == "perplexity" and self._from_loss)}
+        self._sums: dict[str, Counts | Errors | Likelihood] = {}
+        if "counts" in made:
+            self._sums["counts"] = Counts(self._kind, self._ignore_index, state.get("counts", ()))
+        if "errors" in made:
+            self._sums["errors"] = Errors(state.get("errors", ()))
+        if "likelihood" in made:
+            self._sums["likelihood"] = Likelihood(self._ignore_index, self._logs, state.get("likelihood", ()))
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether outputs and targets must be kept for it."""
+        return bool(self._sums)
+
+    def update(self, joined: Sequence[Pair], each: Sequence[Pair]) -> None:
+        """Add outputs and targets: of batches joined where their shapes allow it, and of each batch, in order."""
+        for sums in self._sums.values():
+            sums.update(joined if isinstance(sums, Counts) else each)
+
+    def values(self, mean_loss: float) -> dict[str, float]:
+        """The values by name, ``nan`` before anything was added."""
+        found = {name: value for sums in self._sums.values() for name, value in sums.values().items()}
+        found.setdefault("perplexity", perplexity(mean_loss))
+        return {name: found[name] for name in self.names}
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers; floats come back bit for bit from JSON."""
+        return {name: sums.state() for name, sums in self._sums.items()}
+
+
+# Our metrics beside accuracy, and which sums they are made from.
+MAKERS = {"f1_macro": "counts", "iou": "counts", "mae": "errors", "r2": "errors", "perplexity": "likelihood"}
