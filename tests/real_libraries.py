@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -457,6 +458,64 @@ def hugging_face_columns() -> str:
         else:
             raise AssertionError(f"{message}: was not said")
     return "classes, columns and refusals"
+
+
+@case
+def streams() -> str:
+    """`datasets.IterableDataset`, plain, shuffled, read by workers: gone on with from the middle of an epoch."""
+    import datasets
+    import torch
+
+    from surefoot import Loader
+
+    ids, labels = tokens()
+    data = datasets.Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    stream = data.to_iterable_dataset(num_shards=4)
+    said = []
+    for given, workers, by_state in (
+        (stream, 0, True),
+        (stream.map(lambda row: {"labels": 2 - row["labels"]}), 2, True),
+        (stream.with_format("torch"), 2, True),
+        (stream.shuffle(seed=1, buffer_size=12), 0, False),
+        (stream.shuffle(seed=1, buffer_size=12), 2, False),
+    ):
+        whole, stopped, resumed = (Loader(given, 4, workers=workers) for _ in range(3))
+        assert whole.source.stateful is by_state, f"{given}: {whole.source.stateful}"
+        batches = [*whole, *whole]
+        first = list(itertools.islice(stopped, 5))
+        state = stopped.state_dict()
+        assert (state["epoch"], state["position"]) == (0, 5)
+        resumed.load_state_dict(state)
+        rest = [*resumed, *resumed]
+        assert len(batches) == len(first + rest)
+        for (one,), (other,) in zip(batches, first + rest, strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in ("input_ids", "labels"))
+        said.append(f"{len(batches)} batches {'by state' if by_state else 'read again'}")
+        for loader in (whole, stopped, resumed):
+            loader.close()
+    trained(bert, None, stream.shuffle(seed=1, buffer_size=12))
+    return ", ".join(said)
+
+
+@case
+def torchdata_nodes() -> str:
+    """A pipeline of torchdata's nodes is a stream with a state."""
+    from torch.utils.data import RandomSampler
+    from torchdata.nodes import Loader as Nodes
+    from torchdata.nodes import Mapper, SamplerWrapper
+
+    from surefoot import Loader
+
+    def made():
+        nodes = Mapper(SamplerWrapper(RandomSampler(range(50))), lambda number: (float(number), number % 3))
+        return Loader(Nodes(nodes, restart_on_stop_iteration=False), 4)
+
+    whole = [batch[1].tolist() for batch in made()]
+    stopped, resumed = made(), made()
+    first = [batch[1].tolist() for batch in itertools.islice(stopped, 5)]
+    resumed.load_state_dict(stopped.state_dict())
+    assert first + [batch[1].tolist() for batch in resumed] == whole
+    return "by state" if resumed.source.stateful else "read again"
 
 
 if __name__ == "__main__":

@@ -266,6 +266,7 @@ def test_a_stream_that_is_not_as_long_as_it_says_is_told():
 
 def test_what_needs_the_length_says_what_to_write():
     loader = Loader(Plain(), 4)
+    assert len(list(loader)) == 6
     assert loader.length is None and loader.samples is None
     with pytest.raises(
         UsageError, match=r"length of the stream Plain is not known; .*Loader\(stream, 4, num_samples=4000\)"
@@ -320,6 +321,21 @@ def test_a_chain_of_streams_is_one():
     first, second = Plain(6), Plain(5)
     numbers = [int(x) for batch in taken(Loader(ChainDataset([first, second]), 4)) for x in batch]
     assert sorted(numbers[:6]) == list(range(6)) and sorted(numbers[6:]) == list(range(5))
+
+
+def test_a_pass_begins_with_the_stream_as_it_was_given():
+    class Once(IterableDataset):
+        def __init__(self):
+            self.left = list(range(8))
+
+        def __iter__(self):
+            while self.left:
+                yield torch.tensor([float(self.left.pop())]), 0
+
+    stream = Once()
+    loader = Loader(stream, 4)
+    assert passes(loader, 2) == [[[7.0, 6.0, 5.0, 4.0], [3.0, 2.0, 1.0, 0.0]]] * 2
+    assert len(stream.left) == 8
 
 
 # --- fit -------------------------------------------------------------------------------------------------------------
@@ -394,3 +410,33 @@ def test_evaluate_counts_each_sample_of_a_stream_once():
     data = [x for x, _ in as_source(Stateful(50)).samples()]
     result = surefoot.evaluate(model, nn.CrossEntropyLoss(), Stateful(50), batch_size=8)
     assert (result.samples, len(data)) == (50, 50)
+
+
+def test_a_recipe_reads_a_stream_and_asks_for_its_length(tmp_path, monkeypatch):
+    from surefoot.build import build
+    from surefoot.recipe import load_recipe
+
+    (tmp_path / "flow.py").write_text(
+        "import torch\nfrom torch.utils.data import IterableDataset\n"
+        "class Flow(IterableDataset):\n    def __iter__(self):\n        n = 0\n        while True:\n"
+        "            n += 1\n            yield torch.full((3,), float(n)), n % 2\n"
+        "def made():\n    return Flow()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tmp_path / "r.yaml"
+    text = """
+        model: {name: MLP, in_features: 3, classes: 2, hidden: []}
+        data: {import: "flow:made", batch_size: 8, num_samples: 40}
+        loss: CrossEntropyLoss
+        optimizer: {name: SGD, lr: 0.1}
+        epochs: 2
+    """
+    recipe.write_text(text)
+    built = build(load_recipe(recipe))
+    assert (built.steps_per_epoch, built.train.samples) == (5, 40)
+    assert [int(x[0, 0]) for x, _ in [*built.train, *built.train]] == list(range(1, 81, 8))
+    recipe.write_text(text.replace(", num_samples: 40", ""))
+    with pytest.raises(
+        UsageError, match=r"r.yaml:3:\d+: data: the length of the stream Flow is not known; .*num_samples"
+    ):
+        build(load_recipe(recipe))

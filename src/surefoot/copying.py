@@ -1,4 +1,4 @@
-"""Copies of models that `copy.deepcopy` alone refuses: with locks, and with results that they keep."""
+"""Copies of models that `copy.deepcopy` alone refuses, and of objects that hold much data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from .errors import UsageError, first_line
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
+# Lists and dicts of more are taken for data.
+_MOST_COPIED = 64
 T = TypeVar("T")
 
 
@@ -27,6 +29,22 @@ def copied(value: T, model: nn.Module) -> T:
             f"the model cannot be copied: {_culprit(model)}{first_line(error, kind=True)}; give the class of what "
             "cannot be copied a `__deepcopy__`"
         ) from error
+
+
+def with_data_shared(value: T) -> T:
+    """A copy of `value` with a memory of its own: large attributes (data) are shared, and all where no copy can be."""
+    attributes = (getattr(value, "__dict__", None) or {}).values()
+    shared = {id(item): item for item in attributes if _is_data(item)}
+    try:
+        return copy.deepcopy(value, shared)
+    except Exception:  # an open file, a connection
+        return copy.copy(value)
+
+
+def _is_data(value: Any) -> bool:
+    large = isinstance(value, list | tuple | dict | set) and len(value) > _MOST_COPIED
+    indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__") and hasattr(value, "__dict__")
+    return large or indexed or isinstance(value, Tensor) or type(value).__module__ == "numpy"
 
 
 def _memo(model: nn.Module) -> dict[int, Any]:

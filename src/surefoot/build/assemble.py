@@ -170,12 +170,12 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
             workers=recipe.data.workers,
             device=device,
         )
+        steps_per_epoch = -(-len(train) // recipe.grad_accum_steps)
     with at(recipe, "model"):
         give_shapes(model, loss, train)
     optimizer = build_optimizer(recipe, model, loss)
     with at(recipe, "data"):
         val = None if splits.val is None else evaluation_loader(recipe, splits, model, device)
-    steps_per_epoch = -(-len(train) // recipe.grad_accum_steps)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch)
     about = About(
         name=recipe.name,

@@ -166,7 +166,7 @@ class Loader:
     def __len__(self) -> int:
         """The number of batches in an epoch. Raises UsageError where it is not known."""
         if (length := self._batches.length) is None:
-            raise UsageError(
+            raise UnknownLength(
                 f"data: the length of the stream {getattr(self.source, 'name', '')} is not known; say how many samples "
                 f"make an epoch: Loader(stream, {self.batch_size}, num_samples={1000 * self.batch_size}), in a recipe "
                 f"num_samples: {1000 * self.batch_size} among its data"
@@ -324,6 +324,10 @@ class Loader:
             "drop_last": self.drop_last,
             **self._batches.settings(),
         }
+
+
+class UnknownLength(UsageError, TypeError):
+    """The length of a stream is asked for and not known; a TypeError as well, which ``list(loader)`` expects."""
 
 
 _PLACE = ("epoch", "position", "order", "reading")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from .. import batches
+from ..copying import with_data_shared
 from ..errors import UsageError
 from ..fingerprint import Fingerprint
 from ..registry import did_you_mean
@@ -69,11 +70,11 @@ class OwnSampler(Order):
             )
         self._count, self._seed = count, seed
         self._stateful = hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict")
-        self._given = _copied(sampler)
+        self._given = with_data_shared(sampler)
         self._sampler, self._next = sampler, 0
         self._states: dict[int, Any] = {}
         self._digests: dict[int, str] = {}
-        trial = _copied(sampler)
+        trial = with_data_shared(sampler)
         first = self._ask(trial, 0)
         if not first:
             raise UsageError(f"data: sampler: {self._name} gives no samples")
@@ -102,7 +103,7 @@ class OwnSampler(Order):
                 self._states[epoch] = copy.deepcopy(self._sampler.state_dict())
         elif self.remembers:
             if epoch < self._next:
-                self._sampler, self._next = _copied(self._given), 0
+                self._sampler, self._next = with_data_shared(self._given), 0
             for earlier in range(self._next, epoch):
                 self._ask(self._sampler, earlier)
             self._next = epoch + 1
@@ -283,9 +284,3 @@ def _indices(items: list[Any], count: int, name: str) -> Tensor:
 
 def _digest(items: list[Any]) -> str:
     return Fingerprint.of(items)[:16]
-
-
-def _copied(sampler: Any) -> Any:
-    """A copy with a memory of its own; the data that it holds are shared."""
-    held = (getattr(sampler, "__dict__", None) or {}).values()
-    return copy.deepcopy(sampler, {id(v): v for v in held if isinstance(v, Dataset | Source | Tensor | numpy.ndarray)})

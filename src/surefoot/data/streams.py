@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .. import batches
+from ..copying import with_data_shared
 from ..errors import UsageError, first_line
 from ..fingerprint import hash_bytes
 from ..rng import fold
@@ -39,10 +40,10 @@ def is_stream(data: Any) -> bool:
 class StreamSource(Source):
     """Any iterable data set; with several workers each iterates over its part (torch's `get_worker_info`).
 
-    A pass over it begins with a shallow copy of what was given, told its number by `set_epoch` where there is one; what
-    it draws depends on (seed, pass, batch, worker). With `state_dict` and `load_state_dict`, of the data set or of its
-    iterator, it is gone on with at once; without, or where these do not lead back to the same place, it is read
-    again up to there. `collate` makes a batch of a list of samples.
+    A pass over it begins with a copy of what was given (its data are shared), which is told its number by `set_epoch`
+    where there is one; what it draws depends on (seed, pass, batch, worker). With `state_dict` and `load_state_dict`,
+    of the data set or of its iterator, it is gone on with at once; without, or where these do not lead back to the same
+    place, it is read again up to there. `collate` makes a batch of a list of samples.
     """
 
     def __init__(self, stream: Any, *, classes: Sequence[str] | None = None, collate: Callable[..., Any] | None = None):
@@ -114,7 +115,7 @@ class StreamSource(Source):
         return notes
 
     def samples(self) -> Iterator[Any]:
-        return iter(copy.copy(self.stream))
+        return iter(with_data_shared(self.stream))
 
     def targets(self) -> Tensor:
         raise UsageError(f"data: {self.name} is a stream: its targets are not known before it is read")
@@ -155,7 +156,7 @@ class StreamReader:
     def begin(self, number: int, state: Mapping[str, Any] | None) -> None:
         """Begin a pass, or go on within it from a `state`. Raises UsageError where the stream is another one."""
         self._pass, self._batches, self._digest, self._ended = number, 0, "", False
-        self._stream = copy.copy(self._given)
+        self._stream = with_data_shared(self._given)
         self._iterator: Any = None
         if hasattr(self._stream, "set_epoch"):
             self._stream.set_epoch(number)
@@ -180,11 +181,11 @@ class StreamReader:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         try:
-            if hasattr(self._stream, "load_state_dict"):
-                self._stream.load_state_dict(copy.deepcopy(state["state"]))
-            else:
-                with self._seeds():
-                    self._iterator = iter(self._stream)
+            with self._seeds():  # those that the first batch was read under
+                if by_itself := hasattr(self._stream, "load_state_dict"):
+                    self._stream.load_state_dict(copy.deepcopy(state["state"]))
+                self._iterator = iter(self._stream)
+                if not by_itself:
                     self._iterator.load_state_dict(copy.deepcopy(state["state"]))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
             raise UsageError(
