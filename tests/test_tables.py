@@ -80,9 +80,12 @@ def test_the_split_is_drawn_by_the_seed_named_in_a_column_or_a_file_of_its_own(h
     assert csv(str(houses), "price", val_share=0).val is None
     second = csv(str(houses), "price", val=written(tmp_path, HOUSES + "1,5.0,2,Rom,true,3.5\n"))
     assert (len(second.train), second.val.tensors[0].tolist()) == (40, [[1.0, 5.0, 2.0, 1.0, 0.0]])  # Rom was not seen
-    by_column = table(
-        {"a": [1, 2, 3, 4], "y": [0.5, 1, 2, 3], "part": ["train", "val", "test", "train"]}, "y", split="part"
-    )
+    columns = {"a": [1, 2, None, 4], "y": [0.5, 1, None, 3], "part": ["train", "val", "test", "train"]}
+    by_column = table(columns, "y", split="part")
+    with pytest.raises(UsageError, match="data: row 4: 'y' has no value"):
+        table(columns | {"y": [0.5, 1, None, None]}, "y", split="part")
+    with pytest.raises(UsageError, match="split: each row that trains lacks a value"):
+        table(columns | {"y": [None, 1, 2, None]}, "y", split="part", missing="drop")
     assert (by_column.train.tensors[0].tolist(), by_column.val.tensors[0].tolist()) == ([[1.0], [4.0]], [[2.0]])
 
 

@@ -23,6 +23,7 @@ from .table_rows import Place, coded, disguised, inputs_of, kind_of, numbers_in,
 MOST_CLASSES = 20
 # More values than that are no vocabulary.
 MOST_VALUES = 100_000
+_FILL = "give missing: mean"
 _TASKS = ("auto", "classes", "numbers")
 # Of a column whose standard deviation is a smaller share of its mean, float32 keeps too little.
 _SPREAD = 1e-5
@@ -129,22 +130,28 @@ def _splits(
     """The tables split, counted and encoded; `where` names them in messages, `form` is that of text files."""
     chosen = _checked(first, second, **options)
     targets, named, missing = chosen["target"], chosen["categories"], chosen["missing"]
-    inputs = [n for n in first.column_names if n not in {*targets, *chosen["drop"], chosen["split"]}]
+    places = [place_in(path, text=form is not None) for path in where]
+    if split := chosen["split"]:  # other rows may lack what they will
+        codes, texts = coded(first[split])
+        used = numpy.isin(codes, [k for k, text in enumerate(texts) if text in ("train", "val")]).nonzero()[0]
+        first, places[0] = first.take(used), _kept(places[0], used)
+        if "train" not in texts:
+            raise UsageError(f"split: {split!r} is {', '.join(texts[:5])}; the rows to learn from have 'train' there")
+    inputs = [n for n in first.column_names if n not in {*targets, *chosen["drop"], split}]
     if not inputs:
         raise UsageError(f"{where[0]}: has no column beside its targets; there is nothing to learn from")
     tables = [first] if second is None else [first, second]
     for table, path in zip(tables, where, strict=False):
         if lacking := [name for name in [*inputs, *targets] if name not in table.column_names]:
             raise UsageError(f"{path}: there is no column {lacking[0]!r}{nearest(lacking[0], table.column_names)}")
-    places = [place_in(path, text=form is not None) for path in where]
     free = [*named, *(targets if chosen["task"] == "classes" else ())]
     _check_kinds(first, inputs, targets, free, places[0])
     if missing == "drop":
         kept = [_whole_rows(table, [*inputs, *targets], path) for table, path in zip(tables, where, strict=False)]
         tables = [table.take(rows) for table, rows in zip(tables, kept, strict=True)]
         places = [_kept(place, rows) for place, rows in zip(places, kept, strict=False)]
+    parts = _parts(tables, split, chosen["val_share"], chosen["seed"])
     classes = _classes(tables[0], targets, chosen["task"])
-    parts = _parts(tables, chosen["split"], chosen["val_share"], chosen["seed"])
     numbers = [name for name in inputs if name not in named and kind_of(first[name].type) == "numbers"]
     statistics = _statistics(tables[0], numbers, parts[0], places[0])
     columns = TableColumns(
@@ -216,7 +223,7 @@ def _whole_rows(table: Any, names: Sequence[str], where: str) -> Any:
     for name in names:
         whole &= ~table[name].is_null(nan_is_null=True).to_numpy()
     if not whole.any():
-        raise UsageError(f"{where}: each row lacks a value, so missing: drop leaves none; give missing: mean")
+        raise UsageError(f"{where}: each row lacks a value, so missing: drop leaves none; {_FILL}")
     return whole.nonzero()[0]
 
 
@@ -258,10 +265,10 @@ def _parts(tables: Sequence[Any], split: str | None, share: float, seed: int) ->
         return numpy.arange(count), numpy.arange(tables[1].num_rows)
     if split is not None:
         codes, texts = coded(tables[0][split])
-        train, val = ((codes == (texts.index(word) if word in texts else -2)).nonzero()[0] for word in ("train", "val"))
-        if not len(train):
-            raise UsageError(f"split: {split!r} is {', '.join(texts[:5])}; the rows to learn from have 'train' there")
-        return train, val
+        if "train" not in texts:
+            raise UsageError(f"split: each row that trains lacks a value, so missing: drop leaves none; {_FILL}")
+        trains = codes == texts.index("train")
+        return trains.nonzero()[0], (~trains).nonzero()[0]
     train, val = held_out(count, share, seed)
     return train.numpy(), val.numpy()
 
