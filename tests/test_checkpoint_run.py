@@ -269,7 +269,7 @@ def test_changed_conditions_are_refused_field_by_field_and_allowed_by_name(run_d
     assert "recipe.seed: was 0, is 1" in str(caught.value) and "data: was abc, is abd" in str(caught.value)
     assert "--allow data" in str(caught.value)
     lines: list[str] = []
-    with saver_for(run_dir, conditions=now, allow=["recipe", "data"], tell=lines.append) as saver:
+    with saver_for(run_dir, conditions=now, allow=["recipe", "data"], say=lines.append) as saver:
         restored = saver.resume()
         saver.step()
     assert len(restored.changes) == 2 and "no longer exact" in lines[0]
@@ -373,7 +373,7 @@ def test_a_damaged_run_json_is_written_again_from_the_checkpoint(run_dir, conten
         name = saver.run.id
     (run_dir / "run.json").unlink() if content is None else (run_dir / "run.json").write_bytes(content)
     lines: list[str] = []
-    with saver_for(run_dir, tell=lines.append) as saver:
+    with saver_for(run_dir, say=lines.append) as saver:
         assert saver.resume().step == 1 and saver.run.id == name
     assert "was lost or damaged" in lines[0]
 
@@ -386,7 +386,7 @@ def test_a_checkpoint_of_another_run_does_not_count(tmp_path):
                 saver.step()
     os.rename(tmp_path / "b/checkpoints/step-000000002", tmp_path / "a/checkpoints/step-000000002")
     lines: list[str] = []
-    with saver_for(tmp_path / "a", tell=lines.append, keep_last=1) as saver:
+    with saver_for(tmp_path / "a", say=lines.append, keep_last=1) as saver:
         assert saver.resume().step == 1
         for _ in range(4):
             saver.step()
@@ -403,7 +403,7 @@ def test_a_damaged_checkpoint_is_named_stepped_over_and_kept_aside(run_dir):
     data[-1] ^= 1
     target.write_bytes(data)
     lines: list[str] = []
-    with saver_for(run_dir, tell=lines.append) as saver:
+    with saver_for(run_dir, say=lines.append) as saver:
         restored = saver.resume()
         assert restored.step == 2 and len(restored.skipped) == 1
         saver.step()
@@ -418,7 +418,7 @@ def test_none_valid_stops(run_dir):
             saver.step()
     for status in scan(run_dir):
         (status.path / "state.json").write_bytes(b"")
-    with saver_for(run_dir, tell=lambda _: None) as saver, pytest.raises(UsageError, match="none of 3 checkpoints"):
+    with saver_for(run_dir, say=lambda _: None) as saver, pytest.raises(UsageError, match="none of 3 checkpoints"):
         saver.resume()
     assert len(os.listdir(run_dir / "checkpoints")) == 3
 
@@ -548,7 +548,7 @@ def test_a_cut_journal_makes_the_newer_checkpoint_unusable(run_dir, tmp_path):
             saver.step()
     os.truncate(path, path.stat().st_size - 1)
     lines: list[str] = []
-    with JournalFile(path) as journal, saver_for(run_dir, journal=journal, tell=lines.append) as saver:
+    with JournalFile(path) as journal, saver_for(run_dir, journal=journal, say=lines.append) as saver:
         assert saver.resume().step == 1
     assert "it was cut" in lines[0]
 
@@ -572,7 +572,7 @@ def test_a_signal_saves_at_the_next_boundary_and_stops(run_dir, signum):
 
 def test_sigusr1_saves_and_goes_on(run_dir):
     lines: list[str] = []
-    with saver_for(run_dir, every=None, keep_last=None, tell=lines.append) as saver:
+    with saver_for(run_dir, every=None, keep_last=None, say=lines.append) as saver:
         signal.raise_signal(signal.SIGUSR1)
         saver.step()
         saver.step()
@@ -683,7 +683,7 @@ def test_a_save_that_is_due_while_the_disk_is_busy_is_awaited_or_left_out(run_di
 
     monkeypatch.setattr(store, "commit", commit)
     lines = []
-    with saver_for(run_dir, every="1 step", keep_last=None, when_busy=when_busy, tell=lines.append) as saver:
+    with saver_for(run_dir, every="1 step", keep_last=None, when_busy=when_busy, say=lines.append) as saver:
         saver.resume()
         waited, wait = [], saver.wait
 

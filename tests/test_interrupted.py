@@ -110,7 +110,7 @@ def test_where_no_thread_can_start_a_checkpoint_is_written_all_the_same(tmp_path
 
     told: list[str] = []
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with checkpointer(tmp_path / "run", tell=told.append) as saver:
+    with checkpointer(tmp_path / "run", say=told.append) as saver:
         saver.resume()
         saver.step()
         saver.step()

@@ -24,11 +24,11 @@ def generators(**roots: Any) -> dict[str, Any]:
     and methods of the user's own refer to. Kinds: torch.Generator, random.Random, numpy's Generator and RandomState.
     One that is held twice has one place.
     """
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for place, value in walk(roots):
         if is_generator(value):
-            found[place] = value
-    return found
+            by_name[place] = value
+    return by_name
 
 
 def is_generator(value: Any) -> bool:

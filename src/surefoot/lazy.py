@@ -13,11 +13,11 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     >>> lazily("surefoot", {"text": "printable say", "rng": "fold"})("fold").__name__
     'fold'
     """
-    found = {name: module for module, names in homes.items() for name in names.split()}
+    modules = {name: module for module, names in homes.items() for name in names.split()}
 
     def member(name: str) -> Any:
-        if name not in found:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f".{found[name]}", package), name)
+        return getattr(importlib.import_module(f".{modules[name]}", package), name)
 
     return member

@@ -10,7 +10,7 @@ from .run import RunDirectory
 
 
 def check_arguments(
-    run: Any, background: Any, signals: Any, conditions: Any, allow: Any, journal: Any, tell: Any, objects: Any
+    run: Any, background: Any, signals: Any, conditions: Any, allow: Any, journal: Any, say: Any, objects: Any
 ) -> None:
     """Raise Problems for arguments that cannot be, all of them at once."""
     check = Arguments()
@@ -20,8 +20,8 @@ def check_arguments(
     check.flag("signals", signals)
     check.mapping("conditions", conditions, none=True)
     check.texts("allow", allow)
-    if tell is not None:
-        check.function("tell", tell, "print")
+    if say is not None:
+        check.function("say", say, "print")
     lacking = [n for n in ("offset", "sync", "truncate") if journal is not None and not hasattr(journal, n)]
     if lacking:
         check.refuse("journal", f"{type(journal).__name__} has no {', '.join(lacking)}; give a surefoot.Journal")

@@ -67,12 +67,12 @@ class Checkpointer:
     - `background`: write in a thread, over a copy; training waits for the copy only, and a save that failed is
       raised by the next call. Without it each save is on the disk, or raised, before the call returns.
     - `when_busy`: a save that is due while the one before is still being written is awaited ("wait"), or left out
-      ("skip"), told, and counted in run.json as `saves_skipped`; the best, a signal's and the last are never left out.
+      ("skip"), reported, and counted in run.json as `saves_skipped`; the best, a signal's and the last never are.
     - `conditions`: what else the run depends on, as plain values; compared on resume with the environment and
       the code of the modules. `allow` names those that may differ; the run is then marked inexact.
     - `journal`: a `surefoot.Journal`, or an object with `offset`, `sync()` and `truncate(offset)`: cut back to the
       checkpoint on resume.
-    - `tell`: called with a line for the user; by default it goes to standard error.
+    - `say`: called with a line for the user; by default it goes to standard error.
     - `signals`: note SIGTERM, SIGINT and SIGUSR1 (main thread only).
 
     Raises `UsageError` for what cannot be saved, before anything is written.
@@ -91,13 +91,13 @@ class Checkpointer:
         conditions: Mapping[str, Any] | None = None,
         allow: Collection[str] = (),
         journal: Any = None,
-        tell: Callable[[str], None] | None = None,
+        say: Callable[[str], None] | None = None,
         signals: bool = True,
         **objects: Any,
     ):
         if not objects:
             raise UsageError("Checkpointer: nothing to save; give model=, optimizer= and what else the run has")
-        check_arguments(run, background, signals, conditions, allow, journal, tell, objects)
+        check_arguments(run, background, signals, conditions, allow, journal, say, objects)
         self._every = Every.parse(every) if every is not None else None
         check_when_busy(when_busy)
         self._when_busy = when_busy
@@ -108,12 +108,12 @@ class Checkpointer:
         self._journal = journal
         self._allow = tuple(allow)
         self._background = background
-        self._tell = tell or _to_stderr
+        self._say = say or _to_stderr
         self.steps = 0
         self.epochs = 0
         self._initial_options = initial_options(self._objects)
         self._snapshots = Snapshots(self._objects)
-        self._snapshots.check()  # what cannot be saved is told now, not at the first checkpoint
+        self._snapshots.check()  # what cannot be saved is refused now, not at the first checkpoint
         self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
@@ -124,7 +124,7 @@ class Checkpointer:
                 conditions=self.conditions,
                 background=background,
                 before_manifest=journal.sync if journal is not None else lambda: None,
-                tell=self._tell,
+                say=self._say,
             )
         except OSError as error:
             if self._owns_run:
@@ -163,7 +163,7 @@ class Checkpointer:
             return None
         content, status, tree, skipped = self._newest()
         saved = content.manifest["conditions"]
-        if prepare is None:  # what cannot be loaded at all is told before what may be allowed
+        if prepare is None:  # what cannot be loaded at all is refused before what may be allowed
             object_states.require_fit(self._objects, tree, status.path)
         then, now = comparable(saved, self.conditions, self._objects)
         changes = require_same(then, now, self._allow)
@@ -171,7 +171,7 @@ class Checkpointer:
             prepare(tree["objects"], changes)
             object_states.require_fit(self._objects, tree, status.path)
         self._try_random_state(status.path, tree["rng"])
-        damaged = journals.go_back(self._journal, tree, self._tell)
+        damaged = journals.go_back(self._journal, tree, self._say)
         object_states.set_state(self._objects, tree)
         use_changed(self._objects, self._initial_options, saved, self.conditions)
         rng.set_state(tree["rng"])
@@ -205,18 +205,18 @@ class Checkpointer:
 
     def epoch(self, metrics: Mapping[str, float] | None = None) -> None:
         """Count one epoch, after its validation and the schedule's epoch; save when due. Raises as `step`."""
-        found = metric_values(metrics or {})
+        values = metric_values(metrics or {})
         best = self._keep.best
-        if best is not None and best not in found:
-            names = ", ".join(sorted(found)) or "none"
+        if best is not None and best not in values:
+            names = ", ".join(sorted(values)) or "none"
             raise UsageError(f"keep_best: {best!r} is not among the epoch's metrics ({names})")
         self.epochs += 1
         self._advance()
         must = False
         due = self._every is not None and self._every.after_epoch(self.epochs, time.monotonic() - self._last_save)
-        if best is not None and self._keep.better(found[best], self._best):
-            self._best, due, must = found[best], True, True
-        self._save_or_stop(due, found, must=must)
+        if best is not None and self._keep.better(values[best], self._best):
+            self._best, due, must = values[best], True, True
+        self._save_or_stop(due, values, must=must)
 
     def save(self, metrics: Mapping[str, float] | None = None, *, wait: bool = True) -> None:
         """Save now. With `wait` the checkpoint is on the disk on return. Raises `RunFailed`."""
@@ -267,7 +267,7 @@ class Checkpointer:
         try:
             self.wait()
             if self.skipped:
-                self._tell(f"{self.skipped} saves were left out because the disk was busy")
+                self._say(f"{self.skipped} saves were left out because the disk was busy")
                 self._record(saves_skipped=self.run.about.get("saves_skipped", 0) + self.skipped)
         finally:
             self._writer.close()
@@ -294,7 +294,7 @@ class Checkpointer:
             if error is None:
                 self.close()
             else:
-                with contextlib.suppress(SurefootError):  # the first error is the one to tell
+                with contextlib.suppress(SurefootError):  # the first error is the one to raise
                     self.close()
 
     # ------------------------------------------------------------------------------------------ beginning
@@ -302,13 +302,13 @@ class Checkpointer:
     def _take(self, path: Path) -> RunDirectory:
         return RunDirectory.take(path, adopt_journal=self._journal is not None, conditions=self.conditions)
 
-    def _own_conditions(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        found = {**environment(), **describe(self._objects), **code_of(self._objects.values())}
-        if "data.train" not in given:
+    def _own_conditions(self, given_conditions: Mapping[str, Any]) -> dict[str, Any]:
+        conditions = {**environment(), **describe(self._objects), **code_of(self._objects.values())}
+        if "data.train" not in given_conditions:
             for key, value in self._objects.items():
                 if isinstance(value, Loader):
-                    found[f"data.{key}"] = value.source.fingerprint()
-        return found
+                    conditions[f"data.{key}"] = value.source.fingerprint()
+        return conditions
 
     def _start_fresh(self) -> None:
         if self.run.about.get("saved"):
@@ -321,7 +321,7 @@ class Checkpointer:
         self._begin({"run": self.run.id, "conditions": self.conditions}, [])
 
     def _newest(self) -> tuple[store.Content, CheckpointStatus, dict[str, Any], list[CheckpointStatus]]:
-        """The newest valid checkpoint, read and decoded; what was stepped over is told."""
+        """The newest valid checkpoint, read and decoded; what was stepped over is reported."""
         skipped: list[CheckpointStatus] = []
         for status in reversed(self._writer.known.copy()):
             try:
@@ -331,7 +331,7 @@ class Checkpointer:
             except safe_tensors.BadFile as error:
                 foreign = isinstance(error, store.Foreign)
                 skipped.append(self._writer.judge(status, valid=False, reason=str(error), foreign=foreign))
-                self._tell(f"{error}; this checkpoint is stepped over")
+                self._say(f"{error}; this checkpoint is stepped over")
                 continue
             status = self._writer.judge(status, valid=True, metrics=content.manifest["metrics"])
             for older in self._writer.known[: self._writer.known.index(status)]:
@@ -365,11 +365,11 @@ class Checkpointer:
         about = self.run.about
         lost = about.get("id") is None
         if lost:
-            self._tell(f"{self.run.path}/run.json was lost or damaged; written again from the checkpoint")
+            self._say(f"{self.run.path}/run.json was lost or damaged; written again from the checkpoint")
         inexact = [*about.get("inexact", []), *(str(change) for change in changes)]
         fields: dict[str, Any] = {"id": manifest["run"], "status": "running", "conditions": self.conditions}
         if changes:
-            self._tell("resumed under changed conditions, so no longer exact: " + "; ".join(map(str, changes)))
+            self._say("resumed under changed conditions, so no longer exact: " + "; ".join(map(str, changes)))
         if lost or inexact:
             fields["inexact"] = list(dict.fromkeys(inexact))
         if damaged:
@@ -381,7 +381,7 @@ class Checkpointer:
         if error is None:
             self._record(status=status)
         else:
-            with contextlib.suppress(SurefootError):  # the first error is the one to tell
+            with contextlib.suppress(SurefootError):  # the first error is the one to raise
                 self._record(status=status)
 
     def _record(self, **fields: Any) -> None:
@@ -411,7 +411,7 @@ class Checkpointer:
     def _skip(self) -> None:
         self.skipped += 1
         if self.skipped == 1:
-            self._tell(f"the save of step {self.steps} is left out: the one before is still being written")
+            self._say(f"the save of step {self.steps} is left out: the one before is still being written")
 
     def _save_or_stop(self, due: bool, metrics: dict[str, Any], *, must: bool = False) -> None:
         asked = self._watch.take_save_request()
@@ -421,7 +421,7 @@ class Checkpointer:
         elif due or asked or stopping:
             self.save(metrics, wait=stopping or asked)
         if asked:
-            self._tell(f"saved at step {self.steps}")
+            self._say(f"saved at step {self.steps}")
         if stopping:
             self._raise_stopped()
 
@@ -440,9 +440,9 @@ def _await_at_exit(saver: Checkpointer) -> Callable[[], None]:
     reference = weakref.ref(saver)
 
     def await_last_save() -> None:
-        found = reference()
-        if found is not None and not found._watch.at_once:
-            found.wait()
+        checkpointer = reference()
+        if checkpointer is not None and not checkpointer._watch.at_once:
+            checkpointer.wait()
 
     atexit.register(await_last_save)
     return await_last_save

@@ -138,16 +138,16 @@ class Encoder:
                 name += "~"
             self.tensors[name] = tensor
             self._names[identity] = name
-        found: dict[str, Any] = {"$": "tensor", "at": name}
+        node: dict[str, Any] = {"$": "tensor", "at": name}
         if stride != contiguous_stride(shape) and is_dense(shape, stride):
-            found["stride"] = list(stride)
+            node["stride"] = list(stride)
         if tensor.dtype not in _STORABLE:
-            found["dtype"] = str(tensor.dtype).removeprefix("torch.")
-            found["shape"] = list(shape)
+            node["dtype"] = str(tensor.dtype).removeprefix("torch.")
+            node["shape"] = list(shape)
         if tensor.numel():
             memory = tensor.device, tensor.untyped_storage().data_ptr()
-            self._by_memory.setdefault(memory, []).append((found, tensor.detach(), path))
-        return found
+            self._by_memory.setdefault(memory, []).append((node, tensor.detach(), path))
+        return node
 
     def share_memory(self) -> None:
         """Store tensors that overlap in memory once, as one block, so that they are decoded as views of one another.
@@ -187,12 +187,12 @@ class Encoder:
 
     def _sparse(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         layout = str(tensor.layout).removeprefix("torch.")
-        found: dict[str, Any] = {"$": "sparse", "layout": layout, "shape": list(tensor.shape)}
+        node: dict[str, Any] = {"$": "sparse", "layout": layout, "shape": list(tensor.shape)}
         if tensor.layout is torch.sparse_coo:
-            found["coalesced"] = tensor.is_coalesced()
+            node["coalesced"] = tensor.is_coalesced()
         for name in _SPARSE[tensor.layout]:
-            found[name] = self._tensor(getattr(tensor, name)(), f"{path}/{name}")
-        return found
+            node[name] = self._tensor(getattr(tensor, name)(), f"{path}/{name}")
+        return node
 
 
 # The parts of a sparse tensor, in the order in which its maker takes them.
@@ -370,10 +370,10 @@ def _numpy(node: dict[str, Any]) -> Any:
 
 
 def _dtype(node: dict[str, Any]) -> torch.dtype:
-    found = getattr(torch, node["v"])
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, node["v"])
+    if not isinstance(dtype, torch.dtype):
         raise Corrupt("not a dtype")
-    return found
+    return dtype
 
 
 _CONTAINERS: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {

@@ -55,7 +55,7 @@ def environment() -> Conditions:
     >>> environment()["versions.surefoot"] == __version__
     True
     """
-    found: Conditions = {
+    conditions: Conditions = {
         "versions.python": platform.python_version(),
         "versions.torch": str(torch.__version__),
         "versions.numpy": numpy.__version__,
@@ -67,15 +67,15 @@ def environment() -> Conditions:
         "flags.mkldnn": bool(torch.backends.mkldnn.enabled),
         "flags.default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }
-    found |= {f"flags.fp32_precision.{name}": value for name, value in _precisions()}
-    found |= {f"parallel.{name}": value for name, value in _parallel()}
-    found |= {f"variables.{name}": os.environ[name] for name in VARIABLES if name in os.environ}
+    conditions |= {f"flags.fp32_precision.{name}": value for name, value in _precisions()}
+    conditions |= {f"parallel.{name}": value for name, value in _parallel()}
+    conditions |= {f"variables.{name}": os.environ[name] for name in VARIABLES if name in os.environ}
     if torch.cuda.is_available():
-        found["versions.cuda"] = str(torch.version.cuda)
-        found["versions.cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-        found["flags.cudnn_benchmark"] = torch.backends.cudnn.benchmark
-        found["flags.cudnn_deterministic"] = torch.backends.cudnn.deterministic
-    return found
+        conditions["versions.cuda"] = str(torch.version.cuda)
+        conditions["versions.cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        conditions["flags.cudnn_benchmark"] = torch.backends.cudnn.benchmark
+        conditions["flags.cudnn_deterministic"] = torch.backends.cudnn.deterministic
+    return conditions
 
 
 # Variables that change in which order sums are taken, or with which instructions, under equal versions and threads.
@@ -138,14 +138,14 @@ def flatten(prefix: str, values: Mapping[str, Any]) -> Conditions:
     >>> flatten("recipe", {"optimizer": {"lr": 0.1}, "epochs": 3})
     {'recipe.optimizer.lr': 0.1, 'recipe.epochs': 3}
     """
-    found: Conditions = {}
+    flat: Conditions = {}
     for key, value in values.items():
         name = f"{prefix}.{key}"
         if isinstance(value, Mapping) and value:
-            found |= flatten(name, value)
+            flat |= flatten(name, value)
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

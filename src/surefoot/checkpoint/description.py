@@ -28,23 +28,23 @@ def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
     values as given, before any scheduler moved them. Of loaders: all settings. Of other callables: class and
     attributes.
     """
-    found: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     for key, value in objects.items():
         if isinstance(value, torch.optim.swa_utils.AveragedModel):
             continue
         if isinstance(value, nn.Module):
-            found |= _module(key, value)
+            described |= _module(key, value)
         elif isinstance(value, torch.optim.Optimizer):
             groups = initial_group_options(value, objects)
             for index, group in enumerate(groups):
-                found |= {f"{prefix(key, index, len(groups))}.{name}": _shown(item) for name, item in group.items()}
+                described |= {f"{prefix(key, index, len(groups))}.{name}": _shown(item) for name, item in group.items()}
         elif isinstance(value, Loader):
-            found |= {f"{key}.{name}": item for name, item in value.settings().items() if name != "samples"}
-            found[f"{key}.preprocessing"] = repr(value.preprocessing)
-            found[f"{key}.augment"] = [_text(transform) for transform in value.augment]
+            described |= {f"{key}.{name}": item for name, item in value.settings().items() if name != "samples"}
+            described[f"{key}.preprocessing"] = repr(value.preprocessing)
+            described[f"{key}.augment"] = [_text(transform) for transform in value.augment]
         elif callable(value) and not hasattr(value, "state_dict"):
-            found[key] = _text(value)
-    return found
+            described[key] = _text(value)
+    return described
 
 
 def comparable(saved: Mapping[str, Any], now: Mapping[str, Any], objects: Iterable[str]) -> list[dict[str, Any]]:
@@ -103,14 +103,14 @@ def initial_group_options(optimizer: torch.optim.Optimizer, objects: Mapping[str
     movers = [o for o in objects.values() if getattr(o, "optimizer", 0) is optimizer]
     rates = next((o.undampened_lrs for o in movers if hasattr(o, "undampened_lrs")), None)
     hidden = {*_SCHEDULERS, *(name for o in movers for name in cycled(getattr(o, "scheduler", o)))}
-    found = []
+    every = []
     for index, group in enumerate(optimizer.param_groups):
         options = {name: value for name, value in group.items() if name not in hidden}
         if "lr" in options:
             now = options["lr"] if rates is None else rates[index]
             options["lr"] = float(group.get("initial_lr", now))
-        found.append(options)
-    return found
+        every.append(options)
+    return every
 
 
 def _module(key: str, module: nn.Module) -> dict[str, Any]:

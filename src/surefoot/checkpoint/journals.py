@@ -29,8 +29,8 @@ def check(journal: Any, path: Path, tree: dict[str, Any]) -> None:
         )
 
 
-def go_back(journal: Any, tree: dict[str, Any], tell: Callable[[str], None]) -> list[str]:
-    """Cut the journal back to the checkpoint; what of it is damaged and could not be mended is told and returned."""
+def go_back(journal: Any, tree: dict[str, Any], say: Callable[[str], None]) -> list[str]:
+    """Cut the journal back to the checkpoint; returns, and reports, damage that could not be mended."""
     if journal is None:
         return []
     if not hasattr(journal, "marks"):
@@ -38,5 +38,5 @@ def go_back(journal: Any, tree: dict[str, Any], tell: Callable[[str], None]) -> 
         return []
     mended, damaged = journal.truncate(tree["journal"] or 0, tree["marks"])
     for message in (*mended, *damaged):
-        tell(message)
+        say(message)
     return list(damaged)

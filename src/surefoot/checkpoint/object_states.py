@@ -53,35 +53,35 @@ def get_state(objects: Mapping[str, Any]) -> Tree:
 
 def problems(objects: Mapping[str, Any], tree: Tree) -> list[str]:
     """What keeps `tree` from being loaded into `objects`, one message each; changes nothing."""
-    found: list[str] = []
+    texts: list[str] = []
     for section, members in _sections(objects).items():
         saved = tree.get(section)
         if not isinstance(saved, dict):
             return [f"the checkpoint lacks its {section}"]
         for key in members:
             if key not in saved:
-                found.append(f"{key}: its state is missing from the checkpoint")
+                texts.append(f"{key}: its state is missing from the checkpoint")
         for key in saved:
             if key not in members:
-                found.append(f"{key}: the checkpoint holds its state, but no such object was given")
-    if found:
-        return found
+                texts.append(f"{key}: the checkpoint holds its state, but no such object was given")
+    if texts:
+        return texts
     names = parameter_names(objects)
     for key, value in objects.items():
         if isinstance(value, nn.Module):
             saved = tree["objects" if isinstance(value, AveragedModel) else "modules"][key]
-            found += [f"{key}: {text}" for text in _module_problems(value, saved)]
+            texts += [f"{key}: {text}" for text in _module_problems(value, saved)]
         elif _is_plain_optimizer(value):
-            found += [f"{key}: {text}" for text in _optimizer_problems(value, tree["optimizers"][key], names)]
+            texts += [f"{key}: {text}" for text in _optimizer_problems(value, tree["optimizers"][key], names)]
         else:
-            found += [f"{key}: {text}" for text in _object_problems(value, tree["objects"][key])]
-    return found
+            texts += [f"{key}: {text}" for text in _object_problems(value, tree["objects"][key])]
+    return texts
 
 
 def require_fit(objects: Mapping[str, Any], tree: Tree, where: Any) -> None:
     """Raise `UsageError` with all of the `problems`; `where` is the checkpoint's path."""
-    if found := problems(objects, tree):
-        listed = "\n".join(f"  {text}" for text in found[:50])
+    if texts := problems(objects, tree):
+        listed = "\n".join(f"  {text}" for text in texts[:50])
         raise UsageError(f"{where}: does not fit what was built here:\n{listed}")
 
 
@@ -125,11 +125,11 @@ def _put(value: Any, state: Any) -> None:
 
 
 def _sections(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {"objects": {}, "modules": {}, "optimizers": {}}
+    sections: dict[str, dict[str, Any]] = {"objects": {}, "modules": {}, "optimizers": {}}
     for key, value in objects.items():
         section = "modules" if isinstance(value, nn.Module) and not isinstance(value, AveragedModel) else "objects"
-        found["optimizers" if _is_plain_optimizer(value) else section][key] = value
-    return found
+        sections["optimizers" if _is_plain_optimizer(value) else section][key] = value
+    return sections
 
 
 def _is_plain_optimizer(value: Any) -> bool:
@@ -191,14 +191,14 @@ def _volatile(module: nn.Module) -> set[str]:
     These are the non-persistent ones, the empty and the unset ones, and those of a module that loads them in a way of
     its own (an observer of quantization-aware training).
     """
-    found = set()
+    names = set()
     for prefix, child in submodules(module):
         own = type(child)._load_from_state_dict is not nn.Module._load_from_state_dict
         own = own and not type(child).__module__.startswith("torch.nn.")
         for name, buffer in child._buffers.items():
             if own or name in child._non_persistent_buffers_set or buffer is None or not buffer.numel():
-                found.add(f"{prefix}.{name}" if prefix else name)
-    return found
+                names.add(f"{prefix}.{name}" if prefix else name)
+    return names
 
 
 def _described(tensor: torch.Tensor) -> str:
@@ -210,28 +210,28 @@ def _module_problems(module: nn.Module, saved: Any) -> list[str]:
         return ["its state is not that of a module"]
     here = _capture_module(module)
     volatile = _volatile(module)
-    found = []
+    texts = []
     for name, tensor in saved["tensors"].items():
         if not isinstance(tensor, torch.Tensor):
-            found.append(f"{name!r} is not a tensor in the checkpoint")
+            texts.append(f"{name!r} is not a tensor in the checkpoint")
         elif name in volatile:
             continue
         elif name not in here["tensors"]:
-            found.append(f"{name!r} is in the checkpoint and not in the model")
+            texts.append(f"{name!r} is in the checkpoint and not in the model")
         elif _described(tensor) != _described(live := here["tensors"][name]):
-            found.append(f"{name!r} is {_described(tensor)} in the checkpoint and {_described(live)} in the model")
-    found += [
+            texts.append(f"{name!r} is {_described(tensor)} in the checkpoint and {_described(live)} in the model")
+    texts += [
         f"{name!r} is in the model and not in the checkpoint"
         for name in here["tensors"]
         if name not in saved["tensors"] and name not in saved["tied"] and name not in volatile
     ]
     if here["tied"] != saved["tied"]:
-        found.append(f"tied names are {saved['tied']} in the checkpoint and {here['tied']} in the model")
+        texts.append(f"tied names are {saved['tied']} in the checkpoint and {here['tied']} in the model")
     if set(here["extra"]) != set(saved["extra"]):
-        found.append("other submodules have an extra state than in the checkpoint")
+        texts.append("other submodules have an extra state than in the checkpoint")
     if unknown := set(saved["frozen"]) - {name for name, t in tensors(module) if isinstance(t, nn.Parameter)}:
-        found.append(f"frozen parameters unknown here: {sorted(map(str, unknown))}")
-    return found
+        texts.append(f"frozen parameters unknown here: {sorted(map(str, unknown))}")
+    return texts
 
 
 def _restore_module(module: nn.Module, saved: Tree) -> None:
@@ -305,33 +305,33 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
     here = _group_names(optimizer, names)
     if len(here) != len(saved["groups"]):
         return [f"has {counted(len(saved['groups']), 'parameter group')} in the checkpoint and {len(here)} here"]
-    found = []
+    texts = []
     shapes: dict[str, torch.Size] = {}
     for g, (group, live) in enumerate(zip(saved["groups"], optimizer.param_groups, strict=True)):
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             return [f"group {g} is not a parameter group"]
         if set(group["params"]) != set(here[g]) or len(group["params"]) != len(here[g]):
             other = sorted(map(str, set(group["params"]) ^ set(here[g])))
-            found.append(f"group {g} holds other parameters than in the checkpoint: {', '.join(other[:5])}")
+            texts.append(f"group {g} holds other parameters than in the checkpoint: {', '.join(other[:5])}")
         own = type(optimizer).__module__.startswith("torch.optim")
         if own and (lacking := set(live) - set(group)):
-            found.append(f"group {g} lacks {', '.join(sorted(lacking))} in the checkpoint")
+            texts.append(f"group {g} lacks {', '.join(sorted(lacking))} in the checkpoint")
         for field in (set(live) & set(group) - {"params"}) if own else ():
             if not _alike(live[field], group[field]):
                 saved_value = str(group[field])[:40]
-                found.append(f"group {g}: {field} is {saved_value!r} in the checkpoint, {live[field]!r} here")
+                texts.append(f"group {g}: {field} is {saved_value!r} in the checkpoint, {live[field]!r} here")
         shapes |= {name: parameter.shape for name, parameter in zip(here[g], live["params"], strict=True)}
     for name, state in saved["state"].items() if own else ():
-        if name not in shapes and not found:
-            found.append(f"holds state for {name!r}, which is no parameter of it")
+        if name not in shapes and not texts:
+            texts.append(f"holds state for {name!r}, which is no parameter of it")
         if not isinstance(state, dict):
-            found.append(f"the state of {name!r} is no table")
+            texts.append(f"the state of {name!r} is no table")
             continue
         for field, value in state.items():
             if isinstance(value, torch.Tensor) and field in _LIKE_PARAMETER and value.shape != shapes.get(name):
-                found.append(f"state {field!r} of {name!r} has shape {tuple(value.shape)} in the checkpoint")
+                texts.append(f"state {field!r} of {name!r} has shape {tuple(value.shape)} in the checkpoint")
     # Anybody else's may keep what it likes, in whatever shape, and takes back what it gave.
-    return found
+    return texts
 
 
 def _alike(live: Any, saved: Any) -> bool:

@@ -101,8 +101,8 @@ class Keep:
         """
         best = None
         if self.best is not None:
-            for i, found in enumerate(metrics):
-                if self.better(found.get(self.best), None if best is None else metrics[best].get(self.best)):
+            for i, values in enumerate(metrics):
+                if self.better(values.get(self.best), None if best is None else metrics[best].get(self.best)):
                     best = i
         return best
 

@@ -177,15 +177,15 @@ def refuse_links(path: Path) -> None:
 
 def _wrong(path: Path, is_right: Callable[[int], bool], expected: str, alone: bool = False) -> list[str]:
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return []  # not there, or said by whoever opens it
     remedy = "a run writes there, and only inside its own directory: move it away"
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         return [f"{path}: is a symbolic link; {remedy}"]
-    if not is_right(found.st_mode):
+    if not is_right(status.st_mode):
         return [f"{path}: is not {expected}; {remedy}"]
-    if alone and found.st_nlink > 1:
+    if alone and status.st_nlink > 1:
         return [f"{path}: has a second name elsewhere (a hard link); {remedy}, or put a copy in its place"]
     return []
 
@@ -206,10 +206,10 @@ def scan(run: str | Path) -> Iterator[CheckpointStatus]:
     """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
     about = read_about(run)
     try:
-        found = store.listed(Path(run) / CHECKPOINTS)
+        statuses = store.listed(Path(run) / CHECKPOINTS)
     except OSError as error:
         raise UsageError(f"{Path(run) / CHECKPOINTS}: cannot be read: {error.strerror or error}") from error
-    for status in found:
+    for status in statuses:
         looked_at = store.verified(status, about["id"] if about else None)
         if looked_at.valid or os.path.lexists(status.path):  # else a run that goes on has removed it meanwhile
             yield looked_at
@@ -221,7 +221,7 @@ def _own_hash(about: dict[str, Any]) -> str:
 
 
 def unusable(path: Path, error: OSError) -> UsageError:
-    """What to tell about a directory that the system refuses."""
+    """The message about a directory that the system refuses."""
     advice = {
         errno.EACCES: "you may not write there; name another directory",
         errno.EPERM: "you may not write there; name another directory",
@@ -285,8 +285,8 @@ class Lock:
         """Lock a run directory, or raise `UsageError` naming who has it."""
         path = directory / LOCK
         with contextlib.suppress(FileNotFoundError):
-            found = os.lstat(path)
-            if cls._held.get((found.st_dev, found.st_ino)) == os.getpid():
+            file = os.lstat(path)
+            if cls._held.get((file.st_dev, file.st_ino)) == os.getpid():
                 raise UsageError(f"{directory}: this run is already open in this process; close it first")
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -36,11 +36,11 @@ def state_json(state: Mapping[str, Any], what: str) -> bytes:
     """The text of a state. Raises `RunFailed` for one that could not be read back (`store.load` has these limits)."""
     data = json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
     containers = data.count(b"{") + data.count(b"[")
-    for found, most, unit in (
+    for size, most, unit in (
         (len(data), store.MAX_STATE_BYTES, "bytes"),
         (containers, store.MAX_STATE_CONTAINERS, "lists and objects"),
     ):
-        if found > most:
+        if size > most:
             large = max(
                 (k for k in ("objects", "optimizers", "modules") if k in state), key=lambda k: len(repr(state[k]))
             )
@@ -48,7 +48,7 @@ def state_json(state: Mapping[str, Any], what: str) -> bytes:
             if isinstance(inner, dict) and inner:
                 large += "/" + max(inner, key=lambda name: len(repr(inner[name])))
             raise RunFailed(
-                f"{what} takes {found} {unit} without its tensors; at most {most} can be read back. The largest part "
+                f"{what} takes {size} {unit} without its tensors; at most {most} can be read back. The largest part "
                 f"is {large}: keep long lists as tensors"
             )
     return data
@@ -96,13 +96,13 @@ class Snapshots:
         # The model's names are plain, whatever else there is (a loss with class weights).
         plain = "model" if "model" in tree["modules"] else next(iter(tree["modules"]), None)
         modules = {}
-        for key, found in tree["modules"].items():
+        for key, part in tree["modules"].items():
             tensors = {
                 name: model.encode(tensor, name if key == plain else f"{key}.{name}")
-                for name, tensor in found["tensors"].items()
+                for name, tensor in part["tensors"].items()
             }
-            extra = other.encode(found["extra"], f"modules/{key}/extra")
-            modules[key] = {**found, "tensors": tensors, "extra": extra}
+            extra = other.encode(part["extra"], f"modules/{key}/extra")
+            modules[key] = {**part, "tensors": tensors, "extra": extra}
         state = {
             "modules": modules,
             "optimizers": other.encode(tree["optimizers"], "optimizers"),
@@ -132,13 +132,13 @@ def decode(content: store.Content) -> dict[str, Any]:
     model, other = Decoder(content.model), Decoder(content.other)
     try:
         modules = {}
-        for key, found in state["modules"].items():
-            if not isinstance(found, dict):
+        for key, part in state["modules"].items():
+            if not isinstance(part, dict):
                 raise Corrupt(f"module {key[:80]!r} is no table")
             modules[key] = {
-                **found,
-                "tensors": model.decode(found.get("tensors")),
-                "extra": other.decode(found.get("extra")),
+                **part,
+                "tensors": model.decode(part.get("tensors")),
+                "extra": other.decode(part.get("extra")),
             }
         decoded = {key: other.decode(state[key]) for key in ("optimizers", "objects", "rng")}
     except Corrupt as error:

@@ -76,42 +76,42 @@ class Content:
 
 def listed(directory: Path) -> list[CheckpointStatus]:
     """The checkpoints by name, oldest first, by step and never by time; none is opened."""
-    found = []
+    statuses = []
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
             if match := _NAME.fullmatch(entry.name):
-                found.append(CheckpointStatus(int(match[1]), int(match[2] or 0), Path(entry.path)))
-    return sorted(found, key=lambda status: (status.step, status.revision))
+                statuses.append(CheckpointStatus(int(match[1]), int(match[2] or 0), Path(entry.path)))
+    return sorted(statuses, key=lambda status: (status.step, status.revision))
 
 
 def verified(status: CheckpointStatus, run_id: str | None = None) -> CheckpointStatus:
     """The status of one checkpoint after its files were read and hashed."""
     try:
         manifest = read_manifest(status, run_id)
-        for name, told in manifest["files"].items():
+        for name, entry in manifest["files"].items():
             path = status.path / name
             try:
                 digest = files.sha256_of(path)
             except OSError as error:
                 raise Damaged(path, f"cannot be read: {error.strerror}") from error
-            _compare(path, digest, told)
+            _compare(path, digest, entry)
     except BadFile as error:
         return replace(status, valid=False, reason=str(error), foreign=isinstance(error, Foreign))
-    total = sum(told["bytes"] for told in manifest["files"].values())
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
     return replace(status, valid=True, bytes=total, metrics=manifest["metrics"], created=manifest["created"])
 
 
 def load(status: CheckpointStatus, run_id: str | None = None) -> Content:
     """Read and verify a checkpoint in one pass. Raises `Damaged` or `BadFile`; nothing outside is touched."""
     manifest = read_manifest(status, run_id)
-    told = manifest["files"]
+    entries = manifest["files"]
     data = _read(status.path / STATE, MAX_STATE_BYTES)
-    _compare(status.path / STATE, hashlib.sha256(data).hexdigest(), told[STATE])
+    _compare(status.path / STATE, hashlib.sha256(data).hexdigest(), entries[STATE])
     state = safe_tensors.parse_json(status.path / STATE, data, "it", max_containers=MAX_STATE_CONTAINERS)
     tables = []
     for name in (MODEL, OPTIMIZER):
         loaded = safe_tensors.load(status.path / name)
-        _compare(status.path / name, loaded.sha256, told[name])
+        _compare(status.path / name, loaded.sha256, entries[name])
         tables.append(loaded.tensors)
     return Content(status.path, manifest, state, *tables)
 
@@ -126,8 +126,8 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Damaged(path, "is not the manifest of a checkpoint")
     if manifest.get("version") != VERSION:
-        found = str(manifest.get("version"))[:20]
-        raise Damaged(path, f"has format version {found}; this version of surefoot reads version {VERSION}")
+        version = str(manifest.get("version"))[:20]
+        raise Damaged(path, f"has format version {version}; this version of surefoot reads version {VERSION}")
     if manifest.get("sha256") != _own_hash(manifest) or data != _encoded(manifest):
         raise Damaged(path, "was changed: its own hash does not hold")
     kinds = {"run": str, "step": int, "files": dict, "metrics": dict, "conditions": dict, "created": str}
@@ -135,7 +135,7 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
         if not isinstance(manifest.get(key), kind):
             raise Damaged(path, f"lacks {key!r}")
     if manifest["step"] != status.step:
-        raise Damaged(path, f"tells of step {manifest['step']}, its directory of step {status.step}")
+        raise Damaged(path, f"is of step {manifest['step']}, its directory of step {status.step}")
     if run_id is not None and manifest["run"] != run_id:
         raise Foreign(path, f"belongs to run {manifest['run'][:40]!r}, not to this run ({run_id})")
     if set(manifest["files"]) != set(PARTS):
@@ -151,16 +151,20 @@ def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
     present = set(os.listdir(directory))
     for name in sorted(present - {MANIFEST, *PARTS}):
         raise Damaged(directory / name[:100], "is not listed in the manifest")
-    for name, told in manifest["files"].items():
-        if not isinstance(told, dict) or type(told.get("bytes")) is not int or not isinstance(told.get("sha256"), str):
-            raise Damaged(directory / MANIFEST, f"does not tell size and sha256 of {name}")
+    for name, entry in manifest["files"].items():
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("bytes")) is not int
+            or not isinstance(entry.get("sha256"), str)
+        ):
+            raise Damaged(directory / MANIFEST, f"lacks size or sha256 of {name}")
         if name not in present:
             raise Damaged(directory / name, "is missing")
-        found = os.lstat(directory / name)
-        if not stat.S_ISREG(found.st_mode):
+        file = os.lstat(directory / name)
+        if not stat.S_ISREG(file.st_mode):
             raise Damaged(directory / name, "is not a regular file")
-        if found.st_size != told["bytes"]:
-            raise Damaged(directory / name, f"holds {found.st_size} bytes; its manifest tells of {told['bytes']}")
+        if file.st_size != entry["bytes"]:
+            raise Damaged(directory / name, f"holds {file.st_size} bytes; its manifest says {entry['bytes']}")
 
 
 def _require_directory(directory: Path) -> None:
@@ -183,8 +187,8 @@ def _read(path: Path, limit: int) -> bytes:
         raise Damaged(path, error.strerror or str(error)) from error
 
 
-def _compare(path: Path, digest: str, told: Mapping[str, Any]) -> None:
-    if digest != told["sha256"]:
+def _compare(path: Path, digest: str, entry: Mapping[str, Any]) -> None:
+    if digest != entry["sha256"]:
         raise Damaged(path, "was changed: its SHA-256 is not the one in the manifest")
 
 
@@ -210,7 +214,7 @@ def commit(
 ) -> CheckpointStatus:
     """Write a checkpoint so that it is there whole, and on the disk, or not at all.
 
-    `revision` is 0, or tells apart several states at one step (before and after a validation).
+    `revision` is 0, or distinguishes several states at one step (before and after a validation).
     `parts` gives the chunks of each file of PARTS; `before_manifest` runs once they are on the disk (what the
     checkpoint refers to elsewhere is made durable there). Raises `OSError`; what was begun is then removed.
     """

@@ -29,14 +29,14 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     and of all that these files import below the user's project; what is installed counts by its version. Of a script or
     notebook only what the parts refer to counts (``code.__main__:Net``), so that another number of epochs is no change.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     files: dict[str, str] = {}
     for code in _definitions(parts):
         if code.__module__ == _MAIN:
-            _main(code, found, files)
+            _main(code, digests, files)
         else:
             _file(code.__module__, files)
-    return found | files
+    return digests | files
 
 
 def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
@@ -108,12 +108,12 @@ def _imports(tree: ast.Module, home: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _main(code: Any, found: dict[str, str], files: dict[str, str]) -> None:
+def _main(code: Any, digests: dict[str, str], files: dict[str, str]) -> None:
     """Take in a class or function of the script, and the helpers, constants and modules that it refers to."""
     name = f"code.{_MAIN}:{code.__qualname__}"
-    if name in found:
+    if name in digests:
         return
-    found[name] = _source(code)
+    digests[name] = _source(code)
     functions = [
         getattr(item, "__func__", getattr(item, "fget", None) or item)
         for item in (vars(code).values() if isinstance(code, type) else [code])
@@ -130,11 +130,11 @@ def _main(code: Any, found: dict[str, str], files: dict[str, str]) -> None:
                     _file(value.__name__, files)
             elif isinstance(value, type | types.FunctionType):
                 if value.__module__ == _MAIN:
-                    _main(value, found, files)
+                    _main(value, digests, files)
                 elif _own(value.__module__):
                     _file(value.__module__, files)
             elif isinstance(value, bool | int | float | complex | str | bytes | tuple | frozenset | None):
-                found[f"code.{_MAIN}:{reference}"] = Fingerprint.of(value)
+                digests[f"code.{_MAIN}:{reference}"] = Fingerprint.of(value)
 
 
 def _source(code: Any) -> str:

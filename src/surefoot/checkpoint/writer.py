@@ -30,7 +30,7 @@ class Writer:
         conditions: Mapping[str, Any],
         background: bool,
         before_manifest: Callable[[], None],
-        tell: Callable[[str], None],
+        say: Callable[[str], None],
     ):
         store.sweep(run.checkpoints)
         self.known = store.listed(run.checkpoints)
@@ -39,16 +39,16 @@ class Writer:
         self._conditions = conditions
         self._background = background
         self._before_manifest = before_manifest
-        self._tell = tell
+        self._say = say
         self._jobs: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._idle = threading.Event()
         self._idle.set()
         self._failure: Exception | None = None
 
-    def judge(self, status: CheckpointStatus, **found: Any) -> CheckpointStatus:
-        """Note what was found out about a checkpoint."""
-        judged = replace(status, **found)
+    def judge(self, status: CheckpointStatus, **verdict: Any) -> CheckpointStatus:
+        """Note what a look at a checkpoint has shown."""
+        judged = replace(status, **verdict)
         self.known[self.known.index(status)] = judged
         return judged
 
@@ -63,10 +63,10 @@ class Writer:
                 try:
                     kept = store.set_aside(status.path)
                 except OSError as error:
-                    self._tell(f"{status.path}: cannot be renamed: {error.strerror or error}")
+                    self._say(f"{status.path}: cannot be renamed: {error.strerror or error}")
                     continue
                 self.known = [known for known in self.known if known is not status]
-                self._tell(f"{status.path.name}: kept to look at as {kept.name}")
+                self._say(f"{status.path.name}: kept to look at as {kept.name}")
 
     def start(self, snapshot: Snapshot) -> None:
         """Begin to write; the snapshot before must have been awaited."""
@@ -83,7 +83,7 @@ class Writer:
                 self._thread.start()
             except (RuntimeError, MemoryError) as error:  # no process or no memory is left for it
                 self._thread, self._background = None, False
-                self._tell(f"checkpoints are written while the training waits: {error}")
+                self._say(f"checkpoints are written while the training waits: {error}")
                 self._write_safely(snapshot)
                 return
         self._jobs.put(snapshot)
@@ -95,7 +95,7 @@ class Writer:
 
     @property
     def failed(self) -> bool:
-        """Whether a save could not be written and nobody was told yet; `wait` raises it."""
+        """Whether a save could not be written and the error was not raised yet; `wait` raises it."""
         return self._failure is not None
 
     def wait(self) -> None:
@@ -104,7 +104,7 @@ class Writer:
             if self._thread is None or not self._thread.is_alive():
                 self._idle.set()
                 raise RunFailed(f"{self._run.checkpoints}: the thread that saves has ended; resume the run")
-            self._tell(f"{self._run.checkpoints}: still waiting for the disk to take a checkpoint")
+            self._say(f"{self._run.checkpoints}: still waiting for the disk to take a checkpoint")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -136,7 +136,7 @@ class Writer:
         except OSError as error:
             self._failure = self._told(snapshot, error)
             self._failure.__cause__ = error
-        except Exception as error:  # a mistake of ours: raised where it is seen, not lost with this thread
+        except Exception as error:  # a mistake of ours: raised by `wait`, not lost with this thread
             self._failure = error
         finally:
             self._idle.set()
@@ -166,10 +166,10 @@ class Writer:
         self._retain()
 
     def _retain(self) -> None:
-        """Remove what may go. A checkpoint that cannot be removed is told; the run goes on."""
+        """Remove what may go. A checkpoint that cannot be removed is reported; the run goes on."""
         good = self.standing()
-        found = self._keep.surplus([s.step for s in good], [s.metrics for s in good])
-        surplus = [good[i] for i in found]
+        places = self._keep.surplus([s.step for s in good], [s.metrics for s in good])
+        surplus = [good[i] for i in places]
         if surplus:  # what is damaged goes with the whole ones of its age
             surplus += [s for s in self.known if s.valid is False and not s.foreign and s.step <= surplus[-1].step]
         for status in surplus:
@@ -178,7 +178,7 @@ class Writer:
             except FileNotFoundError:
                 pass  # someone else took it away
             except OSError as error:
-                self._tell(f"{status.path}: cannot be removed: {error.strerror or error}")
+                self._say(f"{status.path}: cannot be removed: {error.strerror or error}")
                 continue
             self.known = [known for known in self.known if known is not status]
 

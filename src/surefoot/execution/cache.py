@@ -63,10 +63,10 @@ def load(key: str, here: Execution, say: Callable[[str], None]) -> Execution | N
 
 def forget() -> int:
     """Remove every choice that is kept; how many there were."""
-    found = [path for path in directory().glob("*.json") if len(path.stem) == 32]
-    for path in found:
+    files = [path for path in directory().glob("*.json") if len(path.stem) == 32]
+    for path in files:
         path.unlink(missing_ok=True)
-    return len(found)
+    return len(files)
 
 
 def save(key: str, execution: Execution, facts: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -129,9 +129,9 @@ def choose_execution(
     if (set(FIELDS) <= set(fixed) or steps_expected < WORTH_MEASURING_STEPS) and not compiles:
         return plain
     key = cache_key(fixed, step, tuple(batches[0]), steps_expected)
-    known = kept.load(key, plain, say) if cache else None
-    if known is not None and (known.compile == "none" or why_not(step.model) is None):
-        return known
+    kept_choice = kept.load(key, plain, say) if cache else None
+    if kept_choice is not None and (kept_choice.compile == "none" or why_not(step.model) is None):
+        return kept_choice
     try:
         table = tune(fixed, step, batches, steps_expected=steps_expected, say=say)
     except UsageError as error:  # no copies, no measuring

@@ -145,12 +145,12 @@ class CompiledGraph:
     def _forward(
         self, leaves: Sequence[Tensor], others: Sequence[Tensor], batch: Sequence[Tensor]
     ) -> tuple[Tensor, Any]:
-        given = dict(zip(self.names, leaves, strict=True)) | dict(zip(self.other_names, others, strict=True))
+        tensors = dict(zip(self.names, leaves, strict=True)) | dict(zip(self.other_names, others, strict=True))
         with torch.enable_grad(), autocast(leaves[0].device, self.precision):
-            value = torch.func.functional_call(self.bundle, given, (tuple(batch),))
+            value = torch.func.functional_call(self.bundle, tensors, (tuple(batch),))
         for name, before in zip(self.other_names, others, strict=True):
-            if given[name] is not before:  # a buffer that was assigned anew instead of changed in place
-                before.copy_(given[name].detach())
+            if tensors[name] is not before:  # a buffer that was assigned anew instead of changed in place
+                before.copy_(tensors[name].detach())
         return value.loss, value.outputs
 
 

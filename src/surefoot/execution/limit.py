@@ -24,7 +24,7 @@ class Clock:
 def limited(seconds: float | None, what: str) -> Iterator[Clock]:
     """Raise TookTooLong in the middle of what is inside, once it has run for `seconds` (None: as long as it likes).
 
-    The clock that it gives tells whether it did, for callers of what catches everything.
+    The clock that it yields says whether it did, for callers of what catches everything.
 
     Only where the system has timers that interrupt, and in the main thread; elsewhere there is no bound. A handler that
     was set before is set again afterwards, and a timer with what is left of its time.

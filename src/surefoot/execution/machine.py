@@ -20,7 +20,7 @@ from ..version import __version__
 
 @functools.cache
 def processor() -> str:
-    """The processor's name, as its system tells it."""
+    """The processor's name, as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -37,7 +37,7 @@ def cores() -> int:
 
 def describe_machine(device: str) -> dict[str, Any]:
     """Everything about this machine that a timing depends on."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "processor": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
@@ -47,8 +47,8 @@ def describe_machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def describe_work(

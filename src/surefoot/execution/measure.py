@@ -96,11 +96,11 @@ class Bench:
         for index, batch in enumerate(self.batches):
             try:
                 expected = self.expected()[index]
-                found = self.seen(trial.execution, batch)
+                observed = self.observed(trial.execution, batch)
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"
                 return False
-            if difference := first_difference(expected, found, self.original.options.precision):
+            if difference := first_difference(expected, observed, self.original.options.precision):
                 trial.refused = f"it differs from eager by more than rounding: {difference}"
                 return False
         trial.checked = True
@@ -116,7 +116,7 @@ class Bench:
                 self._expected.append(self._one(step, step.plain, batch))
         return self._expected
 
-    def seen(self, execution: Execution, batch: Batch) -> Observed:
+    def observed(self, execution: Execution, batch: Batch) -> Observed:
         """One update (at a rate of 0) of one batch as `execution` runs it."""
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
@@ -126,9 +126,9 @@ class Bench:
 
     def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Batch) -> Observed:
         """What one update gave; not what it left: copies that were timed have another state than fresh ones."""
-        seen = record(step, run, [batch], updates=1)
-        seen.tensors = {}
-        return seen
+        observed = record(step, run, [batch], updates=1)
+        observed.tensors = {}
+        return observed
 
     @contextmanager
     def _running(self, execution: Execution) -> Iterator[Callable[[int], Any]]:

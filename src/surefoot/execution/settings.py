@@ -102,9 +102,9 @@ class Execution:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Execution:
         """The settings that `to_json` gave. Raises UsageError for an unknown field or a value out of range."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise UsageError(f"execution: unknown field {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - fields):
+            raise UsageError(f"execution: unknown field {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
         return cls(**data)
 
 

@@ -56,17 +56,13 @@ def verify(
         exact = not getattr(backend, "writes_unseen", False)
     expected = record(step, step.plain, batches)
     try:
-        found = record(step, backend, batches)
+        observed = record(step, backend, batches)
     except Exception as error:  # the user's forward runs here, as a graph that may not stand it
         return f"fails: {first_line(error, kind=True)}"
-    if expected.refused or found.refused:
-        same = expected.refused == found.refused
-        return (
-            None
-            if same
-            else f"differs: {found.refused or 'all is finite'} where eager says: {expected.refused or 'all is finite'}"
-        )
-    if difference := first_difference(expected, found, step.options.precision, exact):
+    if expected.refused or observed.refused:
+        says, eager_says = observed.refused or "all is finite", expected.refused or "all is finite"
+        return None if says == eager_says else f"differs: {says} where eager says: {eager_says}"
+    if difference := first_difference(expected, observed, step.options.precision, exact):
         return f"differs from eager{'' if exact else ' by more than rounding'}: {difference}"
     return None
 
@@ -75,24 +71,24 @@ def record(
     step: TrainStep, run: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Batch], updates: int = UPDATES
 ) -> Observed:
     """So many updates by `run` on the live objects of `step`, which are put back."""
-    seen = Observed()
+    observed = Observed()
     with untouched(step.model, step.loss, step.optimizer):
         set_mode(step.optimizer, training=True)
-        seen.begin = dict(_tensors(step))
+        observed.begin = dict(_tensors(step))
         for number in range(updates):
             try:
                 # A forward pass may write into its inputs.
                 batch = batches[number % len(batches)]
                 result = run([tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)])
             except NonFinite as error:
-                seen.refused = str(error)
-                return seen
-            seen.losses.append(result.loss.detach().clone())
+                observed.refused = str(error)
+                return observed
+            observed.losses.append(result.loss.detach().clone())
             leaves = pytree.tree_leaves(result.outputs)
-            seen.outputs.append([leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)])
-            seen.gradients.append(dict(_gradients(step)))
-        seen.tensors = dict(_tensors(step))
-    return seen
+            observed.outputs.append([leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)])
+            observed.gradients.append(dict(_gradients(step)))
+        observed.tensors = dict(_tensors(step))
+    return observed
 
 
 def _named(step: TrainStep) -> Iterator[tuple[str, nn.Module]]:
@@ -126,9 +122,9 @@ def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
 
 
 def first_difference(
-    expected: Observed, found: Observed, precision: str = "float32", exact: bool = False
+    expected: Observed, observed: Observed, precision: str = "float32", exact: bool = False
 ) -> str | None:
-    """What of `found` is off, in words that name it; None where nothing is.
+    """What of `observed` is off, in words that name it; None where nothing is.
 
     >>> a = Observed([torch.tensor(1.0)], [[]], [{"w": torch.ones(3)}])
     >>> first_difference(a, a)
@@ -138,11 +134,11 @@ def first_difference(
     tolerance = 0.0 if exact else TOLERANCE[precision]
     floor = 0.0 if exact else FLOOR[precision]
     noise: set[str] = set()
-    for number, (loss, other) in enumerate(zip(expected.losses, found.losses, strict=True)):
+    for number, (loss, other) in enumerate(zip(expected.losses, observed.losses, strict=True)):
         if not _close(float(other), float(loss), tolerance if number == 0 else OF_UPDATES * tolerance):
             return f"the loss is {float(other):.9g} where eager has {float(loss):.9g}"
     # After the first update roundings have gone through the whole model; from there on bits or nothing.
-    for grads, others in list(zip(expected.gradients, found.gradients, strict=True))[: None if exact else 1]:
+    for grads, others in list(zip(expected.gradients, observed.gradients, strict=True))[: None if exact else 1]:
         norms = {n: _norm(g) for n, g in grads.items() if g is not None}
         whole = math.sqrt(sum(v * v for v in norms.values()))
         noise |= {n for n, norm in norms.items() if norm <= 10 * floor * whole}
@@ -151,13 +147,13 @@ def first_difference(
                 grad, others.get(name), max(tolerance * norms.get(name, 0.0), floor * whole)
             ):
                 return f"the gradient of {name} {difference}"
-    for outputs, theirs in list(zip(expected.outputs, found.outputs, strict=True))[: None if exact else 1]:
+    for outputs, theirs in list(zip(expected.outputs, observed.outputs, strict=True))[: None if exact else 1]:
         if len(outputs) != len(theirs) or any(a.shape != b.shape for a, b in zip(outputs, theirs, strict=True)):
             return "its outputs have other shapes than eager's"
         if any(_off(b, a) > tolerance * max(_norm(a), 1e-30) for a, b in zip(outputs, theirs, strict=True)):
             return "its outputs are off"
     for name, after in expected.tensors.items():
-        its, before = found.tensors.get(name), expected.begin.get(name)
+        its, before = observed.tensors.get(name), expected.begin.get(name)
         if its is None or its.shape != after.shape:
             return f"{name} is missing after two updates" if its is None else f"{name} has another shape"
         if any(name == n or name.endswith(f" of {n}") for n in noise):
@@ -202,7 +198,7 @@ def _off(a: Tensor, b: Tensor) -> float:
     return float(torch.where(same, torch.zeros_like(a), a - b).norm()) if a.numel() else 0.0
 
 
-def _close(found: float, expected: float, tolerance: float) -> bool:
-    if math.isnan(found) or math.isnan(expected):
-        return math.isnan(found) and math.isnan(expected)
-    return found == expected or math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance * 1e-2)
+def _close(value: float, expected: float, tolerance: float) -> bool:
+    if math.isnan(value) or math.isnan(expected):
+        return math.isnan(value) and math.isnan(expected)
+    return value == expected or math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance * 1e-2)

@@ -73,13 +73,13 @@ def activation_bytes(
 ) -> int:
     """Bytes that autograd keeps for the backward pass, without parameters, buffers and the batch itself."""
     held = (*model.parameters(), *model.buffers(), *batches.tensors(batch))
-    known = {t.untyped_storage().data_ptr() for t in held if not is_lazy(t)}
+    before = {t.untyped_storage().data_ptr() for t in held if not is_lazy(t)}
     kept: dict[int, int] = {}
     alive = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        if storage.data_ptr() not in before:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(storage)  # so that an address is not given away twice
         return tensor

@@ -21,7 +21,7 @@ _MOST_EDGES = 10_000
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a reader looks for: at the begin of `step` (0-based), of a `kind`, told by `label`.
+    """An event of the plan: at the start of `step` (0-based), of a `kind`, described by `label`.
 
     Kinds: ``warmup``, ``milestone``, ``peak``, ``bottom``, ``restart``, ``phase``, ``end``, ``switch``,
     ``reduction``, ``join``, ``failure``.
@@ -35,23 +35,23 @@ class Event:
 def events(run: Simulation, always: Simulation | None = None) -> list[Event]:
     """Every event of the run in the order of steps; `always` is the run in which plateaus always reduce."""
     schedule = run.schedule
-    found = list(_warmup(run))
+    marked = list(_warmup(run))
     if schedule.scheduler is not None:
         by_step = schedule.by == "step"
         calls = run.steps if by_step else run.epochs
         for call, kind, label in _scheduler(schedule.scheduler, 0, calls):
             if 0 < call < calls:
-                found.append(Event(call if by_step else call * run.steps_per_epoch, kind, label))
+                marked.append(Event(call if by_step else call * run.steps_per_epoch, kind, label))
     if always is not None:
-        found += _reductions(run, always)
+        marked += _reductions(run, always)
     for name, index in zip(run.names, run.curve_of, strict=True):
         rates = run.curves[index]
         if math.isnan(rates[0]):
             joined = int(np.argmin(np.isnan(rates)))
-            found.append(Event(joined, "join", f"{name} joins"))
+            marked.append(Event(joined, "join", f"{name} joins"))
     if run.failure is not None:
-        found.append(Event(run.failure[0], "failure", "the scheduler fails"))
-    return sorted(dict.fromkeys(found), key=lambda event: event.step)
+        marked.append(Event(run.failure[0], "failure", "the scheduler fails"))
+    return sorted(dict.fromkeys(marked), key=lambda event: event.step)
 
 
 def warm_after(run: Simulation, group: int = 0) -> int | None:

@@ -161,9 +161,9 @@ def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
 
 
 def _shares(optimizer: Optimizer) -> list[float]:
-    given = [float(group["lr"]) for group in optimizer.param_groups]
-    top = max(given)
-    return [lr / top for lr in given] if top > 0 else [1.0] * len(given)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    top = max(rates)
+    return [lr / top for lr in rates] if top > 0 else [1.0] * len(rates)
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:

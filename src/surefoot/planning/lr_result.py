@@ -54,52 +54,52 @@ class LrFind:
         }
 
 
-def _rendered(found: LrFind, width: int, unicode: bool, colour: bool) -> str:
-    smoothed = np.array(found.smoothed, float)
+def _rendered(result: LrFind, width: int, unicode: bool, colour: bool) -> str:
+    smoothed = np.array(result.smoothed, float)
     title = "loss over learning rate"
     marks = [
-        (_along(found, rate), mark)
-        for mark, rate in (("s", found.suggestion), ("h", found.highest))
+        (_along(result, rate), mark)
+        for mark, rate in (("s", result.suggestion), ("h", result.highest))
         if rate is not None
     ]
     chart, _ = framed(
-        [smoothed], _loss_axis(smoothed), width, label="", marks=marks, scale=lambda columns: _scale(found, columns),
+        [smoothed], _loss_axis(smoothed), width, label="", marks=marks, scale=lambda columns: _scale(result, columns),
         unicode=unicode, colour=colour,
     )  # fmt: skip
     out = [painted(title, BOLD) if colour else title, *chart, ""]
-    out += [line for text in conclusion(found) for line in textwrap.wrap(text, width, subsequent_indent="     ")]
+    out += [line for text in conclusion(result) for line in textwrap.wrap(text, width, subsequent_indent="     ")]
     text = "\n".join(line.rstrip() for line in out)
     return text if unicode else text.encode("ascii", "replace").decode()
 
 
-def conclusion(found: LrFind) -> list[str]:
+def conclusion(result: LrFind) -> list[str]:
     """What the test says, in sentences."""
-    told = []
-    if found.suggestion is None or found.highest is None:
-        told.append(
-            f"  No suggestion: between {found.rates[0]:.2g} and {found.rates[-1]:.2g} the loss does not clearly fall. "
-            "Try other ends, more steps, or check the first batch with `surefoot check`."
+    lines = []
+    if result.suggestion is None or result.highest is None:
+        lines.append(
+            f"  No suggestion: between {result.rates[0]:.2g} and {result.rates[-1]:.2g} the loss does not clearly "
+            "fall. Try other ends, more steps, or check the first batch with `surefoot check`."
         )
     else:
-        told.append(f"  s  suggested rate {found.suggestion:.2g}: the loss falls, and there is room to the highest")
-        told.append(f"  h  highest rate {found.highest:.2g}: the loss is lowest here; beyond, training is unsafe")
-    if found.stopped:
-        told.append(f"  The test ended early: {found.stopped}.")
-    return told
+        lines.append(f"  s  suggested rate {result.suggestion:.2g}: the loss falls, and there is room to the highest")
+        lines.append(f"  h  highest rate {result.highest:.2g}: the loss is lowest here; beyond, training is unsafe")
+    if result.stopped:
+        lines.append(f"  The test ended early: {result.stopped}.")
+    return lines
 
 
-def _drawn(found: LrFind) -> str:
-    smoothed = np.array(found.smoothed, float)
-    marks = (("suggested", found.suggestion), ("highest", found.highest))
+def _drawn(result: LrFind) -> str:
+    smoothed = np.array(result.smoothed, float)
+    marks = (("suggested", result.suggestion), ("highest", result.highest))
     return picture(
         line_chart(
             [
-                Line("loss of each batch", list(zip(found.rates, found.losses, strict=True)), 0, faint=True),
-                Line("smoothed", list(zip(found.rates, found.smoothed, strict=False)), 0),
+                Line("loss of each batch", list(zip(result.rates, result.losses, strict=True)), 0, faint=True),
+                Line("smoothed", list(zip(result.rates, result.smoothed, strict=False)), 0),
             ],
             x_label="learning rate",
             y_label="loss",
-            x_axis=Axis(found.rates[0], max(found.rates[-1], found.rates[0] * 1.01), log=True),
+            x_axis=Axis(result.rates[0], max(result.rates[-1], result.rates[0] * 1.01), log=True),
             y_axis=_loss_axis(smoothed),
             marks=[Mark(rate, f"{name} {rate:.2g}") for name, rate in marks if rate is not None],
             title="Learning rate range test",
@@ -110,30 +110,30 @@ def _drawn(found: LrFind) -> str:
 
 def _loss_axis(smoothed: np.ndarray) -> Axis:
     """An axis that the end, where the loss explodes, does not flatten."""
-    known = smoothed[np.isfinite(smoothed)]
-    if not len(known):
+    finite = smoothed[np.isfinite(smoothed)]
+    if not len(finite):
         return Axis(0.0, 1.0)
-    low, first = float(known.min()), float(known[0])
-    high = min(float(known.max()), first + 0.5 * (first - low))
+    low, first = float(finite.min()), float(finite[0])
+    high = min(float(finite.max()), first + 0.5 * (first - low))
     high = max(high, low + 1e-9 * max(1.0, abs(low)))
     room = 0.05 * (high - low)
     return Axis(low - room, high + room)
 
 
-def _along(found: LrFind, rate: float) -> float:
+def _along(result: LrFind, rate: float) -> float:
     """Where `rate` lies between the first and the last, 0 to 1, by its logarithm."""
-    first, last = math.log(found.rates[0]), math.log(found.rates[-1])
+    first, last = math.log(result.rates[0]), math.log(result.rates[-1])
     return (math.log(rate) - first) / (last - first) if last > first else 0.0
 
 
-def _scale(found: LrFind, columns: int) -> str:
+def _scale(result: LrFind, columns: int) -> str:
     line = [" "] * (columns + 8)
     end = -1
     for power in range(
-        math.ceil(math.log10(found.rates[0]) - 1e-9), math.floor(math.log10(found.rates[-1]) + 1e-9) + 1
+        math.ceil(math.log10(result.rates[0]) - 1e-9), math.floor(math.log10(result.rates[-1]) + 1e-9) + 1
     ):
         text = f"1e{power:d}" if abs(power) > 2 else f"{10.0**power:g}"
-        place = int(_along(found, 10.0**power) * columns)
+        place = int(_along(result, 10.0**power) * columns)
         if place > end + 1 and place + len(text) <= columns:
             line[place : place + len(text)] = text
             end = place + len(text)

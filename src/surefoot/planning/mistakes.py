@@ -1,4 +1,4 @@
-"""Mistakes in a schedule that show before the run: each with its name, what is seen and what to do."""
+"""Mistakes in a schedule that show before the run: each with its name, the evidence and what to do."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def mistakes(
         run = Simulation(steps_per_epoch, epochs, [], [], [], [], schedule)
     else:
         run = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later)
-    return list(found_in(run, schedule))
+    return list(findings_in(run, schedule))
 
 
-def found_in(run: Simulation, schedule: Schedule) -> Iterator[Finding]:
+def findings_in(run: Simulation, schedule: Schedule) -> Iterator[Finding]:
     """The mistakes in a simulated run of `schedule`."""
     yield from _of_warmup(run, schedule.optimizer)
     if schedule.scheduler is not None:
@@ -209,8 +209,8 @@ def _past_end(name: str, late: list[int], calls: int, by: str, outcome: str) -> 
 
 
 def _of_groups(schedule: Schedule) -> Iterator[Finding]:
-    given = schedule.given_rates
-    if given is None or len(set(given)) < 2:
+    first_rates = schedule.given_rates
+    if first_rates is None or len(set(first_rates)) < 2:
         return
     for leaf in leaves(schedule.scheduler):
         if isinstance(leaf, t.OneCycleLR):
@@ -220,7 +220,7 @@ def _of_groups(schedule: Schedule) -> Iterator[Finding]:
         else:
             continue
         if len(set(tops)) == 1:
-            rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(given))
+            rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(first_rates))
             yield _warn(
                 "groups-flattened",
                 f"{type(leaf).__name__} gives every group the same max_lr {tops[0]:g}; the groups' own rates ({rates}) "

@@ -1,4 +1,4 @@
-"""What is known of a run before it begins: its learning rates, groups, events, findings, memory and time."""
+"""The numbers of a run before it begins: its learning rates, groups, events, findings, memory and time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class PlanNumbers:
-    """Everything that is known of a run before it begins.
+    """Everything that can be computed of a run before it begins.
 
     `run` holds the rates; `always` those with every plateau reducing as early as it can, where there is one. `whole` is
     (steps per epoch, epochs) of a run so long that `run` is only its beginning. `samples` is per run, `seconds` the
-    time expected, `memory` that of one step; each None where not known.
+    time expected, `memory` that of one step; each None where unknown.
     """
 
     title: str
@@ -54,15 +54,15 @@ class PlanNumbers:
 
     def lines(self) -> list[tuple[str, np.ndarray]]:
         """(label, rates of shape (steps,)) of each different curve, the plateau's two included."""
-        found = []
+        curves = []
         for index, curve in enumerate(self.run.curves):
             names = [name for name, own in zip(self.run.names, self.run.curve_of, strict=True) if own == index]
             label = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
             if self.always is None:
-                found.append((label, curve))
+                curves.append((label, curve))
                 continue
             label = f"{label}, " if len(self.run.curves) > 1 else ""
-            found.append((f"{label}plateau never reduces", curve))
+            curves.append((f"{label}plateau never reduces", curve))
             member = self.run.curve_of.index(index)
-            found.append((f"{label}plateau always reduces", self.always.rates(member)))
-        return found
+            curves.append((f"{label}plateau always reduces", self.always.rates(member)))
+        return curves

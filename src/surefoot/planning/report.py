@@ -18,7 +18,7 @@ from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Show, Simulation, 
 from .cost import memory_of, seconds_a_step
 from .events import events
 from .figure import drawn
-from .mistakes import found_in, mistakes
+from .mistakes import findings_in, mistakes
 from .numbers import GroupPlan, PlanNumbers
 from .pictures import save
 from .terminal import rendered
@@ -73,8 +73,8 @@ def plan_report(
 ) -> PlanReport:
     """The plan of a run of `epochs` times `steps_per_epoch` updates under a `schedule` that has not begun.
 
-    With `model`, memory is told; with `batch` and ``apply(model, batch)`` (the loss) its activations too. `step`
-    is called a few times to tell the time; it must work on a copy. `later` are the groups that join. `show` receives
+    With `model`, memory is estimated; with `batch` and ``apply(model, batch)`` (the loss) its activations too. `step`
+    is called a few times to measure its time; it must work on a copy. `later` are the groups that join. `show` receives
     how many calls of the scheduler are done, of how many. Nothing live is changed: parameters, buffers, optimizer,
     schedule and random number generators stay as they are.
     """
@@ -92,7 +92,7 @@ def plan_report(
         always=always,
         groups=_groups(run, schedule, later),
         events=events(run, always),
-        findings=list(found_in(run, schedule)) if whole == (steps_per_epoch, epochs) else mistakes(schedule, *whole),
+        findings=list(findings_in(run, schedule)) if whole == (steps_per_epoch, epochs) else mistakes(schedule, *whole),
         by=schedule.by,
         samples=None if samples_per_epoch is None else samples_per_epoch * whole[1],
         memory=None if model is None else memory_of(model, schedule.optimizer, batch, apply),
@@ -109,12 +109,12 @@ def described(schedule: Schedule) -> tuple[str, ...]:
     >>> described(Schedule(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2)))
     ('SGD', 'StepLR by epoch')
     """
-    told = [type(schedule.optimizer).__name__]
+    parts = [type(schedule.optimizer).__name__]
     if schedule.scheduler is not None:
-        told.append(f"{_named(schedule.scheduler)} by {schedule.by}")
+        parts.append(f"{_named(schedule.scheduler)} by {schedule.by}")
     if schedule.warmup is not None:
-        told.append(f"{type(schedule.warmup).__name__} by {schedule.warmup_by}")
-    return tuple(told)
+        parts.append(f"{type(schedule.warmup).__name__} by {schedule.warmup_by}")
+    return tuple(parts)
 
 
 def _named(scheduler: Any) -> str:
@@ -126,23 +126,23 @@ def _named(scheduler: Any) -> str:
 def _groups(run: Simulation, schedule: Schedule, later: Sequence[LaterGroup]) -> list[GroupPlan]:
     live = [group["params"] for group in schedule.optimizer.param_groups]
     joining = [list(joined.group.get("params", ())) for joined in sorted(later, key=lambda joined: joined.epoch)]
-    told = []
+    lines = []
     for index, members in enumerate(live + joining):
         rates = run.rates(index)
-        known = rates[np.isfinite(rates)]
+        finite = rates[np.isfinite(rates)]
         begin = int(np.argmax(np.isfinite(rates)))
-        told.append(
+        lines.append(
             GroupPlan(
                 run.names[index],
                 len(members),
                 sum((p[1] if isinstance(p, tuple) else p).numel() for p in members),
                 begin // run.steps_per_epoch,
-                float(known[0]) if len(known) else float("nan"),
-                float(known.max()) if len(known) else float("nan"),
-                float(known[-1]) if len(known) else float("nan"),
+                float(finite[0]) if len(finite) else float("nan"),
+                float(finite.max()) if len(finite) else float("nan"),
+                float(finite[-1]) if len(finite) else float("nan"),
             )
         )
-    return told
+    return lines
 
 
 def _finite(value: Any) -> Any:

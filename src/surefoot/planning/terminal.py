@@ -77,26 +77,26 @@ def _spread(lines: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarr
 
 
 def events_marked(report: PlanNumbers) -> list[tuple[Event, str]]:
-    """The events that are marked, each with its text; many of one kind are told in one line at the first."""
+    """The events that are marked, each with its text; many of one kind share one line at the first."""
     kinds: dict[tuple[str, str], list[Event]] = {}
     crowded = len(report.events) > _MOST_MARKS
     for event in report.events:
         key = (event.kind, "" if crowded else event.label)
         kinds.setdefault(key, []).append(event)
     marks = []
-    for found in kinds.values():
-        if not crowded or len(found) == 1:
-            marks += [(event, event.label) for event in found]
+    for same_kind in kinds.values():
+        if not crowded or len(same_kind) == 1:
+            marks += [(event, event.label) for event in same_kind]
             continue
-        first = found[0]
-        same = len({event.label for event in found}) == 1
+        first = same_kind[0]
+        same = len({event.label for event in same_kind}) == 1
         name = first.label if same else _PLURALS[first.kind]
         spe = report.run.steps_per_epoch
-        by_epoch = all(event.step % spe == 0 for event in found)
-        places = [event.step // spe if by_epoch else event.step for event in found]
+        by_epoch = all(event.step % spe == 0 for event in same_kind)
+        places = [event.step // spe if by_epoch else event.step for event in same_kind]
         some = ", ".join(f"{place:,}" for place in places[1:5]) + (", ..." if len(places) > 5 else "")
         unit = "epoch" if by_epoch else "step"
-        marks.append((first, f"{name}; again after {unit} {some} ({len(found)} in all)"))
+        marks.append((first, f"{name}; again after {unit} {some} ({len(same_kind)} in all)"))
     return sorted(marks, key=lambda mark: mark[0].step)[: len(_LETTERS)]
 
 
@@ -141,12 +141,12 @@ def _numbers(report: PlanNumbers, width: int, unicode: bool) -> list[str]:
     run = report.run
     times = "\u00d7" if unicode else "x"
     per_epoch, epochs = report.whole or (run.steps_per_epoch, run.epochs)
-    told = [("steps", f"{report.steps:,} = {counted(epochs, 'epoch')} {times} {per_epoch:,}")]
+    rows = [("steps", f"{report.steps:,} = {counted(epochs, 'epoch')} {times} {per_epoch:,}")]
     if report.whole:
-        told.append(("planned", f"the first {counted(run.steps, 'step')}; a run of this length is not drawn whole"))
+        rows.append(("planned", f"the first {counted(run.steps, 'step')}; a run of this length is not drawn whole"))
     if report.samples is not None:
-        told.append(("samples", f"{report.samples:,}"))
-    told.append(("parameters", f"{sum(group.elements for group in report.groups):,}"))
+        rows.append(("samples", f"{report.samples:,}"))
+    rows.append(("parameters", f"{sum(group.elements for group in report.groups):,}"))
     if report.memory is not None:
         memory = report.memory
         parts = [("parameters", memory.parameters + memory.buffers), ("gradients", memory.gradients)]
@@ -154,14 +154,14 @@ def _numbers(report: PlanNumbers, width: int, unicode: bool) -> list[str]:
         # Spaces that do not break, so that a number stays with its unit.
         inside = ", ".join(f"{name} {size(amount)}".replace(" ", "\u00a0") for name, amount in parts if amount)
         about = "" if memory.activations is not None else " without activations"
-        told.append(("memory", f"{size(memory.total)} a step{about} ({inside})"))
+        rows.append(("memory", f"{size(memory.total)} a step{about} ({inside})"))
     if report.seconds is not None:
-        told.append(
+        rows.append(
             ("time", f"about {duration(report.seconds)} at {1e3 * report.seconds / report.steps:.3g} ms a step")
         )
     hang = " " * 14
     return [
-        line for name, value in told for line in textwrap.wrap(f"  {name:<11} {value}", width, subsequent_indent=hang)
+        line for name, value in rows for line in textwrap.wrap(f"  {name:<11} {value}", width, subsequent_indent=hang)
     ]
 
 

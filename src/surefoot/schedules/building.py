@@ -125,8 +125,8 @@ def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
     """`spec` with the arguments that the number of `calls` answers, its parts' too."""
     args = dict(spec.args)
     for argument in FILLED_IN.get(spec.title, ()):
-        given = argument in args or (argument == "total_steps" and {"epochs", "steps_per_epoch"} <= set(args))
-        if not given:
+        is_given = argument in args or (argument == "total_steps" and {"epochs", "steps_per_epoch"} <= set(args))
+        if not is_given:
             args[argument] = max(1, calls)
     children = tuple(filled_in(child, part) for child, part in zip(spec.children, _parts(spec, calls), strict=True))
     return SchedulerSpec(spec.name, args, spec.by, spec.monitor, children)

@@ -149,23 +149,23 @@ class BaseWarmup:
         inside of `dampening`, so that nobody has to.
         """
         groups = self.optimizer.param_groups
-        known = len(self.lrs)
-        if len(groups) == known:
+        count = len(self.lrs)
+        if len(groups) == count:
             return
-        if len(groups) < known:
+        if len(groups) < count:
             raise UsageError(
-                f"{type(self).__name__}: the optimizer has {len(groups)} param groups, but the warmup knows {known}; "
+                f"{type(self).__name__}: the optimizer has {len(groups)} param groups, but the warmup knows {count}; "
                 "add the groups before loading, or make a new warmup"
             )
-        added = groups[known:]
+        added = groups[count:]
         self.lrs += [float(group["lr"]) for group in added] if lrs is None else lrs
-        for index, group in enumerate(added, start=known):
+        for index, group in enumerate(added, start=count):
             self.warmup_params.append(self.params_of(group, index))
             self._starts.append(self.last_step)
             self._scheduled.append("initial_lr" in group)
             self._written.append(0.0)
             self._tensors.append(None)
-        self._write(first=known)
+        self._write(first=count)
 
     def restore(self) -> None:
         """Write the rates as the warmup knows them, whatever the groups hold."""
@@ -259,16 +259,16 @@ class BaseWarmup:
             self.lrs[index] = now / factor if factor else now
 
     def _take_over(self) -> str | None:
-        """Begin after another warmup of this optimizer; tell of rates that come from a run which is not restored."""
+        """Begin after another warmup of this optimizer; returns why its rates come from a run that is not restored."""
         if not self.marks:
             return None
         groups = self.optimizer.param_groups
-        found = [group.pop(MARK) for group in groups if MARK in group]  # loaded before there was a warmup
+        marks = [group.pop(MARK) for group in groups if MARK in group]  # loaded before there was a warmup
         before = getattr(self.optimizer, "_surefoot_warmup", lambda: None)()
         if before is not None:
             if before._loaded is not None and before._loaded != before._mark:
-                found.append(before._loaded)
-            elif not found:
+                marks.append(before._loaded)
+            elif not marks:
                 # A second phase in the same process starts from the undampened rates.
                 before._absorb()
                 for group, lr in zip(groups, before.lrs, strict=False):
@@ -279,8 +279,8 @@ class BaseWarmup:
             before.stop_watching()
             for handle in before._marking:
                 handle.remove()
-        if found and self.last_step != found[0]:
-            return f"the optimizer's rates come from a run at warmup step {found[0]}"
+        if marks and self.last_step != marks[0]:
+            return f"the optimizer's rates come from a run at warmup step {marks[0]}"
         return None
 
     def _check_restored(self) -> None:
@@ -325,7 +325,7 @@ class Undampened(BaseWarmup):
 
 
 def _mark_states(warmup: BaseWarmup) -> list[Any]:
-    """Let the states of the warmup's optimizer tell how far it is, when they are saved and when they are loaded."""
+    """Mark saved states of the warmup's optimizer with how far it is, and read the mark when they are loaded."""
     weak = weakref.ref(warmup)
     optimizer = warmup.optimizer
 

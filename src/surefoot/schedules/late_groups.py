@@ -15,7 +15,7 @@ _GROUP_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"
 
 
 def enter(scheduler: Any, added: list[dict[str, Any]], first: list[float]) -> None:
-    """Make groups, whose first rates are `first`, known to `scheduler` and its parts."""
+    """Make groups, whose first rates are `first`, part of `scheduler` and its parts."""
     model = scheduler.optimizer.param_groups[0]
     for group, lr in zip(added, first, strict=True):
         _enter_group(scheduler, group, lr, model)

@@ -56,10 +56,10 @@ def rebase(
     moved = [scheduler] if scheduler is not None else [s for s in schedulers if s is not schedule]
     if any(owns_rates(part) for part in moved):
         return
-    given = max(rates) + 1
+    count = max(rates) + 1
     ratios = []
     for index, group in enumerate(optimizer.param_groups):
-        before, after = rates.get(index, (was, now) if index >= given else (1.0, 1.0))
+        before, after = rates.get(index, (was, now) if index >= count else (1.0, 1.0))
         ratio = after / before if before else None
         ratios.append(ratio)
         if "initial_lr" in group:

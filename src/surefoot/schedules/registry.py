@@ -62,10 +62,10 @@ class _SchedulerEntry(Entry):
 
     def problems(self, arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
         filled = FILLED_IN.get(self.name, ())
-        found = super().problems(arguments)
-        found = [p for p in found if not (p.argument is None and any(f"{n!r}" in p.message for n in filled))]
-        found = [replace(p, message=_VERBOSE) if p.argument == "verbose" else p for p in found]
-        return found + _milestone_problems(arguments)
+        problems = super().problems(arguments)
+        problems = [p for p in problems if not (p.argument is None and any(f"{n!r}" in p.message for n in filled))]
+        problems = [replace(p, message=_VERBOSE) if p.argument == "verbose" else p for p in problems]
+        return problems + _milestone_problems(arguments)
 
 
 def _scheduler(name: str, summary: str, unit: str = EPOCH, module: str = "torch.optim.lr_scheduler") -> Entry:

@@ -14,17 +14,17 @@ KEEP, STRETCH = "keep", "stretch"
 
 
 def horizons(scheduler: Any) -> dict[str, int]:
-    """``{"OneCycleLR.total_steps": 400}``: each length that torch was told, by its name.
+    """``{"OneCycleLR.total_steps": 400}``: each length that torch's constructor was given, by its name.
 
     A scheduler that comes twice has its place in the sequence appended.
     """
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for index, leaf in enumerate(leaves(scheduler) if scheduler is not None else ()):
         for kind, attribute in ((OneCycleLR, "total_steps"), (CosineAnnealingLR, "T_max")):
             if isinstance(leaf, kind):
                 name = f"{kind.__name__}.{attribute}"
-                found[f"{name}#{index}" if name in found else name] = getattr(leaf, attribute)
-    return found
+                lengths[f"{name}#{index}" if name in lengths else name] = getattr(leaf, attribute)
+    return lengths
 
 
 def asked(saved: dict[str, Any], mine: dict[str, Any], choice: str | None) -> bool:

@@ -161,8 +161,8 @@ class Schedule:
         if self._rewrite:
             self.restore()
             self._rewrite = False
-        known = len(self._dampener.lrs)
-        added = self.optimizer.param_groups[known:]
+        count = len(self._dampener.lrs)
+        added = self.optimizer.param_groups[count:]
         if not added:
             return
         first = [float(group["lr"]) for group in added]
@@ -170,7 +170,7 @@ class Schedule:
         if self.scheduler is not None:
             enter(self.scheduler, added, first)
             self._own_rates += [dict(self._own_rates[0]) for _ in added]
-            now = self._replayed(known)
+            now = self._replayed(count)
         self._dampener.adopt_groups(now)
 
     def restore(self) -> None:
@@ -344,7 +344,7 @@ def _due(plateau: ReduceLROnPlateau) -> tuple[bool, int, float]:
 
 
 def _reduced(plateau: ReduceLROnPlateau, before: tuple[bool, int, float]) -> bool:
-    """Whether it was called, was due, and was told nothing better: torch leaves no other trace of a reduction."""
+    """Whether it was called, was due, and the metric was no better: torch leaves no other trace of a reduction."""
     due, count, best = before
     return due and plateau.last_epoch != count and plateau.best == best
 

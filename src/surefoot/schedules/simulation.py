@@ -211,8 +211,8 @@ def _undampened(
         rates[call] = [group["lr"] for group in groups]
         if call % _SHOWN == 0:
             show(call, calls)
-    seen: dict[bytes, np.ndarray] = {}
-    return [seen.setdefault(row.tobytes(), row) for row in np.ascontiguousarray(rates.T)], failure
+    shared_rows: dict[bytes, np.ndarray] = {}
+    return [shared_rows.setdefault(row.tobytes(), row) for row in np.ascontiguousarray(rates.T)], failure
 
 
 def _factors(warmup: BaseWarmup, params: dict[str, Any], count: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class About:
 def completed(about: About, loader: Loader, loss: Any) -> About:
     """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss."""
     shape, dtype = _raw_sample(loader)
-    found = {
+    details = {
         "classes": loader.source.classes,
         "columns": loader.source.columns,
         "preprocessing": loader.preprocessing,
@@ -62,7 +62,7 @@ def completed(about: About, loader: Loader, loss: Any) -> About:
         "input_dtype": dtype,
         "loss_name": _loss_name(loss),
     }
-    return replace(about, **{name: value for name, value in found.items() if getattr(about, name) is None})
+    return replace(about, **{name: value for name, value in details.items() if getattr(about, name) is None})
 
 
 def _loss_name(loss: Any) -> Any:

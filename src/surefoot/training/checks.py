@@ -89,13 +89,15 @@ def measuring(
     running = RunningMetrics(**options | {"own": own})
     checkpoints = Checkpoints(every=None) if checkpoints is None else checkpoints
     splits = ["train"] + (["val"] if val_loader is not None else [])
-    known = [f"{split}/{name}" for split in splits for name in names]
+    available = [f"{split}/{name}" for split in splits for name in names]
     problems: list[str] = []
 
     def mode_of(where: str, metric: str | None, mode: str, later: bool = False) -> str:
-        if metric is not None and metric not in known:
-            meant = did_you_mean(metric, known) or ";"
-            problems.append(f"{where}: {metric!r} is not measured in this run{meant} measured are: {', '.join(known)}")
+        if metric is not None and metric not in available:
+            meant = did_you_mean(metric, available) or ";"
+            problems.append(
+                f"{where}: {metric!r} is not measured in this run{meant} measured are: {', '.join(available)}"
+            )
             return mode
         try:
             return settled(mode, metric, where, metric and running.better(metric.partition("/")[2]), later=later)

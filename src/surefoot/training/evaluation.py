@@ -175,9 +175,9 @@ def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, prec
             part = batches.moved(tensors, device)
             parts.append(batches.call(model, dict(zip(names, part, strict=True)) if names else part[0]))
     if (outputs := batches.joined(parts)) is None:
-        found = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
+        shapes = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
         raise UsageError(
-            f"predict: the model's outputs for batches of up to {batch_size} cannot be joined to (N, ...): {found}; "
+            f"predict: the model's outputs for batches of up to {batch_size} cannot be joined to (N, ...): {shapes}; "
             "call the model yourself, a batch at a time"
         )
     return outputs

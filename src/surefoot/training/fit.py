@@ -203,7 +203,7 @@ def fit(
                     },
                     allow=run.allow,
                     journal=recorder.journal,
-                    tell=progress.message,
+                    say=progress.message,
                     model=model,
                     optimizer=optimizer,
                     schedule=schedule,
@@ -223,7 +223,7 @@ def fit(
             if again:  # not before: a captured graph holds the addresses of what was loaded
                 use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
-                _tell_restored(restored, state, epochs, progress)
+                _report_restored(restored, state, epochs, progress)
                 write_texts(claim.run, about.files)
             elif run.start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
@@ -318,18 +318,18 @@ def _described(
 ) -> dict[str, Any]:
     """What of the arguments is neither kept by the checkpoint nor a setting of the step."""
     metrics = {} if running.objects is None else running.objects.given
-    found = describe({"loss": loss} | ({} if val_loader is None else {"val": val_loader}))
-    found |= describe({f"metrics.{name}": metric for name, metric in metrics.items()})
-    found |= code_of([loss, *metrics.values()])
+    conditions = describe({"loss": loss} | ({} if val_loader is None else {"val": val_loader}))
+    conditions |= describe({f"metrics.{name}": metric for name, metric in metrics.items()})
+    conditions |= code_of([loss, *metrics.values()])
     if val_loader is not None:
-        found["data.val"] = val_loader.source.fingerprint()
-        found |= code_of([val_loader.source])
+        conditions["data.val"] = val_loader.source.fingerprint()
+        conditions |= code_of([val_loader.source])
     if checkpoints.keep_best is not None:
-        found |= {"checkpoint.keep_best": checkpoints.keep_best, "checkpoint.mode": checkpoints.mode}
-    return found
+        conditions |= {"checkpoint.keep_best": checkpoints.keep_best, "checkpoint.mode": checkpoints.mode}
+    return conditions
 
 
-def _tell_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:
+def _report_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:
     for change in restored.changes:
         progress.message(f"going on inexactly: {change}")
     if state.best.value is None and state.best.metric is not None and state.epoch:

@@ -20,11 +20,11 @@ def hidden_state(loss: Any, model: nn.Module) -> dict[str, nn.Module]:
 
     A loss that is no module, or that has modules in a plain list, is looked through as far as attributes lead.
     """
-    found: dict[str, nn.Module] = {}
-    known = {id(part) for part in model.modules()}
+    hidden: dict[str, nn.Module] = {}
+    inside = {id(part) for part in model.modules()}
     for place, value in held.walk({"loss": loss}):
-        if isinstance(value, nn.Module) and id(value) not in known:
-            known |= {id(part) for part in value.modules()}
+        if isinstance(value, nn.Module) and id(value) not in inside:
+            inside |= {id(part) for part in value.modules()}
             if any(True for _ in tensors(value)):
-                found[place] = value
-    return found
+                hidden[place] = value
+    return hidden

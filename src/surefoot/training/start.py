@@ -37,24 +37,24 @@ def start_from(
     positions to parameters by name. `say` receives what was loaded and what such a file cannot restore.
     Raises `UsageError` for a file that does not fit; nothing is changed then.
     """
-    found = read_training(path)
+    elsewhere = read_training(path)
     bare = unwrap(model)
-    tensors, _ = without_prefix(found.tensors, bare)
-    state = None if found.optimizer is None else _positioned(found.optimizer, bare, optimizer, str(path))
+    tensors, _ = without_prefix(elsewhere.tensors, bare)
+    state = None if elsewhere.optimizer is None else _positioned(elsewhere.optimizer, bare, optimizer, str(path))
     put(tensors, bare, str(path))
-    say(f"{path}: {counted(len(tensors), 'tensor')}{f' from its entry {found.key!r}' if found.key else ''}")
+    say(f"{path}: {counted(len(tensors), 'tensor')}{f' from its entry {elsewhere.key!r}' if elsewhere.key else ''}")
     lacking = []
-    if state is not None and found.optimizer is not None:
+    if state is not None and elsewhere.optimizer is not None:
         say(f"{path}: the optimizer's state of {counted(len(state['state']), 'parameter')}, by position")
-        for line in _settings(found.optimizer, optimizer, schedule):
+        for line in _settings(elsewhere.optimizer, optimizer, schedule):
             say(f"{path}: {line}")
         optimizer.load_state_dict(state)
     else:
         lacking.append("the optimizer's state (it begins anew)")
     if done is None:
-        done = 0 if found.epoch is None else found.epoch + 1
-        if found.epoch is not None:
-            say(f"{path}: its epoch {found.epoch} is taken as {done} done (another count: --epochs-done N)")
+        done = 0 if elsewhere.epoch is None else elsewhere.epoch + 1
+        if elsewhere.epoch is not None:
+            say(f"{path}: its epoch {elsewhere.epoch} is taken as {done} done (another count: --epochs-done N)")
     loader.seek(done)
     if done and schedule.needs_metric:
         lacking.append("the scheduler's state (a plateau counts anew)")
@@ -66,8 +66,8 @@ def start_from(
         lacking.append(f"the scheduler's and the warmup's state (moved to epoch {done} as this recipe has them)")
     lacking += ["random numbers (from this run's seed)", "the best value so far", "a place within an epoch"]
     say(f"{path}: cannot give back {', '.join(lacking)}")
-    if found.others:
-        say(f"{path}: left aside: {', '.join(map(repr, found.others))}")
+    if elsewhere.others:
+        say(f"{path}: left aside: {', '.join(map(repr, elsewhere.others))}")
     return done
 
 

@@ -42,7 +42,7 @@ class Unfreezing:
 
     def joining(self) -> list[tuple[int, dict[str, Any]]]:
         """The groups that the whole plan will add, each with its epoch; nothing is thawed."""
-        found, thawed = [], set()
+        groups, thawed = [], set()
         parameters = dict(named_parameters(self.model))
         try:
             for epoch, pattern in self.plan:
@@ -51,11 +51,11 @@ class Unfreezing:
                 for group in param_groups(self.model, only=names, **self.how):
                     group["params"] = [parameter for _, parameter in group["params"]]
                     group["name"] += f", {pattern}"
-                    found.append((epoch, {**self.optimizer.defaults, **group}))
+                    groups.append((epoch, {**self.optimizer.defaults, **group}))
         finally:
             for name in thawed:
                 parameters[name].requires_grad_(False)
-        return found
+        return groups
 
     def begin(self, epoch: int) -> None:
         """Thaw what is due by the start of `epoch`; later calls for the same epoch do nothing."""

@@ -29,7 +29,7 @@ class Layer:
 
     name: str
     module: nn.Module
-    given: Tensor | None
+    input: Tensor | None
     gave: Tensor | None
 
     @property
@@ -107,8 +107,8 @@ class Watch:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            given = next(batches.tensors((args, kwargs)), None)
-            self.stack.append(Layer(name, module, given, None))
+            value = next(batches.tensors((args, kwargs)), None)
+            self.stack.append(Layer(name, module, value, None))
 
         return hook
 

@@ -1,4 +1,4 @@
-"""What the lint can find: every finding by name, and how one is told."""
+"""Every finding of the lint by name, and how one is shown."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _LARGE, _SMALL = 10.0, 5e-3
 
 
 def check_data(evidence: Evidence) -> Iterator[Finding]:
-    """Whether inputs and targets are finite; told before the model runs."""
+    """Whether inputs and targets are finite; checked before the model runs."""
     for what, tensors in (("inputs", evidence.inputs()), ("targets", evidence.targets_given())):
         for tensor in tensors:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -57,10 +57,10 @@ def check_inputs(evidence: Evidence) -> Iterator[Finding]:
     first = _first_with_weights(evidence.layers)
     if first is not None and isinstance(first.module, _SETS_SCALE):
         return
-    given = first.given if first is not None else next(iter(inputs), None)
-    if given is None or not given.is_floating_point() or given.numel() < 16 or _one_hot(given):
+    value = first.input if first is not None else next(iter(inputs), None)
+    if value is None or not value.is_floating_point() or value.numel() < 16 or _one_hot(value):
         return
-    values = given.detach().float()
+    values = value.detach().float()
     spread, mean = float(values.std()), float(values.mean())
     low, high = float(values.min()), float(values.max())
     taken_by = f"layer {first.label} is given" if first is not None and first.name else "the model is given"

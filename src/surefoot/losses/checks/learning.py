@@ -17,7 +17,7 @@ from .findings import error, warning
 
 
 def check_learning(evidence: Evidence) -> Iterator[Finding]:
-    """Everything that the loss and its gradients tell."""
+    """Findings about the loss and its gradients."""
     yield from _finite(evidence)
     yield from _gradients(evidence)
     yield from _dead(evidence)
@@ -123,19 +123,19 @@ def _gradients(evidence: Evidence) -> Iterator[Finding]:
 
 def _dead(evidence: Evidence) -> Iterator[Finding]:
     for layer in evidence.layers:
-        given = layer.given
+        value = layer.input
         if (
             isinstance(layer.module, nn.Linear | nn.modules.conv._ConvNd)
-            and given is not None
-            and len(given) >= 4
-            and given[0].numel() >= 8
-            and last_operation(given) in ("Relu", "Threshold")
-            and not bool(given.any())
+            and value is not None
+            and len(value) >= 4
+            and value[0].numel() >= 8
+            and last_operation(value) in ("Relu", "Threshold")
+            and not bool(value.any())
         ):
             yield warning(
                 "dead-outputs",
                 f"layer {layer.label} is given only zeros: the ReLU before it lets nothing through, "
-                f"for any of {len(given)} samples",
+                f"for any of {len(value)} samples",
                 "check the initialisation and the scale of the inputs; LeakyReLU keeps units alive",
             )
             return
@@ -158,7 +158,7 @@ def _dead(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _starts_at_zero(parameter: Tensor) -> bool:
-    """A weight that is all zeros is a known way to begin (a last layer, a residual branch), and no fault."""
+    """A weight that is all zeros is a usual way to begin (a last layer, a residual branch), and no fault."""
     return parameter.dim() > 1 and not bool(parameter.detach().any())
 
 

@@ -63,18 +63,18 @@ def lint(
     if "all" in off:
         return []
     model = unwrap(model)
-    seen = Evidence(
+    evidence = Evidence(
         model, loss, batch, optimizer, classes if classes is None or isinstance(classes, int) else len(classes)
     )
-    seen.parameters = dict(model.named_parameters())
+    evidence.parameters = dict(model.named_parameters())
     if isinstance(loss, nn.Module):
-        seen.parameters |= {f"loss.{n}": p for n, p in loss.named_parameters()}
+        evidence.parameters |= {f"loss.{n}": p for n, p in loss.named_parameters()}
     with untouched(model, loss), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # torch's own
-        found = _look(seen)
-        if last is not None and not any(finding.severity == "error" for finding in found):
-            found += _look_at_last(seen, last)
-    return [finding for finding in _once(found) if finding.name not in off]
+        findings = _look(evidence)
+        if last is not None and not any(finding.severity == "error" for finding in findings):
+            findings += _look_at_last(evidence, last)
+    return [finding for finding in _once(findings) if finding.name not in off]
 
 
 def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, off: Any) -> tuple[str, ...]:
@@ -115,10 +115,10 @@ def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
             ) from refusal
 
 
-def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
+def _look_at_last(evidence: Evidence, last: Sequence[Any]) -> list[Finding]:
     """Whether the epoch's last batch, shorter than the others, can be trained on."""
     try:
-        value_of(seen.loss, *convention_of(seen.loss).forward(seen.model, last))
+        value_of(evidence.loss, *convention_of(evidence.loss).forward(evidence.model, last))
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as refusal:
@@ -126,7 +126,7 @@ def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
         return [
             error(
                 "last-batch",
-                f"the last batch of each epoch has {batches.size(last)} of {batches.size(seen.batch)} samples, and "
+                f"the last batch of each epoch has {batches.size(last)} of {batches.size(evidence.batch)} samples, and "
                 f"cannot be trained on: {text}",
                 "leave it out (drop_last: true, in Python a Loader with drop_last=True), or give a batch_size that "
                 "divides the data otherwise",
@@ -135,57 +135,57 @@ def _look_at_last(seen: Evidence, last: Sequence[Any]) -> list[Finding]:
     return []
 
 
-def _look(seen: Evidence) -> list[Finding]:
-    found = list(check_optimizer(seen))
-    _run_model(seen)
-    found += check_data(seen)
-    if _stops(found, "nan-in-data"):
-        return found
-    found += check_inputs(seen)
-    before = [*check_targets(seen), *check_outputs(seen)]
-    found += before
+def _look(evidence: Evidence) -> list[Finding]:
+    findings = list(check_optimizer(evidence))
+    _run_model(evidence)
+    findings += check_data(evidence)
+    if _stops(findings, "nan-in-data"):
+        return findings
+    findings += check_inputs(evidence)
+    before = [*check_targets(evidence), *check_outputs(evidence)]
+    findings += before
     if any(finding.severity == "error" and finding.name != "too-few-outputs" for finding in before):
-        return found
+        return findings
     try:
-        run_loss(seen)
+        run_loss(evidence)
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as refusal:
-        return [*found, _refused_by_loss(seen, refusal)]
-    found += _without_echoes(list(check_learning(seen)), found)
-    return found
+        return [*findings, _refused_by_loss(evidence, refusal)]
+    findings += _without_echoes(list(check_learning(evidence)), findings)
+    return findings
 
 
-def _run_model(seen: Evidence) -> None:
-    enter_training(seen.model)
-    for module in seen.model.modules():
+def _run_model(evidence: Evidence) -> None:
+    enter_training(evidence.model)
+    for module in evidence.model.modules():
         if "_compiled_call_impl" in module.__dict__:
             # Compiled in place: its plain code is looked at, and `untouched` puts the compiled one back.
             module.__dict__["_compiled_call_impl"] = None
-    watch = Watch(seen.model)
+    watch = Watch(evidence.model)
     try:
-        seen.outputs, seen.targets = convention_of(seen.loss).forward(seen.model, seen.batch)
+        evidence.outputs, evidence.targets = convention_of(evidence.loss).forward(evidence.model, evidence.batch)
     except (UsageError, torch.OutOfMemoryError):
         raise
     except _REFUSALS as refusal:
-        raise refused_by_model(refusal, watch.stack, seen.model, seen.batch) from refusal
+        raise refused_by_model(refusal, watch.stack, evidence.model, evidence.batch) from refusal
     finally:
         watch.off()
-    seen.layers = watch.layers
-    if isinstance(seen.outputs, LossValue):
-        seen.answer = seen.outputs
-        seen.outputs, seen.targets = seen.answer.outputs, seen.answer.targets
-    seen.outputs = compared(seen.loss, seen.outputs, seen.targets)
+    evidence.layers = watch.layers
+    if isinstance(evidence.outputs, LossValue):
+        evidence.answer = evidence.outputs
+        evidence.outputs, evidence.targets = evidence.answer.outputs, evidence.answer.targets
+    evidence.outputs = compared(evidence.loss, evidence.outputs, evidence.targets)
 
 
-def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
+def _refused_by_loss(evidence: Evidence, refusal: Exception) -> Finding:
     text = first_line(refusal).rstrip(".")
-    outputs = ", ".join(map(batches.form, batches.tensors(seen.outputs)))
-    targets = seen.targets_given()
-    message = f"{describe(seen.loss)} refuses outputs {outputs}" + (
+    outputs = ", ".join(map(batches.form, batches.tensors(evidence.outputs)))
+    targets = evidence.targets_given()
+    message = f"{describe(evidence.loss)} refuses outputs {outputs}" + (
         f" with targets {', '.join(map(batches.form, targets))}" if targets else ""
     )
-    if all(name is not None for name, _ in seen.parts) and "weight" not in text:
+    if all(name is not None for name, _ in evidence.parts) and "weight" not in text:
         if _TYPES.search(text) and targets:
             wanted = "long" if "Long" in text and "found Float" in text else "float"
             return error("target-dtype", f"{message}: {text}", f"give `targets.{wanted}()`")
@@ -193,14 +193,14 @@ def _refused_by_loss(seen: Evidence, refusal: Exception) -> Finding:
             fix = "give outputs and targets the shapes that docs/losses.md names"
             return error("shape-mismatch", f"{message}: {text}", fix)
     fix = "docs/losses.md says what each loss is given"
-    if seen.outputs is None:
+    if evidence.outputs is None:
         message, fix = (
-            f"the model returns None, and {describe(seen.loss)} takes a tensor",
+            f"the model returns None, and {describe(evidence.loss)} takes a tensor",
             "return the outputs in its forward",
         )
-    elif part := _scores_in(seen.outputs):
-        name = type(seen.outputs).__name__
-        message = f"the model returns a {name}, and {describe(seen.loss)} takes a tensor"
+    elif part := _scores_in(evidence.outputs):
+        name = type(evidence.outputs).__name__
+        message = f"the model returns a {name}, and {describe(evidence.loss)} takes a tensor"
         fix = f"give the loss what it needs of it: loss=lambda outputs, targets: loss_function(outputs{part}, targets)"
     if "not implemented for" in text:
         fix = "compute the loss in float32: `outputs.float()`"
@@ -246,10 +246,10 @@ def _without_echoes(after: list[Finding], before: list[Finding]) -> list[Finding
     return [finding for finding in after if finding.name not in hidden]
 
 
-def _stops(found: Iterable[Finding], name: str) -> bool:
-    return any(finding.name == name for finding in found)
+def _stops(findings: Iterable[Finding], name: str) -> bool:
+    return any(finding.name == name for finding in findings)
 
 
-def _once(found: Iterable[Finding]) -> list[Finding]:
+def _once(findings: Iterable[Finding]) -> list[Finding]:
     """The parts of a sum of losses may find the same thing; it is reported once."""
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(findings))

@@ -19,7 +19,7 @@ _RELUS = frozenset({"Relu", "Threshold"})
 
 
 def check_outputs(evidence: Evidence) -> Iterator[Finding]:
-    """Everything that the outputs tell before the loss is computed."""
+    """Findings about the outputs, before the loss is computed."""
     outputs = evidence.outputs
     for name, loss in evidence.parts:
         if name == "GaussianNLLLoss":
@@ -34,7 +34,7 @@ def check_outputs(evidence: Evidence) -> Iterator[Finding]:
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.numel() == 0:
             continue
         if not bool(outputs.isfinite().all()):
-            continue  # NaN looks like nothing; the loss will tell
+            continue  # NaN looks like nothing; the loss will show it
         if name in _CHECKS:
             yield from _CHECKS[name](name, loss, outputs)
 

@@ -22,8 +22,8 @@ def refused_by_model(error: Exception, stack: list[Layer], model: nn.Module, bat
     text = first_line(error)
     inner = stack[-1] if stack else None
     message = "the model cannot run on the first batch"
-    if inner is not None and inner.given is not None:
-        message += f": {_where(inner)} was given {form(inner.given)}"
+    if inner is not None and inner.input is not None:
+        message += f": {_where(inner)} was given {form(inner.input)}"
     message += f": {text}"
     line = _users_line(error)
     if line:
@@ -52,41 +52,41 @@ def _users_line(error: Exception) -> str:
 
 def _advice(layer: Layer | None, text: str) -> str:
     module = layer.module if layer else None
-    given = layer.given if layer else None
+    value = layer.input if layer else None
     weight = getattr(module, "weight", None)
-    if given is not None and isinstance(weight, Tensor) and not isinstance(module, nn.Embedding):
-        if given.device != weight.device:
-            return f"the layer is on {weight.device} and its input on {given.device}: move both to one device"
-        if given.dtype != weight.dtype:
+    if value is not None and isinstance(weight, Tensor) and not isinstance(module, nn.Embedding):
+        if value.device != weight.device:
+            return f"the layer is on {weight.device} and its input on {value.device}: move both to one device"
+        if value.dtype != weight.dtype:
             wanted = str(weight.dtype).removeprefix("torch.")
-            if given.dtype == torch.uint8:
+            if value.dtype == torch.uint8:
                 return f"normalise the pixels (in a recipe data.normalize), or give `inputs.to(torch.{wanted}) / 255`"
             return f"the layer computes in {wanted}: give `inputs.to(torch.{wanted})`"
-    if isinstance(module, nn.Linear) and given is not None and given.shape[-1:] != (module.in_features,):
-        flat = given.shape[1:].numel()
-        if given.dim() > 2 and flat == module.in_features:
+    if isinstance(module, nn.Linear) and value is not None and value.shape[-1:] != (module.in_features,):
+        flat = value.shape[1:].numel()
+        if value.dim() > 2 and flat == module.in_features:
             return "flatten its input first (nn.Flatten)"
         return (
-            f"its last dimension must be {module.in_features}: set in_features={given.shape[-1]}, "
+            f"its last dimension must be {module.in_features}: set in_features={value.shape[-1]}, "
             "or change what comes before"
         )
     channels = getattr(module, "in_channels", None)
-    if channels is not None and given is not None and given.dim() > 1 and given.shape[1] != channels:
+    if channels is not None and value is not None and value.dim() > 1 and value.shape[1] != channels:
         return (
             f"it takes {channels} channels, (N, {channels}, ...): change in_channels, "
             "or the order of the input's dimensions"
         )
     features = getattr(module, "num_features", None)
-    if features is not None and given is not None:
+    if features is not None and value is not None:
         if "more than 1 value per channel" in text:
             return "batch norm needs more than one sample in training: raise batch_size, or drop_last: true"
-        if given.dim() > 1 and given.shape[1] != features:
-            return f"set num_features={given.shape[1]}, or change what comes before"
-    if isinstance(module, nn.Embedding) and given is not None:
-        if given.is_floating_point():
+        if value.dim() > 1 and value.shape[1] != features:
+            return f"set num_features={value.shape[1]}, or change what comes before"
+    if isinstance(module, nn.Embedding) and value is not None:
+        if value.is_floating_point():
             return "an embedding takes whole numbers: give int64 indices"
         return (
             f"its indices go from 0 to {module.num_embeddings - 1}; "
-            f"this batch has {int(given.min())} to {int(given.max())}"
+            f"this batch has {int(value.min())} to {int(value.max())}"
         )
     return ""

@@ -28,7 +28,7 @@ _REFUSES_SHAPES = ("BCELoss", "BCEWithLogitsLoss", "SoftMarginLoss")
 
 
 def check_targets(evidence: Evidence) -> Iterator[Finding]:
-    """Everything that the targets, and the outputs' shape, tell before the loss is computed."""
+    """Findings about the targets and the outputs' shape, before the loss is computed."""
     for name, loss in evidence.parts:
         targets, outputs = evidence.targets, evidence.outputs
         if name == "CTCLoss":
@@ -84,7 +84,7 @@ def _ends(tensor: Tensor) -> tuple[float, float]:
 
 
 def class_count(name: str | None, loss: Any, outputs: Any) -> int | None:
-    """The number of classes that a loss of class indices compares; None where it cannot be told."""
+    """The number of classes that a loss of class indices compares; None where that is unknown."""
     if name == "LinearCrossEntropyLoss":
         return int(loss.num_classes)
     if name == "AdaptiveLogSoftmaxWithLoss":
@@ -101,7 +101,7 @@ def _indices(name: str, loss: Any, outputs: Any, targets: Tensor, classes: int |
     if classes is not None and count < classes:
         yield error(
             "too-few-outputs",
-            f"the data has {counted(classes, 'class')} and the model tells {count} apart",
+            f"the data has {counted(classes, 'class')} and the model distinguishes {count}",
             f"give the last layer {classes} outputs",
         )
     inside = name in ("LinearCrossEntropyLoss", "AdaptiveLogSoftmaxWithLoss")  # outputs are features, not scores
