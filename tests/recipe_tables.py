@@ -8,6 +8,14 @@ from surefoot.recipe.dump import flow
 from surefoot.recipe.model import SECTIONS
 from surefoot.recipe.sections import REQUIRED, Key, Keyed, keys_of
 
+# What completes an example that shows only some keys.
+REST = {
+    "epochs": "epochs: 10",
+    "model": "model: LeNet5",
+    "data": "data: garments",
+    "loss": "loss: CrossEntropyLoss",
+    "optimizer": "optimizer: {name: SGD, lr: 0.1}",
+}
 _BLOCK = re.compile(r"(<!-- keys of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

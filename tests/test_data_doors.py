@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fit_arguments import fit_arguments
+from fit_arguments import FIXED, Heard, fit_arguments
 from torch import nn
 from torch.utils.data import (
     Dataset,
@@ -16,7 +16,6 @@ from torch.utils.data import (
 from surefoot import Loader, Preprocessing, UsageError, evaluate, fit, predict
 from surefoot.data import DatasetSource, as_source
 from surefoot.data.splits import pixel_scale
-from surefoot.tracking import Progress
 
 N = 6
 NUMBERS = np.arange(N * 3).reshape(N, 3) % 2
@@ -207,19 +206,6 @@ def test_samples_that_torch_cannot_join_are_named_and_a_users_own_error_is_not()
 
 
 # --- what fit, evaluate and predict make of them ------------------------------------------------------------------
-
-FIXED = {"threads": 1, "compile": "none", "onednn": True, "memory_format": "contiguous", "optimizer_impl": "default"}
-
-
-class Heard(Progress):
-    """Remembers what it was told."""
-
-    def __init__(self):
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 def trained(model, data, loss=None, **settings):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_tables import REST
 
 import surefoot
 from surefoot.cli import VERBS, make_parser, parse
@@ -18,14 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((Path(surefoot.__file__).parent / "explanations").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# What completes a block that shows only some keys of a recipe.
-REST = {
-    "epochs": "epochs: 10",
-    "model": "model: LeNet5",
-    "data": "data: garments",
-    "loss": "loss: CrossEntropyLoss",
-    "optimizer": "optimizer: {name: SGD, lr: 0.1}",
-}
 # The other languages of blocks, and what is done with them.
 LEFT = {"json", "text", ""}
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from fit_arguments import fit_arguments
+from fit_arguments import FIXED, Heard, fit_arguments
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -33,22 +33,9 @@ from surefoot import (
     predict,
 )
 from surefoot.data import DatasetSource
-from surefoot.tracking import Progress
 
-FIXED = {"threads": 1, "compile": "none", "onednn": True, "memory_format": "contiguous", "optimizer_impl": "default"}
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
-
-
-class Heard(Progress):
-    """Remembers what it was told."""
-
-    def __init__(self):
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 def net() -> nn.Linear:

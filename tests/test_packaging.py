@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import runpy
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from test_dev import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,9 +40,7 @@ def pins() -> dict[str, str]:
 
 
 def test_every_package_that_comes_in_is_pinned_also_those_that_others_ask_for():
-    spec = importlib.util.spec_from_file_location("dev_of_this_clone", ROOT / "dev.py")
-    dev = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(dev)
+    dev = load(ROOT)
     pinned = pins()
     queue, seen = [Requirement(text) for text in dev.requirements()], set()
     while queue:

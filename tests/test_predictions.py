@@ -114,23 +114,22 @@ def test_a_description_with_other_classes_than_outputs_is_one_message(tmp_path, 
     assert f"names {count} classes and its model has 3 outputs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("count", [3, 12])
-def test_eval_of_a_model_with_other_classes_is_one_message(tmp_path, capsys, monkeypatch, count):
-    monkeypatch.chdir(tmp_path)
+def garments_of(count):
+    """A saved LeNet-5 of so many classes, and a recipe with data of ten."""
+    classes = [f"c{i}" for i in range(count)]
     model = MODELS.build("LeNet5", {"classes": count})
-    save_model(
-        model,
-        "model",
-        loss="CrossEntropyLoss",
-        classes=[f"c{i}" for i in range(count)],
-        input_shape=(1, 28, 28),
-        input_dtype="uint8",
-    )
+    save_model(model, "model", loss="CrossEntropyLoss", classes=classes, input_shape=(1, 28, 28), input_dtype="uint8")
     with open("few.yaml", "w") as file:
         file.write(
             "epochs: 1\nmodel: LeNet5\ndata: {name: garments, train_size: 20, val_size: 20, batch_size: 10}\n"
             "loss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\n"
         )
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_eval_of_a_model_with_other_classes_is_one_message(tmp_path, capsys, monkeypatch, count):
+    monkeypatch.chdir(tmp_path)
+    garments_of(count)
     assert main(["eval", "model", "--data", "few.yaml"]) == 2
     err = capsys.readouterr().err
     assert f"{count} classes and the data have 10" in err and "Traceback" not in err
@@ -170,19 +169,7 @@ def test_a_confusion_matrix_fits_its_width_or_the_worst_confusions_are_told():
 
 def test_eval_prints_the_matrix(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_model(
-        MODELS.build("LeNet5"),
-        "model",
-        loss="CrossEntropyLoss",
-        classes=[f"c{i}" for i in range(10)],
-        input_shape=(1, 28, 28),
-        input_dtype="uint8",
-    )
-    with open("few.yaml", "w") as file:
-        file.write(
-            "epochs: 1\nmodel: LeNet5\ndata: {name: garments, train_size: 20, val_size: 20, batch_size: 10}\n"
-            "loss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\n"
-        )
+    garments_of(10)
     assert main(["eval", "model", "--data", "few.yaml"]) == 0
     out = capsys.readouterr().out
     assert "confusion matrix (rows: true class, columns: predicted)" in out and "  9 c9 " in out

@@ -10,21 +10,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from recipe_tables import filled, table
+from recipe_tables import REST, filled, table
 
 from surefoot.recipe import json_schema, load_recipe, packaged_names, parse_recipe
 from surefoot.recipe.model import SECTIONS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
-
-# What completes the examples that show only a few keys.
-REST = {
-    "epochs": "epochs: 10",
-    "model": "model: LeNet5",
-    "data": "data: garments",
-    "loss": "loss: CrossEntropyLoss",
-    "optimizer": "optimizer: {name: SGD, lr: 0.1}",
-}
 
 
 def blocks(language: str) -> list[str]:

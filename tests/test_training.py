@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fit_arguments import fit_arguments
+from fit_arguments import Heard, fit_arguments
 from torch import nn
 
 from surefoot import RunOptions, StepOptions
@@ -16,21 +16,10 @@ from surefoot.data import Loader
 from surefoot.data.orders import epoch_order
 from surefoot.errors import RunFailed, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
-from surefoot.tracking import Progress, read_records
+from surefoot.tracking import read_records
 from surefoot.training import About, Checkpoints, EarlyStopping, evaluate, fit, predict
 
 SAMPLES, FEATURES, CLASSES = 50, 6, 3
-
-
-class Heard(Progress):
-    """Remembers what it was told."""
-
-    def __init__(self):
-        super().__init__()
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture

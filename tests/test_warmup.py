@@ -17,13 +17,13 @@ STEPS = 1000
 WARMUP_NAMES = [name for name in WARM if name != "none"]
 
 
-def theirs(scheduler_name, warmup_name, steps=STEPS):
-    """pytorch_warmup's rates in a hand-written loop over plain torch."""
+def by_hand(warmups, scheduler_name, warmup_name):
+    """The rates in a hand-written loop over plain torch, with a warmup of the package `warmups`."""
     optimizer = adam()
     scheduler = plain_torch(SPECS[scheduler_name], optimizer)
-    warmup = getattr(pytorch_warmup, warmup_name)(optimizer, **WARM[warmup_name].args)
+    warmup = getattr(warmups, warmup_name)(optimizer, **WARM[warmup_name].args)
     rates = []
-    for step in range(steps):
+    for step in range(STEPS):
         rates.append(rates_of(optimizer))
         optimizer.step()
         with warmup.dampening():
@@ -34,19 +34,9 @@ def theirs(scheduler_name, warmup_name, steps=STEPS):
 @pytest.mark.parametrize("scheduler_name", [*NO_METRIC, "ReduceLROnPlateau"])
 @pytest.mark.parametrize("warmup_name", WARMUP_NAMES)
 def test_equal_to_pytorch_warmup_to_the_last_bit(scheduler_name, warmup_name):
-    expected = theirs(scheduler_name, warmup_name)
+    expected = by_hand(pytorch_warmup, scheduler_name, warmup_name)
     metric = scheduler_name == "ReduceLROnPlateau"
-
-    optimizer = adam()
-    scheduler = plain_torch(SPECS[scheduler_name], optimizer)
-    warmup = getattr(schedules, warmup_name)(optimizer, **WARM[warmup_name].args)
-    by_hand = []
-    for step in range(STEPS):
-        by_hand.append(rates_of(optimizer))
-        optimizer.step()
-        with warmup.dampening():
-            scheduler.step(*([metric_at(step)] if metric else []))
-    assert by_hand == expected
+    assert by_hand(schedules, scheduler_name, warmup_name) == expected
 
     optimizer = adam()
     scheduler = plain_torch(SPECS[scheduler_name], optimizer)
