@@ -5,104 +5,22 @@ from __future__ import annotations
 import copy
 import math
 import random
-import re
 
 import numpy
 import pytest
 import torch
+from graph_steps import RULES, batches, close, differs, made, step_of, updater
 from torch import nn
 
-from surefoot.execution import CannotCompile, Execution, make_backend, verify
-from surefoot.execution.compiled import CompiledGraph, compile_step, compiler, why_not
+from surefoot.execution import CannotCompile, Execution, make_backend
+from surefoot.execution.compiled import compile_step, compiler, why_not
 from surefoot.execution.graph_step import GraphStep
 from surefoot.execution.measure import Bench, Trial
-from surefoot.execution.pools import written_backward, written_forward, written_out, written_pools
-from surefoot.execution.verify import Observed, first_difference, record
 from surefoot.models import MODELS
 from surefoot.nonfinite import NonFinite
 from surefoot.step import StepOptions, TrainStep
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler here")
-
-
-class Net(nn.Module):
-    """Buffers that are changed in place, one that is assigned anew, and random numbers."""
-
-    def __init__(self, dropout=0.0):
-        super().__init__()
-        self.first = nn.Linear(5, 8, bias=False)  # before a BatchNorm its gradient is rounding
-        self.norm = nn.BatchNorm1d(8)
-        self.drop = nn.Dropout(dropout)
-        self.last = nn.Linear(8, 3)
-        self.register_buffer("seen", torch.zeros(3))
-
-    def forward(self, x):
-        y = self.last(self.drop(torch.relu(self.norm(self.first(x)))))
-        self.seen = self.seen + y.detach().mean(0)
-        return y
-
-
-def made(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), dropout=0.0):
-    torch.manual_seed(0)
-    net = Net(dropout)
-    return net, optimizer(net.parameters())
-
-
-def batches(count=5, size=6):
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(size, 5, generator=generator), torch.randint(0, 3, (size,), generator=generator))
-        for _ in range(count)
-    ]
-
-
-def interpreted(graph, arguments):
-    """In the place of Inductor: the traced graph as it is, which costs no time to make."""
-    return graph
-
-
-def step_of(model, loss, optimizer, batch, lower=interpreted, **options):
-    step = TrainStep(model, loss, optimizer, StepOptions(**options))
-    graph = CompiledGraph(step, batch)
-    graph.compile(batch, lower)
-    return graph
-
-
-def updater(model, loss, optimizer, batch, **options):
-    """A compiled backend whose graph is interpreted."""
-    step = TrainStep(model, loss, optimizer, StepOptions(**options))
-    return GraphStep(step, lambda: step_of(model, loss, optimizer, batch, **options), print)
-
-
-def differs(graph, batch):
-    """How loss and gradients of a graph differ from eager's, both from the same random numbers."""
-    step = TrainStep(graph.bundle.model, graph.bundle.loss, torch.optim.SGD(graph.parameters, lr=0.1))
-    random = torch.get_rng_state()
-    expected = record(step, step.plain, [batch], updates=1)
-    torch.set_rng_state(random)
-    found = graph([t.clone() for t in batch])
-    names = [name.removeprefix("model.") for name in graph.names]
-    seen = Observed([found.loss], [], [dict(zip(names, found.grads, strict=True))])
-    return first_difference(Observed(expected.losses, [], expected.gradients), seen)
-
-
-def close(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(close(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(close, a, b))
-    return a == b
-
-
-RULES = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01),
-    "SGD nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-    "SGD maximizing": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, maximize=True),
-    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-}
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1, "clip_value": 0.02}])
@@ -269,131 +187,6 @@ def test_a_compiled_module_with_wrong_gradients_is_caught(monkeypatch):
         f"it differs from eager by more than rounding: the gradient of conv1.weight is all zeros where eager has a "
         f"2-norm of {norm:.3g}"
     )
-
-
-@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (1, 3), (3, 2), (2, 4)])
-@pytest.mark.parametrize("case", ["random", "ties", "NaN"])
-def test_a_pool_written_out_is_torchs_to_the_bit(kernel, case):
-    x = torch.randn(3, 2, 12, 12)
-    if case == "ties":
-        x = x.round().clamp(-1, 1)
-    if case == "NaN":
-        x[0, 0, 4, 4] = x[1, 1, 0, 0] = x[1, 1, 0, 1] = math.nan
-    pool, back = torch.ops.aten.max_pool2d_with_indices, torch.ops.aten.max_pool2d_with_indices_backward
-    expected, positions = pool(x, kernel, kernel)
-    found, where = written_forward(x, kernel, kernel)
-    assert torch.equal(found.nan_to_num(99), expected.nan_to_num(99))
-    grad = torch.randn_like(expected)
-    rest = (kernel, kernel, (0, 0), (1, 1), False)
-    assert torch.equal(written_backward(grad, x, *rest, where), back(grad, x, *rest, positions))
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_pools_that_tile_the_image_are_written_out(ties):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(4 * 36, 3))
-    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
-    inputs = torch.randn(3, 1, 16, 16)
-    if ties:
-        inputs = inputs.round()
-        model[0].weight.data.copy_(model[0].weight.sign())
-    batch = (inputs, torch.tensor([0, 1, 2]))
-    step = step_of(model, loss, optimizer, batch)
-    graph = written_out(step.trace(batch), step.arguments(batch))
-    aten = torch.ops.aten
-    targets = {node.target for node in graph.graph.nodes}
-    assert aten.max_pool2d_with_indices.default not in targets
-    assert differs(step, batch) is None
-
-
-@pytest.mark.parametrize(
-    ("pool", "inputs"),
-    [
-        (lambda x: nn.functional.max_pool2d(x, 2, return_indices=True), torch.zeros(1, 2, 4, 4)),
-        (lambda x: nn.functional.max_pool2d(x, 2, stride=1), torch.zeros(1, 2, 4, 4)),
-        (lambda x: nn.functional.max_pool2d(x, 2, padding=1), torch.zeros(1, 2, 4, 4)),
-        (lambda x: nn.functional.max_pool2d(x, 2), torch.zeros(1, 2, 5, 4)),
-        (lambda x: nn.functional.max_pool2d(x, 2), torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16)),
-        (
-            lambda x: nn.functional.max_pool2d(x, 2),
-            torch.zeros(1, 2, 4, 4).contiguous(memory_format=torch.channels_last),
-        ),
-    ],
-    ids=["positions are read", "overlapping", "padded", "does not tile", "bf16", "channels last"],
-)
-def test_other_pools_are_left_to_torch(pool, inputs):
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    assert not written_pools(make_fx(pool, tracing_mode="fake")(inputs))
-
-
-@pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1}])
-def test_a_compiled_step_is_compared_with_the_plain_one_without_a_trace(limits):
-    model, optimizer = made(RULES["Adam"], dropout=0.5)
-    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], **limits)
-    before, random = copy.deepcopy((model.state_dict(), optimizer.state_dict())), torch.get_rng_state()
-    assert verify(fast.step, fast, [batches()[0]]) is None
-    assert close(before, (model.state_dict(), optimizer.state_dict()))
-    assert torch.equal(random, torch.get_rng_state())
-
-
-def lie(what):
-    """A backend that is the plain step, but for one thing."""
-
-    def backend(step):
-        def run(micro_batches):
-            result = step.plain(micro_batches)
-            with torch.no_grad():
-                if what == "update":  # another rule: p + 123 * grad
-                    for p in step.model.parameters():
-                        p.add_(p.grad, alpha=123)
-                elif what == "outputs":
-                    result = result._replace(outputs=result.outputs + 1)
-                elif what == "loss":
-                    result = result._replace(loss=result.loss * 1.1)
-                elif what == "buffer":
-                    step.model.norm.running_mean.add_(1)
-                elif what == "state":
-                    step.optimizer.state[step.model.last.weight]["exp_avg"].mul_(2)
-                elif what == "gradient":
-                    step.model.last.bias.grad = torch.zeros(3)
-            return result
-
-        run.writes_unseen = True
-        return run
-
-    return backend
-
-
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [
-        ("update", "the loss is .* where eager has"),
-        ("outputs", "its outputs are off"),
-        ("loss", "the loss is"),
-        ("buffer", "buffer norm.running_mean is off by"),
-        ("state", "last.weight is off by .* of its change after two updates"),
-        ("gradient", "the gradient of last.bias is all zeros where eager has"),
-    ],
-)
-def test_each_difference_from_the_plain_step_is_found(what, words):
-    model, optimizer = made(RULES["Adam"])
-    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
-    assert re.search(words, verify(step, lie(what)(step), [batches()[0]]))
-    assert verify(step, lie("nothing")(step), [batches()[0]]) is None
-
-
-def test_an_eager_backend_is_held_to_the_bit():
-    model, optimizer = made()
-    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
-
-    def nearly(micro_batches):
-        result = step.plain(micro_batches)
-        with torch.no_grad():
-            model.last.weight.mul_(1 + 1e-6)
-        return result
-
-    assert "differs from eager: the loss is" in verify(step, nearly, [batches()[0]])
 
 
 def test_a_model_in_evaluation_mode_is_not_compiled():

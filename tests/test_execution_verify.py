@@ -1,0 +1,83 @@
+"""verify: each difference between a backend and the plain step is found and named."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from graph_steps import RULES, batches, close, made, updater
+from torch import nn
+
+from surefoot.execution import verify
+from surefoot.step import TrainStep
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1}])
+def test_a_compiled_step_is_compared_with_the_plain_one_without_a_trace(limits):
+    model, optimizer = made(RULES["Adam"], dropout=0.5)
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0], **limits)
+    before, random = copy.deepcopy((model.state_dict(), optimizer.state_dict())), torch.get_rng_state()
+    assert verify(fast.step, fast, [batches()[0]]) is None
+    assert close(before, (model.state_dict(), optimizer.state_dict()))
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def lie(what):
+    """A backend that is the plain step, but for one thing."""
+
+    def backend(step):
+        def run(micro_batches):
+            result = step.plain(micro_batches)
+            with torch.no_grad():
+                if what == "update":  # another rule: p + 123 * grad
+                    for p in step.model.parameters():
+                        p.add_(p.grad, alpha=123)
+                elif what == "outputs":
+                    result = result._replace(outputs=result.outputs + 1)
+                elif what == "loss":
+                    result = result._replace(loss=result.loss * 1.1)
+                elif what == "buffer":
+                    step.model.norm.running_mean.add_(1)
+                elif what == "state":
+                    step.optimizer.state[step.model.last.weight]["exp_avg"].mul_(2)
+                elif what == "gradient":
+                    step.model.last.bias.grad = torch.zeros(3)
+            return result
+
+        run.writes_unseen = True
+        return run
+
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("update", "the loss is .* where eager has"),
+        ("outputs", "its outputs are off"),
+        ("loss", "the loss is"),
+        ("buffer", "buffer norm.running_mean is off by"),
+        ("state", "last.weight is off by .* of its change after two updates"),
+        ("gradient", "the gradient of last.bias is all zeros where eager has"),
+    ],
+)
+def test_each_difference_from_the_plain_step_is_found(what, words):
+    model, optimizer = made(RULES["Adam"])
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+    assert re.search(words, verify(step, lie(what)(step), [batches()[0]]))
+    assert verify(step, lie("nothing")(step), [batches()[0]]) is None
+
+
+def test_an_eager_backend_is_held_to_the_bit():
+    model, optimizer = made()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+
+    def nearly(micro_batches):
+        result = step.plain(micro_batches)
+        with torch.no_grad():
+            model.last.weight.mul_(1 + 1e-6)
+        return result
+
+    assert "differs from eager: the loss is" in verify(step, nearly, [batches()[0]])
