@@ -298,10 +298,12 @@ def test_the_live_groups_hold_nothing_that_would_compile_a_step_again():
     assert "warmup_step" not in again.param_groups[0]
 
 
-def test_warmups_that_are_gone_are_forgotten():
+def test_warmups_that_are_gone_are_forgotten(request):
     import gc
     import weakref
 
+    gc.freeze()  # what other tests have left is not gone through each time
+    request.addfinalizer(gc.unfreeze)
     optimizer, warmup = linear()
     gone = weakref.ref(warmup)
     del warmup

@@ -188,14 +188,13 @@ def tune(
         trials = [Trial(e) for e in candidates(plain, fixed, model)]
         race(bench, trials, 0.6 * timing_s)
         best = _settle(bench, trials, thorough, say) or trials[0]
-        impls = [Trial(e) for e in implementations(best.execution, fixed, optimizer)]
-        if impls:
-            # The fused one first, so that it is taken among equals: it is called without torch's wrappers.
-            fused = [t for t in impls if t.execution.optimizer_impl == "fused"]
-            rivals = [*fused, best, *(t for t in impls if t not in fused)]
-            race(bench, rivals, 0.4 * timing_s)
-            trials = [*fused, *trials, *(t for t in impls if t not in fused)]
-            best = _settle(bench, rivals, thorough, say) or best
+        chosen = any(group.get("foreach") or group.get("fused") for group in optimizer.param_groups)
+        if "optimizer_impl" not in fixed and not chosen and supports_fused(optimizer):
+            # First, so that it is taken among equals: it is called without torch's wrappers.
+            fused = Trial(replace(best.execution, optimizer_impl="fused"))
+            trials.insert(0, fused)
+            race(bench, [fused, best], 0.4 * timing_s)
+            best = _settle(bench, [fused, best], thorough, say) or best
         if device == "cuda":
             trial = Trial(replace(best.execution, cuda_graph=True))
             trials.append(trial)
@@ -255,7 +254,7 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     threads, most = [plain.threads], plain.threads
     if "threads" not in fixed:
         while most > 1:
-            most = most // 2 if most > 4 else most - 1 if most == 3 else most // 2
+            most = 2 if most == 3 else most // 2
             threads.append(most)
     onednn = [plain.onednn]
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -265,16 +264,6 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
         replace(plain, threads=t, onednn=o, memory_format=f) for t in sorted(threads) for f in formats for o in onednn
     ]
     return [e for e in made if e.onednn or e.memory_format == "contiguous" or "memory_format" in fixed]
-
-
-def implementations(best: Execution, fixed: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[Execution]:
-    """torch's other implementations of this optimizer's update, where the user chose none."""
-    if "optimizer_impl" in fixed or any(g.get("foreach") or g.get("fused") for g in optimizer.param_groups):
-        return []
-    found = ["fused"] if supports_fused(optimizer) else []
-    if "foreach" in optimizer.defaults:
-        found.append("foreach")
-    return [replace(best, optimizer_impl=impl) for impl in found]
 
 
 def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable[[str], None]) -> Trial | None:
