@@ -278,6 +278,63 @@ def graphs() -> str:
 
 
 @case
+def graphs_by_recipe() -> str:
+    """A recipe with a list of graphs, CrossEntropyLoss on their `y`, a model of (x, edge_index, batch)."""
+    module = """
+import torch
+from torch_geometric.data import Data
+from torch_geometric.nn import GCNConv, global_mean_pool
+
+class Net(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.head = GCNConv(4, width), torch.nn.Linear(width, 2)
+
+    def forward(self, x, edge_index, batch):
+        return self.head(global_mean_pool(self.conv(x, edge_index).relu(), batch))
+
+def graphs():
+    g = torch.Generator().manual_seed(0)
+    edges = [torch.randint(0, 5, (2, 8), generator=g) for _ in range(22)]
+    data = [Data(torch.randn(5, 4, generator=g), e, y=torch.tensor([i % 2])) for i, e in enumerate(edges)]
+    return data[:16], data[16:]
+"""
+    recipe = """
+model: {import: "small_graphs:Net", width: 8}
+data: {import: "small_graphs:graphs", batch_size: 4}
+loss: CrossEntropyLoss
+optimizer: {name: Adam, lr: 0.01}
+epochs: 2
+"""
+    home = by_recipe(recipe, {"small_graphs.py": module})
+    report = said("eval", str(home / "whole"))
+    assert "accuracy" in report, report
+    return report.splitlines()[1].strip()
+
+
+@case
+def lora_by_recipe() -> str:
+    """PEFT by nested imports in a recipe: the adapter of a model, both made from their configurations."""
+    recipe = """
+model:
+  import: peft:get_peft_model
+  model:
+    import: transformers:AutoModelForCausalLM.from_config
+    config:
+      {import: "transformers:AutoConfig.for_model", model_type: gpt2, n_layer: 2, n_embd: 32, n_head: 2, vocab_size: 27}
+  peft_config: {import: "peft:LoraConfig", r: 4, target_modules: [c_attn], task_type: CAUSAL_LM, fan_in_fan_out: true}
+data: {name: text, path: book.txt, length: 16, batch_size: 8}
+loss: CrossEntropyLoss
+optimizer: {name: AdamW, lr: 0.001}
+epochs: 2
+"""
+    home = by_recipe(recipe, {"book.txt": "abcdefghijklmnopqrstuvwxyz " * 60})
+    report = said("eval", str(home / "whole"))
+    assert "accuracy" in report, report
+    return report.splitlines()[1].strip()
+
+
+@case
 def frames() -> str:
     """pandas' frames and columns."""
     import numpy as np

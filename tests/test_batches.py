@@ -199,3 +199,24 @@ def test_outputs_that_do_not_fit_are_not_joined():
     assert batches.joined([{"a": torch.zeros(2)}, {"b": torch.zeros(2)}]) is None
     assert batches.joined([torch.zeros(()), torch.zeros(())]) is None
     assert batches.joined([(torch.zeros(2), 1), (torch.zeros(2), 1)]) is None
+
+
+class Graph:
+    """As much of a graph of PyTorch Geometric as a call looks at; `dev.py libraries` has the real one."""
+
+    num_graphs = 2
+    edge_attr = None
+
+    def __init__(self):
+        self.x, self.edge_index = torch.ones(5, 3), torch.zeros(2, 4, dtype=torch.long)
+        self.batch, self.y = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 0])
+
+
+def test_a_graph_is_given_whole_or_by_the_names_that_forward_needs():
+    graph = Graph()
+    assert batches.size((graph,)) == 2 and batches.pair((graph,)) == (graph, graph.y)
+    assert batches.call(lambda data: data, graph) is graph
+    found = batches.call(lambda x, edge_index, batch=None, edge_attr="none": (x, edge_index, batch, edge_attr), graph)
+    assert found == (graph.x, graph.edge_index, graph.batch, "none")
+    with pytest.raises(TypeError, match="positions"):
+        batches.call(lambda x, positions: 0, graph)

@@ -257,10 +257,10 @@ def test_a_model_that_returns_an_object_is_told_how_its_scores_are_read():
             self.layer, self.kind = nn.Linear(4, 2), kind
 
         def forward(self, x):
-            return self.kind(loss=None, logits=self.layer(x))
+            return self.kind(loss=None, prediction=self.layer(x))
 
     x, y = torch.randn(16, 4), torch.arange(16) % 2
-    for kind, part in ((Answer, ".logits"), (dict, "['logits']")):
+    for kind, part in ((Answer, ".prediction"), (dict, "['prediction']")):
         model = Wrapped(kind)
         with pytest.raises(UsageError) as refusal:
             trained(model, (x, y), batch_size=8)

@@ -60,7 +60,7 @@ def test_whatever_holds_samples_becomes_a_source():
     [
         ((x for x in "ab"), "a generator can be read only once; give an IterableDataset"),
         (DataLoader(TensorDataset(torch.zeros(3))), "give its data set"),
-        (torch.zeros(3), r"found one Tensor; give \(inputs, targets\)"),
+        (torch.zeros(3), r"found one Tensor; give \(inputs, targets\), or \(inputs,\) where an objective"),
         ("garments", "found one str"),
         ({"a": 1}, "found one dict"),
         (7, "int is not a data set"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -48,12 +49,14 @@ def size(batch: Any) -> int:
 def stacked(samples: Sequence[Any]) -> Any:
     """A batch of `samples`, all of one form: torch's default_collate, and for dataclasses the same field by field.
 
-    Raises what default_collate raises for samples that differ.
+    Graphs of PyTorch Geometric become one, its own Batch. Raises what default_collate raises for samples that differ.
     """
     first = samples[0]
     if _is_dataclass(first):
         parts = {name: stacked([getattr(sample, name) for sample in samples]) for name, _ in inside(first) or ()}
         return dataclasses.replace(first, **parts)
+    if hasattr(first, "__cat_dim__"):
+        return importlib.import_module("torch_geometric.data").Batch.from_data_list(list(samples))
     if type(first) in (tuple, list) and any(map(_is_dataclass, first)):
         return tuple(stacked(parts) for parts in zip(*samples, strict=True))
     if type(first) is dict and any(map(_is_dataclass, first.values())):
@@ -139,7 +142,7 @@ def pair(batch: Any) -> tuple[Any, Any] | None:
     """``(inputs, targets)`` of a batch, or None where it is no such pair.
 
     Of a mapping the targets are what has one of `TARGET_NAMES`, and the inputs what is left: a `Rest`, whose only entry
-    is given to the model as it is where its name is no argument of forward (see `call`).
+    is given to the model as it is where its name is no argument of forward (see `call`). Of a graph they are its `y`.
 
     >>> pair(({"x": 1, "label": 2},))
     ({'x': 1}, 2)
@@ -147,6 +150,8 @@ def pair(batch: Any) -> tuple[Any, Any] | None:
     if len(batch) == 2 and not isinstance(batch, Mapping):
         return batch[0], batch[1]
     given = whole(batch)
+    if _is_graph(given) and isinstance(getattr(given, "y", None), Tensor):
+        return given, given.y
     if not isinstance(given, Mapping):
         return None
     name = next((name for name in TARGET_NAMES if name in given), None)
@@ -164,7 +169,8 @@ def call(model: Callable[..., Any], inputs: Any, **more: Any) -> Any:
     """``model(inputs, **more)``; keywords from a mapping, several arguments from a tuple, where forward takes them so.
 
     A mapping is spread where every key is an argument of forward; a `Rest` with a single entry gives that as the only
-    argument. A tuple or list is spread where forward needs more than one argument.
+    argument. A tuple or list is spread where forward needs more than one argument. A graph is spread where it has all
+    that forward needs by name: ``forward(x, edge_index, batch)``.
     """
     if isinstance(inputs, Tensor):
         return model(inputs, **more)
@@ -174,8 +180,13 @@ def call(model: Callable[..., Any], inputs: Any, **more: Any) -> Any:
             return model(**inputs, **more)
         single = isinstance(inputs, Rest) and len(inputs) == 1
         return model(next(iter(inputs.values())) if single else inputs, **more)
-    if isinstance(inputs, tuple | list) and len(inputs) > 1 and _arguments(model)[1] > 1:
+    if isinstance(inputs, tuple | list) and len(inputs) > 1 and len(_arguments(model)[1]) > 1:
         return model(*inputs, **more)
+    if _is_graph(inputs):
+        names, needed, _ = _arguments(model)
+        parts = {name: getattr(inputs, name, None) for name in names}
+        if needed and all(parts[name] is not None for name in needed):
+            return model(**{name: part for name, part in parts.items() if part is not None}, **more)
     return model(inputs, **more)
 
 
@@ -261,19 +272,23 @@ def _forward(model: Any) -> Any:
     return getattr(module, "forward", module)
 
 
-def _arguments(model: Any) -> tuple[frozenset[str], int, bool]:
-    """The names that forward takes by keyword, how many arguments it needs by position, whether it takes any name."""
+def _is_graph(value: Any) -> bool:
+    return getattr(value, "num_graphs", None) is not None
+
+
+def _arguments(model: Any) -> tuple[frozenset[str], tuple[str, ...], bool]:
+    """The names that forward takes by keyword, those that it needs by position, whether it takes any name."""
     forward = _forward(model)
     return _of_function(getattr(forward, "__func__", forward), hasattr(forward, "__func__"))
 
 
 @functools.lru_cache(maxsize=64)
-def _of_function(function: Any, bound: bool) -> tuple[frozenset[str], int, bool]:
+def _of_function(function: Any, bound: bool) -> tuple[frozenset[str], tuple[str, ...], bool]:
     try:
         parameters = list(inspect.signature(function).parameters.values())[1 if bound else 0 :]
     except (TypeError, ValueError):
-        return frozenset(), 1, False
+        return frozenset(), (), False
     names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = sum(p.default is p.empty for p in positional)
+    needed = tuple(p.name for p in positional if p.default is p.empty)
     return names, needed, any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -63,7 +63,8 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
             raise UsageError(f"data: a {type(data).__name__} was given; give (inputs, targets), or {TABLE}")
         if is_array(data) or isinstance(data, str | dict):
             keys = f" with {', '.join(map(repr, list(data)[:6]))}" if isinstance(data, dict) else ""
-            raise UsageError(f"data: found one {type(data).__name__}{keys}; give (inputs, targets)")
+            alone = ", or (inputs,) where an objective needs no targets" if is_array(data) else ""
+            raise UsageError(f"data: found one {type(data).__name__}{keys}; give (inputs, targets){alone}")
         return DatasetSource(data, classes=classes)
     raise UsageError(
         f"data: {type(data).__name__} is not a data set; give (inputs, targets) tensors or a torch Dataset"
