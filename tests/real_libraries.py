@@ -15,7 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Without what they depend on where that would replace torch.
-ALONE = ["transformers", "datasets", "torchmetrics", "peft", "torch_geometric"]
+ALONE = [
+    *("transformers", "datasets", "torchmetrics", "peft", "torch_geometric"),
+    *("timm", "segmentation_models_pytorch"),
+]
 PACKAGES = [
     *(
         "numpy",
@@ -58,13 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 def train_all() -> int:
     """Every case here, in this environment."""
     warnings.simplefilter("ignore")
+    import real_models
+
     wrong = 0
-    for case in CASES:
+    for case in [*CASES, *real_models.CASES]:
         try:
-            print(f"{case.__name__:20} {case()}", flush=True)
+            print(f"{case.__name__:25} {case()}", flush=True)
         except Exception as error:
             wrong += 1
-            print(f"{case.__name__:20} WRONG: {type(error).__name__}: {error}", flush=True)
+            print(f"{case.__name__:25} WRONG: {type(error).__name__}: {error}", flush=True)
     return 1 if wrong else 0
 
 

@@ -211,3 +211,15 @@ def test_the_gpt_looks_at_the_tokens_before_only():
     assert torch.allclose(one[..., :5], other[..., :5], atol=1e-12)
     assert (one[..., 5:] - other[..., 5:]).abs().amax(1).min() > 1e-6
     assert torch.allclose(model(tokens[:, :3]), one[..., :3], atol=1e-12)  # a shorter window is one as well
+
+
+def test_what_an_installed_library_refuses_is_told_with_its_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(
+        "model: {import: 'torch.nn:Conv2d', in_channels: 4, out_channels: 3, kernel_size: 1, groups: 3}\n"
+        "data: {name: garments, train_size: 32, val_size: 16}\nloss: CrossEntropyLoss\noptimizer: AdamW\nepochs: 1\n"
+    )
+    assert main(["check", "r.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("surefoot: r.yaml:1:8: model: torch.nn:Conv2d: ValueError: in_channels must be divisible")
+    assert len(error.splitlines()) == 1

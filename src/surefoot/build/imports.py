@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Problems, UsageError
+from ..errors import Problems, UsageError, first_line
 from ..registry import Registry, argument_problems, import_object, parameters_of, with_imports
 
 if TYPE_CHECKING:
@@ -41,8 +41,15 @@ def function_of(part: Part, registry: Registry, given: int) -> Any:
 
 def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
     """A user's own class or function, called; the arguments are checked by its signature first."""
+    from ..checkpoint.user_code import is_own
+
     _check(target, name, arguments)
-    return target(**arguments)
+    try:
+        return target(**arguments)
+    except Exception as error:
+        if isinstance(error, UsageError) or is_own(getattr(target, "__module__", None)):
+            raise  # the user's own code is shown where it went wrong
+        raise UsageError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _check(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], given: int = 0) -> None:

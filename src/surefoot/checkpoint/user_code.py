@@ -46,16 +46,16 @@ def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
         functions = isinstance(value, types.FunctionType | types.MethodType)
         kinds = [value] if functions else type(value).__mro__
         for kind in kinds:
-            if id(kind) not in done and _own(getattr(kind, "__module__", None)):
+            if id(kind) not in done and is_own(getattr(kind, "__module__", None)):
                 done.add(id(kind))
                 yield kind
     for part in parts:
         if isinstance(part, type):
-            yield from (kind for kind in part.__mro__ if _own(kind.__module__))
+            yield from (kind for kind in part.__mro__ if is_own(kind.__module__))
 
 
 @functools.cache
-def _own(module: str | None) -> bool:
+def is_own(module: str | None) -> bool:
     """Whether a module is the user's: neither installed, nor Python's, nor this package."""
     if module == _MAIN:
         return True
@@ -89,7 +89,7 @@ def _file(module: str, files: dict[str, str]) -> None:
     files[name] = hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
     home = module if package else module.rpartition(".")[0]
     for imported in _imports(tree, home):
-        if imported in sys.modules and _own(imported):
+        if imported in sys.modules and is_own(imported):
             _file(imported, files)
 
 
@@ -126,12 +126,12 @@ def _main(code: Any, digests: dict[str, str], files: dict[str, str]) -> None:
                 continue
             value = function.__globals__[reference]
             if isinstance(value, types.ModuleType):
-                if _own(value.__name__) and value.__name__ != _MAIN:
+                if is_own(value.__name__) and value.__name__ != _MAIN:
                     _file(value.__name__, files)
             elif isinstance(value, type | types.FunctionType):
                 if value.__module__ == _MAIN:
                     _main(value, digests, files)
-                elif _own(value.__module__):
+                elif is_own(value.__module__):
                     _file(value.__module__, files)
             elif isinstance(value, bool | int | float | complex | str | bytes | tuple | frozenset | None):
                 digests[f"code.{_MAIN}:{reference}"] = Fingerprint.of(value)
