@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import UsageError
 from .metric_objects import MetricObjects
 from .metric_registry import OWN
-from .sums import OwnMetrics, Pair, answered, yes_and_truth
+from .sums import OwnMetrics, Pair, answers_of
 from .text import counted
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
@@ -250,28 +250,33 @@ class RunningMetrics:
     def _count(self, outputs: Sequence[Any], targets: Sequence[Any]) -> tuple[int, int]:
         """Add to our own metrics; how many answers are right, and how many there were."""
         each = [pair for o, t in zip(outputs, targets, strict=True) for pair in zip(_parts(o), _parts(t), strict=True)]
+        self.own.update(each)
+        if not self.accuracy and self.own.counts is None:
+            return 0, 0
         # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
         groups: dict[Any, list[Pair]] = {}
         for i, (o, t) in enumerate(each):
-            plain = isinstance(o, Tensor) and isinstance(t, Tensor) and o.dim() and t.dim()
-            groups.setdefault((*o.shape[1:], t.dtype, *t.shape[1:]) if plain else i, []).append((o, t))
-        joined = [some[0] if len(some) == 1 else _joined(some) for some in groups.values()]
-        self.own.update(joined, each)
-        if not self.accuracy:
-            return 0, 0
-        right, seen = torch.stack([self._count_one(*pair) for pair in joined]).sum(0).tolist()
+            key = (*o.shape[1:], t.dtype, *t.shape[1:]) if o.dim() and t.dim() else i
+            groups.setdefault(key, []).append((o, t))
+        totals = []
+        for some in groups.values():
+            given, wanted = some[0] if len(some) == 1 else tuple(map(torch.cat, zip(*some, strict=True)))
+            answers, truth = answers_of(str(self.kind), given, wanted)
+            if self.own.counts is not None:
+                self.own.counts.hold(given, answers, truth)
+            if self.accuracy:
+                totals.append(self._right(answers, truth))
+        right, seen = torch.stack(totals).sum(0).tolist() if totals else (0, 0)
         return right, seen
 
-    def _count_one(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.kind == "classes":
-            answers, targets = answered(outputs, targets)
-            counted = targets != self.ignore_index
-            if self.confusion:
-                self._tally(answers, targets, counted)
-            return torch.stack([((answers == targets) & counted).sum(), counted.sum()])
-        yes, truth = yes_and_truth(str(self.kind), outputs, targets)
-        right = yes == truth
-        return torch.stack([right.sum(), right.new_tensor(right.numel(), dtype=torch.long)])
+    def _right(self, answers: Tensor, truth: Tensor) -> Tensor:
+        if self.kind != "classes":
+            right = answers == truth
+            return torch.stack([right.sum(), right.new_tensor(right.numel(), dtype=torch.long)])
+        counted = truth != self.ignore_index
+        if self.confusion:
+            self._tally(answers, truth, counted)
+        return torch.stack([((answers == truth) & counted).sum(), counted.sum()])
 
     def _tally(self, answers: Tensor, targets: Tensor, counted: Tensor) -> None:
         size = self.confusion or 0
@@ -279,11 +284,6 @@ class RunningMetrics:
         truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._matrix += cells.cpu()
-
-
-def _joined(pairs: Sequence[Pair]) -> tuple[Any, Any]:
-    outputs, targets = zip(*pairs, strict=True)
-    return torch.cat(outputs), torch.cat(targets)
 
 
 def _data(value: Any) -> Any:

@@ -20,6 +20,10 @@ from .errors import UsageError
 Pair = tuple[Any, Any]
 
 
+# So many answers are held before they are counted: a bulk costs little more than one batch.
+_MOST_HELD = 1 << 20
+
+
 class Counts:
     """How often each class (or label) is true, is answered, and is both: for ``f1_macro`` and ``iou``.
 
@@ -30,32 +34,45 @@ class Counts:
     def __init__(self, kind: str, ignore_index: int, state: Sequence[Sequence[int]] = ()):
         self.kind, self.ignore_index = kind, ignore_index
         self._counts = torch.tensor(state, dtype=torch.long) if state else None
+        self._held: list[Pair] = []
+        self._size = self._elements = 0
 
-    def update(self, pairs: Sequence[Pair]) -> None:
-        """Count the answers."""
-        for outputs, targets in pairs:
-            found = (self._of_classes if self.kind == "classes" else self._of_labels)(outputs, targets).cpu()
-            self._counts = found if self._counts is None else self._counts + found
+    def hold(self, outputs: Tensor, answers: Tensor, truth: Tensor) -> None:
+        """Take in what `answers_of` has read from outputs and targets."""
+        if self.kind == "classes":
+            size = outputs.shape[1 if outputs.dim() > 1 else 0]
+            shape: tuple[int, ...] = (-1,)
+        else:
+            size = outputs.shape[1] if outputs.dim() in (2, 4) else 1
+            shape = (-1, size)
+            if outputs.dim() == 4:
+                answers, truth = answers.movedim(1, -1), truth.movedim(1, -1)
+        self._size = size
+        self._held.append((answers.reshape(shape), truth.reshape(shape)))
+        self._elements += answers.numel()
+        if self._elements > _MOST_HELD:
+            self._count()
 
-    def _of_classes(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        answers, targets = answered(outputs, targets)
-        size = outputs.shape[1 if outputs.dim() > 1 else 0]
-        inside = (targets != self.ignore_index) & (targets >= 0) & (targets < size)
-        truth, answers = targets[inside].long(), answers[inside]
-        return torch.stack([torch.bincount(of, minlength=size) for of in (truth, answers, truth[truth == answers])])
-
-    def _of_labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        yes, truth = yes_and_truth(self.kind, outputs, targets)
-        if outputs.dim() not in (2, 4):
-            yes, truth = yes.reshape(-1, 1), truth.reshape(-1, 1)
-        over = [dim for dim in range(yes.dim()) if dim != 1]
-        return torch.stack([truth.sum(over), yes.sum(over), (yes & truth).sum(over)])
+    def _count(self) -> None:
+        held, self._held, self._elements = self._held, [], 0
+        if not held:
+            return
+        answers, truth = (torch.cat(each) for each in zip(*held, strict=True))
+        if self.kind == "classes":
+            inside = (truth != self.ignore_index) & (truth >= 0) & (truth < self._size)
+            truth, answers = truth[inside].long(), answers[inside]
+            rows = [torch.bincount(of, minlength=self._size) for of in (truth, answers, truth[truth == answers])]
+        else:
+            rows = [truth.sum(0), answers.sum(0), (answers & truth).sum(0)]
+        found = torch.stack(rows).cpu()
+        self._counts = found if self._counts is None else self._counts + found
 
     def values(self) -> dict[str, float]:
         """``f1_macro`` and ``iou``, macro averages as torchmetrics defines them.
 
         A class that is neither true nor answered anywhere has no part in the mean; a label always has one.
         """
+        self._count()
         if self._counts is None:
             return {"f1_macro": math.nan, "iou": math.nan}
         truth, answered, both = self._counts.double()
@@ -69,6 +86,7 @@ class Counts:
 
     def state(self) -> list[list[int]]:
         """The sums as plain numbers."""
+        self._count()
         return [] if self._counts is None else self._counts.tolist()
 
 
@@ -82,27 +100,33 @@ class Errors:
         # A row each: samples, sum of errors, of squared errors, of targets, of squared targets.
         self._sums = torch.tensor(state, dtype=torch.float64) if state else None
 
-    @staticmethod
-    def _of(outputs: Any, targets: Any) -> Tensor:
-        """The sums of one batch (5, D), on its device."""
-        outputs = outputs[0] if isinstance(outputs, list | tuple) else outputs  # a mean and its variance
-        if outputs.dtype in (torch.bfloat16, torch.float16):
-            outputs = outputs.float()
-        targets = targets.reshape(outputs.shape) if targets.numel() == outputs.numel() else targets
-        errors = outputs - targets
-        targets = targets.expand_as(errors)
-        if errors.dim() != 2:
-            errors, targets = errors.reshape(-1, 1), targets.reshape(-1, 1)
-        norms = [
-            vector_norm(of, order, 0, dtype=torch.float64) for of, order in ((errors, 1), (errors, 2), (targets, 2))
-        ]
-        count = norms[0].new_full((errors.shape[1],), errors.shape[0])
-        return torch.stack([count, norms[0], norms[1] ** 2, targets.sum(0, dtype=torch.float64), norms[2] ** 2])
-
     def update(self, pairs: Sequence[Pair]) -> None:
         """Add the sums of each batch, one after another."""
-        for found in torch.stack([self._of(*pair) for pair in pairs]).cpu():
-            self._sums = found if self._sums is None else self._sums + found
+        sums: list[Tensor] = []
+        samples = []
+        for outputs, targets in pairs:
+            outputs = outputs[0] if isinstance(outputs, list | tuple) else outputs  # a mean and its variance
+            if outputs.dtype in (torch.bfloat16, torch.float16):
+                outputs = outputs.float()
+            if targets.shape != outputs.shape and targets.numel() == outputs.numel():
+                targets = targets.reshape(outputs.shape)
+            errors = outputs - targets
+            targets = targets.expand_as(errors)
+            if errors.dim() != 2:
+                errors, targets = errors.reshape(-1, 1), targets.reshape(-1, 1)
+            samples.append(len(errors))
+            sums += [
+                vector_norm(errors, 1, 0, dtype=torch.float64),
+                vector_norm(errors, 2, 0, dtype=torch.float64),
+                targets.sum(0, dtype=torch.float64),
+                vector_norm(targets, 2, 0, dtype=torch.float64),
+            ]
+        found = torch.stack(sums).reshape(len(samples), 4, -1).cpu()
+        found[:, 1] *= found[:, 1]
+        found[:, 3] *= found[:, 3]
+        count = torch.tensor(samples, dtype=torch.float64).reshape(-1, 1, 1).expand(-1, 1, found.shape[-1])
+        for each in torch.cat([count, found], 1):
+            self._sums = each if self._sums is None else self._sums + each
 
     def values(self) -> dict[str, float]:
         """``mae`` and ``r2``; R2 of targets that never change is 1 where there are no errors, else 0."""
@@ -157,16 +181,16 @@ def perplexity(mean: float) -> float:
     return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
 
 
-def answered(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The class that is answered and the true one, of scores (N, C, ...) and indices or class probabilities."""
-    dim = 1 if outputs.dim() > 1 else 0
-    if targets.is_floating_point() and targets.dim() == outputs.dim():
-        targets = targets.argmax(dim)
-    return outputs.argmax(dim), targets
+def answers_of(kind: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What is answered and what is true: of classes their indices, of labels whether each one is.
 
-
-def yes_and_truth(kind: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Which labels are answered and which are true, both in the outputs' shape."""
+    Outputs are scores (N, C, ...) and targets indices or class probabilities; or both are of one shape.
+    """
+    if kind == "classes":
+        dim = 1 if outputs.dim() > 1 else 0
+        if targets.is_floating_point() and targets.dim() == outputs.dim():
+            targets = targets.argmax(dim)
+        return outputs.argmax(dim), targets
     if targets.numel() == outputs.numel():  # (N, 1) against (N): telling the user is the lint's work
         targets = targets.reshape(outputs.shape)
     return outputs > (0.5 if kind == "probabilities" else 0), targets > (0 if kind == "signs" else 0.5)
@@ -209,10 +233,17 @@ class OwnMetrics:
         """Whether outputs and targets must be kept for it."""
         return bool(self._sums)
 
-    def update(self, joined: Sequence[Pair], each: Sequence[Pair]) -> None:
-        """Add outputs and targets: of batches joined where their shapes allow it, and of each batch, in order."""
+    @property
+    def counts(self) -> Counts | None:
+        """What answers are counted in."""
+        counts = self._sums.get("counts")
+        return counts if isinstance(counts, Counts) else None
+
+    def update(self, pairs: Sequence[Pair]) -> None:
+        """Add outputs and targets of each batch, in order; answers are given to `counts`."""
         for sums in self._sums.values():
-            sums.update(joined if isinstance(sums, Counts) else each)
+            if not isinstance(sums, Counts):
+                sums.update(pairs)
 
     def values(self, mean_loss: float) -> dict[str, float]:
         """The values by name, ``nan`` before anything was added."""
