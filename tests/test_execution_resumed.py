@@ -11,6 +11,7 @@ from fit_arguments import fit_arguments
 from torch import nn
 
 import surefoot
+from surefoot.checkpoint.run import _own_hash
 from surefoot.errors import UsageError
 from surefoot.execution import CannotCompile
 from surefoot.execution.compiled import CompiledGraph
@@ -118,3 +119,17 @@ def test_a_form_that_cannot_be_made_again_says_how_to_go_on(tmp_path, monkeypatc
     allowed = ast.literal_eval(told[told.index("allow=") + len("allow=") :].rstrip(")"))
     result, _ = train(run, Net, False, 2, allow=allowed)
     assert result.steps == 8 and form_of(run) == "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [({"products": False}, "unknown field products"), ({"compile": "step"}, "compile: 'step' is not one of none, ")],
+)
+def test_settings_that_are_gone_are_named(setting, words, tmp_path):
+    train(tmp_path / "run", Net, False, 1)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["execution"] |= setting
+    about["sha256"] = _own_hash(about)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=f"run.json: execution: {words}.* another version of surefoot began this run"):
+        train(tmp_path / "run", Net, False, 2)

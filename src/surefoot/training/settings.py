@@ -26,7 +26,14 @@ def recorded_settings(run_dir: Path | str, execution: Any = "auto") -> Execution
     about = read_about(run_dir)
     if not about or "execution" not in about:
         return None
-    return with_asked(Execution.from_json(about["execution"]), execution)
+    try:
+        recorded = Execution.from_json(about["execution"])
+    except UsageError as error:
+        raise UsageError(
+            f"{Path(run_dir) / 'run.json'}: {error}; another version of surefoot began this run: go on with that one, "
+            "or begin a new run"
+        ) from error
+    return with_asked(recorded, execution)
 
 
 def batches_to_measure(loader: Loader) -> list[Batch]:
