@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
+from surefoot import open_model
 from surefoot.build import build
 from surefoot.cli import main
 from surefoot.data import DATA, Loader
-from surefoot.data.text import BYTE_NAMES, TokenWindows, text
+from surefoot.data.text import BYTE_NAMES, TokenWindows, encoded, text
 from surefoot.errors import UsageError
 from surefoot.models import GPT
 from surefoot.recipe import parse_recipe
@@ -141,11 +142,31 @@ def test_a_run_is_killed_and_resumed_exactly_and_its_model_keeps_the_vocabulary(
     assert one.read_bytes() == other.read_bytes()
     described = json.loads((tmp_path / "whole/model/model.json").read_text())
     assert described["classes"] == sorted(set(WORDS)) and described["input"] == {"shape": [8], "dtype": "int64"}
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    splits = text(str(book), length=8)
+    model = open_model(tmp_path / "whole/model").module.eval()
     assert main(["eval", "whole", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     last = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()][-1]
     assert last["split"] == "val" and report["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert "predict" in printed and "FILE.txt  " in printed
+    (tmp_path / "some.txt").write_text(WORDS[5:300], encoding="utf-8")
+    assert main(["eval", "whole", "--data", "some.txt", "--json"]) == 0
+    loss = json.loads(capsys.readouterr().out)["loss"]
+    windows = TokenWindows(encoded(tmp_path / "some.txt", splits.classes), 8)
+    outputs = model(windows[:][0])
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(outputs, windows[:][1]).item(), rel=1e-5)
+    assert main(["predict", "whole/model", "some.txt", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    best = model(encoded(tmp_path / "some.txt", splits.classes)[None, -8:].long())[0, :, -1].softmax(0).max(0)
+    told = answer["predictions"][0]
+    assert told["class"] == splits.classes[best.indices] and told["probability"] == pytest.approx(best.values.item())
+    (tmp_path / "other.txt").write_text("never seen: X", encoding="utf-8")
+    assert main(["predict", "whole/model", "other.txt"]) == 2
+    assert "character 10 is ':', which is none of the model's" in capsys.readouterr().err
+    (tmp_path / "short.txt").write_text("der", encoding="utf-8")
+    assert main(["predict", "whole/model", "short.txt"]) == 2
+    assert "has 3 tokens, and the model takes windows of 8" in capsys.readouterr().err
     book.write_text(WORDS + "another end", encoding="utf-8")
     assert main(["resume", "part", "epochs=3"]) == 2
     assert "data.train" in capsys.readouterr().err

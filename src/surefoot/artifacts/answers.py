@@ -88,6 +88,7 @@ def describe_outputs(
     - Classes: ``{"predictions": [{"class", "index", "probability" | "score"}, ...]}``, the `top` highest first, without
       it so many `classes`.
     - Labels, any number of which may hold: those above 0.5, or the `top` highest, in the same form.
+    - The next token of a text: the classes at the last of its positions (N, C, T).
     - Positions (N, C, ...), by share: ``{"positions": count, "predictions": [{"class", "index", "share"}, ...]}``.
     - Numbers: ``{"value": number}`` or ``{"values": [...]}``, all of them; a table's targets by name.
     - Of outputs of several parts: ``{"outputs": {name: one of the above}}``, by keys, fields or positions.
@@ -104,6 +105,8 @@ def describe_outputs(
         if outputs.shape[1:] == (len(targets),):
             return [{"values": dict(zip(targets, row.tolist(), strict=True))} for row in outputs]
         return [{"value": row.item()} if row.numel() == 1 else {"values": row.tolist()} for row in outputs]
+    if info.reads_text and outputs.dim() == 3:
+        outputs = outputs[:, :, -1]
     labels, outputs = _of_classes(kind, outputs[:, None] if outputs.dim() == 1 else outputs)
     names = info.classes if info.classes and len(info.classes) == outputs.shape[1] else range(outputs.shape[1])
     if outputs.dim() > 2:

@@ -64,6 +64,12 @@ class ModelInfo:
         """The name to show: the registry's, or the class's own."""
         return str(self.model.get("name") or self.model["class"].rpartition(":")[2])
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether a sample is a window of a text, whose tokens are the classes."""
+        window = self.input_dtype == "int64" and self.input_shape is not None and len(self.input_shape) == 1
+        return self.dataset == "text" and window and self.classes is not None
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` takes; a number that is not finite becomes null."""
         prepared = self.preprocessing.to_json() if self.preprocessing else None

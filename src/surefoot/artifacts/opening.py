@@ -132,6 +132,13 @@ class LoadedModel:
                 f"{self.path}: the model returns {batches.form(parts[0])}; predictions need tensors of (N, ...)"
             )
         classes = isinstance(outputs, torch.Tensor) and kind_of(self.info) == "softmax"
+        if (
+            classes
+            and self.classes
+            and outputs.dim() > 2
+            and outputs.shape[1] != len(self.classes) == outputs.shape[-1]
+        ):
+            outputs = outputs.movedim(-1, 1)  # as the loss took them
         for part in batches.tensors(outputs):
             if len(part) != len(raw) or (classes and part.dim() < 2):
                 expected = f"({len(raw)}, {'classes' if classes else '...'})"

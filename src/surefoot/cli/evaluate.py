@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from ..data import DataSplits, Source
     from ..metric_tables import LabelCounts, TargetErrors
 
+TEXT_ENDINGS = (".txt", ".md", ".rst")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, --data, --split, --best, the forms of output and what opening a model needs."""
     parser.add_argument("path", metavar="RUN|MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
     parser.add_argument(
         "--data",
-        metavar="NAME|RECIPE|FOLDER|TABLE",
+        metavar="NAME|RECIPE|FOLDER|FILE",
         help="a data set (garments, fashion_mnist), the recipe that has it (default: the run's own recipe), a folder "
-        "of pictures whose folders are the classes, or, for a model of tables, a CSV or Parquet file",
+        "of pictures whose folders are the classes, or, for a model of such, a CSV, Parquet or .txt file",
     )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which samples (default: val)")
     parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
@@ -74,7 +76,11 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..training import EVAL_BATCH, evaluate
 
     path, name = Path(arguments.path), arguments.data or ""
-    files = is_table(name) or (name not in DATA and os.path.isdir(name) and not os.path.lexists(Path(name, FILE)))
+    files = (
+        is_table(name)
+        or name.endswith(TEXT_ENDINGS)
+        or (name not in DATA and os.path.isdir(name) and not os.path.lexists(Path(name, FILE)))
+    )
     data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
     # A bad file ends it before any data are made.
     model = opened(path / "model" / "best" if arguments.best else path, arguments, None if files else data)
@@ -144,12 +150,18 @@ def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:
 
 
 def _samples_in(path: str, model: LoadedModel, split: str) -> Source:
-    """The rows of a table, or the pictures of a folder, as the model takes them."""
+    """The rows of a table, the windows of a text, or the pictures of a folder, as the model takes them."""
     from ..artifacts.images import takes_pictures
     from ..data.image_folder import labelled_pictures
     from ..data.table_rows import labelled_rows
+    from ..data.text import TokenWindows, encoded
     from ..errors import UsageError
 
+    if path.endswith(TEXT_ENDINGS):
+        if not model.info.reads_text:
+            raise UsageError(f"{model.path}: was not trained on a text, so {path} means nothing to it")
+        (length,) = model.input_shape or (0,)
+        return TokenWindows(encoded(path, model.classes or ()), length, classes=model.classes)
     if not os.path.isdir(path):
         if model.info.columns is None:
             raise UsageError(f"{model.path}: was not trained on a table, so {path} means nothing to it")

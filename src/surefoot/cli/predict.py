@@ -14,6 +14,8 @@ from .for_machines import add_output_arguments, give, output_form
 from .opening import add_data_argument, add_opening_arguments, opened
 
 if TYPE_CHECKING:
+    import torch
+
     from ..artifacts import LoadedModel
     from ..artifacts.images import Images
     from ..artifacts.info import ModelInfo
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FILE",
         help="PNG, JPEG, .npy, .npz or idx (.gz) files, folders of such, CSV or Parquet files for a model of tables, "
-        "or - for a list of paths on standard input",
+        "a text for a model of texts, or - for a list of paths on standard input",
     )
     parser.add_argument("--top", type=int, metavar="N", help="how many classes (default: 3, and 1 in CSV)")
     parser.add_argument("--masks", metavar="DIR", help="write the class of each pixel as PNG files to a new folder")
@@ -71,7 +73,8 @@ def _batches(files: Sequence[str], model: LoadedModel) -> Iterator[Images]:
     from ..errors import Problems, UsageError
 
     columns = model.info.columns
-    at_once = FILES_AT_ONCE if columns is None else 1
+    by_one = columns is not None or model.info.reads_text
+    at_once = 1 if by_one else FILES_AT_ONCE
     listed = sys.stdin.read().splitlines() if "-" in files else []
     paths: list[Path] = []
     problems: list[str] = []
@@ -90,6 +93,8 @@ def _batches(files: Sequence[str], model: LoadedModel) -> Iterator[Images]:
             if columns is not None and some and is_table(some[0]):
                 batch = rows(some[0], columns)
                 images = Images(batch, (str(some[0]),) * len(batch), tuple(range(len(batch))), ())
+            elif model.info.reads_text and some and some[0].suffix not in (".npy", ".npz"):
+                images = Images(_end_of_text(some[0], model), (str(some[0]),), (0,), ())
             else:
                 images = read_images(some, model.input_shape, model.info.input_dtype, pixels=takes_pixels(model.info))
         except UsageError as error:
@@ -101,6 +106,20 @@ def _batches(files: Sequence[str], model: LoadedModel) -> Iterator[Images]:
             yield images
     if problems:
         raise Problems(problems)
+
+
+def _end_of_text(path: Path, model: LoadedModel) -> torch.Tensor:
+    """The last window of a text, (1, length), in the model's tokens."""
+    from ..data.text import encoded
+    from ..errors import UsageError
+
+    (length,) = model.input_shape or (0,)
+    tokens = encoded(path, model.classes or ())
+    if len(tokens) < length:
+        raise UsageError(
+            f"{path}: has {len(tokens)} tokens, and the model takes windows of {length}; give a longer text"
+        )
+    return tokens[None, -length:].long()
 
 
 @contextlib.contextmanager

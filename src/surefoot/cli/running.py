@@ -125,7 +125,10 @@ def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
         pictures = takes_pictures(info)
         does = "classify" if kind_of(info) == "softmax" else "its answers for"
         file, what = ("IMAGE...", "pictures") if pictures else ("FILE.npy", "the samples of an array")
-        file, what = (file, what) if info.columns is None else ("FILE.csv", "the rows of a table")
+        if info.columns is not None:
+            file, what = "FILE.csv", "the rows of a table"
+        elif info.reads_text:
+            file, does, what = "FILE.txt", "tell", "the next token of a text"
         yield f"{typed('surefoot', 'predict', run_dir / 'model', *trust)} {file}", f"{does} {what}"
     # A program needs to know what it is called with; weights do not.
     to = "model.onnx" if info.input_shape is not None else "model.safetensors"

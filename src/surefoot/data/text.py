@@ -74,12 +74,12 @@ def text(
     if paths is not None and not paths:
         raise UsageError("data.path: an empty list; give at least one file")
     as_bytes = tokens == "bytes"
-    data = _python_reference() if paths is None else b"".join(_read(Path(p).expanduser(), as_bytes) for p in paths)
-    names = BYTE_NAMES
-    if as_bytes:
-        codes = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    else:
-        names, codes = _characters(data.decode())
+    try:
+        data = _python_reference() if paths is None else b"".join(_read(path, as_bytes) for path in paths)
+    except UsageError as error:
+        raise UsageError(f"data.path: {error}") from error
+    names = BYTE_NAMES if as_bytes else tuple(map(chr, numpy.flatnonzero(numpy.bincount(_code_points(data))).tolist()))
+    codes = _numbered(data, names)
     count = len(codes) - round(val_share * len(codes))
     try:
         train = TokenWindows(codes[:count], length, stride, names)
@@ -90,32 +90,53 @@ def text(
     return DataSplits(train, val, names, None, {"length": length})
 
 
-def _read(path: Path, as_bytes: bool) -> bytes:
+def encoded(path: str | Path, classes: Sequence[str]) -> Tensor:
+    """The tokens (L,) of a file by the vocabulary of a model, its `classes`.
+
+    Raises UsageError for a file that cannot be read, and for a character that is none of them.
+    """
+    return _numbered(_read(path, tuple(classes) == BYTE_NAMES), tuple(classes), path)
+
+
+def _read(path: str | Path, as_bytes: bool) -> bytes:
+    path = Path(path).expanduser()
     if path.is_dir():
-        raise UsageError(f"data.path: {path} is a directory; give its files, e.g. [{path / 'a.txt'}, ...]")
+        raise UsageError(f"{path} is a directory; give its files, e.g. [{path / 'a.txt'}, ...]")
     try:
         data = read_bounded(path, MAX_FILE_BYTES, follow=True)
     except OSError as error:
-        raise UsageError(f"data.path: {path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     if not data:
-        raise UsageError(f"data.path: {path} is empty; give a file with text")
+        raise UsageError(f"{path} is empty; give a file with text")
     try:
         return data if as_bytes else data.decode().encode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"data.path: {path}: byte {error.start} (line {line}) is 0x{data[error.start]:02x}, which is not UTF-8; "
+            f"{path}: byte {error.start} (line {line}) is 0x{data[error.start]:02x}, which is not UTF-8; "
             f"convert the file (iconv -f latin1 -t utf-8 {path}), or give tokens: bytes"
         ) from error
 
 
-def _characters(data: str) -> tuple[tuple[str, ...], Tensor]:
-    """The characters that occur, and the text as their numbers."""
-    codes = numpy.frombuffer(data.encode("utf-32-le"), dtype=numpy.uint32)
-    occurring = numpy.flatnonzero(numpy.bincount(codes))
-    numbers = numpy.zeros(int(occurring[-1]) + 1, dtype=numpy.uint8 if len(occurring) <= 256 else numpy.int32)
-    numbers[occurring] = numpy.arange(len(occurring))
-    return tuple(map(chr, occurring.tolist())), torch.from_numpy(numbers[codes])
+def _code_points(data: bytes) -> numpy.ndarray:
+    return numpy.frombuffer(data.decode().encode("utf-32-le"), dtype=numpy.uint32)
+
+
+def _numbered(data: bytes, names: tuple[str, ...], where: str | Path = "") -> Tensor:
+    """A text as the numbers of its tokens among `names`, which are all bytes' or characters."""
+    if names == BYTE_NAMES:
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    codes = _code_points(data)
+    known = numpy.array(list(map(ord, names)), dtype=numpy.uint32)
+    numbers = numpy.full(int(max(known.max(), codes.max())) + 1, -1, dtype=numpy.int32)
+    numbers[known] = numpy.arange(len(known))
+    if len(unknown := numpy.flatnonzero(numbers[codes] < 0)):
+        first = int(unknown[0])
+        raise UsageError(
+            f"{where}: character {first} is {chr(codes[first])!r}, which is none of the model's {len(names)} tokens; "
+            f"{len(unknown)} of {len(codes)} characters are such"
+        )
+    return torch.from_numpy((numbers.astype(numpy.uint8) if len(names) <= 256 else numbers)[codes])
 
 
 def _python_reference() -> bytes:
