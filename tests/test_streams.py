@@ -181,7 +181,10 @@ def test_a_resume_by_state_reads_nothing_again():
 
 
 def test_how_a_stream_is_resumed_is_said():
-    for kind, reason in ((Plain, "it has no state_dict"), (Buffered, "its state_dict does not lead back")):
+    for kind, reason in (
+        (Plain, "it has no state_dict"),
+        (Buffered, "its state cannot be saved, or does not lead back"),
+    ):
         (note,) = Loader(kind(), 4).notes
         assert reason in note and "read again up to there" in note
     for kind in (Stateful, ByIterator):
@@ -230,6 +233,44 @@ def test_a_state_that_the_stream_refuses_is_told():
     loader.load_state_dict(state)
     with pytest.raises(UsageError, match="Stateful: its load_state_dict refuses the state of the saved run: 'read'"):
         taken(loader)
+
+
+def test_a_state_of_another_number_of_workers_is_refused_though_it_is_allowed():
+    saved = Loader(Stateful(), 4, workers=2)
+    taken(saved, 2)
+    state = saved.state_dict()
+    saved.close()
+    with pytest.raises(UsageError, match="was read by 2 workers, each a part of it"):
+        Loader(Stateful(), 4).load_state_dict(state, allow={"workers"})
+
+
+def test_a_state_that_cannot_be_saved_is_not_relied_on():
+    class Odd(Stateful):
+        def state_dict(self):
+            return {"read": self.read, "by": object()}
+
+    (note,) = Loader(Odd(), 4).notes
+    assert "its state cannot be saved" in note
+
+
+@pytest.mark.parametrize("kind", [Plain, Stateful])
+def test_after_an_error_of_the_streams_own_it_goes_on_where_it_was(kind):
+    class Broken(kind):
+        broken = True
+
+        def numbers(self):
+            for place, number in enumerate(super().numbers()):
+                if place == 9 and Broken.broken:
+                    raise OSError("the disk is gone")
+                yield number
+
+    whole = taken(Loader(kind(), 4, seed=3))
+    loader, given = Loader(Broken(), 4, seed=3), []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for inputs, _ in loader:
+            given.append(inputs.flatten().tolist())
+    Broken.broken = False
+    assert given + taken(loader) == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..errors import UsageError
 from .finishing import Finishing
 from .in_memory import InMemory
 from .orders import Order, occurrences
 from .sources import DatasetSource, TensorSource
-from .workers import BatchReader, Workers
+from .workers import BatchReader, Workers, usable
 
 
 class Indexed:
@@ -194,10 +193,3 @@ class Indexed:
     def restore(self, epoch: int, position: int, state: Mapping[str, Any]) -> None:
         """Go on from a `state` of that place."""
         self._order.restore(epoch, state.get("order") or {})
-
-
-def usable(batch: tuple[Any, ...] | UsageError) -> tuple[Any, ...]:
-    """A batch that was read; raises the UsageError that was given in its place."""
-    if isinstance(batch, UsageError):
-        raise batch
-    return batch

@@ -14,10 +14,12 @@ from ..errors import UsageError
 from ..text import counted
 from .finishing import Finishing
 from .streams import StreamReader, StreamSource
-from .workers import Workers
+from .workers import Workers, usable
 
 # So many batches of a pass's start are kept for those who look at them before a run.
 _KEPT_BATCHES = 16
+# A place that is none.
+_NOWHERE = -1, -1
 
 
 class Streamed:
@@ -141,9 +143,12 @@ class Streamed:
         if self._reading is None:
             self._reading = self._read()
         while not all(isinstance(state, Mapping) and state["ended"] for state in self._states):
-            batch, worker, state = next(self._reading)
-            if isinstance(batch, UsageError):
-                raise batch
+            try:
+                batch, worker, state = next(self._reading)
+                usable(batch)
+            except BaseException:
+                self._reading, self._place = None, _NOWHERE  # part of a batch may have been read
+                raise
             self._turn = (worker + 1) % len(self._states)
             self._states[worker] = state
             if batch is not None:
@@ -211,6 +216,11 @@ class Streamed:
         self._stop(epoch, position)
         reading = state.get("reading")
         if reading is not None:
+            if len(reading["workers"]) != len(self._states):
+                raise UsageError(
+                    f"loader state: the stream {self.source.name} was read by {len(reading['workers'])} workers, each "
+                    "a part of it; no other number can go on with these parts"
+                )
             self._pass, self._turn, self._states = reading["pass"], reading["turn"], list(reading["workers"])
         elif position or (epoch and self._num_samples):
-            self._place = -1, -1  # so that the place is gone to
+            self._place = _NOWHERE  # so that it is gone to

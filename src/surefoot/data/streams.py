@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .. import batches
@@ -27,6 +29,8 @@ from .workers import collated, seeded
 _TRIED_SAMPLES = 4
 # Of each tensor of a batch so many numbers count in the digest of what was read.
 _NUMBERS_IN_DIGEST = 1024
+# What a checkpoint keeps of a state, beside lists, tuples and dicts.
+_KEPT = (bool, int, float, complex, str, bytes, type(None), Tensor, numpy.ndarray, numpy.number)
 
 
 def is_stream(data: Any) -> bool:
@@ -67,12 +71,12 @@ class StreamSource(Source):
 
     @cached_property
     def stateful(self) -> bool:
-        """Whether its state leads back to the same place; tried on the first samples."""
+        """Whether it has a state that can be saved and leads back to the same place; tried on the first samples."""
         first = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=True)
         first.begin(0, None)
         first.read()
         state = copy.deepcopy(first.state())
-        if state["state"] is None:
+        if state["state"] is None or not all(isinstance(leaf, _KEPT) for leaf in pytree.tree_leaves(state["state"])):
             return False
         first.read()
         second = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=True)
@@ -107,7 +111,8 @@ class StreamSource(Source):
             )
         if not self.stateful:
             protocol = hasattr(self.stream, "state_dict")
-            reason = "its state_dict does not lead back to the same place" if protocol else "it has no state_dict"
+            reason = "its state cannot be saved, or does not lead back to the same place"
+            reason = reason if protocol else "it has no state_dict"
             notes.append(
                 f"data: {self.name}: {reason}: when the run is resumed, the pass that it was in is read again up to "
                 "there, which takes as long as reading it did"

@@ -132,6 +132,13 @@ class BatchReader:
         return [key % count for key in keys]
 
 
+def usable(batch: tuple[Any, ...] | UsageError) -> tuple[Any, ...]:
+    """A batch that was read; raises the UsageError that was given in its place."""
+    if isinstance(batch, UsageError):
+        raise batch
+    return batch
+
+
 def collated(
     samples: list[Any], collate: Callable[[list[Any]], Any] | None, indices: Sequence[int], *seed: int
 ) -> tuple[Any, ...]:
