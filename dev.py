@@ -49,6 +49,7 @@ usage: python3 dev.py VERB [ARGUMENTS]
   faults ...    the fault catalogue: kills, full disks, damaged files (tests/faults/run.py)
   wild          model files that real packages ship: downloaded, imported, compared (tests/wild.py)
   libraries     models and data of real libraries, in an environment of their own (tests/real_libraries.py)
+  gallery ...   every example of the gallery, killed and compared (tests/gallery.py)
   bench ...     the benchmarks, side by side with other loops (benchmarks/run.py)
   run CMD ...   any command in the environment, e.g. run python, run tensorboard --logdir runs
   setup         make the environment and stop there
@@ -107,6 +108,7 @@ SCRIPTS = {
     "faults": "tests/faults/run.py",
     "wild": "tests/wild.py",
     "libraries": "tests/real_libraries.py",
+    "gallery": "tests/gallery.py",
     "bench": "benchmarks/run.py",
 }
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up

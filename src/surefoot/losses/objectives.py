@@ -58,7 +58,8 @@ class Objective:
             numbers = {name: self._number(name, value) for name, value in given.items() if name not in _KEYS}
             if wrong := [name for name in numbers if not can_be_called(name)]:
                 raise UsageError(
-                    f"the objective {describe(self)} returned {wrong[0]!r}, which no number in a record can be called"
+                    f"the objective {describe(self)} returned {wrong[0]!r}: a number in a record is called by letters, "
+                    f"digits, - and _, and by no name of a record's own; call it something else, such as my_{wrong[0]}"
                 )
             loss, weight = given["loss"], given.get("weight")
             outputs, targets = given.get("outputs"), given.get("targets")

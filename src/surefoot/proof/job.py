@@ -132,7 +132,7 @@ class Running:
             raise
         finally:
             os.close(lifeline)
-        self._printed = ""
+        self.printed = ""
 
     def __enter__(self) -> Running:
         return self
@@ -149,7 +149,7 @@ class Running:
     def wait(self, seconds: float | None = None) -> bool:
         """Whether it ended by itself within `seconds`."""
         try:
-            self._printed, _ = self.process.communicate(timeout=seconds)
+            self.printed, _ = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
         return True
@@ -165,5 +165,5 @@ class Running:
     def require_success(self, what: str) -> None:
         """Raise RunFailed, with what it printed, where it ended by itself and not with exit code 0."""
         if self.process.returncode != 0:
-            code, printed = self.code, self._printed.strip()[-_MOST_SHOWN:]
+            code, printed = self.code, self.printed.strip()[-_MOST_SHOWN:]
             raise RunFailed(f"{what} failed (exit code {code}):\n{printed or '(it printed nothing)'}")

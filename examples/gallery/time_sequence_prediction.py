@@ -1,0 +1,72 @@
+"""Two LSTM cells learn sine waves and go on with them, by L-BFGS (pytorch/examples: time_sequence_prediction).
+
+Shows an optimizer that evaluates the loss several times in one step: `fit` calls it as any other. Leaves forecast.txt.
+
+    python time_sequence_prediction.py [RUN]
+"""
+
+import sys
+
+import torch
+from torch import nn
+
+from surefoot import RunOptions, fit
+
+STATED = 0.02  # mean squared error over the 100 values after the end
+
+
+class Forecast(nn.Module):
+    """Values (N, T) to the next value after each, (N, T); `ahead` more are told from what was told."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        self.first, self.second = nn.LSTMCell(1, width), nn.LSTMCell(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, values: torch.Tensor, ahead: int = 0) -> torch.Tensor:
+        one = two = None
+        told: list[torch.Tensor] = []
+        for step in range(values.shape[1] + ahead):
+            now = values[:, step : step + 1] if step < values.shape[1] else told[-1]
+            one = self.first(now, one)
+            two = self.second(one[0], two)
+            told.append(self.out(two[0]))
+        return torch.cat(told, dim=1)
+
+
+def waves(count: int, length: int, seed: int) -> torch.Tensor:
+    """Sine waves (count, length) of period 2 pi * 8, each begun somewhere else."""
+    starts = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed)) * 50
+    return torch.sin((torch.arange(length) + starts) / 8)
+
+
+def main(run: str) -> float:
+    """Train on 120 values; returns the error of the 100 that come after, of waves that were not trained on."""
+    torch.manual_seed(0)
+    model = Forecast()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.8, max_iter=10)
+    train = waves(32, 121, seed=1)
+    fit(
+        model,
+        nn.MSELoss(),
+        optimizer,
+        (train[:, :-1], train[:, 1:]),
+        epochs=8,
+        batch_size=32,
+        run_dir=run,
+        resume=True,
+        run=RunOptions(progress=False),
+    )
+    test = waves(8, 221, seed=2)
+    model.eval()
+    with torch.no_grad():
+        told = model(test[:, :120], ahead=100)[:, -100:]
+    with open("forecast.txt", "w") as file:
+        file.writelines(f"{value:.6f}\n" for value in told[0].tolist())
+    return (told - test[:, 120:-1]).square().mean().item()
+
+
+if __name__ == "__main__":
+    error = main(sys.argv[1] if len(sys.argv) > 1 else "runs/time_sequence_prediction")
+    print(f"figure: squared error of the forecast {error:.4f} (stated: at most {STATED})")
+    sys.exit(error > STATED)
