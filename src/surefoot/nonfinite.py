@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import torch_compat
+from .untouched import is_lazy
 from .wrapping import named_parameters
 
 
@@ -26,5 +27,5 @@ class NonFinite(ArithmeticError):
 
 def first_not_finite(model: nn.Module) -> str | None:
     """The name of a trained parameter that is NaN or infinite, or None."""
-    trained = {name: p for name, p in named_parameters(model) if p.requires_grad}
-    return next((n for n, p in trained.items() if not torch_compat.all_finite([p.detach()])), None)
+    trained = ((name, p) for name, p in named_parameters(model) if p.requires_grad and not is_lazy(p))
+    return next((name for name, p in trained if not torch_compat.all_finite([p.detach()])), None)

@@ -8,20 +8,16 @@ from typing import Any
 from torch import nn
 
 from ..errors import RunFailed
-from ..torch_compat import all_finite
-from ..untouched import is_lazy
-from ..wrapping import named_parameters
+from ..nonfinite import first_not_finite
 from .store import CheckpointStatus
 
 
 def require_finite(objects: Mapping[str, Any], step: int, known: Sequence[CheckpointStatus]) -> None:
     """Raise RunFailed where a trained parameter of a module in `objects` is NaN or infinite, except `known`."""
-    modules = [(key, value) for key, value in objects.items() if isinstance(value, nn.Module)]
-    trained = ((f"{key}.{n}", p) for key, m in modules for n, p in named_parameters(m) if p.requires_grad)
-    bad = next((name for name, p in trained if not is_lazy(p) and not all_finite([p.detach()])), None)
-    if bad is not None:
-        kept = f"the checkpoint of step {known[-1].step} is kept" if known else "nothing was saved before"
-        raise RunFailed(
-            f"step {step}: {bad} is NaN or infinite, so this is not saved; {kept}; lower the learning rate, limit the "
-            "gradients' norm, or look at the last samples"
-        )
+    for key, value in objects.items():
+        if isinstance(value, nn.Module) and (name := first_not_finite(value)) is not None:
+            kept = f"the checkpoint of step {known[-1].step} is kept" if known else "nothing was saved before"
+            raise RunFailed(
+                f"step {step}: {key}.{name} is NaN or infinite, so this is not saved; {kept}; lower the learning rate, "
+                "limit the gradients' norm, or look at the last samples"
+            )
