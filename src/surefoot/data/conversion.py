@@ -18,10 +18,11 @@ from .streams import StreamSource, is_stream
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource | StreamSource:
     """A Source of whatever holds samples.
 
-    That is a Source, a tuple or mapping of columns, a list of samples, or a map-style Dataset. The samples of a mapping
-    of columns, and of a `datasets.Dataset`, are dictionaries of tensors. A column is a tensor, a NumPy array, a frame
-    or column of pandas, or a list of numbers. A TensorDataset, or a Subset of one, becomes a TensorSource, which is far
-    faster than reading it sample by sample. Raises UsageError for anything else, with what to give instead.
+    That is a Source, a tuple or mapping of columns, a list of samples, a map-style Dataset, or a stream. The samples of
+    a mapping of columns, and of a `datasets.Dataset`, are dictionaries of tensors. A column is a tensor, a NumPy array,
+    a frame or column of pandas, or a list of numbers. A TensorDataset, a Subset of one and several in a ConcatDataset
+    become a TensorSource, which is far faster than reading it sample by sample. Raises UsageError for anything else,
+    with what to give instead.
 
     >>> len(as_source(([[0.0, 1.0], [2.0, 3.0]], [0, 1])))
     2

@@ -24,9 +24,9 @@ def tensors_of(data: Any) -> tuple[Tensor, ...] | None:
         return tuple(tensor[indices] for tensor in tensors)
     if type(data) is ConcatDataset:
         parts = [tensors_of(part) for part in data.datasets]
-        found = [part for part in parts if part is not None]
-        if len({tuple((t.dtype, t.shape[1:]) for t in part or ()) for part in parts}) == 1 and found:
-            return tuple(map(torch.cat, zip(*found, strict=True)))
+        alike = len({tuple((t.dtype, t.shape[1:]) for t in part or ()) for part in parts}) == 1
+        if alike and (columns := [part for part in parts if part is not None]):
+            return tuple(map(torch.cat, zip(*columns, strict=True)))
     return None
 
 
@@ -37,8 +37,8 @@ def targets_of(dataset: Any) -> Tensor | None:
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
         parts = [targets_of(part) for part in dataset.datasets]
-        found = [part for part in parts if part is not None]
-        return torch.cat(found) if len(found) == len(parts) else None
+        targets = [part for part in parts if part is not None]
+        return torch.cat(targets) if len(targets) == len(parts) else None
     listed = getattr(dataset, "targets", None)
     listable = isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(dataset)
     return as_tensor(listed) if listable else None

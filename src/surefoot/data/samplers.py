@@ -171,9 +171,9 @@ def weights_of(source: Source, weights: Any) -> Tensor:
     if isinstance(weights, str) and weights != "balanced":
         names = source.names if isinstance(source, TensorSource) else ()
         if not isinstance(source, TensorSource) or weights not in names:
-            known = f"; its columns are {', '.join(names)}" if names else "; these data have no columns by name"
+            columns = f"; its columns are {', '.join(names)}" if names else "; these data have no columns by name"
             raise UsageError(
-                f"data: weights: {weights!r} is neither balanced nor a column{did_you_mean(weights, names)}{known}"
+                f"data: weights: {weights!r} is neither balanced nor a column{did_you_mean(weights, names)}{columns}"
             )
         return _checked(source.column(weights), count)
     if isinstance(weights, str):
@@ -224,8 +224,8 @@ def _length(sample: Any, which: Any, number: int) -> int:
     single = isinstance(sample, list) and sample and isinstance(sample[0], int | float)
     parts = {"": sample} if single else {str(name): part for name, part in batches.inside(sample) or [("", sample)]}
     if which != "auto" and which not in parts:
-        known = ", ".join(parts) or type(sample).__name__
-        raise UsageError(f"data: lengths: a sample has no part {which!r}; it has {known}{did_you_mean(which, parts)}")
+        names = ", ".join(parts) or type(sample).__name__
+        raise UsageError(f"data: lengths: a sample has no part {which!r}; it has {names}{did_you_mean(which, parts)}")
     part = next(iter(parts.values())) if which == "auto" else parts[which]
     if isinstance(part, int):
         return part

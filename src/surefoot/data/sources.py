@@ -81,8 +81,8 @@ class TensorSource(Source):
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) > 1:
             labels = [f"{name!r} {n}" for name, n in zip(self.names, lengths, strict=True)] if names else lengths
-            found = f"{'the columns' if names else 'tensors'} hold {' and '.join(map(str, labels))}"
-            raise UsageError(f"data: {found} samples; give as many of each")
+            what = "the columns" if names else "tensors"
+            raise UsageError(f"data: {what} hold {' and '.join(map(str, labels))} samples; give as many of each")
         if not lengths[0]:
             raise UsageError("data: the data set is empty; give at least one sample")
         self.classes, self.columns = _names(classes), columns

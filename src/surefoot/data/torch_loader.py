@@ -55,12 +55,3 @@ def loader_of(given: DataLoader[Any], seed: int, say: Callable[[str], None] = la
 def _only(convert: Callable[[Any], Any], samples: list[Any]) -> Any:
     (sample,) = samples
     return convert(sample)
-
-
-def check_batch_size(batch_size: int | None, loader: Any) -> None:
-    """Raise UsageError for a `batch_size` beside a loader that has another."""
-    if batch_size not in (None, loader.batch_size):
-        raise UsageError(
-            f"batch_size: {batch_size} was given beside a {type(loader).__name__} with batches of {loader.batch_size}; "
-            "leave it out"
-        )

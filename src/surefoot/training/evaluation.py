@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from .. import batches
 from ..arguments import Arguments
 from ..data import DataSplits, Loader, Source, StreamSource, TensorSource, as_source
-from ..data.torch_loader import check_batch_size, loader_of
+from ..data.torch_loader import loader_of
 from ..errors import UsageError
 from ..limits import PRECISIONS
 from ..losses import accuracy_kind, apply, metric_options
@@ -127,7 +127,11 @@ def training_loader(
         source = source_for(model, data.train if isinstance(data, DataSplits) else data, say)
         size = _at_most(DEFAULT_BATCH, source) if batch_size is None else batch_size
         return Loader(source, size, seed=seed, preprocessing=prepared)
-    check_batch_size(batch_size, data)
+    if batch_size not in (None, data.batch_size):
+        raise UsageError(
+            f"batch_size: {batch_size} was given beside a {type(data).__name__} with batches of {data.batch_size}; "
+            "leave it out"
+        )
     return data if isinstance(data, Loader) else loader_of(data, seed, say)
 
 

@@ -83,10 +83,10 @@ def fit(
 ) -> FitResult:
     """Train `model` for `epochs` passes over `data`, validating on `val` after each.
 
-    `data` and `val` are a Loader, a Source, a torch Dataset, a pair ``(inputs (N, ...), targets (N, ...))``, or a
-    DataSplits, which is both;
-    what is not a Loader yet is read in batches of `batch_size` (by default 64, or all of fewer samples), in an order
-    that is a pure function of `seed` and epoch. `schedule` is a surefoot Schedule (scheduler, warmup) over the same
+    `data` and `val` are a Loader, a DataLoader of torch's, a Source, a torch Dataset of either kind, a pair
+    ``(inputs (N, ...), targets (N, ...))``, or a DataSplits, which is both. What is not a loader yet is read in batches
+    of `batch_size` (by default 64, or all of fewer samples), in an order that is a pure function of `seed` and epoch.
+    `schedule` is a surefoot Schedule (scheduler, warmup) over the same
     optimizer, or a scheduler of torch's, then moved by its usual unit. `metrics` is ``"auto"`` or names. `step` (a
     StepOptions) says how an update is made: gradient accumulation and clipping, precision, moving average. `run` (a
     RunOptions) says the rest: early stopping, checkpoints, what is shown, execution settings.
