@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy
 import pytest
 import torch
@@ -106,7 +108,7 @@ def test_what_is_no_pair_is_named(tmp_path):
 
 
 RECIPE = """
-model: {{import: "torch.nn:Conv2d", in_channels: 3, out_channels: 3, kernel_size: 3, padding: 1}}
+model: {{name: UNet, width: 4, depth: 1}}
 data: {{name: image_masks, images: {root}/images, masks: {root}/masks, size: [4, 6], batch_size: 3{more}}}
 loss: CrossEntropyLoss
 optimizer: {{name: SGD, lr: 0.01}}
@@ -123,6 +125,8 @@ def test_a_recipe_tells_the_class_of_each_pixel(tmp_path, monkeypatch, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(root=tmp_path, more=""))
     assert main(["train", "recipe.yaml", "--run", "run"]) == 0
     assert "accuracy" in capsys.readouterr().out
+    described = json.loads((tmp_path / "run/model/model.json").read_text())
+    assert described["model"]["args"] == {"classes": 3, "channels": 3, "width": 4, "depth": 1}
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(root=tmp_path, more=", augment: [RandomHorizontalFlip]"))
     assert main(["train", "recipe.yaml", "--run", "other"]) == 2
     assert "would leave their masks as they are" in capsys.readouterr().err
