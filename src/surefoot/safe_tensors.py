@@ -301,6 +301,17 @@ def _header(path: str | Path, file: Any, digest: Any) -> Header:
     return Header(tuple(entries), metadata, info, size)
 
 
+def read_json(path: str | Path, *, max_bytes: int, max_containers: int = 100_000) -> Any:
+    """The JSON file at `path`, from outside: a regular file of at most `max_bytes`. Raises `BadFile`."""
+    try:
+        data = files.read_bounded(path, max_bytes)
+    except FileNotFoundError:
+        raise BadFile(path, "is missing") from None
+    except OSError as error:
+        raise BadFile(path, error.strerror or str(error)) from error
+    return parse_json(path, data, "the file", max_containers=max_containers)
+
+
 def parse_json(path: str | Path, data: bytes, what: str, *, max_containers: int) -> Any:
     """Parse JSON from outside in bounded memory: no key twice, no NaN, no depth that breaks the parser.
 

@@ -165,8 +165,13 @@ def describe_model(
     columns: TableColumns | None = None,
     source: tuple[str, Mapping[str, Any]] | None = None,
 ) -> ModelInfo:
-    """The `ModelInfo` of a live model. `source` is the import path and arguments that made a user's own model;
-    `preprocessing` may be "unknown".
+    """The `ModelInfo` of a live model: what is saved with its weights. What is not known is left out.
+
+    `preprocessing` is "unknown" where it is not known how raw data are prepared: the model is then not used before one
+    is given. `input_shape` is that of one raw sample, without N, `input_dtype` the raw data's; `classes` are the
+    names of the outputs; `metrics` are the results to show, e.g. ``{"val/accuracy": 0.95}``; `dataset` names what the
+    model was trained on, `averaged` says that the weights are a moving average; `columns` are those of the table whose
+    rows it takes; `source` is the import path and arguments of a user's own class.
 
     Raises `UsageError` for a description that does not fit the model or cannot be written as JSON.
     """

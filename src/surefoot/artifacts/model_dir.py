@@ -14,10 +14,8 @@ from torch import nn
 from .. import files, safe_tensors, trust
 from ..errors import UsageError
 from ..models import MODELS
-from ..preprocessing import Preprocessing
 from ..registry import import_object, with_imports
 from ..safe_tensors import BadFile
-from ..table_columns import TableColumns
 from ..wrapping import unwrap
 from . import weights
 from .arguments import check_model, checked
@@ -34,20 +32,9 @@ def save_model(
     model: nn.Module,
     directory: str | Path,
     *,
-    preprocessing: Preprocessing | str | None = None,
-    classes: Sequence[str] | None = None,
-    input_shape: Sequence[int] | None = None,
-    input_dtype: str | torch.dtype | None = None,
-    loss: Any = None,
-    metrics: Mapping[str, Any] | None = None,
-    recipe_digest: str | None = None,
-    title: str | None = None,
-    dataset: str | None = None,
-    averaged: bool = False,
-    columns: TableColumns | None = None,
-    source: tuple[str, Mapping[str, Any]] | None = None,
     plots: Iterable[str | Path] = (),
     history: Sequence[Mapping[str, Any]] = (),
+    **about: Any,
 ) -> Path:
     """Write `model` to `directory` so that no code but Surefoot is needed to read it; returns the directory.
 
@@ -55,13 +42,10 @@ def save_model(
     is replaced as a whole, so that at every instant either the old model or the new one is there, complete;
     other entries in it stay. When it returns, all is on the disk.
 
-    `preprocessing` is "unknown" where it is not known: the model is then not used before one is given.
-    `input_shape` is that of one raw sample, without N; `metrics` are the results to show, e.g.
-    ``{"val/accuracy": 0.95}``; `dataset` names what the model was trained on, `averaged` says that the weights
-    are a moving average; `columns` are those of the table whose rows it takes;
-    `source` is the import path and arguments of a user's own class; `plots` are
-    image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
-    losses. Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
+    `plots` are image files for the model card and `history` the epoch records of metrics.jsonl, from which it draws the
+    losses; `about` is what the model says of itself, by the names of `describe_model`: `classes`, `preprocessing`,
+    `input_shape`, `input_dtype`, `loss`, `metrics`, `title`, `dataset`, `averaged`, `columns`, `source`.
+    Raises `UsageError` for a model or description that cannot be saved, `OSError` as the disk answers.
 
     >>> import tempfile; from surefoot.models import MLP
     >>> with tempfile.TemporaryDirectory() as d:
@@ -69,25 +53,11 @@ def save_model(
     ...     load_model(where)(torch.zeros(1, 4)).shape
     torch.Size([1, 2])
     """
-    checked(locals())
+    checked({"directory": directory, "plots": plots, "history": history, **about})
     check_model(model, none=False)
-    model, average = weights.plain(model)
-    collected = weights.collect(model)
-    info = describe_model(
-        model,
-        preprocessing=preprocessing,
-        classes=classes,
-        input_shape=input_shape,
-        input_dtype=input_dtype,
-        loss=loss,
-        metrics=metrics,
-        recipe_digest=recipe_digest,
-        title=title,
-        dataset=dataset,
-        averaged=averaged or average,
-        columns=columns,
-        source=source,
-    )
+    bare, _ = weights.plain(model)
+    collected = weights.collect(bare)
+    info = describe_model(model, **about)
     pictures = {Path(p).name: Path(p) for p in plots}
     directory = Path(directory)
     _refuse_foreign(directory)
@@ -174,7 +144,7 @@ def read_described(directory: str | Path) -> tuple[ModelInfo, dict[str, Any]]:
         # Only where the system cannot exchange two names, and only after a kill between two renames.
         hint = f"; the model before it lies at {kept[-1]}: rename it back" if kept else ""
         raise BadFile(directory, ("is not a directory" if directory.exists() else "does not exist") + hint)
-    data = read_json(path)
+    data = safe_tensors.read_json(path, max_bytes=_JSON_LIMIT)
     info = ModelInfo.from_json(data, path)
     described = data.get("weights")
     if not isinstance(described, dict) or described.get("file") != WEIGHTS:
@@ -185,17 +155,6 @@ def read_described(directory: str | Path) -> tuple[ModelInfo, dict[str, Any]]:
     if type(described.get("bytes")) is not int or not isinstance(described.get("sha256"), str):
         raise BadFile(path, "weights: bytes and sha256 are missing")
     return info, described | {"tied": tied, "seal": data.get("seal")}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file from outside, checked in bounded memory. Raises `BadFile`."""
-    try:
-        data = files.read_bounded(path, _JSON_LIMIT)
-    except FileNotFoundError:
-        raise BadFile(path, "is missing: this is no directory that `surefoot.save_model` wrote") from None
-    except OSError as error:
-        raise BadFile(path, error.strerror or str(error)) from error
-    return safe_tensors.parse_json(path, data, "the file", max_containers=100_000)
 
 
 def build(spec: Mapping[str, Any], where: str | Path, *, trust_code: bool = False) -> nn.Module:

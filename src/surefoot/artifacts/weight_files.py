@@ -17,7 +17,8 @@ from .archive import open_file
 from .formats import READ, recognise
 from .info import ModelInfo
 from .model_dir import WEIGHTS, model_directory, read_model
-from .torch_file import read_torch_file
+from .optimizer_state import OptimizerState, is_optimizer, read_optimizer
+from .torch_file import TorchFile, read_torch_file
 from .weight_selection import select
 
 # In a folder, the first of these that is there: Hugging Face's and Accelerate's names, diffusers'.
@@ -41,7 +42,8 @@ _PEFT = (
 @dataclass(frozen=True)
 class State:
     """Named tensors as a file holds them. `key` is the entry of a checkpoint that they were under, `others` the
-    entries left aside, `foreign` the names of objects that were not made, `info` what a Surefoot export tells."""
+    entries left aside, `foreign` the names of objects that were not made, `info` what a Surefoot export tells;
+    `optimizer` and `epoch` are those of a training loop's checkpoint, as it has them, where they were asked for."""
 
     path: Path
     tensors: dict[str, torch.Tensor] = field(repr=False)
@@ -49,19 +51,31 @@ class State:
     others: tuple[str, ...] = ()
     info: ModelInfo | None = None
     foreign: tuple[str, ...] = ()
+    optimizer: OptimizerState | None = None
+    epoch: int | None = None
 
 
-def read_state(path: str | Path, *, key: str | None = None) -> State:
-    """The named tensors of a file or a folder, on the CPU. Raises `UsageError`; no code from it is run, ever."""
+def read_state(path: str | Path, *, key: str | None = None, training: bool = False) -> State:
+    """The named tensors of a file or a folder, on the CPU. Raises `UsageError`; no code from it is run, ever.
+
+    With `training` it is a checkpoint of a training loop: the tutorial's ``{"epoch", "model_state_dict",
+    "optimizer_state_dict", "loss"}`` and its like; the optimizer's state is the one dictionary of ``state`` and
+    ``param_groups``.
+    """
     path = Path(path)
+    weights_alone = BadFile(path, "holds weights alone: give it as weights of the recipe's model (weights: FILE)")
     if path.is_dir():
         if (directory := model_directory(path)) is not None:
+            if training:
+                raise weights_alone
             info, tensors = read_model(directory)
             return State(directory / WEIGHTS, tensors, info=info)
         path = weights_in(path)
     kind = (form := recognise(path)).kind
     if kind not in READ:
         raise BadFile(path, form.explanation)
+    if training and kind in ("index", "safetensors"):
+        raise weights_alone
     if kind == "index":
         state = _read_shards(path, key)
     elif kind == "safetensors":
@@ -71,10 +85,28 @@ def read_state(path: str | Path, *, key: str | None = None) -> State:
             content = read_torch_file(path, file, kind)
             stored, where, others = select(path, content.tree, key, content.foreign)
             state = State(path, content.tensors(stored), where, others, foreign=content.foreign)
+            state = _with_training(state, content) if training else state
     adapter = any(name.endswith((".lora_A.weight", ".lora_A.default.weight")) for name in state.tensors)
     if adapter and all("lora_" in name or ".modules_to_save." in name for name in state.tensors):
         raise BadFile(path, _PEFT)
     return state
+
+
+def _with_training(state: State, content: TorchFile) -> State:
+    """The same with what else a training loop's checkpoint holds."""
+    tree = content.tree if isinstance(content.tree, dict) and state.key is not None else {}
+    names = [name for name, value in tree.items() if isinstance(name, str) and is_optimizer(value)]
+    if len(names) > 1:
+        raise BadFile(state.path, f"holds the states of several optimizers ({', '.join(map(repr, names[:5]))})")
+    epoch = tree.get("epoch")
+    epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else None
+    used = {*names, *(["epoch"] if epoch is not None else [])}
+    return replace(
+        state,
+        others=tuple(name for name in state.others if name not in used),
+        optimizer=read_optimizer(content, tree[names[0]]) if names else None,
+        epoch=epoch,
+    )
 
 
 def weights_in(folder: Path) -> Path:
@@ -150,11 +182,7 @@ def _read_shards(path: Path, key: str | None) -> State:
 
 def _index(path: Path) -> dict[str, set[str]]:
     """The names of the tensors by the file that holds them."""
-    try:
-        data = files.read_bounded(path, MAX_INDEX_BYTES)
-    except OSError as error:
-        raise BadFile(path, error.strerror or str(error)) from error
-    contents: Any = safe_tensors.parse_json(path, data, "the index", max_containers=1000)
+    contents: Any = safe_tensors.read_json(path, max_bytes=MAX_INDEX_BYTES, max_containers=1000)
     names = contents.get("weight_map") if isinstance(contents, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise BadFile(path, "has no weight_map of tensors and the files that hold them")

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .arguments import keeps_arguments
 
+
+@keeps_arguments
 class GPT(nn.Module):
     """A transformer decoder as GPT-2's: `depth` blocks of causal attention with `heads`, and a perceptron.
 
@@ -30,14 +33,6 @@ class GPT(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.arguments = {
-            "classes": classes,
-            "length": length,
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "dropout": dropout,
-        }
         self.length = length
         self.tokens = nn.Embedding(classes, width)
         self.positions = nn.Embedding(length, width)

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .arguments import keeps_arguments
 
+
+@keeps_arguments
 class LeNet5(nn.Module):
     """Convolutions 1-6-16 of 5x5 without padding, each pooled, then linear layers 120-84-`classes`.
 
@@ -21,7 +24,6 @@ class LeNet5(nn.Module):
 
     def __init__(self, classes: int = 10, channels: int = 1):
         super().__init__()
-        self.arguments = {"classes": classes, "channels": channels}
         self.sample_shape = (channels, 28, 28)
         self.conv1 = nn.Conv2d(channels, 6, 5)
         self.pool = nn.MaxPool2d(2, 2)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .arguments import keeps_arguments
 
+
+@keeps_arguments
 class MLP(nn.Module):
     """Linear layers of `hidden` widths with ReLU and dropout after each, and a last one to `classes`.
 
@@ -23,12 +26,6 @@ class MLP(nn.Module):
         widths = [in_features, *hidden]
         if min(widths) < 1:
             raise ValueError(f"every layer needs at least one number, in_features and hidden are {widths}")
-        self.arguments = {
-            "in_features": in_features,
-            "hidden": list(hidden),
-            "classes": classes,
-            "dropout": dropout,
-        }
         layers: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .arguments import keeps_arguments
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around a shortcut; `stride` 2 halves height and width.
@@ -34,6 +36,7 @@ class ResidualBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
+@keeps_arguments
 class SmallResNet(nn.Module):
     """A convolution to `width` channels, then two stages of `blocks` residual blocks, each half the size and
     twice the channels, an average over the image and one linear layer.
@@ -46,7 +49,6 @@ class SmallResNet(nn.Module):
 
     def __init__(self, classes: int = 10, channels: int = 1, width: int = 16, blocks: int = 1):
         super().__init__()
-        self.arguments = {"classes": classes, "channels": channels, "width": width, "blocks": blocks}
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .arguments import keeps_arguments
+
 
 def embedding_size(cardinality: int) -> int:
     """How many numbers stand for a category of `cardinality` values: 1.6 * cardinality ** 0.56, 2 to 64.
@@ -20,6 +22,7 @@ def embedding_size(cardinality: int) -> int:
     return max(2, min(64, round(1.6 * math.pow(cardinality, 0.56))))
 
 
+@keeps_arguments
 class TabularMLP(nn.Module):
     """Linear layers of `hidden` widths with ReLU and dropout, over `numbers` numbers and an embedding of each category.
 
@@ -60,16 +63,6 @@ class TabularMLP(nn.Module):
                 f"at least one column, and layers and cardinalities of 1 or more are needed, not numbers {numbers}, "
                 f"cardinalities {list(cardinalities)}, hidden {list(hidden)}"
             )
-        self.arguments = {
-            "numbers": numbers,
-            "cardinalities": list(cardinalities),
-            "outputs": outputs,
-            "hidden": list(hidden),
-            "embedding": embedding,
-            "dropout": dropout,
-            "target_mean": target_mean and mean,
-            "target_std": target_std and std,
-        }
         self.numbers, self.highest = numbers, max(cardinalities, default=0)
         self.scaled = target_mean is not None or target_std is not None
         self.register_buffer("mean", torch.tensor(mean), persistent=False)

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .arguments import keeps_arguments
 
+
+@keeps_arguments
 class UNet(nn.Module):
     """Two convolutions at each of `depth` + 1 sizes, each half of the one before; then up again, joined size by size.
 
@@ -21,7 +24,6 @@ class UNet(nn.Module):
 
     def __init__(self, classes: int = 2, channels: int = 3, width: int = 16, depth: int = 3):
         super().__init__()
-        self.arguments = {"classes": classes, "channels": channels, "width": width, "depth": depth}
         widths = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(map(convolutions, [channels, *widths], widths))
         up = list(zip(widths[1:], widths, strict=False))[::-1]

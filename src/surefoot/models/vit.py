@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .arguments import keeps_arguments
 from .gpt import Block
 
 
+@keeps_arguments
 class ViT(nn.Module):
     """Patches of `patch` x `patch` pixels as tokens, `depth` blocks of attention with `heads`, the tokens' mean.
 
@@ -38,16 +40,6 @@ class ViT(nn.Module):
             raise ValueError(f"size {height} x {length} is not a multiple of patch {patch}; give another patch")
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.arguments = {
-            "classes": classes,
-            "channels": channels,
-            "size": [height, length],
-            "patch": patch,
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "dropout": dropout,
-        }
         self.sample_shape = (channels, height, length)
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = nn.Parameter(torch.empty(1, height // patch * (length // patch), width))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..artifacts.importing import without_prefix
-from ..artifacts.training_file import OptimizerFile, read_training
+from ..artifacts.optimizer_state import OptimizerState
+from ..artifacts.weight_files import read_state
 from ..artifacts.weights import put
 from ..data import Loader
 from ..errors import UsageError
@@ -37,7 +38,7 @@ def start_from(
     positions to parameters by name. `say` receives what was loaded and what such a file cannot restore.
     Raises `UsageError` for a file that does not fit; nothing is changed then.
     """
-    elsewhere = read_training(path)
+    elsewhere = read_state(path, training=True)
     bare = unwrap(model)
     tensors, _ = without_prefix(elsewhere.tensors, bare)
     state = None if elsewhere.optimizer is None else _positioned(elsewhere.optimizer, bare, optimizer, str(path))
@@ -71,7 +72,9 @@ def start_from(
     return done
 
 
-def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> dict[str, Any]:
+def _positioned(
+    saved: OptimizerState, model: nn.Module, optimizer: torch.optim.Optimizer, where: str
+) -> dict[str, Any]:
     """The saved state under this optimizer's positions. Raises `UsageError` where they cannot be matched."""
     own = [p for group in optimizer.param_groups for p in group["params"]]
     sizes = tuple(len(group["params"]) for group in optimizer.param_groups)
@@ -107,7 +110,7 @@ def _positioned(saved: OptimizerFile, model: nn.Module, optimizer: torch.optim.O
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def _settings(saved: OptimizerFile, optimizer: torch.optim.Optimizer, schedule: Schedule) -> list[str]:
+def _settings(saved: OptimizerState, optimizer: torch.optim.Optimizer, schedule: Schedule) -> list[str]:
     """A line where the file's settings are not the recipe's, which are used."""
     lines = []
     for number, (theirs, mine) in enumerate(zip(saved.groups, optimizer.param_groups, strict=False)):

@@ -1,24 +1,18 @@
-"""A checkpoint of a user's own training loop: weights, optimizer state and epoch, read without running anything."""
+"""The optimizer's state in a checkpoint of a user's own training loop, read without running anything."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..safe_tensors import BadFile
-from .archive import open_file
-from .formats import recognise
 from .pickled import Stored
-from .torch_file import TorchFile, read_torch_file
-from .weight_selection import select
+from .torch_file import TorchFile
 
 
 @dataclass(frozen=True)
-class OptimizerFile:
+class OptimizerState:
     """An optimizer's ``state_dict`` as torch saves it: `state` by position, the settings of each group, and the
     positions (or names, where the file has them) of each group's parameters."""
 
@@ -28,50 +22,14 @@ class OptimizerFile:
     names: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class TrainingFile:
-    """The parts of a checkpoint; `others` are the entries that were not used. `epoch` is as the file has it."""
-
-    path: Path
-    tensors: dict[str, torch.Tensor] = field(repr=False)
-    key: str | None
-    optimizer: OptimizerFile | None
-    epoch: int | None
-    others: tuple[str, ...]
-
-
-def read_training(path: str | Path, *, key: str | None = None) -> TrainingFile:
-    """The tutorial's ``{"epoch", "model_state_dict", "optimizer_state_dict", "loss"}`` and its like, by torch.save.
-
-    Weights are found as by `read_state`; the optimizer's state is the one dictionary of ``state`` and
-    ``param_groups``. Raises `BadFile`.
-    """
-    path = Path(path)
-    form = recognise(path)
-    if form.kind == "safetensors":
-        raise BadFile(path, "holds weights alone: use surefoot import")
-    if form.kind not in ("zip", "legacy", "tar"):
-        raise BadFile(path, form.explanation)
-    with open_file(path) as file:
-        content = read_torch_file(path, file, form.kind)
-        stored, where, others = select(path, content.tree, key, content.foreign)
-        tree = content.tree if isinstance(content.tree, dict) and where is not None else {}
-        found = [name for name, value in tree.items() if isinstance(name, str) and _is_optimizer(value)]
-        if len(found) > 1:
-            raise BadFile(path, f"holds the states of several optimizers ({', '.join(map(repr, found[:5]))})")
-        optimizer = _optimizer(content, tree[found[0]]) if found else None
-        epoch = tree.get("epoch")
-        epoch = epoch if type(epoch) is int and 0 <= epoch < 2**31 else None
-        used = {*found, *(["epoch"] if epoch is not None else [])}
-        left = tuple(name for name in others if name not in used)
-        return TrainingFile(path, content.tensors(stored), where, optimizer, epoch, left)
-
-
-def _is_optimizer(value: Any) -> bool:
+def is_optimizer(value: Any) -> bool:
+    """Whether an entry of a checkpoint has the form of an optimizer's state."""
     return isinstance(value, dict) and {"state", "param_groups"} <= set(value)
 
 
-def _optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerFile:
+def read_optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerState:
+    """The state under one entry of a file by torch.save, checked. Raises `BadFile`."""
+
     def bad(what: str) -> BadFile:
         return BadFile(content.path, f"its optimizer's state {what}")
 
@@ -109,4 +67,4 @@ def _optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerFile:
         for group in groups
     )
     whole = len(names) == len(flat) and all(isinstance(name, str) for name in names)
-    return OptimizerFile(read, plain, tuple(positions), tuple(names) if whole else None)
+    return OptimizerState(read, plain, tuple(positions), tuple(names) if whole else None)

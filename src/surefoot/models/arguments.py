@@ -1,0 +1,37 @@
+"""A model that knows what its constructor was called with."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def keeps_arguments(kind: type[M]) -> type[M]:
+    """A class whose models have `arguments`: what rebuilds them, by name, defaults included, as JSON has it.
+
+    >>> @keeps_arguments
+    ... class Net(nn.Linear):
+    ...     def __init__(self, wide: int, bias: bool = True):
+    ...         super().__init__(wide, 1, bias)
+    >>> Net(3).arguments
+    {'wide': 3, 'bias': True}
+    """
+    make = kind.__init__
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def init(self: M, *given: Any, **named: Any) -> None:
+        bound = signature.bind(self, *given, **named)
+        bound.apply_defaults()
+        _, *values = bound.arguments.items()
+        make(self, *given, **named)
+        plain = {name: list(v) if isinstance(v, tuple | list) else v for name, v in values}
+        object.__setattr__(self, "arguments", plain)
+
+    kind.__init__ = init  # type: ignore[method-assign, assignment]
+    return kind
