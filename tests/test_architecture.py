@@ -23,8 +23,8 @@ FLOORS = (
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts"},
     {"held"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
-    {"batches", "metric_objects", "metric_registry", "nonfinite", "sums"},
-    {"gradients"},
+    {"batches", "metric_registry", "nonfinite", "sums"},
+    {"gradients", "metric_objects"},
     {
         *("losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "metrics", "moving_average"),
         *("table_columns", "metric_tables"),

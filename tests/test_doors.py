@@ -212,7 +212,10 @@ OTHER_CALLS = {
     "predict, nothing": (lambda: predict(net(), {}), "inputs: a dict was given; predict takes the inputs alone"),
     "predict, a Loader": (lambda: predict(net(), Loader((X, Y), 4)), "inputs: a Loader was given"),
     "fit, val of another width": (lambda: fitted(val=(X[:, :3], Y)), "val: model and loss cannot be run on the"),
-    "fit, three parts": (lambda: fitted(data=[(x, 0, 1) for x in X]), "this one is 3 parts; give samples of such"),
+    "fit, three parts": (
+        lambda: fitted(data=[(x, 0, 1) for x in X]),
+        "this one is [(8, 4) float32, (8,) int64, (8,)",
+    ),
     "fit, mappings": (
         lambda: fitted(data=[{"x": x, "z": 0} for x in X]),
         "this one is a mapping with 'x', 'z'; call the target one of labels, label, targets",

@@ -181,9 +181,9 @@ def test_an_overridden_forward_is_a_formula_of_its_own():
         (
             nn.MSELoss(),
             torch.zeros(3, 2),
-            "a batch for this loss holds 2 parts, (inputs, targets); this one is a tensor",
+            "a batch for this loss holds 2 parts, (inputs, targets); this one is (3, 2) float32;",
         ),
-        (nn.MSELoss(), (torch.zeros(3),) * 3, "this one is 3 parts"),
+        (nn.MSELoss(), (torch.zeros(3),) * 3, "this one is [(3,) float32, (3,) float32, (3,) float32]"),
         (nn.TripletMarginLoss(), (torch.zeros(3, 2),) * 2, "holds 3 parts, (anchor, positive, negative)"),
         (nn.CosineEmbeddingLoss(), (torch.zeros(3, 2),) * 2, "holds 3 parts, (first, second, targets)"),
         (nn.CTCLoss(), (torch.zeros(3, 2),) * 2, "holds 3 or 4 parts"),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batches import form
 from .errors import UsageError, first_line
 
 _NEEDED = ("update", "compute", "reset", "state_dict", "load_state_dict")
@@ -80,7 +81,7 @@ class MetricObjects:
                 metric.update(given, wanted)
             except (ValueError, RuntimeError, TypeError, IndexError) as error:
                 raise UsageError(
-                    f"metrics: {name} cannot be computed from outputs {_shape(outputs)} and targets {_shape(wanted)}: "
+                    f"metrics: {name} cannot be computed from outputs {form(given)} and targets {form(wanted)}: "
                     f"{first_line(error)}"
                 ) from error
 
@@ -166,7 +167,3 @@ def _flat(name: str, value: Any) -> dict[str, float]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return {k: v for i, item in enumerate(value) for k, v in _flat(f"{name}.{i}", item).items()}
     return {name: float(value)}
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -158,7 +158,7 @@ def _value_gaussian(loss: Any, outputs: Any, targets: Any) -> Any:
         mean, variance = outputs
     except (TypeError, ValueError):
         raise UsageError(
-            f"GaussianNLLLoss needs a model that returns (mean, variance); this one returned {_look(outputs)}"
+            f"GaussianNLLLoss needs a model that returns (mean, variance); this one returned {batches.form(outputs)}"
         ) from None
     return loss(mean, targets, variance)
 
@@ -263,18 +263,8 @@ def describe(loss: Any) -> str:
     return str(getattr(loss, "__name__", None) or getattr(function, "__name__", type(loss).__name__))
 
 
-def _look(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, list | tuple):
-        return f"{len(value)} parts" if len(value) != 1 else f"one part, {_look(value[0])}"
-    if isinstance(value, dict):
-        return f"a mapping with {', '.join(map(repr, list(value)[:6]))}"
-    return f"a {type(value).__name__}"
-
-
 def _unfit(batch: Any, wanted: int | str, meaning: str) -> UsageError:
     return UsageError(
-        f"a batch for this loss holds {wanted} parts, {meaning}; this one is {_look(batch)}; give samples of such "
-        "parts, or make the batches by surefoot.data.DatasetSource(dataset, collate=function)"
+        f"a batch for this loss holds {wanted} parts, {meaning}; this one is {batches.form(batch)}; give samples "
+        "of such parts, or make the batches by surefoot.data.DatasetSource(dataset, collate=function)"
     )

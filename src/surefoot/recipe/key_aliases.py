@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..registry import did_you_mean
+from .mappings import Section, innermost
 from .model import Recipe
 from .sections import keys_of
 
@@ -87,10 +88,8 @@ def _homes() -> dict[str, set[str]]:
     """The top-level keys under which each key of a section stands."""
     homes: dict[str, set[str]] = {}
     for top, key in keys_of(Recipe).items():
-        kind = key.kind
-        while hasattr(kind, "kind"):
-            kind = kind.kind
-        if hasattr(kind, "cls"):
+        kind = innermost(key.kind)
+        if isinstance(kind, Section):
             for name in keys_of(kind.cls()):
                 homes.setdefault(name, set()).add(top)
     return homes

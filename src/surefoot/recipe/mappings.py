@@ -25,13 +25,17 @@ class Section(Kind):
         self.cls = cls
 
     @property
+    def registry(self) -> str:
+        """The registry that its part is from; "" for a section without one."""
+        return self.cls().registry
+
+    @property
     def expected(self) -> str:
-        registry = self.cls().registry
-        return part_expected(registry) if registry else "a mapping"
+        return part_expected(self.registry) if self.registry else "a mapping"
 
     @property
     def example(self) -> str:
-        return EXAMPLES.get(self.cls().registry, "")
+        return EXAMPLES.get(self.registry, "")
 
     def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
         return read_section(self.cls(), node, path, reading)
@@ -67,6 +71,13 @@ class PartKind(Kind):
     def schema(self, builder: Any) -> dict[str, Any]:
         schema: dict[str, Any] = builder.part(self.registry)
         return schema
+
+
+def innermost(kind: Any) -> Any:
+    """The kind of a list's items, or of what may also be null or a word."""
+    while hasattr(kind, "kind"):
+        kind = kind.kind
+    return kind
 
 
 def read_section(cls: type[Keyed], node: Node, path: str, reading: Reading) -> Any:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..text import shortened
+from .mappings import innermost
+from .model import Recipe
 from .nodes import Broken, Entries, Items, Node, Problem, Refused, Scalar, Where
 from .reading import describe_node
+from .sections import keys_of
 from .yaml_source import read_value
 
 # Keys whose value may be a bare name, which a dotted override turns into a mapping with that name.
-_PARTS = ("model", "data", "loss", "objective", "metrics", "optimizer", "scheduler", "warmup")
+_PARTS = frozenset(name for name, key in keys_of(Recipe).items() if getattr(innermost(key.kind), "registry", ""))
 
 
 def apply_overrides(tree: Entries, overrides: Sequence[str], problems: list[Problem]) -> Entries:
