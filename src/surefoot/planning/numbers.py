@@ -40,7 +40,6 @@ class PlanNumbers:
     groups: list[GroupPlan]
     events: list[Event]
     findings: list[Finding]
-    by: str
     samples: int | None = None
     memory: Memory | None = None
     seconds: float | None = None

@@ -17,10 +17,9 @@ from ..schedules.schedule import Schedule
 from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Show, Simulation, simulate_schedule
 from .cost import memory_of, seconds_a_step
 from .events import events
-from .figure import drawn
 from .mistakes import findings_in, mistakes
 from .numbers import GroupPlan, PlanNumbers
-from .pictures import save
+from .pictures import drawn, save
 from .terminal import rendered
 
 _MOST_POINTS = 500
@@ -93,7 +92,6 @@ def plan_report(
         groups=_groups(run, schedule, later),
         events=events(run, always),
         findings=list(findings_in(run, schedule)) if whole == (steps_per_epoch, epochs) else mistakes(schedule, *whole),
-        by=schedule.by,
         samples=None if samples_per_epoch is None else samples_per_epoch * whole[1],
         memory=None if model is None else memory_of(model, schedule.optimizer, batch, apply),
         seconds=None if step is None else seconds_a_step(step) * whole[0] * whole[1],
