@@ -549,7 +549,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def test_the_workers_of_a_validation_loader_are_closed(monkeypatch):
-    from surefoot.data import loader as module
+    from surefoot.data import indexed as module
 
     started, closed = [], []
 
