@@ -13,6 +13,7 @@ from surefoot.data import DATA, Loader
 from surefoot.data import image_folder as module
 from surefoot.data.image_folder import image_folder
 from surefoot.errors import Problems, UsageError
+from surefoot.pictures import decode_picture
 
 
 def picture(path, *, seed=0, size=(12, 10), mode="RGB"):
@@ -64,6 +65,32 @@ def test_pixels_are_those_that_predict_reads(folder, channels):
     splits = image_folder(str(folder), size=[7, 9], channels=channels, val_share=0)
     paths = sorted((folder / "bag").glob("*.png"))
     assert torch.equal(splits.train.tensors[0][:10], read_images(paths, (channels, 7, 9)).batch)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_jpeg_is_unpacked_small_and_reported_as_it_was(tmp_path, channels):
+    mode = "L" if channels == 1 else "RGB"
+    small = numpy.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=numpy.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to show
+    photo = Image.fromarray(small).resize((800, 600), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    pixels, notes = decode_picture(tmp_path / "photo.jpg", (tmp_path / "photo.jpg").read_bytes(), (channels, 80, 60))
+    assert "600x800 resized to 60x80" in notes and ("colours made grey" in notes) == (channels == 1)
+    with Image.open(tmp_path / "photo.jpg") as picture:
+        picture.draft(mode, (160, 160))
+        assert picture.size == (400, 300)
+        drafted = (
+            picture.convert(mode).transpose(Image.Transpose.ROTATE_270).resize((60, 80), Image.Resampling.BILINEAR)
+        )
+    with Image.open(tmp_path / "photo.jpg") as picture:
+        whole = picture.convert(mode).transpose(Image.Transpose.ROTATE_270).resize((60, 80), Image.Resampling.BILINEAR)
+    expected = numpy.asarray(drafted).reshape(80, 60, channels).transpose(2, 0, 1)
+    assert (pixels == expected).all()
+    assert (
+        numpy.abs(expected - numpy.asarray(whole).reshape(80, 60, channels).transpose(2, 0, 1).astype(int)).mean() < 4
+    )
+    assert module.picture_in(tmp_path / "photo.jpg", (channels, 80, 60)).is_contiguous()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

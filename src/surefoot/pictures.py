@@ -42,10 +42,17 @@ def decode_picture(path: Path, data: bytes, shape: tuple[int, ...]) -> tuple[np.
     from PIL import Image, ImageOps
 
     channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
     notes = []
     with opened(path, data) as picture:
+        before, coloured = picture.size, picture.mode not in ("L", "1")
+        # A JPEG is unpacked at a half, a quarter or an eighth of its size where that is twice what is wanted or more.
+        picture.draft(mode, (2 * max(height, width),) * 2)
+        picture.load()
         if picture.getexif().get(0x0112, 1) != 1:  # Orientation
-            picture = ImageOps.exif_transpose(picture)
+            turned = ImageOps.exif_transpose(picture)
+            before = before if turned.size == picture.size else before[::-1]
+            picture = turned
             notes.append("turned as its EXIF data say")
         if picture.mode.startswith("I") or picture.mode == "F":
             raise BadFile(path, f"has pixels of more than 8 bits (mode {picture.mode}); save it with 8")
@@ -54,12 +61,11 @@ def decode_picture(path: Path, data: bytes, shape: tuple[int, ...]) -> tuple[np.
             solid = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid)
             notes.append("transparency put on black")
-        mode = "L" if channels == 1 else "RGB"
-        if picture.mode not in ("L", "1") and mode == "L":
+        if coloured and mode == "L":
             notes.insert(0, "colours made grey")
         picture = picture.convert(mode)
-        if picture.size != (width, height):
-            notes.append(f"{picture.width}x{picture.height} resized to {width}x{height}")
+        if before != (width, height):
+            notes.append(f"{before[0]}x{before[1]} resized to {width}x{height}")
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(picture, dtype=np.uint8)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), notes
@@ -87,7 +93,7 @@ def decode_mask(path: Path, data: bytes, size: tuple[int, int] | None = None) ->
 
 @contextlib.contextmanager
 def opened(path: Path, data: bytes) -> Iterator[Any]:
-    """A PNG or JPEG picture of Pillow's, all of it read; raises `BadFile` for whatever goes wrong with it."""
+    """A PNG or JPEG picture of Pillow's, not unpacked yet; raises `BadFile` for whatever goes wrong with it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -95,7 +101,6 @@ def opened(path: Path, data: bytes) -> Iterator[Any]:
             # The size is known before a pixel is unpacked.
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadFile(path, f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
-            picture.load()
             yield picture
     except BadFile:
         raise

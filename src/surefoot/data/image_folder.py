@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -161,7 +160,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def picture_in(file: str | Path, shape: tuple[int, ...]) -> Tensor:
     """The picture in a file, uint8 of `shape`."""
-    return torch.from_numpy(numpy.array(decode_picture(Path(file), bytes_of(file), shape)[0]))
+    return torch.from_numpy(decode_picture(Path(file), bytes_of(file), shape)[0].copy())  # in the order of its shape
 
 
 def bytes_of(file: str | Path) -> bytes:
