@@ -163,7 +163,8 @@ def test_micro_batches_of_several_lengths_count_as_one_batch():
             )
         results.append(fitted.metrics)
     assert results[0] == pytest.approx(results[1], rel=1e-6)
-    assert set(results[0]) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    names = ("loss", "accuracy", "perplexity")
+    assert set(results[0]) == {f"{split}/{name}" for split in ("train", "val") for name in names}
 
 
 @pytest.mark.parametrize("samples", [24, 22])
