@@ -177,7 +177,9 @@ def describe_model(
     """
     model, average = plain(model)
     classes = pretrained.labels(model) if classes is None else classes
-    spec = spec_of(model) or pretrained.pretrained_spec(model, classes)
+    spec = spec_of(model)
+    if spec is None and not (source and pretrained.config_of({"args": source[1]})):
+        spec = pretrained.pretrained_spec(model, classes)
     if spec is None:
         path, args = source or (class_path(model), _own_arguments(model))
         spec = {"class": path, "args": None if args is None else dict(args)}

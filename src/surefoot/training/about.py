@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..artifacts import save_model
 from ..artifacts.info import DTYPES
+from ..artifacts.pretrained import pretrained_spec
+from ..artifacts.weights import plain
 from ..data import Loader, StreamSource, TensorSource
 from ..losses import Objective, WeightedSum
 from ..losses.conventions import describe
@@ -51,8 +53,11 @@ class About:
     dataset: str | None = None
 
 
-def completed(about: About, loader: Loader, loss: Any) -> About:
+def completed(about: About, model: nn.Module, loader: Loader, loss: Any) -> About:
     """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss."""
+    # Now, since forward() of transformers changes it: a run that only saves again would write another one.
+    if (spec := pretrained_spec(plain(model)[0], about.classes or loader.source.classes)) is not None:
+        about = replace(about, source=(spec["class"], spec["args"]))
     shape, dtype = _raw_sample(loader)
     details = {
         "classes": loader.source.classes,

@@ -127,7 +127,7 @@ def fit(
         progress = make_progress() if progress else Progress()
     rng.seed_all(seed)
     loader = training_loader(data, batch_size, seed, model, progress.message)
-    about = completed(about, loader, loss)
+    about = completed(about, model, loader, loss)
     val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
     val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
     # Not known of a stream that only its end tells the length of.
