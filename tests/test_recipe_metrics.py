@@ -210,6 +210,19 @@ scheduler: {name: ReduceLROnPlateau, monitor: val/each.1, mode: max}
     assert not Path("other").exists()
 
 
+def test_auto_is_what_suits_the_loss_and_may_stand_beside_others(capsys):
+    text = BASE.partition("metrics:")[0].replace('{import: "mine:loss"}', "CrossEntropyLoss")
+    watching = "checkpoint: {keep_best: val/f1_macro}\n"
+    Path("recipe.yaml").write_text(f'{text}metrics: [auto, {{import: "mine:worst", as: worst}}]\n{watching}')
+    assert parse_recipe(Path("recipe.yaml").read_text()).checkpoint.mode == "max"
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "accuracy", "f1_macro", "worst"} == set(last) - {"kind", "split", "epoch", "step", "lr", "wall_s"}
+    Path("recipe.yaml").write_text(text + watching.replace("f1_macro", "mae"))
+    told = refused(capsys, "check", "recipe.yaml")
+    assert "checkpoint.keep_best: 'val/mae' is not measured in this run" in told and "val/f1_macro" in told
+
+
 @pytest.mark.parametrize(
     ("metric", "told"),
     [

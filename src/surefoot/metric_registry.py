@@ -35,7 +35,7 @@ def _own() -> None:
 OWN = {
     name: Entry(name, _own, summary, facts={"from": "surefoot", "better": better})
     for name, summary, better in (
-        ("auto", "those of these six that suit the loss", "as each says"),
+        ("auto", "those of our own that suit the loss", "as each says"),
         ("accuracy", "the share of right answers", "max"),
         ("f1_macro", "F1, the harmonic mean of precision and recall, averaged over classes or labels", "max"),
         ("iou", "intersection over union (Jaccard index), averaged over classes or masks", "max"),

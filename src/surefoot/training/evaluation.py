@@ -32,8 +32,8 @@ DEFAULT_BATCH = 64
 class Evaluation:
     """What one pass over a data set gave: means over its `samples`, and who was taken for whom.
 
-    `metrics` holds ``loss`` and, for a classifier, ``accuracy`` (0 to 1). `confusion` is (C, C) counts with true
-    classes as rows, or None.
+    `metrics` holds ``loss`` and what is measured beside it, as ``accuracy`` (0 to 1). `confusion` is (C, C) counts with
+    true classes as rows, or None.
     """
 
     metrics: dict[str, float]
