@@ -138,7 +138,7 @@ LINES = [
     ("log_every: 1,5", "8:12: log_every: the text '1,5' is not a whole number, 1 or more; write 1.5"),
     ("log_every: 60,000", "8:12: log_every: the text '60,000' is not a whole number, 1 or more; write 60000"),
     ("log_every: 5,", "8:12: log_every: the text '5,' is not a whole number, 1 or more; write 5"),
-    ("metrics: accuracy", "8:10: metrics: the text 'accuracy' is not a list; write [accuracy]"),
+    ("metrics: 3", "8:10: metrics: 3 is not the name of a metric, or a mapping with it, e.g. accuracy"),
     ("metrics: [f1]", "8:11: metrics.0: unknown metric 'f1'"),
     ("checkpoint: {every: 500}", "8:21: checkpoint.every: 500 is not a count and its unit; write for example 1 epoch"),
     ("checkpoint: {every: 0 steps}", "8:21: checkpoint.every: the text '0 steps' is not a count and its unit"),

@@ -215,6 +215,8 @@ def test_auto_is_what_suits_the_loss_and_may_stand_beside_others(capsys):
     watching = "checkpoint: {keep_best: val/f1_macro}\n"
     Path("recipe.yaml").write_text(f'{text}metrics: [auto, {{import: "mine:worst", as: worst}}]\n{watching}')
     assert parse_recipe(Path("recipe.yaml").read_text()).checkpoint.mode == "max"
+    alone = parse_recipe(text + "metrics: accuracy")
+    assert alone == parse_recipe(text + "metrics: [accuracy]") and alone.plain()["metrics"] == ["accuracy"]
     assert main(["train", "recipe.yaml", "--run", "run"]) == 0
     last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert {"loss", "accuracy", "f1_macro", "worst"} == set(last) - {"kind", "split", "epoch", "step", "lr", "wall_s"}

@@ -67,6 +67,8 @@ class MetricRegistry(Registry):
         return OWN.get(name) or super().__getitem__(name)
 
     def remedy(self, name: str) -> str:
+        if longer := [known for known in self.names() if known.lower().startswith(name.lower())]:
+            return f"; did you mean {longer[0]!r}?"
         if name[:1].isupper() and not _installed():
             return f"; if it is one of torchmetrics', {INSTALL}"
         return ""

@@ -256,11 +256,15 @@ class Or(Kind):
 
 @dataclass(frozen=True)
 class Several(Kind):
-    """A list of what `kind` takes, as a tuple; with `one`, a single value stands for a list of one."""
+    """A list of what `kind` takes, as a tuple; with `one`, a single value stands for a list of one.
+
+    It is then written as that value, unless it is to be written as a list always, `as_list`.
+    """
 
     kind: Kind
     least: int = 0
     one: bool = False
+    as_list: bool = False
 
     @property
     def expected(self) -> str:
@@ -294,7 +298,7 @@ class Several(Kind):
 
     def plain(self, value: Any) -> Any:
         plain = [self.kind.plain(item) for item in value]
-        return plain[0] if self.one and len(plain) == 1 else plain
+        return plain[0] if self.one and len(plain) == 1 and not self.as_list else plain
 
     def schema(self, builder: Any) -> dict[str, Any]:
         each = self.kind.schema(builder)

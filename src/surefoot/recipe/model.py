@@ -333,7 +333,7 @@ class Recipe(Keyed):
         Several(Text("the name of a check"), one=True), "Checks of the first batch that are not made.", ()
     )
     metrics: str | tuple[MetricTerm, ...] = key(
-        Or(_AUTO, Several(Section(lambda: MetricTerm))),
+        Or(_AUTO, Several(Section(lambda: MetricTerm), one=True, as_list=True)),
         "What is measured beside the loss; auto is what suits the loss: accuracy and macro F1 for classes, say.",
         "auto",
     )
