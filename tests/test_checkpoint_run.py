@@ -280,6 +280,31 @@ def test_a_second_signal_stops_at_once_and_what_was_saved_stays(run_dir):
     assert steps_of(run_dir) == [1]
 
 
+def test_a_save_that_a_second_signal_leaves_ends_at_its_next_piece(run_dir, monkeypatch):
+    """Its thread is waited for at exit: it would abort the process while the interpreter shuts down."""
+    begun, released, at_exit = threading.Event(), threading.Event(), []
+    monkeypatch.setattr("atexit.register", lambda *words: at_exit.append(words))
+
+    class Stuck(files.System):
+        def fsync(self, descriptor):
+            if threading.current_thread().name == "surefoot-save":
+                begun.set()
+                released.wait()
+            super().fsync(descriptor)
+
+    monkeypatch.setattr(files, "system", Stuck())
+    with pytest.raises(Stopped, match="at once"), saver_for(run_dir) as saver:
+        saver.step()
+        begun.wait()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    released.set()
+    (join, seconds) = at_exit[-1]
+    assert seconds > 0
+    join()
+    assert not [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
+
+
 def test_no_thread_outlives_a_closed_run(run_dir):
     """One that frees tensors while the interpreter shuts down would abort the process after all was done."""
     before = set(threading.enumerate())  # others' runs in this process may never have been closed

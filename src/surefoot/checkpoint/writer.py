@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from .snapshot import Snapshot
 from .store import CheckpointStatus
 
 _PATIENCE_S = 60.0
+_LEAVING_S = 5.0
 
 
 class Writer:
@@ -43,6 +45,7 @@ class Writer:
         self._jobs: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._idle = threading.Event()
+        self._abandoned = False
         self._idle.set()
         self._failure: Exception | None = None
 
@@ -110,9 +113,21 @@ class Writer:
             raise failure
 
     def abandon(self) -> None:
-        """Do not wait for the save in flight: it ends as if the process were killed, whole or not at all."""
+        """Do not wait for the save in flight: it ends at its next piece, whole or not at all.
+
+        At exit its thread is given seconds to end: see `close`.
+        """
+        self._abandoned = True
+        if self._thread is not None:
+            atexit.register(self._thread.join, _LEAVING_S)
         self._thread = None
         self._idle.set()
+
+    def _unless_abandoned(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for piece in pieces:
+            if self._abandoned:
+                raise RunFailed("the save was abandoned")
+            yield piece
 
     def close(self) -> None:
         """End the thread once it has written what it was given, and wait for its end, unless it was abandoned.
@@ -148,9 +163,9 @@ class Writer:
             snapshot.step,
             max(same_step) + 1 if same_step else 0,
             {
-                store.MODEL: snapshot.model.chunks(),
-                store.OPTIMIZER: snapshot.other.chunks(),
-                store.STATE: [snapshot.state_bytes()],
+                store.MODEL: self._unless_abandoned(snapshot.model.chunks()),
+                store.OPTIMIZER: self._unless_abandoned(snapshot.other.chunks()),
+                store.STATE: self._unless_abandoned([snapshot.state_bytes()]),
             },
             {
                 "run": self._run.id,
