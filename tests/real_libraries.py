@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Without what they depend on where that would replace torch.
 ALONE = [
-    *("transformers", "datasets", "torchmetrics", "peft", "torch_geometric"),
+    *("transformers", "datasets", "torchmetrics", "peft", "torch_geometric", "torchdata"),
     *("timm", "segmentation_models_pytorch"),
 ]
 PACKAGES = [
