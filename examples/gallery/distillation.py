@@ -1,4 +1,4 @@
-"""A small network learns from a large one's answers, and beats itself on labels alone (Hinton and others, 2015).
+"""A small network learns from a large one's answers (Hinton and others, 2015).
 
 Shows an objective that uses a second, frozen model, and two runs in one program, each with a directory of its own.
 
