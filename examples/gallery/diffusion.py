@@ -65,7 +65,7 @@ def sampled(model: nn.Module, count: int) -> torch.Tensor:
     return pictures
 
 
-def main(run: str, epochs: int = 6) -> float:
+def main(run: str, epochs: int = 16) -> float:
     """Train; returns the validation loss, and draws 64 new garments."""
     torch.manual_seed(0)
     data = garments(3200, 320)
