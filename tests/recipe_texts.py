@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from surefoot.errors import Problems
-from surefoot.metric_registry import METRICS
+from surefoot.metrics.registry import METRICS
 from surefoot.recipe import parse_recipe
 from surefoot.registry import Entry, Range, Registry
 

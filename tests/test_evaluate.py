@@ -14,7 +14,7 @@ from torch import nn
 
 from surefoot import Preprocessing, evaluate, save_model
 from surefoot.cli import main
-from surefoot.metric_tables import LabelCounts, TargetErrors, by_class
+from surefoot.metrics.tables import LabelCounts, TargetErrors, by_class
 from surefoot.models import MODELS
 
 

@@ -17,7 +17,7 @@ import surefoot
 from surefoot.build import build
 from surefoot.cli import main
 from surefoot.errors import Problems, UsageError
-from surefoot.metric_registry import METRICS, OWN, _theirs
+from surefoot.metrics.registry import METRICS, OWN, _theirs
 from surefoot.proof import compare
 from surefoot.recipe import parse_recipe
 from surefoot.training import Checkpoints, EarlyStopping, RunOptions

@@ -123,8 +123,8 @@ def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
 
 def build_metrics(recipe: Recipe) -> Any:
     """What is measured, as `fit` takes it: ``"auto"``, or the metrics by the names that records have."""
-    from ..metric_objects import is_metric, name_of
-    from ..metric_registry import METRICS, OWN
+    from ..metrics.objects import is_metric, name_of
+    from ..metrics.registry import METRICS, OWN
 
     if isinstance(recipe.metrics, str):
         return recipe.metrics

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..artifacts import LoadedModel
     from ..data import DataSplits, Source
-    from ..metric_tables import LabelCounts, TargetErrors
+    from ..metrics.tables import LabelCounts, TargetErrors
 
 TEXT_ENDINGS = (".txt", ".md", ".rst")
 
@@ -72,7 +72,7 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..data.table_files import is_table
     from ..errors import UsageError
     from ..losses import Objective
-    from ..metric_tables import by_class
+    from ..metrics.tables import by_class
     from ..training import EVAL_BATCH, evaluate
 
     path, name = Path(arguments.path), arguments.data or ""
@@ -120,7 +120,7 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
 def _table_metric(loss: Any) -> LabelCounts | TargetErrors:
     """What counts the figures of each label or each target, by what the loss says of outputs."""
     from ..losses import accuracy_kind
-    from ..metric_tables import LabelCounts, TargetErrors
+    from ..metrics.tables import LabelCounts, TargetErrors
 
     kind = accuracy_kind(loss)
     return TargetErrors() if kind is None else LabelCounts(0.5 if kind == "probabilities" else 0)

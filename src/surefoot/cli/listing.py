@@ -39,7 +39,7 @@ def _kind(word: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the entries of one kind: name, summary, arguments with their defaults, further facts."""
-    from ..metric_registry import INSTALL, METRICS
+    from ..metrics.registry import INSTALL, METRICS
 
     rows = _recipes() if arguments.kind == "recipes" else _entries(arguments.kind)
     if arguments.json:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import batches
 from ..errors import UsageError
-from ..metric_registry import can_be_called
+from ..metrics.registry import can_be_called
 from .conventions import Convention, LossValue, describe, scalar
 
 _KEYS = ("loss", "outputs", "targets", "weight")

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError
-from ..metric_objects import is_metric, name_of
-from ..metric_registry import OWN, can_be_called, metric_of
+from ..metrics.objects import is_metric, name_of
+from ..metrics.registry import OWN, can_be_called, metric_of
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
 from .composite import WeightedSum
 from .conventions import describe

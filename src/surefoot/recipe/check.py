@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..metric_registry import OWN, RESERVED
+from ..metrics.registry import OWN, RESERVED
 from ..monitor import better, contradiction
 from ..registry import Registry, did_you_mean
 from ..text import counted, shortened, typed
@@ -27,7 +27,7 @@ BY_STEP = ("OneCycleLR", "CyclicLR")
 _REGISTRIES = {
     "loss": ("surefoot.losses", "LOSSES"),
     "objective": ("surefoot.losses", "OBJECTIVES"),
-    "metric": ("surefoot.metric_registry", "METRICS"),
+    "metric": ("surefoot.metrics.registry", "METRICS"),
     "optimizer": ("surefoot.optimizers", "OPTIMIZERS"),
     "scheduler": ("surefoot.schedules", "SCHEDULERS"),
     "warmup": ("surefoot.schedules", "WARMUPS"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..limits import CLIPPING, EMA_DECAY, LAYER_DECAY, MIN_DELTA, MOST_SEED, ON_NONFINITE, PRECISIONS, WHEN_BUSY
-from ..metric_registry import NAME
+from ..metrics.registry import NAME
 from ..registry import Range
 from .data_section import DataSection, Normalize
 from .frozen import Frozen, thaw

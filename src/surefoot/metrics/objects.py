@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import form
-from .errors import UsageError, first_line
+from ..batches import form
+from ..errors import UsageError, first_line
 
 _NEEDED = ("update", "compute", "reset", "state_dict", "load_state_dict")
 # torchmetrics' F1Score(task="multiclass") makes a MulticlassF1Score; it is known by the name that one wrote.

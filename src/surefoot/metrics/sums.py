@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn import functional
 
-from .errors import UsageError
+from ..errors import UsageError
 
 Pair = tuple[Any, Any]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UsageError
-from .metric_objects import MetricObjects
-from .metric_registry import OWN
+from ..errors import UsageError
+from ..text import counted
+from .objects import MetricObjects
+from .registry import OWN
 from .sums import OwnMetrics, Pair, answers_of
-from .text import counted
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
 

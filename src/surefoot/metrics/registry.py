@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import UsageError
-from .registry import ArgumentProblem, Entry, Registry
+from ..errors import UsageError
+from ..registry import ArgumentProblem, Entry, Registry
 
 # What a record holds beside metrics.
 RESERVED = ("loss", "kind", "split", "epoch", "step", "lr", "wall_s", "grad_norm")
