@@ -1,4 +1,4 @@
-"""Features learned without labels: two views of a picture are told from all others (SimCLR, Chen and others, 2020).
+"""Features learned without labels: two views of a picture against all others (SimCLR, Chen and others, 2020).
 
 Shows an objective on inputs alone, with views drawn inside of it; labels are used at the end by neighbours.
 

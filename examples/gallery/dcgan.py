@@ -1,4 +1,4 @@
-"""Two networks against each other: one draws garments, one tells them from real ones (pytorch/examples: dcgan).
+"""Two networks against each other: a generator of garments and a discriminator (pytorch/examples: dcgan).
 
 Shows the pieces in a loop of one's own, which `fit` is not for: two models, two optimizers, noise whose generator is
 saved with them. Three lines make it resumable. Leaves generated.png.
@@ -61,8 +61,8 @@ def main(run: str, epochs: int = 12) -> float:
         while loader.epoch < epochs:
             for (pictures,) in loader:
                 drawn = drawer(torch.randn(64, 32))
-                told = judge(pictures), judge(drawn.detach())
-                judge_loss = F.softplus(-told[0]).mean() + F.softplus(told[1]).mean()
+                real_logits, drawn_logits = judge(pictures), judge(drawn.detach())
+                judge_loss = F.softplus(-real_logits).mean() + F.softplus(drawn_logits).mean()
                 judging.zero_grad()
                 judge_loss.backward()
                 judging.step()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from surefoot import LinearWarmup, RunOptions, Schedule, StepOptions, fit, load_model, objective
 from surefoot.data.garments import garments
 
-STATED = 0.14  # mean squared error of the noise that was told, on held-out garments
+STATED = 0.14  # mean squared error of the predicted noise, on held-out garments
 STEPS = 100
 KEPT = torch.cos(torch.arange(1, STEPS + 1) / (STEPS + 1) * torch.pi / 2) ** 2  # of the picture's variance
 
@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
 
 
 @objective
-def noise_told(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+def noise_prediction(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """The mean squared error of the noise, at a random step for each picture."""
     step = torch.randint(STEPS, (len(pictures),))
     noise, kept = torch.randn_like(pictures), KEPT[step][:, None, None, None]
@@ -55,7 +55,7 @@ def noise_told(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def sampled(model: nn.Module, count: int) -> torch.Tensor:
-    """New pictures, by DDIM (Song and others, 2020): the picture told at each step, with the noise told put back."""
+    """New pictures, by DDIM (Song and others, 2020): each step predicts the clean picture and adds less of the noise."""
     pictures = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     for step in reversed(range(STEPS)):
         kept, before = KEPT[step], KEPT[step - 1] if step else torch.tensor(1.0)
@@ -75,7 +75,7 @@ def main(run: str, epochs: int = 16) -> float:
     schedule = Schedule(optimizer, None, LinearWarmup(optimizer, warmup_period=50))
     result = fit(
         model,
-        noise_told,
+        noise_prediction,
         optimizer,
         (pictures[0],),
         val=(pictures[1],),

@@ -28,8 +28,8 @@ class FromTeacher:
         images, labels = batch
         outputs = model(images)
         wanted = (self.teacher(images) / self.warmth).log_softmax(1)
-        told = (outputs / self.warmth).log_softmax(1)
-        soft = F.kl_div(told, wanted, log_target=True, reduction="batchmean") * self.warmth**2
+        student = (outputs / self.warmth).log_softmax(1)
+        soft = F.kl_div(student, wanted, log_target=True, reduction="batchmean") * self.warmth**2
         hard = F.cross_entropy(outputs, labels)
         return {"loss": 0.3 * hard + 0.7 * soft, "outputs": outputs, "targets": labels, "soft": soft}
 

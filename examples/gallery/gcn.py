@@ -1,7 +1,7 @@
-"""Papers of four fields, told by their words and by whom they cite (pytorch/examples: gcn).
+"""Papers classified into four fields by their words and citations (pytorch/examples: gcn).
 
 Shows training on one graph: the whole of it is a batch of one, and the objective looks at the nodes that are known.
-Kipf and Welling (2016). The graph is drawn here: four fields, citations mostly within, words that tell little.
+Kipf and Welling (2016). The graph is drawn here: four fields, citations mostly within, words that say little.
 
     python gcn.py [RUN]
 """

@@ -1,4 +1,4 @@
-"""A convolutional network tells ten kinds of garments in 28x28 pictures (pytorch/examples: mnist).
+"""A convolutional network classifies 28x28 pictures of garments (pytorch/examples: mnist).
 
 Shows `fit` on pictures: a schedule under warmup, the best model kept, accuracy measured. With SUREFOOT_DATA set it
 trains on Fashion-MNIST itself when it is called with --fashion.

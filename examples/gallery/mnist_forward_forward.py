@@ -22,7 +22,7 @@ class Layer(nn.Linear):
     """A linear layer with an optimizer of its own."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        # Only the direction of the layer before is seen: its length is the goodness, and would tell the answer.
+        # Only the direction of the layer before is seen: its length is the goodness, and would give the answer away.
         return F.relu(super().forward(F.normalize(inputs) * inputs.shape[1] ** 0.5))
 
     def goodness(self, inputs: torch.Tensor) -> torch.Tensor:

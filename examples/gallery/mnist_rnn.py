@@ -1,4 +1,4 @@
-"""An LSTM reads a picture row by row and tells what it shows (pytorch/examples: mnist_rnn).
+"""An LSTM classifies a picture that it reads row by row (pytorch/examples: mnist_rnn).
 
 Shows a model of one's own in `fit`; nothing about recurrent models is special.
 

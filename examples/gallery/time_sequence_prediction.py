@@ -16,7 +16,7 @@ STATED = 0.02  # mean squared error over the 100 values after the end
 
 
 class Forecast(nn.Module):
-    """Values (N, T) to the next value after each, (N, T); `ahead` more are told from what was told."""
+    """Values (N, T) to the next value after each, (N, T); `ahead` more are predicted from predictions."""
 
     def __init__(self, width: int = 24):
         super().__init__()
@@ -25,13 +25,13 @@ class Forecast(nn.Module):
 
     def forward(self, values: torch.Tensor, ahead: int = 0) -> torch.Tensor:
         one = two = None
-        told: list[torch.Tensor] = []
+        predicted: list[torch.Tensor] = []
         for step in range(values.shape[1] + ahead):
-            now = values[:, step : step + 1] if step < values.shape[1] else told[-1]
+            now = values[:, step : step + 1] if step < values.shape[1] else predicted[-1]
             one = self.first(now, one)
             two = self.second(one[0], two)
-            told.append(self.out(two[0]))
-        return torch.cat(told, dim=1)
+            predicted.append(self.out(two[0]))
+        return torch.cat(predicted, dim=1)
 
 
 def waves(count: int, length: int, seed: int) -> torch.Tensor:
@@ -60,10 +60,10 @@ def main(run: str) -> float:
     test = waves(8, 221, seed=2)
     model.eval()
     with torch.no_grad():
-        told = model(test[:, :120], ahead=100)[:, -100:]
+        predicted = model(test[:, :120], ahead=100)[:, -100:]
     with open("forecast.txt", "w") as file:
-        file.writelines(f"{value:.6f}\n" for value in told[0].tolist())
-    return (told - test[:, 120:-1]).square().mean().item()
+        file.writelines(f"{value:.6f}\n" for value in predicted[0].tolist())
+    return (predicted - test[:, 120:-1]).square().mean().item()
 
 
 if __name__ == "__main__":

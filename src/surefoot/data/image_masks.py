@@ -1,4 +1,4 @@
-"""Pictures and their masks: two folders with files of the same names, the class of each pixel to be told."""
+"""Pictures and their masks: two folders with files of the same names, the class of each pixel."""
 
 from __future__ import annotations
 

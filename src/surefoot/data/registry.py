@@ -57,7 +57,7 @@ DATA = Registry(
         Entry(
             "text",
             "surefoot.data.text:text",
-            "a text file as characters or bytes, to tell the next one",
+            "a text file as characters or bytes, to predict the next one",
             limits={
                 "length": _AT_LEAST_ONE,
                 "stride": _AT_LEAST_ONE,

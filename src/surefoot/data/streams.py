@@ -44,7 +44,7 @@ def is_stream(data: Any) -> bool:
 class StreamSource(Source):
     """Any iterable data set; with several workers each iterates over its part (torch's `get_worker_info`).
 
-    A pass over it begins with a copy of what was given (its data are shared), which is told its number by `set_epoch`
+    A pass over it begins with a copy of what was given (its data are shared), after `set_epoch(number)`
     where there is one; what it draws depends on (seed, pass, batch, worker). With `state_dict` and `load_state_dict`,
     of the data set or of its iterator, it is gone on with at once; without, or where these do not lead back to the same
     place, it is read again up to there. `collate` makes a batch of a list of samples.

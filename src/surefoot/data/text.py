@@ -61,7 +61,7 @@ def text(
     stride: int | None = None,
     val_share: float = 0.1,
 ) -> DataSplits:
-    """The text of a file, or of several one after another, in windows of `length` tokens to tell the next token.
+    """The text of a file, or of several one after another, in windows of `length` tokens, to predict the next token.
 
     Without a `path` it is the language reference that comes with Python (pydoc's topics, 0.5 MB). A token is a
     character of the UTF-8 file, numbered in Unicode's order among those that occur, or a byte. A training window

@@ -73,7 +73,7 @@ MODELS = Registry(
         Entry(
             "GPT",
             "surefoot.models.gpt:GPT",
-            "a small transformer that tells the next token, as GPT-2 is made",
+            "a small transformer that predicts the next token, as GPT-2 is made",
             limits={
                 **dict.fromkeys(("classes", "length", "width", "depth", "heads"), Range(low=1)),
                 "dropout": Range(low=0, high=1, high_open=True),

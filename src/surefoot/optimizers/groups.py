@@ -114,12 +114,12 @@ def named_groups(optimizer: torch.optim.Optimizer, model: nn.Module | None = Non
     [('0', ['weight', 'bias'])]
     """
     names = {} if model is None else {id(p): name for name, p in named_parameters(model)}
-    told = []
+    named = []
     for index, group in enumerate(optimizer.param_groups):
         known = group.get("param_names") or ["?"] * len(group["params"])
         members = [names.get(id(p), k) for p, k in zip(group["params"], known, strict=True)]
-        told.append((str(group.get("name", index)), members))
-    return told
+        named.append((str(group.get("name", index)), members))
+    return named
 
 
 def _entry(index: int, given: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
