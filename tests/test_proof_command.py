@@ -122,6 +122,7 @@ def test_a_file_that_differs_is_named(here):
         folder.mkdir(parents=True)
         (folder / "run.json").write_text('{"conditions": {}}')
         (here / name / "out.txt").write_text(text)
+    (here / "train.py").write_text("")
     job = Job.of_command(["python", "train.py"], compared=["*.txt"])
     assert drive._compare(job, here / "untouched", here / "killed")[0] == "out.txt: first different byte is 0 of 1"
     (here / "killed" / "runs" / "mine").rename(here / "killed" / "runs" / "other")
@@ -163,6 +164,7 @@ MISTAKES = [
     (["verify", "quickstart", "--", "python", "x.py"], "give a recipe, or a command after --"),
     (["verify", "quickstart", "--compare", "x"], "--with and --compare are for a command"),
     (["verify", "--", "no-such-program"], "no-such-program: no such program; after -- comes a command"),
+    (["verify", "--", "python", "trian.py"], "trian.py: there is no such script; name it by its path"),
     (["verify", "--with", "nothing", "--", "true"], "--with nothing: there is no such file or directory"),
     (["verify", "--compare", "../x.png", "--", "true"], "--compare ../x.png: each run has a directory of its own"),
     (["verify", "--", "true"], "the command ended well and left no run directory where it ran"),

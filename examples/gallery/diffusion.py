@@ -55,7 +55,7 @@ def noise_prediction(model: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def sampled(model: nn.Module, count: int) -> torch.Tensor:
-    """New pictures, by DDIM (Song and others, 2020): each step predicts the clean picture and adds less of the noise."""
+    """New pictures, by DDIM (Song and others, 2020): each step predicts the clean picture, adds less noise."""
     pictures = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     for step in reversed(range(STEPS)):
         kept, before = KEPT[step], KEPT[step - 1] if step else torch.tensor(1.0)

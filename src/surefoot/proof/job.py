@@ -47,8 +47,8 @@ class Job:
         """Any command. Words of it that name files of the current directory are made absolute, since it runs elsewhere,
         and `python` is the one that runs this.
 
-        Raises UsageError for a program that is not there, a link to what is not there and a file to compare that lies
-        outside the directory.
+        Raises UsageError for a program or script that is not there, a link to what is not there and a file to compare
+        that lies outside the directory.
         """
         words = [
             os.path.abspath(word) if os.path.exists(word) and not os.path.isabs(word) else word for word in command
@@ -58,6 +58,13 @@ class Job:
             raise UsageError(
                 f"{command[0]}: no such program; after -- comes a command as in a shell: -- python train.py"
             )
+        if (
+            program == sys.executable
+            and len(words) > 1
+            and not words[1].startswith("-")
+            and not os.path.exists(words[1])
+        ):
+            raise UsageError(f"{words[1]}: there is no such script; name it by its path from the current directory")
         for path in links:
             if not os.path.exists(path):
                 raise UsageError(f"--with {path}: there is no such file or directory")
