@@ -1,4 +1,4 @@
-"""What the tests of the command share: the sizes of a small run, and the message of a command that is refused."""
+"""What the tests of the command share: the sizes of a small run, a refusal's message, an exact resume."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def refused(capsys, *argv: str) -> str:
     assert code == 2, told.out + told.err
     assert "Traceback" not in told.err
     return told.err
+
+
+def resumed_alike(recipe: Path, folder: Path) -> None:
+    """Hold that a run stopped after its first epoch and resumed saves the model of one that was not; `part`, `run`."""
+    run, part = str(folder / "run"), str(folder / "part")
+    assert main(["train", str(recipe), "--run", run]) == 0
+    assert main(["train", str(recipe), "--run", part, "epochs=1"]) == 0
+    assert main(["resume", part, "epochs=2"]) == 0
+    models = [(folder / name / "model" / "model.safetensors").read_bytes() for name in ("run", "part")]
+    assert models[0] == models[1]
 
 
 def files_in(path: Path) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
+from command_runs import resumed_alike
 
 from surefoot import safe_tensors
 from surefoot.artifacts import read_info
-from surefoot.cli import main
 from surefoot.data.array_files import npz, safetensors
 from surefoot.errors import UsageError
 from surefoot.files import write_new
@@ -113,12 +113,7 @@ def test_a_recipe_trains_on_arrays_and_resumes_exactly(tmp_path, kind):
         f"model: {{name: MLP, hidden: [4]}}\ndata: {{name: {kind}, path: {path}, batch_size: 6}}\nloss: MSELoss\n"
         "optimizer: {name: Adam, lr: 0.01}\nepochs: 2\nexecution: plain\n"
     )
-    run, part = str(tmp_path / "run"), str(tmp_path / "part")
-    assert main(["train", str(recipe), "--run", run]) == 0
-    assert main(["train", str(recipe), "--run", part, "epochs=1"]) == 0
-    assert main(["resume", part, "epochs=2"]) == 0
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "part")]
-    assert models[0] == models[1]
+    resumed_alike(recipe, tmp_path)
     assert read_info(tmp_path / "run" / "model").model["args"] | {"hidden": 0} == {
         "in_features": 3, "classes": 1, "hidden": 0, "dropout": 0.0
     }  # fmt: skip

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from graph_steps import batches
 from torch import nn
 
 from surefoot.execution import CannotCompile, Execution, make_backend, verify
@@ -46,14 +47,6 @@ def made(optimizer):
     return model, optimizer(model.parameters())
 
 
-def batches(count=4, size=6):
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(size, 5, generator=generator), torch.randint(0, 3, (size,), generator=generator))
-        for _ in range(count)
-    ]
-
-
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01, fused=True),
     "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
@@ -68,7 +61,7 @@ def captured(model, optimizer, graphs=None, loss=None, **options):
 
 
 def graph_step(step, graphs):
-    return GraphStep(step, lambda: capture_step(step, batches()[0], graphs), print)
+    return GraphStep(step, lambda: capture_step(step, batches(4)[0], graphs), print)
 
 
 def close(a, b):
@@ -90,7 +83,7 @@ def test_replays_train_as_the_plain_step_does_at_every_rate(name, limits):
     update = captured(model, optimizer, graphs, **limits)
     plain = TrainStep(other, nn.CrossEntropyLoss(), reference, StepOptions(**limits))
     kept = []
-    for i, batch in enumerate(batches()):
+    for i, batch in enumerate(batches(4)):
         for o in (optimizer, reference):
             o.param_groups[0]["lr"] = 0.01 * (i + 1)
         a, b = update([batch]), plain([batch])
@@ -118,7 +111,7 @@ def test_it_is_compared_with_the_plain_step_without_a_trace(limits):
     model, optimizer = made(OPTIMIZERS["SGD with momentum"])
     update = captured(model, optimizer, **limits)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
-    assert verify(update.step, update, [batches()[1]]) is None
+    assert verify(update.step, update, [batches(4)[1]]) is None
     assert close(before, (model.state_dict(), optimizer.state_dict()["state"]))
 
 
@@ -138,9 +131,9 @@ def test_a_gradient_that_is_not_finite_leaves_everything_alone():
     model = Root()
     optimizer = OPTIMIZERS["Adam"](model.parameters())
     update = captured(model, optimizer)
-    update([batches()[0]])
+    update([batches(4)[0]])
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
-    inputs, targets = batches()[1]
+    inputs, targets = batches(4)[1]
     with pytest.raises(NonFinite, match=r"the gradient of layer\.weight is not finite"):
         update([(inputs.index_fill(0, torch.tensor([2]), 0.0), targets)])
     for a, b in zip(before[0].values(), model.state_dict().values(), strict=True):
@@ -156,7 +149,7 @@ def test_a_state_that_was_loaded_is_the_one_that_is_trained(loaded):
     for fast in (False, True):
         model, optimizer = made(OPTIMIZERS["SGD with momentum"])
         step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
-        for batch in batches():
+        for batch in batches(4):
             step([batch])
         saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
         model, optimizer = made(OPTIMIZERS["SGD with momentum"])
@@ -171,7 +164,7 @@ def test_a_state_that_was_loaded_is_the_one_that_is_trained(loaded):
                 parameter.data = parameter.data.clone()
         if fast and loaded == "before the capture":
             step.backend = graph_step(step, graphs)
-        for batch in batches():
+        for batch in batches(4):
             step([batch])
         assert graphs.replays == (4 if fast and loaded != "elsewhere" else 0)
         results.append((model.state_dict(), optimizer.state_dict()["state"]))
@@ -181,10 +174,10 @@ def test_a_state_that_was_loaded_is_the_one_that_is_trained(loaded):
 def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone():
     model, optimizer = made(OPTIMIZERS["Adam"])
     update = captured(model, optimizer)
-    update([batches()[0]])
+    update([batches(4)[0]])
     before = copy.deepcopy((list(model.parameters()), optimizer.state_dict()["state"]))
     with pytest.raises(NonFinite):
-        update([(batches()[1][0] * math.inf, batches()[1][1])])
+        update([(batches(4)[1][0] * math.inf, batches(4)[1][1])])
     assert all(torch.equal(a, b) for a, b in zip(before[0], model.parameters(), strict=True))
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(before[1][i][name], after[i][name]) for i in after for name in after[i])
@@ -197,11 +190,11 @@ def test_what_the_graph_is_not_for_runs_eagerly():
     assert update([batches(size=4)[0]]).samples == 4
     assert update(batches(2)).samples == 12
     model.eval()
-    update([batches()[0]])
+    update([batches(4)[0]])
     model.train()
     assert graphs.replays == 0
     optimizer.param_groups[0]["momentum"] = 0.5  # of the update, which is no part of the graph
-    update([batches()[0]])
+    update([batches(4)[0]])
     assert graphs.replays == 1
 
 
@@ -212,7 +205,7 @@ def test_what_cannot_be_captured_says_why():
     model[0].register_forward_hook(lambda *_: None)
     step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
     with pytest.raises(CannotCompile, match="module 0 has hooks"):
-        make_backend(Execution(cuda_graph=True), step, batches()[0])
+        make_backend(Execution(cuda_graph=True), step, batches(4)[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -224,7 +217,7 @@ def test_on_a_gpu_the_graph_trains_as_the_plain_step_does():
         model = model.cuda()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
         step = TrainStep(model, loss, optimizer)
-        on_gpu = [tuple(part.cuda() for part in batch) for batch in batches()]
+        on_gpu = [tuple(part.cuda() for part in batch) for batch in batches(4)]
         if fast:
             step.backend = GraphStep(step, functools.partial(capture_step, step, on_gpu[0]), print)
         for batch in on_gpu:

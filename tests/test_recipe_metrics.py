@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchmetrics
+from command_runs import refused
 from torch import nn
 
 import surefoot
@@ -94,13 +95,6 @@ def _mine(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     sys.modules.pop("mine", None)
-
-
-def refused(capsys, *argv: str) -> str:
-    assert main(list(argv)) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
 
 
 def quiet(**more) -> RunOptions:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_runs import refused
 
 import surefoot
 from surefoot.build import build
@@ -103,13 +104,6 @@ def _mine(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     sys.modules.pop("mine", None)
-
-
-def refused(capsys, *argv: str) -> str:
-    assert main(list(argv)) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
 
 
 def last_of(run: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from command_runs import resumed_alike
 
 import surefoot
 from surefoot.artifacts import read_info
@@ -325,22 +326,17 @@ def test_the_vocabulary_is_part_of_the_fingerprint():
 def test_a_recipe_trains_on_a_table_resumes_exactly_and_saves_its_columns(houses, tmp_path, target, loss):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(path=houses, target=target, loss=loss))
-    run, part = str(tmp_path / "run"), str(tmp_path / "part")
-    assert main(["train", str(recipe), "--run", run]) == 0
-    assert main(["train", str(recipe), "--run", part, "epochs=1"]) == 0
-    assert main(["resume", part, "epochs=2"]) == 0
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "part")]
-    assert models[0] == models[1]
+    resumed_alike(recipe, tmp_path)
     info = read_info(tmp_path / "run" / "model")
     assert info.columns == build(parse_recipe(recipe.read_text(), "recipe.yaml")).train.source.columns
     assert info.model["args"]["numbers"] == len(info.columns.numbers)
     assert (info.classes is None) == (target == "price")
     moved = houses.rename(tmp_path / "moved.csv")  # the same data elsewhere are the same
-    assert main(["resume", part, "epochs=3", f"data.path={moved}"]) == 0
+    assert main(["resume", str(tmp_path / "part"), "epochs=3", f"data.path={moved}"]) == 0
     moved.rename(houses)
     # Another vocabulary is other data, whatever the numbers are.
     houses.write_text(houses.read_text().replace("Bonn", "Brno"))
-    assert main(["resume", part, "epochs=4", f"data.path={houses}"]) == 2
+    assert main(["resume", str(tmp_path / "part"), "epochs=4", f"data.path={houses}"]) == 2
 
 
 def test_what_would_take_categories_for_numbers_is_told(houses):
