@@ -44,8 +44,8 @@ def _saved(run: Path) -> dict[int, Path]:
     """The checkpoints by step: of one step the last. How often it was saved does not count: a stop after the last
     update saves it once more."""
     folder = run / "checkpoints"
-    found = [(int(m[1]), int(m[2] or 0), path) for path in _listed(folder) if (m := _SAVED(path.name))]
-    return {step: path for step, _, path in sorted(found)}
+    revisions = [(int(m[1]), int(m[2] or 0), path) for path in _listed(folder) if (m := _SAVED(path.name))]
+    return {step: path for step, _, path in sorted(revisions)}
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -60,9 +60,11 @@ def _unused(saved: dict[int, Path]) -> set[str]:
 
         tensors = safe_tensors.load(path / "optimizer.safetensors").tensors
         for kind, state in json.loads((path / "state.json").read_text("utf-8"))["rng"].items():
-            own = [repr(tensor.tolist()) for name, tensor in tensors.items() if f"{name}/".startswith(f"rng/{kind}/")]
-            states.setdefault(f"rng/{kind}", set()).add(repr([state, *own]))
-    return {name for name, seen in states.items() if len(seen) == 1}
+            tensor_states = [
+                repr(tensor.tolist()) for name, tensor in tensors.items() if f"{name}/".startswith(f"rng/{kind}/")
+            ]
+            states.setdefault(f"rng/{kind}", set()).add(repr([state, *tensor_states]))
+    return {name for name, distinct in states.items() if len(distinct) == 1}
 
 
 def _items(

@@ -152,10 +152,10 @@ def _matching(job: Job, home: Path) -> list[str]:
     """The files of `home` that are to be compared. Raises UsageError for a pattern that none has."""
     names = []
     for pattern in job.compared:
-        found = [str(path.relative_to(home)) for path in home.glob(pattern) if path.is_file()]
-        if not found:
+        matches = [str(path.relative_to(home)) for path in home.glob(pattern) if path.is_file()]
+        if not matches:
             raise UsageError(f"--compare {pattern}: the command left no such file where it ran")
-        names += found
+        names += matches
     return names
 
 

@@ -79,8 +79,8 @@ class Job:
             for name in ("PYTHONPATH", "SUREFOOT_DATA")
             if (value := os.environ.get(name))
         }
-        found = tuple(Path(path).absolute() for path in links)
-        return cls((program, *words[1:]), links=found, compared=tuple(compared), environment=relative)
+        targets = tuple(Path(path).absolute() for path in links)
+        return cls((program, *words[1:]), links=targets, compared=tuple(compared), environment=relative)
 
     def under(self, *, python: Sequence[str] = (), **environment: str) -> Job:
         """The same with more in its environment, and with `python` after the interpreter's name."""
@@ -107,13 +107,13 @@ class Job:
 
     def runs(self, home: Path) -> list[Path]:
         """The run directories below `home`, in order of their names. Raises UsageError where there is none."""
-        found = sorted(Path(folder) for folder, _, files in os.walk(home) if RUN in files)
-        if not found:
+        runs = sorted(Path(folder) for folder, _, files in os.walk(home) if RUN in files)
+        if not runs:
             raise UsageError(
                 "the command ended well and left no run directory where it ran; it must use a Checkpointer, or fit "
                 'with a run_dir, and name it by a relative path, such as "runs/mine": each has a directory of its own'
             )
-        return found
+        return runs
 
 
 class Running:

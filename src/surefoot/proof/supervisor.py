@@ -20,13 +20,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def children_of(process: int) -> list[int]:
     """The direct children of a process, by /proc; [] where there is none (macOS)."""
-    found = []
+    children = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
             # The name, in parentheses, may hold anything: the fields after its last ")" are state and parent.
             if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == process:
-                found.append(int(entry.parent.name))
-    return found
+                children.append(int(entry.parent.name))
+    return children
 
 
 def end_descendants() -> None:
