@@ -182,7 +182,7 @@ def main() -> None:
     for rows in tables:
         print(" | ".join(rows[0]))
         for row in rows:
-            print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+            print(" | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
         print()
     if arguments.json:
         with open(arguments.json, "w") as file:
