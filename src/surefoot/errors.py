@@ -39,6 +39,14 @@ class RunFailed(SurefootError):
     """A run that started and could not continue (a full disk, a loss that is not finite)."""
 
 
+class RankFailed(RunFailed):
+    """A run of many processes could not continue because of the process `rank`; None where nobody knows which."""
+
+    def __init__(self, rank: int | None, what: str):
+        self.rank = rank
+        super().__init__(f"rank {rank}: {what}" if rank is not None else f"another rank {what}")
+
+
 class Stopped(SurefootError):
     """A signal asked the run to stop, and it stopped between two steps. Exit code 128 + signal."""
 

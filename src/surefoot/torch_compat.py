@@ -167,3 +167,11 @@ def scripted_class(module: torch.nn.Module) -> str | None:
     name = kind().qualified_name().removeprefix("__torch__.") if callable(kind) else ""
     home, _, name = re.sub(r"___torch_mangle_\d+\.", "", name).rpartition(".")
     return f"{home}:{name}" if home else None
+
+
+def default_store() -> Any:
+    """The store under torch's default process group; None where this torch does not tell."""
+    from torch.distributed import distributed_c10d
+
+    get = getattr(distributed_c10d, "_get_default_store", None)
+    return None if get is None else get()

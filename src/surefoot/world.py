@@ -1,0 +1,344 @@
+"""World: the processes of one run, and what they must agree on; for a process alone every verb is the identity."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
+
+from .errors import RankFailed, Stopped, SurefootError, UsageError, first_line
+from .torch_compat import default_store
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600.0
+# Questions are put so far apart, in seconds, that they cost nothing; longer steps ask, and wait, at each.
+_APART_S = 0.03
+_MOST_STEPS_APART = 1000
+_LEAVING_S = 10.0
+_joins = 0
+
+
+class World:
+    """A process alone: rank 0 of 1. `World.join()` gives the same verbs over the processes that torchrun started.
+
+    Every rank calls the same verbs in the same order, from its main thread. As a context manager it leaves at the end,
+    and an error of one rank reaches all.
+
+    >>> world = World.alone()
+    >>> world.rank, world.size, world.share(10), world.gather("x"), world.agree(lambda: 3, on=0)
+    (0, 1, slice(0, 10, None), ['x'], 3)
+    """
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    # What DDP reduces gradients over; None for a process alone.
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def alone(cls) -> World:
+        """The world of one process."""
+        return World()
+
+    @classmethod
+    def here(cls, timeout: float = TIMEOUT_S) -> World:
+        """As this process was started: joined under torchrun or where a process group is there already, else alone."""
+        started = int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
+        grouped = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return cls.join(timeout) if grouped or started > 1 else cls.alone()
+
+    @classmethod
+    def join(cls, timeout: float = TIMEOUT_S) -> World:
+        """Meet the other ranks, by torchrun's environment, or over torch's process group where it was made before.
+
+        A rank that does not answer for `timeout` seconds ends the others. Raises UsageError without torchrun.
+        """
+        global _joins
+        _joins += 1
+        wait = timedelta(seconds=timeout)
+        mine = not dist.is_initialized()
+        if mine:
+            _init(wait, f"surefoot-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_joins}")
+        return _Ranks(timeout, leaves_group=mine)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank: its own GPU where there are GPUs, else the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.local_rank >= (here := torch.cuda.device_count()):
+            raise UsageError(
+                f"rank {self.rank}: is number {self.local_rank + 1} on a machine with {here} GPUs; start fewer"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def share(self, n: int) -> slice:
+        """Which of `n` rows are this rank's: each row is one rank's, in rank order; empty where there are too few."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def gather(self, plain: T) -> list[T]:
+        """What each rank gave, in rank order: small values that JSON holds."""
+        return [plain]
+
+    def agree(self, act: Callable[[], T], on: int | str = "all") -> T:
+        """Do `act` on every rank, or only on rank `on`, and go on only where it succeeded: an error is everybody's.
+
+        Returns what this rank's `act` did, or with `on` what that rank's did, which must be plain (`gather`). An error
+        names its rank: a UsageError stays one, all others are `RankFailed` on the ranks that did not raise them.
+        """
+        return act()
+
+    def ask(self, word: Sequence[int]) -> Sequence[int]:
+        """The largest that any rank has lately said, number by number; zeros while there is no answer yet.
+
+        For between two steps: it costs next to nothing, since an answer is fetched some steps after its question. Say
+        what holds until it has been answered (a stop was requested), not what has just happened.
+        """
+        return word
+
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, of one shape and dtype, in rank order."""
+        return [tensor]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks as a new tensor, added in pairs of neighbours: the same bits on every rank."""
+        parts = self.gathered(tensor)
+        while len(parts) > 1:
+            pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
+            parts = [*pairs, *parts[2 * len(pairs) :]]
+        return parts[0]
+
+    def leave(self) -> None:
+        """Part from the other ranks, once all have come here; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.leave()
+
+
+class _Ranks(World):
+    """The verbs over torch's process groups; plain values go over a gloo group of their own."""
+
+    def __init__(self, timeout: float, leaves_group: bool):
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.group = dist.group.WORLD
+        self._timeout = timeout
+        self._leaves_group = leaves_group
+        self._side = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self._store = c10d.PrefixStore(f"surefoot-{_joins}", store) if (store := default_store()) is not None else None
+        self._common: BaseException | None = None  # an error that the other ranks know of
+        self._broken: RankFailed | None = None
+        self._question: tuple[Tensor, dist.Work] | None = None
+        self._apart = self._calls = 0
+        self._asked_at = time.monotonic()
+        self._left = False
+        host = socket.gethostname()
+        hosts, pids = self.gather(host), self.gather(os.getpid())
+        self._pids = {rank: pid for rank, pid in enumerate(pids) if hosts[rank] == host}
+
+    # ------------------------------------------------------------------------------------------ verbs
+
+    def gather(self, plain: T) -> list[T]:
+        values: list[T] = [json.loads(data) for data in self._exchange(json.dumps(plain).encode())]
+        return values
+
+    def agree(self, act: Callable[[], T], on: int | str = "all") -> T:
+        result: Any = None
+        error: Exception | None = None
+        report: dict[str, Any] = {}
+        if on in ("all", self.rank):
+            try:
+                result = act()
+                if on != "all":
+                    report = {"result": result}
+                    json.dumps(report)
+            except Exception as raised:
+                error, report = raised, {"error": _described(raised)}
+        reports = self.gather(report)
+        errors = {rank: report["error"] for rank, report in enumerate(reports) if "error" in report}
+        if not errors:
+            agreed: T = result if on == "all" else reports[int(on)]["result"]
+            return agreed
+        if error is not None and (
+            not isinstance(error, SurefootError) or errors == dict.fromkeys(range(self.size), _described(error))
+        ):
+            self._common = error
+            raise error
+        first = min(errors)
+        self._common = _raised(first, errors[first])
+        raise self._common from error
+
+    def ask(self, word: Sequence[int]) -> Sequence[int]:
+        self._calls += 1
+        none = [0] * len(word)
+        if self._calls < self._apart:
+            return none
+        answer = self._answer() or none
+        if any(answer):
+            return answer
+        now = time.monotonic()
+        each, self._asked_at = (now - self._asked_at) / self._calls, now
+        self._calls = 0
+        # How far apart the next questions are is rank 0's to say: the answer holds it last.
+        wish = min(int(_APART_S / each) if each > 0 else _MOST_STEPS_APART, _MOST_STEPS_APART) if self.rank == 0 else 0
+        tensor = torch.tensor([*word, wish])
+        with self._reaching():
+            work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
+        assert work is not None
+        self._question = tensor, work
+        return none if self._apart else self._answer() or none
+
+    def _answer(self) -> list[int] | None:
+        if self._question is None:
+            return None
+        (tensor, work), self._question = self._question, None
+        with self._reaching():
+            work.wait()
+        *answer, self._apart = tensor.tolist()
+        return answer
+
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        tensor = tensor.detach().contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        with self._reaching():
+            dist.all_gather(parts, tensor, group=self.group)
+        return parts
+
+    def _exchange(self, data: bytes) -> list[bytes]:
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._reaching():
+            dist.all_gather(sizes, torch.tensor([len(data)]), group=self._side)
+            longest = max(int(size) for size in sizes)
+            mine = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
+            parts = [torch.empty_like(mine) for _ in range(self.size)]
+            dist.all_gather(parts, mine, group=self._side)
+        return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+
+    # ------------------------------------------------------------------------------------------ failures
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What torch raises where a rank cannot be reached becomes RankFailed, then and ever after."""
+        if self._broken is not None:
+            raise self._broken
+        try:
+            yield
+        except RuntimeError as error:
+            self._common = self._broken = self._lost(error)
+            raise self._broken from error
+
+    def _lost(self, error: BaseException) -> RankFailed:
+        """Which rank is gone, and its last words where it left some."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        with contextlib.suppress(RuntimeError):  # the store may be gone as well
+            for rank in others:
+                if self._store is not None and self._store.check([f"failed-{rank}"]):
+                    return RankFailed(rank, self._store.get(f"failed-{rank}").decode())
+        late = "imed out" in str(error)
+        for rank in others:
+            state = _process_state(self._pids[rank]) if rank in self._pids else ""
+            if state in ("Z", "X"):
+                return RankFailed(rank, "has ended without a word (killed, or out of memory?)")
+            if state == "T" and late:
+                return RankFailed(rank, f"is stopped, and did not answer within {self._timeout:g} s")
+        if late:
+            return RankFailed(None, f"did not answer within {self._timeout:g} s")
+        return RankFailed(None, f"cannot be reached any more: {first_line(error)}")
+
+    def _last_words(self, error: BaseException) -> None:
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None:
+                self._store.set(f"failed-{self.rank}", first_line(error, kind=not isinstance(error, SurefootError)))
+
+    def leave(self) -> None:
+        self._part(together=True)
+
+    def _part(self, together: bool) -> None:
+        if self._left:
+            return
+        self._left = True
+        if together and self._broken is None:
+            # The first to end would make torchrun end the others: at what they still have to do.
+            with contextlib.suppress(RuntimeError):
+                dist.monitored_barrier(self._side, timeout=timedelta(seconds=_LEAVING_S))
+        if self._leaves_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or error is self._common:
+            self._part(together=True)
+            return
+        lost = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
+        failure = self._lost(error) if lost else None
+        self._last_words(error)
+        self._part(together=False)
+        if failure is not None:
+            raise failure from error
+
+
+def _init(wait: timedelta, prefix: str) -> None:
+    """torch's process group, under a prefix of torchrun's store: after a restart that still holds old addresses."""
+    environment = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    if missing := [name for name, value in environment.items() if not value]:
+        raise UsageError(
+            f"{', '.join(missing)}: not in the environment; start with `torchrun --nproc-per-node N`, or unset RANK"
+        )
+    rank, size, port = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        tcp = dist.TCPStore(  # type: ignore[attr-defined]
+            environment["MASTER_ADDR"], port, size, is_master=rank == 0 and not agents, timeout=wait, multi_tenant=True
+        )
+        gpus = torch.cuda.is_available()
+        if gpus and (local := int(os.environ.get("LOCAL_RANK", rank))) < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=c10d.PrefixStore(prefix, tcp),
+            rank=rank,
+            world_size=size,
+            timeout=wait,
+        )
+    except RuntimeError as error:
+        raise RankFailed(None, f"did not come to {environment['MASTER_ADDR']}:{port}: {first_line(error)}") from error
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    code = error.exit_code if isinstance(error, SurefootError) else 1
+    text = str(error) if isinstance(error, SurefootError) else first_line(error, kind=True)
+    kind = next((kind.__name__ for kind in (UsageError, Stopped) if isinstance(error, kind)), "")
+    return {"kind": kind, "text": text, "code": code}
+
+
+def _raised(rank: int, error: dict[str, Any]) -> SurefootError:
+    if error["kind"] == "UsageError":
+        return UsageError(f"rank {rank}: {error['text']}")
+    if error["kind"] == "Stopped":
+        return Stopped(error["code"] - 128, f"rank {rank}: {error['text']}")
+    return RankFailed(rank, error["text"])
+
+
+def _process_state(pid: int) -> str:
+    """The letter of a process's state on Linux ("T" is stopped), "X" where it has gone, "" where nobody can tell."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return "X"
+    except (OSError, IndexError):
+        return ""
