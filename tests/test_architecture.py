@@ -32,7 +32,7 @@ FLOORS = (
     {"training"},
     {"recipe"},
     {"build"},
-    {"planning", "proof"},  # what a recipe would do; what a killed run does
+    {"planning", "proof", "runs"},  # what a recipe would do; what a killed run does; many runs
     {"cli"},
     {"__init__", "__main__"},  # the public names, and `python -m surefoot`
 )

@@ -65,6 +65,7 @@ COMMAND_LINE = {
         "--cast",
         "--trust-code",
     },
+    "runs": {"words", "--best", "--where", "--sort", "--reverse", "--json", "--remove", "--keep-best", "--yes"},
     "checkpoints": {"run_dir", "--json"},
     "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--with", "--compare", "--trust-code"},
     "list": {"kind", "--json"},

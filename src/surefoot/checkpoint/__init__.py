@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from .checkpointer import Checkpointer, Restored
-from .conditions import Change, ConditionsChanged, compare, environment, flatten, require_same
-from .description import describe
-from .policy import Every, Keep
-from .run import RunDirectory, read_about, refuse_links, scan
-from .store import CheckpointStatus
-from .user_code import code_of
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .checkpointer import Checkpointer, Restored
+    from .conditions import Change, ConditionsChanged, compare, environment, flatten, require_same
+    from .description import describe
+    from .policy import Every, Keep
+    from .run import RunDirectory, holder, read_about, refuse_links, scan
+    from .store import CheckpointStatus
+    from .user_code import code_of
 
 __all__ = [
     "Change",
@@ -24,8 +29,23 @@ __all__ = [
     "describe",
     "environment",
     "flatten",
+    "holder",
     "read_about",
     "refuse_links",
     "require_same",
     "scan",
 ]
+
+# Runs are listed without torch.
+__getattr__ = lazily(
+    __name__,
+    {
+        "checkpointer": "Checkpointer Restored",
+        "conditions": "Change ConditionsChanged compare environment flatten require_same",
+        "description": "describe",
+        "policy": "Every Keep",
+        "run": "RunDirectory holder read_about refuse_links scan",
+        "store": "CheckpointStatus",
+        "user_code": "code_of",
+    },
+)

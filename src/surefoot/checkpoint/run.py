@@ -11,6 +11,8 @@ import os
 import secrets
 import socket
 import stat
+import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -317,6 +319,34 @@ class Lock:
             os.close(self._descriptor)
             self._held.pop(self._identity, None)
         self._descriptor = None
+
+
+def holder(directory: str | Path) -> str | None:
+    """Who has a run's lock, or None where nobody has. Only looks: takes nothing and makes no file."""
+    path = Path(directory) / LOCK
+    with contextlib.suppress(OSError):
+        file = os.lstat(path)
+        if Lock._held.get((file.st_dev, file.st_ino)) == os.getpid():
+            return "this process"  # opening and closing the file would give the lock away
+        descriptor = files.open_regular(path)
+        try:
+            answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, _QUESTION)
+            return _holder(descriptor) if answer[_TYPE] != _QUESTION_FREE[_TYPE] else None
+        finally:
+            os.close(descriptor)
+    return None
+
+
+# A struct flock that asks for a lock to write, and one that says that nobody has the file.
+_LAYOUT = "@qqihh" if sys.platform == "darwin" else "@hhqqi0q"
+_TYPE = slice(20, 22) if sys.platform == "darwin" else slice(0, 2)
+
+
+def _flock(kind: int) -> bytes:
+    return struct.pack(_LAYOUT, *((0, 0, 0, kind, 0) if sys.platform == "darwin" else (kind, 0, 0, 0, 0)))
+
+
+_QUESTION, _QUESTION_FREE = _flock(fcntl.F_WRLCK), _flock(fcntl.F_UNLCK)
 
 
 def _holder(descriptor: int) -> str:

@@ -18,12 +18,13 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .. import files, safe_tensors
 from ..safe_tensors import BadFile
+
+if TYPE_CHECKING:
+    import torch
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
 PARTS = (MODEL, OPTIMIZER, STATE)

@@ -33,6 +33,7 @@ VERBS = {
     "predict": ("predict", "classify images with a saved model"),
     "export": ("export", "write a model as .safetensors, .pth, .pt2 or .onnx"),
     "import": ("import_", "take in weights made elsewhere"),
+    "runs": ("runs", "list runs, search, label, remove them"),
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),

@@ -24,6 +24,7 @@ from .mending import Sums, mend
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 _NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
+_DECODER = json.JSONDecoder()
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -309,16 +310,17 @@ def _with_names(value: Any) -> Any:
 
 def _decode(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}:{number}: not a JSON record: {error}; the file was damaged") from error
     if not isinstance(record, dict):
         raise UsageError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
-    for key, value in record.items():
-        if isinstance(value, str):
-            record[key] = _NOT_FINITE.get(value, value)
-        elif isinstance(value, list):
-            record[key] = [_NOT_FINITE.get(item, item) if isinstance(item, str) else item for item in value]
+    if b'NaN"' in line or b'Infinity"' in line:
+        for key, value in record.items():
+            if isinstance(value, str):
+                record[key] = _NOT_FINITE.get(value, value)
+            elif isinstance(value, list):
+                record[key] = [_NOT_FINITE.get(item, item) if isinstance(item, str) else item for item in value]
     return record
 
 

@@ -1,0 +1,123 @@
+"""The runs below a directory. An index of what their files said is kept, and used only while the files are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import UsageError
+from ..places import user_directory
+from ..version import __version__
+from .record import Content, Run, is_run, read_content, signature
+
+_DEEPEST = 8
+# Reading so few runs is as fast as reading an index.
+_WORTH_KEEPING = 20
+# A file that was changed just now may change again within the same tick of its file system's clock.
+_SETTLED_NS = 2_000_000_000
+_MOST_INDEX_BYTES = 512 * 1024 * 1024
+
+
+@dataclass
+class Listing:
+    """The runs that were found, in the order of their paths, and what was passed over, with the reason."""
+
+    runs: list[Run] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+
+
+def list_runs(directory: str | Path) -> Listing:
+    """Every run in and below `directory`; nothing is written but the index in the user's cache.
+
+    Hidden directories and links below `directory` are not followed. Raises UsageError where it cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UsageError(
+            f"{directory}: {'is a file' if directory.exists() else 'no such directory'}; give one that holds runs"
+        )
+    listing = Listing()
+    paths = [directory] if is_run(directory) else list(_below(directory, listing.passed_over))
+    index = _Index(directory) if len(paths) >= _WORTH_KEEPING else None
+    for path in paths:
+        content = read_content(path) if index is None else index.content(path)
+        if content.problems and content.status == "damaged" and not content.epochs and content.id is None:
+            listing.passed_over.append(f"{path}: {content.problems[0]}")
+            continue
+        listing.runs.append(Run(path, content))
+    if index is not None:
+        index.save()
+    return listing
+
+
+def _below(directory: Path, passed_over: list[str], depth: int = 0) -> Iterator[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        if depth == 0:
+            raise UsageError(f"{directory}: cannot be read: {error.strerror}") from error
+        passed_over.append(f"{directory}: cannot be read: {error.strerror}")
+        return
+    for entry in names:
+        path = directory / entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() or not entry.is_dir(follow_symlinks=False):
+            passed_over.append(f"{path}: is a {'symbolic link' if entry.is_symlink() else 'file'}, no run")
+        elif is_run(path):
+            yield path
+        else:
+            before, inside = False, list[str]()
+            for run in _below(path, inside, depth + 1) if depth < _DEEPEST else ():
+                before = True
+                yield run
+            passed_over.extend(inside if before else [f"{path}: holds no run"])
+
+
+class _Index:
+    """What the files of the runs below a directory said, with the signature that each had."""
+
+    def __init__(self, directory: Path):
+        self._base = os.path.abspath(directory)
+        name = hashlib.sha256(os.fsencode(self._base)).hexdigest()[:32]
+        self._path: Path | None = None
+        self._kept: dict[str, Any] = {}
+        self._next: dict[str, Any] = {}
+        self._changed = False
+        with contextlib.suppress(UsageError, OSError, ValueError, RecursionError):
+            self._path = user_directory("cache") / "runs" / f"{name}.json"
+            kept = json.loads(files.read_bounded(self._path, _MOST_INDEX_BYTES))
+            if isinstance(kept, dict) and kept.get("version") == __version__ and isinstance(kept.get("runs"), dict):
+                self._kept = kept["runs"]
+
+    def content(self, path: Path) -> Content:
+        key = os.path.relpath(os.path.abspath(path), self._base) if not path.is_absolute() else str(path)
+        now, kept = signature(path), self._kept.get(key)
+        with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):  # an index of somebody's making
+            if kept is not None and kept[0] == now:
+                content = Content.of_plain(kept[1])
+                self._next[key] = kept
+                return content
+        content = read_content(path)
+        latest = max((file[0] for file in now if file), default=0)
+        if latest < time.time_ns() - _SETTLED_NS and signature(path) == now:
+            self._next[key] = [now, content.plain()]
+            self._changed = True
+        return content
+
+    def save(self) -> None:
+        if self._path is None or not (self._changed or len(self._next) != len(self._kept)):
+            return
+        with contextlib.suppress(OSError, ValueError):  # it only saves time
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            text = json.dumps({"version": __version__, "runs": self._next})
+            files.write_atomically(self._path, text.encode("utf-8", "surrogatepass"))

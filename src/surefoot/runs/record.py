@@ -1,0 +1,294 @@
+"""One run as its directory tells it: what it is, who holds it, what it reached; read without changing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import files
+from ..checkpoint.run import CHECKPOINTS, JOURNAL, RUN, STATUSES, holder, read_about
+from ..errors import UsageError
+from ..monitor import better
+from ..tracking.journal import encode, metrics_of, run_records
+from ..version import __version__
+from .labels import LABELS, Labels, read_labels
+
+RECIPE = "recipe.yaml"
+# A run's metric without a direction of its own is shown by the first of these that it has.
+USUAL_METRICS = ("val/accuracy", "val/loss", "train/loss")
+_MOST_RECIPE_BYTES = 4 * 1024 * 1024
+_MOST_SETTINGS = 5000
+_MOST_METRICS = 200
+_EPOCH_RECORD = b'"kind": "epoch"'
+_FILES = (RUN, JOURNAL, RECIPE, LABELS)
+
+
+@dataclass
+class Reached:
+    """The values of one metric over the epochs: the last, and the lowest and highest with their epochs."""
+
+    last: float
+    low: float
+    low_epoch: int
+    high: float
+    high_epoch: int
+
+    def best(self, mode: str) -> tuple[float, int]:
+        """The best value and its epoch, where `mode` is "min" or "max"."""
+        return (self.low, self.low_epoch) if mode == "min" else (self.high, self.high_epoch)
+
+
+@dataclass
+class Content:
+    """What the files of a run say: plain values, so that an index can keep them."""
+
+    id: str | None = None
+    name: str = ""
+    created: str = ""
+    status: str = "damaged"
+    version: str = ""
+    inexact: list[str] = field(default_factory=list)
+    epochs: int = 0
+    planned: int | None = None
+    steps: int = 0
+    wall_s: float = 0.0
+    step_s: float | None = None
+    metrics: dict[str, Reached] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    note: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON would hold it."""
+        return {**vars(self), "metrics": {name: list(vars(value).values()) for name, value in self.metrics.items()}}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> Content:
+        """Back from `plain`. Raises TypeError for anything else."""
+        return cls(**{**plain, "metrics": {name: Reached(*value) for name, value in plain["metrics"].items()}})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, and what its files say; who holds it is asked each time."""
+
+    path: Path
+    content: Content
+
+    @functools.cached_property
+    def held_by(self) -> str | None:
+        """The process that has the run's lock, in words."""
+        return holder(self.path)
+
+    @property
+    def status(self) -> str:
+        """running, interrupted, done, failed; killed where it says running and nobody has it; damaged."""
+        status = self.content.status
+        if self.held_by is not None and status != "damaged":
+            return "running"
+        return "killed" if status == "running" else status
+
+    def monitored(self, metric: str | None = None) -> tuple[str, str] | None:
+        """The metric that this run is judged by, or `metric`, with "min" or "max"; None where it has no such."""
+        own, mode = (self.content.settings.get(f"checkpoint.{key}") for key in ("keep_best", "mode"))
+        for name in (metric,) if metric else (own, *USUAL_METRICS):
+            if isinstance(name, str) and name in self.content.metrics:
+                direction = (mode if name == own else None) or better(name)
+                return name, direction if direction in ("min", "max") else "min"
+        return None
+
+    def best(self, metric: str | None = None) -> tuple[str, float, int] | None:
+        """Name, best value and epoch (from 0) of the metric that `monitored` gives."""
+        monitored = self.monitored(metric)
+        return None if monitored is None else (monitored[0], *self.content.metrics[monitored[0]].best(monitored[1]))
+
+    @functools.cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe's settings by dotted key; {} for a run without a recipe, or whose recipe cannot be read."""
+        return recipe_settings(self.path)
+
+    def to_json(self, metric: str | None = None) -> dict[str, Any]:
+        """The run as a plain mapping for machines; NaN and infinities as the journal writes them."""
+        best = self.best(metric)
+        content = {name: value for name, value in vars(self.content).items() if name != "settings"}
+        metrics = {name: asdict(value) for name, value in self.content.metrics.items()}
+        whole = {
+            "path": str(self.path),
+            **content,
+            "metrics": metrics,
+            "status": self.status,
+            "held_by": self.held_by,
+            "best": None if best is None else dict(zip(("metric", "value", "epoch"), best, strict=True)),
+            "recipe": self.content.settings,
+        }
+        found: dict[str, Any] = json.loads(encode(whole))
+        return found
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a directory holds a run: its run.json, or checkpoints that lost it."""
+    return any(os.path.lexists(os.path.join(path, name)) for name in (RUN, CHECKPOINTS))
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in the directory `path`. Raises UsageError where there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file, not a run directory" if path.exists() else "no such run directory"
+        raise UsageError(f"{path}: {what}; `surefoot runs` lists what there is")
+    if not is_run(path):
+        raise UsageError(f"{path}: holds no run ({RUN} is missing); `surefoot runs {path}` lists those below it")
+    return Run(path, read_content(path))
+
+
+def signature(path: Path) -> list[list[int] | None]:
+    """What tells that the files that `read_content` reads are the same as before."""
+    found: list[list[int] | None] = []
+    for name in _FILES:
+        try:
+            status = os.lstat(os.path.join(path, name))
+        except OSError:
+            found.append(None)
+        else:
+            found.append([status.st_mtime_ns, status.st_size, status.st_ino])
+    return found
+
+
+def read_content(path: Path) -> Content:
+    """What the files of a run say; what is lost, damaged or of another form is named in `problems`, never raised."""
+    about = read_about(path)
+    content = _of_about(about) if about is not None else Content()
+    if about is None:
+        lost = "is damaged" if os.path.lexists(path / RUN) else "is missing"
+        content.problems.append(f"{RUN} {lost}")
+    if _is_newer(content.version):
+        content.problems.append(
+            f"made by surefoot {content.version}, newer than this {__version__}: shown as far as it is understood"
+        )
+    content.planned = _planned_epochs(path)
+    _add_journal(content, path / JOURNAL)
+    labels = Labels()
+    try:
+        labels = read_labels(path)
+    except UsageError as error:
+        content.problems.append(str(error))
+    content.tags, content.note = list(labels.tags), labels.note
+    return content
+
+
+def _of_about(about: Mapping[str, Any]) -> Content:
+    conditions = about.get("conditions")
+    conditions = conditions if isinstance(conditions, dict) else {}
+    name, created = (about[key][:200] if isinstance(about.get(key), str) else "" for key in ("name", "created"))
+    status = about.get("status")
+    inexact = about.get("inexact")
+    return Content(
+        id=str(about["id"])[:80],
+        name=name,
+        created=created,
+        status=status if status in STATUSES else "damaged",
+        version=str(conditions.get("versions.surefoot", ""))[:40],
+        inexact=[str(item)[:200] for item in inexact] if isinstance(inexact, list) else [],
+        settings={k.removeprefix("recipe."): v for k, v in conditions.items() if k.startswith("recipe.")},
+        problems=[] if status in STATUSES else [f"{RUN}: its status is none that this version knows"],
+    )
+
+
+def _is_newer(version: str) -> bool:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in re.findall(r"\d{1,6}", text)[:3]]
+
+    return numbers(version) > numbers(__version__)
+
+
+def _planned_epochs(path: Path) -> int | None:
+    """The recipe's epochs, which are no condition of a run: they may change at a resume."""
+    with contextlib.suppress(OSError):
+        if match := re.search(rb"^epochs: (\d{1,9})$", files.read_bounded(path / RECIPE, _MOST_RECIPE_BYTES), re.M):
+            return int(match[1])
+    return None
+
+
+def _add_journal(content: Content, path: Path) -> None:
+    before, times, damaged = (0, 0.0), list[float](), list[str]()
+    if not os.path.lexists(path):
+        return
+    try:
+        for record in run_records(path, damaged.append, only=_EPOCH_RECORD):
+            step, wall = record["step"], float(record.get("wall_s", 0.0))
+            if record["split"] == "train" and step > before[0] and wall > before[1]:
+                times.append((wall - before[1]) / (step - before[0]))
+            before = step, wall
+            content.epochs = max(content.epochs, record["epoch"] + 1)
+            content.steps, content.wall_s = step, wall
+            for name, value in metrics_of(record).items():
+                _note(content.metrics, f"{record['split']}/{name}"[:100], float(value), record["epoch"])
+    except UsageError as error:
+        content.problems.append(str(error))
+    except OverflowError:  # an integer that no float holds
+        content.problems.append(f"{path}: a number in it is out of range")
+    if damaged:
+        content.problems.append(f"{damaged[0]}{f' (and {len(damaged) - 1} more)' if len(damaged) > 1 else ''}")
+    # The last few epochs: the first one may have compiled or measured.
+    content.step_s = statistics.median(times[-5:]) if times else None
+
+
+def _note(metrics: dict[str, Reached], name: str, value: float, epoch: int) -> None:
+    entry = metrics.get(name)
+    if entry is None:
+        if len(metrics) < _MOST_METRICS:
+            metrics[name] = Reached(value, value, epoch, value, epoch)
+        return
+    entry.last = value
+    if value < entry.low or math.isnan(entry.low):
+        entry.low, entry.low_epoch = value, epoch
+    if value > entry.high or math.isnan(entry.high):
+        entry.high, entry.high_epoch = value, epoch
+
+
+def recipe_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run's recipe.yaml by dotted key; {} where there is none that can be read."""
+    try:
+        text = files.read_bounded(path / RECIPE, _MOST_RECIPE_BYTES)
+        # Plain scalars, lists and mappings only. Surefoot writes it so that YAML 1.1 and 1.2 mean the same.
+        tree = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text).get_single_data()
+        return dict(itertools.islice(_flat(tree, ""), _MOST_SETTINGS)) if isinstance(tree, dict) else {}
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return {}
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from _flat(item, f"{path}.{number}")
+    else:
+        yield path, value
+
+
+def shown_time(created: str) -> str:
+    """A run's time of creation as a clock on this wall shows it.
+
+    >>> shown_time("yesterday")
+    'yesterday'
+    """
+    try:
+        return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return created[:16]
