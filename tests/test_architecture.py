@@ -23,7 +23,7 @@ FLOORS = (
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts", "world"},
     {"held"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
-    {"batches", "nonfinite"},
+    {"batches", "nonfinite", "micro_batches"},
     {"gradients", "metrics"},
     {"losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "moving_average", "table_columns"},
     {"data", "artifacts", "tracking", "step_result"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..micro_batches import Division
 from .finishing import Finishing
 from .in_memory import InMemory
 from .orders import Order, occurrences
 from .sources import DatasetSource, TensorSource
-from .workers import BatchReader, Workers, usable
+from .workers import BatchReader, Key, Workers, usable
 
 
 class Indexed:
@@ -36,14 +38,19 @@ class Indexed:
         self._keys: tuple[int, Any] | None = None
         self._prepared: InMemory | None = None
         self._workers: Workers | None = None
+        self._division = Division()
 
     def apart(self) -> Indexed:
-        """The same batches, with worker processes of their own."""
+        """The same batches, whole, with worker processes of their own."""
         if isinstance(self.source, TensorSource):
             self.memory()  # prepared once, for all
         other = copy.copy(self)
-        other._workers = None
+        other._workers, other._division = None, Division()
         return other
+
+    def divide(self, division: Division) -> None:
+        """Give MicroBatches in the place of batches from now on."""
+        self._division = division
 
     def moved(self) -> None:
         """Take note that the device is another."""
@@ -113,25 +120,28 @@ class Indexed:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def at(self, epoch: int, position: int, most: int | None = None) -> tuple[Any, ...]:
+    def at(self, epoch: int, position: int, most: int | None = None) -> Any:
         """One batch, or its first samples, `most` of them; made here and now, without a trace."""
         if not 0 <= position < self.length:
             raise IndexError(f"batch {position} of an epoch of {self.length}")
-        keys = self._keys_at(epoch, position)[:most]
         if isinstance(self.source, TensorSource):
-            return self.source.formed(self._gather(epoch, keys))
-        generators = rng.get_state()
+            return self._formed(epoch, self._keys_at(epoch, position)[:most])
+        generators, keys = rng.get_state(), self._keys_at(epoch, position)[:most]
         try:
-            return self._finish(usable(self._reader()[epoch, keys.tolist()]), epoch, keys)
+            return self._batch(epoch, keys, map(self._reader().__getitem__, self._asked(epoch, keys)))
         finally:
             rng.set_state(generators)
 
     def rest(self, epoch: int, position: int) -> Iterator[Any]:
         """The rest of an epoch as iterables of batches."""
+        places = range(position, self.length)
         if not isinstance(self.source, TensorSource):
-            yield self._read(epoch, position)
+            yield self._read(epoch, places)
             return
         memory, keys = self.memory(), self._keys_of(epoch)
+        if self._division.parts > 1:
+            yield (self._formed(epoch, self._keys_at(epoch, place)) for place in places)
+            return
         if isinstance(keys, Tensor):
             if memory.ready and self._order.repeats:
                 keys = keys % len(self.source)
@@ -139,6 +149,12 @@ class Indexed:
         else:
             chunks = ((self._gather(epoch, some),) for some in keys[position:])
         yield from (map(self.source.formed, chunk) for chunk in chunks) if self.source.names else chunks
+
+    def chosen(self, epoch: int, places: Sequence[int]) -> Iterator[Any]:
+        """The batches at these places of an epoch; nothing else is read."""
+        if isinstance(self.source, TensorSource):
+            return (self._formed(epoch, self._keys_at(epoch, place)) for place in places)
+        return self._read(epoch, places)
 
     def memory(self) -> InMemory:
         """The source's tensors where they are best kept."""
@@ -163,21 +179,45 @@ class Indexed:
         assert isinstance(self.source, DatasetSource)
         return BatchReader(self.source.dataset, self._finish.seed, self.source.collate)
 
-    def _read(self, epoch: int, position: int) -> Iterator[tuple[Any, ...]]:
+    def _formed(self, epoch: int, keys: Tensor) -> Any:
+        """A batch of samples in memory, or this rank's micro-batches of it."""
+        assert isinstance(self.source, TensorSource)
+        if self._division.parts == 1:
+            return self.source.formed(self._gather(epoch, keys))
+        parts = self._own(keys)
+        columns = self._gather(epoch, parts[0] if len(parts) == 1 else torch.cat(parts))
+        # Not `split`: see InMemory.chunks.
+        cut = [torch.unsafe_split_with_sizes(column, [len(part) for part in parts]) for column in columns]
+        return self._division.given(map(self.source.formed, zip(*cut, strict=True)), len(keys))
+
+    def _own(self, keys: Tensor) -> list[Tensor]:
+        """What of a batch's keys this rank reads, micro-batch by micro-batch."""
+        return [keys[rows] for rows, _ in self._division.cut(len(keys))]
+
+    def _asked(self, epoch: int, keys: Tensor) -> Iterator[Key]:
+        """What is asked of a reader for one batch."""
+        return ((epoch, part.tolist()) for part in self._own(keys))
+
+    def _batch(self, epoch: int, keys: Tensor, read: Iterator[Any]) -> Any:
+        """A batch of a Dataset of what is `read`, or this rank's micro-batches of it."""
+        parts = [self._finish(usable(next(read)), epoch, part) for part in self._own(keys)]
+        return parts[0] if self._division.parts == 1 else self._division.given(parts, len(keys))
+
+    def _read(self, epoch: int, places: Sequence[int]) -> Iterator[Any]:
         """Batches of a Dataset, read in this process or by the workers."""
-        if position == self.length:
+        if not places:
             return
         # One batch's indices at a time: the start of an epoch must not cost what the whole epoch does.
-        places = range(position, self.length)
-        keys = ((epoch, self._keys_at(epoch, place).tolist()) for place in places)
+        asked = itertools.chain.from_iterable(self._asked(epoch, self._keys_at(epoch, place)) for place in places)
         if self._worker_count:
             if self._workers is None:
                 self._workers = Workers(self._reader(), self._worker_count)
-            read = self._workers.batches(keys)
+            read = self._workers.batches(asked)
         else:
-            read = map(self._reader().__getitem__, keys)
-        for batch, place in zip(read, places, strict=True):
-            yield self._finish(usable(batch), epoch, self._keys_at(epoch, place))
+            read = map(self._reader().__getitem__, asked)
+        for place in places:
+            yield self._batch(epoch, self._keys_at(epoch, place), read)
+        assert next(read, None) is None, "more was read than asked for"
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import held
+from .. import batches, held
 from ..arguments import Arguments
 from ..errors import Problems, UsageError
+from ..micro_batches import Division, MicroBatches
 from ..preprocessing import Preprocessing
 from ..text import counted
 from .conversion import as_source
@@ -49,6 +50,9 @@ class Loader:
     - `device`: where batches are put. Data in memory that fit go there once.
     - `normalize_once`: keep the preprocessed data in memory instead of preprocessing at each use; same bits.
       ``"auto"``: where there is no augmentation and they take at most 512 MiB.
+    - `share`: ``(rank, size)`` or a World. `batch_size` stays that of all ranks together, and each rank is given its
+      rows of each batch. `weight` is what the mean of the last batch given counts, so that the mean over ranks is that
+      over all rows; where a rank has no row it is 0, and one row stands in.
 
     The process's random number generators are never drawn from. Raises UsageError for an empty data set, a batch
     larger than the data, and arguments that cannot be; of a stream, for what orders samples.
@@ -78,6 +82,7 @@ class Loader:
         workers: int = 0,
         device: torch.device | str | None = None,
         normalize_once: bool | str = "auto",
+        share: Any = None,
     ):
         source = as_source(source)
         is_stream = isinstance(source, StreamSource)
@@ -124,23 +129,34 @@ class Loader:
         # Settings that may be others than in a state that is loaded, where nobody names them to `load_state_dict`.
         self.accept_changes: Collection[str] = ()
         self._last_of_epoch: Tensor | None = None
-        reading = {"drop_last": self.drop_last, "workers": self.workers}
+        self.weight = 1.0
+        self._by_hand = False
+        reading: dict[str, Any] = {"drop_last": self.drop_last, "workers": self.workers}
+        self._batches: Indexed | Streamed
         if isinstance(source, StreamSource):
-            self._batches: Indexed | Streamed = Streamed(
-                source, self.batch_size, self._finish, num_samples=num_samples, **reading
-            )
-            return
-        order: Order = Shuffled(len(source), self.seed, self.shuffle, num_samples)
-        if sampler is not None:
-            order = order_of(sampler, len(source), self.seed)
-        elif lengths is not None:
-            each = lengths_of(source, lengths)
-            order = Bucketed(each, self.batch_size, self.seed, self.shuffle, self.drop_last, max_tokens)
-        elif weights is not None:
-            order = Weighted(weights_of(source, weights), num_samples or len(source), self.seed)
-            if isinstance(source, TensorSource) and isinstance(weights, str) and weights in source.names:
-                source = source.without(weights)
-        self._batches = Indexed(source, order, self.batch_size, self._finish, normalize_once=normalize_once, **reading)
+            self._batches = Streamed(source, self.batch_size, self._finish, num_samples=num_samples, **reading)
+        else:
+            order: Order = Shuffled(len(source), self.seed, self.shuffle, num_samples)
+            if sampler is not None:
+                order = order_of(sampler, len(source), self.seed)
+            elif lengths is not None:
+                each = lengths_of(source, lengths)
+                order = Bucketed(each, self.batch_size, self.seed, self.shuffle, self.drop_last, max_tokens)
+            elif weights is not None:
+                order = Weighted(weights_of(source, weights), num_samples or len(source), self.seed)
+                if isinstance(source, TensorSource) and isinstance(weights, str) and weights in source.names:
+                    source = source.without(weights)
+            reading["normalize_once"] = normalize_once
+            self._batches = Indexed(source, order, self.batch_size, self._finish, **reading)
+        if share is not None:
+            rank, size = share if isinstance(share, tuple) else (share.rank, share.size)
+            self.divide(size, rank, size)
+            self._by_hand = True
+
+    def divide(self, parts: int, rank: int = 0, size: int = 1) -> None:
+        """Give each batch as the MicroBatches of this rank, of `parts` that it is cut into for all; 1: whole."""
+        self._by_hand = False
+        self._batches.divide(Division(parts, rank, size))
 
     @property
     def source(self) -> TensorSource | DatasetSource | StreamSource:
@@ -153,9 +169,12 @@ class Loader:
         return [*getattr(self.source, "notes", ()), *self._batches.notes]
 
     def apart(self) -> Loader:
-        """The same loader at the start of its epoch, with a place and worker processes of its own to `close`."""
+        """The same loader at the start of its epoch, with a place and worker processes of its own to `close`.
+
+        Its batches are whole, whatever share of them this one gives.
+        """
         other = copy.copy(self)
-        other.position, other._batches = 0, self._batches.apart()
+        other.position, other._batches, other._by_hand = 0, self._batches.apart(), False
         return other
 
     @property
@@ -190,7 +209,7 @@ class Loader:
 
     @property
     def last_indices(self) -> Tensor | None:
-        """The data set indices of the last batch that was given, int64 (n,); None before the first."""
+        """The data set indices of the last batch that was given, of all ranks, int64 (n,); None before the first."""
         if self.position:
             return self.indices_at(self.epoch, self.position - 1)
         return self._last_of_epoch
@@ -215,29 +234,37 @@ class Loader:
             raise UsageError(f"data: {self._batches.source.name} is a stream: its samples have no indices")
         return self._batches
 
-    def batch_at(self, epoch: int, position: int) -> tuple[Any, ...]:
+    def batch_at(self, epoch: int, position: int) -> Any:
         """One batch as iterating would give it, made here and now; no counter and no generator moves.
 
         Of a stream, one of its first batches.
         """
-        return self._batches.at(epoch, position)
+        batch = self._batches.at(epoch, position)
+        return batch[0] if self._by_hand and isinstance(batch, MicroBatches) else batch
 
-    def first_batches(self, most: int) -> list[tuple[Any, ...]]:
+    def first_batches(self, most: int) -> list[Any]:
         """The first batches of the first epoch, at most so many; no counter and no generator moves."""
         return [self.batch_at(0, position) for position in range(min(most, self.length or most))]
 
-    def short_batch(self) -> tuple[Any, ...] | None:
-        """The last batch of the epoch where it is shorter than the others, without counting it; else None."""
-        return self.batch_at(self.epoch, len(self) - 1) if self._batches.last_is_short else None
+    def short_batch(self) -> Any:
+        """The last batch of the epoch where it is shorter than the others, without counting it; else None.
 
-    def peek(self, most: int | None = None) -> tuple[Any, ...]:
+        Of micro-batches, the smallest.
+        """
+        if not self._batches.last_is_short:
+            return None
+        batch = self._batches.at(self.epoch, len(self) - 1)
+        return min(batch, key=batches.size) if isinstance(batch, MicroBatches) else batch
+
+    def peek(self, most: int | None = None) -> Any:
         """The next batch, without counting it; at the end of an epoch, the first of the next.
 
-        With `most`, so many of its samples at most are read. Of a stream, a batch of its start.
+        With `most`, so many of its samples at most are read. Of a stream, a batch of its start. Of micro-batches, the
+        first.
         """
-        if self.length is None or self.position < self.length:
-            return self._batches.at(self.epoch, self.position, most)
-        return self._batches.at(self.epoch + 1, 0, most)
+        at_end = self.length is not None and self.position >= self.length
+        batch = self._batches.at(*((self.epoch + 1, 0) if at_end else (self.epoch, self.position)), most)
+        return batch[0] if isinstance(batch, MicroBatches) else batch
 
     def seek(self, epoch: int, position: int = 0) -> None:
         """Go to a place at once. Raises UsageError for a place that is none.
@@ -254,7 +281,29 @@ class Loader:
         self.epoch, self.position = epoch, position
         self._last_of_epoch = None
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+    def turns(self, rank: int, size: int) -> Iterator[tuple[Any, bool]]:
+        """Whole batches of the epoch by turns, from its start: of each `size` one, and whether it is this rank's.
+
+        All ranks get as many: one that has no batch in the last round gets one that is another's. Of a stream, every
+        rank reads all batches; of other data only its own. Nothing is counted.
+        """
+        if isinstance(self._batches, Indexed):
+            own = range(rank, len(self), size)
+            missing = len(own) * size < len(self)
+            last = [len(self) - 1] if missing else []
+            for place, batch in zip([*own, *last], self._batches.chosen(self.epoch, [*own, *last]), strict=True):
+                yield batch, place % size == rank
+            return
+        turn: list[Any] = []
+        for (batch,) in self._batches.rest(self.epoch, 0):
+            turn.append(batch)
+            if len(turn) == size:
+                yield turn[rank], True
+                turn = []
+        if turn:
+            yield turn[min(rank, len(turn) - 1)], rank < len(turn)
+
+    def __iter__(self) -> Iterator[Any]:
         epoch, position = self.epoch, self.position
         for chunk in self._batches.rest(epoch, position):
             for batch in chunk:
@@ -262,6 +311,9 @@ class Loader:
                     raise UsageError(_MOVED)
                 position += 1
                 self.position = position
+                if self._by_hand and isinstance(batch, MicroBatches):
+                    self.weight = batch.rows[0] * batch.parts / batch.samples
+                    batch = batch[0]
                 yield batch
         if self.position != position or self.epoch != epoch:
             raise UsageError(_MOVED)

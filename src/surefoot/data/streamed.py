@@ -11,6 +11,7 @@ import torch
 
 from .. import batches
 from ..errors import UsageError
+from ..micro_batches import Division, MicroBatches
 from ..text import counted
 from .finishing import Finishing
 from .streams import StreamReader, StreamSource
@@ -47,15 +48,27 @@ class Streamed:
         self._workers: Workers | None = None
         self._request = 0
         self._place = 0, 0
+        self._division = Division()
+        self._states: list[Any] = []
         self._reading: Iterator[tuple[Any, int, Any]] | None = None
         self._stop(0, 0)
 
     def apart(self) -> Streamed:
-        """The same batches, with a place and worker processes of their own."""
+        """The same batches, whole, with a place and worker processes of their own."""
         other = copy.copy(self)
         other._workers = None
         other._stop(0, 0)
+        other.divide(Division())
         return other
+
+    def divide(self, division: Division) -> None:
+        """Give MicroBatches in the place of batches from now on."""
+        if division != self._division:
+            self._states = self._plain_states()
+            self._division = division
+            self.close()
+            self.moved()
+            self._reading = None
 
     def moved(self) -> None:
         """Take note that the device is another."""
@@ -86,7 +99,7 @@ class Streamed:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def at(self, epoch: int, position: int, most: int | None = None) -> tuple[Any, ...]:
+    def at(self, epoch: int, position: int, most: int | None = None) -> Any:
         """A batch near the start of the stream, read for itself, in this process."""
         if self._look is None:
             self._look = self._reader(stateful=False)
@@ -98,7 +111,7 @@ class Streamed:
             self._kept.append(self._finished(batch, 0, len(self._kept)))
         if not self._kept:
             raise UsageError(f"data: the stream {self.source.name} is empty; give at least one sample")
-        return self._kept[min(position, len(self._kept) - 1)]  # type: ignore[no-any-return]
+        return self._kept[min(position, len(self._kept) - 1)]
 
     def rest(self, epoch: int, position: int) -> Iterator[Any]:
         """The rest of an epoch, each batch in a list of its own."""
@@ -124,8 +137,13 @@ class Streamed:
             f"__len__ or give Loader(stream, {self._size}, num_samples=...)"
         )
 
-    def _finished(self, batch: tuple[Any, ...], epoch: int, position: int) -> tuple[Any, ...]:
+    def _finished(self, batch: Any, epoch: int, position: int) -> Any:
         keys = torch.arange(position * self._size, (position + 1) * self._size)
+        if isinstance(batch, MicroBatches):
+            each = zip(batch, self._division.cut(batch.samples), strict=True)
+            return self._division.given(
+                (self._finish(part, epoch, keys[rows]) for part, (rows, _) in each), batch.samples
+            )
         return self._finish(batch, epoch, keys[: batches.size(batch)] if self._finish.augment else keys)
 
     def _next(self) -> Any:
@@ -176,7 +194,8 @@ class Streamed:
         return [state.state() if isinstance(state, StreamReader) else state for state in self._states]
 
     def _reader(self, *, stateful: bool) -> StreamReader:
-        return StreamReader(self.source, self._finish.seed, self._size, self._drop_last, stateful=stateful)
+        settings = self._finish.seed, self._size, self._drop_last, self._division
+        return StreamReader(self.source, *settings, stateful=stateful)
 
     # --- the place ---------------------------------------------------------------------------------------------------
 
@@ -184,7 +203,7 @@ class Streamed:
         """Be at the start of a pass, with nothing read."""
         self._place = epoch, position
         self._pass = number if number is not None else 0 if self._num_samples else epoch
-        self._states: list[Any] = [None] * max(1, self._worker_count)
+        self._states = [None] * max(1, self._worker_count)
         self._turn = 0
         self._reading = None
 

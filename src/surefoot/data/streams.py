@@ -19,6 +19,7 @@ from .. import batches
 from ..copying import with_data_shared
 from ..errors import UsageError, first_line
 from ..fingerprint import hash_bytes
+from ..micro_batches import Division
 from ..rng import fold
 from ..text import counted
 from .nested import attribute_of
@@ -129,12 +130,23 @@ class StreamSource(Source):
 class StreamReader:
     """Reads the batches of a stream one after another; copied to worker processes, where it reads their parts.
 
+    Every rank reads all samples of a stream, and gives its own micro-batches of them where a batch is divided.
     Called with ``(request, pass, the state of each worker or None, whether to do nothing)`` it gives ``(batch, worker,
     state)``: the batch is None at the end, and a UsageError for what is refused. Another request begins anew.
     """
 
-    def __init__(self, source: StreamSource, seed: int, size: int, drop_last: bool, *, stateful: bool):
+    def __init__(
+        self,
+        source: StreamSource,
+        seed: int,
+        size: int,
+        drop_last: bool,
+        division: Division | None = None,
+        *,
+        stateful: bool,
+    ):
         self._given, self._collate, self._name = source.stream, source.collate, source.name
+        self._division = division or Division()
         self._seed, self._size, self._drop_last, self._stateful = seed, size, drop_last, stateful
         self._request: Any = None
 
@@ -209,11 +221,20 @@ class StreamReader:
             if not samples or (self._drop_last and len(samples) < self._size):
                 self._ended = True
                 return None
-            first = self._batches * self._size
-            batch = collated(samples, self._collate, range(first, first + len(samples)), self._seed, self._pass, first)
+            # Those of all ranks: the digest of what was read is then the same on each.
+            whole = Division(self._division.parts)
+            parts = [self._collated(samples, rows) for rows, _ in whole.cut(len(samples))]
         self._batches += 1
-        self._digest = _digest(self._digest, batch)
-        return batch
+        if whole.parts == 1:
+            self._digest = _digest(self._digest, parts[0])
+            return parts[0]
+        self._digest = _digest(self._digest, parts)
+        return self._division.given([parts[number] for number in self._division.own], len(samples))
+
+    def _collated(self, samples: list[Any], rows: slice) -> tuple[Any, ...]:
+        first = self._batches * self._size + rows.start
+        some = samples[rows]
+        return collated(some, self._collate, range(first, first + len(some)), self._seed, self._pass, first)
 
     def state(self) -> dict[str, Any]:
         """Where the reading stands: plain values, and the stream's own state."""
