@@ -188,7 +188,7 @@ class Indexed:
         columns = self._gather(epoch, parts[0] if len(parts) == 1 else torch.cat(parts))
         # Not `split`: see InMemory.chunks.
         cut = [torch.unsafe_split_with_sizes(column, [len(part) for part in parts]) for column in columns]
-        return self._division.given(map(self.source.formed, zip(*cut, strict=True)), len(keys))
+        return self._division.given(map(self.source.formed, zip(*cut, strict=True)), len(keys), alike=True)
 
     def _own(self, keys: Tensor) -> list[Tensor]:
         """What of a batch's keys this rank reads, micro-batch by micro-batch."""

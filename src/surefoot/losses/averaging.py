@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import batches
+from ..micro_batches import MicroBatches
+from ..world import World
 from .composite import WeightedSum
 from .conventions import convention_of
 from .torch_losses import formula_of, ignored, option, reduction
@@ -120,38 +122,66 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
     return [float(w) for w in weights]
 
 
-def shares(loss: Any, micro_batches: Sequence[Sequence[Any]]) -> list[Any]:
+def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None) -> list[Any]:
     """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
 
     Known before any forward pass, from the targets alone. One entry per micro-batch, for `conventions.apply(...,
     share=...)`: None (one micro-batch, or a summed loss), a number, a tensor of one number, or a tuple
-    (a `WeightedSum`, whose parts may divide by different things).
+    (a `WeightedSum`, whose parts may divide by different things). Of MicroBatches "all of them" are those of all ranks
+    of the `world`; it is asked only where shapes do not tell what they hold, and what stands in counts 0.
 
     >>> x = torch.arange(6.)
     >>> shares(torch.nn.MSELoss(), [(x[:4], x[:4]), (x[4:], x[4:])])
     [0.6666666666666666, 0.3333333333333333]
     """
-    if len(micro_batches) == 1:
+    divided = isinstance(micro_batches, MicroBatches)
+    rows = micro_batches.rows if isinstance(micro_batches, MicroBatches) else list(map(batches.size, micro_batches))
+    if len(micro_batches) == 1 and not divided:
         return [None]
+    samples = micro_batches.samples if isinstance(micro_batches, MicroBatches) else sum(rows)
     if convention_of(loss).name == "objective":  # its weights are known afterwards; the step divides by them
-        return [1 / sum(map(batches.size, micro_batches))] * len(micro_batches)
+        return [1 / samples if n else 0.0 for n in rows]
     if isinstance(loss, WeightedSum):
-        by_part = [shares(part, micro_batches) for part in loss.parts]
+        by_part = [shares(part, micro_batches, world) for part in loss.parts]
         return [tuple(part[i] for part in by_part) for i in range(len(micro_batches))]
     if is_summed(loss):
-        return [None] * len(micro_batches)
-    weights = [_weight_of_batch(loss, batch) for batch in micro_batches]
-    total: Any = sum(weights)
+        return [None if n else 0.0 for n in rows]
+    if not _weighs_targets(loss, micro_batches[0]):
+        return [n / samples for n in rows]
+    weights = [_weight_of_batch(loss, batch) if n else 0 for n, batch in zip(rows, micro_batches, strict=True)]
+    if isinstance(micro_batches, MicroBatches):
+        each = _weight_of_batch(loss, micro_batches[0])
+        if micro_batches.alike and not isinstance(each, Tensor):
+            total: Any = each // batches.size(micro_batches[0]) * samples
+        else:
+            total = sum(of_all_ranks(weights, micro_batches, world).unbind())
+    else:
+        total = sum(weights)
     return [(w.double() if isinstance(w, Tensor) else w) / total for w in weights]
 
 
+def of_all_ranks(values: Sequence[float | Tensor], micro_batches: MicroBatches, world: World | None) -> Tensor:
+    """One number of each micro-batch, of those of all ranks in their order: float64 (parts,), where the numbers are.
+
+    The same on every rank to the bit, and whatever the number of ranks.
+    """
+    device = next((value.device for value in values if isinstance(value, Tensor)), None)
+    numbers = torch.zeros(micro_batches.parts, dtype=torch.float64, device=device)
+    for place, value in zip(micro_batches.numbers, values, strict=True):
+        numbers[place] = value
+    return numbers if world is None else world.sum(numbers)
+
+
+def _weighs_targets(loss: Any, batch: Any) -> bool:
+    """Whether a batch's weight is read from its targets, and is not its number of samples."""
+    pairs = convention_of(loss).name in ("pair", "gaussian", "adaptive")
+    return pairs and weighs_by(loss) != "samples" and batches.pair(batch) is not None
+
+
 def _weight_of_batch(loss: Any, batch: Any) -> int | Tensor:
-    convention = convention_of(loss).name
-    if convention in ("pair", "gaussian", "adaptive") and (parts := batches.pair(batch)) is not None:
-        if weighs_by(loss) == "samples":
-            return batches.size(batch)
-        return sample_weight(loss, None, parts[1])
-    return batches.size(batch)
+    parts = batches.pair(batch)
+    assert parts is not None
+    return sample_weight(loss, None, parts[1])
 
 
 def _weight_of_classes(loss: Any, targets: Tensor) -> int | Tensor:

@@ -1,0 +1,121 @@
+"""What a loss's mean divides by is the total of all ranks: their shares add up to the loss of one large batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+
+from surefoot import losses
+from surefoot.data import Loader
+from surefoot.data.sources import DatasetSource
+from surefoot.losses.averaging import shares
+from surefoot.world import World
+
+PARTS, N, CLASSES = 12, 22, 4
+
+
+class Counting:
+    """A world that counts how often it is asked."""
+
+    def __init__(self, world):
+        self.world, self.asked = world, 0
+
+    def sum(self, tensor):
+        self.asked += 1
+        return self.world.sum(tensor)
+
+
+def targets(lopsided=True):
+    """Class indices: whole ranks have none that counts."""
+    labels = torch.arange(N) % CLASSES
+    labels[: N // 2 if lopsided else 1] = -100
+    return labels
+
+
+def tokens():
+    """Sequences of several lengths, so that ranks pad to several lengths."""
+    return DatasetSource(
+        [(torch.full((1 + i % 5,), float(i)), torch.full((1 + i % 5,), i % CLASSES)) for i in range(N)], collate=padded
+    )
+
+
+def padded(samples):
+    pad = nn.utils.rnn.pad_sequence
+    return pad([x for x, _ in samples], True), pad([y for _, y in samples], True, padding_value=-100)
+
+
+def rows(*shape):
+    return torch.linspace(-1, 1, N * torch.Size(shape).numel()).reshape(N, *shape)
+
+
+WEIGHT = torch.tensor([0.1, 0.7, 1.3, 2.9])
+
+
+def own(outputs, truth):
+    return (outputs - truth).abs().mean()
+
+
+# What each is, its data, and whether shapes alone tell what it is a mean over.
+CASES = {
+    "classes, ignored ones on some ranks only": (nn.CrossEntropyLoss(), (rows(CLASSES), targets()), False),
+    "class weights": (nn.CrossEntropyLoss(weight=WEIGHT), (rows(CLASSES), targets(False)), False),
+    "class probabilities": (nn.CrossEntropyLoss(), (rows(CLASSES), rows(CLASSES).softmax(1)), True),
+    "positions": (nn.CrossEntropyLoss(), (rows(CLASSES, 3), targets()[:, None].expand(N, 3)), False),
+    "elements": (nn.MSELoss(), (rows(3), rows(3) ** 2), True),
+    "elements of samples of several shapes": (nn.MSELoss(), tokens(), False),
+    "samples": (nn.MultiMarginLoss(), (rows(CLASSES), targets(False).clamp(min=0)), True),
+    "a function of one's own": (own, (rows(3), rows(3) ** 2), True),
+    "a sum over samples": (nn.MSELoss(reduction="sum"), (rows(3), rows(3) ** 2), True),
+    "a sum of losses": (
+        losses.WeightedSum([(1, nn.CrossEntropyLoss()), (0.5, nn.MultiMarginLoss())]),
+        (rows(CLASSES), targets(False).clamp(min=0)),
+        False,
+    ),
+    "an objective": (losses.objective(lambda model, batch: own(*batch)), (rows(3), rows(3) ** 2), True),
+}
+
+
+def divided(case, world):
+    """Of each step of an epoch: this rank's losses times their shares, and how often the world was asked."""
+    loss, data, _ = CASES[case]
+    loader = Loader(data, 9, shuffle=False)
+    loader.divide(PARTS, world.rank, world.size)
+    steps = []
+    for micro_batches in loader:
+        counting = Counting(world)
+        counts = shares(loss, micro_batches, counting)
+        values = [
+            losses.apply(loss, nn.Identity(), b, s).loss.item() for b, s in zip(micro_batches, counts, strict=True)
+        ]
+        steps.append((values, counting.asked))
+    return steps
+
+
+def all_cases(world):
+    return {case: divided(case, world) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return all_cases(World.alone())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_shares_of_micro_batches_add_up_to_the_loss_of_the_batch(case, alone):
+    loss, data, by_shape = CASES[case]
+    if "several shapes" not in case:  # what is padded depends on the micro-batches, and counts as an element
+        whole = [losses.apply(loss, nn.Identity(), batch).loss.item() for batch in Loader(data, 9, shuffle=False)]
+        assert [sum(values) for values, _ in alone[case]] == pytest.approx(whole, nan_ok=True)
+    assert all((asked == 0) == by_shape for _, asked in alone[case])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_any_number_of_ranks_has_the_bits_of_one_process(size, alone):
+    ranks = run_ranks(size, all_cases)
+    for case, expected in alone.items():
+        for place, (values, asked) in enumerate(expected):
+            steps = [rank[case][place] for rank in ranks]
+            assert repr(sum((own for own, _ in steps), [])) == repr(values), case
+            assert {times for _, times in steps} == {asked}, case
