@@ -138,7 +138,7 @@ def test_what_it_holds_is_bounded_and_free_of_the_graph():
 def test_adding_runs_no_kernel_and_reads_nothing_back():
     running = RunningMetrics(**losses.metric_options(nn.CrossEntropyLoss()))
     batch = next(batches([4]))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
         running.add(*batch)
     assert {event.name for event in seen.events() if event.name.startswith("aten::")} <= {"aten::detach"}
 

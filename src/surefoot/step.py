@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from .arguments import Arguments
 from .errors import UsageError
@@ -91,7 +92,7 @@ class TrainStep:
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
-        self.scaler = torch.amp.GradScaler(self.device.type) if options.precision == "fp16" else None
+        self.scaler = GradScaler(self.device.type) if options.precision == "fp16" else None
         self.ema = None if options.ema_decay is None else MovingAverage(model, options.ema_decay)
         self.backend: Callable[[Sequence[Batch]], StepResult] | None = None
         self._buffers = Buffers(model, loss)

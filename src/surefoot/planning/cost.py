@@ -114,6 +114,12 @@ def state_bytes(optimizer: Optimizer) -> int:
     for group in twin.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
+    for parameter, hollow in zip(held, (p for group in twin.param_groups for p in group["params"]), strict=True):
+        # What the constructor has made, as torch 2.10's Adagrad does.
+        twin.state[hollow] = {
+            key: torch.empty_like(value, device="meta") if torch.is_tensor(value) else copy.copy(value)
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
     # Most make their state before they read a tensor; what is there when one cannot be read is the state.
     with contextlib.suppress(RuntimeError, NotImplementedError):
         twin.step()
