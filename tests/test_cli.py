@@ -66,6 +66,7 @@ COMMAND_LINE = {
         "--trust-code",
     },
     "runs": {"words", "--best", "--where", "--sort", "--reverse", "--json", "--remove", "--keep-best", "--yes"},
+    "compare": {"runs", "--best", "--seeds", "--html", "--json"},
     "checkpoints": {"run_dir", "--json"},
     "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--with", "--compare", "--trust-code"},
     "list": {"kind", "--json"},

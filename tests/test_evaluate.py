@@ -14,7 +14,8 @@ from torch import nn
 
 from surefoot import Preprocessing, evaluate, save_model
 from surefoot.cli import main
-from surefoot.metrics.tables import LabelCounts, TargetErrors, by_class
+from surefoot.metrics.by_class import by_class
+from surefoot.metrics.tables import LabelCounts, TargetErrors
 from surefoot.models import MODELS
 
 

@@ -34,6 +34,7 @@ VERBS = {
     "export": ("export", "write a model as .safetensors, .pth, .pt2 or .onnx"),
     "import": ("import_", "take in weights made elsewhere"),
     "runs": ("runs", "list runs, search, label, remove them"),
+    "compare": ("compare", "compare runs: what differs, which is better"),
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),

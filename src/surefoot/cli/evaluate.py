@@ -72,7 +72,7 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..data.table_files import is_table
     from ..errors import UsageError
     from ..losses import Objective
-    from ..metrics.tables import by_class
+    from ..metrics.by_class import by_class
     from ..training import EVAL_BATCH, evaluate
 
     path, name = Path(arguments.path), arguments.data or ""

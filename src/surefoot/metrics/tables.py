@@ -1,4 +1,4 @@
-"""Figures of each class, label or target, for a table: from a confusion matrix, or counted batch after batch."""
+"""Figures of each label or target for a table, counted batch after batch."""
 
 from __future__ import annotations
 
@@ -10,31 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batches import leaves
-
-
-def by_class(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Samples, precision, recall and F1 of each class, and what it is mostly mistaken for; None for 0 of 0.
-
-    >>> by_class(["cat", "dog"], [[3, 1], [0, 4]])[1]["recall"]
-    1.0
-    """
-    rows = []
-    for index, (name, row) in enumerate(zip(names, confusion, strict=True)):
-        others = [0 if place == index else count for place, count in enumerate(row)]
-        counts = _of_counts(row[index], sum(each[index] for each in confusion), sum(row))
-        rows.append(
-            {"class": name, **counts, "mistaken_for": names[others.index(max(others))] if any(others) else None}
-        )
-    return rows
-
-
-def _of_counts(right: int, predicted: int, true: int) -> dict[str, Any]:
-    return {
-        "samples": true,
-        "precision": right / predicted if predicted else None,
-        "recall": right / true if true else None,
-        "f1": 2 * right / (predicted + true) if predicted + true else None,
-    }
+from .by_class import of_counts
 
 
 class _Counted:
@@ -79,7 +55,7 @@ class LabelCounts(_Counted):
         counts = self.counts.T.tolist()
         names = names[1:] if len(names) == 2 and len(counts) == 1 else names
         labels = names if len(names) == len(counts) else map(str, range(len(counts)))
-        return [{"class": label, **_of_counts(*each)} for label, each in zip(labels, counts, strict=True)]
+        return [{"class": label, **of_counts(*each)} for label, each in zip(labels, counts, strict=True)]
 
 
 class TargetErrors(_Counted):

@@ -72,6 +72,19 @@ def rendered(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
     return lines
 
 
+def in_stripes(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A table of which every column stays: where it is too wide, columns go on below, each time after the first."""
+    lines = rendered(columns, rows)
+    if max(map(_cells, lines)) <= width or len(columns) < 3:
+        return rendered(columns, rows, width)
+    most = len(columns) - 1
+    while most > 2 and max(map(_cells, rendered(columns[:most], [row[:most] for row in rows]))) > width:
+        most -= 1
+    rest = [columns[0], *columns[most:]]
+    first = rendered(columns[:most], [row[:most] for row in rows], width)
+    return [*first, "", *in_stripes(rest, [[row[0], *row[most:]] for row in rows], width)]
+
+
 def _cells(text: str) -> int:
     """How many places of a terminal a text takes."""
     if text.isascii():

@@ -10,36 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..charts import svg
 from ..charts.svg import Line, line_chart
 from ..errors import RunFailed, UsageError
 from ..text import counted, duration
 from .confusion import STYLE as _CONFUSION_STYLE
 from .confusion import confusion_table
 from .journal import metrics_of, run_records
+from .page import html_table, page, section
 from .run_numbers import RunNumbers
 
 MOST_COURSES, MOST_COLUMNS, MOST_TEXT = 12, 40, 200_000
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea;
-  --card: #f6f7f9; --heat: 33, 102, 196; }
-@media (prefers-color-scheme: dark) { :root {
-  --back: #14171b; --text: #e4e7eb; --dim: #98a1ad; --line: #2b3038; --card: #1c2026;
-  --heat: 107, 167, 255; } }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-.dim { color: var(--dim); } section, .scroll { overflow-x: auto; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tile { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; }
-.tile b { display: block; font-size: 1.3rem; } .tile span { color: var(--dim); font-size: .85rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { text-align: left; }
-pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: 13px; }
-summary { cursor: pointer; color: var(--dim); }
-"""
 
 _MOST_BYTES = 16 * 1024 * 1024  # of run.json or recipe.yaml
 
@@ -106,14 +86,8 @@ def render_report(
         ("Recipe, every default filled in", f"<pre>{escape(_limited(recipe, 'recipe.yaml'))}</pre>" if recipe else ""),
         ("The run", _settings(run)),
     ):
-        if body:
-            sections.append(f"<section><h2>{heading}</h2>\n{body}</section>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{_CONFUSION_STYLE}{svg.STYLE}</style>"
-        "</head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
-    )
+        sections.append(section(heading, body))
+    return page(title, sections, style=_CONFUSION_STYLE)
 
 
 def _byline(run: Mapping[str, Any]) -> str:
@@ -200,13 +174,9 @@ def _epoch_table(numbers: RunNumbers) -> str:
     if not rows:
         return ""
     heads = ["epoch", "step", *columns, "time"]
-    body = (
-        "<tr>" + "".join(f"<td>{escape(row.get(head, ''))}</td>" for head in heads) + "</tr>" for row in rows.values()
-    )
-    head = "".join(f"<th>{escape(head)}</th>" for head in heads)
     stride = numbers.epochs.stride
     note = f'<p class="dim">One epoch in {stride} is shown; metrics.jsonl has all.</p>' if stride > 1 else ""
-    return f'{note}<div class="scroll"><table><tr>{head}</tr>\n' + "\n".join(body) + "</table></div>"
+    return note + html_table(heads, [[row.get(head, "") for head in heads] for row in rows.values()])
 
 
 def _settings(run: Mapping[str, Any]) -> str:
