@@ -8,37 +8,15 @@ import math
 
 import pytest
 import torch
-from graph_steps import batches
+from graph_steps import Remembered, batches
 from torch import nn
 
+from surefoot.errors import UsageError
 from surefoot.execution import CannotCompile, Execution, make_backend, verify
 from surefoot.execution.captured import capture_step
 from surefoot.execution.graph_step import GraphStep
 from surefoot.nonfinite import NonFinite
 from surefoot.step import StepOptions, TrainStep
-
-
-class Remembered:
-    """What a CUDA graph does, by hand: replays read the memory that the capture met, and no other."""
-
-    def __init__(self):
-        self.replays = 0
-
-    def capture(self, work):
-        filled = [tensor.clone() for tensor in work()]
-        memory = [(p, p.data) for p in work.__self__.parameters]
-
-        def replay():
-            self.replays += 1
-            places = [(p, p.data) for p, _ in memory]
-            for parameter, held in memory:
-                parameter.data = held
-            for place, value in zip(filled, work(), strict=True):
-                place.copy_(value)
-            for parameter, own in places:
-                parameter.data = own
-
-        return replay, filled
 
 
 def made(optimizer):
@@ -171,6 +149,27 @@ def test_a_state_that_was_loaded_is_the_one_that_is_trained(loaded):
     assert close(*results)
 
 
+@pytest.mark.parametrize("part", ["a frozen parameter", "a buffer", "a weight of the loss"])
+def test_what_is_put_elsewhere_retires_the_graph(part):
+    model, _ = made(OPTIMIZERS["SGD"])
+    model[0].weight.requires_grad_(False)
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+    graphs = Remembered()
+    update = captured(model, torch.optim.SGD(model[3].parameters(), lr=0.1), graphs, loss)
+    update([batches(4)[0]])
+    if part == "a frozen parameter":
+        model[0].weight.data = torch.zeros(8, 5)
+    elif part == "a buffer":
+        model[1].running_mean = torch.ones(8)
+    else:
+        loss.weight = torch.tensor([0.0, 1.0, 2.0])
+    other, other_loss = copy.deepcopy((model, loss))
+    plain = TrainStep(other, other_loss, torch.optim.SGD(other[3].parameters(), lr=0.1))
+    assert torch.equal(update([batches(4)[1]]).loss, plain([batches(4)[1]]).loss)
+    assert graphs.replays == 1
+    assert close(model.state_dict(), other.state_dict())
+
+
 def test_a_loss_that_is_not_finite_leaves_parameters_and_state_alone():
     model, optimizer = made(OPTIMIZERS["Adam"])
     update = captured(model, optimizer)
@@ -206,6 +205,13 @@ def test_what_cannot_be_captured_says_why():
     step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
     with pytest.raises(CannotCompile, match="module 0 has hooks"):
         make_backend(Execution(cuda_graph=True), step, batches(4)[0])
+    inside = nn.Sequential(nn.DataParallel(nn.Linear(5, 3)))
+    step = TrainStep(inside, nn.CrossEntropyLoss(), torch.optim.SGD(inside.parameters(), lr=0.1))
+    for execution in (Execution(cuda_graph=True), Execution(compile="gradients")):
+        with pytest.raises(CannotCompile, match="graph of a DataParallel would leave out what it does between"):
+            make_backend(execution, step, batches(4)[0])
+    with pytest.raises(UsageError, match="a captured step is not a compiled one"):
+        Execution(cuda_graph=True, compile="gradients")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

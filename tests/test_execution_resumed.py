@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 from fit_arguments import fit_arguments
+from graph_steps import Remembered
 from torch import nn
 
 import surefoot
 from surefoot.checkpoint.run import _own_hash
 from surefoot.errors import UsageError
-from surefoot.execution import CannotCompile
+from surefoot.execution import CannotCompile, Execution
 from surefoot.execution.compiled import CompiledGraph
 
 
@@ -89,6 +90,23 @@ def test_a_compiled_run_that_was_stopped_ends_as_one_that_was_not(compile, optio
     _, whole = train(tmp_path / "whole", Net, compile, 3, **options)
     assert form_of(tmp_path / "whole") == form_of(tmp_path / "stopped") != "none"
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_captured_run_is_captured_after_its_state_was_loaded(tmp_path, monkeypatch):
+    """The stand-in holds addresses as a graph does: captured before, it would train what was there before."""
+    graphs = Remembered()
+    settings = Execution(cuda_graph=True)
+    monkeypatch.setattr("surefoot.execution.captured.CudaGraphs", lambda: graphs)
+    monkeypatch.setattr("surefoot.training.settings.choose_execution", lambda *_, **__: settings)
+    train(tmp_path / "stopped", Net, True, 1)
+    graphs.replays = 0
+    _, resumed = train(tmp_path / "stopped", Net, "auto", 3, allow=["execution"])
+    assert graphs.replays >= 8
+    _, whole = train(tmp_path / "whole", Net, True, 3)
+    settings = Execution(plain=True)
+    _, plain = train(tmp_path / "plain", Net, True, 3)
+    for a, b, c in zip(resumed.parameters(), whole.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b) and torch.allclose(a, c, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [LooksAtValues, InPlace])

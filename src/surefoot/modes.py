@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -55,3 +56,12 @@ def set_mode(optimizer: torch.optim.Optimizer, training: bool) -> None:
     switch = getattr(optimizer, "train" if training else "eval", None)
     if callable(switch):
         switch()
+
+
+def float32_products() -> Iterator[tuple[str, str]]:
+    """What each backend makes of products of float32, by name. torch's older flags raise once one of these was set."""
+    places = ["mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "cuda.matmul", "cudnn.conv", "cudnn.rnn"]
+    for place in places if torch.cuda.is_available() else places[:3]:
+        precision = getattr(operator.attrgetter(place)(torch.backends), "fp32_precision", None)
+        if precision is not None:
+            yield place, str(precision)

@@ -94,6 +94,7 @@ class TrainStep:
         self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
         self.scaler = GradScaler(self.device.type) if options.precision == "fp16" else None
         self.ema = None if options.ema_decay is None else MovingAverage(model, options.ema_decay)
+        self._scale: float | None = None  # the scaler's, where it was read already
         self.backend: Callable[[Sequence[Batch]], StepResult] | None = None
         self._buffers = Buffers(model, loss)
 
@@ -120,11 +121,24 @@ class TrainStep:
             return result._replace(grad_norm=norm)
         if self.options.clips:
             scaler.unscale_(self.optimizer)
-        norm, scale = self.limit(), scaler.get_scale()
-        scaler.step(self.optimizer)
+        norm = self.limit()
+        return result._replace(grad_norm=norm, updated=self._scaled_update(scaler))
+
+    def _scaled_update(self, scaler: torch.amp.GradScaler) -> bool:
+        """Update unless the gradients overflowed, and say whether it was done; waits for the device once."""
+        fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        if fused and self._scale is None:
+            self._scale = scaler.get_scale()
+        stepped: list[bool] = []
+        hook = self.optimizer.register_step_pre_hook(lambda *_: stepped.append(True))
+        try:
+            scaler.step(self.optimizer)
+        finally:
+            hook.remove()
         scaler.update()
-        # A scale that went down means that the gradients overflowed and the optimizer was not stepped.
-        return result._replace(grad_norm=norm, updated=scaler.get_scale() >= scale)
+        # A fused kernel is always called, and looks by itself: the scale goes down where the gradients overflowed.
+        before, self._scale = self._scale, scaler.get_scale() if fused else None
+        return bool(stepped) if self._scale is None or before is None else self._scale >= before
 
     def _by_closure(self, micro_batches: Sequence[Batch]) -> StepResult:
         """L-BFGS evaluates the loss several times an update; the first evaluation is the one reported."""
@@ -147,7 +161,7 @@ class TrainStep:
         for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             value = self.forward(batch, share, index)
             # The mean over no token at all is 0/0, and so is its gradient. A weight on a device is waited for.
-            if not (share and value.weight is not None and not value.weight):
+            if not (value.weight is not None and share and not value.weight):
                 loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
                 loss.backward()  # type: ignore[no-untyped-call]
             results.append(result_of(value, batch))
@@ -185,3 +199,4 @@ class TrainStep:
             raise UsageError(f"step: scaler: the saved state {held}, this run's settings say otherwise")
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+            self._scale = None

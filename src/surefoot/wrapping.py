@@ -33,6 +33,20 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
+def replicating(module: nn.Module) -> str | None:
+    """The class of what shares a step between processes or devices, anywhere in `module`, or None.
+
+    >>> from torch import nn
+    >>> replicating(nn.Sequential(nn.DataParallel(nn.Linear(1, 1))))
+    'DataParallel'
+    """
+    from torch import nn
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel, FSDPModule, FullyShardedDataParallel)
+    return next((type(part).__name__ for part in module.modules() if isinstance(part, kinds)), None)
+
+
 def class_path(module: nn.Module) -> str:
     """``module:Name`` of the class that the user wrote, also where torch.jit made a program of it.
 

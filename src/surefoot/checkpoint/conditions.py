@@ -6,7 +6,6 @@ run.json and in every manifest; a resume under others is refused unless each cha
 
 from __future__ import annotations
 
-import operator
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ import numpy
 import torch
 
 from ..errors import UsageError
+from ..modes import float32_products
 from ..version import __version__
 
 Conditions = dict[str, Any]
@@ -67,7 +67,7 @@ def environment() -> Conditions:
         "flags.mkldnn": bool(torch.backends.mkldnn.enabled),
         "flags.default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }
-    conditions |= {f"flags.fp32_precision.{name}": value for name, value in _precisions()}
+    conditions |= {f"flags.fp32_precision.{name}": value for name, value in float32_products()}
     conditions |= {f"parallel.{name}": value for name, value in _parallel()}
     conditions |= {f"variables.{name}": os.environ[name] for name in VARIABLES if name in os.environ}
     if torch.cuda.is_available():
@@ -101,16 +101,6 @@ VARIABLES = (
 )
 
 
-def _precisions() -> Iterator[tuple[str, str]]:
-    """What each backend makes of float32. torch's older, common flag raises once one of these was set."""
-    backends = torch.backends
-    places = ["mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "cuda.matmul", "cudnn.conv", "cudnn.rnn"]
-    for place in places if torch.cuda.is_available() else places[:3]:
-        precision = getattr(operator.attrgetter(place)(backends), "fp32_precision", None)
-        if precision is not None:
-            yield place, str(precision)
-
-
 def _parallel() -> Iterator[tuple[str, str]]:
     """The libraries of `torch.__config__.parallel_info()`; how many threads they use is compared as `threads`."""
     for line in torch.__config__.parallel_info().splitlines():
@@ -128,8 +118,8 @@ def _parallel() -> Iterator[tuple[str, str]]:
 def _accelerator() -> str:
     if not torch.cuda.is_available():
         return "none"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(names)
+    # Each kind once: how many of them a machine has changes no bit.
+    return ", ".join(dict.fromkeys(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
 
 
 def flatten(prefix: str, values: Mapping[str, Any]) -> Conditions:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .. import batches
 from ..errors import UsageError
 from .draws import Draws
 
@@ -84,8 +85,8 @@ class RandomCrop(ImageTransform):
         height, width = images.shape[-2:]
         size = self.size or (height, width)
         # torchvision gives padding as (left and right, top and bottom), sizes as (height, width).
-        rows = self._lines(height, size[0], self.padding[1], draws).to(images.device)
-        columns = self._lines(width, size[1], self.padding[0], draws).to(images.device)
+        rows = batches.moved(self._lines(height, size[0], self.padding[1], draws), images.device)
+        columns = batches.moved(self._lines(width, size[1], self.padding[0], draws), images.device)
         out = _pixels(images, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :])
         if self.padding_mode != "constant" or self.padding == (0, 0):
             return out
@@ -152,7 +153,7 @@ class RandomErasing(ImageTransform):
         in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
         erased = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
         value = torch.tensor(self.value, dtype=images.dtype, device=images.device)
-        return torch.where(erased.to(images.device), value, images)
+        return torch.where(batches.moved(erased, images.device), value, images)
 
 
 class RandomAffine(ImageTransform):
@@ -236,7 +237,7 @@ def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _a_sample(values: Tensor, images: Tensor) -> Tensor:
     """One value a sample, (N,), to be combined with its images: (N, 1, 1, 1) on their device."""
-    return values.to(images.device)[:, None, None, None]
+    return batches.moved(values, images.device)[:, None, None, None]
 
 
 def _each(function: Callable[[float], float], values: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class InMemory:
 
     def gather(self, indices: Tensor) -> tuple[Tensor, ...]:
         """The samples at `indices` (n,) on the device: one indexed read of each tensor."""
-        there = indices if self.tensors[0].is_cpu else indices.to(self.tensors[0].device)
+        there = batches.moved(indices, self.tensors[0].device)
         read = self._widened(tuple([tensor.index_select(0, there) for tensor in self.tensors]))
         return read if self._device.type == "cpu" else tuple([batches.moved(tensor, self._device) for tensor in read])
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import first_line
@@ -33,12 +33,17 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """torch.cuda's graphs. `work` has run before, on another stream, so that libraries have made their plans."""
+    """torch.cuda's graphs. `work` runs a few times before, so that libraries have made their plans."""
 
     def capture(self, work: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
         """See `Graphs`."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # where it is captured: libraries keep workspaces by stream
+            for _ in range(WARM_UPS):
+                work()
+        # Other threads (a save, pinned memory) may call CUDA meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             filled = work()
         return graph.replay, filled
 
@@ -46,19 +51,22 @@ class CudaGraphs:
 class CapturedGraph:
     """The captured gradients of a step for batches shaped like `example`; made by `capture_step`.
 
-    Making it leaves parameters, buffers and random numbers as they were. It fits as long as parameters and buffers
-    lie where they lay at the capture.
+    Making it leaves parameters, buffers and random numbers as they were. It fits as long as parameters and buffers of
+    model and loss, frozen ones too, lie where they lay at the capture: a state that puts others there retires it.
     """
 
     def __init__(self, step: TrainStep, example: Batch, graphs: Graphs):
         self.step, self.signature = step, signature(example)
         self.parameters = self._trained()
         self.inputs = [part.clone() for part in example]
+        parts = [part for part in (step.model, step.loss) if isinstance(part, nn.Module)]
+        tables = [t for part in parts for m in part.modules() for t in (m._parameters, m._buffers)]
+        # Another tensor may be put in the place of one.
+        self._places = [(table, name) for table in tables for name in table]
         self._output_spec: Any = None
         self._present: list[bool] = []
         before = Snapshot(step.model, step.loss)
         try:
-            self._warm_up()
             self.replay, self.filled = graphs.capture(self._work)
         finally:
             changed = before.put_back()
@@ -99,21 +107,14 @@ class CapturedGraph:
         sound = soundness(loss, present) if self.step.checks else loss
         return [loss, sound, *(output.detach() for output in outputs), *present]
 
-    def _warm_up(self) -> None:
-        if self.step.device.type != "cuda":
-            return
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._work()
-        torch.cuda.current_stream().wait_stream(stream)
-
     def _trained(self) -> list[Tensor]:
         return [p for p in self.step.trained() if p.requires_grad]
 
-    def _addresses(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in (*self._trained(), *self.step.model.buffers())]
+    def _addresses(self) -> list[Any]:
+        """What is trained, and where everything lies that the graph reads or writes."""
+        held = [table.get(name) for table, name in self._places]
+        where = [None if tensor is None else tensor.data_ptr() for tensor in held]
+        return [*(parameter.requires_grad for parameter in self.step.trained()), *where]
 
 
 def capture_step(step: TrainStep, example: Sequence[Any], graphs: Graphs | None = None) -> CapturedGraph:

@@ -15,6 +15,7 @@ from ..arguments import Arguments
 from ..errors import UsageError
 from ..step import Batch, TrainStep
 from ..untouched import is_lazy, untouched
+from ..wrapping import replicating
 from . import cache as kept
 from .compiled import why_not
 from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
@@ -148,14 +149,14 @@ def cache_key(spec: Mapping[str, Any] | str | None, step: TrainStep, batch: Batc
     options = step.options
     limits = {"max_grad_norm": options.max_grad_norm, "clip_value": options.clip_value}
     long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
-    machine = describe_machine(step.device.type)
+    machine = describe_machine(step.device)
     return digest(machine, work, asked_for(spec), options.precision, limits, options.set_to_none, long)
 
 
 def remember(key: str, table: TuneTable, say: Callable[[str], None]) -> None:
     """Keep a choice for the next run."""
     facts = {row.execution.describe(): [row.ms, row.verdict] for row in table.rows}
-    kept.save(key, table.best, {"tried": facts, "machine": describe_machine(table.best.device)}, say)
+    kept.save(key, table.best, {"tried": facts, "machine": describe_machine(torch.device(table.best.device))}, say)
 
 
 def tune(
@@ -299,6 +300,8 @@ def _not_measurable(step: TrainStep, batches: Sequence[Any], plain: Execution) -
         return "the plain step is asked for"
     if step.options.precision == "fp16" or isinstance(step.optimizer, torch.optim.LBFGS):
         return "fp16 and L-BFGS have the plain step only"
+    if (kind := replicating(step.model)) is not None:
+        return f"a {kind} meets its replicas in every step, and is not timed on copies"
     if step.options.grad_accum_steps > 1:
         return "accumulated updates have the plain step only"
     if any(map(is_lazy, step.model.parameters())):

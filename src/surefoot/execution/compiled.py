@@ -24,6 +24,7 @@ from ..losses import conventions
 from ..modes import autocast
 from ..step import TrainStep
 from ..untouched import Snapshot
+from ..wrapping import replicating
 from .graph_step import CannotCompile, GraphResult, fits, signature, soundness
 from .pools import written_out
 from .settings import laid_out_like
@@ -202,8 +203,8 @@ def why_not(model: nn.Module) -> str | None:
         return "there is no C++ compiler (g++ or clang++) on this machine"
     if sys.platform == "win32":
         return "compiling is not supported on Windows"
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        return f"a graph of a {type(model).__name__} would leave out what it does between processes or devices"
+    if (kind := replicating(model)) is not None:
+        return f"a graph of a {kind} would leave out what it does between processes or devices"
     return why_hooks(model)
 
 

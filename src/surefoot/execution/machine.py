@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modes import float32_products
 from ..untouched import is_lazy
 from ..version import __version__
 
@@ -35,8 +36,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """Everything about this machine that a timing depends on."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Everything about this machine, and how torch is set, that a timing on `device` depends on."""
     facts: dict[str, Any] = {
         "processor": processor(),
         "cores": cores(),
@@ -46,8 +47,12 @@ def describe_machine(device: str) -> dict[str, Any]:
         "surefoot": __version__,
         "python": platform.python_version(),
     }
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
+    facts["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    facts["products"] = dict(float32_products())
+    if device.type == "cuda":
+        facts["cudnn"] = [torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        facts["gpu"] = f"{index}: {torch.cuda.get_device_name(index)}"
     return facts
 
 

@@ -18,7 +18,7 @@ from ..modes import set_mode
 from ..step import Batch, TrainStep
 from .backends import make_backend
 from .settings import Execution, freed_memory_kept, prepare
-from .verify import Observed, first_difference, record
+from .verify import Observed, arithmetic, first_difference, record
 
 # A step that another beats by less than this is not beaten: the simpler one stays.
 MARGIN = 0.03
@@ -70,6 +70,8 @@ class Bench:
         rng.set_state(self._random)
         self._copies.clear()
         self._backends.clear()
+        if self.original.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the copies took is the run's
 
     def time(self, trial: Trial, steps: int | None = None) -> None:
         """One turn: a few steps, the first of them unmeasured. What it raises is held against the candidate."""
@@ -100,7 +102,7 @@ class Bench:
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"
                 return False
-            if difference := first_difference(expected, observed, self.original.options.precision):
+            if difference := first_difference(expected, observed, arithmetic(self.original)):
                 trial.refused = f"it differs from eager by more than rounding: {difference}"
                 return False
         trial.checked = True

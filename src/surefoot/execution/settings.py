@@ -69,6 +69,8 @@ class Execution:
                 problems.append(f"execution: {name}: {value!r} is not one of {', '.join(options)}")
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
             problems.append(f"execution: threads: {self.threads!r} is not a whole number of 1 or more")
+        if self.cuda_graph is True and self.compile != "none":
+            problems.append("execution: cuda_graph: a captured step is not a compiled one; leave one of them out")
         for name in ("onednn", "cuda_graph", "plain"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"execution: {name}: {getattr(self, name)!r} is not true or false")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import first_line
-from ..modes import set_mode
+from ..modes import float32_products, set_mode
 from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
@@ -19,9 +19,9 @@ from ..untouched import is_lazy, untouched
 
 # How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.
 # Summing in another order costs tens; a unit of a ReLU or a pool that lands on its other side costs more.
-TOLERANCE = {"float32": 2e-3, "bf16": 0.1, "fp16": 0.05}
+TOLERANCE = {"float32": 2e-3, "bf16": 0.1, "fp16": 0.05, "tf32": 0.05}
 # A gradient that is nothing but rounding (a bias before a BatchNorm) is measured against all gradients together.
-FLOOR = {"float32": 2e-5, "bf16": 1e-2, "fp16": 5e-3}
+FLOOR = {"float32": 2e-5, "bf16": 1e-2, "fp16": 5e-3, "tf32": 5e-3}
 # An update may turn a rounding into a whole step (Adam's first divides each element by its own size).
 OF_UPDATES = 25
 
@@ -62,9 +62,16 @@ def verify(
     if expected.refused or observed.refused:
         says, eager_says = observed.refused or "all is finite", expected.refused or "all is finite"
         return None if says == eager_says else f"differs: {says} where eager says: {eager_says}"
-    if difference := first_difference(expected, observed, step.options.precision, exact):
+    if difference := first_difference(expected, observed, arithmetic(step), exact):
         return f"differs from eager{'' if exact else ' by more than rounding'}: {difference}"
     return None
+
+
+def arithmetic(step: TrainStep) -> str:
+    """What products are made in: the step's precision, or ``tf32`` (fp16's mantissa) for float32 on a GPU."""
+    rounds = any(value == "tf32" for name, value in float32_products() if name.startswith("cud"))
+    precision: str = step.options.precision
+    return "tf32" if rounds and precision == "float32" and step.device.type == "cuda" else precision
 
 
 def record(

@@ -1,0 +1,88 @@
+"""Nothing in a stretch of steps waits for the device: on `meta`, whatever reads a number back raises.
+
+On a GPU `torch.cuda.set_sync_debug_mode("error")` would do; here tensors without numbers stand in, and what fp16 reads
+back is counted.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from surefoot.execution.eager import EagerStep
+from surefoot.losses.scoring import metric_options
+from surefoot.metrics import RunningMetrics
+from surefoot.step import StepOptions, TrainStep
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read back."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+
+def trained(steps, step, device, backend=None):
+    step.backend = backend
+    running = RunningMetrics(**metric_options(step.loss))
+    for _ in range(steps):
+        inputs, targets = torch.ones(4, 1, 8, 8, device=device), torch.ones(4, dtype=torch.long, device=device)
+        result = step([(inputs, targets)] * step.options.grad_accum_steps)
+        assert result.updated
+        running.add(*result[:4], result.weight, result.numbers)
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_grad_norm": 1.0, "clip_value": 0.1}, {"ema_decay": 0.9}, {"grad_accum_steps": 3}],
+    ids=["plain", "clipped", "averaged", "accumulated"],
+)
+@pytest.mark.parametrize("weight", [None, torch.ones(3, device="meta")], ids=["", "class weights"])
+def test_no_step_reads_a_number_back(name, options, weight):
+    model = network().to("meta")
+    loss = nn.CrossEntropyLoss(weight=weight)
+    step = TrainStep(model, loss, OPTIMIZERS[name](model.parameters()), StepOptions(**options))
+    trained(3, step, "meta")
+    trained(3, step, "meta", EagerStep(step))
+
+
+def test_what_looks_at_numbers_would_be_noticed():
+    model = network().to("meta")
+    step = TrainStep(
+        model, nn.CrossEntropyLoss(), OPTIMIZERS["SGD"](model.parameters()), StepOptions(on_nonfinite="skip")
+    )
+    with pytest.raises(RuntimeError, match=r"item\(\).*meta"):
+        trained(1, step, "meta")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fp16_reads_one_number_a_step(fused):
+    model = network()
+    step = TrainStep(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.01, fused=fused, foreach=False),
+        StepOptions(precision="fp16"),
+    )
+    step.checks = False  # as on a GPU
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trained(1, step, "cpu")
+    with Reads() as reads:
+        trained(5, step, "cpu")
+    assert reads.count == 5
