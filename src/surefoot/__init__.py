@@ -59,6 +59,7 @@ __all__ = [
     "UntunedExponentialWarmup",
     "UntunedLinearWarmup",
     "UsageError",
+    "World",
     "__version__",
     "evaluate",
     "export",
@@ -85,6 +86,7 @@ __getattr__ = lazily(
         "recipe": "load_recipe",
         "schedules": "ExponentialWarmup LinearWarmup RAdamWarmup Schedule UntunedExponentialWarmup UntunedLinearWarmup",
         "step": "StepOptions",
+        "world": "World",
         "training": "About Checkpoints EarlyStopping Journal RunOptions evaluate fit predict",
     },
 )

@@ -97,3 +97,27 @@ def set_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if cuda:
         torch.cuda.set_rng_state_all(cuda)
+
+
+def to_plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A `state` of `get_state` as values that JSON holds."""
+    python, np = state["python"], state["numpy"]
+    return {
+        "python": {**python, "state": python["state"].tolist()},
+        "numpy": {**np, "keys": np["keys"].tolist()},
+        "torch": state["torch"].tolist(),
+        "cuda": [generator.tolist() for generator in state["cuda"]],
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that `to_plain` made plain."""
+    import torch
+
+    python, np = plain["python"], plain["numpy"]
+    return {
+        "python": {**python, "state": torch.tensor(python["state"], dtype=torch.int64)},
+        "numpy": {**np, "keys": torch.tensor(np["keys"], dtype=torch.int64)},
+        "torch": torch.tensor(plain["torch"], dtype=torch.uint8),
+        "cuda": [torch.tensor(generator, dtype=torch.uint8) for generator in plain["cuda"]],
+    }

@@ -60,6 +60,16 @@ class World:
         return cls.join(timeout) if grouped or started > 1 else cls.alone()
 
     @classmethod
+    def only(cls, world: World | None) -> World:
+        """`world`, or alone for None. Raises UsageError where this process is one of several all the same."""
+        if world is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise UsageError(
+                f"world: this is rank {dist.get_rank()} of {dist.get_world_size()}, and each would train for itself; "
+                "give world=surefoot.World.join()"
+            )
+        return cls.alone() if world is None else world
+
+    @classmethod
     def join(cls, timeout: float = TIMEOUT_S) -> World:
         """Meet the other ranks, by torchrun's environment, or over torch's process group where it was made before.
 

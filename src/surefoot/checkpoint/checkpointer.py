@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import math
 import signal
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import held, rng, safe_tensors
+from .. import held, rng
 from ..arguments import metric_values, plain
 from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
-from ..text import counted, say
-from . import journals, object_states, store
+from ..text import say
+from ..world import World
+from . import journals, object_states
 from .arguments import check_arguments
-from .conditions import Change, environment, require_same
+from .conditions import Change, environment, require_alike, require_same
 from .description import comparable, describe, initial_options, use_changed
 from .finite import require_finite
+from .newest import Newest, newest, random_state, require_new, resumed, try_random_state
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
-from .snapshot import Snapshots, decode
+from .snapshot import Snapshots
 from .store import CheckpointStatus
 from .user_code import code_of
 from .writer import Writer
-
-# Lines of a journal that run.json names.
-MOST_DAMAGED = 50
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Checkpointer:
       checkpoint on resume.
     - `say`: called with a line for the user; by default it goes to standard error.
     - `signals`: note SIGTERM, SIGINT and SIGUSR1 (main thread only).
+    - `world`: the processes of the run (`surefoot.World.join()` under torchrun). Each makes a Checkpointer and calls
+      the same of it; rank 0 alone touches the directory, and all save, stop and fail together.
 
     Raises `UsageError` for what cannot be saved, before anything is written.
     """
@@ -93,6 +96,7 @@ class Checkpointer:
         journal: Any = None,
         say: Callable[[str], None] | None = None,
         signals: bool = True,
+        world: World | None = None,
         **objects: Any,
     ):
         if not objects:
@@ -108,33 +112,25 @@ class Checkpointer:
         self._journal = journal
         self._allow = tuple(allow)
         self._background = background
-        self._say = say or _to_stderr
+        self._world = World.only(world)
+        self._say = (say or _to_stderr) if self._world.rank == 0 else _to_nobody
         self.steps = 0
         self.epochs = 0
         self._initial_options = initial_options(self._objects)
         self._snapshots = Snapshots(self._objects)
         self._snapshots.check()  # what cannot be saved is refused now, not at the first checkpoint
         self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
+        self._world.agree(lambda: require_alike(self._world.gather(self.conditions)))
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
-        try:
-            self._writer = Writer(
-                self.run,
-                self._keep,
-                conditions=self.conditions,
-                background=background,
-                before_manifest=journal.sync if journal is not None else lambda: None,
-                say=self._say,
-            )
-        except OSError as error:
-            if self._owns_run:
-                self.run.close()
-            raise unusable(self.run.checkpoints, error) from error
+        self._writer = self._world.agree(lambda: self._make_writer(journal))
         self._best: Any = None
         self._begun = False
         self._closed = False
-        self._last_save = time.monotonic()
+        # Rank 0's clock is the one that counts: on the others no time passes.
+        self._last_save = time.monotonic() if self._world.rank == 0 else math.inf
         self._saved_at: tuple[int, int] | None = None
+        self._stop_signal = 0
         self._watch = SignalWatch()
         if signals:
             self._watch.open()
@@ -156,33 +152,24 @@ class Checkpointer:
         """
         if self._begun:
             raise UsageError(f"{self.run.path}: resume() comes before the first step")
-        if not self._writer.known:
+        if self._world.agree(lambda: not self._writer.known, on=0):
             self._start_fresh()
             if self._journal is not None:
                 self._journal.truncate(0)  # records of a run killed before its first checkpoint
             return None
-        content, status, tree, skipped = self._newest()
-        saved = content.manifest["conditions"]
-        if prepare is None:  # what cannot be loaded at all is refused before what may be allowed
-            object_states.require_fit(self._objects, tree, status.path)
-        then, now = comparable(saved, self.conditions, self._objects)
-        changes = require_same(then, now, self._allow)
-        if prepare is not None:
-            prepare(tree["objects"], changes)
-            object_states.require_fit(self._objects, tree, status.path)
-        self._try_random_state(status.path, tree["rng"])
-        damaged = journals.go_back(self._journal, tree, self._say)
+        found = newest(self._world, self._writer, self.run, self._journal, self._say)
+        tree, saved, own_rng = found.tree, found.content.manifest["conditions"], random_state(found.tree, self._world)
+        changes = self._world.agree(lambda: self._acceptable(found, saved, prepare, own_rng))
+        damaged = self._world.agree(lambda: journals.go_back(self._journal, tree, self._say), on=0)
         object_states.set_state(self._objects, tree)
         use_changed(self._objects, self._initial_options, saved, self.conditions)
-        rng.set_state(tree["rng"])
+        rng.set_state(own_rng)
         self.steps, self.epochs = tree["step"], tree["epoch"]
         self._saved_at = (self.steps, self.epochs)
-        metrics = [known.metrics for known in self._writer.standing()]
-        if (best := self._keep.best_of(metrics)) is not None and self._keep.best is not None:
-            self._best = metrics[best][self._keep.best]
-        self._begin(content.manifest, changes, damaged)
-        self._writer.set_aside(self.steps)
-        return Restored(self.steps, self.epochs, status.path, status.metrics, tuple(skipped), tuple(changes))
+        self._best = self._world.agree(self._writer.best, on=0)
+        self._begin(found.content.manifest, changes, damaged)
+        self._on_first(lambda: self._writer.set_aside(self.steps))
+        return Restored(self.steps, self.epochs, found.status.path, found.status.metrics, found.skipped, tuple(changes))
 
     def begin_at(self, step: int, epoch: int) -> None:
         """Count from here in a run that begins with a state from elsewhere, and save it: before its first step."""
@@ -194,44 +181,57 @@ class Checkpointer:
 
         Raises `RunFailed` when the save before this one could not be written.
         """
-        # This runs after every update, some of which take 100 microseconds: nearly always it ends within one.
+        # This runs after every update, some of which take 100 microseconds: nearly always it ends within two.
         self.steps = steps = self.steps + 1
-        self._advance()
-        every, due = self._every, False
-        if every is not None and every.unit != "epochs":
-            due = every.after_step(steps, time.monotonic() - self._last_save)
-        if due or self._watch.noticed:
-            self._save_or_stop(due, {})
+        if not self._begun:
+            self._require_begun()
+        every, due, late = self._every, False, False
+        if every is not None and every.unit == "steps":
+            due = steps % every.amount == 0
+        elif every is not None:
+            late = every.after_step(steps, time.monotonic() - self._last_save)
+        answer = self._world.ask(self._word(late))
+        if due or any(answer):
+            self._save_or_stop(due, {}, answer)
 
     def epoch(self, metrics: Mapping[str, float] | None = None) -> None:
         """Count one epoch, after its validation and the schedule's epoch; save when due. Raises as `step`."""
-        values = metric_values(metrics or {})
+        values = self._world.agree(lambda: metric_values(metrics or {}), on=0)
         best = self._keep.best
         if best is not None and best not in values:
             names = ", ".join(sorted(values)) or "none"
             raise UsageError(f"keep_best: {best!r} is not among the epoch's metrics ({names})")
         self.epochs += 1
-        self._advance()
-        must = False
-        due = self._every is not None and self._every.after_epoch(self.epochs, time.monotonic() - self._last_save)
+        if not self._begun:
+            self._require_begun()
+        must, late, due = False, False, False
+        if self._every is not None:
+            due = self._every.after_epoch(self.epochs, 0)
+            late = not due and self._every.after_epoch(self.epochs, time.monotonic() - self._last_save)
         if best is not None and self._keep.better(values[best], self._best):
             self._best, due, must = values[best], True, True
-        self._save_or_stop(due, values, must=must)
+        self._save_or_stop(due, values, self._words(late), must=must)
 
     def save(self, metrics: Mapping[str, float] | None = None, *, wait: bool = True) -> None:
         """Save now. With `wait` the checkpoint is on the disk on return. Raises `RunFailed`."""
         self._require_begun()
         self.wait()
-        require_finite(self._objects, self.steps, self._writer.known)
-        self._last_save = time.monotonic()
-        snapshot = self._snapshots.take(
-            step=self.steps,
-            epoch=self.epochs,
-            metrics=plain(metric_values(metrics or {})),
-            **journals.place(self._journal),
-        )
+        rngs = self._snapshots.random_states(self._world)
+
+        def write() -> None:
+            require_finite(self._objects, self.steps, self._writer.known)
+            self._last_save = time.monotonic()
+            snapshot = self._snapshots.take(
+                step=self.steps,
+                epoch=self.epochs,
+                metrics=plain(metric_values(metrics or {})),
+                rngs=rngs,
+                **journals.place(self._journal),
+            )
+            self._writer.start(snapshot)
+
+        self._on_first(write)
         self._saved_at = (self.steps, self.epochs)
-        self._writer.start(snapshot)
         if wait or not self._background:
             self.wait()
 
@@ -243,16 +243,17 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for the save in flight; raises `RunFailed` if it could not be written."""
-        self._writer.wait()
+        self._on_first(self._writer.wait)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether SIGTERM or SIGINT came; for long work between two steps, which then calls `stop`."""
-        return self._watch.stop_requested is not None
+        """Whether SIGTERM or SIGINT came, to any rank; for long work between two steps, which then calls `stop`."""
+        self._stop_signal = self._world.ask(self._word())[0]
+        return bool(self._stop_signal)
 
     def check_signals(self) -> None:
         """Save after SIGUSR1, save and raise `Stopped` after SIGTERM or SIGINT; else nothing."""
-        self._save_or_stop(False, {})
+        self._save_or_stop(False, {}, self._words())
 
     def stop(self) -> None:
         """Save and raise `Stopped`, as after a signal."""
@@ -265,8 +266,8 @@ class Checkpointer:
             return
         self._closed = True
         try:
-            self.wait()
-            if self.skipped:
+            self._writer.wait()
+            if self.skipped and self._world.rank == 0:
                 self._say(f"{self.skipped} saves were left out because the disk was busy")
                 self._record(saves_skipped=self.run.about.get("saves_skipped", 0) + self.skipped)
         finally:
@@ -299,8 +300,32 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------ beginning
 
+    def _on_first(self, act: Callable[[], object]) -> None:
+        """Do `act` on rank 0, the only one that looks at the directory; an error is everybody's."""
+
+        def without_result() -> None:
+            act()
+
+        self._world.agree(without_result, on=0)
+
     def _take(self, path: Path) -> RunDirectory:
-        return RunDirectory.take(path, adopt_journal=self._journal is not None, conditions=self.conditions)
+        about = {"adopt_journal": self._journal is not None, "conditions": self.conditions}
+        return RunDirectory.of_first(self._world, path, functools.partial(RunDirectory.take, path, **about))
+
+    def _make_writer(self, journal: Any) -> Writer:
+        try:
+            return Writer(
+                self.run,
+                self._keep,
+                conditions=self.conditions,
+                background=self._background,
+                before_manifest=journal.sync if journal is not None else lambda: None,
+                say=self._say,
+            )
+        except OSError as error:
+            if self._owns_run:
+                self.run.close()
+            raise unusable(self.run.checkpoints, error) from error
 
     def _own_conditions(self, given_conditions: Mapping[str, Any]) -> dict[str, Any]:
         conditions = {**environment(), **describe(self._objects), **code_of(self._objects.values())}
@@ -311,70 +336,25 @@ class Checkpointer:
         return conditions
 
     def _start_fresh(self) -> None:
-        if self.run.about.get("saved"):
-            raise UsageError(
-                f"{self.run.checkpoints}: this run was saved before, and its checkpoints are gone; restore them "
-                "from a copy, or start a new run in another directory"
-            )
-        if self.run.about.get("id") is None:
-            raise UsageError(f"{self.run.path}: run.json is damaged and there is no checkpoint; start a new run")
+        require_new(self.run)
         self._begin({"run": self.run.id, "conditions": self.conditions}, [])
 
-    def _newest(self) -> tuple[store.Content, CheckpointStatus, dict[str, Any], list[CheckpointStatus]]:
-        """The newest valid checkpoint, read and decoded; what was stepped over is reported."""
-        skipped: list[CheckpointStatus] = []
-        for status in reversed(self._writer.known.copy()):
-            try:
-                content = store.load(status, self.run.about.get("id"))
-                tree = decode(content)
-                journals.check(self._journal, status.path, tree)
-            except safe_tensors.BadFile as error:
-                foreign = isinstance(error, store.Foreign)
-                skipped.append(self._writer.judge(status, valid=False, reason=str(error), foreign=foreign))
-                self._say(f"{error}; this checkpoint is stepped over")
-                continue
-            status = self._writer.judge(status, valid=True, metrics=content.manifest["metrics"])
-            for older in self._writer.known[: self._writer.known.index(status)]:
-                self._glance(older)
-            return content, status, tree, skipped
-        reasons = "\n".join(f"  {status.reason}" for status in skipped)
-        raise UsageError(
-            f"{self.run.checkpoints}: none of {counted(len(skipped), 'checkpoint')} is valid, so the run cannot go on:"
-            f"\n{reasons}\nRestore one from a copy, or start a new run in another directory"
-        )
-
-    def _glance(self, status: CheckpointStatus) -> None:
-        """Note the metrics of an older checkpoint, from its manifest; its content is not read."""
-        try:
-            metrics = store.read_manifest(status, self.run.about.get("id"))["metrics"]
-            self._writer.judge(status, metrics=metrics)
-        except safe_tensors.BadFile as error:
-            foreign = isinstance(error, store.Foreign)
-            self._writer.judge(status, valid=False, reason=str(error), foreign=foreign)
-
-    def _try_random_state(self, path: Path, state: Any) -> None:
-        before = rng.get_state()
-        try:
-            rng.set_state(state)
-        except (UsageError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-            raise UsageError(f"{path}: its random state cannot be used: {error}") from error
-        finally:
-            rng.set_state(before)
+    def _acceptable(self, found: Newest, saved: Mapping[str, Any], prepare: Any, own_rng: Any) -> list[Change]:
+        """The allowed changes. Raises UsageError where `found` cannot be loaded, or not as exactly as was asked for."""
+        tree, path = found.tree, found.status.path
+        if prepare is None:  # what cannot be loaded at all is refused before what may be allowed
+            object_states.require_fit(self._objects, tree, path)
+        then, now = comparable(saved, self.conditions, self._objects)
+        changes = require_same(then, now, self._allow)
+        if prepare is not None:
+            prepare(tree["objects"], changes)
+            object_states.require_fit(self._objects, tree, path)
+        try_random_state(path, own_rng)
+        return changes
 
     def _begin(self, manifest: Mapping[str, Any], changes: list[Change], damaged: Collection[str] = ()) -> None:
-        about = self.run.about
-        lost = about.get("id") is None
-        if lost:
-            self._say(f"{self.run.path}/run.json was lost or damaged; written again from the checkpoint")
-        inexact = [*about.get("inexact", []), *(str(change) for change in changes)]
-        fields: dict[str, Any] = {"id": manifest["run"], "status": "running", "conditions": self.conditions}
-        if changes:
-            self._say("resumed under changed conditions, so no longer exact: " + "; ".join(map(str, changes)))
-        if lost or inexact:
-            fields["inexact"] = list(dict.fromkeys(inexact))
-        if damaged:
-            fields["damaged"] = list(dict.fromkeys([*about.get("damaged", []), *damaged]))[:MOST_DAMAGED]
-        self._record(**fields)
+        fields = resumed(self.run, manifest["run"], changes, damaged, self._say)
+        self._on_first(lambda: self._record(status="running", conditions=self.conditions, **fields))
         self._begun = True
 
     def _end(self, status: str, error: BaseException | None) -> None:
@@ -393,7 +373,7 @@ class Checkpointer:
     def _require_begun(self) -> None:
         if self._begun:
             return
-        if self._writer.known or self.run.about.get("id") is None:
+        if self._world.agree(lambda: bool(self._writer.known), on=0) or self.run.about.get("id") is None:
             raise UsageError(
                 f"{self.run.path}: holds checkpoints already; call resume() before the first step, or name "
                 "another directory"
@@ -402,34 +382,49 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------ saving
 
-    def _advance(self) -> None:
-        if not self._begun:
-            self._require_begun()
-        if self._writer.failed:
-            self.wait()
+    def _word(self, late: bool = False) -> tuple[int, int, int, int]:
+        """What this rank has to say: the signal that asks to stop, whether to save, for the time, and a save failed."""
+        watch = self._watch
+        return watch.stop_requested or 0, watch.save_requested, late, self._writer.failed
+
+    def _words(self, late: bool = False) -> list[int]:
+        """What all ranks have to say at this moment."""
+        return [max(said) for said in zip(*self._world.gather(self._word(late)), strict=True)]
 
     def _skip(self) -> None:
         self.skipped += 1
         if self.skipped == 1:
             self._say(f"the save of step {self.steps} is left out: the one before is still being written")
 
-    def _save_or_stop(self, due: bool, metrics: dict[str, Any], *, must: bool = False) -> None:
-        asked = self._watch.take_save_request()
-        stopping = self.stop_requested
-        if due and not (must or asked or stopping) and self._when_busy == "skip" and self._writer.in_flight:
+    def _save_or_stop(self, due: bool, metrics: dict[str, Any], words: Sequence[int], *, must: bool = False) -> None:
+        self._stop_signal, asked, late, failed = words
+        if failed:
+            self.wait()
+        if asked:
+            self._watch.take_save_request()
+        urgent, due = bool(asked or self._stop_signal), bool(due or late)
+        busy = due and not (must or urgent) and self._when_busy == "skip"
+        if busy and self._world.agree(lambda: self._writer.in_flight, on=0):
             self._skip()
-        elif due or asked or stopping:
-            self.save(metrics, wait=stopping or asked)
+        elif due or urgent:
+            self.save(metrics, wait=urgent)
         if asked:
             self._say(f"saved at step {self.steps}")
-        if stopping:
+        if self._stop_signal:
             self._raise_stopped()
 
     def _raise_stopped(self) -> None:
-        signum = self._watch.stop_requested or signal.SIGTERM
-        raise Stopped(
-            signum, f"stopped by {signal.Signals(signum).name} after step {self.steps}; saved in {self.run.path}"
-        )
+        signum = self._stop_signal or self._watch.stop_requested or signal.SIGTERM
+        what = f"stopped by {signal.Signals(signum).name} after step {self.steps}; saved in {self.run.path}"
+
+        def stop() -> None:
+            raise Stopped(signum, what)
+
+        self._world.agree(stop)  # none leaves before all are here: torchrun ends the others of one that has
+
+
+def _to_nobody(line: str) -> None:
+    """What rank 0 says is said once."""
 
 
 def _to_stderr(line: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,18 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Iterab
     if refused:
         raise ConditionsChanged(refused)
     return changes
+
+
+def require_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UsageError where the ranks of a run, given their conditions, would not train the same.
+
+    Their machines and the variables of their processes may differ.
+    """
+    for rank, conditions in enumerate(ranks[1:], 1):
+        changes = [c for c in compare(ranks[0], conditions) if not c.name.startswith(("device.", "variables."))]
+        if changes:
+            lines = "\n".join(f"  {c.name}: {_shown(c.was)} on rank 0, {_shown(c.now)} on rank {rank}" for c in changes)
+            raise UsageError(f"rank {rank} would train something else than rank 0:\n{lines}\nGive all ranks the same")
 
 
 def _covers(allowed: str, name: str) -> bool:

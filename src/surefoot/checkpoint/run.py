@@ -22,6 +22,7 @@ from typing import Any
 from .. import files, safe_tensors
 from ..errors import Problems, UsageError
 from ..text import typed
+from ..world import World
 from . import store
 from .store import CheckpointStatus
 
@@ -44,7 +45,7 @@ class RunDirectory:
     ('done', True)
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], lock: Lock):
+    def __init__(self, path: Path, about: dict[str, Any], lock: Lock | None):
         self.path = path
         self.about = about
         self._lock = lock
@@ -54,6 +55,11 @@ class RunDirectory:
     def id(self) -> str:
         """The run's own name, drawn when it was made; every manifest repeats it."""
         return str(self.about["id"])
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another rank holds the directory, so that nothing may be done to it here."""
+        return self._lock is None
 
     @property
     def checkpoints(self) -> Path:
@@ -130,9 +136,24 @@ class RunDirectory:
             return cls.open(path)
         return cls.create(path, adopt_journal=adopt_journal, **about)
 
+    @classmethod
+    def of_first(cls, world: World, path: Path, take: Callable[[], RunDirectory]) -> RunDirectory:
+        """Let rank 0 `take` a run; the other ranks get one that knows the same and never touches the disk."""
+        taken: list[RunDirectory] = []
+
+        def about() -> dict[str, Any]:
+            taken.append(take())
+            return taken[0].about
+
+        known = world.agree(about, on=0)
+        return taken[0] if taken else cls(path, known, None)
+
     def record(self, **fields: Any) -> None:
         """Set fields of run.json, durably; unchanged ones cost nothing. Raises `OSError`."""
         assert fields.get("status", "running") in STATUSES, fields
+        if self._lock is None:
+            self.about |= fields
+            return
         with self._recording:  # the thread that saves notes that there is something to resume
             if any(self.about.get(key) != value for key, value in fields.items()):
                 self.about |= fields
@@ -144,7 +165,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> RunDirectory:
         return self

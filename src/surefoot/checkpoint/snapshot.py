@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from .. import rng
 from ..errors import RunFailed, UsageError
+from ..world import World
 from . import object_states, store
 from .codec import Corrupt, Decoder, Encoder, storable
 from .file_image import FileCopies, FileImage
@@ -77,9 +78,13 @@ class Snapshots:
         journal: int | None,
         metrics: dict[str, Any],
         marks: Mapping[str, Any] = MappingProxyType({}),
+        rngs: Sequence[Any] = (),
     ) -> Snapshot:
-        """Everything as it is now. `journal` is the journal's size in bytes, or None without one, `marks` its own."""
-        state, model, other = self._encode()
+        """Everything as it is now. `journal` is the journal's size in bytes, or None without one, `marks` its own.
+
+        `rngs` are the random states of the other ranks, where they are not this one's.
+        """
+        state, model, other = self._encode(rngs)
         state |= {"format": FORMAT, "step": step, "epoch": epoch, "journal": journal, "marks": dict(marks)}
         return Snapshot(
             step,
@@ -89,7 +94,15 @@ class Snapshots:
             metrics,
         )
 
-    def _encode(self) -> tuple[dict[str, Any], Encoder, Encoder]:
+    @staticmethod
+    def random_states(world: World) -> list[Any]:
+        """The random states of ranks 1, 2, ...; none where all are rank 0's, as of a process alone."""
+        if world.size == 1:
+            return []
+        first, *others = world.gather(rng.to_plain(rng.get_state()))
+        return [rng.from_plain(other) for other in others] if any(other != first for other in others) else []
+
+    def _encode(self, rngs: Sequence[Any] = ()) -> tuple[dict[str, Any], Encoder, Encoder]:
         """The state as JSON, and both tables of tensors, still those of the live objects."""
         tree = object_states.get_state(self._objects)
         model, other = Encoder(), Encoder()
@@ -108,6 +121,7 @@ class Snapshots:
             "optimizers": other.encode(tree["optimizers"], "optimizers"),
             "objects": other.encode(tree["objects"], "objects"),
             "rng": other.encode(rng.get_state(), "rng"),
+            **({"rngs": other.encode(list(rngs), "rngs")} if rngs else {}),
         }
         other.share_memory()
         return state, model, other
@@ -123,10 +137,12 @@ def decode(content: store.Content) -> dict[str, Any]:
         if not isinstance(state.get(key), kind):
             raise store.Damaged(path, f"lacks {key!r}")
     marks = state.setdefault("marks", {})  # earlier versions kept none
+    state.setdefault("rngs", [])
     if (
         state["step"] != content.manifest["step"]
         or type(state.get("journal")) not in (int, type(None))
         or not isinstance(marks, dict)
+        or not isinstance(state["rngs"], list)
     ):
         raise store.Damaged(path, "does not agree with its manifest")
     model, other = Decoder(content.model), Decoder(content.other)
@@ -140,7 +156,7 @@ def decode(content: store.Content) -> dict[str, Any]:
                 "tensors": model.decode(part.get("tensors")),
                 "extra": other.decode(part.get("extra")),
             }
-        decoded = {key: other.decode(state[key]) for key in ("optimizers", "objects", "rng")}
+        decoded = {key: other.decode(state[key]) for key in ("optimizers", "objects", "rng", "rngs")}
     except Corrupt as error:
         raise store.Damaged(path, str(error)) from error
     if unused := model.unused | other.unused:

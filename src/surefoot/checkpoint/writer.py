@@ -34,8 +34,10 @@ class Writer:
         before_manifest: Callable[[], None],
         say: Callable[[str], None],
     ):
-        store.sweep(run.checkpoints)
-        self.known = store.listed(run.checkpoints)
+        self.known: list[CheckpointStatus] = []
+        if not run.elsewhere:
+            store.sweep(run.checkpoints)
+            self.known = store.listed(run.checkpoints)
         self._run = run
         self._keep = keep
         self._conditions = conditions
@@ -58,6 +60,12 @@ class Writer:
     def standing(self) -> list[CheckpointStatus]:
         """The checkpoints that are not known to be damaged."""
         return [status for status in self.known if status.valid is not False]
+
+    def best(self) -> Any:
+        """The best value so far of the metric by which the best is kept; None without one."""
+        metrics = [known.metrics for known in self.standing()]
+        best = self._keep.best_of(metrics)
+        return None if best is None else metrics[best][self._keep.best or ""]
 
     def set_aside(self, step: int) -> None:
         """Rename damaged checkpoints beyond `step`, where the run now goes its way again; they are kept to look at."""
