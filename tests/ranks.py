@@ -18,7 +18,7 @@ from typing import Any
 
 # One for all tests: it has imported torch, so that a process costs milliseconds.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "surefoot.training", "surefoot.world"])
+_context.set_forkserver_preload(["torch._dynamo", "surefoot.training.fit", "surefoot.checkpoint", "surefoot.world"])
 
 
 class RanksFailed(AssertionError):

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from time import sleep
 from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, Stopped, SurefootError, UsageError, first_line
@@ -130,6 +131,14 @@ class World:
             parts = [*pairs, *parts[2 * len(pairs) :]]
         return parts[0]
 
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` for a loop of one's own: in DistributedDataParallel, whose gradients are the mean over ranks.
+
+        They are added as `sum` does. By itself DDP adds them in the order of its buckets, which is another in the first
+        step of a process: from three ranks on, a resumed run would not end as one that was never stopped.
+        """
+        return model
+
     def leave(self) -> None:
         """Part from the other ranks, once all have come here; a second call does nothing."""
 
@@ -229,6 +238,18 @@ class _Ranks(World):
             dist.all_gather(parts, tensor, group=self.group)
         return parts
 
+    def wrap(self, model: nn.Module) -> nn.Module:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+
+        def mean(bucket: Any) -> torch.futures.Future[Tensor]:
+            done: torch.futures.Future[Tensor] = torch.futures.Future()
+            done.set_result(self.sum(bucket.buffer()).div_(self.size))
+            return done
+
+        # A lambda: DDP refuses annotations that are text.
+        wrapped.register_comm_hook(None, lambda state, bucket: mean(bucket))
+        return wrapped
+
     def _exchange(self, data: bytes) -> list[bytes]:
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self._reaching():
@@ -260,14 +281,16 @@ class _Ranks(World):
                 if self._store is not None and self._store.check([f"failed-{rank}"]):
                     return RankFailed(rank, self._store.get(f"failed-{rank}").decode())
         late = "imed out" in str(error)
-        for rank in others:
-            state = _process_state(self._pids[rank]) if rank in self._pids else ""
-            if state in ("Z", "X"):
-                return RankFailed(rank, "has ended without a word (killed, or out of memory?)")
-            if state == "T" and late:
-                return RankFailed(rank, f"is stopped, and did not answer within {self._timeout:g} s")
-        if late:
-            return RankFailed(None, f"did not answer within {self._timeout:g} s")
+        for _ in range(1 if late else 50):  # a process that is ending closes its connections first
+            states = {rank: _process_state(pid) for rank, pid in self._pids.items() if rank != self.rank}
+            for rank, state in states.items():
+                if state in ("Z", "X"):
+                    return RankFailed(rank, "has ended without a word (killed, or out of memory?)")
+                if state == "T" and late:
+                    return RankFailed(rank, f"is stopped, and did not answer within {self._timeout:g} s")
+            if late:
+                return RankFailed(None, f"did not answer within {self._timeout:g} s")
+            sleep(0.01)
         return RankFailed(None, f"cannot be reached any more: {first_line(error)}")
 
     def _last_words(self, error: BaseException) -> None:

@@ -101,6 +101,8 @@ class Checkpointer:
     ):
         if not objects:
             raise UsageError("Checkpointer: nothing to save; give model=, optimizer= and what else the run has")
+        self._world = World.only(world)
+        self._journal = journal = journal if self._world.rank == 0 else None
         check_arguments(run, background, signals, conditions, allow, journal, say, objects)
         self._every = Every.parse(every) if every is not None else None
         check_when_busy(when_busy)
@@ -109,10 +111,8 @@ class Checkpointer:
         self._keep = Keep(keep_last, keep_best, mode)
         object_states.check_objects(objects)
         self._objects = held.with_generators(objects)
-        self._journal = journal
         self._allow = tuple(allow)
         self._background = background
-        self._world = World.only(world)
         self._say = (say or _to_stderr) if self._world.rank == 0 else _to_nobody
         self.steps = 0
         self.epochs = 0

@@ -11,6 +11,7 @@ from typing import Any
 from ..arguments import Arguments, metric_values
 from ..errors import SurefootError
 from ..tracking import TOGETHER, Progress, RunRecords, write_report
+from ..world import World
 from .records import Recorder
 
 
@@ -29,15 +30,16 @@ class Journal:
     Writes ``metrics.jsonl`` and, with `tensorboard`, TensorBoard's events; when it is closed, ``report.html``. Write a
     record before the checkpointer counts its step or epoch: on resume, what came after the checkpoint is cut off, so
     that each point is there once. With ``tensorboard="together"`` both losses are drawn in one
-    chart of the Scalars tab too. Nothing is made before the first record. Raises Problems for values that are no
-    numbers.
+    chart of the Scalars tab too. Nothing is made before the first record. Of the ranks of a `world`, only rank 0
+    writes. Raises Problems for values that are no numbers.
     """
 
-    def __init__(self, run: str | Path, *, tensorboard: bool | str = True):
+    def __init__(self, run: str | Path, *, tensorboard: bool | str = True, world: World | None = None):
         check = Arguments()
         check.path("run", run)
         self._tensorboard = tensorboard if tensorboard == TOGETHER else check.flag("tensorboard", tensorboard)
         check.done()
+        self._mute = World.only(world).rank > 0
         self.run = Path(run)
         self._open: Recorder | None = None
         self._before = 0.0
@@ -63,7 +65,7 @@ class Journal:
         for name, value in metric_values(values).items():
             split, _, name = name.rpartition("/")
             splits.setdefault(split or "train", {})[name] = value
-        for split, numbers in splits.items():
+        for split, numbers in splits.items() if not self._mute else ():
             self._recorder.write(kind, split, epoch, step, numbers, rates, self.wall_s())
 
     def wall_s(self) -> float:
