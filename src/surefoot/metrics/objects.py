@@ -151,6 +151,9 @@ def _as_object(name: str, metric: Any) -> Any:
         metric = copy.deepcopy(metric)
         if callable(getattr(metric, "persistent", None)):
             metric.persistent(True)  # else torchmetrics leaves its counts out of the state
+        for part in metric.modules() if isinstance(metric, torch.nn.Module) else ():
+            if hasattr(part, "sync_on_compute"):  # each rank is given the answers of all
+                setattr(part, "sync_on_compute", False)  # noqa: B010
         return metric
     return _Mean(name, metric)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..batches import form
 from ..errors import UsageError
 from ..text import counted
+from ..world import World
+from .gathering import gathered, in_order
+from .means import Sums, Unread, numbers_of, plain
 from .objects import MetricObjects
 from .registry import OWN
 from .sums import OwnMetrics, Pair, answers_of
@@ -42,6 +45,10 @@ class RunningMetrics:
     has them.
     `losses.metric_options(loss)` gives these arguments for a loss.
 
+    With a `world` each rank adds what is its own, as often as the others: sums and counts are put together when they
+    are read, batch after batch in the order of one process, so that every rank must ask for them. Metrics of others
+    are given the answers of all ranks.
+
     A tensor that is added must not be overwritten later.
 
     >>> running = RunningMetrics(kind="classes")
@@ -67,6 +74,7 @@ class RunningMetrics:
         from_loss: bool = False,
         hold_bytes: int = 32 << 20,
         hold_batches: int = 4096,
+        world: World | None = None,
     ):
         if kind is not None and kind not in _KINDS:
             raise UsageError(f"kind: {kind!r} is not one of {', '.join(_KINDS)}")
@@ -81,6 +89,9 @@ class RunningMetrics:
         self.hold_bytes = hold_bytes
         self.hold_batches = hold_batches
         self.objects = MetricObjects(objects, binary) if objects else None
+        self.world = World.alone() if world is None else world
+        # How many batches all ranks hold before metrics of others are given their answers.
+        self._agreed: int | None = None
         self._more = {"logs": logs, "from_loss": from_loss}
         self._choose = own if callable(own) else None
         self._want(() if callable(own) else own)
@@ -99,8 +110,9 @@ class RunningMetrics:
         self._held: list[tuple[Any, ...]] = []
         self._reported: list[tuple[int, Any, dict[str, Any]]] = []
         self._held_bytes = 0
-        self._epoch = _Sums()
-        self._window = _Sums()
+        self._here = Unread(self.confusion or 0)
+        self._epoch = Sums()
+        self._window = Sums()
         self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
         self.own.load({})
         if self.objects is not None:
@@ -120,11 +132,26 @@ class RunningMetrics:
         `weight` is what the loss is the mean over, in place of what `weigh` would say; `numbers` are further means over
         it by name, plain or tensors of one number.
 
-        Outputs and targets may be `Parts`; they then count as the parts' together.
+        Outputs and targets may be `Parts`; they then count as the parts' together. With `n` 0 the batch is another
+        rank's, and nothing is added.
         """
+        self._here.groups.append(self._hold(False, loss, outputs, targets, n, weight, numbers))
+        self._after_adding()
+
+    def add_parts(self, parts: Sequence[Sequence[Any]]) -> None:
+        """The micro-batches of one update: of each what `add` takes, its loss multiplied by its share of the update."""
+        self._here.groups.append(sum(self._hold(True, *part) for part in parts))
+        self._after_adding()
+
+    def _hold(
+        self, part: bool, loss: Tensor, outputs: Any, targets: Any, n: int, weight: Any = None, numbers: Any = None
+    ) -> int:
+        """Hold one batch, or micro-batch; returns how many are held of it: 0 where it only stands in."""
         if self._choose is not None:
             self._want(self._choose(outputs, targets))
             self._choose = None
+        if not n:
+            return 0
         if weight is not None or numbers:
             self._reported.append((len(self._held), weight, dict(numbers or {})))
         weighed = None
@@ -140,18 +167,28 @@ class RunningMetrics:
             self._held_bytes += 512
         if not self._keeps_targets:
             targets = None
-        self._held.append((loss.data, outputs, targets, n, weighed))
-        if self._held_bytes > self.hold_bytes or len(self._held) >= self.hold_batches:
-            self.flush()
+        self._held.append((loss.data, outputs, targets, n, weighed, part))
+        return 1
 
-    def flush(self) -> None:
-        """Turn what is held into sums."""
+    def _after_adding(self) -> None:
+        full = self._held_bytes > self.hold_bytes or len(self._held) >= self.hold_batches
+        if self.world.size > 1 and self.objects is not None:
+            # When answers are exchanged must not depend on what one rank holds.
+            if self._agreed is None:
+                self._agreed = max(1, self.hold_bytes // max(1, *self.world.gather(self._held_bytes)))
+            full = len(self._here.groups) >= min(self._agreed, self.hold_batches)
+        if full and (self.world.size == 1 or self.objects is not None):
+            self.flush()
+        elif full:
+            self._sum_held()
+
+    def _sum_held(self) -> None:
+        """Turn what is held into numbers."""
         held, self._held, self._held_bytes = self._held, [], 0
         reported, self._reported = self._reported, []
         if not held:
             return
-        losses, outputs, targets, samples, weighed = zip(*held, strict=True)
-        values = _numbers(losses)
+        losses, outputs, targets, samples, weighed, parts = zip(*held, strict=True)
         weights: list[Any] = list(samples)
         if self.weigh_many is not None:
             weights = self._weigh_many(targets)
@@ -159,23 +196,66 @@ class RunningMetrics:
             weights = list(map(self._weigh, outputs, targets))
         elif self.weigh is not None:
             weights = list(weighed)
-        if reported:
-            for (place, _, _), weight in zip(reported, _plain([w for _, w, _ in reported]), strict=True):
-                weights[place] = weights[place] if weight is None else weight
-        right, seen = self._count(outputs, targets) if self.accuracy or self.own.needs_outputs else (0, 0)
-        for sums in (self._epoch, self._window):
-            for value, weight, n in zip(values, weights, samples, strict=True):
-                sums.add(value, weight, n, self.summed)
-            sums.right += right
-            sums.seen += seen
+        stated: dict[int, Any] = {}
+        numbers: dict[int, dict[str, float]] = {}
+        for (place, _, each), weight in zip(reported, plain([weight for _, weight, _ in reported]), strict=True):
+            numbers[place] = dict(zip(each, plain(list(each.values())), strict=True))
+            if weight is not None:
+                weights[place] = stated[place] = weight
+        here = self._here
+        for place, value in enumerate(numbers_of(losses)):
+            row = value, weights[place], samples[place], numbers.get(place, {}), place in stated, parts[place]
+            here.rows.append(row)
+        if not self._keeps_outputs:
+            return
+        pairs = [pair for o, t in zip(outputs, targets, strict=True) for pair in zip(_parts(o), _parts(t), strict=True)]
+        if self.accuracy or self.own.needs_outputs:
+            self._count(pairs)
         if self.objects is not None:
-            for output, target in zip(outputs, targets, strict=True):
-                for o, t in zip(_parts(output), _parts(target), strict=True):
-                    self.objects.update(o, t)
-        for place, _, numbers in reported:
-            for name, number in zip(numbers, _plain(list(numbers.values())), strict=True):
-                self._epoch.number(name, number, weights[place])
-                self._window.number(name, number, weights[place])
+            here.answers += pairs
+
+    def flush(self) -> None:
+        """Turn what is held into sums, those of all ranks."""
+        self._sum_held()
+        here, self._here = self._here, Unread(self.confusion or 0)
+        if not here.groups:  # on no rank
+            return
+        world, together = self.world, in_order([here.groups], [here.rows])
+        if world.size > 1:
+            ranks: list[Any] = world.gather([here.groups, here.rows, here.right, here.seen])
+            groups = [rank[0] for rank in ranks]
+            together = in_order(groups, [rank[1] for rank in ranks])
+            here.right, here.seen = sum(rank[2] for rank in ranks), sum(rank[3] for rank in ranks)
+            here.matrix = world.sum(here.matrix)
+            here.own = {name: self._of_ranks(groups, here.own.get(name, ())) for name in self.own.in_order()}
+            if self.own.counts is not None:
+                self.own.counts.of_ranks(world)
+            if self.objects is not None:
+                each = [self._of_ranks(groups, [self._exchangeable(pair[k]) for pair in here.answers]) for k in (0, 1)]
+                here.answers = list(zip(*each, strict=True))
+        for rows in together:
+            self._epoch.add(rows, self.summed)
+            self._window.add(rows, self.summed)
+        for sums in (self._epoch, self._window):
+            sums.right += here.right
+            sums.seen += here.seen
+        self._matrix += here.matrix
+        self.own.add(here.own)
+        for answer, truth in here.answers:
+            assert self.objects is not None
+            self.objects.update(answer, truth)
+
+    def _of_ranks(self, groups: Sequence[Sequence[int]], own: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor for some in in_order(groups, gathered(self.world, own)) for tensor in some]
+
+    def _exchangeable(self, answers: Any) -> Tensor:
+        if isinstance(answers, Tensor):
+            return answers
+        assert self.objects is not None
+        raise UsageError(
+            f"metrics: {', '.join(self.objects.given)}: on several ranks the answers of all go to each, as tensors; "
+            f"found {form(answers)}; leave it out, or measure it afterwards in one process: surefoot.evaluate(...)"
+        )
 
     def result(self) -> dict[str, float]:
         """Means over everything since `reset`, and further metrics' values; ``nan`` before anything was added."""
@@ -188,7 +268,7 @@ class RunningMetrics:
         """Means over what was added since the last call of `window` (or `reset`)."""
         self.flush()
         means = self._window.means(self.accuracy)
-        self._window = _Sums()
+        self._window = Sums()
         return means
 
     def better(self, name: str) -> str | None:
@@ -233,8 +313,8 @@ class RunningMetrics:
             )
         self.own.load(own)
         (self.objects or MetricObjects({})).load_state_dict(state.get("objects", {"updates": 0}))
-        self._epoch = _Sums(**state["epoch"])
-        self._window = _Sums(**state["window"])
+        self._epoch = Sums(**state["epoch"])
+        self._window = Sums(**state["window"])
         if self.confusion:
             self._matrix = torch.tensor(state["matrix"], dtype=torch.long)
 
@@ -247,15 +327,15 @@ class RunningMetrics:
         weights = iter(self.weigh_many([part for one in targets for part in _parts(one)]))
         return [sum(next(weights) for _ in _parts(one)) for one in targets]
 
-    def _count(self, outputs: Sequence[Any], targets: Sequence[Any]) -> tuple[int, int]:
-        """Add to our own metrics; how many answers are right, and how many there were."""
-        each = [pair for o, t in zip(outputs, targets, strict=True) for pair in zip(_parts(o), _parts(t), strict=True)]
-        self.own.update(each)
+    def _count(self, pairs: Sequence[Pair]) -> None:
+        """Count answers, and sum up what our own metrics are made of."""
+        for name, rows in self.own.rows(pairs).items():
+            self._here.own.setdefault(name, []).extend(rows)
         if not self.accuracy and self.own.counts is None:
-            return 0, 0
+            return
         # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
         groups: dict[Any, list[Pair]] = {}
-        for i, (o, t) in enumerate(each):
+        for i, (o, t) in enumerate(pairs):
             key = (*o.shape[1:], t.dtype, *t.shape[1:]) if o.dim() and t.dim() else i
             groups.setdefault(key, []).append((o, t))
         totals = []
@@ -266,8 +346,10 @@ class RunningMetrics:
                 self.own.counts.hold(given, answers, truth)
             if self.accuracy:
                 totals.append(self._right(answers, truth))
-        right, seen = torch.stack(totals).sum(0).tolist() if totals else (0, 0)
-        return right, seen
+        if totals:
+            right, seen = torch.stack(totals).sum(0).tolist()
+            self._here.right += right
+            self._here.seen += seen
 
     def _right(self, answers: Tensor, truth: Tensor) -> Tensor:
         if self.kind != "classes":
@@ -283,7 +365,7 @@ class RunningMetrics:
         counted = counted & (targets >= 0) & (targets < size) & (answers < size)  # what has no name has no cell
         truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
-        self._matrix += cells.cpu()
+        self._here.matrix += cells.cpu()
 
 
 def _data(value: Any) -> Any:
@@ -292,62 +374,3 @@ def _data(value: Any) -> Any:
 
 def _parts(value: Any) -> Sequence[Any]:
     return value if isinstance(value, Parts) else (value,)
-
-
-class _Sums:
-    """The sums of one stretch of batches."""
-
-    __slots__ = ("loss", "numbers", "right", "samples", "seen", "weight")
-
-    def __init__(
-        self,
-        loss: float = 0.0,
-        weight: float = 0,
-        samples: int = 0,
-        right: int = 0,
-        seen: int = 0,
-        numbers: Mapping[str, Sequence[float]] | None = None,
-    ):
-        self.loss, self.weight, self.samples, self.right, self.seen = loss, weight, samples, right, seen
-        self.numbers: dict[str, list[float]] = {name: list(sums) for name, sums in (numbers or {}).items()}
-
-    def add(self, value: float, weight: float, samples: int, summed: bool) -> None:
-        if summed:
-            self.loss += value
-        elif weight:  # the mean over no position at all (every one ignored) is 0/0 and has no part
-            self.loss += value * weight
-        self.weight += weight
-        self.samples += samples
-
-    def number(self, name: str, value: float, weight: float) -> None:
-        """Add one batch's value of a number that an objective returns."""
-        sums = self.numbers.setdefault(name, [0.0, 0.0])
-        if weight:
-            sums[0] += value * weight
-            sums[1] += weight
-
-    def means(self, accuracy: bool) -> dict[str, float]:
-        means = {"loss": self.loss / self.weight if self.weight else math.nan}
-        if accuracy:
-            means["accuracy"] = self.right / self.seen if self.seen else math.nan
-        for name, (total, weight) in self.numbers.items():
-            means[name] = total / weight if weight else math.nan
-        return means
-
-    def state(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-def _plain(values: Sequence[Any]) -> list[Any]:
-    """Tensors among `values` as numbers, with one look at the device; the rest as it is."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    numbers = iter(_numbers([tensor.double() for tensor in tensors]) if tensors else [])
-    return [next(numbers) if isinstance(value, Tensor) else value for value in values]
-
-
-def _numbers(tensors: Sequence[Tensor]) -> list[float]:
-    """The values of many one-number tensors, with one look at the device where they are alike."""
-    try:
-        return [float(value) for value in torch.stack(list(tensors)).reshape(-1).tolist()]
-    except RuntimeError:  # of several shapes or devices: one by one
-        return [t.item() for t in tensors]

@@ -16,6 +16,7 @@ from torch.linalg import vector_norm
 from torch.nn import functional
 
 from ..errors import UsageError
+from ..world import World
 
 Pair = tuple[Any, Any]
 
@@ -34,6 +35,8 @@ class Counts:
     def __init__(self, kind: str, ignore_index: int, state: Sequence[Sequence[int]] = ()):
         self.kind, self.ignore_index = kind, ignore_index
         self._counts = torch.tensor(state, dtype=torch.long) if state else None
+        # What was counted since `of_ranks`.
+        self._new: Tensor | None = None
         self._held: list[Pair] = []
         self._size = self._elements = 0
 
@@ -65,17 +68,28 @@ class Counts:
         else:
             rows = [truth.sum(0), answers.sum(0), (answers & truth).sum(0)]
         found = torch.stack(rows).cpu()
-        self._counts = found if self._counts is None else self._counts + found
+        self._new = _sum(self._new, found)
+
+    def of_ranks(self, world: World) -> None:
+        """Put together what each rank has counted since this was done last."""
+        self._count()
+        new, self._new = self._new, None
+        for each in world.gather(None if new is None else new.tolist()):
+            if each is not None:
+                self._counts = _sum(self._counts, torch.tensor(each))
+
+    def _all(self) -> Tensor | None:
+        self._count()
+        return self._counts if self._new is None else _sum(self._counts, self._new)
 
     def values(self) -> dict[str, float]:
         """``f1_macro`` and ``iou``, macro averages as torchmetrics defines them.
 
         A class that is neither true nor answered anywhere has no part in the mean; a label always has one.
         """
-        self._count()
-        if self._counts is None:
+        if (counts := self._all()) is None:
             return {"f1_macro": math.nan, "iou": math.nan}
-        truth, answered, both = self._counts.double()
+        truth, answered, both = counts.double()
         there = torch.ones_like(truth, dtype=torch.bool) if self.kind != "classes" else truth + answered > 0
         f1 = both * 2 / (truth + answered).clamp(min=1)
         iou = both / (truth + answered - both).clamp(min=1)
@@ -86,8 +100,7 @@ class Counts:
 
     def state(self) -> list[list[int]]:
         """The sums as plain numbers."""
-        self._count()
-        return [] if self._counts is None else self._counts.tolist()
+        return [] if (counts := self._all()) is None else counts.tolist()
 
 
 class Errors:
@@ -100,8 +113,8 @@ class Errors:
         # A row each: samples, sum of errors, of squared errors, of targets, of squared targets.
         self._sums = torch.tensor(state, dtype=torch.float64) if state else None
 
-    def update(self, pairs: Sequence[Pair]) -> None:
-        """Add the sums of each batch, one after another."""
+    def rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """The sums of each batch, float64 (5, D)."""
         sums: list[Tensor] = []
         samples = []
         for outputs, targets in pairs:
@@ -125,8 +138,12 @@ class Errors:
         found[:, 1] *= found[:, 1]
         found[:, 3] *= found[:, 3]
         count = torch.tensor(samples, dtype=torch.float64).reshape(-1, 1, 1).expand(-1, 1, found.shape[-1])
-        for each in torch.cat([count, found], 1):
-            self._sums = each if self._sums is None else self._sums + each
+        return list(torch.cat([count, found], 1))
+
+    def add(self, rows: Sequence[Tensor]) -> None:
+        """Add the sums of each batch, one after another."""
+        for each in rows:
+            self._sums = _sum(self._sums, each)
 
     def values(self) -> dict[str, float]:
         """``mae`` and ``r2``; R2 of targets that never change is 1 where there are no errors, else 0."""
@@ -162,9 +179,13 @@ class Likelihood:
         losses = functional.nll_loss(logs, targets.long(), ignore_index=self.ignore_index, reduction="none")
         return torch.stack([losses.sum(dtype=torch.float64), (targets != self.ignore_index).sum().double()])
 
-    def update(self, pairs: Sequence[Pair]) -> None:
+    def rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """The sums of each batch, float64 (2,)."""
+        return list(torch.stack([self._of(*pair) for pair in pairs]).cpu())
+
+    def add(self, rows: Sequence[Tensor]) -> None:
         """Add the sums of each batch, one after another."""
-        for total, count in torch.stack([self._of(*pair) for pair in pairs]).tolist():
+        for total, count in map(Tensor.tolist, rows):
             self._total, self._count = self._total + total, self._count + int(count)
 
     def values(self) -> dict[str, float]:
@@ -174,6 +195,10 @@ class Likelihood:
     def state(self) -> list[float]:
         """The sums as plain numbers."""
         return [self._total, self._count]
+
+
+def _sum(before: Tensor | None, more: Tensor) -> Tensor:
+    return more if before is None else before + more
 
 
 def perplexity(mean: float) -> float:
@@ -239,11 +264,18 @@ class OwnMetrics:
         counts = self._sums.get("counts")
         return counts if isinstance(counts, Counts) else None
 
-    def update(self, pairs: Sequence[Pair]) -> None:
-        """Add outputs and targets of each batch, in order; answers are given to `counts`."""
-        for sums in self._sums.values():
-            if not isinstance(sums, Counts):
-                sums.update(pairs)
+    def rows(self, pairs: Sequence[Pair]) -> dict[str, list[Tensor]]:
+        """The sums of each batch's outputs and targets, for `add`; answers are given to `counts`."""
+        return {name: sums.rows(pairs) for name, sums in self.in_order().items()}
+
+    def add(self, rows: Mapping[str, Sequence[Tensor]]) -> None:
+        """Add the sums of each batch, one after another."""
+        for name, sums in self.in_order().items():
+            sums.add(rows.get(name, ()))
+
+    def in_order(self) -> dict[str, Errors | Likelihood]:
+        """The sums whose order shows in their bits."""
+        return {name: sums for name, sums in self._sums.items() if not isinstance(sums, Counts)}
 
     def values(self, mean_loss: float) -> dict[str, float]:
         """The values by name, ``nan`` before anything was added."""

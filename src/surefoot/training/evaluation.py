@@ -20,8 +20,10 @@ from ..limits import PRECISIONS
 from ..losses import accuracy_kind, apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
+from ..metrics.gathering import gathered
 from ..modes import autocast, evaluating
 from ..step import Batch
+from ..world import World
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
 EVAL_BATCH = 512
@@ -51,12 +53,15 @@ def evaluate(
     precision: str = "float32",
     confusion: int | None = None,
     between: Callable[[], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """One pass over `data` without gradients, in evaluation mode; the model's mode is put back.
 
     `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``; a Loader is read from the start of its
     epoch and left where it was. `confusion` is the number of classes to count a confusion matrix for. `between` is
-    called between two batches, and may raise to stop. Raises Problems for arguments that cannot be.
+    called between two batches, and may raise to stop. The ranks of a `world` have whole batches by turns, with the
+    buffers of rank 0's model: each gets the answer of one process, to the bit. Raises Problems for arguments that
+    cannot be.
     """
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
@@ -67,7 +72,7 @@ def evaluate(
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
     with contextlib.closing(evaluation_loader(data, batch_size, model)) as loader:
-        return evaluate_on(loader, model, as_objective(loss), metrics, precision, confusion, between)
+        return evaluate_on(loader, model, as_objective(loss), metrics, precision, confusion, between, world)
 
 
 def evaluate_on(
@@ -78,24 +83,34 @@ def evaluate_on(
     precision: str = "float32",
     confusion: int | None = None,
     between: Callable[[], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """As `evaluate`, on a loader of the caller's own from `evaluation_loader`, whose workers stay for the next time."""
     options = metric_options(loss, metrics)
     if confusion is not None and accuracy_kind(loss) == "classes" and (callable(options["own"]) or options["own"]):
         options["confusion"] = confusion
-    running = RunningMetrics(**options)
+    world = World.alone() if world is None else world
+    running = RunningMetrics(**options, world=world)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    take_buffers_of_first(model, world)
     # not inference_mode: a module may cache a tensor here that training needs later
-    samples = 0
     with evaluating(model), torch.no_grad(), autocast(device, precision):
-        for batch in _whole_epoch(loader):
+        for batch, own in _batches_of(loader, world):
             value = apply(loss, model, batch)
-            running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
-            samples += batches.size(batch)
+            running.add(*value[:3], batches.size(batch) if own else 0, value.weight, value.numbers)
             if between is not None:
                 between()
     matrix = running.matrix() if "confusion" in options else None
-    return Evaluation(running.result(), samples, matrix)
+    return Evaluation(running.result(), running.samples, matrix)
+
+
+def take_buffers_of_first(model: nn.Module, world: World) -> None:
+    """Give the model of each rank the buffers of rank 0's: batch normalization keeps what its own rank saw."""
+    if world.size > 1:
+        buffers = list(model.buffers())
+        with torch.no_grad():
+            for buffer, first in zip(buffers, gathered(world, buffers)[0], strict=True):
+                buffer.copy_(first)
 
 
 def evaluation_loader(
@@ -187,9 +202,16 @@ def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, prec
     return outputs
 
 
-def _whole_epoch(loader: Loader) -> Iterator[Batch]:
-    """Every batch of the loader's epoch, which is afterwards its epoch still: each evaluation reads the same."""
+def _batches_of(loader: Loader, world: World) -> Iterator[tuple[Batch, bool]]:
+    """The batches of the loader's epoch that this rank goes through, and whether they are its own.
+
+    It is afterwards its epoch still: each evaluation reads the same.
+    """
+    if world.size > 1:
+        yield from loader.turns(world.rank, world.size)
+        return
     epoch = loader.epoch
     loader.seek(epoch)
-    yield from loader
+    for batch in loader:
+        yield batch, True
     loader.seek(epoch)
