@@ -73,7 +73,11 @@ CASES = {
         (rows(CLASSES), targets(False).clamp(min=0)),
         False,
     ),
-    "an objective": (losses.objective(lambda model, batch: own(*batch)), (rows(3), rows(3) ** 2), True),
+    "an objective": (
+        losses.objective(lambda model, batch: own(model(batch[0]), batch[1])),
+        (rows(3), rows(3) ** 2),
+        True,
+    ),
 }
 
 
