@@ -17,6 +17,7 @@ from surefoot.recipe import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+COURSE = sorted((ROOT / "docs" / "course").glob("*.py"))
 PAGES += sorted((Path(surefoot.__file__).parent / "explanations").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # The other languages of blocks, and what is done with them.
@@ -74,7 +75,9 @@ COMMAND = re.compile(r"(?:`|^ {4}(?:\$ )?)(?:python3 dev\.py|surefoot) ([^`\n]+?
 
 
 def commands() -> list[tuple[str, str]]:
-    return sorted({(page.name, m[1].strip()) for page in PAGES for m in COMMAND.finditer(page.read_text("utf-8"))})
+    return sorted(
+        {(page.name, m[1].strip()) for page in [*PAGES, *COURSE] for m in COMMAND.finditer(page.read_text("utf-8"))}
+    )
 
 
 def test_the_commands_of_the_pages_parse():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = ("src", "tests", "benchmarks", "examples", "dev.py")
+PLACES = ("src", "tests", "benchmarks", "examples", "docs/course", "docs/site", "dev.py")
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check", "--diff"]], ids=["lint", "format"])

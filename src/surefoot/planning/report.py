@@ -38,6 +38,9 @@ class PlanReport(PlanNumbers):
         """Draw the chart into an SVG file; equal plans are equal files. Raises UsageError if it cannot be written."""
         save(Path(path), drawn(self))
 
+    def _repr_svg_(self) -> str:
+        return drawn(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: the numbers, and of each curve at most some hundreds of (step, rate) points."""
         return {

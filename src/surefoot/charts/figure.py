@@ -1,0 +1,55 @@
+"""A chart as the value of a notebook's cell: curves by name, shown as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .svg import Line, Mark, line_chart, picture, stepped
+from .thinning import Point
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The text of an SVG file; a notebook shows it, `save` writes it."""
+
+    svg: str
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def save(self, path: str | Path) -> None:
+        """Write the SVG file at `path`."""
+        Path(path).write_text(self.svg, encoding="utf-8")
+
+
+def figure(
+    curves: Mapping[str, Sequence[float] | Sequence[Point]],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    subtitle: str = "",
+    log: bool = False,
+    marks: Mapping[str, float] | None = None,
+    dots: bool = False,
+    steps: bool = False,
+) -> Figure:
+    """A line for each of `curves`: its heights at 0, 1, 2, ..., or its points (x, y), which need no order.
+
+    `x` and `y` name the axes, `log` makes the y axis logarithmic, `marks` are dotted lines at an x, by what they
+    say; `dots` puts a dot on each point of a line of at most 60, `steps` keeps each height until the next point.
+
+    >>> figure({"loss": [3.0, 2.0, 1.5]}, x="epoch", y="loss").svg[:4]
+    '<svg'
+    """
+    lines = []
+    for index, (name, values) in enumerate(curves.items()):
+        points: list[Point] = []
+        for at, value in enumerate(values):
+            points.append(value if isinstance(value, tuple) else (at, value))
+        lines.append(Line(name, stepped(points) if steps else points, index, marks=dots))
+    signs = [Mark(at, label) for label, at in (marks or {}).items()]
+    chart = line_chart(lines, x_label=x, y_label=y, log=log, marks=signs, title=title or y, subtitle=subtitle)
+    return Figure(picture(chart))
