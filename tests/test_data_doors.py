@@ -7,16 +7,13 @@ import pytest
 import torch
 from fit_arguments import FIXED, Heard, fit_arguments
 from torch import nn
-from torch.utils.data import (
-    Dataset,
-    Subset,
-    random_split,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, random_split
 
 from surefoot import Loader, Preprocessing, UsageError, evaluate, fit, predict
-from surefoot.data import DatasetSource, as_source
+from surefoot.data import DatasetSource, DataSplits, TensorSource, as_source
 from surefoot.data.splits import pixel_scale
 
+FLOAT64 = "data: float64 is read as float32, which the model computes in"
 N = 6
 NUMBERS = np.arange(N * 3).reshape(N, 3) % 2
 LABELS = np.arange(N) % 2
@@ -218,12 +215,60 @@ def test_float64_is_read_as_float32_with_a_word():
     x, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
     model, heard = nn.Linear(3, 2), Heard()
     trained(model, (x, y), val=(x, y), progress=heard)
-    assert heard.messages.count("data: float64 is read as float32, which the model computes in") == 2
+    assert heard.messages.count(FLOAT64) == 2
     assert evaluate(model, nn.CrossEntropyLoss(), (x, y)).samples == 20
     assert predict(model, x).dtype == torch.float32
     double = nn.Linear(3, 2).double()
     trained(double, (x, y), progress=Heard())
     assert predict(double, x).dtype == torch.float64
+
+
+class Doubles(Dataset):
+    """Twenty samples of float64, with their number as the class."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return np.random.default_rng(index).normal(size=3), index % 2
+
+
+class DoubleStream(IterableDataset):
+    def __iter__(self):
+        return iter(Doubles()[index] for index in range(20))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [Doubles(), [Doubles()[i] for i in range(20)], DataLoader(Doubles(), 5), DoubleStream()],
+    ids=["Dataset", "list", "DataLoader", "stream"],
+)
+def test_float64_of_samples_is_read_as_that_of_arrays(data):
+    x, y = np.stack([Doubles()[index][0] for index in range(20)]), np.arange(20) % 2
+    model, heard = nn.Linear(3, 2), Heard()
+    trained(model, data, val=data, progress=heard)
+    assert heard.messages.count(FLOAT64) == 2
+    whole = evaluate(model, nn.CrossEntropyLoss(), (x, y), batch_size=5).metrics
+    assert evaluate(model, nn.CrossEntropyLoss(), data, batch_size=5).metrics == whole
+    trained(model.double(), data, val=data, progress=(heard := Heard()))
+    assert FLOAT64 not in heard.messages
+
+
+def test_predict_takes_what_evaluate_takes_and_leaves_the_targets_out():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    x = torch.stack([torch.tensor(Doubles()[i][0]) for i in range(20)])
+    expected = predict(model, x)
+    listed = [Doubles()[index] for index in range(20)]
+    inputs_alone = [(x[index],) for index in range(20)]
+    split = DataSplits(TensorSource(x[:1], torch.zeros(1)), TensorSource(x, torch.zeros(20)), None, None)
+    for data in (Doubles(), listed, inputs_alone, DataLoader(Doubles(), 7), DoubleStream(), split, x.tolist()):
+        assert torch.equal(predict(model, data, batch_size=6), expected)
+    assert torch.equal(predict(model, Loader((x.float(), torch.zeros(20)), 6, shuffle=False)), expected)
+    with pytest.raises(UsageError, match="shuffled, drawn or in part.*give the data set itself"):
+        predict(model, Loader((x.float(), torch.zeros(20)), 6))
+    with pytest.raises(UsageError, match="in part"):
+        predict(model, DataLoader(Doubles(), 6, drop_last=True))
 
 
 def test_without_a_batch_size_a_small_data_set_is_one_batch():

@@ -208,9 +208,9 @@ OTHER_CALLS = {
     "fit, resume": (lambda: fitted(resume=True), "resume: there is no run_dir to go on in"),
     "fit, unfreeze": (lambda: fitted(unfreeze=[("fc*", 1)]), "unfreeze: epoch: 'fc*' is not a whole number"),
     "fit, unfreeze a text": (lambda: fitted(unfreeze="fc*"), "unfreeze: pairs: 'fc*' is no pair"),
-    "predict, a pair": (lambda: predict(net(), (X, Y)), "inputs: a tuple was given; predict takes the inputs alone"),
-    "predict, nothing": (lambda: predict(net(), {}), "inputs: a dict was given; predict takes the inputs alone"),
-    "predict, a Loader": (lambda: predict(net(), Loader((X, Y), 4)), "inputs: a Loader was given"),
+    "predict, a pair": (lambda: predict(net(), (X, Y)), "data: a tuple was given; predict takes the inputs alone"),
+    "predict, nothing": (lambda: predict(net(), {}), "data: a dict was given; predict takes the inputs alone"),
+    "predict, shuffled": (lambda: predict(net(), Loader((X, Y), 4)), "this loader reads its samples shuffled"),
     "fit, val of another width": (lambda: fitted(val=(X[:, :3], Y)), "val: model and loss cannot be run on the"),
     "fit, three parts": (
         lambda: fitted(data=[(x, 0, 1) for x in X]),

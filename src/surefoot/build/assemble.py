@@ -137,6 +137,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
     from ..data import Loader
     from ..training import About
     from ..training.checks import give_shapes
+    from ..training.evaluation import narrowed
 
     device = device_of(recipe)
     if recipe.deterministic:
@@ -171,12 +172,13 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
             workers=recipe.data.workers,
             device=device,
         )
+        narrowed(train, model, say)
         steps_per_epoch = -(-len(train) // recipe.grad_accum_steps)
     with at(recipe, "model"):
         give_shapes(model, loss, train)
     optimizer = build_optimizer(recipe, model, loss)
     with at(recipe, "data"):
-        val = None if splits.val is None else evaluation_loader(recipe, splits, model, device)
+        val = None if splits.val is None else narrowed(evaluation_loader(recipe, splits, model, device), model)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch)
     about = About(
         name=recipe.name,

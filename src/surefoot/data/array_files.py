@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import safe_tensors
 from ..batches import TARGET_NAMES, form
 from ..errors import UsageError, first_line
-from .arrays import as_tensor
+from .arrays import as_float32, as_tensor
 from .orders import held_out
 from .sources import TensorSource
 from .splits import DataSplits, image_preprocessing
@@ -142,7 +142,7 @@ def _source(
             raise UsageError(
                 f"{path}: {name!r} is not finite in {count}, first in {int(wrong.int().argmax())}; mend it"
             )
-    inputs = tensors[0].float() if tensors[0].dtype == torch.float64 else tensors[0]
+    inputs = as_float32(tensors[0])
     if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 3:
         inputs = inputs.permute(0, 3, 1, 2)
     elif inputs.dtype == torch.uint8 and inputs.dim() == 3:

@@ -47,6 +47,11 @@ def as_tensor(value: Any) -> Tensor:
     return tensor.contiguous()
 
 
+def as_float32(value: Any) -> Any:
+    """A tensor of float64 as one of float32; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+
+
 def _from_list(values: Any) -> Tensor:
     if values and all(isinstance(v, Tensor | numpy.ndarray) for v in values):
         tensors = [v if isinstance(v, Tensor) else _from_numpy(v) for v in values]

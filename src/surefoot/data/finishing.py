@@ -12,6 +12,7 @@ from .. import batches
 from ..errors import UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
+from .arrays import as_float32
 from .draws import Draws
 from .workers import apply_to_each
 
@@ -29,8 +30,11 @@ class Finishing:
         device: torch.device,
     ):
         self.seed, self.augment, self.preprocessing, self.device = seed, augment, preprocessing, device
+        self.narrow = False  # whether float64 becomes float32
 
     def __call__(self, batch: tuple[Any, ...], epoch: int, keys: Tensor) -> tuple[Any, ...]:
+        if self.narrow:  # before it is moved: some devices have no float64
+            batch = batches.mapped(as_float32, batch)
         inputs, *rest = batch = batches.moved(batch, self.device)
         if not isinstance(inputs, Tensor):
             if self.augment or self.preprocessing is not None:

@@ -18,6 +18,7 @@ from ..pictures import decode_picture
 from ..registry import did_you_mean
 from ..safe_tensors import BadFile
 from ..text import shortened
+from .arrays import as_float32
 from .augment import whole_pair
 from .image_folder import bytes_of, kept_in_memory
 from .orders import held_out
@@ -205,8 +206,7 @@ def _tensor(value: Any) -> Tensor | None:
     array = numpy.asarray(value)
     if array.dtype.kind not in "biuf":
         return None
-    tensor = torch.from_numpy(array.copy() if not array.flags.writeable else array)
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+    return as_float32(torch.from_numpy(array.copy() if not array.flags.writeable else array))
 
 
 def _source(

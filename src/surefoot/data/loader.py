@@ -207,6 +207,13 @@ class Loader:
         self._finish.device = _device(device)
         self._batches.moved()
 
+    def narrow(self) -> None:
+        """Give what is float64 as float32 from the next iteration on."""
+        if isinstance(self._batches, Indexed) and isinstance(self.source, TensorSource):
+            self._batches.source = self.source.narrowed()
+        self._finish.narrow = True
+        self._batches.moved()
+
     @property
     def last_indices(self) -> Tensor | None:
         """The data set indices of the last batch that was given, of all ranks, int64 (n,); None before the first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from ..batches import TARGET_NAMES
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from ..table_columns import TableColumns
-from .arrays import as_tensor
+from .arrays import as_float32, as_tensor
 from .nested import attribute_of, held_in_memory, targets_of
 from .workers import fetch
 
@@ -100,6 +101,12 @@ class TensorSource(Source):
     def widened(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Tensors of some samples in the `batch_dtype`."""
         return tensors if self.batch_dtype is None else tuple(tensor.to(self.batch_dtype) for tensor in tensors)
+
+    def narrowed(self) -> TensorSource:
+        """The same source with float32 in the place of float64."""
+        other = copy.copy(self)
+        other.tensors, other._fingerprint = tuple(map(as_float32, self.tensors)), None
+        return other
 
     def formed(self, columns: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """A batch of some samples' `columns`: one dictionary where they have names."""

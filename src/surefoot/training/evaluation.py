@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from .. import batches
 from ..arguments import Arguments
-from ..data import DataSplits, Loader, Source, StreamSource, TensorSource, as_source
+from ..data import DataSplits, Loader, Source, StreamSource, as_source
+from ..data.arrays import is_array
 from ..data.torch_loader import loader_of
 from ..errors import UsageError
 from ..limits import PRECISIONS
@@ -123,14 +124,15 @@ def evaluation_loader(
     if isinstance(data, DataSplits):
         if data.val is None:
             raise UsageError("data: this DataSplits has no samples to validate on; give it a val, or data=splits.train")
-        size = _at_most(batch_size, data.val)
-        return Loader(data.val, size, shuffle=False, preprocessing=data.preprocessing)
-    if isinstance(data, DataLoader):
-        return loader_of(data, 0)
-    if isinstance(data, Loader):
+        source, prepared = data.val, data.preprocessing
+    elif isinstance(data, Loader):
         return data.apart()
-    source = source_for(model, data, say)
-    return Loader(source, _at_most(batch_size, source), shuffle=False)
+    elif isinstance(data, DataLoader):
+        return narrowed(loader_of(data, 0), model, say)
+    else:
+        source, prepared = as_source(data), None
+    loader = Loader(source, _at_most(batch_size, source), shuffle=False, preprocessing=prepared)
+    return narrowed(loader, model, say)
 
 
 def training_loader(
@@ -139,43 +141,42 @@ def training_loader(
     """What fit reads: a Loader as it is, anything else in batches of `batch_size` (None: 64, or all of fewer)."""
     if not isinstance(data, Loader | DataLoader):
         prepared = data.preprocessing if isinstance(data, DataSplits) else None
-        source = source_for(model, data.train if isinstance(data, DataSplits) else data, say)
+        source = as_source(data.train if isinstance(data, DataSplits) else data)
         size = _at_most(DEFAULT_BATCH, source) if batch_size is None else batch_size
-        return Loader(source, size, seed=seed, preprocessing=prepared)
+        return narrowed(Loader(source, size, seed=seed, preprocessing=prepared), model, say)
     if batch_size not in (None, data.batch_size):
         raise UsageError(
             f"batch_size: {batch_size} was given beside a {type(data).__name__} with batches of {data.batch_size}; "
             "leave it out"
         )
-    return data if isinstance(data, Loader) else loader_of(data, seed, say)
+    return data if isinstance(data, Loader) else narrowed(loader_of(data, seed, say), model, say)
 
 
 def _at_most(batch_size: int, source: Source) -> int:
     return batch_size if isinstance(source, StreamSource) else min(batch_size, len(source))
 
 
-def source_for(model: nn.Module | None, data: Any, say: Callable[[str], None] | None = None) -> Source:
-    """`data` as a Source; float64 in memory becomes float32 where that is what the model computes in.
+def narrowed(loader: Loader, model: nn.Module | None, say: Callable[[str], None] | None = None) -> Loader:
+    """`loader`, which gives float64 as float32 from now on where that is what the model computes in.
 
     NumPy and pandas make float64 of every number. `say` receives a message meant for the user.
     """
-    source = as_source(data)
     kinds = set() if model is None else {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if not isinstance(source, TensorSource) or kinds != {torch.float32}:
-        return source
-    if all(tensor.dtype != torch.float64 for tensor in source.tensors):
-        return source
-    if say is not None:
-        say("data: float64 is read as float32, which the model computes in")
-    converted = [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in source.tensors]
-    return TensorSource(*converted, classes=source.classes, names=source.names)
+    # A user's function may need more samples than one to make a batch.
+    most = None if getattr(loader.source, "collate", None) else 1
+    if kinds == {torch.float32} and any(t.dtype == torch.float64 for t in batches.tensors(loader.peek(most))):
+        loader.narrow()
+        if say is not None:
+            say("data: float64 is read as float32, which the model computes in")
+    return loader
 
 
-def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Any:
-    """The model's outputs (N, ...) for `inputs` (N, ...), in evaluation mode and without gradients.
+def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precision: str = "float32") -> Any:
+    """The model's outputs (N, ...) for each sample of `data` in order, in evaluation mode and without gradients.
 
-    `inputs` is a tensor or array, or a dictionary of such: the keywords that the model takes. Outputs are what the
-    model returns, a tensor, or a tuple, dictionary or object of tensors (N, ...), joined over all batches.
+    `data` is inputs (N, ...), a tensor or array; a dictionary of such, the keywords that the model takes; or what
+    `evaluate` takes, whose targets are left out. Outputs are what the model returns, a tensor, or a tuple, dictionary
+    or object of tensors (N, ...), joined over all batches. Raises UsageError for a loader that reads in another order.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     check = Arguments()
@@ -183,16 +184,25 @@ def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, prec
     check.choice("precision", precision, PRECISIONS)
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
-    if isinstance(inputs, tuple | Loader | Source) or (isinstance(inputs, Mapping) and not inputs):
-        raise UsageError(f"inputs: a {type(inputs).__name__} was given; predict takes the inputs alone, (N, ...)")
-    names = tuple(inputs) if isinstance(inputs, Mapping) else ()
-    source = source_for(model, tuple(inputs.values()) if names else (inputs,))
-    assert isinstance(source, TensorSource)
-    with evaluating(model), torch.no_grad(), autocast(device, precision):
+    if isinstance(data, tuple) or (isinstance(data, Mapping) and not data):
+        raise UsageError(
+            f"data: a {type(data).__name__} was given; predict takes the inputs alone, (N, ...), or a Dataset"
+        )
+    keywords = isinstance(data, Mapping)
+    samples = isinstance(data, list) and data and isinstance(data[0], tuple | dict)
+    inputs = is_array(data) or (isinstance(data, list) and not samples)
+    with (
+        contextlib.closing(evaluation_loader((data,) if inputs else data, batch_size, model)) as loader,
+        evaluating(model),
+        torch.no_grad(),
+        autocast(device, precision),
+    ):
+        _check_order(loader)
         parts = []
-        for tensors in zip(*(torch.split(tensor, batch_size) for tensor in source.tensors), strict=True):
-            part = batches.moved(tensors, device)
-            parts.append(batches.call(model, dict(zip(names, part, strict=True)) if names else part[0]))
+        for batch in loader:
+            pair = None if keywords else batches.pair(batch)
+            part = batches.whole(batch) if pair is None else pair[0]
+            parts.append(batches.call(model, batches.moved(part, device)))
     if (outputs := batches.joined(parts)) is None:
         shapes = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
         raise UsageError(
@@ -200,6 +210,18 @@ def predict(model: nn.Module, inputs: Any, *, batch_size: int = EVAL_BATCH, prec
             "call the model yourself, a batch at a time"
         )
     return outputs
+
+
+def _check_order(loader: Loader) -> None:
+    """Raise UsageError where outputs would not lie in the order of the samples, one for each."""
+    if isinstance(loader.source, StreamSource):
+        return
+    count = len(loader.source)
+    if not torch.equal(loader.order(loader.epoch), torch.arange(count)):
+        raise UsageError(
+            "data: this loader reads its samples shuffled, drawn or in part, so the outputs would not be those of the "
+            "samples in order; give the data set itself"
+        )
 
 
 def _batches_of(loader: Loader, world: World) -> Iterator[tuple[Batch, bool]]:
