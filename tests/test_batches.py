@@ -128,7 +128,7 @@ def test_predict_takes_keywords_and_joins_outputs_of_any_form():
     first, second = torch.randn(10, 3), torch.randn(10, 3).double().numpy()
     outputs = predict(Two(), {"first": first, "second": second}, batch_size=4)
     assert torch.allclose(outputs["sum"], first + torch.from_numpy(second)) and torch.equal(outputs["parts"][0], first)
-    with pytest.raises(UsageError, match="tensors hold 10 and 9 samples"):
+    with pytest.raises(UsageError, match="'first' 10 and 'second' 9 samples"):
         predict(Two(), {"first": first, "second": second[:9]})
 
 

@@ -479,3 +479,38 @@ def test_a_frame_is_told_what_makes_inputs_and_targets_of_it(houses):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UsageError, match=r"a Table was given; give .inputs, targets., or splits = surefoot.data.table"):
         surefoot.fit(model, torch.nn.MSELoss(), optimizer, frame, epochs=1)
+
+
+def test_a_column_of_weights_draws_the_rows_and_is_no_input(tmp_path):
+    """By name in Python and in a recipe; another column of weights is another run."""
+    text = "a,often,price\n" + "".join(f"{k},{int(k % 4 == 0)},{k}.5\n" for k in range(40))
+    path = written(tmp_path, text)
+    splits = csv(path, "price", weights="often", val_share=0.25)
+    assert splits.train.columns.names == ["a"] and len(splits.train.aside["often"]) == 30
+    loader = surefoot.Loader(splits.train, 10, weights="often", num_samples=300)
+    assert {int(x) % 4 for inputs, _ in loader for x in inputs[:, 0]} == {0}
+    recipe = RECIPE.format(path=path, target="price", loss="MSELoss").replace("drop: [id]", "weights: often")
+    built = build(parse_recipe(recipe))
+    assert built.model(torch.zeros(2, 1)).shape == (2, 1)
+    drawn = torch.cat([built.train.source.tensors[0][built.train.indices_at(0, k), 0] for k in range(len(built.train))])
+    assert set(drawn.long().remainder(4).tolist()) == {0}
+    other = csv(written(tmp_path, text.replace(",1,", ",2,"), "b.csv"), "price", weights="often", val_share=0.25)
+    assert other.train.fingerprint() != splits.train.fingerprint()
+    half = splits.train.subset(slice(0, 10))
+    assert torch.equal(half.aside["often"], splits.train.aside["often"][:10])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("oftne", "weights: there is no column 'oftne'.*did you mean 'often'"),
+        ("city", "line 2: 'city' is 'Ulm', which is no number"),
+        ("a", "weights: number 3 is nan"),
+    ],
+)
+def test_a_column_that_cannot_weigh_is_told(tmp_path, name, message):
+    text = "a,often,city,price\n" + "".join(f"{'' if k == 3 else 1},1,Ulm,{k}.5\n" for k in range(9))
+    with pytest.raises(UsageError, match=message):
+        surefoot.Loader(
+            csv(written(tmp_path, text), "price", weights=name, drop=["a"], val_share=0).train, 3, weights=name
+        )

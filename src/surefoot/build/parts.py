@@ -32,7 +32,12 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
     part = recipe.data.part
     with at(recipe, "data"):
         provided = () if part.imported else DATA[part.name].provided
-        splits = make(part, DATA, **({"progress": _quarters(say)} if "progress" in provided else {}))
+        weights = recipe.data.weights
+        fillings = {
+            "progress": _quarters(say),
+            "weights": weights if isinstance(weights, str) and weights != "balanced" else None,
+        }
+        splits = make(part, DATA, **{name: fillings[name] for name in provided})
         if not isinstance(splits, DataSplits):
             train, val = splits if _is_pair(splits) else (splits, None)
             source = as_source(train)

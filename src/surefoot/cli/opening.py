@@ -91,7 +91,7 @@ def data_of(name: str, *, trust_code: bool) -> tuple[DataSplits, object, Any]:
     from ..data import DATA
 
     if name in DATA and name not in recipe.packaged_names():
-        return DATA.build(name, {}, **({"progress": None} if DATA[name].provided else {})), None, "auto"
+        return DATA.build(name, {}, **dict.fromkeys(DATA[name].provided)), None, "auto"
     return recipe_data(named_recipe(name, (), trust_code=trust_code))
 
 

@@ -206,7 +206,8 @@ def _tensor(value: Any) -> Tensor | None:
     array = numpy.asarray(value)
     if array.dtype.kind not in "biuf":
         return None
-    return as_float32(torch.from_numpy(array.copy() if not array.flags.writeable else array))
+    tensor: Tensor = as_float32(torch.from_numpy(array.copy() if not array.flags.writeable else array))
+    return tensor
 
 
 def _source(

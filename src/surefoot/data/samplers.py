@@ -169,7 +169,7 @@ def weights_of(source: Source, weights: Any) -> Tensor:
     """
     count = len(source)
     if isinstance(weights, str) and weights != "balanced":
-        names = source.names if isinstance(source, TensorSource) else ()
+        names = (*source.names, *source.aside) if isinstance(source, TensorSource) else ()
         if not isinstance(source, TensorSource) or weights not in names:
             columns = f"; its columns are {', '.join(names)}" if names else "; these data have no columns by name"
             raise UsageError(

@@ -79,6 +79,7 @@ class TensorSource(Source):
             raise UsageError("data: no tensors given; give inputs (N, ...) and targets (N, ...)")
         self.tensors = tuple(as_tensor(tensor) for tensor in tensors)
         self.names = tuple(map(str, names))
+        self.aside: dict[str, Tensor] = {}  # columns (N,) that are no part of a sample, as weights to draw by
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) > 1:
             labels = [f"{name!r} {n}" for name, n in zip(self.names, lengths, strict=True)] if names else lengths
@@ -116,8 +117,8 @@ class TensorSource(Source):
         return (batches.whole(self.formed(self[index])) for index in range(len(self)))
 
     def column(self, name: str) -> Tensor:
-        """The column of that name."""
-        return self.tensors[self.names.index(name)]
+        """The column of that name, also one that is no part of a sample."""
+        return self.aside[name] if name in self.aside else self.tensors[self.names.index(name)]
 
     def without(self, name: str) -> TensorSource:
         """The same source without that column."""
@@ -138,12 +139,14 @@ class TensorSource(Source):
 
     def subset(self, indices: Tensor | slice) -> TensorSource:
         """A source of some of the samples; a slice shares memory with this one."""
-        return TensorSource(*self[indices], classes=self.classes, columns=self.columns, names=self.names)
+        part = TensorSource(*self[indices], classes=self.classes, columns=self.columns, names=self.names)
+        part.aside = {name: column[indices] for name, column in self.aside.items()}
+        return part
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
             digest = hashlib.sha256(repr(self.names).encode() if self.names else b"")
-            for tensor in self.tensors:
+            for tensor in (*self.tensors, *self.aside.values()):
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 hash_bytes(digest, tensor)
             if self.columns is not None:

@@ -47,6 +47,7 @@ def csv(
     decimal: str = ".",
     encoding: str = "utf-8",
     nulls: str | Sequence[str] = (),
+    weights: str | None = None,
 ) -> DataSplits:
     """A CSV file, a line of names first; a `.gz` is unpacked. As `table`, with `val` a second file to validate on.
 
@@ -66,6 +67,7 @@ def parquet(
     seed: int = 0,
     missing: Missing = "refuse",
     task: Task = "auto",
+    weights: str | None = None,
 ) -> DataSplits:
     """A Parquet file. As `table`, with `val` a second file to validate on."""
     return _from_files(**locals())
@@ -83,6 +85,7 @@ def table(
     seed: int = 0,
     missing: Missing = "refuse",
     task: Task = "auto",
+    weights: str | None = None,
 ) -> DataSplits:
     """Inputs float32 (N, F + K) and targets of a frame (pandas, polars), a table of pyarrow's or a mapping of columns.
 
@@ -95,7 +98,7 @@ def table(
     float32 (N, T) for T targets; `task` says otherwise. A `val_share` of the rows validates, drawn by `seed`; or a
     second table `val`; or, with `split`, the rows that have ``val`` in that column beside those that have ``train``.
     A missing value is refused; with `missing` ``"mean"`` it is the mean of its column, or the index 0; with ``"drop"``
-    its row is left out.
+    its row is left out. The column `weights` is no input: ``Loader(splits.train, ..., weights=its name)`` draws by it.
 
     Raises Problems for what cannot be: each with its column and its first row.
 
@@ -137,7 +140,8 @@ def _splits(
         first, places[0] = first.take(used), _kept(places[0], used)
         if "train" not in texts:
             raise UsageError(f"split: {split!r} is {', '.join(texts[:5])}; the rows to learn from have 'train' there")
-    inputs = [n for n in first.column_names if n not in {*targets, *chosen["drop"], split}]
+    weights = chosen["weights"]
+    inputs = [n for n in first.column_names if n not in {*targets, *chosen["drop"], split, weights}]
     if not inputs:
         raise UsageError(f"{where[0]}: has no column beside its targets; there is nothing to learn from")
     tables = [first] if second is None else [first, second]
@@ -171,6 +175,8 @@ def _splits(
         for pair, rows in zip((encoded[0], encoded[-1]), map(torch.from_numpy, parts), strict=True)
     )
     assert train is not None
+    if weights is not None:
+        train.aside[weights] = torch.from_numpy(numbers_in(tables[0][weights], weights, places[0])[parts[0]])
     return DataSplits(train, val, classes, _preprocessing(statistics, columns), _sizes(train, columns))
 
 
@@ -184,9 +190,10 @@ def _checked(first: Any, second: Any, **options: Any) -> dict[str, Any]:
         "seed": check.whole("seed", options["seed"], low=0),
         "missing": check.choice("missing", options["missing"], MISSING),
         "task": check.choice("task", options["task"], _TASKS),
+        "weights": check.text("weights", options["weights"], none=True),
     }
-    split = [chosen["split"]] if isinstance(chosen["split"], str) else []
-    for key, columns in {**names, "split": split}.items():
+    split, weights = ([chosen[key]] if isinstance(chosen[key], str) else [] for key in ("split", "weights"))
+    for key, columns in {**names, "split": split, "weights": weights}.items():
         for name in columns:
             if name not in first.column_names:
                 check.refuse(key, f"there is no column {name!r}{nearest(name, first.column_names)}")
