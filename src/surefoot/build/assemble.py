@@ -143,7 +143,8 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
     if recipe.deterministic:
         # Read by cuBLAS when CUDA is first used; without it torch refuses matrix products in deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # no result depends on it, and it costs a write
+        # No result depends on it, and it costs a write.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(recipe.deterministic)
     rng.seed_all(recipe.seed)
     splits = build_data(recipe, say=say)

@@ -237,7 +237,8 @@ def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _a_sample(values: Tensor, images: Tensor) -> Tensor:
     """One value a sample, (N,), to be combined with its images: (N, 1, 1, 1) on their device."""
-    return batches.moved(values, images.device)[:, None, None, None]
+    there: Tensor = batches.moved(values, images.device)
+    return there[:, None, None, None]
 
 
 def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
