@@ -8,6 +8,7 @@ from ranks import RanksFailed, run_ranks
 from torch import nn
 
 from surefoot import losses
+from surefoot.checkpoint import Checkpointer
 from surefoot.data import DatasetSource, Loader
 from surefoot.losses.averaging import shares
 from surefoot.metrics import RunningMetrics
@@ -153,6 +154,29 @@ def test_micro_batches_are_measured_as_their_batches(case):
     assert of_parts.keys() == expected.keys()
     for name in {*expected} - {"far"}:  # this is a batch's own
         assert of_parts[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def saved(world, folder):
+    """The epoch's means: of a run that is stopped in the middle, and gone on with from its checkpoint."""
+    _, _, data = CASES["regression"]
+    for stop in (3, 5):
+        loader, running, model = Loader(data(37), 8), measuring(world, "regression"), nn.Linear(1, 1)
+        loader.divide(PARTS, world.rank, world.size)
+        about = {"model": model, "loader": loader, "running": running, "world": world, "signals": False}
+        with Checkpointer(folder, every="1 steps", **about) as checkpointer:
+            checkpointer.resume()
+            for batch in loader:
+                each = zip(batch, batch.rows, strict=True)
+                running.add_parts([(x.mean() * rows / batch.samples, x, y, rows) for (x, y), rows in each])
+                checkpointer.step()
+                if loader.position == stop:
+                    break
+    return running.result()
+
+
+def test_a_checkpoint_holds_what_all_ranks_have_measured(tmp_path):
+    alone = saved(World.alone(), tmp_path / "one")
+    assert run_ranks(2, saved, tmp_path / "two") == [alone, alone]
 
 
 # --- in evaluation --------------------------------------------------------------------------------------------------

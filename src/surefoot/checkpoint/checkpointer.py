@@ -62,6 +62,7 @@ class Checkpointer:
     - `run`: the run's directory, made when it is not there; or a `RunDirectory`, which then stays the caller's.
     - `objects` by keyword: modules, optimizers, anything with state_dict and load_state_dict (schedulers,
       warmups, loaders, GradScalers), plain dicts. The random number generators are always kept, those in modules too.
+      One with `before_save()` has it called before each save, on every rank.
     - `every`: "1 epoch", "500 steps", "10 min", or None to save only when asked, on a signal and at the end.
     - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best`. `mode` is "min", "max",
       or "auto": higher is better for an accuracy, lower for a loss; another name needs a mode.
@@ -216,6 +217,9 @@ class Checkpointer:
         """Save now. With `wait` the checkpoint is on the disk on return. Raises `RunFailed`."""
         self._require_begun()
         self.wait()
+        for value in self._objects.values():
+            if callable(meet := getattr(value, "before_save", None)):
+                meet()
         rngs = self._snapshots.random_states(self._world)
 
         def write() -> None:

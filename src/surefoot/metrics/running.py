@@ -245,6 +245,10 @@ class RunningMetrics:
             assert self.objects is not None
             self.objects.update(answer, truth)
 
+    def before_save(self) -> None:
+        """Called by a Checkpointer on every rank: the state is then rank 0's alone to give."""
+        self.flush()
+
     def _of_ranks(self, groups: Sequence[Sequence[int]], own: Sequence[Tensor]) -> list[Tensor]:
         return [tensor for some in in_order(groups, gathered(self.world, own)) for tensor in some]
 

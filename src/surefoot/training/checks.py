@@ -29,6 +29,7 @@ from ..schedules.composite import leaves
 from ..step import StepOptions
 from ..tracking import Progress
 from ..untouched import is_lazy, untouched
+from ..world import World
 from ..wrapping import unwrap
 from .options import RunOptions
 from .state import Checkpoints, EarlyStopping
@@ -79,6 +80,7 @@ def measuring(
     schedule: Schedule,
     checkpoints: Checkpoints | None,
     early_stopping: EarlyStopping | None,
+    world: World | None = None,
 ) -> tuple[RunningMetrics, Checkpoints, EarlyStopping | None]:
     """What measures a run, and `checkpoints` and `early_stopping` with the mode that their metric says.
 
@@ -86,7 +88,7 @@ def measuring(
     """
     options = metric_options(loss, metrics)
     names, own = measured(model, loss, loader, options)
-    running = RunningMetrics(**options | {"own": own})
+    running = RunningMetrics(**options | {"own": own, "world": world})
     checkpoints = Checkpoints(every=None) if checkpoints is None else checkpoints
     splits = ["train"] + (["val"] if val_loader is not None else [])
     available = [f"{split}/{name}" for split in splits for name in names]

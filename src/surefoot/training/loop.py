@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from ..modes import set_mode
 from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
 from ..step import Batch, TrainStep
+from ..world import World
 from .evaluation import evaluate_on
 from .records import Recorder
 from .state import EarlyStopping, RunState
@@ -48,6 +49,7 @@ class Loop:
     unfreezing: Unfreezing | None = None
     save_best: Callable[[nn.Module, dict[str, float]], None] | None = None
     classes: int | None = None
+    world: World = field(default_factory=World.alone)
 
     def run(self) -> None:
         """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
@@ -133,6 +135,7 @@ class Loop:
                 precision=self.step.options.precision,
                 confusion=self.classes,
                 between=lambda: self.stop_in_validation(before),
+                world=self.world,
             )
             self.record("epoch", "val", result.metrics)
             self.state.confusion = None if result.confusion is None else result.confusion.tolist()
