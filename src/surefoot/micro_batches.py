@@ -59,8 +59,8 @@ class MicroBatches(list[Any]):
     """This rank's micro-batches of one update, in the order in which their gradients are added.
 
     `rows` is how many samples of each count (0: it only stands in), `numbers` are their places among the `parts`
-    micro-batches of all ranks, `samples` counts those of all ranks, and `batches` the batches that were divided.
-    `alike` says that all samples of the data have one shape, so that one tells that of the others.
+    micro-batches of all ranks, and `samples` counts those of all ranks. `alike` says that all samples of the data have
+    one shape, so that one tells that of the others.
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class MicroBatches(list[Any]):
         super().__init__(batches)
         self.rows, self.numbers, self.samples, self.parts = list(rows), list(numbers), samples, parts
         self.alike = alike
-        self.batches = 1
 
     @classmethod
     def joined(cls, groups: Sequence[MicroBatches]) -> MicroBatches:
@@ -87,7 +86,7 @@ class MicroBatches(list[Any]):
             return groups[0]
         places = [(place, group) for place in range(len(groups[0])) for group in groups]
         numbers = [v * len(groups) + k for v in groups[0].numbers for k in range(len(groups))]
-        joined = cls(
+        return cls(
             [group[place] for place, group in places],
             [group.rows[place] for place, group in places],
             numbers,
@@ -95,5 +94,3 @@ class MicroBatches(list[Any]):
             sum(group.parts for group in groups),
             all(group.alike for group in groups),
         )
-        joined.batches = len(groups)
-        return joined

@@ -16,13 +16,11 @@ from .errors import UsageError
 from .gradients import limit_gradients
 from .limits import CLIPPING, EMA_DECAY, ON_NONFINITE, PRECISIONS
 from .losses import averaging, conventions
-from .micro_batches import MicroBatches
 from .modes import autocast
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
 from .step_result import StepResult, result_of, together
 from .untouched import Buffers, put_back_on
-from .world import World
 
 Batch = tuple[Any, ...]
 
@@ -87,9 +85,7 @@ class TrainStep:
         loss: Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
         options: StepOptions | None = None,
-        world: World | None = None,
     ):
-        self.world = World.alone() if world is None else world
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.options = options = options if options is not None else StepOptions()
         if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
@@ -160,8 +156,7 @@ class TrainStep:
     def _gradients(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Forward and backward of each micro-batch; gradients add up to those of the mean over all samples."""
         self.optimizer.zero_grad(set_to_none=self.options.set_to_none)
-        shares = averaging.shares(self.loss, micro_batches, self.world)
-        rows = micro_batches.rows if isinstance(micro_batches, MicroBatches) else [None] * len(micro_batches)
+        shares = [None] if len(micro_batches) == 1 else averaging.shares(self.loss, micro_batches)
         results = []
         for index, (batch, share) in enumerate(zip(micro_batches, shares, strict=True)):
             value = self.forward(batch, share, index)
@@ -169,10 +164,8 @@ class TrainStep:
             if not (value.weight is not None and share and not value.weight):
                 loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
                 loss.backward()  # type: ignore[no-untyped-call]
-            results.append(result_of(value, batch, rows[index]))
-        if len(results) == 1 and not isinstance(micro_batches, MicroBatches):
-            return results[0]
-        return together(results, self.trained(), micro_batches, self.world)
+            results.append(result_of(value, batch))
+        return results[0] if len(results) == 1 else together(results, self.trained())
 
     def forward(
         self, batch: Batch, share: Any = None, index: int = 0, model: Callable[..., Any] | None = None

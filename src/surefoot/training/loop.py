@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..checkpoint import Checkpointer
 from ..data import Loader
 from ..errors import RunFailed
 from ..metrics import RunningMetrics
-from ..micro_batches import MicroBatches
 from ..modes import set_mode
 from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
@@ -75,7 +74,7 @@ class Loop:
                 result = step(micro_batches)
             except NonFinite as error:
                 skipped_in_a_row += 1
-                self.nonfinite(error, micro_batches, skipped_in_a_row)
+                self.nonfinite(error, len(micro_batches), skipped_in_a_row)
                 continue
             skipped_in_a_row = 0
             state.step += 1
@@ -85,10 +84,7 @@ class Loop:
                 state.rates = schedule.lrs
             if result.updated:
                 schedule.step()
-            if result.parts:
-                running.add_parts([(*part[:4], part.weight, part.numbers) for part in result.parts])
-            else:
-                running.add(*result[:4], result.weight, result.numbers)
+            running.add(*result[:4], result.weight, result.numbers)
             if recorded:
                 self.record_step(result.grad_norm)
             if checkpointer is not None:
@@ -175,12 +171,10 @@ class Loop:
         state = self.state
         self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
-    def nonfinite(self, error: NonFinite, micro_batches: Sequence[Batch], in_a_row: int) -> None:
+    def nonfinite(self, error: NonFinite, micro_batches: int, in_a_row: int) -> None:
         """A loss or gradient that is NaN or infinite: skip the update and say so, or stop and keep the finite state."""
-        divided = isinstance(micro_batches, MicroBatches)
-        batches = micro_batches.batches if isinstance(micro_batches, MicroBatches) else len(micro_batches)
-        first = self.loader.position - batches
-        which = range(batches) if error.micro_batch is None or divided else [error.micro_batch]
+        first = self.loader.position - micro_batches
+        which = range(micro_batches) if error.micro_batch is None else [error.micro_batch]
         where = self.loader.describe(self.state.epoch, [first + k for k in which])
         what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: {error} on {where}"
         if self.step.options.on_nonfinite == "stop":
@@ -205,17 +199,17 @@ class Loop:
         raise RunFailed(f"{what}; {kept}; {advice}")
 
 
-def grouped(loader: Loader, size: int) -> Iterator[Sequence[Batch]]:
-    """The loader's batches in lists of `size`, the last list of an epoch perhaps shorter; divided ones joined."""
-    group: list[Any] = []
+def grouped(loader: Loader, size: int) -> Iterator[list[Batch]]:
+    """The loader's batches in lists of `size`, the last list of an epoch perhaps shorter."""
+    if size == 1:
+        for batch in loader:
+            yield [batch]
+        return
+    group: list[Batch] = []
     for batch in loader:
         group.append(batch)
         if len(group) == size:
-            yield _update(group)
+            yield group
             group = []
     if group:
-        yield _update(group)
-
-
-def _update(group: list[Any]) -> Sequence[Batch]:
-    return MicroBatches.joined(group) if isinstance(group[0], MicroBatches) else group
+        yield group
