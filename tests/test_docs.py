@@ -14,6 +14,7 @@ from recipe_tables import REST
 import surefoot
 from surefoot.cli import VERBS, make_parser, parse
 from surefoot.recipe import parse_recipe
+from surefoot.runs.sweep.settings import parse_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,6 +53,9 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
 def test_the_yaml_of_a_page_is_a_recipe_or_part_of_one(page):
     for line, text in blocks(page, "yaml"):
         top = set(re.findall(r"^(\w+):", text, re.M))
+        if "search" in top:
+            parse_plan(text, f"{page.name}, block at line {line}")
+            continue
         if "objective" in top:  # in the place of a loss
             top.add("loss")
         whole = text + "".join(f"{rest}\n" for key, rest in REST.items() if key not in top)

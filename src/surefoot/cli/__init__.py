@@ -35,6 +35,7 @@ VERBS = {
     "import": ("import_", "take in weights made elsewhere"),
     "runs": ("runs", "list runs, search, label, remove them"),
     "compare": ("compare", "compare runs: what differs, which is better"),
+    "sweep": ("sweep", "search over settings of a recipe"),
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),

@@ -1,0 +1,259 @@
+"""The trials of a sweep in Optuna's storage: each is claimed by one process at a time, and told once.
+
+A trial that is running and whose lock nobody holds was left by a killed process: the next one goes on with it. The
+locks lie in the sweep's directory and end with their process. Trials are begun one at a time under a lock of the whole
+sweep, first as waiting with their directory's name and then claimed: a kill between any two steps loses none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UsageError
+from .settings import Between, Plan, Values
+
+if TYPE_CHECKING:
+    import optuna
+
+# Beside the trials; hidden, so that `surefoot runs` passes over it in silence.
+PRIVATE = ".sweep"
+_HOME, _GRID, _PLAN = "surefoot:home", "surefoot:grid", "surefoot:plan"
+INSTALL = "pip install 'surefoot[sweep]' (or: pip install optuna)"
+
+
+class Study:
+    """The trials of a sweep, kept below `directory` or at the storage that its plan names."""
+
+    def __init__(self, plan: Plan, directory: Path):
+        self.plan, self.directory = plan, directory
+        optuna = _optuna()
+        (directory / PRIVATE / "locks").mkdir(parents=True, exist_ok=True)
+        self._home = _home(directory)
+        url = plan.sweep.storage or f"sqlite:///{(directory / PRIVATE / 'sweep.db').resolve()}"
+        direction = "minimize" if plan.mode == "min" else "maximize"
+        try:
+            with self._alone():
+                self.study = optuna.create_study(
+                    storage=url,
+                    study_name=directory.resolve().name,
+                    direction=direction,
+                    pruner=_pruner(plan),
+                    load_if_exists=True,
+                )
+                self._settle()
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a database has to say
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UsageError(f"storage {url}: cannot be used: {reason}") from error
+
+    def _settle(self) -> None:
+        """Write what the sweep is, or refuse another one; queue a grid's settings that are not there yet."""
+        identity, kept = self.plan.identity(), self.study.user_attrs.get(_PLAN)
+        if kept is None:
+            self.study.set_user_attr(_PLAN, identity)
+        elif kept != identity:
+            changed = sorted(name for name in identity if kept.get(name) != identity[name])
+            raise UsageError(
+                f"{self.directory}: this sweep was begun with another {', '.join(changed)}; bring it back, or begin a "
+                "new sweep with --dir (trials: may be raised)"
+            )
+        if self.plan.sweep.sampler != "grid":
+            return
+        queued = {trial.user_attrs.get(_GRID) for trial in self.study.get_trials(deepcopy=False)}
+        for index, values in enumerate(self.plan.sweep.grid()[: self.plan.trials]):
+            if index not in queued:
+                self.study.enqueue_trial(_as_parameters(self.plan, values), {_GRID: index, _HOME: self._home})
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with _locked(self.directory / PRIVATE / "locks" / "sweep", wait=True):
+            yield
+
+    def claim(self) -> Claimed | None:
+        """A trial that nobody works on: one that a killed process left, else a new one; None where none is left."""
+        from optuna.trial import TrialState
+
+        with self._alone():
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials:
+                ours = trial.state == TrialState.RUNNING and trial.user_attrs.get(_HOME) == self._home
+                if ours and (lock := self._lock(trial.number)) is not None:
+                    return self._claimed(trial.number, lock)
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if not waiting and len(trials) >= self.plan.trials:
+                return None
+            if not waiting:
+                self.study.enqueue_trial({}, {_HOME: self._home})
+            # The choice depends on the trials before it and on the sweep's seed: killed here, it is made again.
+            self.study.sampler = _sampler(self.plan, len(trials))
+            asked = self.study.ask()
+            asked.set_user_attr(_HOME, self._home)
+            lock = self._lock(asked.number)
+            assert lock is not None, "a new trial cannot be held"
+            return self._claimed(asked.number, lock)
+
+    def _lock(self, number: int) -> int | None:
+        return _try_lock(self.directory / PRIVATE / "locks" / f"trial-{number:05d}")
+
+    def _claimed(self, number: int, lock: int) -> Claimed:
+        try:
+            return self._with_values(number, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def _with_values(self, number: int, lock: int) -> Claimed:
+        import optuna
+
+        identifier = next(t._trial_id for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        self.study.sampler = _sampler(self.plan, number)
+        trial = optuna.trial.Trial(self.study, identifier)
+        values = {name: _suggested(trial, name, each) for name, each in self.plan.sweep.search.items()}
+        return Claimed(self, trial, values, lock)
+
+    def finished(self) -> bool:
+        """Whether every trial has been told."""
+        trials = self.study.get_trials(deepcopy=False)
+        return len(trials) >= self.plan.trials and all(trial.state.is_finished() for trial in trials)
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials, in the order in which they began."""
+        found: list[optuna.trial.FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return found
+
+    def values_of(self, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+        """A trial's values by key, as the recipe has them."""
+        return {
+            name: _from_parameter(each, trial.params[name])
+            for name, each in self.plan.sweep.search.items()
+            if name in trial.params
+        }
+
+    def run_directories(self, number: int) -> list[Path]:
+        """Where the trainings of a trial are kept: one, or one for each seed."""
+        base = self.directory / f"trial-{number:05d}"
+        return [base] if self.plan.sweep.seeds == 1 else [base / f"seed-{k}" for k in range(self.plan.sweep.seeds)]
+
+
+class Claimed:
+    """A trial that this process works on until it is told or let go; `values` are its settings by dotted key."""
+
+    def __init__(self, study: Study, trial: optuna.Trial, values: dict[str, Any], lock: int):
+        self._study, self._trial, self._lock = study, trial, lock
+        self.values = values
+        kept = next(t for t in study.trials() if t.number == trial.number)
+        self._reported = set(kept.intermediate_values)
+
+    @property
+    def number(self) -> int:
+        """Counted from 0, in the order in which trials began."""
+        return int(self._trial.number)
+
+    def report(self, step: int, value: float) -> bool:
+        """Tell the value that was reached at `step`; True where the trial is to be ended, behind the others."""
+        if step in self._reported:
+            return False
+        self._reported.add(step)
+        self._trial.report(value, step)
+        return self._trial.should_prune()
+
+    def tell(self, value: float | None, state: str) -> None:
+        """The trial is over: ``"complete"`` with its value, ``"pruned"`` or ``"failed"``."""
+        from optuna.trial import TrialState
+
+        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+        self._study.study.tell(self.number, value, state=states[state], skip_if_finished=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the trial; told or not."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError(f"a sweep needs Optuna, which is not installed: {INSTALL}") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _sampler(plan: Plan, number: int) -> Any:
+    optuna = _optuna()
+    seed = (plan.sweep.seed * 1_000_003 + number) % 2**32
+    if plan.sweep.sampler == "tpe":
+        # `constant_liar`: what others are trying just now is not tried again beside them.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is called experimental
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(plan: Plan) -> Any:
+    pruners = _optuna().pruners
+    if plan.sweep.pruner == "median":
+        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    if plan.sweep.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=1, max_resource=max(plan.epochs * plan.sweep.seeds, 2))
+    return pruners.NopPruner()
+
+
+def _suggested(trial: Any, name: str, each: Values | Between) -> Any:
+    """The trial's value of a key: the one that it has already, else one that the sampler chooses."""
+    if isinstance(each, Values):
+        return _from_parameter(each, trial.suggest_categorical(name, list(range(len(each.values)))))
+    if each.whole:
+        return trial.suggest_int(name, each.low, each.high, step=each.step or 1, log=each.log)
+    return trial.suggest_float(name, each.low, each.high, step=each.step, log=each.log)
+
+
+def _from_parameter(each: Values | Between, parameter: Any) -> Any:
+    """Optuna keeps the place of a listed value: values may be lists, and equal as numbers."""
+    return each.values[parameter] if isinstance(each, Values) else parameter
+
+
+def _as_parameters(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: each.values.index(values[name]) if isinstance(each, Values) else values[name]
+        for name, each in plan.sweep.search.items()
+    }
+
+
+def _home(directory: Path) -> str:
+    """A name of this directory that no other has, kept in it."""
+    path = directory / PRIVATE / "locks" / "home"
+    with contextlib.suppress(FileExistsError), path.open("x") as file:
+        file.write(os.urandom(16).hex())
+    return path.read_text()
+
+
+def _try_lock(path: Path, *, wait: bool = False) -> int | None:
+    """Hold the file `path` until the descriptor is closed; None where another process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        # flock: two claims of one process exclude each other too.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
+    descriptor = _try_lock(path, wait=wait)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -1,0 +1,212 @@
+"""The trainings of a sweep: a process each, followed by its journal; whatever kills this one, the next goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ...checkpoint.run import JOURNAL, holder
+from ...errors import RunFailed, UsageError
+from ...text import counted, figure
+from ...tracking.journal import metrics_of, run_records
+from ..record import is_run, open_run
+from .study import PRIVATE, Claimed, Study
+
+_MOST_LAUNCHES = 3
+_MOST_FAILURES = 3
+_POLL_S = 0.25
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_LEAVING_S = 60.0
+
+
+class Process(Protocol):
+    """What is asked of a training's process, as `subprocess.Popen` has it."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to save and stop."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
+
+
+Launch = Callable[[Sequence[str], Path, Path], Process]
+
+
+def launch(arguments: Sequence[str], log: Path, directory: Path, *, threads: int) -> Process:
+    """Begin or go on with a training in `directory`, its output in `log`, with `threads` of its own."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    command = [sys.executable, "-m", "surefoot", "train", *arguments, "--run", str(directory), "--resume"]
+    with log.open("ab") as output:
+        # Of a session of its own: Ctrl-C reaches this process, which asks each training once.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+@dataclass
+class Work:
+    """One claimed trial: its trainings one after the other, each in a run directory."""
+
+    study: Study
+    claimed: Claimed
+    launch: Launch
+    directories: list[Path] = field(init=False)
+    values: list[float] = field(default_factory=list)
+    process: Process | None = None
+    launches: int = 0
+    pruned: bool = False
+    reason: str = ""
+    _size: int = -1
+
+    def __post_init__(self) -> None:
+        self.directories = self.study.run_directories(self.claimed.number)
+
+    def poll(self) -> str | None:
+        """Look after the trial; "complete", "pruned" or "failed" once it is over and told."""
+        directory = self.directories[len(self.values)]
+        self._follow(directory)
+        if self.process is not None:
+            code = self.process.poll()
+            if code is None:
+                return None
+            self.process = None
+            if code > 0 and code not in _STOPPED:
+                return self._failed(self._last_words(directory))
+        if _is_done(directory):
+            return self._training_done(directory)
+        if holder(directory) is not None:  # a training that outlived the sweep that began it
+            return None
+        if self.pruned:
+            self.claimed.tell(None, "pruned")
+            return "pruned"
+        if self.launches == _MOST_LAUNCHES:
+            return self._failed(f"was killed {counted(self.launches, 'time')}; {self._last_words(directory)}")
+        self.launches += 1
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        arguments = self.study.plan.arguments(self.claimed.values, len(self.values))
+        self.process = self.launch([self.study.plan.recipe, *arguments], self._log(directory), directory)
+        return None
+
+    def _follow(self, directory: Path) -> None:
+        """Tell the epochs that the journal has by now; ask a training that is behind the others to stop."""
+        path, plan = directory / JOURNAL, self.study.plan
+        with contextlib.suppress(OSError):
+            size = path.stat().st_size
+            if size == self._size:
+                return
+            self._size = size
+        split, _, name = plan.metric.partition("/")
+        with contextlib.suppress(UsageError):  # not there yet
+            for record in run_records(path, lambda message: None, only=b'"kind": "epoch"'):
+                value = metrics_of(record).get(name)
+                if record["split"] == split and value is not None and math.isfinite(value):
+                    step = len(self.values) * plan.epochs + record["epoch"]
+                    if self.claimed.report(step, float(value)) and not self.pruned:
+                        self.pruned = True
+                        if self.process is not None:
+                            self.process.terminate()
+
+    def _training_done(self, directory: Path) -> str | None:
+        plan, content = self.study.plan, open_run(directory).content
+        reached = content.metrics.get(plan.metric)
+        value = math.nan if reached is None else reached.best(plan.mode)[0]
+        if not math.isfinite(value):
+            there = ", ".join(content.metrics) or "nothing"
+            return self._failed(f"has no value of {plan.metric}; it measured {there}")
+        self.values.append(value)
+        self.launches, self._size = 0, -1
+        if len(self.values) < len(self.directories):
+            return None
+        self.claimed.tell(sum(self.values) / len(self.values), "complete")
+        return "complete"
+
+    def _failed(self, reason: str) -> str:
+        self.reason = reason
+        self.claimed.tell(None, "failed")
+        return "failed"
+
+    def _log(self, directory: Path) -> Path:
+        name = "-".join(directory.relative_to(self.study.directory).parts)
+        return self.study.directory / PRIVATE / "logs" / f"{name}.txt"
+
+    def _last_words(self, directory: Path) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log(directory).read_text(errors="replace")[-4000:].strip().splitlines()
+            return " / ".join(lines[-3:]) or "it said nothing"
+        return "it said nothing"
+
+    def stop(self) -> None:
+        """Ask the training to save and stop, and wait; the trial stays as it is for the next time."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_LEAVING_S)
+        self.claimed.release()
+
+
+def _is_done(directory: Path) -> bool:
+    return is_run(directory) and open_run(directory).status == "done"
+
+
+def run_trials(
+    study: Study,
+    jobs: int,
+    launch: Launch,
+    say: Callable[[str], None],
+    wait: Callable[[], None] = lambda: time.sleep(_POLL_S),
+) -> None:
+    """Work on the trials, `jobs` at a time, until every one is told, by this process or others.
+
+    Raises RunFailed where the first trials all fail. However it is left, the trainings are asked to save first.
+    """
+    works: list[Work] = []
+    failures, succeeded, told_of_others = 0, False, False
+    try:
+        while True:
+            while len(works) < jobs and (claimed := study.claim()) is not None:
+                works.append(Work(study, claimed, launch))
+            if not works and study.finished():
+                return
+            if not works and not told_of_others:
+                say("the trials that are left are being trained by others; waiting for them")
+                told_of_others = True
+            for work in list(works):
+                if (state := work.poll()) is not None:
+                    works.remove(work)
+                    say(_line(study, work, state))
+                    succeeded = succeeded or state != "failed"
+                    failures += state == "failed"
+                    if failures >= _MOST_FAILURES and not succeeded:
+                        raise RunFailed(f"{study.directory}: the first {failures} trials all failed: {work.reason}")
+            wait()
+    finally:
+        for work in works:
+            work.stop()
+
+
+def _line(study: Study, work: Work, state: str) -> str:
+    values = " ".join(f"{name}={value}" for name, value in work.claimed.values.items())
+    done = sum(trial.state.is_finished() for trial in study.trials())
+    head = f"trial {work.claimed.number} ({done}/{study.plan.trials})  {values}"
+    if state == "complete":
+        mean = sum(work.values) / len(work.values)
+        return f"{head}  {study.plan.metric} {figure(study.plan.metric, mean)}"
+    return f"{head}  {state}{f': {work.reason}' if work.reason else ''}"
