@@ -68,6 +68,8 @@ COMMAND_LINE = {
     "runs": {"words", "--best", "--where", "--sort", "--reverse", "--json", "--remove", "--keep-best", "--yes"},
     "compare": {"runs", "--best", "--seeds", "--html", "--json"},
     "sweep": {"sweep", "--dir", "--jobs", "--json"},
+    "pack": {"run_dir", "--to"},
+    "unpack": {"file", "--to"},
     "checkpoints": {"run_dir", "--json"},
     "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--with", "--compare", "--trust-code"},
     "list": {"kind", "--json"},

@@ -36,6 +36,8 @@ VERBS = {
     "runs": ("runs", "list runs, search, label, remove them"),
     "compare": ("compare", "compare runs: what differs, which is better"),
     "sweep": ("sweep", "search over settings of a recipe"),
+    "pack": ("pack", "write a run as one file, to go on elsewhere"),
+    "unpack": ("unpack", "make a packed run a directory again"),
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),
