@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+
 import pytest
 import torch
 from ranks import RanksFailed, run_ranks
@@ -9,6 +13,7 @@ from torch import nn
 
 from surefoot import losses
 from surefoot.checkpoint import Checkpointer
+from surefoot.cli import main
 from surefoot.data import DatasetSource, Loader
 from surefoot.losses.averaging import shares
 from surefoot.metrics import RunningMetrics
@@ -247,6 +252,26 @@ def of_torchmetrics(world):
 
 def test_torchmetrics_metrics_count_each_sample_once():
     assert [one.metrics for one in run_ranks(2, of_torchmetrics)] == [of_torchmetrics(World.alone()).metrics] * 2
+
+
+def eval_command(world, folder, *words):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["eval", f"{folder}/model", "--data", f"{folder}/rows.csv", "--trust-code", *words]) == 0
+    return out.getvalue()
+
+
+def test_the_eval_command_on_several_ranks_prints_once_what_one_process_prints(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k * 0.5}\n" for k in range(1100)))
+    recipe = (
+        f"data: {{name: csv, path: {tmp_path}/rows.csv, target: y}}\nmodel: {{name: MLP, hidden: [4]}}\n"
+        "loss: MSELoss\noptimizer: {name: SGD, lr: 0.001}\nepochs: 1\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert main(["train", f"{tmp_path}/recipe.yaml", "--run", f"{tmp_path}/model"]) == 0
+    alone = eval_command(World.alone(), tmp_path, "--json")
+    assert json.loads(alone)["samples"] == 1100
+    assert run_ranks(2, eval_command, tmp_path, "--json") == [alone, ""]
 
 
 def boxes(world):

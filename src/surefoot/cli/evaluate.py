@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..artifacts import LoadedModel
     from ..data import DataSplits, Source
     from ..metrics.tables import LabelCounts, TargetErrors
+    from ..world import World
 
 TEXT_ENDINGS = (".txt", ".md", ".rst")
 
@@ -41,9 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate and print."""
+    """Evaluate and print; under torchrun each rank has its part of the batches, and rank 0 prints."""
+    from ..world import World
+
     form = output_form(arguments)
-    report = figures(arguments)
+    with World.here() as world:
+        report = figures(arguments, world)
+    if world.rank > 0:
+        return 0
     if form == "text":
         show(report)
     else:
@@ -65,7 +71,7 @@ def _rows_of(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
             )
 
 
-def figures(arguments: argparse.Namespace) -> dict[str, Any]:
+def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """All figures of the model on that data, as plain values; ``metrics`` by name."""
     from ..build import build_metrics
     from ..data import DATA, Loader
@@ -98,6 +104,7 @@ def figures(arguments: argparse.Namespace) -> dict[str, Any]:
     # The confusion matrix is of those of the loss.
     measured = {"auto": "auto", **({} if isinstance(metrics, str) else metrics), "_table": table}
     settings: dict[str, Any] = {"metrics": measured, "confusion": len(classes) if classes else None}
+    settings["world"] = world
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:
             raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")
