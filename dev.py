@@ -50,6 +50,7 @@ usage: python3 dev.py VERB [ARGUMENTS]
   wild          model files that real packages ship: downloaded, imported, compared (tests/wild.py)
   libraries     models and data of real libraries, in an environment of their own (tests/real_libraries.py)
   gallery ...   every example of the gallery, killed and compared (tests/gallery.py)
+  docs          the site, in English and Chinese, in an environment of its own (docs/site/make_site.py)
   bench ...     the benchmarks, side by side with other loops (benchmarks/run.py)
   run CMD ...   any command in the environment, e.g. run python, run tensorboard --logdir runs
   setup         make the environment and stop there
@@ -109,6 +110,7 @@ SCRIPTS = {
     "wild": "tests/wild.py",
     "libraries": "tests/real_libraries.py",
     "gallery": "tests/gallery.py",
+    "docs": "docs/site/make_site.py",
     "bench": "benchmarks/run.py",
 }
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up

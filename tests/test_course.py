@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,6 @@ def test_a_chapter_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys):
         if not cell.is_words:
             exec(compile("\n" * cell.line + cell.text, str(path), "exec"), namespace)
     assert torch.get_num_threads() == threads and capsys.readouterr().out
-    warnings.resetwarnings()
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=ids)

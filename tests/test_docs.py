@@ -17,7 +17,7 @@ from surefoot.recipe import parse_recipe
 from surefoot.runs.sweep.settings import parse_plan
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 COURSE = sorted((ROOT / "docs" / "course").glob("*.py"))
 PAGES += sorted((Path(surefoot.__file__).parent / "explanations").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

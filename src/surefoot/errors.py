@@ -27,7 +27,7 @@ class UsageError(SurefootError, ValueError):
 
 
 class Problems(UsageError):
-    """Several mistakes at once, one a line, in the order given."""
+    """Several mistakes at once: `problems`, one a line, in the order given."""
 
     def __init__(self, problems: Sequence[str]):
         assert problems, "Problems without a problem"
@@ -48,7 +48,10 @@ class RankFailed(RunFailed):
 
 
 class Stopped(SurefootError):
-    """A signal asked the run to stop, and it stopped between two steps. Exit code 128 + signal."""
+    """A signal asked the run to stop, and it stopped between two steps. Exit code 128 + `signum`.
+
+    Without a `message` it names the signal.
+    """
 
     def __init__(self, signum: int, message: str = ""):
         self.signal = signum

@@ -72,7 +72,7 @@ def export(
     - ``.pt2``: a program by `torch.export`, any batch size, preprocessing and class names inside.
     - ``.onnx``: the same for onnxruntime and others; needs ``surefoot[onnx]``.
 
-    `source` is what `open_model` takes (with its keyword arguments: ``model=`` an instance, ``trust_code=True``), a
+    `source` is what `open_model` takes (with its keyword arguments as `opening`: ``model=``, ``trust_code=True``), a
     `LoadedModel`, or a live module with its `info`. `batch` holds real raw samples (N, ...) to compare on, a tuple
     of tensors for a model of several inputs; without it random ones are drawn for a program. Weights are compared
     bit by bit and need none. Nothing stands at `to` before it has been compared. Raises `UsageError` for a model that

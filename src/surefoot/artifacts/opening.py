@@ -58,6 +58,7 @@ class Ready(nn.Module):
 class LoadedModel:
     """A model to use: call it on raw batches, whatever format it came from.
 
+    `path` is the file or directory that was opened; `run` computes outputs from inputs that are preprocessed.
     `format` is ``directory``, ``safetensors``, ``pth``, ``folder`` (of weights), ``pt2`` or ``onnx``;
     `module` is the live model where
     the format holds one (the first three), to be trained on or exported; `info` is what the file says.
@@ -170,7 +171,7 @@ def open_model(
     key: str | None = None,
     trust_code: bool = False,
 ) -> LoadedModel:
-    """Open a run directory, a model directory, ``.safetensors``, ``.pth``, ``.pt2`` or ``.onnx`` to use it.
+    """Open `path`: a run directory, a model directory, ``.safetensors``, ``.pth``, ``.pt2`` or ``.onnx``, to use it.
 
     The format is recognised by the content. Weights that do not name their model (``.pth``, foreign
     ``.safetensors``) need `model`, a registered name, ``module:Name`` or an instance, and a `preprocessing` before

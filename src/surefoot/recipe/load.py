@@ -27,6 +27,7 @@ def load_recipe(
 
     A bare word is the name of a packaged recipe; anything with a slash or a suffix is a file. Raises UsageError
     for a name or file that is not there or cannot be read, Problems with every mistake in it; see `parse_recipe`.
+    `registries` are those that names are looked up in, by their kind; without them all that Surefoot knows.
 
     >>> load_recipe("quickstrat")
     Traceback (most recent call last):

@@ -33,7 +33,8 @@ class Schedule:
 
     `scheduler` is any scheduler of torch (or one with `step`, `state_dict` and `load_state_dict`), moved `by`
     ``"epoch"`` or ``"step"``; `warmup` any of `WARMUPS`, counted by `warmup_by`. Make the scheduler first, then the
-    warmup. ReduceLROnPlateau watches the metric given to `epoch`; where it goes by step, `step` takes the metric.
+    warmup. ReduceLROnPlateau watches the metric given to `epoch`, in `fit` the one called `monitor`; where it goes by
+    step, `step` takes the metric.
     An update that was skipped (a GradScaler's) simply has no `step()`.
 
     Groups added to the optimizer later are scheduled as if they had been there from the start (their ``lr`` is

@@ -59,10 +59,11 @@ def evaluate(
     """One pass over `data` without gradients, in evaluation mode; the model's mode is put back.
 
     `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``; a Loader is read from the start of its
-    epoch and left where it was. `confusion` is the number of classes to count a confusion matrix for. `between` is
-    called between two batches, and may raise to stop. The ranks of a `world` have whole batches by turns, with the
-    buffers of rank 0's model: each gets the answer of one process, to the bit. Raises Problems for arguments that
-    cannot be.
+    epoch and left where it was, what is none yet in batches of `batch_size` samples. `loss` and `metrics` are those of
+    `fit`, `precision` is ``"float32"``, ``"bf16"`` or ``"fp16"``. `confusion` is the number of classes to count a
+    confusion matrix for. `between` is called between two batches, and may raise to stop. The ranks of a `world` have
+    whole batches by turns, with the buffers of rank 0's model: each gets the answer of one process, to the bit. Raises
+    Problems for arguments that cannot be.
     """
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
@@ -176,7 +177,8 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precis
 
     `data` is inputs (N, ...), a tensor or array; a dictionary of such, the keywords that the model takes; or what
     `evaluate` takes, whose targets are left out. Outputs are what the model returns, a tensor, or a tuple, dictionary
-    or object of tensors (N, ...), joined over all batches. Raises UsageError for a loader that reads in another order.
+    or object of tensors (N, ...), joined over all batches of `batch_size` samples. `precision` is ``"float32"``,
+    ``"bf16"`` or ``"fp16"``. Raises UsageError for a loader that reads in another order.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     check = Arguments()

@@ -1,0 +1,224 @@
+"""The reference, generated: public names, keys of a recipe, verbs of the command, and what every finding means."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+# Whose `__all__` is public, beside that of `surefoot` itself.
+MODULES = (
+    *("schedules", "optimizers", "losses", "metrics", "models", "data", "planning", "tracking"),
+    *("artifacts", "checkpoint", "training"),
+)
+
+
+def public() -> Iterator[tuple[str, str, Any]]:
+    """(module, name, object) of each public name, each once, at the shortest path."""
+    seen: set[int] = set()
+    for module in ("surefoot", *(f"surefoot.{name}" for name in MODULES)):
+        home = importlib.import_module(module)
+        for name in sorted(home.__all__, key=str.lower):
+            thing = getattr(home, name)
+            if id(thing) not in seen and name != "__version__":
+                seen.add(id(thing))
+                yield module, name, thing
+
+
+def undocumented() -> list[str]:
+    """What the reference lacks: public names, methods and arguments without a word."""
+    missing = []
+    for module, name, thing in public():
+        if not callable(thing):
+            continue
+        text = inspect.getdoc(thing) or ""
+        if not text or text.startswith(f"{name}("):  # a dataclass without a docstring is given its signature
+            missing.append(f"{module}.{name}")
+            continue
+        whole = text + "".join(inspect.getdoc(base) or "" for base in ours(thing))
+        missing += [
+            f"{module}.{name}: its argument {argument}"
+            for argument in (_arguments(thing) if module == "surefoot" else ())
+            if not re.search(rf"\b{argument.lstrip('*')}\b", whole)
+        ]
+        missing += [f"{module}.{name}.{method}" for method, member in members(thing) if not inspect.getdoc(member)]
+    return missing
+
+
+def members(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The public methods and properties of a class of ours, those of its bases in this package too."""
+    found = {name: member for base in reversed(ours(thing)) for name, member in vars(base).items()}
+    for name, member in found.items():
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, _DESCRIPTORS)):
+            yield name, member
+
+
+_DESCRIPTORS = (property, classmethod, staticmethod)
+
+
+def ours(thing: Any) -> list[type]:
+    """A class of this package and its bases of this package; nothing for what is no class."""
+    return [base for base in getattr(thing, "__mro__", ()) if base.__module__.startswith("surefoot.")]
+
+
+def _arguments(thing: Any) -> list[str]:
+    try:
+        parameters = inspect.signature(thing).parameters
+    except (TypeError, ValueError):
+        return []
+    return [name for name in parameters if name != "self"]
+
+
+def python_page(title: str, lead: str) -> str:
+    """Every public name: its signature and its docstring, which is Markdown but for doctests."""
+    parts, home = [f"# {title}\n\n{lead}\n"], ""
+    for module, name, thing in public():
+        if module != home:
+            home = module
+            parts.append(f"## {module}\n")
+        parts.append(f"### {name}\n")
+        if not callable(thing):
+            parts.append(f"`{type(thing).__name__}`: {_values(thing)}\n")
+            continue
+        parts += [_signature(f"{module}.{name}", thing), _markdown(inspect.getdoc(thing) or "")]
+        for method, member in members(thing):
+            inner = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            head = f"`.{method}`" if isinstance(member, property) else f"`.{method}{_short(inner)}`"
+            parts.append(f"**{head}**\n\n{_markdown(inspect.getdoc(member) or '')}")
+    return "\n".join(parts)
+
+
+def _values(thing: Any) -> str:
+    if hasattr(thing, "names"):
+        thing = thing.names()
+    return f"`{thing!r}`" if isinstance(thing, int | float | str) else ", ".join(f"`{each}`" for each in thing)
+
+
+def _short(function: Any) -> str:
+    text = re.sub(r"\(self(, )?", "(", str(inspect.signature(function)))
+    return text.replace("'", "")
+
+
+def _signature(name: str, thing: Any) -> str:
+    try:
+        parameters = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return ""
+    shown = [
+        str(p).replace("'", "") if p.default is p.empty else _with_default(p) for p in parameters.parameters.values()
+    ]
+    lines = "".join(f"    {text},\n" for text in _starred(shown, list(parameters.parameters.values())))
+    kind = "class " if inspect.isclass(thing) else ""
+    returns = parameters.return_annotation
+    arrow = "" if returns is parameters.empty or kind else f" -> {returns}".replace("'", "")
+    return f"```python\n{kind}{name}(\n{lines}){arrow}\n```\n" if lines else f"```python\n{kind}{name}(){arrow}\n```\n"
+
+
+def _with_default(parameter: inspect.Parameter) -> str:
+    default = repr(parameter.default)
+    short = default if len(default) < 40 and " at 0x" not in default and not default.startswith("<") else "..."
+    return str(parameter.replace(default=inspect.Parameter.empty)).replace("'", "") + f" = {short}"
+
+
+def _starred(shown: list[str], parameters: list[inspect.Parameter]) -> list[str]:
+    """With the `*` before the first argument that is given by keyword only."""
+    out: list[str] = []
+    for text, parameter in zip(shown, parameters, strict=True):
+        keyword = parameter.kind is parameter.KEYWORD_ONLY
+        if keyword and "*" not in out and not any(line.startswith("*") for line in out):
+            out.append("*")
+        out.append(text)
+    return out
+
+
+def _markdown(doc: str) -> str:
+    """A docstring as Markdown: its doctests become blocks of code."""
+    blocks = re.split(r"\n\s*\n", doc)
+    out = []
+    for block in blocks:
+        lead, found, examples = block.partition(">>> ")
+        if found and (not lead or lead.endswith("\n")):
+            out += [lead.rstrip()] if lead.strip() else []
+            out.append(f"```python\n{inspect.cleandoc(found + examples)}\n```")
+        else:
+            out.append(block)
+    return "\n\n".join(out) + "\n"
+
+
+def recipe_page(title: str, lead: str) -> str:
+    """Every key of a recipe, from its JSON Schema."""
+    from surefoot.recipe import json_schema
+
+    schema = json_schema()
+    parts = [f"# {title}\n\n{lead}\n", "## Recipe\n", _keys(schema)]
+    for name, section in sorted(schema["$defs"].items()):
+        if table := _keys(section):
+            parts += [f"## {name}\n", section.get("description", "") + "\n", table]
+    return "\n".join(parts)
+
+
+def _keys(section: dict[str, Any]) -> str:
+    variants = [section, *section.get("anyOf", ()), *section.get("oneOf", ())]
+    rows: dict[str, str] = {}
+    for variant in variants:
+        for key, value in variant.get("properties", {}).items():
+            default = f"`{value['default']!r}`" if "default" in value else ""
+            described = value.get("description", "").replace("|", "\\|").replace("\n", " ")
+            rows.setdefault(key, f"| `{key}` | {_kind(value)} | {default} | {described} |")
+    return (
+        "| key | value | default | what it is |\n|---|---|---|---|\n" + "\n".join(rows.values()) + "\n" if rows else ""
+    )
+
+
+def _kind(value: dict[str, Any]) -> str:
+    """What a key takes, in a few words."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in value:
+        return ", ".join(f"`{each}`" for each in value["enum"][:12]) + (", ..." if len(value["enum"]) > 12 else "")
+    if "const" in value:
+        return f"`{value['const']}`"
+    if parts := value.get("anyOf") or value.get("oneOf"):
+        return " or ".join(dict.fromkeys(kind for kind in map(_kind, parts) if kind))
+    kind = value.get("type", "")
+    kind = " or ".join(kind) if isinstance(kind, list) else kind
+    limits = [f"{sign} {value[key]}" for key, sign in _LIMITS.items() if key in value and abs(value[key]) < 2**53]
+    return " ".join([kind, *limits])
+
+
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def command_page(title: str, lead: str) -> str:
+    """Every verb of the command, with its arguments."""
+    from surefoot.cli import make_parser
+
+    parser = make_parser()
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    parts = [f"# {title}\n\n{lead}\n"]
+    for verb, each in verbs.choices.items():
+        each.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=96)
+        parts.append(f"## surefoot {verb}\n\n```text\n{each.format_help().strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def trouble_page(title: str, lead: str) -> str:
+    """What every finding means, by the name that is printed: the text of `surefoot explain`."""
+    from surefoot.cli.explain import sections
+
+    found = sections()
+    names = " · ".join(f"[{name}](#{name})" for name in found)
+    texts = [f"## {name}\n\n{text}\n" for name, (_, text) in found.items()]
+    return "\n".join([f"# {title}\n\n{lead}\n\n{names}\n", *texts])
+
+
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the project."""
+    with open(os.path.join(os.path.dirname(__file__), "..", "..", "pyproject.toml"), "rb") as file:
+        return tomllib.load(file)["project"]

@@ -1,0 +1,69 @@
+"""The site's parts that need no Sphinx: every public name is documented, every link of a page leads somewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "site"))
+
+import make_site  # noqa: E402
+import reference  # noqa: E402
+
+from surefoot.losses import FINDINGS  # noqa: E402
+from surefoot.planning import MISTAKES  # noqa: E402
+
+
+def test_every_public_name_method_and_argument_is_documented():
+    assert reference.undocumented() == []
+
+
+def test_a_name_without_a_word_is_told(monkeypatch):
+    def bare(number):
+        return number
+
+    def wordy(number):
+        """Half of it."""
+        return number
+
+    monkeypatch.setattr(reference, "public", lambda: iter([("surefoot", "bare", bare), ("surefoot", "wordy", wordy)]))
+    assert reference.undocumented() == ["surefoot.bare", "surefoot.wordy: its argument number"]
+
+
+@pytest.mark.parametrize("language", make_site.LANGUAGES)
+def test_every_page_is_laid_out_and_every_link_leads_somewhere(language, tmp_path):
+    make_site.lay_out(tmp_path, language)
+    made = {path.relative_to(tmp_path).with_suffix("").as_posix() for path in tmp_path.rglob("*")}
+    assert set(make_site.pages().values()) <= made
+    contents = (tmp_path / "index.md").read_text(encoding="utf-8")
+    assert all(page in contents for page in make_site.pages().values() if "/" not in page and page != "index")
+
+
+def test_a_link_to_nothing_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"docs/data.md: the link nothing.md leads to nothing"):
+        make_site.linked("[this](nothing.md)", "docs/data.md", "data", tmp_path)
+
+
+def test_a_link_of_a_built_page_that_leads_nowhere_is_told(tmp_path):
+    (tmp_path / "one.html").write_text('<a href="two.html#here">two</a> <a href="#there" id="x">itself</a>')
+    (tmp_path / "two.html").write_text('<p id="here">')
+    assert list(make_site.broken_links(tmp_path)) == ["one.html: #there names no place on that page"]
+    (tmp_path / "two.html").unlink()
+    assert "one.html: two.html#here is not there" in make_site.broken_links(tmp_path)
+
+
+def test_trouble_has_every_name_that_is_printed():
+    page = reference.trouble_page("Trouble", "")
+    assert all(f"\n## {name}\n" in page for name in (*FINDINGS, *MISTAKES))
+
+
+def test_the_reference_names_every_key_and_verb():
+    from surefoot.cli import VERBS
+    from surefoot.recipe import json_schema
+
+    keys, command = reference.recipe_page("Keys", ""), reference.command_page("Command", "")
+    assert all(f"| `{key}` |" in keys for key in json_schema()["properties"])
+    assert all(f"\n## surefoot {verb}\n" in command for verb in VERBS)
