@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -209,6 +210,38 @@ def test_code_that_changed_is_seen_file_by_file(project, file):
     (folder / file).write_text(FILES[file] + "CHANGED = 1\n")
     after = code_of(parts)
     assert [name for name in after if after[name] != before[name]] == [f"code.{file}"]
+
+
+def test_the_versions_of_the_libraries_that_parts_come_from_are_conditions(tmp_path, monkeypatch):
+    """Of a module's class, of the base of a user's own, of a loss function; not of what no part comes from."""
+    site = tmp_path / "site-packages"
+    for name, text in {
+        "modelhub": "import unused\nfrom torch import nn\nclass Net(nn.Linear):\n    pass\n",
+        "losshub": "def loss(outputs, targets):\n    return ((outputs - targets) ** 2).mean()\n",
+        "unused": "",
+    }.items():
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text("__version__ = '1.0'\n" + text)
+    (tmp_path / "mine.py").write_text("from modelhub import Net\nclass Mine(Net):\n    pass\n")
+    for folder in (tmp_path, site):
+        monkeypatch.syspath_prepend(str(folder))
+    try:
+        losshub, modelhub, mine = (importlib.import_module(name) for name in ("losshub", "modelhub", "mine"))
+        for net in (modelhub.Net(1, 1), nn.Sequential(mine.Mine(1, 1))):
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            versions = {key: value for key, value in code_of([net, optimizer, losshub.loss]).items() if "vers" in key}
+            assert versions == {"versions.modelhub": "1.0", "versions.losshub": "1.0"}
+            run_dir = tmp_path / type(net).__name__
+            arguments = fit_arguments(epochs=1, run_dir=run_dir, resume=True, progress=False)
+            data = torch.zeros(4, 1), torch.zeros(4, 1)
+            fit(net, losshub.loss, optimizer, data, **arguments)
+            modelhub.__version__ = "2.0"
+            with pytest.raises(ConditionsChanged, match=r"versions.modelhub: was 1\.0, is 2\.0"):
+                fit(net, losshub.loss, optimizer, data, **arguments)
+            modelhub.__version__ = "1.0"
+    finally:
+        for name in ("modelhub", "losshub", "unused", "mine"):
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("variable", ["OMP_DYNAMIC", "OMP_THREAD_LIMIT", "MKL_CBWR"])

@@ -224,6 +224,33 @@ def test_another_stream_is_found(kind):
             other.load_state_dict(saved.state_dict())
 
 
+@pytest.mark.parametrize(("kind", "workers"), [(Stateful, 0), (ByIterator, 0), (Stateful, 2)])
+def test_a_stream_that_changed_where_it_was_read_last_is_found(kind, workers):
+    """Though its first samples are as they were, and its state leads on at once."""
+
+    class Changed(kind):
+        def numbers(self):
+            return iter([-1 if number == changed else number for number in super().numbers()])
+
+    Changed.__qualname__ = kind.__qualname__
+    saved = Loader(kind(60), 4, workers=workers)
+    for batch in saved:
+        state, changed = saved.state_dict(), int(batch[0][2, 0])
+        if saved.position == 7:
+            break
+    saved.close()
+    for other in (kind(60), Changed(60)):
+        loader = Loader(other, 4, workers=workers)
+        assert loader.source.fingerprint() == saved.source.fingerprint()
+        loader.load_state_dict(state)
+        if type(other) is kind:
+            taken(loader, 2)
+        else:
+            with pytest.raises(UsageError, match="its batch ., read again, is not that of the saved run"):
+                taken(loader, 2)
+        loader.close()
+
+
 def test_a_state_that_the_stream_refuses_is_told():
     saved = Loader(Stateful(), 4)
     taken(saved, 2)

@@ -19,6 +19,8 @@ from ..held import names_of, walk
 
 _MAIN = "__main__"
 _HOUSE = Path(__file__).resolve().parents[1]
+# Their versions are conditions of every run.
+_COMPARED = ("torch", "numpy", "surefoot")
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -26,17 +28,20 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     """SHA-256 of the user's own code behind `parts` (objects, classes, functions), as conditions.
 
     ``code.models/net.py`` is a whole file, without comments and layout: that of a class, of its bases, of a function
-    and of all that these files import below the user's project; what is installed counts by its version. Of a script or
-    notebook only what the parts refer to counts (``code.__main__:Net``), so that another number of epochs is no change.
+    and of all that these files import below the user's project. What is installed counts by its version, as
+    ``versions.transformers``: that of each library whose function, or part with a state, is among `parts`. Of a script
+    or notebook only what the parts refer to counts (``code.__main__:Net``), so that another number of epochs is no
+    change.
     """
     digests: dict[str, str] = {}
     files: dict[str, str] = {}
+    parts = list(parts)
     for code in _definitions(parts):
         if code.__module__ == _MAIN:
             _main(code, digests, files)
         else:
             _file(code.__module__, files)
-    return digests | files
+    return digests | files | {f"versions.{name}": version for name, version in _libraries(parts)}
 
 
 def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
@@ -52,6 +57,22 @@ def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
     for part in parts:
         if isinstance(part, type):
             yield from (kind for kind in part.__mro__ if is_own(kind.__module__))
+
+
+def _libraries(parts: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """The libraries, with their versions, that parts with a state, and functions, come from."""
+    for _, value in walk({str(number): part for number, part in enumerate(parts)}):
+        if isinstance(value, types.FunctionType):
+            modules = [value.__module__]
+        elif callable(getattr(type(value), "load_state_dict", None)):
+            modules = [kind.__module__ for kind in type(value).__mro__]
+        else:
+            continue
+        # Of a class the nearest base that is not the user's own: what that is made of is its library's affair.
+        name = next((module for module in modules if not is_own(module)), "").partition(".")[0]
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if name not in _COMPARED and isinstance(version, str):
+            yield name, version
 
 
 @functools.cache

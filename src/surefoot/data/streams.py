@@ -172,17 +172,19 @@ class StreamReader:
 
     def begin(self, number: int, state: Mapping[str, Any] | None) -> None:
         """Begin a pass, or go on within it from a `state`. Raises UsageError where the stream is another one."""
-        self._pass, self._batches, self._digest, self._ended = number, 0, "", False
-        self._stream = with_data_shared(self._given)
-        self._iterator: Any = None
-        if hasattr(self._stream, "set_epoch"):
-            self._stream.set_epoch(number)
+        self._start(number)
+        self._asked: dict[str, Any] | None = None
+        self._before: dict[str, Any] | None = None
         if state is None:
             return
         if state["ended"]:
             self._batches, self._digest, self._ended = state["batches"], state["digest"], True
         elif self._stateful and state["state"] is not None:
+            if state["before"] is not None:
+                self._compare(state["before"])
+                self._start(number)
             self._load(state)
+            self._before = state["before"]
         else:
             while self._batches < state["batches"]:
                 if self.read() is None:
@@ -195,6 +197,24 @@ class StreamReader:
                     f"data: {self._name}: of {counted(self._batches, 'batch')} read again, some are not those of the "
                     "saved run: it is not the same stream"
                 )
+
+    def _start(self, number: int) -> None:
+        """Be at the start of a pass."""
+        self._pass, self._batches, self._digest, self._ended = number, 0, "", False
+        self._stream = with_data_shared(self._given)
+        self._iterator: Any = None
+        if hasattr(self._stream, "set_epoch"):
+            self._stream.set_epoch(number)
+
+    def _compare(self, place: Mapping[str, Any]) -> None:
+        """Read the batch after an earlier place again. Raises UsageError where it is another one."""
+        self._load(place)
+        self.read()
+        if self._digest != place["next"]:
+            raise UsageError(
+                f"data: {self._name}: its batch {place['batches'] + 1}, read again, is not that of the saved run: it "
+                "is not the same stream"
+            )
 
     def _load(self, state: Mapping[str, Any]) -> None:
         try:
@@ -225,10 +245,12 @@ class StreamReader:
             whole = Division(self._division.parts)
             parts = [self._collated(samples, rows) for rows, _ in whole.cut(len(samples))]
         self._batches += 1
+        self._digest = _digest(self._digest, parts[0] if whole.parts == 1 else parts)
+        if self._asked is not None:
+            self._before = {**self._asked, "next": self._digest}
+            self._asked = None
         if whole.parts == 1:
-            self._digest = _digest(self._digest, parts[0])
             return parts[0]
-        self._digest = _digest(self._digest, parts)
         return self._division.given([parts[number] for number in self._division.own], len(samples))
 
     def _collated(self, samples: list[Any], rows: slice) -> tuple[Any, ...]:
@@ -237,10 +259,15 @@ class StreamReader:
         return collated(some, self._collate, range(first, first + len(some)), self._seed, self._pass, first)
 
     def state(self) -> dict[str, Any]:
-        """Where the reading stands: plain values, and the stream's own state."""
+        """Where the reading stands: plain values, and the stream's own state.
+
+        Besides, of the last place before it that was asked for, what the next batch was: a resume compares it.
+        """
         holder = next((h for h in (self._iterator, self._stream) if hasattr(h, "state_dict")), None)
         state = holder.state_dict() if holder is not None and self._stateful and not self._ended else None
-        return {"batches": self._batches, "digest": self._digest, "ended": self._ended, "state": state}
+        place = {"batches": self._batches, "digest": self._digest, "state": copy.deepcopy(state)}
+        self._asked = None if state is None else place
+        return {**place, "ended": self._ended, "before": self._before}
 
     @contextlib.contextmanager
     def _seeds(self) -> Iterator[None]:
