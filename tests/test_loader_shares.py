@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import run_ranks
 from test_streams import Plain, Stateful
 
 from surefoot import batches
@@ -222,3 +225,20 @@ def test_a_loop_by_hand_is_given_its_rows_and_what_they_count(size):
         each = [batch[0].mean(0) * loader.weight for loader, batch in zip(loaders, given_out, strict=True)]
         assert torch.allclose(sum(each) / size, mean, atol=1e-6)
     assert sum(loader.weight for loader in loaders) == pytest.approx(size)
+
+
+def by_hand(world):
+    """The parameters after the loops that the page prints."""
+    text = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text()
+    namespace: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, namespace)
+    return [p.tolist() for p in namespace["net"].parameters()], namespace["result"].metrics
+
+
+def test_the_loops_of_the_page_train_and_measure_on_several_ranks_as_in_one_process():
+    (parameters, metrics), ranks = by_hand(None), run_ranks(3, by_hand)
+    for others, measured in ranks:
+        for mine, theirs in zip(parameters, others, strict=True):
+            assert torch.tensor(theirs).allclose(torch.tensor(mine), atol=1e-5)
+        assert measured == ranks[0][1] and measured == pytest.approx(metrics, rel=1e-5)
