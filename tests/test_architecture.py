@@ -24,7 +24,7 @@ FLOORS = (
     {"held"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
     {"batches", "nonfinite", "micro_batches"},
-    {"gradients", "metrics"},
+    {"gradients", "metrics", "reduction"},
     {"losses", "optimizers", "schedules", "models", "pictures", "preprocessing", "moving_average", "table_columns"},
     {"data", "artifacts", "tracking", "step_result"},
     {"step"},

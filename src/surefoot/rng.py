@@ -6,12 +6,16 @@ run resumed without it would draw other numbers and not be exact.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .text import counted
+
+if TYPE_CHECKING:
+    import torch
 
 _MASK = (1 << 64) - 1
 
@@ -43,6 +47,26 @@ def seed_all(seed: int) -> None:
     numpy.random.seed(fold(seed) & 0xFFFFFFFF)
     # torch.manual_seed reaches CUDA's generators too, lazily where CUDA is not yet in use.
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within it torch draws from `seed`, on the CPU and on `device`; afterwards its generators are as before."""
+    import torch
+
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 def get_state() -> dict[str, Any]:

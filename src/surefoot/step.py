@@ -11,18 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from . import rng
 from .arguments import Arguments
 from .errors import UsageError
 from .gradients import limit_gradients
 from .limits import CLIPPING, EMA_DECAY, ON_NONFINITE, PRECISIONS
 from .losses import averaging, conventions
+from .micro_batches import MicroBatches
 from .modes import autocast
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
-from .step_result import StepResult, result_of, together
+from .reduction import Reduction, share_buffers
+from .step_result import StepResult, of_parts, result_of, together
 from .untouched import Buffers, put_back_on
+from .world import World
+from .wrapping import replicating
 
 Batch = tuple[Any, ...]
+
+# Losses that call the model several times a batch, or as they like.
+CALLED_OFTEN = ("objective", "triplet", "two inputs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,11 @@ class TrainStep:
         loss: Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
         options: StepOptions | None = None,
+        *,
+        world: World | None = None,
+        seed: int = 0,
     ):
+        self.world = World.alone() if world is None else world
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.options = options = options if options is not None else StepOptions()
         if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
@@ -97,8 +109,17 @@ class TrainStep:
         self._scale: float | None = None  # the scaler's, where it was read already
         self.backend: Callable[[Sequence[Batch]], StepResult] | None = None
         self._buffers = Buffers(model, loss)
+        called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
+        self._reduction = Reduction(self.world, model, called_once=called_once)
+        # Of updates whose micro-batches are given as such; how many batches make one.
+        self._seed, self._updates, self._batches = seed, 0, 1
+        self._refused: list[tuple[int, float]] = []
+        if self.world.size > 1 and (kind := replicating(model)) not in (None, "DistributedDataParallel"):
+            raise UsageError(f"model: a {kind} cannot be trained by several processes here; give the model by itself")
 
-    def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def __call__(self, micro_batches: Sequence[Any]) -> StepResult:
+        if isinstance(micro_batches[0], MicroBatches):
+            self._batches, micro_batches = len(micro_batches), MicroBatches.joined(micro_batches)
         if self.checks:
             self._buffers.note(always=getattr(self.backend, "writes_unseen", False))
         try:
@@ -121,8 +142,10 @@ class TrainStep:
             return result._replace(grad_norm=norm)
         if self.options.clips:
             scaler.unscale_(self.optimizer)
-        norm = self.limit()
-        return result._replace(grad_norm=norm, updated=self._scaled_update(scaler))
+        norm, updated = self.limit(), self._scaled_update(scaler)
+        if not updated and self.world.size > 1:
+            self._agree_on_losses()
+        return result._replace(grad_norm=norm, updated=updated)
 
     def _scaled_update(self, scaler: torch.amp.GradScaler) -> bool:
         """Update unless the gradients overflowed, and say whether it was done; waits for the device once."""
@@ -147,7 +170,7 @@ class TrainStep:
         def closure() -> Tensor:
             result = self._gradients(micro_batches)
             results.append(result._replace(grad_norm=self.limit()))
-            return result.loss
+            return self.world.sum(result.loss)
 
         with put_back_on(NonFinite, self.optimizer):  # perhaps not at the first evaluation
             self.optimizer.step(closure)  # type: ignore[arg-type]
@@ -155,6 +178,8 @@ class TrainStep:
 
     def _gradients(self, micro_batches: Sequence[Batch]) -> StepResult:
         """Forward and backward of each micro-batch; gradients add up to those of the mean over all samples."""
+        if isinstance(micro_batches, MicroBatches):
+            return self._divided(micro_batches)
         self.optimizer.zero_grad(set_to_none=self.options.set_to_none)
         shares = [None] if len(micro_batches) == 1 else averaging.shares(self.loss, micro_batches)
         results = []
@@ -167,6 +192,34 @@ class TrainStep:
             results.append(result_of(value, batch))
         return results[0] if len(results) == 1 else together(results, self.trained())
 
+    def _divided(self, micro_batches: MicroBatches) -> StepResult:
+        """Forward and backward of this rank's micro-batches; gradients become those of the mean over all ranks'."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._refused.clear()
+        self._updates += 1
+        shares = averaging.shares(self.loss, micro_batches, self.world)
+        reduction, trained, values = self._reduction, self.trained(), []
+        reduction.begin()
+        for place, (number, share) in enumerate(zip(micro_batches.numbers, shares, strict=True)):
+            last, batch = place == len(micro_batches) - 1, micro_batches[place]
+            with rng.seeded(rng.fold(self._seed, self._updates, number), self.device):
+                value = self.forward(
+                    batch, share, number % self._batches, reduction.called if last else reduction.model
+                )
+                if not (value.weight is not None and share and not value.weight):
+                    loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
+                    loss.backward()  # type: ignore[no-untyped-call]
+            values.append(value)
+            if not last:
+                reduction.hold(trained, ends=place % self._batches == self._batches - 1)
+        reduction.finish(trained)
+        share_buffers(self.world, self.model)
+        if not self.options.set_to_none:
+            for parameter in trained:
+                if parameter.grad is None and parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+        return of_parts(values, micro_batches, trained, self.world)
+
     def forward(
         self, batch: Batch, share: Any = None, index: int = 0, model: Callable[..., Any] | None = None
     ) -> conventions.LossValue:
@@ -174,7 +227,10 @@ class TrainStep:
         with autocast(self.device, self.options.precision):
             value = conventions.apply(self.loss, self.model if model is None else model, batch, share)
         if self.checks and not math.isfinite(number := value.loss.item()):
-            raise NonFinite.loss(number, index)
+            if self.world.size == 1:
+                raise NonFinite.loss(number, index)
+            self._refused.append((index, number))  # the others do not know yet, and must
+            self._reduction.poison()
         return value
 
     def limit(self) -> Tensor | None:
@@ -182,15 +238,29 @@ class TrainStep:
         looks = self.checks and self.scaler is None  # the scaler looks itself, and skips
         if not looks and not self.options.clips:
             return None
-        return limit_gradients(self.model, self.trained(), self.options.max_grad_norm, self.options.clip_value, looks)
+        try:
+            return limit_gradients(
+                self.model, self.trained(), self.options.max_grad_norm, self.options.clip_value, looks
+            )
+        except NonFinite:
+            self._agree_on_losses()
+            raise
+
+    def _agree_on_losses(self) -> None:
+        """Raise NonFinite, on every rank the same, where the loss of any rank was not finite."""
+        refused = sorted((index, value) for rank in self.world.gather(self._refused) for index, value in rank)
+        if refused:
+            index, value = refused[0]
+            raise NonFinite.loss(value, index)
 
     def trained(self) -> list[Tensor]:
         """What the optimizer updates."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """The scaler's state; empty where there is none. The moving average is a module, kept as one."""
-        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        """The scaler's state, and how often micro-batches were seeded; the moving average is a module, kept as one."""
+        state = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return state | ({"updates": self._updates} if self._updates else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave. Raises UsageError where a scaler is missing or was not expected."""
@@ -200,3 +270,4 @@ class TrainStep:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
             self._scale = None
+        self._updates = state.get("updates", 0)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from . import batches
+from .losses import averaging
 from .losses.conventions import LossValue
 from .metrics import Parts
+from .micro_batches import MicroBatches
+from .world import World
 
 
 class StepResult(NamedTuple):
@@ -21,6 +24,9 @@ class StepResult(NamedTuple):
     all gradients before clipping (0-dim), where a limit was asked for. `updated` is False where the parameters stayed
     as they were because a gradient overflowed in fp16. An objective may have given its `weight` (what its mean is over,
     in place of the samples) and further `numbers`, means over that weight.
+
+    Of `MicroBatches`, `parts` are this rank's, as `RunningMetrics.add_parts` takes them, and `loss` is what they add to
+    the mean over the `samples` of all ranks; outputs and targets are with the parts.
     """
 
     loss: Tensor
@@ -31,6 +37,7 @@ class StepResult(NamedTuple):
     updated: bool = True
     weight: Any = None
     numbers: Mapping[str, Any] = {}
+    parts: Sequence[tuple[Any, ...]] = ()
 
 
 def result_of(value: LossValue, batch: Any) -> StepResult:
@@ -65,6 +72,28 @@ def together(results: Sequence[StepResult], parameters: Sequence[Tensor]) -> Ste
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
     return StepResult(loss, outputs, targets, samples, weight=weight, numbers=numbers)
+
+
+def of_parts(
+    values: Sequence[LossValue], micro_batches: MicroBatches, parameters: Sequence[Tensor], world: World
+) -> StepResult:
+    """What an update saw of this rank's micro-batches; its gradients become those of the mean over all ranks'.
+
+    Where an objective gives its own weights, their sum over all ranks takes the place of the number of samples.
+    """
+    loss, samples = torch.stack([value.loss.detach() for value in values]).sum(), micro_batches.samples
+    weights = [value.weight if rows else 0 for value, rows in zip(values, micro_batches.rows, strict=True)]
+    if values[0].weight is not None:
+        factor = _over(samples, averaging.of_all_ranks(weights, micro_batches, world).sum())
+        loss = loss * factor.to(loss)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+    parts = [
+        (v.loss.detach(), batches.detached(v.outputs), v.targets, rows, weight if rows else None, v.numbers)
+        for v, rows, weight in zip(values, micro_batches.rows, weights, strict=True)
+    ]
+    return StepResult(loss, None, None, samples, parts=parts)
 
 
 def _over(value: Any, weight: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -167,6 +168,15 @@ def scripted_class(module: torch.nn.Module) -> str | None:
     name = kind().qualified_name().removeprefix("__torch__.") if callable(kind) else ""
     home, _, name = re.sub(r"___torch_mangle_\d+\.", "", name).rpartition(".")
     return f"{home}:{name}" if home else None
+
+
+def as_ddp(model: torch.nn.Module, group: Any) -> torch.nn.parallel.DistributedDataParallel:
+    """`model` shared over the ranks of `group`; its buffers are left alone, by the argument that this torch takes."""
+    ddp: Any = torch.nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(ddp).parameters
+    leave = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    shared: torch.nn.parallel.DistributedDataParallel = ddp(model, process_group=group, **leave)
+    return shared
 
 
 def default_store() -> Any:

@@ -28,6 +28,8 @@ TIMEOUT_S = 600.0
 _APART_S = 0.03
 _MOST_STEPS_APART = 1000
 _LEAVING_S = 10.0
+# Below so many numbers a sum is made of all that each rank has.
+_SMALL_SUM = 1 << 12
 _joins = 0
 
 
@@ -125,11 +127,7 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks as a new tensor, added in pairs of neighbours: the same bits on every rank."""
-        parts = self.gathered(tensor)
-        while len(parts) > 1:
-            pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
-            parts = [*pairs, *parts[2 * len(pairs) :]]
-        return parts[0]
+        return _added_in_pairs(self.gathered(tensor))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` for a loop of one's own: in DistributedDataParallel, whose gradients are the mean over ranks.
@@ -238,6 +236,19 @@ class _Ranks(World):
             dist.all_gather(parts, tensor, group=self.group)
         return parts
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        if tensor.numel() < _SMALL_SUM:
+            return super().sum(tensor)
+        # Each rank adds its part of the tensor: what is sent does not grow with the number of ranks.
+        each = -(-tensor.numel() // self.size)
+        whole = tensor.new_zeros(each * self.size)
+        whole[: tensor.numel()] = tensor.detach().reshape(-1)
+        parts = torch.empty_like(whole)
+        with self._reaching():
+            dist.all_to_all_single(parts, whole, group=self.group)
+            dist.all_gather_into_tensor(whole, _added_in_pairs(list(torch.split(parts, each))), group=self.group)
+        return whole[: tensor.numel()].view(tensor.shape)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         wrapped = nn.parallel.DistributedDataParallel(model)
 
@@ -322,6 +333,13 @@ class _Ranks(World):
         self._part(together=False)
         if failure is not None:
             raise failure from error
+
+
+def _added_in_pairs(parts: list[Tensor]) -> Tensor:
+    while len(parts) > 1:
+        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = [*pairs, *parts[2 * len(pairs) :]]
+    return parts[0]
 
 
 def _init(wait: timedelta, prefix: str) -> None:

@@ -184,11 +184,10 @@ class Indexed:
         assert isinstance(self.source, TensorSource)
         if self._division.parts == 1:
             return self.source.formed(self._gather(epoch, keys))
-        parts = self._own(keys)
-        columns = self._gather(epoch, parts[0] if len(parts) == 1 else torch.cat(parts))
-        # Not `split`: see InMemory.chunks.
-        cut = [torch.unsafe_split_with_sizes(column, [len(part) for part in parts]) for column in columns]
-        return self._division.given(map(self.source.formed, zip(*cut, strict=True)), len(keys), alike=True)
+        # Each in memory of its own: products round otherwise where rows do not begin at a multiple of 64 bytes, and
+        # where a rank's rows begin depends on how many ranks there are.
+        parts = [self._gather(epoch, part) for part in self._own(keys)]
+        return self._division.given(map(self.source.formed, parts), len(keys), alike=True)
 
     def _own(self, keys: Tensor) -> list[Tensor]:
         """What of a batch's keys this rank reads, micro-batch by micro-batch."""

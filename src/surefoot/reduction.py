@@ -1,0 +1,194 @@
+"""The gradients of one update's micro-batches, added as one balanced tree, whichever of them this process has."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import RankFailed, UsageError
+from .torch_compat import as_ddp
+from .world import World
+from .wrapping import wrapped
+
+Sums = dict[Tensor, Tensor]
+
+# Above every level within a batch's micro-batches.
+_BATCH = 1000
+
+
+class Reduction:
+    """Adds gradients of micro-batches: in pairs of neighbours within this rank, then over all ranks.
+
+    Of several batches that make one update, first those of the same rows. Where each rank has 1, 2, 4, 8 ...
+    micro-batches of a batch, the sums have the same bits on any number of ranks, one included.
+
+    Over ranks DistributedDataParallel adds while the last backward pass still goes on, once an update has reached
+    every parameter; until then, and for what DDP does not know (a loss's own parameters, models that are not called as
+    one), all of it is added after that pass. A model given as DistributedDataParallel stays the one that is called,
+    unless it has a hook of its own, or was made with `find_unused_parameters`.
+    """
+
+    def __init__(self, world: World, model: nn.Module, *, called_once: bool):
+        self._world, self._given = world, model
+        self._own_ddp = _ddp_in(model)
+        self.model: nn.Module = model if self._own_ddp is None else self._own_ddp.module
+        self._by_ddp = world.size > 1 and called_once and not getattr(self._own_ddp, "find_unused_parameters", False)
+        self._ddp: nn.Module | None = None
+        self._wrapped: list[Tensor] = []
+        self._reached = False
+        self._stack: list[tuple[int, Sums]] = []
+        self._done: set[Tensor] = set()
+        self._poisoned = False
+
+    def begin(self) -> None:
+        """Before the first micro-batch of an update."""
+        self._stack.clear()
+        self._done.clear()
+        self._poisoned = False
+        trained: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        if self._wrapped and (len(trained) != len(self._wrapped) or any(map(_differ, trained, self._wrapped))):
+            self._unwrap()  # others are trained from now on
+        if self._by_ddp and self._reached and not self._wrapped:
+            self._ddp, self._wrapped = self._as_ddp(), trained
+
+    @property
+    def called(self) -> nn.Module:
+        """What the last micro-batch is given to."""
+        return self.model if self._ddp is None else self._ddp
+
+    def poison(self) -> None:
+        """Make the sum NaN on every rank: a loss of this rank is not finite, and all must know."""
+        self._poisoned = True
+
+    def hold(self, parameters: Sequence[Tensor], ends: bool) -> None:
+        """Take the gradients of a micro-batch; `ends` says that it is the last one of the same rows."""
+        sums, level = {p: p.grad for p in parameters if p.grad is not None}, 0
+        for parameter in sums:
+            parameter.grad = None
+        stack = self._stack
+        while stack and stack[-1][0] == level:
+            sums, level = _added(stack.pop()[1], sums), level + 1
+        if ends:
+            while stack and stack[-1][0] < _BATCH:
+                sums = _added(stack.pop()[1], sums)
+            level = _BATCH
+            while stack and stack[-1][0] == level:
+                sums, level = _added(stack.pop()[1], sums), level + 1
+        stack.append((level, sums))
+
+    def finish(self, parameters: Sequence[Tensor]) -> None:
+        """After the last backward pass: its gradients, those held and those of all ranks become one sum."""
+        missing = [p for p in self._wrapped if p not in self._done]
+        if missing:
+            name = next(name for name, p in self.model.named_parameters() if p is missing[0])
+            raise UsageError(
+                f"this batch gave {name} no gradient on rank {self._world.rank}, though earlier ones did; where a "
+                "forward pass leaves parameters out, give the model as DistributedDataParallel(model, "
+                "find_unused_parameters=True)"
+            )
+        rest = [p for p in parameters if p not in self._done]
+        for parameter in rest:
+            grad = parameter.grad
+            for _, held in reversed(self._stack):
+                if (part := held.get(parameter)) is not None:
+                    grad = part if grad is None else grad.add_(part)
+            parameter.grad = grad
+        self._stack.clear()
+        if self._world.size > 1 and rest:
+            self._over_ranks(rest)
+        self._reached = all(p.grad is not None for p in self.model.parameters() if p.requires_grad)
+
+    def _over_ranks(self, parameters: Sequence[Tensor]) -> None:
+        """Add the gradients of all ranks; what none of them has stays None."""
+        device = parameters[0].device
+        has = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+        anywhere = self._world.sum(has).tolist()
+        for same in _by_dtype([p for p, ranks in zip(parameters, anywhere, strict=True) if ranks]):
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in same]
+            flat = torch.cat([grad.reshape(-1) for grad in grads])
+            flat = self._world.sum(flat.fill_(math.nan) if self._poisoned else flat)
+            for parameter, part in zip(same, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+                parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
+
+    def _as_ddp(self) -> nn.Module:
+        called, ddp = self._given, self._own_ddp
+        self._own_ddp = None  # it is one for the parameters of now
+        if ddp is None:
+            called = ddp = as_ddp(self.model, self._world.group)
+        hook: Any = lambda _, bucket: self._of_bucket(bucket)  # noqa: E731 (torch refuses annotations that are text)
+        try:
+            ddp.register_comm_hook(None, hook)
+        except RuntimeError:  # it has another, as from `World.wrap`
+            called = ddp = as_ddp(self.model, self._world.group)
+            ddp.register_comm_hook(None, hook)
+        return called
+
+    def _of_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """DDP's hook: the last micro-batch's gradients in, the sum over all micro-batches out."""
+        if self._poisoned:
+            bucket.buffer().fill_(math.nan)
+        parameters = bucket.parameters()
+        for _, held in reversed(self._stack):
+            for parameter, grad in zip(parameters, bucket.gradients(), strict=True):
+                if (part := held.get(parameter)) is not None:
+                    grad.add_(part)
+        self._done.update(parameters)
+        if self._world.size == 2:  # a + b = b + a; while it goes on, the backward pass does
+            work = dist.all_reduce(bucket.buffer(), group=self._world.group, async_op=True)
+            assert work is not None
+            reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+            return reduced
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(self._world.sum(bucket.buffer()))
+        return future
+
+    def _unwrap(self) -> None:
+        self._ddp, self._wrapped, self._reached = None, [], False
+        gc.collect()  # its hooks on the parameters go with it
+
+
+def share_buffers(world: World, model: nn.Module) -> None:
+    """Give all ranks rank 0's buffers: each has seen micro-batches of its own."""
+    if world.size == 1:
+        return
+    with torch.no_grad():
+        for same in _by_dtype(list(model.buffers())):
+            flat = torch.cat([buffer.reshape(-1) for buffer in same])
+            try:
+                dist.broadcast(flat, src=0, group=world.group)
+            except RuntimeError as error:
+                raise RankFailed(None, f"cannot be reached any more: {error}") from error
+            for buffer, part in zip(same, torch.split(flat, [buffer.numel() for buffer in same]), strict=True):
+                buffer.copy_(part.view(buffer.shape))
+
+
+def _ddp_in(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """The DistributedDataParallel that a model was given as, perhaps compiled."""
+    while not isinstance(model, nn.parallel.DistributedDataParallel):
+        if (name := wrapped(model)) is None:
+            return None
+        model = getattr(model, name)
+    return model
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return one is not other
+
+
+def _added(first: Sums, second: Sums) -> Sums:
+    for parameter, grad in second.items():
+        first[parameter] = first[parameter].add_(grad) if parameter in first else grad
+    return first
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())

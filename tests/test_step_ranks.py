@@ -1,0 +1,181 @@
+"""The bits of a run do not depend on how many processes train it: parameters, optimizer and moving average."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+
+import surefoot
+from surefoot.data import Loader
+from surefoot.step import StepOptions, TrainStep
+from surefoot.training.loop import grouped
+from surefoot.world import World
+
+SAMPLES, BATCH, STEPS = 96, 13, 20
+
+
+class Net(nn.Module):
+    """Dropout, LayerNorm, a layer that is used twice, one that joins late, and one that nothing uses."""
+
+    def __init__(self, unused=False):
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(6, 16), nn.LayerNorm(16), nn.Dropout(0.3)
+        self.twice, self.late, self.last = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.unused = nn.Linear(2, 2) if unused else None
+
+    def forward(self, x):
+        x = self.drop(self.norm(torch.relu(self.first(x))))
+        x = torch.relu(self.twice(torch.relu(self.twice(x))))
+        return self.last(self.drop(self.late(x)))
+
+
+class Margins(nn.Module):
+    """A loss with a parameter of its own, which no wrapper of the model knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+
+
+def whole(model, batch):
+    """An objective that says what its mean is over, and calls the model by itself."""
+    inputs, targets = batch
+    return {
+        "loss": nn.functional.cross_entropy(model(inputs), targets),
+        "weight": targets.sum() + 1,
+        "x": targets.sum(),
+    }
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01)
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
+
+
+WEIGHTS = torch.tensor([0.2, 1.0, 3.0])
+# Model, loss, optimizer, settings.
+CASES = {
+    "AdamW": (Net, nn.CrossEntropyLoss, adamw, {"ema_decay": 0.9, "max_grad_norm": 0.5}),
+    "SGD, accumulated": (Net, nn.CrossEntropyLoss, sgd, {"ema_decay": 0.9, "grad_accum_steps": 3}),
+    "class weights, bf16": (Net, lambda: nn.CrossEntropyLoss(weight=WEIGHTS), sgd, {"precision": "bf16"}),
+    "fp16": (Net, nn.CrossEntropyLoss, sgd, {"precision": "fp16"}),
+    "loss with a parameter": (Net, Margins, adamw, {"clip_value": 0.1}),
+    "objective": (Net, lambda: surefoot.objective(whole), adamw, {}),
+    "unused parameters": (lambda: Net(unused=True), nn.CrossEntropyLoss, adamw, {"set_to_none": False}),
+    "L-BFGS": (Net, nn.CrossEntropyLoss, lbfgs, {}),
+}
+
+
+def data():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(SAMPLES, 6, generator=generator), torch.randint(0, 3, (SAMPLES,), generator=generator)
+
+
+def digest(*states):
+    file = io.BytesIO()
+    for state in states:
+        for leaf in torch.utils._pytree.tree_leaves(state):
+            file.write(leaf.numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode())
+    return hashlib.sha256(file.getvalue()).hexdigest()[:16]
+
+
+class Run:
+    """A loop by hand: as `fit` divides batches and steps, without its records."""
+
+    def __init__(self, world, case, parts, wrap=lambda model: model):
+        kind, loss, optimizer, options = CASES[case]
+        torch.manual_seed(0)
+        model, loss = kind(), loss()
+        model.late.requires_grad_(False)
+        parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+        self.model, self.optimizer = model, optimizer(parameters)
+        self.step = TrainStep(wrap(model), loss, self.optimizer, StepOptions(**options), world=world, seed=5)
+        self.loader = Loader(data(), BATCH, seed=1)
+        self.loader.divide(parts, world.rank, world.size)
+        self.losses = []
+
+    def train(self, steps, late=STEPS // 2):
+        done = len(self.losses)
+        while done < steps:
+            for group in grouped(self.loader, self.step.options.grad_accum_steps):
+                if done == late:
+                    self.model.late.requires_grad_(True)
+                self.losses.append(self.step(group).loss)
+                done += 1
+                if done == steps:
+                    break
+        return self
+
+    def state(self):
+        return [part.state_dict() for part in (self.model, self.optimizer, self.step, self.loader)]
+
+    def load(self, state):
+        for part, saved in zip((self.model, self.optimizer, self.step, self.loader), state, strict=True):
+            part.load_state_dict(saved)
+        return self
+
+    def digest(self):
+        extra = [] if self.step.ema is None else [self.step.ema.module.state_dict()]
+        loss = self.step.loss.state_dict() if isinstance(self.step.loss, nn.Module) else {}
+        return digest(self.model.state_dict(), self.optimizer.state_dict()["state"], loss, *extra)
+
+
+def digests(world, parts, cases=tuple(CASES)):
+    torch.set_num_threads(1)
+    return {case: Run(world, case, parts).train(STEPS).digest() for case in cases}
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(4, (2, 4)), (3, (3,)), (6, (3,))])
+def test_any_number_of_ranks_gives_the_bits_of_one_process(parts, sizes):
+    alone = digests(World.alone(), parts)
+    assert len(set(alone.values())) == len(CASES)
+    for size in sizes:
+        for rank in run_ranks(size, digests, parts):
+            assert rank == alone
+
+
+def stopped_and_resumed(world, parts):
+    torch.set_num_threads(1)
+    results = {}
+    for case in ("AdamW", "SGD, accumulated", "fp16"):
+        saved = copy.deepcopy(Run(world, case, parts).train(7).state())
+        torch.manual_seed(99)  # whatever another process has drawn
+        resumed = Run(world, case, parts).load(saved)
+        resumed.losses = [None] * 7
+        moved = resumed.step.ema  # kept by the checkpoint as a module, which is not what is compared here
+        resumed.step.ema = None
+        whole = Run(world, case, parts)
+        whole.step.ema = None
+        results[case] = resumed.train(STEPS).digest() == whole.train(STEPS).digest(), moved is None
+    return results
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_run_that_was_stopped_goes_on_to_the_bit(size):
+    """From 3 ranks on DistributedDataParallel by itself does not: its first reduction has another layout."""
+    for rank in run_ranks(size, stopped_and_resumed, size):
+        assert all(same for same, _ in rank.values()), rank
+
+
+def test_micro_batches_change_bits_and_nothing_else():
+    one, four = (Run(World.alone(), "AdamW", parts) for parts in (1, 4))
+    one.model.drop.p = four.model.drop.p = 0.0
+    one.train(3, late=99), four.train(3, late=99)
+    for a, b in zip(one.model.parameters(), four.model.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
