@@ -376,8 +376,7 @@ def tables() -> str:
     for other in splits[1:]:
         assert all(map(torch.equal, splits[0].train.tensors, other.train.tensors))
         assert splits[0].train.columns == other.train.columns and splits[0].preprocessing == other.preprocessing
-    sizes = {name: size for name, size in splits[0].sizes.items() if name not in ("classes", "in_features")}
-    return str(trained(lambda: TabularMLP(**sizes), nn.MSELoss(), splits[0])[1].metrics)
+    return str(trained(lambda: TabularMLP(**splits[0].sizes_for(TabularMLP)), nn.MSELoss(), splits[0])[1].metrics)
 
 
 @case

@@ -461,7 +461,7 @@ def test_predict_answers_for_each_row_of_a_file(houses, tmp_path, capsys, target
 def test_fit_and_evaluate_take_a_tables_splits_prepared(houses):
     splits = table(pyarrow.csv.read_csv(houses), "price", drop=["id"])
     torch.manual_seed(0)
-    model = TabularMLP(**{n: v for n, v in splits.sizes.items() if n not in ("classes", "in_features")}, hidden=[8])
+    model = TabularMLP(**splits.sizes_for(TabularMLP), hidden=[8])
     optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), torch.nn.MSELoss()
     result = surefoot.fit(
         model, loss, optimizer, splits, epochs=2, batch_size=8, run=surefoot.RunOptions(progress=False)

@@ -64,15 +64,13 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
         part = recipe.model.part
         defaults: dict[str, Any] = {"weights": recipe.model.weights} if takes_weights(recipe) else {}
         if not part.imported and splits is not None:
-            taken = MODELS[part.name].parameters()
             columns = splits.train.columns
-            if columns is not None and columns.categories and "cardinalities" not in taken:
+            defaults = splits.sizes_for(MODELS[part.name].load())
+            if columns is not None and columns.categories and "cardinalities" not in defaults:
                 raise UsageError(
                     f"{part.name} would take categories for numbers ({', '.join(columns.categories)}); "
                     "give TabularMLP, or leave these columns out (data.drop)"
                 )
-            sizes = {"classes": len(splits.classes), **splits.sizes} if splits.classes else splits.sizes
-            defaults = {name: size for name, size in sizes.items() if name in taken}
         model = make(part, MODELS, defaults)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..preprocessing import Preprocessing
+from ..registry import parameters_of
 from .conversion import as_source
 from .loader import Loader
 from .sources import Source, TensorSource, check_labels
@@ -49,6 +50,18 @@ class DataSplits:
             # A Dataset's targets may have to be read one by one from disk: the loss meets them soon enough.
             if isinstance(source, TensorSource):
                 check_labels(source.targets(), len(self.classes))
+
+    def sizes_for(self, model: Callable[..., Any]) -> dict[str, Any]:
+        """Those arguments of a model's class that these data decide, as a recipe fills them in.
+
+        >>> from surefoot.models import MLP
+        >>> rows = DataSplits(TensorSource(torch.zeros(4, 3), torch.zeros(4, 1)), None, None, None)
+        >>> rows.sizes_for(MLP), MLP(**rows.sizes_for(MLP), hidden=[8])(torch.zeros(2, 3)).shape
+        ({'in_features': 3, 'classes': 1}, torch.Size([2, 1]))
+        """
+        sizes = {"classes": len(self.classes), **self.sizes} if self.classes else self.sizes
+        taken = parameters_of(model)
+        return {name: size for name, size in sizes.items() if name in taken}
 
 
 def sizes_of(source: TensorSource) -> dict[str, Any]:
