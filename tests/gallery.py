@@ -22,18 +22,28 @@ from surefoot.proof import Job, prove
 ROOT = Path(__file__).resolve().parents[1]
 GALLERY, DOCS = ROOT / "examples" / "gallery", ROOT / "docs"
 BEGIN, END = "<!-- gallery -->", "<!-- end of gallery -->"
-# Lines of the Python files that do the same job in pytorch/examples at commit 77f55b9; reinforce.py alone of its two.
+# Lines of the Python files that do the same job in pytorch/examples at commit 77f55b9; of reinforcement_learning the one
+# of the same name, and gpt's is distributed/minGPT-ddp.
 ORIGINALS = {
+    "actor_critic": 181,
     "dcgan": 277,
+    "fast_neural_style": 460,
+    "gat": 370,
     "gcn": 255,
+    "gpt": 505,
+    "imagenet": 530,
+    "language_translation": 538,
     "mnist": 141,
     "mnist_forward_forward": 174,
     "mnist_rnn": 142,
     "regression": 68,
+    "reinforce": 107,
     "siamese_network": 302,
+    "snli": 293,
     "super_resolution": 273,
     "time_sequence_prediction": 103,
     "vae": 139,
+    "word_language_model": 578,
 }
 
 
