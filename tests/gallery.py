@@ -22,8 +22,8 @@ from surefoot.proof import Job, prove
 ROOT = Path(__file__).resolve().parents[1]
 GALLERY, DOCS = ROOT / "examples" / "gallery", ROOT / "docs"
 BEGIN, END = "<!-- gallery -->", "<!-- end of gallery -->"
-# Lines of the Python files that do the same job in pytorch/examples at commit 77f55b9; of reinforcement_learning the one
-# of the same name, and gpt's is distributed/minGPT-ddp.
+# Lines of the Python files that do the same job in pytorch/examples at commit 77f55b9; of reinforcement_learning the
+# one of the same name, and gpt's is distributed/minGPT-ddp.
 ORIGINALS = {
     "actor_critic": 181,
     "dcgan": 277,

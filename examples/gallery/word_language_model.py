@@ -1,0 +1,105 @@
+"""An LSTM learns to predict the next word of Python's language reference (pytorch/examples: word_language_model).
+
+Shows truncated backpropagation in a loop of one's own: the text is cut into 20 columns that are read side by side, 35
+words at a time; the LSTM's state goes on from batch to batch and is in each checkpoint. Leaves sampled.txt.
+
+    python word_language_model.py [RUN]
+"""
+
+import math
+import re
+import sys
+from collections import Counter
+from pydoc_data.topics import topics
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from surefoot import Checkpointer, Loader
+
+STATED = 120.0  # perplexity a word, on the last tenth of the text
+State = dict[str, torch.Tensor]
+
+
+class LSTM(nn.Module):
+    """Words (N, T) and a state to logits (N, V, T) and the state after them; the embedding is the last layer."""
+
+    def __init__(self, words: int, width: int = 96):
+        super().__init__()
+        self.embedding, self.drop = nn.Embedding(words, width), nn.Dropout(0.2)
+        self.lstm = nn.LSTM(width, width, 2, batch_first=True, dropout=0.2)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def forward(self, words: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        hidden, (h, c) = self.lstm(self.drop(self.embedding(words)), (state["h"], state["c"]))
+        logits = F.linear(self.drop(hidden), self.embedding.weight)
+        return logits.transpose(1, 2), {"h": h.detach(), "c": c.detach()}
+
+
+def start(rows: int) -> State:
+    return {"h": torch.zeros(2, rows, 96), "c": torch.zeros(2, rows, 96)}
+
+
+def columns(tokens: torch.Tensor, rows: int) -> torch.Tensor:
+    """Tokens (L,) to (steps, rows, 36): windows of 35 words and the one after, each row going on in the next step."""
+    return tokens[: len(tokens) // rows * rows].reshape(rows, -1).unfold(1, 36, 35).transpose(0, 1).contiguous()
+
+
+@torch.no_grad()
+def perplexity(model: LSTM, windows: torch.Tensor) -> float:
+    model.eval()
+    state, total = start(windows.shape[1]), 0.0
+    for window in windows:
+        logits, state = model(window[:, :-1], state)
+        total += F.cross_entropy(logits, window[:, 1:]).item()
+    model.train()
+    return math.exp(total / len(windows))
+
+
+def main(run: str, epochs: int = 8) -> float:
+    """Train; returns the perplexity on text that was not trained on, and writes 100 words."""
+    torch.manual_seed(0)
+    words = re.findall(r"\w+|[^\w\s]+", "\n\n".join(topics[name] for name in sorted(topics)))
+    vocabulary = ["<rare>", *(word for word, _ in Counter(words).most_common(1999))]
+    number = {word: place for place, word in enumerate(vocabulary)}
+    tokens = torch.tensor([number.get(word, 0) for word in words])
+    held_out = len(tokens) // 10
+    val = columns(tokens[-held_out:], 20)
+    loader = Loader((columns(tokens[:-held_out], 20),), batch_size=1, shuffle=False)
+    model = LSTM(len(vocabulary))
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.25, patience=0)
+    state = start(20)
+    with Checkpointer(run, model=model, optimizer=optimizer, plateau=plateau, loader=loader, state=state) as saver:
+        saver.resume()
+        while loader.epoch < epochs:
+            if loader.position == 0:
+                state.update(start(20))
+            for (window,) in loader:
+                logits, after = model(window[0, :, :-1], state)
+                state.update(after)
+                loss = F.cross_entropy(logits, window[0, :, 1:])
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+                optimizer.step()
+                saver.step()
+            reached = perplexity(model, val)
+            plateau.step(reached)
+            saver.epoch({"val/perplexity": reached})
+    draw, state, written = torch.Generator().manual_seed(1), start(1), [number["The"]]
+    model.eval()
+    for _ in range(100):
+        logits, state = model(torch.tensor([written[-1:]]), state)
+        chances = (logits[0, :, 0] / 0.8).softmax(0).index_fill(0, torch.tensor([0]), 0)
+        written.append(int(torch.multinomial(chances, 1, generator=draw)))
+    with open("sampled.txt", "w") as file:
+        file.write(" ".join(vocabulary[token] for token in written) + "\n")
+    return perplexity(model, val)
+
+
+if __name__ == "__main__":
+    reached = main(sys.argv[1] if len(sys.argv) > 1 else "runs/word_language_model")
+    print(f"figure: perplexity {reached:.1f} (stated: at most {STATED})")
+    sys.exit(reached > STATED)
