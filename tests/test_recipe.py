@@ -475,3 +475,10 @@ def test_reading_a_recipe_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", packaged_names())
+def test_what_differs_from_the_defaults_is_the_same_recipe_and_shorter(name):
+    recipe = load_recipe(name)
+    assert parse_recipe(recipe.brief_yaml()) == recipe
+    assert len(recipe.brief_yaml()) < len(recipe.to_yaml()) / 1.5

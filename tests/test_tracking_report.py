@@ -172,10 +172,58 @@ def test_many_classes_show_the_pairs_that_are_mistaken_most():
     confusion = [[0] * 300 for _ in range(300)]
     confusion[7][9], confusion[1][2] = 5, 4
     page = render_report(RunNumbers(), run={}, recipe="", name="x", confusion=confusion, classes=["a"] * 8)
-    assert len(page) < 10_000 and "<td>a</td><td>9</td><td>5</td>" in page
+    assert len(page) < 40_000 and "<td>a</td><td>9</td><td>5</td>" in page
+    assert "The 200 with the lowest F1 of 300." in page
 
 
 def test_class_names_stand_upright_so_that_ten_fit_on_a_page(run_dir):
     names = [f"a long class {i}" for i in range(10)]
     page = write_report(run_dir, confusion=[[1] * 10 for _ in range(10)], classes=names).read_text()
-    assert page.count('<th class="class"><span>a long class') == 10 and "writing-mode: vertical-rl" in page
+    assert page.count('<th class="class"><span>a long class') == 2 * 10  # as parts and as counts
+    assert "writing-mode: vertical-rl" in page
+
+
+def test_each_class_has_its_figures_the_worst_first_and_the_matrix_both_forms(run_dir):
+    page = write_report(run_dir, confusion=[[8, 2], [0, 10]], classes=["coat", "bag <i>"]).read_text()
+    by_class = page.split("By class")[1].split("Confusion matrix")[0]
+    assert by_class.index("coat") < by_class.index("bag &lt;i&gt;")
+    assert "<td>coat</td><td>10</td><td>100.00 %</td><td>80.00 %</td><td>88.89 %</td><td>bag &lt;i&gt;</td>" in by_class
+    matrix = page.split("Confusion matrix</h2>")[1]
+    assert ">80.0</td>" in matrix and "<summary>Counts</summary>" in matrix and ">8</td>" in matrix
+    assert "<td>coat</td><td>bag &lt;i&gt;</td><td>2</td>" in matrix
+
+
+def test_the_reliability_diagram_has_a_point_for_each_part_with_answers(run_dir):
+    reliability = {"samples": [0, 4, 6], "right": [0, 1, 6], "confidence": [0.0, 0.5, 0.95]}
+    page = write_report(run_dir, reliability=reliability).read_text().split("Reliability</h2>")[1]
+    assert "Expected calibration error 13.00 %, in 3 parts." in page  # 0.4 * |0.25 - 0.5| + 0.6 * |1 - 0.95|
+    (diagonal, answers) = lines_of(charts_of(page)[0])
+    assert len(diagonal) == len(answers) == 2 and "33 to 67 %" in page
+
+
+def test_gradient_norm_and_throughput_are_drawn_and_resumes_marked(tmp_path):
+    with JournalFile(tmp_path / "metrics.jsonl") as journal:
+        for step in range(1, 41):
+            wall = 0.1 * step if step <= 20 else 2.0 + 0.4 * (step - 20)
+            at = dict(kind="step", split="train", epoch=0, step=step, lr=[0.1], wall_s=wall)
+            journal.append(at | {"loss": 1 / step, "grad_norm": 2.0})
+    (tmp_path / "run.json").write_text(json.dumps({"id": "a", "resumes": [20, "x", -1, 10**30]}))
+    page = write_report(tmp_path).read_text()
+    assert "Gradient norm</h2>" in page and page.count(">resumed</text>") == 4  # loss, rate, gradient norm, speed
+    speeds = lines_of(charts_of(page.split("Throughput</h2>")[1])[0])[0]
+    assert speeds[0][1] < speeds[-1][1], "slower after the resume: further down"
+
+
+def test_the_recipe_begins_with_what_differs_from_the_defaults(run_dir):
+    page = write_report(run_dir, brief="name: mine\nlr: <0.1>\n").read_text()
+    assert page.index("lr: &lt;0.1&gt;") < page.index("Every default filled in") < page.index("note: &lt;script")
+
+
+def test_hardware_and_versions_have_a_table(tmp_path):
+    JournalFile(tmp_path / "metrics.jsonl").close()
+    conditions = {"device.cpu": "<x86>", "versions.torch": "2.13.0", "recipe.seed": 0}
+    (tmp_path / "run.json").write_text(json.dumps({"conditions": conditions}))
+    table = write_report(tmp_path).read_text().split("Hardware and versions</h2>")[1].split("</section>")[0]
+    assert "&lt;x86&gt;" in table and "2.13.0" in table and "recipe.seed" not in table
+    (tmp_path / "run.json").write_text(json.dumps({"conditions": [1]}))
+    assert "Hardware" not in write_report(tmp_path).read_text()

@@ -190,6 +190,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
         loss_name=_loss_name(recipe),
         recipe_digest=recipe.digest(),
         dataset=recipe.data.part.name,
+        brief=recipe.brief_yaml(),
         source=(recipe.model.part.name, recipe.model.part.arguments()) if recipe.model.part.imported else None,
     )
     return Built(recipe, model, loss, optimizer, schedule, train, val, about, metrics)

@@ -405,6 +405,12 @@ class Recipe(Keyed):
 
         return to_yaml(self.plain())
 
+    def brief_yaml(self) -> str:
+        """What the recipe says beyond its defaults, as YAML; it loads back as an equal recipe."""
+        from .dump import to_yaml
+
+        return to_yaml(self.brief())
+
     def digest(self) -> str:
         """SHA-256 (hex) of everything that the recipe says, defaults included; of no comment and no order."""
         canonical = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))

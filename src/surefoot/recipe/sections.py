@@ -118,3 +118,27 @@ class Keyed:
             part: Part = getattr(self, "part")  # noqa: B009 (a field of the sections with a registry only)
             return {**part.mapping(), **settings}
         return {**settings, **thaw(getattr(self, "args", {}))}
+
+    def brief(self) -> Any:
+        """As `plain`, without the settings that are at their defaults."""
+        whole: Any = self.plain()
+        if not isinstance(whole, dict):
+            return whole
+        settings = {}
+        for name, each in keys_of(type(self)).items():
+            value = getattr(self, each.attribute)
+            if name in whole and value != each.default:
+                settings[name] = _brief(value, whole[name])
+        if self.registry:
+            part: Part = getattr(self, "part")  # noqa: B009 (as in `plain`)
+            return {**part.mapping(), **settings} if settings else part.plain()
+        return {**settings, **thaw(getattr(self, "args", {}))}
+
+
+def _brief(value: Any, plain: Any) -> Any:
+    if isinstance(value, Keyed):
+        return value.brief()
+    if isinstance(value, tuple) and value and all(isinstance(item, Keyed) for item in value):
+        items = [item.brief() for item in value]
+        return items if isinstance(plain, list) else items[0]
+    return plain

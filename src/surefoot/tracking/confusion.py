@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
+from ..metrics.by_class import by_class
 from ..text import counted
+from .page import html_table
 
 STYLE = """
 table.confusion td { text-align: center; padding: .2rem .35rem; }
@@ -16,14 +18,46 @@ table.confusion tr > :first-child { position: sticky; left: 0; background: var(-
   overflow: hidden; text-overflow: ellipsis; }
 """
 MOST_CLASSES = 40
-_MOST_PAIRS = 50
+_MOST_PAIRS, _FEW_PAIRS = 50, 10
+MOST_ROWS = 200
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """The table, as HTML; of more than MOST_CLASSES classes, the pairs that are mistaken most often."""
-    names = [str(classes[i]) if i < len(classes) else str(i) for i in range(len(confusion))]
+    """The matrix in parts of each row, as HTML, its counts folded away, and the pairs that are mistaken most often.
+
+    Of more than MOST_CLASSES classes, the pairs only.
+    """
+    names = class_names(confusion, classes)
     if len(names) > MOST_CLASSES:
-        return _worst_pairs(confusion, names)
+        return _worst_pairs(confusion, names, _MOST_PAIRS)
+    parts = _matrix(confusion, names, lambda cell, total: f"{100 * cell / total:.1f}" if cell else "")
+    counts = _matrix(confusion, names, lambda cell, total: str(int(cell) or ""))
+    shown = f'<p class="dim">Percent of each true class.</p>{parts}'
+    return f"{shown}<details><summary>Counts</summary>{counts}</details>" + _worst_pairs(confusion, names, _FEW_PAIRS)
+
+
+def class_names(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[str]:
+    """A name for each class of the matrix: its number where `classes` has none."""
+    return [str(classes[i]) if i < len(classes) else str(i) for i in range(len(confusion))]
+
+
+def figures_by_class(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Samples, precision, recall and F1 of each class as a table of HTML, the lowest F1 first."""
+    rows = sorted(by_class(class_names(confusion, classes), confusion), key=lambda row: row["f1"] or 0.0)
+    shown = [
+        [row["class"], str(row["samples"]), *(_part(row[key]) for key in ("precision", "recall", "f1"))]
+        + [row["mistaken_for"] or ""]
+        for row in rows[:MOST_ROWS]
+    ]
+    more = f'<p class="dim">The {MOST_ROWS} with the lowest F1 of {len(rows):,}.</p>' if len(rows) > MOST_ROWS else ""
+    return more + html_table(["class", "samples", "precision", "recall", "F1", "mostly mistaken for"], shown)
+
+
+def _part(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str], shown: Callable[[int, int], str]) -> str:
     head = (
         "<tr><th>true \\ predicted</th>"
         + "".join(f'<th class="class"><span>{escape(name)}</span></th>' for name in names)
@@ -33,7 +67,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
     for index, row in enumerate(confusion):
         total = sum(row) or 1
         cells = "".join(
-            f'<td style="background: rgba(var(--heat), {0.75 * cell / total:.3f})">{int(cell) or ""}</td>'
+            f'<td style="background: rgba(var(--heat), {0.75 * cell / total:.3f})">{shown(cell, total)}</td>'
             for cell in row
         )
         rows.append(f"<tr><th>{escape(names[index])}</th>{cells}<td>{100 * row[index] / total:.2f} %</td></tr>")
@@ -50,11 +84,11 @@ def most_mistaken(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, in
     return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))
 
 
-def _worst_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    worst = most_mistaken(confusion)[:_MOST_PAIRS]
-    rows = "\n".join(
-        f"<tr><td>{escape(names[i])}</td><td>{escape(names[j])}</td><td>{n}</td></tr>" for n, i, j in worst
-    )
-    note = f'<p class="dim">{counted(len(names), "class")}: the {len(worst)} pairs that were mistaken most often.</p>'
-    head = "<tr><th>true</th><th>predicted</th><th>samples</th></tr>"
-    return f'{note}<div class="scroll"><table>{head}\n{rows}</table></div>'
+def _worst_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str], most: int) -> str:
+    pairs = most_mistaken(confusion)
+    worst = pairs[:most]
+    if not worst:
+        return ""
+    rows = [[names[i], names[j], str(n)] for n, i, j in worst]
+    note = f"{counted(len(names), 'class')}: the {counted(len(worst), 'pair')} mistaken most often."
+    return f'<p class="dim">{escape(note)}</p>' + html_table(["true", "predicted", "samples"], rows)

@@ -15,8 +15,9 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from json.scanner import make_scanner
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import files
 from ..errors import RunFailed, UsageError
@@ -25,6 +26,7 @@ from .mending import Sums, mend
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 _NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 _DECODER = json.JSONDecoder()
+_scan = make_scanner(cast(Any, _DECODER))
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -260,18 +262,23 @@ def not_a_record(record: Mapping[str, Any]) -> str:
     >>> not_a_record({"split": "val", "epoch": 0, "step": 1})
     "lacks 'kind', which is step or epoch"
     """
-    if record.get("kind") not in ("step", "epoch"):
+    get = record.get  # of every record of a run: nothing here makes an object
+    if get("kind") not in ("step", "epoch"):
         return "lacks 'kind', which is step or epoch"
-    if not isinstance(record.get("split"), str):
+    if type(get("split")) is not str:
         return "lacks 'split', which is train or val"
-    for key in ("epoch", "step"):
-        if type(record.get(key)) is not int or not 0 <= record[key] < 2**63:
-            return f"lacks {key!r}, a whole number of 0 or more"
-    if type(record.get("wall_s", 0.0)) not in (int, float) or not math.isfinite(record.get("wall_s", 0.0)):
+    epoch, step, wall_s, rates = get("epoch"), get("step"), get("wall_s", 0.0), get("lr", ())
+    if type(epoch) is not int or not 0 <= epoch < 2**63:
+        return "lacks 'epoch', a whole number of 0 or more"
+    if type(step) is not int or not 0 <= step < 2**63:
+        return "lacks 'step', a whole number of 0 or more"
+    if type(wall_s) not in (int, float) or wall_s - wall_s != 0:
         return "'wall_s' is no number of seconds"
-    rates = record.get("lr", [])
-    if not isinstance(rates, list) or not all(type(rate) in (int, float) for rate in rates):
+    if rates != () and type(rates) is not list:
         return "'lr' is no list of numbers"
+    for rate in rates:
+        if type(rate) not in (int, float):
+            return "'lr' is no list of numbers"
     return ""
 
 
@@ -310,7 +317,14 @@ def _with_names(value: Any) -> Any:
 
 def _decode(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = _DECODER.decode(line.decode())
+        text = line.decode()
+        # `decode` would look for blanks at both ends, of which our lines have none.
+        try:
+            record, end = _scan(text, 0)
+        except StopIteration:
+            record, end = None, -1
+        if end != len(text) - 1:
+            record = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}:{number}: not a JSON record: {error}; the file was damaged") from error
     if not isinstance(record, dict):

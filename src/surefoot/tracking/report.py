@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..charts.svg import Line, line_chart
+from ..charts.svg import Line, Mark, line_chart
 from ..errors import RunFailed, UsageError
 from ..text import counted, duration
 from .confusion import STYLE as _CONFUSION_STYLE
-from .confusion import confusion_table
+from .confusion import confusion_table, figures_by_class
 from .journal import metrics_of, run_records
 from .page import html_table, page, section
+from .reliability import diagram
 from .run_numbers import RunNumbers
 
-MOST_COURSES, MOST_COLUMNS, MOST_TEXT = 12, 40, 200_000
+MOST_COURSES, MOST_COLUMNS, MOST_TEXT, MOST_MARKS = 12, 40, 200_000, 50
 
 _MOST_BYTES = 16 * 1024 * 1024  # of run.json or recipe.yaml
 
@@ -29,13 +30,16 @@ def write_report(
     *,
     confusion: Sequence[Sequence[int]] | None = None,
     classes: Sequence[str] = (),
+    reliability: Mapping[str, Sequence[Any]] | None = None,
+    brief: str = "",
 ) -> Path:
     """Write `run_dir`/report.html from what the directory holds, and return its path.
 
-    `confusion` (C, C) counts samples, with true classes as rows, and `classes` names them. Only metrics.jsonl
-    has to be there; lines of it that are no records are named on the page. However long the run, this takes little
-    memory and gives a page of a few hundred kilobytes. Raises UsageError if the journal cannot be read, RunFailed if
-    the report cannot be written.
+    `confusion` (C, C) counts samples, with true classes as rows, and `classes` names them; `reliability` is counts by
+    confidence (`surefoot.metrics.reliability`), `brief` what of the recipe differs from its defaults. Only
+    metrics.jsonl has to be there; lines of it that are no records are named on the page. However long the run, this
+    takes little memory and gives a page of a few hundred kilobytes. Raises UsageError if the journal cannot be read,
+    RunFailed if the report cannot be written.
     """
     run_dir = Path(run_dir)
     numbers = RunNumbers()
@@ -48,6 +52,8 @@ def write_report(
         name=run_dir.resolve().name,
         confusion=confusion,
         classes=classes,
+        reliability=reliability,
+        brief=brief,
     )
     path = run_dir / "report.html"
     try:
@@ -67,9 +73,12 @@ def render_report(
     name: str,
     confusion: Sequence[Sequence[int]] | None = None,
     classes: Sequence[str] = (),
+    reliability: Mapping[str, Sequence[Any]] | None = None,
+    brief: str = "",
 ) -> str:
     """The page itself; the same arguments give the same page."""
     title = str(run.get("name") or name)
+    resumes = _resumes(run)
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="dim">{escape(_byline(run))}</p>',
@@ -77,13 +86,18 @@ def render_report(
     ]
     for heading, body in (
         ("Damaged", _listed([*map(str, run.get("damaged") or []), *numbers.left_out])),
-        ("Training vs. Validation Loss", _metric_chart(numbers, "loss")),
-        ("Accuracy", _metric_chart(numbers, "accuracy", percent=True)),
-        ("Metrics", "".join(f"<h3>{escape(key)}</h3>{_metric_chart(numbers, key)}" for key in numbers.others)),
-        ("Learning rate", _rate_chart(numbers)),
+        ("Training vs. Validation Loss", _metric_chart(numbers, "loss", resumes)),
+        ("Accuracy", _metric_chart(numbers, "accuracy", resumes, percent=True)),
+        ("Metrics", "".join(f"<h3>{escape(key)}</h3>{_metric_chart(numbers, key, resumes)}" for key in numbers.others)),
+        ("Learning rate", _rate_chart(numbers, resumes)),
+        ("Gradient norm", _metric_chart(numbers, "grad_norm", resumes)),
+        ("Throughput", _speed_chart(numbers, resumes)),
         ("Epochs", _epoch_table(numbers)),
+        ("By class", figures_by_class(confusion, classes) if confusion is not None else ""),
         ("Confusion matrix", confusion_table(confusion, classes) if confusion is not None else ""),
-        ("Recipe, every default filled in", f"<pre>{escape(_limited(recipe, 'recipe.yaml'))}</pre>" if recipe else ""),
+        ("Reliability", diagram(reliability) if reliability is not None else ""),
+        ("Recipe", _recipe(recipe, brief)),
+        ("Hardware and versions", _machine(run)),
         ("The run", _settings(run)),
     ):
         sections.append(section(heading, body))
@@ -129,7 +143,43 @@ def _tiles(numbers: RunNumbers) -> str:
     )
 
 
-def _metric_chart(numbers: RunNumbers, key: str, percent: bool = False) -> str:
+def _resumes(run: Mapping[str, Any]) -> list[Mark]:
+    """Where the run was resumed, as marks for its charts."""
+    steps = run.get("resumes")
+    whole = [step for step in steps if type(step) is int and 0 < step < 2**53] if isinstance(steps, list) else []
+    return [Mark(step, "resumed") for step in whole[-MOST_MARKS:]]
+
+
+def _recipe(recipe: str, brief: str) -> str:
+    """What differs from the defaults, then everything; the whole recipe alone where nobody has told what differs."""
+    if not recipe:
+        return ""
+    whole = f"<pre>{escape(_limited(recipe, 'recipe.yaml'))}</pre>"
+    if not brief:
+        return whole
+    shown = f"<pre>{escape(_limited(brief, 'recipe.yaml'))}</pre>"
+    return f"{shown}<details><summary>Every default filled in</summary>{whole}</details>"
+
+
+def _machine(run: Mapping[str, Any]) -> str:
+    """Processor, accelerator, versions, execution settings: of the conditions that a resume compares."""
+    conditions = run.get("conditions")
+    beginnings = ("device.", "threads", "versions.", "execution.", "variables.")
+    rows = (
+        [[name, str(value)[:200]] for name, value in conditions.items() if name.startswith(beginnings)]
+        if isinstance(conditions, dict)
+        else []
+    )
+    return html_table(["", "value"], rows[:MOST_COLUMNS]) if rows else ""
+
+
+def _speed_chart(numbers: RunNumbers, resumes: Sequence[Mark]) -> str:
+    points = numbers.speed.points()
+    line = Line("steps a second", points, 2)
+    return line_chart([line], x_label="step", y_label="steps a second", marks=resumes) if len(points) > 1 else ""
+
+
+def _metric_chart(numbers: RunNumbers, key: str, resumes: Sequence[Mark], percent: bool = False) -> str:
     """Means over epochs as lines with dots, over the steps between two records as a thin line."""
     lines = [
         Line("train, a few steps", numbers.points("step", "train", key), 0, faint=True),
@@ -137,10 +187,10 @@ def _metric_chart(numbers: RunNumbers, key: str, percent: bool = False) -> str:
         Line("validation", numbers.points("epoch", "val", key), 1, marks=True),
     ]
     lines = [line for line in lines if line.points]
-    return line_chart(lines, x_label="step", y_label=key, percent=percent) if lines else ""
+    return line_chart(lines, x_label="step", y_label=key, percent=percent, marks=resumes) if lines else ""
 
 
-def _rate_chart(numbers: RunNumbers) -> str:
+def _rate_chart(numbers: RunNumbers, resumes: Sequence[Mark]) -> str:
     """The rate of each param group; groups that never differ share a line."""
     courses = numbers.rate_courses()
     lines = [
@@ -150,7 +200,7 @@ def _rate_chart(numbers: RunNumbers) -> str:
     # Logarithmic where rates are decades apart for most of the time, not just in the last steps of a cosine.
     rates = sorted(rate for line in lines for _, rate in line.points if rate > 0)
     log = bool(rates) and rates[-1] / rates[len(rates) // 10] > 50
-    return line_chart(lines, x_label="step", y_label="learning rate", log=log) if lines else ""
+    return line_chart(lines, x_label="step", y_label="learning rate", log=log, marks=resumes) if lines else ""
 
 
 def _numbers(groups: Sequence[int]) -> str:

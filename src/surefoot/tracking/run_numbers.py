@@ -11,7 +11,7 @@ from ..monitor import better
 from .epochs import Epochs
 from .journal import metrics_of
 
-DRAWN = ("loss", "accuracy")
+DRAWN = ("loss", "accuracy", "grad_norm")
 # Further metrics are drawn epoch by epoch, so many of them.
 _MOST_OTHERS = 12
 _MOST_LEFT_OUT = 50
@@ -36,6 +36,8 @@ class RunNumbers:
         self.extremes: dict[tuple[str, str], Extreme] = {}
         self.left_out: list[str] = []
         self.others: list[str] = []
+        self.speed = Curve()
+        self._before = (0, 0.0)
         self._curves: dict[tuple[str, str, str], Curve] = {}
         # By kind of record: the curve of each param group, and a hash of its rates so far.
         self._rates: dict[str, list[Curve]] = {"step": [], "epoch": []}
@@ -52,14 +54,36 @@ class RunNumbers:
         """Add the next record of a run."""
         kind, split, step = record["kind"], record["split"], record["step"]
         self.last = record
-        self.epochs.add(record)
-        for key, value in metrics_of(record).items():
-            if key in DRAWN or (kind == "epoch" and self._is_other(key)):
-                self._curves.setdefault((kind, split, key), Curve()).add(step, value)
-                if kind == "epoch" and value == value:
-                    self._note(split, key, value, record["epoch"])
+        if kind == "epoch":
+            self.epochs.add(record)
+            for key, value in metrics_of(record).items():
+                if key in DRAWN or self._is_other(key):
+                    self._curve(kind, split, key).add(step, value)
+                    if value == value:
+                        self._note(split, key, value, record["epoch"])
+        else:
+            for key in DRAWN:
+                number = record.get(key)
+                if isinstance(number, float | int):
+                    self._curve(kind, split, key).add(step, number)
+            self._add_speed(step, record.get("wall_s"))
         if split == "train" and record.get("lr"):
             self._add_rates(kind, step, record["lr"][:_MOST_GROUPS])
+
+    def _curve(self, kind: str, split: str, key: str) -> Curve:
+        curve = self._curves.get((kind, split, key))
+        if curve is None:
+            curve = self._curves[kind, split, key] = Curve()
+        return curve
+
+    def _add_speed(self, step: int, wall_s: Any) -> None:
+        """Updates a second since the step record before, where both tell the time."""
+        if wall_s is None:
+            return
+        steps, seconds = step - self._before[0], wall_s - self._before[1]
+        if self._before[0] and steps > 0 and seconds > 0:
+            self.speed.add(step, steps / seconds)
+        self._before = step, wall_s
 
     def _is_other(self, key: str) -> bool:
         if key not in self.others and len(self.others) < _MOST_OTHERS:

@@ -35,7 +35,7 @@ class About:
     table) and `loss_name`.
     What is None is taken from the data (their `classes`, the Loader's preprocessing, the first sample) and the loss.
     `dataset` names the data; `source` is ``("module:Name", its arguments)`` of a model class of one's own,
-    `recipe_digest` the recipe's.
+    `recipe_digest` the recipe's, and `brief` what of it differs from its defaults, for the report.
     """
 
     name: str = "run"
@@ -51,6 +51,7 @@ class About:
     input_dtype: str | None = None
     columns: TableColumns | None = None
     dataset: str | None = None
+    brief: str = ""
 
 
 def completed(about: About, model: nn.Module, loader: Loader, loss: Any) -> About:

@@ -16,6 +16,7 @@ from ..errors import RunFailed, Stopped, UsageError
 from ..text import typed
 
 RECIPE = "recipe.yaml"
+MOST_RESUMES = 1000
 
 
 class Claim:
@@ -29,6 +30,12 @@ class Claim:
         """From here on the run is "running", and run.json says how it ends."""
         self.begun = True
         self.run.record(status="running", **facts)
+
+    def resumed_at(self, step: int) -> dict[str, Any]:
+        """The field of run.json with the steps at which the run was resumed; of a checkpoint earlier, those go."""
+        before = self.run.about.get("resumes")
+        kept = [at for at in before if type(at) is int and at < step] if isinstance(before, list) else []
+        return {"resumes": [*kept[-MOST_RESUMES:], step]}
 
     def done(self) -> None:
         """The run has reached its end; what is written after this may tell so."""

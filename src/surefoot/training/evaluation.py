@@ -22,6 +22,7 @@ from ..losses import accuracy_kind, apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..metrics.gathering import gathered
+from ..metrics.reliability import Reliability
 from ..modes import autocast, evaluating
 from ..step import Batch
 from ..world import World
@@ -36,12 +37,13 @@ class Evaluation:
     """What one pass over a data set gave: means over its `samples`, and who was taken for whom.
 
     `metrics` holds ``loss`` and what is measured beside it, as ``accuracy`` (0 to 1). `confusion` is (C, C) counts with
-    true classes as rows, or None.
+    true classes as rows, or None; `reliability` is as `surefoot.metrics.reliability` has it, counted with it.
     """
 
     metrics: dict[str, float]
     samples: int
     confusion: Tensor | None = None
+    reliability: dict[str, list[Any]] | None = None
 
 
 def evaluate(
@@ -93,6 +95,7 @@ def evaluate_on(
         options["confusion"] = confusion
     world = World.alone() if world is None else world
     running = RunningMetrics(**options, world=world)
+    reliability = Reliability(options["ignore_index"]) if "confusion" in options else None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     take_buffers_of_first(model, world)
     # not inference_mode: a module may cache a tensor here that training needs later
@@ -100,10 +103,13 @@ def evaluate_on(
         for batch, own in _batches_of(loader, world):
             value = apply(loss, model, batch)
             running.add(*value[:3], batches.size(batch) if own else 0, value.weight, value.numbers)
+            if own and reliability is not None:
+                reliability.add(value[1], value[2])
             if between is not None:
                 between()
     matrix = running.matrix() if "confusion" in options else None
-    return Evaluation(running.result(), running.samples, matrix)
+    sure = None if reliability is None else reliability.result(world)
+    return Evaluation(running.result(), running.samples, matrix, sure)
 
 
 def take_buffers_of_first(model: nn.Module, world: World) -> None:

@@ -230,7 +230,8 @@ def fit(
             elif run.start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
-            claim.begin(conditions=checkpointer.conditions, execution=execution.to_json())
+            resumes = claim.resumed_at(state.step) if restored is not None else {}
+            claim.begin(conditions=checkpointer.conditions, execution=execution.to_json(), **resumes)
         progress.start(
             RunInfo(
                 about.name,
@@ -271,7 +272,13 @@ def fit(
             checkpointer.finish()
             save("model", loop.evaluated_model, state.last)
             claim.done()
-            write_report(run_dir, confusion=state.confusion, classes=about.classes or ())
+            write_report(
+                run_dir,
+                confusion=state.confusion,
+                classes=about.classes or (),
+                reliability=state.reliability,
+                brief=about.brief,
+            )
     return FitResult(
         epochs=state.epoch,
         steps=state.step,

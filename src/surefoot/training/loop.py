@@ -135,6 +135,7 @@ class Loop:
             )
             self.record("epoch", "val", result.metrics)
             self.state.confusion = None if result.confusion is None else result.confusion.tolist()
+            self.state.reliability = result.reliability
             values |= {f"val/{name}": value for name, value in result.metrics.items()}
         self.state.last = values
         return values
