@@ -21,7 +21,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 FLOORS = (
     {"version", "errors", "text", "lazy", "annotations", "torch_compat"},
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts", "world"},
-    {"held"},
+    {"generators"},
     {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
     {"batches", "nonfinite", "micro_batches"},
     {"gradients", "metrics", "reduction"},

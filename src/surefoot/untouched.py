@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import held, rng
+from . import generators, rng
 
 # Attributes of torch's own modules; recurrent ones look their weights up anew whenever others are put in their place.
 _MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
@@ -83,8 +83,8 @@ class Snapshot:
             self._tensors += [_Tensor(tensor) for tensor in (*value.parameters(), *value.buffers())]
             self._attributes.append((None, value, type(value), {"training": value.training}))
             return []
-        if held.is_generator(value):
-            self._generators.append((name, value, held.state_of(value)))
+        if generators.is_generator(value):
+            self._generators.append((name, value, generators.state_of(value)))
             return []
         if _is_array(value):
             self._arrays.append((value, value.copy()))
@@ -133,9 +133,9 @@ class Snapshot:
                     changed = changed or f"the forward pass changes {name}"
                 _refill(value, before)
         for name, generator, before in self._generators:
-            if name is not None and not _equal(held.state_of(generator), before):
+            if name is not None and not _equal(generators.state_of(generator), before):
                 changed = changed or f"the forward pass draws from {name}"
-            held.put_state(generator, before)
+            generators.put_state(generator, before)
         for array, before in self._arrays:
             array[...] = before
         for tensor in self._tensors:

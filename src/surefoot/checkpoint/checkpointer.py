@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import held, rng
+from .. import generators, rng
 from ..arguments import metric_values, plain
 from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
@@ -111,7 +111,7 @@ class Checkpointer:
         self.skipped = 0
         self._keep = Keep(keep_last, keep_best, mode)
         object_states.check_objects(objects)
-        self._objects = held.with_generators(objects)
+        self._objects = generators.with_generators(objects)
         self._allow = tuple(allow)
         self._background = background
         self._say = (say or _to_stderr) if self._world.rank == 0 else _to_nobody

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fingerprint import Fingerprint
-from ..held import names_of, walk
+from ..generators import names_of, walk
 
 _MAIN = "__main__"
 _HOUSE = Path(__file__).resolve().parents[1]

@@ -96,17 +96,17 @@ def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
     with _quiet(datasets):
         try:
             if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
-                found = datasets.load_from_disk(str(place))
+                splits = datasets.load_from_disk(str(place))
             elif place.exists():
-                found = datasets.load_dataset(_reader(place), **_files(place))
+                splits = datasets.load_dataset(_reader(place), **_files(place))
             else:
-                found = _from_hub(datasets, path, config)
+                splits = _from_hub(datasets, path, config)
         except UsageError:
             raise
         except Exception as error:  # of every kind: whatever a file or the hub makes one of a dozen libraries raise
             reason = shortened(" ".join(str(error).split()), 400)
             raise UsageError(f"data.path: {path} cannot be read: {type(error).__name__}: {reason}") from error
-    return found if isinstance(found, Mapping) else {"train": found}
+    return splits if isinstance(splits, Mapping) else {"train": splits}
 
 
 def _files(place: Path) -> dict[str, str]:
@@ -119,8 +119,8 @@ def _reader(place: Path) -> str:
     endings = {path.suffix.lower() for path in files} & set(_READERS)
     readers = {_READERS[ending] for ending in endings}
     if len(readers) != 1:
-        found = f"files of several kinds ({', '.join(sorted(endings))})" if readers else "no files that are read"
-        raise UsageError(f"data.path: {place}: {found}; give a folder with one kind of {', '.join(_READERS)}")
+        kinds = f"files of several kinds ({', '.join(sorted(endings))})" if readers else "no files that are read"
+        raise UsageError(f"data.path: {place}: {kinds}; give a folder with one kind of {', '.join(_READERS)}")
     return readers.pop()
 
 

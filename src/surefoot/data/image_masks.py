@@ -51,10 +51,10 @@ def image_masks(
         raise UsageError(f"data.masks: {there} has no {lacks} of that name; {len(alone)} files lack theirs")
     pairs = [(str(pictures[name]), str(wanted[name])) for name in pictures]
     with ThreadPoolExecutor(8) as pool:
-        found = numpy.unique(numpy.concatenate(list(pool.map(_values, (mask for _, mask in pairs)))))
+        values = numpy.unique(numpy.concatenate(list(pool.map(_values, (mask for _, mask in pairs)))))
     table = torch.arange(256)
-    table[_VOID] = 1 if set(found.tolist()) <= {0, _VOID} else _IGNORED
-    count = int(table[torch.from_numpy(found).long()].max()) + 1
+    table[_VOID] = 1 if set(values.tolist()) <= {0, _VOID} else _IGNORED
+    count = int(table[torch.from_numpy(values).long()].max()) + 1
     names = tuple(map(str, range(count))) if classes is None else tuple(classes)
     if count > len(names):
         raise UsageError(f"data.classes: {len(names)} are named and the masks have values up to {count - 1}")
@@ -69,15 +69,15 @@ def image_masks(
 def _by_name(key: str, folder: str) -> dict[str, Path]:
     """The files in a folder by their places in it, without their endings."""
     root = Path(folder).expanduser()
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for path in files_below(root, PICTURE_ENDINGS):
         name = str(path.relative_to(root).with_suffix(""))
-        if name in found:
-            raise UsageError(f"data.{key}: {path} and {found[name]} have the same name; leave one out")
-        found[name] = path
-    if not found:
+        if name in by_name:
+            raise UsageError(f"data.{key}: {path} and {by_name[name]} have the same name; leave one out")
+        by_name[name] = path
+    if not by_name:
         raise UsageError(f"data.{key}: {root} is no directory with pictures in it ({', '.join(PICTURE_ENDINGS)})")
-    return found
+    return by_name
 
 
 def _values(mask: str) -> numpy.ndarray:

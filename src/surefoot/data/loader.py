@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import batches, held
+from .. import batches, generators
 from ..arguments import Arguments
 from ..errors import Problems, UsageError
 from ..micro_batches import Division, MicroBatches
@@ -104,10 +104,10 @@ class Loader:
         if normalize_once is True and augment:
             check.refuse("normalize_once", "augmentation works on raw data; leave one of them out")
         for transform in self.augment:
-            if getattr(transform, "batched", False) and (own := held.generators(transform=transform)):
+            if getattr(transform, "batched", False) and (held := generators.held_by(transform=transform)):
                 check.refuse(
                     "augment",
-                    f"{', '.join(own)}: a batched transform with a generator of its own draws other numbers in other "
+                    f"{', '.join(held)}: a batched transform with a generator of its own draws other numbers in other "
                     "chunks; draw from the `draws` that it is called with",
                 )
         if getattr(source, "names", ()) and (augment or preprocessing is not None):
@@ -116,8 +116,8 @@ class Loader:
         check.whole("max_tokens", max_tokens, low=1, none=True)
         if max_tokens is not None and lengths is None:
             check.refuse("max_tokens", "a batch's tokens are counted by lengths; give them too")
-        given = {"sampler": sampler, "lengths": lengths, "weights": weights, "num_samples": num_samples}
-        first, *others = [name for name, value in given.items() if value is not None] or [""]
+        choices = {"sampler": sampler, "lengths": lengths, "weights": weights, "num_samples": num_samples}
+        first, *others = [name for name, value in choices.items() if value is not None] or [""]
         if others and first in ("sampler", "lengths"):
             check.refuse(first, f"says by itself what is read, and in which order; leave {' and '.join(others)} out")
         if is_stream and (ordering := {first, *others} - {"", "num_samples"}):
@@ -295,10 +295,10 @@ class Loader:
         rank reads all batches; of other data only its own. Nothing is counted.
         """
         if isinstance(self._batches, Indexed):
-            own = range(rank, len(self), size)
-            missing = len(own) * size < len(self)
+            places = range(rank, len(self), size)
+            missing = len(places) * size < len(self)
             last = [len(self) - 1] if missing else []
-            for place, batch in zip([*own, *last], self._batches.chosen(self.epoch, [*own, *last]), strict=True):
+            for place, batch in zip([*places, *last], self._batches.chosen(self.epoch, [*places, *last]), strict=True):
                 yield batch, place % size == rank
             return
         turn: list[Any] = []

@@ -180,21 +180,21 @@ def weights_of(source: Source, weights: Any) -> Tensor:
         targets = _classes(source)
         counts = targets.bincount()
         return (1.0 / counts.double())[targets]
-    given = _numbers(weights)
-    if len(given) == count:
-        return _checked(given, count)
+    numbers = _numbers(weights)
+    if len(numbers) == count:
+        return _checked(numbers, count)
     classes = len(source.classes) if source.classes else None
     try:
         targets = _classes(source)
     except UsageError:
-        raise UsageError(f"data: weights: {len(given)} were given for {counted(count, 'sample')}") from None
+        raise UsageError(f"data: weights: {len(numbers)} were given for {counted(count, 'sample')}") from None
     classes = classes or int(targets.max()) + 1
-    if len(given) != classes:
+    if len(numbers) != classes:
         raise UsageError(
-            f"data: weights: {len(given)} were given; give one for each of {counted(count, 'sample')}, or for each of "
-            f"{counted(classes, 'class')}"
+            f"data: weights: {len(numbers)} were given; give one for each of {counted(count, 'sample')}, or for each "
+            f"of {counted(classes, 'class')}"
         )
-    return _checked(_checked(given, classes)[targets], count)
+    return _checked(_checked(numbers, classes)[targets], count)
 
 
 def lengths_of(source: Source, lengths: Any) -> Tensor:
@@ -248,8 +248,8 @@ def _classes(source: Source) -> Tensor:
 
 def _numbers(values: Any, name: str = "weights") -> Tensor:
     try:
-        given = values if isinstance(values, Tensor) else torch.as_tensor(numpy.asarray(values))
-        return given.detach().to("cpu", torch.float64)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(numpy.asarray(values))
+        return tensor.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"data: {name}: {type(values).__name__} is no list of numbers; give one for each sample"

@@ -290,7 +290,7 @@ def _vocabulary(column: Any, name: str, rows: Any) -> tuple[str, ...]:
 
 def _statistics(table: Any, names: Sequence[str], rows: Any, place: Place) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of columns over the training rows. Raises Problems for columns without any."""
-    found, problems = {}, []
+    statistics, problems = {}, []
     for name in names:
         try:
             values = numbers_in(table[name], name, place)[rows]
@@ -307,10 +307,10 @@ def _statistics(table: Any, names: Sequence[str], rows: Any, place: Place) -> di
                 f"column {name!r} differs by {std:.3g} around {mean:.6g}, which float32 cannot tell apart; take away a "
                 f"number from it, or leave it out (drop: [{name}])"
             )
-        found[name] = mean, std or 1.0
+        statistics[name] = mean, std or 1.0
     if problems:
         raise Problems(problems)
-    return found
+    return statistics
 
 
 def _preprocessing(statistics: dict[str, tuple[float, float]], columns: TableColumns) -> Preprocessing | None:

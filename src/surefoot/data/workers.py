@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from .. import batches, held
+from .. import batches, generators
 from ..errors import SurefootError, UsageError, first_line
 from ..rng import fold
 from ..text import duration
@@ -36,8 +36,8 @@ Key = tuple[int, Sequence[int]]
 def fetch(dataset: Any, keys: Iterable[int], seed: int, epoch: int) -> list[Any]:
     """The samples of `keys`, each read with Python's, NumPy's and torch's generators seeded for it.
 
-    So are the generators that the data set has (`held.generators`). The seed is a function of (seed, epoch, key), the
-    index is the key modulo the number of samples; all generators are afterwards as they were.
+    So are the generators that the data set has (`generators.held_by`). The seed is a function of (seed, epoch, key),
+    the index is the key modulo the number of samples; all generators are afterwards as they were.
     """
     count = len(dataset)
     with seeded(dataset) as seed_all:
@@ -65,15 +65,15 @@ def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
     """Gives a function that seeds the process's generators and those of `holder`; all are restored at the end."""
     # Not rng.get_state: CUDA's generators are not touched here, and reading them would wait for the device.
     states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
-    own = list(_generators_of(holder).values())
-    before = [held.state_of(generator) for generator in own]
+    held = list(_generators_of(holder).values())
+    before = [generators.state_of(generator) for generator in held]
 
     def seed_all(seed: int) -> None:
         random.seed(seed)
         numpy.random.seed(seed & 0xFFFFFFFF)
         torch.default_generator.manual_seed(seed)
-        if own:
-            held.seed_each(own, seed)
+        if held:
+            generators.seed_each(held, seed)
 
     try:
         yield seed_all
@@ -81,8 +81,8 @@ def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.default_generator.set_state(states[2])
-        for generator, state in zip(own, before, strict=True):
-            held.put_state(generator, state)
+        for generator, state in zip(held, before, strict=True):
+            generators.put_state(generator, state)
 
 
 _GENERATORS: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -92,10 +92,10 @@ def _generators_of(holder: Any) -> dict[str, Any]:
     # Searched once per object: this runs at every batch.
     try:
         if holder not in _GENERATORS:
-            _GENERATORS[holder] = held.generators(data=holder)
+            _GENERATORS[holder] = generators.held_by(data=holder)
         return _GENERATORS[holder]
     except TypeError:  # not hashable, or without weak references
-        return held.generators(data=holder)
+        return generators.held_by(data=holder)
 
 
 class BatchReader:

@@ -41,10 +41,10 @@ class Convention:
 
 def _forward_pair(model: Any, batch: Any) -> tuple[Any, Any]:
     if (parts := batches.pair(batch)) is None:
-        if isinstance(given := batches.whole(batch), Mapping):
+        if isinstance(sample := batches.whole(batch), Mapping):
             raise UsageError(
                 f"a sample for this loss holds inputs and a target; this one is a mapping with "
-                f"{', '.join(map(repr, list(given)[:6]))}; call the target one of {', '.join(batches.TARGET_NAMES)}, "
+                f"{', '.join(map(repr, list(sample)[:6]))}; call the target one of {', '.join(batches.TARGET_NAMES)}, "
                 "or give an objective, a function of (model, batch): surefoot.objective"
             )
         raise _unfit(batch, 2, PAIR.batch)
@@ -198,8 +198,8 @@ def convention_of(loss: Any) -> Convention:
     """
     # On the class, since asking a module for an attribute that it lacks costs more than the rest of this together.
     if hasattr(type(loss), "convention"):
-        own: Convention = loss.convention
-        return own
+        convention: Convention = loss.convention
+        return convention
     return _BY_NAME.get(family(loss) or "", PAIR)
 
 

@@ -48,25 +48,25 @@ class Objective:
         return Objective(copy.deepcopy(self.function, memo))
 
     def _forward(self, model: Any, batch: Any) -> tuple[LossValue, None]:
-        given = self.function(model, batches.whole(batch))
-        if isinstance(given, Mapping):
-            if "loss" not in given:
+        returned = self.function(model, batches.whole(batch))
+        if isinstance(returned, Mapping):
+            if "loss" not in returned:
                 raise UsageError(
                     f"the objective {describe(self)} returned a mapping with "
-                    f"{', '.join(map(repr, given)) or 'nothing'}; it must hold 'loss'"
+                    f"{', '.join(map(repr, returned)) or 'nothing'}; it must hold 'loss'"
                 )
-            numbers = {name: self._number(name, value) for name, value in given.items() if name not in _KEYS}
+            numbers = {name: self._number(name, value) for name, value in returned.items() if name not in _KEYS}
             if wrong := [name for name in numbers if not can_be_called(name)]:
                 raise UsageError(
                     f"the objective {describe(self)} returned {wrong[0]!r}: a number in a record is called by letters, "
                     f"digits, - and _, and by no name of a record's own; call it something else, such as my_{wrong[0]}"
                 )
-            loss, weight = given["loss"], given.get("weight")
-            outputs, targets = given.get("outputs"), given.get("targets")
+            loss, weight = returned["loss"], returned.get("weight")
+            outputs, targets = returned.get("outputs"), returned.get("targets")
             if weight is not None:
                 weight = self._number("weight", weight)
         else:
-            loss, weight, numbers, outputs, targets = given, None, {}, None, None
+            loss, weight, numbers, outputs, targets = returned, None, {}, None, None
         return LossValue(scalar(loss, self), outputs, targets, weight, numbers), None
 
     def _number(self, name: Any, value: Any) -> Any:
@@ -120,15 +120,15 @@ def models_own(model: Any, batch: Any) -> dict[str, Any]:
             "give it labels in the batch, or name a loss"
         )
     logits = batches.member(output, "logits")
-    given: dict[str, Any] = {"loss": loss, "outputs": logits, "targets": labels}
+    values: dict[str, Any] = {"loss": loss, "outputs": logits, "targets": labels}
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() > 1:
         counted = labels != -100
-        given["weight"] = (counted[..., 1:] if _is_causal(model) else counted).sum()
+        values["weight"] = (counted[..., 1:] if _is_causal(model) else counted).sum()
         if _is_causal(model) and logits is not None:
-            given["outputs"], given["targets"] = logits[..., :-1, :], labels[..., 1:]
-        if isinstance(given["outputs"], Tensor) and given["outputs"].dim() > 2:
-            given["outputs"] = given["outputs"].movedim(-1, 1)  # classes second, as torch's losses have them
-    return given
+            values["outputs"], values["targets"] = logits[..., :-1, :], labels[..., 1:]
+        if isinstance(values["outputs"], Tensor) and values["outputs"].dim() > 2:
+            values["outputs"] = values["outputs"].movedim(-1, 1)  # classes second, as torch's losses have them
+    return values
 
 
 def as_objective(loss: Any) -> Any:

@@ -141,7 +141,7 @@ def _wanted(metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """
     named = isinstance(metrics, Mapping) and not isinstance(metrics.get("name"), str)
     items = list(metrics.items()) if named else [(None, each) for each in _listed(metrics)]
-    own: list[str] = []
+    names: list[str] = []
     objects: dict[str, Any] = {}
     for label, metric in items:
         if isinstance(metric, str) and metric not in OWN:
@@ -152,7 +152,7 @@ def _wanted(metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
         if isinstance(metric, str):
             if label not in (None, metric):
                 raise UsageError(f"metrics: {metric} is recorded as {metric} and has no other name, as {label!r}")
-            own.append(metric)
+            names.append(metric)
             continue
         if not is_metric(metric):
             text = f"the class {metric.__name__}; give an object of it" if isinstance(metric, type) else repr(metric)
@@ -162,12 +162,12 @@ def _wanted(metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
                 "(outputs, targets)"
             )
         label = name_of(metric) if label is None else label
-        if not can_be_called(label) or label in objects or label in own:
+        if not can_be_called(label) or label in objects or label in names:
             raise UsageError(
                 f"metrics: {label!r} is taken or no name; give each its own: metrics={{'macro_f1': F1Score(...), ...}}"
             )
         objects[label] = metric
-    return tuple(own), objects
+    return tuple(names), objects
 
 
 def _listed(metrics: Any) -> Sequence[Any]:

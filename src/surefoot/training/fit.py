@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import held, rng
+from .. import generators, rng
 from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten
 from ..data import DataSplits, Loader
 from ..errors import UsageError
@@ -214,7 +214,7 @@ def fit(
                     progress=state,
                     running=running,
                     **objects,
-                    generators=held.Generators(model=model, loss=loss),
+                    generators=generators.Generators(model=model, loss=loss),
                 )
             )
             for note in [*loader.notes, *(val_loader.notes if val_loader is not None else ())]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import held
+from .. import generators
 from ..wrapping import tensors
 
 
@@ -22,7 +22,7 @@ def hidden_state(loss: Any, model: nn.Module) -> dict[str, nn.Module]:
     """
     hidden: dict[str, nn.Module] = {}
     inside = {id(part) for part in model.modules()}
-    for place, value in held.walk({"loss": loss}):
+    for place, value in generators.walk({"loss": loss}):
         if isinstance(value, nn.Module) and id(value) not in inside:
             inside |= {id(part) for part in value.modules()}
             if any(True for _ in tensors(value)):

@@ -17,7 +17,7 @@ MAX_ITEMS = 64
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 
 
-def generators(**roots: Any) -> dict[str, Any]:
+def held_by(**roots: Any) -> dict[str, Any]:
     """Every generator that can be reached from `roots`, by its place: ``{"model.noise.generator": ...}``.
 
     Looked through are attributes, lists, tuples, dicts, closures, functools.partial, and the globals that functions
@@ -177,12 +177,12 @@ class Generators:
         # Searched once more after the first steps, since a forward pass may make one; later no save waits for it.
         if self._searches_left:
             self._searches_left -= 1
-            self._generators = generators(**self._roots)
+            self._generators = held_by(**self._roots)
         return {place: state_of(generator) for place, generator in self._generators.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put each one back. Raises UsageError for a generator that is not there, before any is changed."""
-        here = generators(**self._roots)
+        here = held_by(**self._roots)
         if lost := [place for place in state if place not in here]:
             raise UsageError(
                 f"random number generators of the saved run are not found here: {', '.join(lost)}; make them where "
@@ -197,6 +197,6 @@ def with_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     roots = {key: value for key, value in objects.items() if isinstance(value, torch.nn.Module)}
-    if "generators" in objects or not generators(**roots):
+    if "generators" in objects or not held_by(**roots):
         return dict(objects)
     return {**objects, "generators": Generators(**roots)}
