@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,11 @@ def shape(words: str) -> dict[str, object]:
 def test_a_chapter_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    namespace: dict = {"__name__": "course"}
+    chapter = types.ModuleType("chapter")  # one that its classes can be found in, as in a notebook's
+    monkeypatch.setitem(sys.modules, "chapter", chapter)
     for cell in cells_of(path):
         if not cell.is_words:
-            exec(compile("\n" * cell.line + cell.text, str(path), "exec"), namespace)
+            exec(compile("\n" * cell.line + cell.text, str(path), "exec"), vars(chapter))
     assert torch.get_num_threads() == threads and capsys.readouterr().out
 
 

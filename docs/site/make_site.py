@@ -32,12 +32,14 @@ TITLES = {
     "en": {
         **{"course": "Course", "guides": "Guides", "reference": "Reference", "project": "Project"},
         **{"python": "Python", "keys": "Recipe keys", "command": "The command", "trouble": "Trouble"},
+        "course_title": "The course",
         "course_lead": "Eight chapters. Each is a notebook: its code is run whenever this site is built.",
         "download": "This chapter as a notebook",
     },
     "zh": {
         **{"course": "教程", "guides": "指南", "reference": "参考", "project": "项目"},
         **{"python": "Python", "keys": "配方的键", "command": "命令", "trouble": "问题排查"},
+        "course_title": "教程目录",
         "course_lead": "共八章，每章都是一个 notebook，构建本站时其中的代码都会运行一遍。",
         "download": "下载本章的 notebook",
     },
@@ -118,7 +120,7 @@ def lay_out(tree: Path, language: str) -> None:
             write(f"{page}.md", linked(f"{head}\n\n{note}{rest}", source, page, tree))
     readme = "README.md" if language == "en" else "README.zh.md"
     write("index.md", linked((ROOT / readme).read_text(encoding="utf-8"), readme, "index", tree) + _contents(titles))
-    write("course/index.md", f"# {titles['course']}\n\n{titles['course_lead']}\n\n" + _toctree(_chapters()))
+    write("course/index.md", f"# {titles['course_title']}\n\n{titles['course_lead']}\n\n" + _toctree(_chapters()))
     makers: dict[str, Callable[[str, str], str]] = {
         "reference/python": reference.python_page,
         "reference/keys": reference.recipe_page,
@@ -212,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
             "SUREFOOT_DOCS_LANGUAGE": code,
             "SUREFOOT_DOCS_CACHE": str(BUILD / "executed"),
             "PYTHONWARNINGS": "ignore",
+            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
             "OMP_NUM_THREADS": "1",
         }
         command = [str(python), "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", str(HERE)]
