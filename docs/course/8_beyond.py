@@ -128,7 +128,8 @@ figure({"error": errors}, x="epoch", y="error", dots=True)
 # ## Many processes
 #
 # `torchrun --nproc-per-node 4 my_loop.py` starts the same program four times; `surefoot.World.join()` makes them meet. A `Checkpointer` and a
-# `Journal` take what it returns: rank 0 alone writes, and all save, stop and fail together. `torchrun --nproc-per-node 4 -m surefoot eval RUN` evaluates in shares and counts each sample once, where a plain
+# `Journal` take what it returns: rank 0 alone writes, and all save, stop and fail together. A `Loader` takes it as its `share`: `batch_size` stays the
+# size of the whole batch, and every sample is seen once an epoch. `torchrun --nproc-per-node 4 -m surefoot eval RUN` evaluates in shares and counts each sample once, where a plain
 # `DistributedSampler` repeats some to make the shares equal.
 #
 # How many shares there are must not change the mean. It does, as soon as means of ranks are averaged and the shares differ; here is the
@@ -144,6 +145,7 @@ figure({"error": errors}, x="epoch", y="error", dots=True)
 #
 # `torchrun --nproc-per-node 4 my_loop.py` 把同一个程序启动四份，`surefoot.World.join()` 让它们会合。`Checkpointer` 和
 # `Journal` 接受它的返回值：只有 0 号进程写文件，所有进程一起保存、一起停、一起报错。
+# `Loader` 的 `share` 也接受它：`batch_size` 仍是整个批次的大小，每轮每个样本只看一次。
 # `torchrun --nproc-per-node 4 -m surefoot eval RUN` 分份评估，每个样本只算一次，而普通的
 # `DistributedSampler` 为了均分会重复一些样本。
 #

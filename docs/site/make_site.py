@@ -25,7 +25,7 @@ HERE = ROOT / "docs" / "site"
 BUILD = ROOT / "build" / "docs"
 LANGUAGES = {"en": "en", "zh": "zh_CN"}
 # The pages of the site by the file of the repository that they are.
-GUIDES = ("data", "models", "losses", "objectives", "optimizers", "schedules", "saving", "tracking", "runs")
+GUIDES = ("data", "models", "losses", "objectives", "optimizers", "schedules", "saving", "tracking", "runs", "recipe")
 MORE = ("recipes", "gallery", "benchmarks", "reliability", "log")
 PROJECT = {"ARCHITECTURE.md": "architecture", "CHANGELOG.md": "changelog", "CONTRIBUTING.md": "contributing"}
 TITLES = {
@@ -143,10 +143,11 @@ def _chapters() -> list[str]:
 
 def _contents(titles: dict[str, str]) -> str:
     """What stands at the side of every page."""
-    guides = [page for page in pages().values() if page.startswith("guides/")]
+    placed = {"index", "course/index", "trouble", *GUIDES, *MORE, *(f"project/{page}" for page in PROJECT.values())}
+    others = [page for page in pages().values() if page not in placed and not page.startswith("course/")]
     parts = {
         titles["course"]: ["course/index"],
-        titles["guides"]: [*guides, *GUIDES, "recipe"],
+        titles["guides"]: [*GUIDES, *others],
         titles["reference"]: ["reference/python", "reference/keys", "reference/command", "trouble"],
         titles["project"]: [*MORE, *(f"project/{page}" for page in PROJECT.values())],
     }
