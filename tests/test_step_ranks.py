@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import io
+import math
 
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import RanksFailed, run_ranks
 from torch import nn
 
 import surefoot
 from surefoot.data import Loader
+from surefoot.micro_batches import Division
+from surefoot.nonfinite import NonFinite
 from surefoot.step import StepOptions, TrainStep
 from surefoot.training.loop import grouped
 from surefoot.world import World
@@ -162,6 +166,76 @@ def test_any_number_of_ranks_gives_the_bits_of_one_process_stopped_or_not(parts)
     for size in (2, 4) if parts == 4 else (3,):
         for rank in run_ranks(size, digests, parts, cases):
             assert rank == alone
+
+
+def bad_batches(world, precision):
+    """A loss, then a gradient, that is not finite on rank 1 alone: what each rank is told, and what it has then."""
+    torch.set_num_threads(1)
+    step = Run(world, "fp16" if precision == "fp16" else "loss with a parameter", 4).step
+    step.options = dataclasses.replace(step.options, on_nonfinite="skip")
+    group = next(grouped(Loader((torch.ones(8, 6), torch.zeros(8, dtype=torch.long)), 8), 1))[0]
+    told = []
+    for bad in (math.inf, 1e30, 1.0):
+        parts = Division(4, world.rank, world.size).given([group] * (4 // world.size), 8)
+        if 2 in parts.numbers:
+            at = parts.numbers.index(2)
+            parts[at] = (group[0] * bad, group[1])
+        before = digest(step.model.state_dict())
+        try:
+            updated = step([parts]).updated
+        except NonFinite as error:
+            updated = str(error)
+        told.append((updated, digest(step.model.state_dict()) == before))
+    return told, digest(step.model.state_dict(), step.optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_loss_that_is_not_finite_on_one_rank_is_everybodys(precision):
+    alone = bad_batches(World.alone(), precision)
+    ranks = run_ranks(2, bad_batches, precision)
+    assert ranks[0] == ranks[1] == alone
+    (first, kept), *_, last = alone[0]
+    assert first == "the loss is nan" and kept and last == (True, False)
+
+
+def wrapped_by_hand(world, parts):
+    """Models given as DistributedDataParallel, by the user or by `World.wrap`, alone or compiled."""
+    torch.set_num_threads(1)
+    ddp = nn.parallel.DistributedDataParallel
+    ways = {
+        "ddp": ddp,
+        "finds unused": lambda model: ddp(model, find_unused_parameters=True),
+        "wrapped": world.wrap,
+        "compiled": lambda model: torch.compile(ddp(model), backend="eager"),
+    }
+    runs = {name: Run(world, "AdamW", parts, wrap).train(4, late=99) for name, wrap in ways.items()}
+    assert runs["ddp"].step._reduction.called is runs["ddp"].step.model
+    assert runs["compiled"].step._reduction.called is runs["compiled"].step.model
+    return {name: run.digest() for name, run in runs.items()}
+
+
+def test_a_model_given_as_ddp_trains_to_the_same_bits():
+    alone = Run(World.alone(), "AdamW", 2).train(4, late=99).digest()
+    for rank in run_ranks(2, wrapped_by_hand, 2):
+        assert set(rank.values()) == {alone}, rank
+
+
+class Leaves(Net):
+    """Leaves a layer out of some batches."""
+
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x) if self.calls < 3 else self.last(self.first(x))
+
+
+def leaves_out(world):
+    CASES["leaves out"] = (Leaves, nn.CrossEntropyLoss, sgd, {})
+    Run(world, "leaves out", 2).train(4, late=99)
+
+
+def test_a_parameter_that_a_batch_leaves_out_is_named():
+    with pytest.raises(RanksFailed, match="this batch gave norm.weight no gradient on rank 0, though earlier ones did"):
+        run_ranks(2, leaves_out)
 
 
 def test_micro_batches_change_bits_and_nothing_else():

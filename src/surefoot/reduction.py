@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import RankFailed, UsageError
 from .torch_compat import as_ddp
 from .world import World
-from .wrapping import wrapped
+from .wrapping import named_parameters, wrapped
 
 Sums = dict[Tensor, Tensor]
 
@@ -86,7 +86,8 @@ class Reduction:
         """After the last backward pass: its gradients, those held and those of all ranks become one sum."""
         missing = [p for p in self._wrapped if p not in self._done]
         if missing:
-            name = next(name for name, p in self.model.named_parameters() if p is missing[0])
+            left_out = next((p for p in missing if p.grad is None), missing[0])
+            name = next(name for name, p in named_parameters(self.model) if p is left_out)
             raise UsageError(
                 f"this batch gave {name} no gradient on rank {self._world.rank}, though earlier ones did; where a "
                 "forward pass leaves parameters out, give the model as DistributedDataParallel(model, "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..arguments import Arguments
 from ..errors import UsageError
+from ..micro_batches import MicroBatches
 from ..step import Batch, TrainStep
 from ..untouched import is_lazy, untouched
 from ..wrapping import replicating
@@ -121,12 +122,13 @@ def choose_execution(
     """
     fixed = asked_for(spec)
     plain = _plain(step, fixed)
-    batches = [tuple(batch) for batch in batches]
+    batches = list(batches)
     compiles = fixed.get("compile", "none") != "none"
     if reason := _not_measurable(step, batches, plain):
         if compiles:
             say(f"the step is not compiled: {reason}")
         return plain
+    batches = [tuple(batch) for batch in batches]
     if (set(FIELDS) <= set(fixed) or steps_expected < WORTH_MEASURING_STEPS) and not compiles:
         return plain
     key = cache_key(fixed, step, tuple(batches[0]), steps_expected)
@@ -178,10 +180,11 @@ def tune(
     began = time.perf_counter()
     fixed = asked_for(spec)
     plain = _plain(step, fixed)
-    batches = [tuple(batch) for batch in batches]
+    batches = list(batches)
     if reason := _not_measurable(step, batches, plain):
         say(f"nothing is measured: {reason}")
         return TuneTable((Row(plain, None, "chosen"),), plain, 0.0)
+    batches = [tuple(batch) for batch in batches]
     model, optimizer, device = step.model, step.optimizer, plain.device
     # The candidates run on copies; what a copy still shares with the original (a closure) is put back.
     with untouched(model, step.loss, optimizer), Bench(step, batches) as bench:
@@ -302,6 +305,8 @@ def _not_measurable(step: TrainStep, batches: Sequence[Any], plain: Execution) -
         return "fp16 and L-BFGS have the plain step only"
     if (kind := replicating(step.model)) is not None:
         return f"a {kind} meets its replicas in every step, and is not timed on copies"
+    if step.world.size > 1 or any(isinstance(batch, MicroBatches) for batch in batches):
+        return "updates in micro-batches have the plain step only"
     if step.options.grad_accum_steps > 1:
         return "accumulated updates have the plain step only"
     if any(map(is_lazy, step.model.parameters())):
