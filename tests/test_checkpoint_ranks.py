@@ -209,7 +209,7 @@ def test_a_checkpoint_of_two_ranks_keeps_the_random_state_of_each_and_goes_on_wi
 
 def _draw(world, run):
     torch.manual_seed(world.rank)
-    with surefoot.Checkpointer(run, world=world, model=nn.Linear(1, 1), signals=False) as saver:
+    with surefoot.Checkpointer(run, world=world, model=nn.Linear(1, 1), allow=["world"]) as saver:
         saver.resume() or saver.save()
         saver.steps or saver.step()
         draw = torch.rand(()).item()

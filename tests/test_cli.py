@@ -32,8 +32,18 @@ def small_run(tmp_path_factory) -> Path:
 
 # What others rely on; a change here is a change of the interface and belongs into the changelog.
 COMMAND_LINE = {
-    "train": {"overrides", "--run", "--resume", "--from", "--epochs-done", "--allow", "--horizon", "--trust-code"},
-    "resume": {"run_dir", "overrides", "--allow", "--horizon", "--trust-code"},
+    "train": {
+        "overrides",
+        "--run",
+        "--resume",
+        "--from",
+        "--epochs-done",
+        "--allow",
+        "--horizon",
+        "--timeout",
+        "--trust-code",
+    },
+    "resume": {"run_dir", "overrides", "--allow", "--horizon", "--timeout", "--trust-code"},
     "check": {"recipe", "overrides", "--trust-code"},
     "plan": {"recipe", "overrides", "--png", "--svg", "--json", "--trust-code"},
     "lr-find": {"recipe", "overrides", "--start", "--end", "--steps", "--png", "--svg", "--json", "--trust-code"},

@@ -10,6 +10,8 @@ class SurefootError(Exception):
     """A failure with one clear message; `exit_code` is what the command ends with."""
 
     exit_code = 1
+    # Raised by every process of a run alike, so that one of them may tell it for all.
+    everybodys = False
 
 
 class UsageError(SurefootError, ValueError):

@@ -6,6 +6,7 @@ from .registry import Range
 
 PRECISIONS = ("float32", "bf16", "fp16")
 ON_NONFINITE = ("stop", "skip")
+PARALLEL = ("ddp", "fsdp2", "none")
 WHEN_BUSY = ("wait", "skip")
 CLIPPING = Range(low=0, low_open=True, hint="give None for no limit")
 EMA_DECAY = Range(low=0, high=1, high_open=True, hint="give a decay such as 0.999")

@@ -113,6 +113,14 @@ class World:
         """
         return act()
 
+    def first(self, act: Callable[[], object]) -> None:
+        """Do `act` on rank 0 alone; what it returns stays there, its error is everybody's."""
+
+        def without_result() -> None:
+            act()
+
+        self.agree(without_result, on=0)
+
     def ask(self, word: Sequence[int]) -> Sequence[int]:
         """The largest that any rank has lately said, number by number; zeros while there is no answer yet.
 
@@ -195,10 +203,13 @@ class _Ranks(World):
             not isinstance(error, SurefootError) or errors == dict.fromkeys(range(self.size), _described(error))
         ):
             self._common = error
+            if isinstance(error, SurefootError):
+                error.everybodys = True
             raise error
         first = min(errors)
-        self._common = _raised(first, errors[first])
-        raise self._common from error
+        self._common = failure = _raised(first, errors[first])
+        failure.everybodys = True
+        raise failure from error
 
     def ask(self, word: Sequence[int]) -> Sequence[int]:
         self._calls += 1

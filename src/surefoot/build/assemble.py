@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..schedules import Schedule
     from ..step import StepOptions
     from ..training import About, Unfreezing
+    from ..world import World
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Built:
             lint_off=recipe.lint_off,
             execution=self.execution,
             tensorboard=recipe.tensorboard,
+            parallel=recipe.parallel,
+            micro_batches=recipe.micro_batches,
             checkpoints=None if checkpoint is None else Checkpoints(**vars(checkpoint)),
             about=self.about,
         )
@@ -124,12 +127,19 @@ def _loss_name(recipe: Recipe) -> Any:
     return [term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain()
 
 
-def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, started: str | None = None) -> Built:
+def build(
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    started: str | None = None,
+    world: World | None = None,
+) -> Built:
     """The live objects of `recipe`. Draws from the random number generators only after seeding them.
 
     `say` receives messages about what takes long (a download). `started` is the fingerprint of the weights that a run
-    began with which goes on from a checkpoint: they are not read again. Raises UsageError, with the place in the
-    recipe, for whatever cannot be made; an exception in a user's own imported code comes through as it is.
+    began with which goes on from a checkpoint: they are not read again. Each rank of a `world` has a GPU of its own.
+    Raises UsageError, with the place in the recipe, for whatever cannot be made; an exception in a user's own imported
+    code comes through as it is.
     """
     import torch
 
@@ -139,7 +149,7 @@ def build(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None, sta
     from ..training.checks import give_shapes
     from ..training.evaluation import narrowed
 
-    device = device_of(recipe)
+    device = device_of(recipe, world)
     if recipe.deterministic:
         # Read by cuBLAS when CUDA is first used; without it torch refuses matrix products in deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

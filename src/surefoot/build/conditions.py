@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # The fingerprint of the weights that a run began with.
 STARTED = "model.weights"
 
-# What may differ between two sittings of one run without a bit of the result being another. `execution` and `device`
-# are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the run stops.
+# What may differ between two sittings of one run without a bit of the result being another. `execution`, `device` and
+# `micro_batches` are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the
+# run stops.
 _HARMLESS = (
     "name",
     "epochs",
@@ -36,7 +37,9 @@ _HARMLESS = (
     "device",
     "early_stopping.patience",
     "lint_off",
+    "micro_batches",
     "on_nonfinite",
+    "parallel",
     "strict",
     "tensorboard",
 )

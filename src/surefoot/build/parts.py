@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..data import DataSplits, Loader
     from ..recipe import Recipe, SchedulerSection
     from ..schedules import Schedule, SchedulerSpec, WarmupSpec
+    from ..world import World
 
 
 def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> DataSplits:
@@ -248,8 +249,8 @@ def freeze(recipe: Recipe, model: nn.Module) -> None:
         raise Problems(problems)
 
 
-def device_of(recipe: Recipe) -> torch.device:
-    """The device that the recipe names, or the best there is."""
+def device_of(recipe: Recipe, world: World | None = None) -> torch.device:
+    """The device that the recipe names, or the best there is; of several ranks, each has its own GPU."""
     import torch
 
     name = recipe.device
@@ -259,6 +260,10 @@ def device_of(recipe: Recipe) -> torch.device:
     if not available[name.partition(":")[0]]:
         raise UsageError(recipe.problem("device", f"{name} is not available here; give auto or cpu"))
     index = name.partition(":")[2]
+    if world is not None and world.size > 1 and name.startswith("cuda"):
+        if index:
+            raise UsageError(recipe.problem("device", f"{name}: {world.size} ranks cannot share one GPU; give cuda"))
+        return world.device
     if index and int(index) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UsageError(

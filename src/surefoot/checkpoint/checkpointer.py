@@ -169,7 +169,7 @@ class Checkpointer:
         self._saved_at = (self.steps, self.epochs)
         self._best = self._world.agree(self._writer.best, on=0)
         self._begin(found.content.manifest, changes, damaged)
-        self._on_first(lambda: self._writer.set_aside(self.steps))
+        self._world.first(lambda: self._writer.set_aside(self.steps))
         return Restored(self.steps, self.epochs, found.status.path, found.status.metrics, found.skipped, tuple(changes))
 
     def begin_at(self, step: int, epoch: int) -> None:
@@ -234,7 +234,7 @@ class Checkpointer:
             )
             self._writer.start(snapshot)
 
-        self._on_first(write)
+        self._world.first(write)
         self._saved_at = (self.steps, self.epochs)
         if wait or not self._background:
             self.wait()
@@ -247,7 +247,7 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for the save in flight; raises `RunFailed` if it could not be written."""
-        self._on_first(self._writer.wait)
+        self._world.first(self._writer.wait)
 
     @property
     def stop_requested(self) -> bool:
@@ -304,14 +304,6 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------ beginning
 
-    def _on_first(self, act: Callable[[], object]) -> None:
-        """Do `act` on rank 0, the only one that looks at the directory; an error is everybody's."""
-
-        def without_result() -> None:
-            act()
-
-        self._world.agree(without_result, on=0)
-
     def _take(self, path: Path) -> RunDirectory:
         about = {"adopt_journal": self._journal is not None, "conditions": self.conditions}
         return RunDirectory.of_first(self._world, path, functools.partial(RunDirectory.take, path, **about))
@@ -332,7 +324,12 @@ class Checkpointer:
             raise unusable(self.run.checkpoints, error) from error
 
     def _own_conditions(self, given_conditions: Mapping[str, Any]) -> dict[str, Any]:
-        conditions = {**environment(), **describe(self._objects), **code_of(self._objects.values())}
+        conditions = {
+            **environment(),
+            "world.ranks": self._world.size,
+            **describe(self._objects),
+            **code_of(self._objects.values()),
+        }
         if "data.train" not in given_conditions:
             for key, value in self._objects.items():
                 if isinstance(value, Loader):
@@ -358,7 +355,7 @@ class Checkpointer:
 
     def _begin(self, manifest: Mapping[str, Any], changes: list[Change], damaged: Collection[str] = ()) -> None:
         fields = resumed(self.run, manifest["run"], changes, damaged, self._say)
-        self._on_first(lambda: self._record(status="running", conditions=self.conditions, **fields))
+        self._world.first(lambda: self._record(status="running", conditions=self.conditions, **fields))
         self._begun = True
 
     def _end(self, status: str, error: BaseException | None) -> None:

@@ -159,7 +159,10 @@ def _run(verb: str, argv: list[str]) -> int:
         _require_memory()
         return arguments.execute(arguments) or 0
     except SurefootError as error:
-        say(f"surefoot: {error}", error=True)
+        rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+        if not error.everybodys or rank in (None, "0"):
+            where = "" if rank is None or error.everybodys else f"rank {rank}: "
+            say(f"surefoot: {where}{error}", error=True)
         return error.exit_code
     except Exception as error:
         from .tracebacks import print_error

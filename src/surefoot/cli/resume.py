@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .recipes import add_trust_argument, recipe_of_run
-from .train import add_resume_arguments
+from .train import add_resume_arguments, resume_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,4 +25,4 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir = Path(arguments.run_dir)
     refuse_links(run_dir)
     recipe = recipe_of_run(run_dir, arguments.overrides, trust_code=arguments.trust_code)
-    return train(recipe, run_dir, resume=True, allow=arguments.allow, horizon=arguments.horizon)
+    return train(recipe, run_dir, resume=True, **resume_settings(arguments))

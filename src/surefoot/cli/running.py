@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..text import counted, duration, figure, typed
-from ..tracking import Summary, make_progress
+from ..tracking import Progress, Summary, make_progress
 
 if TYPE_CHECKING:
     from ..build import Built
     from ..recipe import Recipe
     from ..training import FitResult
+    from ..world import World
 
 # Names the checkpoint of another loop that a run began from.
 STARTED = "started_from.txt"
@@ -27,30 +28,56 @@ def train(
     allow: Sequence[str] = (),
     horizon: str | None = None,
     start: tuple[Path, int | None] | None = None,
+    timeout: float | None = None,
 ) -> int:
     """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code.
 
-    `start` is a checkpoint of another loop to go on from, and how many epochs it has done (None: as it says).
+    `start` is a checkpoint of another loop to go on from, and how many epochs it has done (None: as it says). Under
+    torchrun this is one of several ranks, each of which may be silent for `timeout` seconds.
     """
+    from ..errors import Stopped
+    from ..world import TIMEOUT_S, World
+
+    size = 1
+    try:
+        with World.here(TIMEOUT_S if timeout is None else timeout) as world:
+            size = world.size
+            _train(world, recipe, run_dir, resume, allow, horizon, start)
+    except Stopped as stopped:
+        many = ("torchrun", "--nproc-per-node", str(size), "-m") if size > 1 else ()
+        go_on = typed(*many, "surefoot", *(["--"] if many else []), "resume", run_dir)
+        told = Stopped(stopped.signal, f"{stopped}; go on with `{go_on}`")
+        told.everybodys = stopped.everybodys
+        raise told from None
+    return 0
+
+
+def _train(
+    world: World,
+    recipe: Recipe,
+    run_dir: Path,
+    resume: bool,
+    allow: Sequence[str],
+    horizon: str | None,
+    start: tuple[Path, int | None] | None,
+) -> None:
     from ..build import build
-    from ..checkpoint import read_about
-    from ..errors import Stopped, UsageError
+    from ..errors import UsageError
     from ..planning import mistakes
     from ..training import fit
+    from ..training.ranks import begun_by_this_job
     from ..training.start import start_from
 
-    progress = make_progress()
+    progress = make_progress() if world.rank == 0 else Progress()
     try:
-        started = None
-        if resume and any((run_dir / "checkpoints").glob("step-*")):
-            started = ((read_about(run_dir) or {}).get("conditions") or {}).get("model.weights")
-        built = build(recipe, say=progress.message, started=started)
+        there = world.agree(lambda: _there(run_dir, resume or begun_by_this_job(run_dir)), on=0)
+        built = world.agree(lambda: build(recipe, say=progress.message, started=there["weights"], world=world))
         built.schedule.on_horizon = horizon
-        if not (resume and run_dir.exists()):
+        if not there["resumed"]:
             for finding in mistakes(built.schedule, built.steps_per_epoch, recipe.epochs):
                 progress.message(f"{finding}")
         about, start_epoch = built.about, None
-        if start is not None and not (run_dir / "checkpoints").exists():
+        if start is not None and not there["checkpoints"]:
             start_epoch = start_from(
                 start[0],
                 built.model,
@@ -62,10 +89,10 @@ def train(
                 say=progress.message,
             )
             about = replace(about, files={**about.files, STARTED: f"{start[0]}\n"})
-        elif resume and (run_dir / STARTED).exists() and not any((run_dir / "checkpoints").glob("step-*")):
+        elif resume and there["started"] and not there["saved"]:
             raise UsageError(f"{run_dir}: was stopped before its first save; begin it again with train --from")
         settings = built.settings()
-        changes = {"about": about, "start_epoch": start_epoch, "allow": allow, "progress": progress}
+        changes = {"about": about, "start_epoch": start_epoch, "allow": allow, "progress": progress, "world": world}
         settings["run"] = replace(settings["run"], **changes)
         result = fit(
             built.model,
@@ -76,13 +103,25 @@ def train(
             run_dir=run_dir,
             resume=resume,
         )
-        progress.finish(summary(built, result))
-    except Stopped as stopped:
-        go_on = typed("surefoot", "resume", run_dir)
-        raise Stopped(stopped.signal, f"{stopped}; go on with `{go_on}`") from None
+        world.first(lambda: progress.finish(summary(built, result)))
     finally:
         progress.close()
-    return 0
+
+
+def _there(run_dir: Path, resume: bool) -> dict[str, Any]:
+    """What rank 0 sees of the run directory before it is taken."""
+    from ..checkpoint import read_about
+
+    checkpoints = run_dir / "checkpoints"
+    saved = any(checkpoints.glob("step-*"))
+    conditions = (read_about(run_dir) or {}).get("conditions") if resume and saved else None
+    return {
+        "resumed": resume and run_dir.exists(),
+        "checkpoints": checkpoints.exists(),
+        "saved": saved,
+        "started": (run_dir / STARTED).exists(),
+        "weights": (conditions or {}).get("model.weights"),
+    }
 
 
 def summary(built: Built, result: FitResult) -> Summary:

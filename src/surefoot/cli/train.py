@@ -7,6 +7,7 @@ import contextlib
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from .recipes import add_trust_argument, named_recipe
 
@@ -19,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[RECIPE] [key=value ...]",
         help="a recipe's file or packaged name (default: quickstart); overrides such as optimizer.lr=3e-4 epochs=2",
     )
-    parser.add_argument("--run", metavar="DIR", help="the run directory (default: runs/NAME/TIMESTAMP)")
+    parser.add_argument(
+        "--dir",
+        "--run",
+        dest="run",
+        metavar="DIR",
+        help="the run directory (default: runs/NAME/TIMESTAMP); --dir under torchrun",
+    )
     parser.add_argument("--resume", action="store_true", help="go on if DIR holds a run already, else start one")
     parser.add_argument(
         "--from",
@@ -35,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    """--allow and --horizon, which only matter when a run is resumed."""
+    """--allow and --horizon, which only matter when a run is resumed; --timeout, under torchrun."""
     parser.add_argument(
         "--allow",
         metavar="CHANGE",
@@ -48,6 +55,21 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("keep", "stretch"),
         help="with another number of epochs: keep the schedule's length, or stretch it to the new one",
     )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="under torchrun: how long a process may be silent before the others end (default: 600)",
+    )
+
+
+def resume_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_resume_arguments` gave, as `running.train` takes it."""
+    from ..errors import UsageError
+
+    if arguments.timeout is not None and not arguments.timeout > 0:
+        raise UsageError(f"--timeout: {arguments.timeout:g} is not above 0; give seconds, e.g. --timeout 60")
+    return {"allow": arguments.allow, "horizon": arguments.horizon, "timeout": arguments.timeout}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--epochs-done: needs --from FILE, and is 0 or more")
     loaded = named_recipe(name, overrides, trust_code=arguments.trust_code)
     start = None if arguments.start is None else (Path(arguments.start), done)
-    settings = {"resume": arguments.resume, "allow": arguments.allow, "horizon": arguments.horizon, "start": start}
+    settings = {"resume": arguments.resume, **resume_settings(arguments), "start": start}
+    if not arguments.run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("several processes need one run directory: name it with --dir DIR")
     if arguments.run:
         return train(loaded, Path(arguments.run), **settings)
     run_dir = new_run_directory(loaded.name)

@@ -130,7 +130,7 @@ class Loader:
         self.accept_changes: Collection[str] = ()
         self._last_of_epoch: Tensor | None = None
         self.weight = 1.0
-        self._by_hand = False
+        self._by_hand = self.divided = False
         reading: dict[str, Any] = {"drop_last": self.drop_last, "workers": self.workers}
         self._batches: Indexed | Streamed
         if isinstance(source, StreamSource):
@@ -156,6 +156,7 @@ class Loader:
     def divide(self, parts: int, rank: int = 0, size: int = 1) -> None:
         """Give each batch as the MicroBatches of this rank, of `parts` that it is cut into for all; 1: whole."""
         self._by_hand = False
+        self.divided = parts > 1
         self._batches.divide(Division(parts, rank, size))
 
     @property
@@ -175,6 +176,7 @@ class Loader:
         """
         other = copy.copy(self)
         other.position, other._batches, other._by_hand = 0, self._batches.apart(), False
+        other.divided = False
         return other
 
     @property

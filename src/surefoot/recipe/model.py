@@ -12,7 +12,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..limits import CLIPPING, EMA_DECAY, LAYER_DECAY, MIN_DELTA, MOST_SEED, ON_NONFINITE, PRECISIONS, WHEN_BUSY
+from ..limits import (
+    CLIPPING,
+    EMA_DECAY,
+    LAYER_DECAY,
+    MIN_DELTA,
+    MOST_SEED,
+    ON_NONFINITE,
+    PARALLEL,
+    PRECISIONS,
+    WHEN_BUSY,
+)
 from ..metrics.registry import NAME
 from ..registry import Range
 from .data_section import DataSection, Normalize
@@ -349,6 +359,16 @@ class Recipe(Keyed):
         Text("auto, cpu, cuda, cuda:N or mps", r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", "; a GPU is cuda"),
         "Where it runs; auto takes a GPU where there is one.",
         "auto",
+    )
+    parallel: str = key(
+        Choice(PARALLEL),
+        "How several processes train: ddp, each with the whole model and its part of every batch; none: refused.",
+        "ddp",
+    )
+    micro_batches: int | None = key(
+        Maybe(Whole(1, "1 cuts nothing")),
+        "Parts that each batch is cut into, for any number of processes; null: one for each process.",
+        None,
     )
     execution: ExecutionSection | str = key(
         Or(("auto", "plain"), Section(lambda: ExecutionSection)),

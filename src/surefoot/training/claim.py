@@ -14,6 +14,8 @@ from ..artifacts import remove_leftovers
 from ..checkpoint import RunDirectory
 from ..errors import RunFailed, Stopped, UsageError
 from ..text import typed
+from ..world import World
+from .ranks import job
 
 RECIPE = "recipe.yaml"
 MOST_RESUMES = 1000
@@ -43,7 +45,21 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -> Iterator[Claim]:
+def claimed(path: Path, world: World, **how: Any) -> Iterator[Claim]:
+    """Hold the run directory `path`, as `held_run` says, on rank 0; the other ranks never touch it."""
+    claims: list[Claim] = []
+    with contextlib.ExitStack() as stack:
+
+        def take() -> RunDirectory:
+            claims.append(stack.enter_context(held_run(path, **how)))
+            return claims[0].run
+
+        run = RunDirectory.of_first(world, path, take)
+        yield claims[0] if claims else Claim(run)
+
+
+@contextlib.contextmanager
+def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -> Iterator[Claim]:
     """Hold the run directory `path`, locked; `texts` are files that it has from the start (``recipe.yaml``).
 
     Raises UsageError where it already holds a run and `resume` is not asked for, or where nothing can be written.
@@ -53,7 +69,8 @@ def claimed(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) ->
     if there and not resume:
         raise UsageError(f"{path}: already holds a run; go on with it ({_way_on(path)}) or name another directory")
     existed = path.exists()
-    run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted")
+    by: dict[str, Any] = {} if (this := job()) is None else {"job": this}
+    run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted", **by)
     claim = Claim(run)
     try:
         remove_leftovers(path / "model")

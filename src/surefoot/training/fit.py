@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import generators, rng
-from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten
+from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten, read_about
 from ..data import DataSplits, Loader
 from ..errors import UsageError
-from ..execution import prepare
+from ..execution import Execution, prepare
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import autocast, enter_training
@@ -27,6 +27,7 @@ from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, write_report
+from ..world import World
 from .about import completed, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
@@ -34,6 +35,7 @@ from .evaluation import evaluation_loader, training_loader
 from .loop import Loop
 from .objective import hidden_state
 from .options import RunOptions
+from .ranks import begun_by_this_job, divide, require_parallel
 from .records import Recorder
 from .settings import choose_settings, recorded_settings, use_settings
 from .state import Best, Checkpoints, RunState
@@ -103,6 +105,9 @@ def fit(
     `resume` a run that is there goes on, bit for bit as if it had never stopped, and a new one is begun where there
     is none. The first batch is looked over before anything is spent: findings are printed.
 
+    Under torchrun, or with a world of several ranks in `run`, each calls fit with the same; `batch_size` counts the
+    samples of all. Rank 0 alone writes and shows; the result is every rank's.
+
     Raises UsageError for what cannot be trained (all mistakes in the arguments at once), RunFailed for a run that
     cannot go on, Stopped after SIGTERM or SIGINT (the run directory then holds a checkpoint of the last step).
 
@@ -115,70 +120,80 @@ def fit(
     >>> result.steps
     16
     """
-    options = StepOptions() if step is None else step
-    run = RunOptions() if run is None else run
-    arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
-    epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
-    loss = as_objective(loss)
-    about = run.about
-    unfreezing = run.unfreeze or None
-    if unfreezing and not isinstance(unfreezing, Unfreezing):
-        unfreezing = Unfreezing(model, optimizer, unfreezing)
-    progress = run.progress
-    if isinstance(progress, bool):
-        progress = make_progress() if progress else Progress()
-    rng.seed_all(seed)
-    loader = training_loader(data, batch_size, seed, model, progress.message)
-    about = completed(about, model, loader, loss)
-    val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
-    val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
-    # Not known of a stream that only its end tells the length of.
-    steps_per_epoch = None if loader.length is None else math.ceil(loader.length / options.grad_accum_steps)
-    schedule = as_schedule(
-        schedule,
-        optimizer,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        validates=val is not None,
-        say=progress.message,
-    )
-    with autocast(loader.device, options.precision):
-        look_over_first_batch(
-            model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
-        )
-        give_shapes(model, loss, loader)
-        running, checkpoints, early_stopping = measuring(
-            model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping
-        )
-    begun = run.start_epoch or 0
-    best = Best(checkpoints.mode, metric=checkpoints.keep_best)
-    state = RunState(best=best, epoch=begun, step=begun * (steps_per_epoch or 0))
-    if early_stopping is not None:
-        state.patience = early_stopping.patience
-        state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
-    settings = {
-        "seed": seed,
-        **{name: value for name, value in vars(options).items() if name != "on_nonfinite"},
-        "log_every": run.log_every,
-        # As with epochs, another patience is another end and not another run.
-        "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
-        "unfreeze": [list(item) for item in (unfreezing.plan if unfreezing else ())],
-        "loss": type(loss).__name__,
-    }
-    if message := enter_training(model):
-        progress.message(message)
-    train_step = TrainStep(model, loss, optimizer, options)
-
     with contextlib.ExitStack() as stack:
+        options = StepOptions() if step is None else step
+        run = RunOptions() if run is None else run
+        world = stack.enter_context(World.here()) if run.world is None else run.world
+        arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
+        epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
+        require_parallel(run.parallel, world)
+        if world.size > 1 or (run.micro_batches or 1) > 1:
+            raise UsageError("parallel: ddp cannot be trained with yet")
+        loss = as_objective(loss)
+        about = run.about
+        unfreezing = run.unfreeze or None
+        if unfreezing and not isinstance(unfreezing, Unfreezing):
+            unfreezing = Unfreezing(model, optimizer, unfreezing)
+        progress = run.progress
+        if world.rank > 0:
+            progress = Progress()
+        elif isinstance(progress, bool):
+            progress = make_progress() if progress else Progress()
+        rng.seed_all(seed)
+        loader = training_loader(data, batch_size, seed, model, progress.message)
+        about = completed(about, model, loader, loss)
+        val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
+        val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
+        # Not known of a stream that only its end tells the length of.
+        steps_per_epoch = None if loader.length is None else math.ceil(loader.length / options.grad_accum_steps)
+        schedule = as_schedule(
+            schedule,
+            optimizer,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            validates=val is not None,
+            say=progress.message,
+        )
+        with autocast(loader.device, options.precision):
+            look_over_first_batch(
+                model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
+            )
+            give_shapes(model, loss, loader)
+            running, checkpoints, early_stopping = measuring(
+                model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping, world
+            )
+        begun = run.start_epoch or 0
+        best = Best(checkpoints.mode, metric=checkpoints.keep_best)
+        state = RunState(best=best, epoch=begun, step=begun * (steps_per_epoch or 0))
+        if early_stopping is not None:
+            state.patience = early_stopping.patience
+            state.patience_best = Best(early_stopping.mode, early_stopping.min_delta, metric=early_stopping.monitor)
+        settings = {
+            "seed": seed,
+            **{name: value for name, value in vars(options).items() if name != "on_nonfinite"},
+            "log_every": run.log_every,
+            # As with epochs, another patience is another end and not another run.
+            "early_stopping": early_stopping and {**vars(early_stopping), "patience": None},
+            "unfreeze": [list(item) for item in (unfreezing.plan if unfreezing else ())],
+            "loss": type(loss).__name__,
+        }
+        if message := enter_training(model):
+            progress.message(message)
+        train_step = TrainStep(model, loss, optimizer, options)
+
         stack.callback(progress.close)
         stack.callback(loader.close)
         if val_loader is not None:
             stack.callback(val_loader.close)
-        execution = recorded_settings(run_dir, run.execution) if resume and run_dir is not None else None
+        resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
+        recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
+        execution = recorded_settings(run_dir, recorded, run.execution)
         again = execution is not None
         if execution is None:
             steps = epochs * (steps_per_epoch or STEPS_OF_A_STREAM)
             execution = choose_settings(run.execution, train_step, loader, steps, progress.message)
+            execution = Execution.from_json(world.agree(execution.to_json, on=0))
+        division = divide(loader, world, run.micro_batches, recorded.get("conditions") or {})
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)
@@ -186,8 +201,10 @@ def fit(
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
             run_dir = Path(run_dir)
-            claim = stack.enter_context(claimed(run_dir, resume=resume, texts=about.files, name=about.name))
-            recorder = stack.enter_context(Recorder(run_dir, tensorboard=run.tensorboard, progress=progress))
+            claim = stack.enter_context(claimed(run_dir, world, resume=resume, texts=about.files, name=about.name))
+            if world.rank == 0:
+                recorder = Recorder(run_dir, tensorboard=run.tensorboard, progress=progress)
+            stack.enter_context(recorder)
             objects: dict[str, Any] = {**hidden_state(loss, model)}
             if unfreezing:
                 objects["unfreezing"] = unfreezing
@@ -199,6 +216,7 @@ def fit(
                     **vars(checkpoints),
                     conditions={
                         **_described(loss, val_loader, checkpoints, running),
+                        **division,
                         **about.conditions,
                         **flatten("fit", settings),
                         **flatten("execution", execution.to_json()),
@@ -206,6 +224,7 @@ def fit(
                     allow=run.allow,
                     journal=recorder.journal,
                     say=progress.message,
+                    world=world,
                     model=model,
                     optimizer=optimizer,
                     schedule=schedule,
@@ -226,12 +245,14 @@ def fit(
                 use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
                 _report_restored(restored, state, epochs, progress)
-                write_texts(claim.run, about.files)
+                world.first(lambda: write_texts(claim.run, about.files))
             elif run.start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
-            resumes = claim.resumed_at(state.step) if restored is not None else {}
-            claim.begin(conditions=checkpointer.conditions, execution=execution.to_json(), **resumes)
+            facts: dict[str, Any] = {"conditions": checkpointer.conditions, "execution": execution.to_json()}
+            if restored is not None:
+                facts |= claim.resumed_at(state.step)
+            world.first(lambda: claim.begin(**facts))
         progress.start(
             RunInfo(
                 about.name,
@@ -263,31 +284,27 @@ def fit(
             early_stopping=early_stopping,
             unfreezing=unfreezing,
             classes=len(about.classes) if about.classes and len(about.classes) <= MOST_CLASSES else None,
-            save_best=save and functools.partial(save, "model/best"),
+            world=world,
+            save_best=save and (lambda best, values: world.first(lambda: save("model/best", best, values))),
         )
         loop.run()
         if save is not None:
             assert checkpointer is not None and run_dir is not None
             # First what a resume needs, should the disk have no room for the model.
             checkpointer.finish()
-            save("model", loop.evaluated_model, state.last)
-            claim.done()
-            write_report(
-                run_dir,
-                confusion=state.confusion,
-                classes=about.classes or (),
-                reliability=state.reliability,
-                brief=about.brief,
-            )
-    return FitResult(
-        epochs=state.epoch,
-        steps=state.step,
-        metrics=dict(state.last),
-        best=state.best if checkpoints.keep_best else None,
-        stopped_early=state.stopped_early,
-        run_dir=run_dir,
-        wall_s=state.wall_s(),
-    )
+            world.first(lambda: save("model", loop.evaluated_model, state.last))
+            world.first(claim.done)
+            shown = {"confusion": state.confusion, "reliability": state.reliability, "brief": about.brief}
+            world.first(lambda: write_report(run_dir, classes=about.classes or (), **shown))
+        return FitResult(
+            epochs=state.epoch,
+            steps=state.step,
+            metrics=dict(state.last),
+            best=state.best if checkpoints.keep_best else None,
+            stopped_early=state.stopped_early,
+            run_dir=run_dir,
+            wall_s=state.wall_s(),
+        )
 
 
 def _before_loading(

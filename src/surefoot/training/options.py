@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arguments import Arguments
+from ..limits import PARALLEL
 from ..tracking import Progress
+from ..world import World
 from .about import About
 from .state import Checkpoints, EarlyStopping
 from .unfreezing import Unfreezing
@@ -29,6 +31,11 @@ class RunOptions:
     stands in ``step.py``. Where a compiled form that was asked for cannot be made, a message says so and the eager one
     runs.
 
+    `parallel` says how several processes train: ``"ddp"``, each with the whole model and its part of every batch, or
+    ``"none"``, which refuses more than one. Each batch is cut into `micro_batches` (default: one for each process, or
+    as the run was begun with); where each process has 1, 2, 4, 8 ... of them, a run goes on with any number of them.
+    `world` are these processes; by default those that torchrun started.
+
     `allow` names what may differ from the saved run when it resumes, no longer to the bit. `start_epoch` is for weights
     that were trained elsewhere for so many epochs: epochs are counted on from there.
 
@@ -47,6 +54,9 @@ class RunOptions:
     about: About = About()
     allow: Sequence[str] = ()
     start_epoch: int | None = None
+    parallel: str = "ddp"
+    micro_batches: int | None = None
+    world: World | None = None
 
     def __post_init__(self) -> None:
         check = Arguments()
@@ -67,6 +77,9 @@ class RunOptions:
             "about": instance("about", self.about, About, 'About(classes=["cat", "dog"])'),
             "allow": check.texts("allow", self.allow),
             "start_epoch": check.whole("start_epoch", self.start_epoch, low=0, none=True),
+            "parallel": check.choice("parallel", self.parallel, PARALLEL),
+            "world": instance("world", self.world, World, "surefoot.World.join()", none=True),
+            "micro_batches": check.whole("micro_batches", self.micro_batches, low=1, none=True),
         }
         check.done()
         for name, value in values.items():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import read_about
 from ..data import Loader
 from ..errors import UsageError
 from ..execution import CannotCompile, Execution, choose_execution, verified_backend, with_asked
@@ -18,13 +17,14 @@ from ..text import typed
 BATCHES_TO_MEASURE = 4
 
 
-def recorded_settings(run_dir: Path | str, execution: Any = "auto") -> Execution | None:
-    """The settings that a run was begun with, or None where there are none yet.
+def recorded_settings(
+    run_dir: Path | str | None, about: Mapping[str, Any], execution: Any = "auto"
+) -> Execution | None:
+    """The settings that a run was begun with, by `about` of its run.json; None where there are none yet.
 
     What `execution` fixes otherwise is taken over: a changed condition, which the resume then refuses or allows.
     """
-    about = read_about(run_dir)
-    if not about or "execution" not in about:
+    if run_dir is None or "execution" not in about:
         return None
     try:
         recorded = Execution.from_json(about["execution"])
@@ -57,7 +57,7 @@ def use_settings(
     message to `say`. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot
     be made again.
     """
-    if step.options.grad_accum_steps > 1:  # of several micro-batches there is the plain step alone
+    if step.options.grad_accum_steps > 1 or loader.divided:  # of several micro-batches there is the plain step alone
         return execution
     try:
         step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)

@@ -1,0 +1,60 @@
+"""What fit does otherwise in several processes: how batches are divided, and whose run a restart goes on with."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import read_about
+from ..data import Loader
+from ..errors import UsageError
+from ..text import counted
+from ..world import World
+
+MICRO_BATCHES, RANKS = "world.micro_batches", "world.ranks"
+
+
+def require_parallel(parallel: str, world: World) -> None:
+    """Raise UsageError for a kind of parallel training that cannot be, in this world."""
+    if parallel == "fsdp2":
+        raise UsageError("parallel: fsdp2 cannot be trained with; give ddp, which keeps the whole model on each rank")
+    if parallel == "none" and world.size > 1:
+        raise UsageError(
+            f"parallel: none, but this is rank {world.rank} of {world.size}; give ddp, or start one process"
+        )
+
+
+def divide(loader: Loader, world: World, asked: int | None, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Give `loader` this rank's part of each batch; returns the conditions that this makes of a run.
+
+    A batch is cut into as many micro-batches as are `asked` for; else as the run has `recorded`, so that it goes on
+    with another number of ranks; else one for each rank. Raises UsageError where ranks cannot have as many each.
+    """
+    if asked is not None and asked % world.size:
+        raise UsageError(
+            f"micro_batches: {counted(world.size, 'rank')} cannot have as many of {asked} each; give a multiple of "
+            f"{world.size}"
+        )
+    before = recorded.get(MICRO_BATCHES)
+    parts = asked or (before if type(before) is int and before > 0 and before % world.size == 0 else world.size)
+    loader.divide(parts, world.rank, world.size)
+    each = parts // world.size
+    # Then their sums have the same bits on any number of ranks that this holds for.
+    anywhere = each & (each - 1) == 0
+    return {MICRO_BATCHES: parts, RANKS: "any" if anywhere else world.size}
+
+
+def job() -> str | None:
+    """What all attempts of one torchrun have in common, and no other has; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name is None else f"{name} {socket.gethostname()} {os.getppid()}"
+
+
+def begun_by_this_job(run_dir: str | Path | None) -> bool:
+    """Whether torchrun has restarted what began this run, so that it goes on with it."""
+    if run_dir is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    return bool((read_about(run_dir) or {}).get("job", "") == job())
