@@ -16,12 +16,10 @@ from ..limits import (
     CLIPPING,
     EMA_DECAY,
     LAYER_DECAY,
-    MIN_DELTA,
     MOST_SEED,
     ON_NONFINITE,
     PARALLEL,
     PRECISIONS,
-    WHEN_BUSY,
 )
 from ..metrics.registry import NAME
 from ..registry import Range
@@ -29,6 +27,7 @@ from .data_section import DataSection, Normalize
 from .frozen import Frozen, thaw
 from .kinds import Choice, Flag, Maybe, Monitor, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
+from .run_sections import AUTO, CheckpointSection, EarlyStoppingSection, ExecutionSection
 from .sections import Keyed, Part, key
 
 _PATTERN = Text("a pattern of parameter names such as '*.bias'")
@@ -39,7 +38,6 @@ _PRECISIONS = {
     **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
     **dict.fromkeys(("float16", "half", "16", "16-mixed", "amp"), "fp16"),
 }
-_BETTER = "as the metric says"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,65 +203,6 @@ class Unfreeze(Keyed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyStoppingSection(Keyed):
-    """End the run when a metric no longer gets better."""
-
-    monitor: str = key(Monitor(), "The metric.", "val/loss")
-    mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
-    patience: int = key(Whole(1, "give at least one epoch"), "Epochs without improvement before the end.", 5)
-    min_delta: float = key(Number(MIN_DELTA), "What does not count as improvement.", 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointSection(Keyed):
-    """When the run is saved, so that it can go on after any end, and which saves are kept."""
-
-    every: str | None = key(
-        Maybe(
-            Text(
-                "a count and its unit",
-                r"0*[1-9][0-9]{0,11} (epochs?|steps?|s|min|h)",
-                "; write for example 1 epoch, 500 steps, 10 min or 30 s",
-            )
-        ),
-        "How often: `N epochs`, `N steps`, `N s`, `N min` or `N h`; null saves only when the run ends or is stopped.",
-        "1 epoch",
-    )
-    keep_last: int | None = key(
-        Maybe(Whole(1, "one is needed to go on from")), "How many of the newest are kept; null keeps all.", 3
-    )
-    keep_best: str | None = key(
-        Maybe(Monitor()), "The metric whose best model is kept as `model/best`; null keeps none.", None
-    )
-    mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
-    when_busy: str = key(
-        Choice(WHEN_BUSY),
-        "A save that is due while the one before is still being written: wait for that, or skip this one.",
-        "wait",
-    )
-
-
-_AUTO = ("auto",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutionSection(Keyed):
-    """How a step runs on this machine; what is auto is measured."""
-
-    threads: int | str = key(Or(_AUTO, Whole(1, "give at least one")), "Threads of one operation on the CPU.", "auto")
-    onednn: bool | str = key(Or(_AUTO, Flag()), "Whether convolutions use oneDNN.", "auto")
-    memory_format: str = key(Choice(("auto", "contiguous", "channels_last")), "How images lie in memory.", "auto")
-    optimizer_impl: str = key(
-        Choice(("auto", "default", "for_loop", "foreach", "fused")), "Which of torch's implementations updates.", "auto"
-    )
-    compile: bool | str = key(
-        Or(("auto", "none", "gradients", "module"), Flag()),
-        "What is compiled, once its gradients are checked; true is the form that suits.",
-        "auto",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe(Keyed):
     """Everything that a run is made from. Made by `load_recipe` and `parse_recipe`, which check it.
 
@@ -343,7 +282,7 @@ class Recipe(Keyed):
         Several(Text("the name of a check"), one=True), "Checks of the first batch that are not made.", ()
     )
     metrics: str | tuple[MetricTerm, ...] = key(
-        Or(_AUTO, Several(Section(lambda: MetricTerm), one=True, as_list=True)),
+        Or(AUTO, Several(Section(lambda: MetricTerm), one=True, as_list=True)),
         "What is measured beside the loss; auto is what suits the loss: accuracy and macro F1 for classes, say.",
         "auto",
     )

@@ -294,7 +294,11 @@ def fit(
             checkpointer.finish()
             world.first(lambda: save("model", loop.evaluated_model, state.last))
             world.first(claim.done)
-            shown = {"confusion": state.confusion, "reliability": state.reliability, "brief": about.brief}
+            shown: dict[str, Any] = {
+                "confusion": state.confusion,
+                "reliability": state.reliability,
+                "brief": about.brief,
+            }
             world.first(lambda: write_report(run_dir, classes=about.classes or (), **shown))
         return FitResult(
             epochs=state.epoch,
