@@ -13,8 +13,9 @@ from ..registry import Registry, did_you_mean
 from ..text import counted, shortened, typed
 from .data_section import Normalize
 from .key_aliases import elsewhere
-from .model import CheckpointSection, EarlyStoppingSection, Recipe, SchedulerSection
+from .model import Recipe, SchedulerSection
 from .reading import Reading, join, text_remedy
+from .run_sections import CheckpointSection, EarlyStoppingSection
 from .sections import Part, keys_of
 
 PLATEAU = "ReduceLROnPlateau"

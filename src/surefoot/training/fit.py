@@ -299,7 +299,7 @@ def fit(
                 "reliability": state.reliability,
                 "brief": about.brief,
             }
-            world.first(lambda: write_report(run_dir, classes=about.classes or (), **shown))
+            world.first(lambda: write_report(run_dir, classes=about.classes or (), brief=about.brief, **shown))
         return FitResult(
             epochs=state.epoch,
             steps=state.step,
