@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 import surefoot
 from surefoot import batches
+from surefoot.data import DatasetSource
 from surefoot.errors import Problems, UsageError
 from surefoot.losses import averaging
 from surefoot.step import StepOptions, TrainStep
@@ -254,6 +255,34 @@ def test_a_number_that_is_watched_must_be_one_that_the_objective_tells():
 class Graph:
     nodes: torch.Tensor
     num_graphs: int
+
+
+class Ragged:
+    """A batch that says itself how many samples it holds: sequences end to end, and where each ends."""
+
+    def __init__(self, numbers, ends):
+        self.numbers, self.ends = numbers, ends
+
+    def __len__(self):
+        return len(self.ends)
+
+    def to(self, device, **more):
+        return Ragged(self.numbers.to(device, **more), self.ends.to(device, **more))
+
+
+def test_a_batch_of_a_class_of_ones_own_is_counted_by_its_len():
+    samples = [torch.full((length, 1), float(length)) for length in (1, 4, 2, 5, 3)]
+
+    def joined(some):
+        return Ragged(torch.cat(some), torch.tensor([len(sample) for sample in some]).cumsum(0))
+
+    @surefoot.objective
+    def mean_square(model, batch):
+        return model(batch.numbers).square().mean()
+
+    data = DatasetSource(samples, collate=joined)
+    model, result = trained(mean_square, data=data, model=nn.Linear(1, 1), batch_size=2, epochs=1)
+    assert result.steps == 3 and surefoot.evaluate(model, mean_square, data, batch_size=2).samples == 5
 
 
 def test_batches_of_every_form_are_counted_and_called():

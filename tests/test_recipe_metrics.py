@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchmetrics
 from command_runs import refused
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import surefoot
@@ -133,6 +134,9 @@ def test_a_recipe_records_each_metric_under_its_name_wherever_a_metric_is_shown(
     for page in ("run/model/README.md", "run/report.html"):
         assert "val/F1Score" in (text := Path(page).read_text()) or "val F1Score" in text
     assert ">F1Score</h3>" in Path("run/report.html").read_text()
+    events = EventAccumulator("run/tensorboard").Reload()
+    drawn = {name: [point.value for point in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert drawn["F1Score/val"][-1] == pytest.approx(last["F1Score"], rel=1e-6) and "F1Score/train" in drawn
 
 
 def test_a_run_that_is_stopped_and_resumed_measures_the_same(monkeypatch):
