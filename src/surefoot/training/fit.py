@@ -127,8 +127,6 @@ def fit(
         arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
         epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
         require_parallel(run.parallel, world)
-        if world.size > 1 or (run.micro_batches or 1) > 1:
-            raise UsageError("parallel: ddp cannot be trained with yet")
         loss = as_objective(loss)
         about = run.about
         unfreezing = run.unfreeze or None
@@ -179,7 +177,7 @@ def fit(
         }
         if message := enter_training(model):
             progress.message(message)
-        train_step = TrainStep(model, loss, optimizer, options)
+        train_step = TrainStep(model, loss, optimizer, options, world=world, seed=seed)
 
         stack.callback(progress.close)
         stack.callback(loader.close)
@@ -188,12 +186,12 @@ def fit(
         resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
         recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
         execution = recorded_settings(run_dir, recorded, run.execution)
+        division = divide(loader, world, run.micro_batches, recorded.get("conditions") or {})
         again = execution is not None
         if execution is None:
             steps = epochs * (steps_per_epoch or STEPS_OF_A_STREAM)
             execution = choose_settings(run.execution, train_step, loader, steps, progress.message)
             execution = Execution.from_json(world.agree(execution.to_json, on=0))
-        division = divide(loader, world, run.micro_batches, recorded.get("conditions") or {})
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)
@@ -284,7 +282,6 @@ def fit(
             early_stopping=early_stopping,
             unfreezing=unfreezing,
             classes=len(about.classes) if about.classes and len(about.classes) <= MOST_CLASSES else None,
-            world=world,
             save_best=save and (lambda best, values: world.first(lambda: save("model/best", best, values))),
         )
         loop.run()
@@ -297,7 +294,6 @@ def fit(
             shown: dict[str, Any] = {
                 "confusion": state.confusion,
                 "reliability": state.reliability,
-                "brief": about.brief,
             }
             world.first(lambda: write_report(run_dir, classes=about.classes or (), brief=about.brief, **shown))
         return FitResult(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,6 @@ from ..modes import set_mode
 from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
 from ..step import Batch, TrainStep
-from ..world import World
 from .evaluation import evaluate_on
 from .records import Recorder
 from .state import EarlyStopping, RunState
@@ -48,7 +47,6 @@ class Loop:
     unfreezing: Unfreezing | None = None
     save_best: Callable[[nn.Module, dict[str, float]], None] | None = None
     classes: int | None = None
-    world: World = field(default_factory=World.alone)
 
     def run(self) -> None:
         """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
@@ -84,7 +82,10 @@ class Loop:
                 state.rates = schedule.lrs
             if result.updated:
                 schedule.step()
-            running.add(*result[:4], result.weight, result.numbers)
+            if result.parts:
+                running.add_parts(result.parts)
+            else:
+                running.add(*result[:4], result.weight, result.numbers)
             if recorded:
                 self.record_step(result.grad_norm)
             if checkpointer is not None:
@@ -131,7 +132,7 @@ class Loop:
                 precision=self.step.options.precision,
                 confusion=self.classes,
                 between=lambda: self.stop_in_validation(before),
-                world=self.world,
+                world=self.step.world,
             )
             self.record("epoch", "val", result.metrics)
             self.state.confusion = None if result.confusion is None else result.confusion.tolist()
