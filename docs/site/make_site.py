@@ -206,18 +206,19 @@ def main(arguments: list[str] | None = None) -> int:
     html = BUILD / "html"
     shutil.rmtree(html, ignore_errors=True)
     # What trains comes from this environment, Sphinx from its own.
-    paths = [str(ROOT / "src"), *site.getsitepackages()]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *site.getsitepackages()]),
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
+        "SUREFOOT_DOCS_CACHE": str(BUILD / "executed"),
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }
+    if subprocess.run([str(python), str(HERE / "notebook_check.py")], env=environment).returncode:
+        return 1
     for language, code in LANGUAGES.items():
         tree = BUILD / "source" / language
         lay_out(tree, language)
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "SUREFOOT_DOCS_LANGUAGE": code,
-            "SUREFOOT_DOCS_CACHE": str(BUILD / "executed"),
-            "PYTHONWARNINGS": "ignore",
-            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),
-            "OMP_NUM_THREADS": "1",
-        }
+        environment["SUREFOOT_DOCS_LANGUAGE"] = code
         command = [str(python), "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", str(HERE)]
         done = subprocess.run([*command, str(tree), str(html / language)], env=environment)
         if done.returncode:

@@ -60,6 +60,13 @@ class Stopped(SurefootError):
         self.exit_code = 128 + signum
         super().__init__(message or f"stopped by {_signal.Signals(signum).name}")
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows when its kernel was interrupted: no traceback, since nothing is wrong."""
+        return [
+            f"{self}",
+            "Run the cell again to go on: fit(..., resume=True), or saver.resume() in a loop of your own.",
+        ]
+
 
 def first_line(error: BaseException, *, kind: bool = False) -> str:
     """The first line of an error's text, at most 300 characters of it; its class where it has no text.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from .svg import Line, Mark, line_chart, picture, stepped
@@ -53,3 +55,9 @@ def figure(
     signs = [Mark(at, label) for label, at in (marks or {}).items()]
     chart = line_chart(lines, x_label=x, y_label=y, log=log, marks=signs, title=title or y, subtitle=subtitle)
     return Figure(picture(chart))
+
+
+def image(chart: Figure, alt: str) -> str:
+    """`chart` as an image of HTML, so that its style is its own; `alt` says in words what it shows."""
+    data = base64.b64encode(chart.svg.encode()).decode()
+    return f"<img alt='{escape(alt)}' style='max-width:100%' src='data:image/svg+xml;base64,{data}'>"

@@ -93,6 +93,16 @@ class Schedule:
         self._own_rates = own_rates(optimizer, scheduler)
         self._watch = watch(optimizer, weakref.WeakMethod(self.adopt_groups))
 
+    def _repr_html_(self) -> str:
+        parts = [
+            f"{type(part).__name__} by {unit}"
+            for part, unit in ((self.scheduler, self.by), (self.warmup, self.warmup_by))
+            if part is not None
+        ]
+        rates = ", ".join(f"{rate:.4g}" for rate in self.lrs)
+        done = f"{self.steps} steps, {self.epochs} epochs"
+        return f"<b>{' under '.join(parts) or 'a constant rate'}</b><br>lr {rates} after {done}"
+
     @property
     def lrs(self) -> list[float]:
         """The rate that each param group has now, dampening included (reading a tensor rate on a GPU waits for it)."""

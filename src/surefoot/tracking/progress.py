@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +112,7 @@ class Progress:
 class PlainProgress(Progress):
     """One flushed line an epoch, and one every few seconds between; no control codes.
 
+    >>> import sys
     >>> progress = PlainProgress(sys.stdout)
     >>> progress.start(RunInfo("quickstart", epochs=2, steps_per_epoch=100, details={"model": "LeNet5"}))
     quickstart: 2 epochs of 100 steps (model LeNet5)
@@ -232,21 +232,6 @@ class LiveProgress(PlainProgress):
 
     def _painted(self, text: str, colour: int) -> str:
         return painted(text, colour) if self._coloured and colour and text else text
-
-
-def make_progress(stream: TextIO | None = None) -> Progress:
-    """A live bar if `stream` (default: standard output) is a terminal that can draw one, plain lines if not.
-
-    `NO_COLOR` takes the colours away, `TERM=dumb` the bar too.
-    """
-    stream = sys.stdout if stream is None else stream
-    try:
-        terminal = stream.isatty()
-    except ValueError:  # closed
-        terminal = False
-    if terminal and os.environ.get("TERM", "") not in ("", "dumb"):
-        return LiveProgress(stream)
-    return PlainProgress(stream)
 
 
 def headline(info: RunInfo) -> str:

@@ -25,6 +25,7 @@ from ..metrics.gathering import gathered
 from ..metrics.reliability import Reliability
 from ..modes import autocast, evaluating
 from ..step import Batch
+from ..tracking import evaluation_html
 from ..world import World
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
@@ -44,6 +45,9 @@ class Evaluation:
     samples: int
     confusion: Tensor | None = None
     reliability: dict[str, list[Any]] | None = None
+
+    def _repr_html_(self) -> str:
+        return evaluation_html(self.metrics, None if self.confusion is None else self.confusion.tolist())
 
 
 def evaluate(

@@ -26,7 +26,7 @@ from ..schedules.as_schedule import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
 from ..text import counted
-from ..tracking import Progress, RunInfo, make_progress, write_report
+from ..tracking import Progress, RunInfo, make_progress, result_html, write_report
 from ..world import World
 from .about import completed, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
@@ -64,6 +64,9 @@ class FitResult:
     stopped_early: bool
     run_dir: Path | None
     wall_s: float
+
+    def _repr_html_(self) -> str:
+        return result_html(self.metrics, self.run_dir)
 
 
 def fit(

@@ -1,0 +1,28 @@
+"""Which progress suits where a run is watched: a notebook, a terminal, a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from .notebook import NotebookProgress, in_notebook
+from .progress import LiveProgress, PlainProgress, Progress
+
+
+def make_progress(stream: TextIO | None = None) -> Progress:
+    """A live bar if `stream` (default: standard output) is a terminal that can draw one, plain lines if not.
+
+    Without a `stream`, in a notebook: one output there, with the curves of the losses. `NO_COLOR` takes the colours
+    away, `TERM=dumb` the bar too.
+    """
+    if stream is None and in_notebook():
+        return NotebookProgress()
+    stream = sys.stdout if stream is None else stream
+    try:
+        terminal = stream.isatty()
+    except ValueError:  # closed
+        terminal = False
+    if terminal and os.environ.get("TERM", "") not in ("", "dumb"):
+        return LiveProgress(stream)
+    return PlainProgress(stream)
