@@ -298,7 +298,7 @@ def fit(
                 "confusion": state.confusion,
                 "reliability": state.reliability,
             }
-            world.first(lambda: write_report(run_dir, classes=about.classes or (), brief=about.brief, **shown))
+            world.first(lambda: write_report(run_dir, classes=about.classes or (), **shown))
         return FitResult(
             epochs=state.epoch,
             steps=state.step,
