@@ -154,19 +154,47 @@ class Reduction:
         gc.collect()  # its hooks on the parameters go with it
 
 
-def share_buffers(world: World, model: nn.Module) -> None:
-    """Give all ranks rank 0's buffers: each has seen micro-batches of its own."""
+class FirstBuffers:
+    """The buffers of a model (running statistics), kept as the first of a batch's micro-batches leaves them.
+
+    Each begins with those of the update's start, as it does where it is the only one of its rank.
+    """
+
+    def __init__(self, model: nn.Module, several: bool):
+        self._buffers = list(model.buffers()) if several else []
+        self._begun = [buffer.clone() for buffer in self._buffers]
+        self._kept: list[Tensor] = []
+
+    def next_rows(self) -> None:
+        """Before other rows of the batches go through the model, and after the last."""
+        if not self._kept:
+            self._kept = [buffer.clone() for buffer in self._buffers]
+        self._put(self._begun)
+
+    def finish(self) -> None:
+        """After the last."""
+        if self._kept:
+            self._put(self._kept)
+
+    def _put(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._buffers, values, strict=True):
+                buffer.copy_(value)
+
+
+def take_from_first(world: World, tensors: Iterable[Tensor]) -> None:
+    """Give all ranks rank 0's values of these tensors."""
     if world.size == 1:
         return
     with torch.no_grad():
-        for same in _by_dtype(list(model.buffers())):
-            flat = torch.cat([buffer.reshape(-1) for buffer in same])
+        for same in _by_dtype(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
             try:
                 dist.broadcast(flat, src=0, group=world.group)
             except RuntimeError as error:
                 raise RankFailed(None, f"cannot be reached any more: {error}") from error
-            for buffer, part in zip(same, torch.split(flat, [buffer.numel() for buffer in same]), strict=True):
-                buffer.copy_(part.view(buffer.shape))
+            for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
 
 def _ddp_in(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:

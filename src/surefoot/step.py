@@ -21,7 +21,7 @@ from .micro_batches import MicroBatches
 from .modes import autocast
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
-from .reduction import Reduction, share_buffers
+from .reduction import FirstBuffers, Reduction, take_from_first
 from .step_result import StepResult, of_parts, result_of, together
 from .untouched import Buffers, put_back_on
 from .world import World
@@ -102,6 +102,9 @@ class TrainStep:
         self.options = options = options if options is not None else StepOptions()
         if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
+        for part in (model, loss):
+            if isinstance(part, nn.Module):  # as DDP does: what each rank has made at random must be one model
+                take_from_first(self.world, [*part.parameters(), *part.buffers()])
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
         self.scaler = GradScaler(self.device.type) if options.precision == "fp16" else None
@@ -200,8 +203,11 @@ class TrainStep:
         shares = averaging.shares(self.loss, micro_batches, self.world)
         reduction, trained, values = self._reduction, self.trained(), []
         reduction.begin()
+        buffers = FirstBuffers(self.model, len(micro_batches) > self._batches)
         for place, (number, share) in enumerate(zip(micro_batches.numbers, shares, strict=True)):
             last, batch = place == len(micro_batches) - 1, micro_batches[place]
+            if place and place % self._batches == 0:
+                buffers.next_rows()
             with rng.seeded(rng.fold(self._seed, self._updates, number), self.device):
                 value = self.forward(
                     batch, share, number % self._batches, reduction.called if last else reduction.model
@@ -213,7 +219,8 @@ class TrainStep:
             if not last:
                 reduction.hold(trained, ends=place % self._batches == self._batches - 1)
         reduction.finish(trained)
-        share_buffers(self.world, self.model)
+        buffers.finish()
+        take_from_first(self.world, self.model.buffers())  # each has seen micro-batches of its own
         if not self.options.set_to_none:
             for parameter in trained:
                 if parameter.grad is None and parameter.requires_grad:

@@ -21,9 +21,9 @@ from ..limits import PRECISIONS
 from ..losses import accuracy_kind, apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
-from ..metrics.gathering import gathered
 from ..metrics.reliability import Reliability
 from ..modes import autocast, evaluating
+from ..reduction import take_from_first
 from ..step import Batch
 from ..tracking import evaluation_html
 from ..world import World
@@ -101,7 +101,7 @@ def evaluate_on(
     running = RunningMetrics(**options, world=world)
     reliability = Reliability(options["ignore_index"]) if "confusion" in options else None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    take_buffers_of_first(model, world)
+    take_from_first(world, model.buffers())
     # not inference_mode: a module may cache a tensor here that training needs later
     with evaluating(model), torch.no_grad(), autocast(device, precision):
         for batch, own in _batches_of(loader, world):
@@ -114,15 +114,6 @@ def evaluate_on(
     matrix = running.matrix() if "confusion" in options else None
     sure = None if reliability is None else reliability.result(world)
     return Evaluation(running.result(), running.samples, matrix, sure)
-
-
-def take_buffers_of_first(model: nn.Module, world: World) -> None:
-    """Give the model of each rank the buffers of rank 0's: batch normalization keeps what its own rank saw."""
-    if world.size > 1:
-        buffers = list(model.buffers())
-        with torch.no_grad():
-            for buffer, first in zip(buffers, gathered(world, buffers)[0], strict=True):
-                buffer.copy_(first)
 
 
 def evaluation_loader(

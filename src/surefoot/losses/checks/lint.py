@@ -16,7 +16,7 @@ from ...errors import UsageError, first_line
 from ...finding import Finding
 from ...modes import enter_training, evaluating
 from ...registry import did_you_mean
-from ...text import typed
+from ...text import counted, typed
 from ...untouched import untouched
 from ...wrapping import unwrap
 from ..conventions import LossValue, compared, convention_of, describe, value_of
@@ -41,14 +41,16 @@ def lint(
     classes: int | Sequence[str] | None = None,
     off: Collection[str] = (),
     last: Sequence[Any] | None = None,
+    parts: int = 1,
 ) -> list[Finding]:
     """Look for likely mistakes in how model, loss, optimizer and data fit together.
 
     `batch` is what training gives to `losses.apply` (on the model's device); `classes` is the number of classes of
     the data, or their names; findings named in `off` are left out, and with ``"all"`` nothing is looked at. `last` is
-    an epoch's last batch, where it is shorter: whether model and loss can be run on it. One forward and backward pass
-    in training mode (parts that are frozen in evaluation mode stay so); parameters, buffers, gradients, optimizer and
-    random number generators are afterwards as they were. Run it under `torch.autocast` where training is.
+    an epoch's last batch, where it is shorter: whether model and loss can be run on it; with `parts` the smallest of
+    the micro-batches that batches are cut into. One forward and backward pass in training mode (parts that are frozen
+    in evaluation mode stay so); parameters, buffers, gradients, optimizer and random number generators are afterwards
+    as they were. Run it under `torch.autocast` where training is.
 
     Raises UsageError, from the original error, where the model cannot run on the batch, and for an unknown name in
     `off`.
@@ -73,7 +75,7 @@ def lint(
         warnings.simplefilter("ignore")  # torch's own
         findings = _look(evidence)
         if last is not None and not any(finding.severity == "error" for finding in findings):
-            findings += _look_at_last(evidence, last)
+            findings += _look_at_last(evidence, last, parts)
     return [finding for finding in _once(findings) if finding.name not in off]
 
 
@@ -115,21 +117,24 @@ def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
             ) from refusal
 
 
-def _look_at_last(evidence: Evidence, last: Sequence[Any]) -> list[Finding]:
-    """Whether the epoch's last batch, shorter than the others, can be trained on."""
+def _look_at_last(evidence: Evidence, last: Sequence[Any], parts: int) -> list[Finding]:
+    """Whether the epoch's last batch, shorter than the others, or its smallest micro-batch can be trained on."""
     try:
         value_of(evidence.loss, *convention_of(evidence.loss).forward(evidence.model, last))
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as refusal:
-        text = first_line(refusal).rstrip(".")
+        text, samples, whole = first_line(refusal).rstrip("."), batches.size(last), batches.size(evidence.batch)
+        what = f"the last batch of each epoch has {samples} of {whole} samples"
+        other = "a batch_size that divides the data otherwise"
+        if parts > 1:
+            what = f"of {parts} micro-batches of a batch the smallest has {counted(samples, 'sample')}"
+            other = "fewer micro_batches, or a larger batch_size"
         return [
             error(
                 "last-batch",
-                f"the last batch of each epoch has {batches.size(last)} of {batches.size(evidence.batch)} samples, and "
-                f"cannot be trained on: {text}",
-                "leave it out (drop_last: true, in Python a Loader with drop_last=True), or give a batch_size that "
-                "divides the data otherwise",
+                f"{what}, and cannot be trained on: {text}",
+                f"leave it out (drop_last: true, in Python a Loader with drop_last=True), or give {other}",
             )
         ]
     return []
