@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from surefoot.recipe.dump import flow
-from surefoot.recipe.model import SECTIONS
 from surefoot.recipe.sections import REQUIRED, Key, Keyed, keys_of
 
+SECTIONS = [cls for cls in Keyed.__subclasses__() if cls.__module__.startswith("surefoot.recipe.")]
 # What completes an example that shows only some keys.
 REST = {
     "epochs": "epochs: 10",

@@ -10,10 +10,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from recipe_tables import REST, filled, table
+from recipe_tables import REST, SECTIONS, filled, table
 
 from surefoot.recipe import json_schema, load_recipe, packaged_names, parse_recipe
-from surefoot.recipe.model import SECTIONS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _CLASSES = Range(low=1)
 _CHANNELS = Range(low=1)
+_IMAGES = {"classes": _CLASSES, "channels": _CHANNELS}
+_DROPOUT = Range(low=0, high=1, high_open=True)
 
 MODELS = Registry(
     "model",
@@ -22,30 +24,21 @@ MODELS = Registry(
             "LeNet5",
             "surefoot.models.lenet:LeNet5",
             "two 5x5 convolutions and three linear layers, the tutorial's GarmentClassifier",
-            limits={"classes": _CLASSES, "channels": _CHANNELS},
+            limits=_IMAGES,
             facts={"input": "(N, channels, 28, 28)", "parameters": "44,426"},
         ),
         Entry(
             "MLP",
             "surefoot.models.mlp:MLP",
             "linear layers with ReLU between them",
-            limits={
-                "in_features": Range(low=1),
-                "classes": _CLASSES,
-                "dropout": Range(low=0, high=1, high_open=True),
-            },
+            limits={"in_features": Range(low=1), "classes": _CLASSES, "dropout": _DROPOUT},
             facts={"input": "(N, ...) of in_features numbers", "parameters": "203,530"},
         ),
         Entry(
             "SmallResNet",
             "surefoot.models.resnet:SmallResNet",
             "a small residual network with batch norm, for 28x28 or 32x32 images",
-            limits={
-                "classes": _CLASSES,
-                "channels": _CHANNELS,
-                "width": Range(low=1),
-                "blocks": Range(low=1, high=64),
-            },
+            limits={**_IMAGES, "width": Range(low=1), "blocks": Range(low=1, high=64)},
             facts={"input": "(N, channels, H, W)", "parameters": "73,082"},
         ),
         Entry(
@@ -54,7 +47,7 @@ MODELS = Registry(
             "a small vision transformer: patches as tokens",
             limits={
                 **dict.fromkeys(("classes", "channels", "size", "patch", "width", "depth", "heads"), Range(low=1)),
-                "dropout": Range(low=0, high=1, high_open=True),
+                "dropout": _DROPOUT,
             },
             facts={"input": "(N, channels, H, W) of one size", "parameters": "204,938"},
         ),
@@ -62,12 +55,7 @@ MODELS = Registry(
             "UNet",
             "surefoot.models.unet:UNet",
             "a class for each pixel, by convolutions at several sizes",
-            limits={
-                "classes": _CLASSES,
-                "channels": _CHANNELS,
-                "width": Range(low=1),
-                "depth": Range(low=1, high=8),
-            },
+            limits={**_IMAGES, "width": Range(low=1), "depth": Range(low=1, high=8)},
             facts={"input": "(N, channels, H, W), a class for each pixel", "parameters": "488,018"},
         ),
         Entry(
@@ -76,7 +64,7 @@ MODELS = Registry(
             "a small transformer that predicts the next token, as GPT-2 is made",
             limits={
                 **dict.fromkeys(("classes", "length", "width", "depth", "heads"), Range(low=1)),
-                "dropout": Range(low=0, high=1, high_open=True),
+                "dropout": _DROPOUT,
             },
             facts={"input": "(N, T) tokens", "parameters": "834,304"},
         ),
@@ -88,7 +76,7 @@ MODELS = Registry(
                 "numbers": Range(low=0),
                 "outputs": Range(low=1),
                 "embedding": Range(low=1),
-                "dropout": Range(low=0, high=1, high_open=True),
+                "dropout": _DROPOUT,
             },
             facts={"input": "(N, numbers + categories), filled in from csv and parquet", "parameters": "8,577"},
         ),

@@ -23,7 +23,7 @@ from ..limits import (
 )
 from ..metrics.registry import NAME
 from ..registry import Range
-from .data_section import DataSection, Normalize
+from .data_section import DataSection
 from .frozen import Frozen, thaw
 from .kinds import Choice, Flag, Maybe, Monitor, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
@@ -374,22 +374,3 @@ class Recipe(Keyed):
         """SHA-256 (hex) of everything that the recipe says, defaults included; of no comment and no order."""
         canonical = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-SECTIONS: tuple[type, ...] = (
-    Recipe,
-    ModelSection,
-    DataSection,
-    Normalize,
-    LossTerm,
-    MetricTerm,
-    OptimizerSection,
-    Group,
-    SchedulerSection,
-    WarmupSection,
-    Ema,
-    Unfreeze,
-    EarlyStoppingSection,
-    CheckpointSection,
-    ExecutionSection,
-)
