@@ -34,7 +34,7 @@ def landscapes(count: int, seed: int) -> torch.Tensor:
     for top in (0.4, 0.6, 0.8):
         hills = top + 0.1 * (some(4, 12) * X + some(0, 6)).sin() - Y
         pictures = torch.where(hills[:, None] < 0, some(0, 0.9 - top, 3), pictures)
-    return pictures
+    return (pictures + 0.1 * torch.randn(pictures.shape, generator=draw)).clamp(0, 1)
 
 
 def mosaic() -> torch.Tensor:
@@ -66,9 +66,10 @@ class Painter(nn.Module):
         super().__init__()
         sizes = [(3, width, 5), (width, width, 5), (width, width, 5)]
         layers = [
-            (nn.Conv2d(i, o, k, padding=k // 2), nn.InstanceNorm2d(o, affine=True), nn.ReLU()) for i, o, k in sizes
+            (nn.Conv2d(i, o, k, padding=k // 2, padding_mode="reflect"), nn.InstanceNorm2d(o, affine=True), nn.ReLU())
+            for i, o, k in sizes
         ]
-        self.body = nn.Sequential(*sum(layers, ()), nn.Conv2d(width, 3, 3, padding=1))
+        self.body = nn.Sequential(*sum(layers, ()), nn.Conv2d(width, 3, 3, padding=1, padding_mode="reflect"))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return self.body(pictures).sigmoid()
