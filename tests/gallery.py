@@ -3,16 +3,20 @@
 python3 dev.py gallery                  all of them
 python3 dev.py gallery vae dcgan        only some
 python3 dev.py gallery --kills 5        killed more often
-python3 dev.py gallery --write          and the table and pictures of docs/gallery.md made anew
+python3 dev.py gallery --write          and their rows, pictures and texts in docs/gallery.md made anew
+python3 dev.py gallery --others PYTHON  the same jobs by hand, in Lightning and in the HF Trainer, run by PYTHON
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +25,8 @@ from surefoot.proof import Job, prove
 
 ROOT = Path(__file__).resolve().parents[1]
 GALLERY, DOCS = ROOT / "examples" / "gallery", ROOT / "docs"
-BEGIN, END = "<!-- gallery -->", "<!-- end of gallery -->"
+BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
+SAMPLE_CHARACTERS = 360
 # Lines of the Python files that do the same job in pytorch/examples at commit 77f55b9; of reinforcement_learning the
 # one of the same name, and gpt's is distributed/minGPT-ddp.
 ORIGINALS = {
@@ -47,6 +52,10 @@ ORIGINALS = {
 }
 
 
+# The same job without Surefoot: examples/gallery/by_hand/NAME_KIND.py
+OTHERS = {"torch": "by hand", "lightning": "Lightning", "trainer": "HF Trainer"}
+
+
 @dataclass(frozen=True)
 class Shown:
     """One file's row: what it does, its lines, what it printed last, its time, kills survived."""
@@ -69,44 +78,95 @@ def lines_of(name: str) -> int:
     return len((GALLERY / f"{name}.py").read_text("utf-8").splitlines())
 
 
+def others_text(name: str, kind: str) -> str:
+    """The file that does the job of `name` in another way, or "" where there is none."""
+    path = GALLERY / "by_hand" / f"{name}_{kind}.py"
+    return path.read_text("utf-8") if path.exists() else ""
+
+
 def title_of(name: str) -> str:
     """What a file says of itself in its first sentence."""
     text = ast.get_docstring(ast.parse((GALLERY / f"{name}.py").read_text("utf-8"))) or ""
     return text.split("\n\n")[0].replace("\n", " ").split(" (pytorch/examples")[0].rstrip(".")
 
 
-def job_of(name: str, pictures: tuple[str, ...] = ()) -> Job:
-    """The file as a command, in a directory of its own."""
-    return Job.of_command(["python", str(GALLERY / f"{name}.py")], compared=pictures)
+def job_of(name: str) -> Job:
+    """The file as a command, in a directory of its own; what it says that it leaves there is compared, too."""
+    leaves = "Leaves " in (GALLERY / f"{name}.py").read_text("utf-8").split('"""')[1]
+    return Job.of_command(["python", str(GALLERY / f"{name}.py")], compared=("*.*",) if leaves else ())
 
 
 def show(name: str, home: Path, kills: int, say=print) -> Shown:
-    """Run it, then kill it. Raises RunFailed where it misses its figure, AssertionError where a kill changes a bit."""
-    began = time.monotonic()
-    with job_of(name).start(home / "first") as running:
-        running.wait()
-        running.require_success(name)
-    took = time.monotonic() - began
-    printed = [line for line in running.printed.splitlines() if line.startswith("figure: ")]
-    written = tuple(path.name for path in (home / "first").iterdir() if path.is_file())
-    verdict = prove(job_of(name, written), kills=kills, seed=len(name), keep=home / "proof", say=say)
+    """Run it, then kill it. Raises RunFailed where it misses its figure, AssertionError where a kill changes a bit.
+
+    `home` is left with the directories of both runs, `untouched` and `killed`.
+    """
+    verdict = prove(job_of(name), kills=kills, seed=len(name), keep=home, say=say)
     assert verdict.same, f"{name}: {verdict.summary()}"
-    return Shown(name, title_of(name), lines_of(name), printed[-1].removeprefix("figure: "), took, verdict.kills)
+    return Shown(name, title_of(name), lines_of(name), figure_in(verdict.printed), verdict.seconds, verdict.kills)
 
 
-def table(rows: list[Shown]) -> str:
-    """The rows as the table of docs/gallery.md."""
-    out = [
-        "| file | what it does | lines | the original's | figure | seconds | kills |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        link = f"[{row.name}](../examples/gallery/{row.name}.py)"
-        original = ORIGINALS.get(row.name, "")
-        out.append(
-            f"| {link} | {row.title} | {row.lines} | {original} | {row.figure} | {row.seconds:.0f} | {row.kills} |"
-        )
-    return "\n".join(out)
+def figure_in(printed: str) -> str:
+    """The figure that a file printed last."""
+    return next(line for line in printed.splitlines()[::-1] if line.startswith("figure: ")).removeprefix("figure: ")
+
+
+def row_of(shown: Shown) -> str:
+    """Its row in the table of docs/gallery.md."""
+    link = f"[{shown.name}](../examples/gallery/{shown.name}.py)"
+    others = [str(len(text.splitlines())) if (text := others_text(shown.name, kind)) else "" for kind in OTHERS]
+    cells = [link, shown.title, shown.lines, ORIGINALS.get(shown.name, ""), *others]
+    return "| " + " | ".join(map(str, [*cells, shown.figure, f"{shown.seconds:.0f}", shown.kills])) + " |"
+
+
+def write_rows(part: str, rows: dict[str, str]) -> None:
+    """Put these rows, by name, into a table of docs/gallery.md: below its two lines of head, beside those of others."""
+    page = DOCS / "gallery.md"
+    before, _, rest = page.read_text("utf-8").partition(BEGIN.format(part))
+    old, _, after = rest.partition(END.format(part))
+    first, rule, *lines = old.strip().splitlines()
+    rows = {line.split("[")[1].split("]")[0]: line for line in lines} | rows
+    text = "\n".join([first, rule, *(rows[name] for name in sorted(rows))])
+    page.write_text(f"{before}{BEGIN.format(part)}\n{text}\n{END.format(part)}{after}", "utf-8")
+
+
+def keep_results(name: str, home: Path) -> None:
+    """Copy the picture that a file left to docs/gallery, and put the text that it wrote into the page."""
+    for picture in home.glob("*.png"):
+        (DOCS / "gallery").mkdir(exist_ok=True)
+        shutil.copyfile(picture, DOCS / "gallery" / f"{name}.png")
+    for written in home.glob("sampled.txt"):
+        sample = written.read_text("utf-8")[:SAMPLE_CHARACTERS].replace("```", "")
+        lines = [line.rstrip() for line in sample.splitlines() if line.strip()]
+        page = DOCS / "gallery.md"
+        before, _, rest = page.read_text("utf-8").partition(BEGIN.format(name))
+        after = rest.partition(END.format(name))[2]
+        block = "\n".join(["```text", *(part for line in lines for part in textwrap.wrap(line, 118)), "```"])
+        page.write_text(f"{before}{BEGIN.format(name)}\n{block}\n{END.format(name)}{after}", "utf-8")
+
+
+def run_others(python: str, write: bool) -> int:
+    """Run every file of by_hand with the packages of `python`; 0 where all reach their figure."""
+    failed = 0
+    for path in sorted((GALLERY / "by_hand").glob("*.py")):
+        name, _, kind = path.stem.rpartition("_")
+        with tempfile.TemporaryDirectory(prefix="surefoot-gallery-") as folder:
+            environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "ignore"}
+            began = time.monotonic()
+            command = [os.path.abspath(python), str(path)]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            took = time.monotonic() - began
+        if done.returncode:
+            failed += 1
+            print(f"{path.stem}: FAILED: {(done.stderr or done.stdout)[-2000:]}", flush=True)
+            continue
+        figure, lines = figure_in(done.stdout), len(path.read_text("utf-8").splitlines())
+        print(f"{path.stem}: {figure}; {took:.0f} s", flush=True)
+        if write:
+            link = f"[{path.stem}](../examples/gallery/by_hand/{path.name})"
+            row = f"| {link} | {OTHERS[kind]} | {lines} | {lines_of(name)} | {figure} | {took:.0f} |"
+            write_rows("by hand", {path.stem: row})
+    return 1 if failed else 0
 
 
 def main() -> int:
@@ -114,12 +174,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 dev.py gallery", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}")
     parser.add_argument("--kills", type=int, default=2, metavar="N")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/gallery.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/gallery.md")
+    parser.add_argument("--others", metavar="PYTHON", help="run by_hand/ with it; it has lightning and transformers")
     arguments = parser.parse_args()
+    if arguments.others:
+        return run_others(arguments.others, arguments.write)
     if wrong := sorted(set(arguments.names) - set(names())):
         parser.error(f"{', '.join(wrong)}: no file of the gallery is called so; there are {', '.join(names())}")
-    if arguments.write and arguments.names:
-        parser.error("--write makes the whole table: name no files with it")
     rows, failed = [], []
     for name in arguments.names or names():
         with tempfile.TemporaryDirectory(prefix="surefoot-gallery-") as folder:
@@ -131,14 +192,9 @@ def main() -> int:
                 continue
             print(f"{name}: {rows[-1].figure}; {rows[-1].seconds:.0f} s; {rows[-1].kills} kills, identical", flush=True)
             if arguments.write:
-                for picture in (Path(folder) / "first").glob("*.png"):
-                    (DOCS / "gallery").mkdir(exist_ok=True)
-                    shutil.copyfile(picture, DOCS / "gallery" / f"{name}.png")
+                keep_results(name, Path(folder) / "untouched")
+                write_rows("gallery", {name: row_of(rows[-1])})
     print(f"{len(rows)} right, {len(failed)} wrong{': ' + ', '.join(failed) if failed else ''}")
-    if arguments.write and not failed:
-        page = DOCS / "gallery.md"
-        before, _, rest = page.read_text("utf-8").partition(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}", "utf-8")
     return 1 if failed else 0
 
 

@@ -1,6 +1,6 @@
 """Two LSTM cells learn sine waves and go on with them, by L-BFGS (pytorch/examples: time_sequence_prediction).
 
-Shows an optimizer that evaluates the loss several times in one step: `fit` calls it as any other. Leaves forecast.txt.
+Shows an optimizer that evaluates the loss several times in one step: `fit` calls it as any other. Leaves forecast.png.
 
     python time_sequence_prediction.py [RUN]
 """
@@ -8,6 +8,7 @@ Shows an optimizer that evaluates the loss several times in one step: `fit` call
 import sys
 
 import torch
+from PIL import Image, ImageDraw
 from torch import nn
 
 from surefoot import RunOptions, fit
@@ -61,8 +62,11 @@ def main(run: str) -> float:
     model.eval()
     with torch.no_grad():
         predicted = model(test[:, :120], ahead=100)[:, -100:]
-    with open("forecast.txt", "w") as file:
-        file.writelines(f"{value:.6f}\n" for value in predicted[0].tolist())
+    picture = Image.new("L", (660, 80), 255)
+    for values, first, grey in ((test[0], 0, 190), (test[0, :121], 0, 90), (predicted[0], 121, 0)):
+        points = [(3 * (first + k), 40 - 30 * value) for k, value in enumerate(values.tolist())]
+        ImageDraw.Draw(picture).line(points, grey, width=2)
+    picture.save("forecast.png")
     return (predicted - test[:, 120:-1]).square().mean().item()
 
 

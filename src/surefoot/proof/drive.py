@@ -27,6 +27,7 @@ class Verdict:
     """The result: the number of kills, of items compared, and the first difference between the two runs, or None.
 
     `steps` are those of the last record or checkpoint at each kill; `culprits` what is behind a difference, in lines.
+    `seconds` and `printed` are of the untouched run: how long it took, and what it printed.
     """
 
     kills: int
@@ -34,6 +35,8 @@ class Verdict:
     difference: str | None
     steps: tuple[int, ...]
     culprits: tuple[str, ...] = ()
+    seconds: float = 0.0
+    printed: str = ""
 
     @property
     def same(self) -> bool:
@@ -79,7 +82,8 @@ def prove(
         home = keep.absolute() if keep is not None else stack.enter_context(_temporary_home())
         untouched, killed = home / "untouched", home / "killed"
         say("running once, untouched")
-        took, loading = _timed(job, untouched)
+        took, loading, printed = _timed(job, untouched)
+        seconds = took
         job.runs(untouched)  # there is something to compare
         say(f"untouched: {took:.1f} s; now the same, killed {counted(kills, 'time')}")
         instants, steps = random.Random(seed), list[int]()
@@ -102,11 +106,11 @@ def prove(
         difference, compared = _compare(job, untouched, killed)
         if difference:
             return _different(job, home, steps, difference, say)
-        return Verdict(kills, compared, None, tuple(steps))
+        return Verdict(kills, compared, None, tuple(steps), seconds=seconds, printed=printed)
 
 
-def _timed(job: Job, home: Path) -> tuple[float, float]:
-    """Run it untouched: the seconds that it took, and those until it had made a run directory."""
+def _timed(job: Job, home: Path) -> tuple[float, float, str]:
+    """Run it untouched: the seconds that it took, those until it had made a run directory, and what it printed."""
     began, loading = time.monotonic(), None
     with job.start(home) as running:
         while not running.wait(0.05):
@@ -114,7 +118,7 @@ def _timed(job: Job, home: Path) -> tuple[float, float]:
                 loading = time.monotonic() - began
         running.require_success("the run")
     took = time.monotonic() - began
-    return took, took if loading is None else loading
+    return took, took if loading is None else loading, running.printed
 
 
 def _instant(draws: random.Random, took: float, loading: float) -> float:
