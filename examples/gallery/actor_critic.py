@@ -1,6 +1,6 @@
 """Sixteen poles are balanced by an actor, and a critic tells it how that goes (pytorch/examples: actor_critic).
 
-Shows a loop with no data set whose world must be saved as well: the carts are a tensor in a plain dictionary, which the
+Shows a loop with no data set whose scene must be saved as well: the carts are a tensor in a plain dictionary, which the
 Checkpointer keeps beside model, optimizer and random numbers. Advantage actor-critic, Mnih and others (2016).
 
     python actor_critic.py [RUN]
@@ -53,11 +53,11 @@ def main(run: str, steps: int = 800, ahead: int = 16) -> float:
     torch.manual_seed(0)
     model = ActorCritic()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    world = {"carts": fresh(16), "ages": torch.zeros(16)}
-    with Checkpointer(run, model=model, optimizer=optimizer, world=world, every="50 steps") as saver:
+    scene = {"carts": fresh(16), "ages": torch.zeros(16)}
+    with Checkpointer(run, model=model, optimizer=optimizer, scene=scene, every="50 steps") as saver:
         saver.resume()
         while saver.steps < steps:
-            carts, ages, seen = world["carts"], world["ages"], []
+            carts, ages, seen = scene["carts"], scene["ages"], []
             for _ in range(ahead):
                 logits, value = model(carts)
                 right = torch.multinomial(logits.detach().softmax(1), 1)[:, 0]
@@ -69,7 +69,7 @@ def main(run: str, steps: int = 800, ahead: int = 16) -> float:
                 seen.append((value, log[range(16), right], -(log.exp() * log).sum(1), 1 + bonus, done | late))
                 carts = torch.where((done | late)[:, None], fresh(16), carts)
                 ages = torch.where(done | late, 0.0, ages)
-            world.update(carts=carts, ages=ages)
+            scene.update(carts=carts, ages=ages)
             returns, loss = model(carts)[1].detach(), torch.zeros(())
             for value, chosen, entropy, reward, over in reversed(seen):
                 returns = reward + 0.98 * returns * ~over
