@@ -45,6 +45,11 @@ def test_each_row_is_one_ranks_in_order(n, size):
     assert rows == list(range(n))
 
 
+def test_an_object_to_save_is_no_world(tmp_path):
+    with pytest.raises(UsageError, match="world: a dict was given; .* an object to be saved needs another name"):
+        surefoot.Checkpointer(tmp_path / "run", world={"carts": 1}, model=torch.nn.Linear(1, 1))
+
+
 def test_without_torchrun_join_says_what_is_missing(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

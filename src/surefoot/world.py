@@ -64,7 +64,15 @@ class World:
 
     @classmethod
     def only(cls, world: World | None) -> World:
-        """`world`, or alone for None. Raises UsageError where this process is one of several all the same."""
+        """`world`, or alone for None. Raises UsageError where this process is one of several all the same.
+
+        Also for what is no World: an object to be saved that a Checkpointer was given by this name.
+        """
+        if world is not None and not isinstance(world, World):
+            raise UsageError(
+                f"world: a {type(world).__name__} was given; it is the processes of a run (surefoot.World.join()), and "
+                "an object to be saved needs another name"
+            )
         if world is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise UsageError(
                 f"world: this is rank {dist.get_rank()} of {dist.get_world_size()}, and each would train for itself; "
