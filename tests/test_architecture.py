@@ -241,7 +241,8 @@ def test_no_error_is_swallowed_and_nothing_is_left_for_later(path, tree):
     [
         "import surefoot",
         "import surefoot.errors, surefoot.registry, surefoot.rng, surefoot.files",
-        "import surefoot.tracking",
+        "import surefoot.tracking, surefoot.tracking.trackers",
+        "import surefoot.runs.listing, surefoot.runs.comparison_shown, surefoot.runs.removing, surefoot.runs.packing",
         "from surefoot.cli import main; main(['--help'])",
         "from surefoot.cli import main; main(['--version'])",
     ],

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -276,3 +277,46 @@ def test_no_run_begins_that_could_not_write_its_events(monkeypatch, tmp_path):
         RunRecords(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     RunRecords(tmp_path / "run", tensorboard=False).close()
+
+
+@pytest.mark.parametrize(
+    ("columns", "there", "not_there"),
+    [
+        (60, [], ["GB", "lr", "\u2588"]),
+        (100, ["loss", "left"], ["GB"]),
+        (200, ["loss", "\u2588", "lr", "left", "GB"], []),
+    ],
+)
+def test_what_a_narrow_terminal_needs_least_goes_first(columns, there, not_there, clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(module, "memory_in_use", lambda: "1.2 GB")
+    stream = Terminal()
+    progress = make_progress(stream)
+    progress.start(INFO)
+    for step in range(1, 41):
+        clock[0] += 1
+        progress.record(step_record(step, loss=1 / step))
+    bar = re.split(r"[\r\n]", stream.getvalue())[-1]
+    assert len(bar.removeprefix("\x1b[2K")) <= columns and "step 40/200" in bar
+    assert all(text in bar for text in there) and not any(text in bar for text in not_there)
+
+
+def test_the_curve_of_the_losses_rises_and_falls_with_them():
+    assert module.sparkline([0, 1, 2, 3]) == "\u2581\u2583\u2586\u2588"
+    assert module.sparkline([1.0, float("inf"), 0.0]) == "\u2588 \u2581"
+    assert module.sparkline([]) == module.sparkline([1.0]) == module.sparkline([2.0, 2.0]) == ""
+
+
+def test_the_memory_is_that_of_the_machine_or_of_the_gpu_in_use(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert re.fullmatch(r"\d+\.\d GB|", module.memory_in_use())
+    cuda = types.SimpleNamespace(is_initialized=lambda: True, memory_allocated=lambda: 2_500_000_000)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    assert module.memory_in_use() == "2.5 GB on the GPU"
+
+
+def test_quiet_leaves_messages_on_standard_error_only(capfd):
+    drive(make_progress(quiet=True))
+    assert capfd.readouterr() == ("", "a finding [with brackets]\n")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
 import sys
 
 import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins import base_plugin
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from surefoot.errors import RunFailed, UsageError
-from surefoot.tracking import TensorBoard
+from surefoot.tracking import RunRecords, TensorBoard
+from surefoot.tracking.recording import settings_of
 from surefoot.tracking.tensorboard import CHART
 
 STEPS, EVERY = 20, 5
@@ -272,3 +279,53 @@ def test_together_draws_both_losses_under_one_tag_by_epoch(tmp_path):
             board.write(one)
     for name in ("", "Training", "Validation"):
         assert points(tmp_path / "a" / name) == points(tmp_path / "b" / name)
+
+
+def hparams_of(directory):
+    """The settings and the number of events of a kind, as TensorBoard itself reads them."""
+    reader = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    reader.Reload()
+    content = reader.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    kept = HParamsPluginData.FromString(content).session_start_info.hparams
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in kept.items()}
+    return values, len(reader.Tensors("_hparams_/session_start_info"))
+
+
+def test_a_run_that_has_ended_tells_its_settings_once_whatever_it_was_resumed(tmp_path):
+    settings = {"recipe.optimizer.lr": 0.1, "recipe.model": "LeNet5", "recipe.strict": False, "recipe.freeze": []}
+    records = list(run_records(2))
+    with contextlib.closing(RunRecords(tmp_path)) as run:
+        for one in records[:6]:
+            run.append(one)
+        offset, marks = run.offset, run.marks()
+        run.end(settings, 20, 1.0)
+    with contextlib.closing(RunRecords(tmp_path)) as run:
+        run.truncate(offset, marks)
+        for one in records[6:]:
+            run.append(one)
+        run.end(settings | {"recipe.seed": 3}, 40, 2.0)
+    expected = {"optimizer.lr": 0.1, "model": "LeNet5", "strict": False, "seed": 3.0}
+    assert hparams_of(tmp_path / "tensorboard") == (expected, 1)
+    assert [step for step, _ in points(tmp_path / "tensorboard")["loss/val"]] == [20, 40]
+
+
+def test_settings_of_a_run_from_python_are_those_of_fit_and_the_optimizer():
+    conditions = {"fit.seed": 1, "optimizer.lr": 0.1, "optimizer.param_names": ["w"], "loss": "MSELoss()", "threads": 1}
+    assert settings_of(conditions) == {"fit.seed": 1, "optimizer.lr": 0.1, "loss": "MSELoss()"}
+
+
+def test_tensorboards_own_table_compares_runs_by_their_settings_and_last_values(tmp_path):
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        with TensorBoard(tmp_path / name / "tensorboard") as board:
+            board.write(record("epoch", "val", 0, 10, loss=2 * lr))
+            board.write_settings({"optimizer.lr": lr, "model": "LeNet5"}, 10, 1.0)
+    events = plugin_event_multiplexer.EventMultiplexer()
+    events.AddRunsFromDirectory(str(tmp_path))
+    events.Reload()
+    provider = data_provider.MultiplexerDataProvider(events, str(tmp_path))
+    backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=9, allowed_statuses=[1])
+    request.col_params.add().metric.tag = "loss/val"
+    listed = list_session_groups.Handler(context.RequestContext(), backend, "x", request).run().session_groups
+    rows = {g.hparams["optimizer.lr"].number_value: g.metric_values[0].value for g in listed}
+    assert rows == {0.1: pytest.approx(0.2), 0.2: pytest.approx(0.4)}

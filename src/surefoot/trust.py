@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +27,12 @@ _KEY_BYTES = 32
 
 
 def seals(directory: Path, about: Mapping[str, Any], recipe: str) -> dict[str, Any]:
-    """The fields of run.json that make `recipe` this user's own in the run `about`; none for one that imports nothing.
+    """The fields of run.json that make `recipe` this user's own in the run `about`; none for one that runs nothing.
 
     The seal before it stays beside it: a kill may come before the new recipe is written.
     """
-    key = _key(make=True) if "import" in recipe else None
+    runs_something = "import" in recipe or re.search(r"^on_end: (?!null$)", recipe, re.M)
+    key = _key(make=True) if runs_something else None
     if key is None:
         return {}
     new = _seal(key, directory, *_of_run(about, recipe))

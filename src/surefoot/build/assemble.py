@@ -105,6 +105,7 @@ class Built:
             tensorboard=recipe.tensorboard,
             parallel=recipe.parallel,
             micro_batches=recipe.micro_batches,
+            trackers=recipe.trackers,
             checkpoints=None if checkpoint is None else Checkpoints(**vars(checkpoint)),
             about=self.about,
         )

@@ -38,10 +38,12 @@ _HARMLESS = (
     "early_stopping.patience",
     "lint_off",
     "micro_batches",
+    "on_end",
     "on_nonfinite",
     "parallel",
     "strict",
     "tensorboard",
+    "trackers",
 )
 
 

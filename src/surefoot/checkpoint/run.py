@@ -17,14 +17,16 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import files, safe_tensors
 from ..errors import Problems, UsageError
 from ..text import typed
-from ..world import World
 from . import store
 from .store import CheckpointStatus
+
+if TYPE_CHECKING:
+    from ..world import World
 
 RUN, LOCK, CHECKPOINTS, JOURNAL = "run.json", "LOCK", "checkpoints", "metrics.jsonl"
 _MAX_RUN_BYTES = 4 * 1024 * 1024

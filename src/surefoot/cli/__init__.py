@@ -36,6 +36,7 @@ VERBS = {
     "runs": ("runs", "list runs, search, label, remove them"),
     "compare": ("compare", "compare runs: what differs, which is better"),
     "sweep": ("sweep", "search over settings of a recipe"),
+    "track": ("track", "tell MLflow or Weights & Biases a run's numbers"),
     "pack": ("pack", "write a run as one file, to go on elsewhere"),
     "unpack": ("unpack", "make a packed run a directory again"),
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),

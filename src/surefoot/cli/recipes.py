@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text import draw, say
+from ..text import draw, say, shortened
 
 if TYPE_CHECKING:
     from ..planning import LrFind, PlanReport
@@ -89,8 +90,15 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
         raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     loaded = recipe.parse_recipe(text, str(path), overrides, source=str(path))
     imported = sorted({*imports_in(loaded.plain())})
-    about = read_about(run_dir) or {}
-    if imported and not trust_code and not trust.holds(run_dir, about, text):
+    command = None if any(each.startswith("on_end=") for each in overrides) else loaded.on_end
+    trusted = trust_code or not (imported or command) or trust.holds(run_dir, read_about(run_dir) or {}, text)
+    if command and not trusted:
+        say(
+            f"{path}: its on_end ({shortened(command)}) is somebody else's and not run; --trust-code runs it",
+            error=True,
+        )
+        loaded = dataclasses.replace(loaded, on_end=None)
+    if imported and not trusted:
         raise UsageError(
             f"{path}: imports {', '.join(map(repr, imported))}, and this user has not trained this run with this "
             "recipe on this machine (it was copied, edited or made by somebody else); give --trust-code if you would "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..text import counted, duration, figure, typed
 from ..tracking import Progress, Summary, make_progress
+from . import ending
 
 if TYPE_CHECKING:
     from ..build import Built
@@ -29,11 +31,13 @@ def train(
     horizon: str | None = None,
     start: tuple[Path, int | None] | None = None,
     timeout: float | None = None,
+    quiet: bool = False,
 ) -> int:
     """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code.
 
     `start` is a checkpoint of another loop to go on from, and how many epochs it has done (None: as it says). Under
-    torchrun this is one of several ranks, each of which may be silent for `timeout` seconds.
+    torchrun this is one of several ranks, each of which may be silent for `timeout` seconds. With `quiet` nothing is
+    printed but messages, on standard error.
     """
     from ..errors import Stopped
     from ..world import TIMEOUT_S, World
@@ -42,7 +46,7 @@ def train(
     try:
         with World.here(TIMEOUT_S if timeout is None else timeout) as world:
             size = world.size
-            _train(world, recipe, run_dir, resume, allow, horizon, start)
+            _train(world, recipe, run_dir, resume, allow, horizon, start, quiet)
     except Stopped as stopped:
         many = ("torchrun", "--nproc-per-node", str(size), "-m") if size > 1 else ()
         go_on = typed(*many, "surefoot", *(["--"] if many else []), "resume", run_dir)
@@ -60,6 +64,7 @@ def _train(
     allow: Sequence[str],
     horizon: str | None,
     start: tuple[Path, int | None] | None,
+    quiet: bool,
 ) -> None:
     from ..build import build
     from ..errors import UsageError
@@ -68,8 +73,9 @@ def _train(
     from ..training.ranks import begun_by_this_job
     from ..training.start import start_from
 
-    progress = make_progress() if world.rank == 0 else Progress()
-    try:
+    progress = make_progress(quiet=quiet) if world.rank == 0 else Progress()
+    command = recipe.on_end if world.rank == 0 else None
+    with ending.then(command, run_dir, progress.message), contextlib.closing(progress):
         there = world.agree(lambda: _there(run_dir, resume or begun_by_this_job(run_dir)), on=0)
         built = world.agree(lambda: build(recipe, say=progress.message, started=there["weights"], world=world))
         built.schedule.on_horizon = horizon
@@ -104,8 +110,6 @@ def _train(
             resume=resume,
         )
         world.first(lambda: progress.finish(summary(built, result)))
-    finally:
-        progress.close()
 
 
 def _there(run_dir: Path, resume: bool) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("keep", "stretch"),
         help="with another number of epochs: keep the schedule's length, or stretch it to the new one",
     )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but findings, on standard error")
     parser.add_argument(
         "--timeout",
         type=float,
@@ -69,7 +70,12 @@ def resume_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise UsageError(f"--timeout: {arguments.timeout:g} is not above 0; give seconds, e.g. --timeout 60")
-    return {"allow": arguments.allow, "horizon": arguments.horizon, "timeout": arguments.timeout}
+    return {
+        "allow": arguments.allow,
+        "horizon": arguments.horizon,
+        "timeout": arguments.timeout,
+        "quiet": arguments.quiet,
+    }
 
 
 def run(arguments: argparse.Namespace) -> int:

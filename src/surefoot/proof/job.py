@@ -40,7 +40,10 @@ class Job:
     def of_recipe(cls, recipe: str, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Job:
         """`surefoot train` of a recipe, in the current directory."""
         options = ["--trust-code"] if trust_code else []
-        return cls((sys.executable, "-m", "surefoot", "train", recipe, *options, *overrides), is_recipe=True)
+        return cls(
+            (sys.executable, "-m", "surefoot", "train", recipe, *options, *overrides, "on_end=null", "trackers=[]"),
+            is_recipe=True,
+        )
 
     @classmethod
     def of_command(cls, command: Sequence[str], links: Sequence[str] = (), compared: Sequence[str] = ()) -> Job:

@@ -294,6 +294,16 @@ class Recipe(Keyed):
         "Write TensorBoard's event files; `together` draws both losses in one chart of the Scalars tab too.",
         True,
     )
+    trackers: tuple[str, ...] = key(
+        Several(Choice(("mlflow", "wandb")), one=True, as_list=True),
+        "Further places that are told the run's numbers.",
+        (),
+    )
+    on_end: str | None = key(
+        Maybe(Text("a command of a shell")),
+        "Run once a training has ended; it finds SUREFOOT_RUN and SUREFOOT_STATUS (done, failed, interrupted) set.",
+        None,
+    )
     device: str = key(
         Text("auto, cpu, cuda, cuda:N or mps", r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", "; a GPU is cuda"),
         "Where it runs; auto takes a GPU where there is one.",

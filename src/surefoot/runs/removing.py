@@ -17,7 +17,19 @@ from .record import RECIPE, Run, open_run
 from .search import in_order
 
 # What a run's directory holds. Whatever else lies there was put there by somebody, and is not ours to delete.
-PARTS = {RUN, LOCK, JOURNAL, RECIPE, LABELS, CHECKPOINTS, "tensorboard", "model", "report.html", "started_from.txt"}
+PARTS = {
+    RUN,
+    LOCK,
+    JOURNAL,
+    RECIPE,
+    LABELS,
+    CHECKPOINTS,
+    "tensorboard",
+    "model",
+    "report.html",
+    "started_from.txt",
+    "trackers",
+}
 _TEMPORARY = re.compile(r"\.(.+)\.(?:\d+-)?[0-9a-f]{8}\.(tmp|new|old)")
 _REMOVED = re.compile(r"\..+\.[0-9a-f]{8}\.removed")
 

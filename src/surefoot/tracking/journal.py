@@ -57,7 +57,7 @@ class JournalFile:
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file")
-            self.offset = _end_of_last_line(self._fd)
+            self.offset = end_of_last_line(self._fd)
             self._torn = self.offset != os.fstat(self._fd).st_size
         except OSError as error:
             self.close()
@@ -338,7 +338,7 @@ def _decode(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return record
 
 
-def _end_of_last_line(fd: int) -> int:
+def end_of_last_line(fd: int) -> int:
     """The number of bytes up to and with the last newline."""
     end = os.fstat(fd).st_size
     while end > 0:

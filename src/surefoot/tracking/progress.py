@@ -6,20 +6,25 @@ away (`surefoot train | head`) silences the progress, never the run.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from ..charts.terminal import BOLD, painted
-from ..text import counted, duration, figure, printable
+from ..text import counted, duration, figure, printable, say
 from .journal import metrics_of
 
 _BAR_SECONDS = 0.1  # a terminal is redrawn at most this often
 _LINE_SECONDS = 10.0  # off a terminal, lines between two epochs come at most this often
 _WIDEST_BAR, _NARROWEST_BAR = 40, 10
+_MOST_LOSSES = 24  # of the curve beside the bar
+_HEIGHTS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _DIM, _CYAN = 2, 36
 
 
@@ -61,6 +66,7 @@ class Progress:
         self._epoch_records: dict[str, Mapping[str, Any]] = {}
         self._first = (0, 0.0)  # step and wall_s of the first step record
         self._seconds_per_step = 0.0
+        self._recent: deque[float] = deque(maxlen=_MOST_LOSSES)
 
     def start(self, info: RunInfo) -> None:
         """The run begins."""
@@ -76,6 +82,7 @@ class Progress:
             self._first = (record["step"], record["wall_s"])
         elif record["step"] > step:
             self._seconds_per_step = (record["wall_s"] - wall_s) / (record["step"] - step)
+        self._recent.append(record.get("loss", math.nan))
         self._show_step(record)
 
     def epoch_done(self) -> None:
@@ -183,7 +190,7 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(PlainProgress):
-    """A last line that is redrawn: epoch, step, a bar, loss, learning rate, samples a second, time left.
+    """A last line that is redrawn: epoch, step, a bar, loss and its curve, rate, samples a second, time left, memory.
 
     Not by `rich`: its bar needs adapters as long as this one for what matters here (no thread beside the training,
     no exit where the reader leaves, commands that are never broken over two lines).
@@ -206,15 +213,22 @@ class LiveProgress(PlainProgress):
     def _show_position(self, where: str, record: Mapping[str, Any]) -> None:
         steps = self.info.steps
         part = record["step"] / steps if steps else record["epoch"] / self.info.epochs
-        figures = self._live_figures(record)
+        # In the order shown; a narrow terminal keeps its bar, and of the figures those that it needs most.
+        unicode = "utf" in self._encoding.lower()
+        shown = dict(zip(("loss", "lr", "speed"), self._live_figures(record), strict=False))
+        shown = {"loss": shown.pop("loss", ""), "curve": sparkline(self._recent) if unicode else "", **shown}
         if self._seconds_per_step > 0 and steps:
-            figures.insert(2, f"{duration((steps - record['step']) * self._seconds_per_step)} left")
+            shown["left"] = f"{duration((steps - record['step']) * self._seconds_per_step)} left"
+        shown["memory"] = memory_in_use()
         # The last column stays empty: some terminals begin a new line there.
         room = shutil.get_terminal_size().columns - 1 - len(f"{where}    100 %")
-        while figures and len("  ".join(["", *figures])) > room - _NARROWEST_BAR:
-            figures.pop()  # a narrow terminal keeps its bar; the last figures go first
+        for name in ("memory", "curve", "lr", "speed", "left", "loss", ""):
+            figures = [text for text in shown.values() if text]
+            if len("  ".join(["", *figures])) <= room - _NARROWEST_BAR:
+                break
+            shown.pop(name, None)
         wide = max(min(room - len("  ".join(["", *figures])), _WIDEST_BAR), 0)
-        full, rest = ("\u2501", "\u2574") if "utf" in self._encoding.lower() else ("#", "-")
+        full, rest = ("\u2501", "\u2574") if unicode else ("#", "-")
         done = round(part * wide)
         bar = self._painted(full * done, _CYAN) + self._painted(rest * (wide - done), _DIM)
         self._bar = "  ".join([where, f"{bar} {100 * part:3.0f} %", *figures])
@@ -232,6 +246,40 @@ class LiveProgress(PlainProgress):
 
     def _painted(self, text: str, colour: int) -> str:
         return painted(text, colour) if self._coloured and colour and text else text
+
+
+class QuietProgress(Progress):
+    """Shows nothing but messages (findings, what is skipped), on standard error."""
+
+    def message(self, text: str) -> None:
+        """Print `text`."""
+        say(text, error=True)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A curve of one line of text; a value that is not finite is a blank.
+
+    >>> sparkline([4.0, 2.0, 1.0, float("nan"), 0.0])
+    '\u2588\u2585\u2583 \u2581'
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    if len(finite) < 2 or high == low:
+        return ""
+    scale = (len(_HEIGHTS) - 1) / (high - low)
+    return "".join(_HEIGHTS[round((v - low) * scale)] if math.isfinite(v) else " " for v in values)
+
+
+def memory_in_use() -> str:
+    """What this process holds: of the GPU where torch uses one, else of the machine's memory; "" where unknown."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return f"{torch.cuda.memory_allocated() / 1e9:.1f} GB on the GPU"
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return f"{int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"
+    except (OSError, ValueError, IndexError):  # macOS
+        return ""
 
 
 def headline(info: RunInfo) -> str:

@@ -67,6 +67,11 @@ class RunRecords:
             self._board = TensorBoard(self.run_dir / "tensorboard", together=self._tensorboard == TOGETHER)
         return self._board
 
+    def end(self, conditions: Mapping[str, Any], step: int, wall_s: float) -> None:
+        """The run has reached its end: TensorBoard gets its settings, so that its HParams tab compares runs."""
+        if (board := self._opened_board()) is not None:
+            board.write_settings(settings_of(conditions), step, wall_s)
+
     # ----------------------------------------------------------------------- what a Checkpointer asks for
 
     @property
@@ -118,6 +123,17 @@ class RunRecords:
         if self._board is not None:
             self._board.close()
         self._file.close()
+
+
+def settings_of(conditions: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
+    """The settings of a run as plain values by dotted key: its recipe's, else those of fit and the optimizer.
+
+    >>> settings_of({"recipe.optimizer.lr": 0.1, "recipe.data.augment": [], "recipe.model": "LeNet5", "threads": 2})
+    {'optimizer.lr': 0.1, 'model': 'LeNet5'}
+    """
+    recipe = {name.removeprefix("recipe."): v for name, v in conditions.items() if name.startswith("recipe.")}
+    settings = recipe or {name: v for name, v in conditions.items() if name.startswith(("fit.", "optimizer.", "loss"))}
+    return {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
 
 
 def _newest(mark: Any, offset: int) -> dict[str, Any]:

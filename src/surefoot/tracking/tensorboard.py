@@ -25,6 +25,8 @@ from .event_files import EventFiles, framed
 from .journal import metrics_of
 
 CHART = "Training vs. Validation Loss"
+_MOST_SETTINGS, _LONGEST_SETTING = 200, 200
+_SUCCESS, _DT_FLOAT = 1, 1  # of TensorBoard's protobufs
 _SUB_RUNS = {"train": "Training", "val": "Validation"}
 
 
@@ -60,6 +62,13 @@ class TensorBoard:
             event = self._event(record, int(record["epoch"]) + 1)
             event.summary.value.add(tag=CHART, simple_value=record["loss"])
             self._sub_runs[record["split"]].append(framed(event.SerializeToString()))
+
+    def write_settings(self, settings: Mapping[str, Any], step: int, wall_s: float) -> None:
+        """Add a run's settings for the HParams tab, whose table shows them beside the last value of each scalar.
+
+        Numbers, texts and flags only; written once a run has ended, since a later event of the kind would be ignored.
+        """
+        self._points.append(framed(_hparams(settings, step, self._points.started, wall_s).SerializeToString()))
 
     def rebuild(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Start over with `records`."""
@@ -120,6 +129,34 @@ class TensorBoard:
             for index, rate in enumerate(record["lr"]):
                 event.summary.value.add(tag=f"lr/{index}", simple_value=rate)
         return framed(event.SerializeToString()) if event.summary.value else b""
+
+
+def _hparams(settings: Mapping[str, Any], step: int, started: float, wall_s: float) -> Any:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    begin, end = HParamsPluginData(version=0), HParamsPluginData(version=0)
+    begin.session_start_info.start_time_secs = started
+    for name, value in list(settings.items())[:_MOST_SETTINGS]:
+        kept = begin.session_start_info.hparams[name]
+        if isinstance(value, bool):
+            kept.bool_value = value
+        elif isinstance(value, str):
+            kept.string_value = value[:_LONGEST_SETTING]
+        else:
+            kept.number_value = value
+    end.session_end_info.status = _SUCCESS
+    end.session_end_info.end_time_secs = started + wall_s
+    event = Event(wall_time=started + wall_s, step=step)
+    for tag, data in (("_hparams_/session_start_info", begin), ("_hparams_/session_end_info", end)):
+        value = event.summary.value.add(tag=tag)
+        value.metadata.plugin_data.plugin_name = "hparams"
+        value.metadata.plugin_data.content = data.SerializeToString()
+        # TensorBoard takes metadata from a value that has a tensor only.
+        value.tensor.dtype = _DT_FLOAT
+        value.tensor.tensor_shape.SetInParent()
+        value.tensor.float_val.append(0.0)
+    return event
 
 
 def _layout() -> Any:

@@ -27,6 +27,7 @@ from ..schedules.rebasing import overwritten, owns_rates
 from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, result_html, write_report
+from ..tracking.trackers import Feeds
 from ..world import World
 from .about import completed, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
@@ -202,6 +203,9 @@ def fit(
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
             run_dir = Path(run_dir)
+            # Ended after the claim, so that they know how the run has ended.
+            trackers = run.trackers if world.rank == 0 else ()
+            feeds = stack.enter_context(Feeds(run_dir, trackers, progress.message))
             claim = stack.enter_context(claimed(run_dir, world, resume=resume, texts=about.files, name=about.name))
             if world.rank == 0:
                 recorder = Recorder(run_dir, tensorboard=run.tensorboard, progress=progress)
@@ -254,6 +258,7 @@ def fit(
             if restored is not None:
                 facts |= claim.resumed_at(state.step)
             world.first(lambda: claim.begin(**facts))
+            feeds.start()
         progress.start(
             RunInfo(
                 about.name,
@@ -293,6 +298,8 @@ def fit(
             # First what a resume needs, should the disk have no room for the model.
             checkpointer.finish()
             world.first(lambda: save("model", loop.evaluated_model, state.last))
+            ended = checkpointer.conditions, state.step, state.wall_s()
+            world.first(lambda: recorder.end(*ended))
             world.first(claim.done)
             shown: dict[str, Any] = {
                 "confusion": state.confusion,

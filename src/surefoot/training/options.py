@@ -9,6 +9,7 @@ from typing import Any
 from ..arguments import Arguments
 from ..limits import PARALLEL
 from ..tracking import Progress
+from ..tracking.trackers import INSTALL
 from ..world import World
 from .about import About
 from .state import Checkpoints, EarlyStopping
@@ -39,6 +40,8 @@ class RunOptions:
     `allow` names what may differ from the saved run when it resumes, no longer to the bit. `start_epoch` is for weights
     that were trained elsewhere for so many epochs: epochs are counted on from there.
 
+    `trackers` names further places that are told the run's numbers: ``"mlflow"``, ``"wandb"``.
+
     Raises Problems (a UsageError) with all mistakes at once.
     """
 
@@ -48,6 +51,7 @@ class RunOptions:
     checkpoints: Checkpoints | None = Checkpoints()
     log_every: int | None = None
     tensorboard: bool | str = True
+    trackers: Sequence[str] = ()
     progress: Progress | bool = True
     strict: bool = False
     lint_off: Sequence[str] = ()
@@ -71,6 +75,7 @@ class RunOptions:
             "checkpoints": checkpoints,
             "log_every": check.whole("log_every", self.log_every, low=1, none=True),
             "tensorboard": self.tensorboard if together else check.flag("tensorboard", self.tensorboard),
+            "trackers": check.texts("trackers", self.trackers),
             "progress": instance("progress", self.progress, (bool, Progress), "True or False"),
             "strict": check.flag("strict", self.strict),
             "lint_off": check.texts("lint_off", self.lint_off),
@@ -81,6 +86,8 @@ class RunOptions:
             "world": instance("world", self.world, World, "surefoot.World.join()", none=True),
             "micro_batches": check.whole("micro_batches", self.micro_batches, low=1, none=True),
         }
+        for name in values["trackers"] or ():
+            check.choice("trackers", name, INSTALL)
         check.done()
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -26,6 +26,11 @@ class Recorder:
         self.progress.record(record)
         return record
 
+    def end(self, conditions: Mapping[str, Any], step: int, wall_s: float) -> None:
+        """The run has reached its end."""
+        if self.journal is not None:
+            self.journal.end(conditions, step, wall_s)
+
     def __enter__(self) -> Recorder:
         return self
 

@@ -48,7 +48,17 @@ def launch(arguments: Sequence[str], log: Path, directory: Path, *, threads: int
     """Begin or go on with a training in `directory`, its output in `log`, with `threads` of its own."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    command = [sys.executable, "-m", "surefoot", "train", *arguments, "--run", str(directory), "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "surefoot",
+        "train",
+        *arguments,
+        "on_end=null",
+        "--run",
+        str(directory),
+        "--resume",
+    ]
     with log.open("ab") as output:
         # Of a session of its own: Ctrl-C reaches this process, which asks each training once.
         return subprocess.Popen(

@@ -1,0 +1,207 @@
+"""Trackers: every point once, whatever is killed, resumed or down; and never in the training's way."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from command_runs import refused
+from run_directories import make_run
+
+from surefoot import RunOptions, UsageError
+from surefoot.cli import main, track
+from surefoot.errors import Problems, RunFailed
+from surefoot.recipe import load_recipe
+from surefoot.tracking import JournalFile, trackers
+from surefoot.tracking.trackers import Feed, Feeds, follow, points_of
+
+
+class Server:
+    """A tracker that keeps what it is sent, and fails when it is told to."""
+
+    def __init__(self):
+        self.points: list[tuple[str, int]] = []
+        self.status = ""
+        self.fails_before = self.fails_after = False
+        self.opened = 0
+
+    def __call__(self, about, run):
+        self.opened += 1
+        return self
+
+    def has(self, name, step):
+        return (name, step) in self.points
+
+    def send(self, points):
+        if self.fails_before:
+            raise ConnectionError("down")
+        self.points += [(name, step) for name, _, step, _ in points]
+        if self.fails_after:
+            raise ConnectionError("it went down after it had taken them")
+
+    def end(self, status):
+        self.status = status
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return make_run(tmp_path / "run", [])
+
+
+def append(run: Path, *steps: int) -> None:
+    with JournalFile(run / "metrics.jsonl") as journal:
+        for step in steps:
+            at = {"epoch": 0, "step": step, "lr": [0.1, 0.2], "wall_s": 1.0 * step}
+            journal.append({"kind": "step", "split": "train", "loss": 1 / step, **at})
+            if step % 10 == 0:
+                journal.append({"kind": "epoch", "split": "train", "loss": 2 / step, **at})
+                journal.append({"kind": "epoch", "split": "val", "loss": 3 / step, "accuracy": float("nan"), **at})
+
+
+def expected(*steps: int) -> list[tuple[str, int]]:
+    points = []
+    for step in steps:
+        points += [(name, step) for name in ("loss/train_step", "lr/0", "lr/1")]
+        if step % 10 == 0:
+            points += [(name, step) for name in ("loss/train", "loss/val", "accuracy/val")]
+    return points
+
+
+def test_points_have_the_names_of_tensorboard():
+    record = {"kind": "step", "split": "train", "epoch": 0, "step": 1, "loss": 2, "lr": [0.1], "note": "x"}
+    assert list(points_of(record)) == [("loss/train_step", 2.0), ("lr/0", 0.1)]
+    assert list(points_of(record | {"kind": "epoch", "split": "val"})) == [("loss/val", 2.0)]
+
+
+def test_what_comes_is_sent_once_also_by_another_process(run):
+    server = Server()
+    feed = Feed(run, "mlflow", server)
+    append(run, 5, 10)
+    assert feed.catch_up() == 4 and feed.catch_up() == 0
+    append(run, 15)
+    assert feed.catch_up() == 1 and server.opened == 1
+    append(run, 20)
+    Feed(run, "mlflow", server).end()
+    assert server.points == expected(5, 10, 15, 20) and server.status == "done"
+
+
+def test_a_resume_that_makes_records_again_doubles_none(run):
+    server = Server()
+    feed = Feed(run, "mlflow", server)
+    append(run, 5, 10, 15)
+    feed.catch_up()
+    data = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(data[: data.index(b"\n") + 1])  # cut back to the checkpoint
+    assert feed.catch_up() == 0
+    append(run, 10, 15, 20)
+    feed.catch_up()
+    assert server.points == expected(5, 10, 15, 20)
+
+
+@pytest.mark.parametrize("moment", ["fails_before", "fails_after"])
+def test_a_tracker_that_was_down_gets_each_point_once(run, moment):
+    server = Server()
+    append(run, 5, 10)
+    setattr(server, moment, True)
+    feed = Feed(run, "mlflow", server)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            feed.catch_up()
+    setattr(server, moment, False)
+    feed.catch_up()
+    assert server.points == expected(5, 10)
+
+
+def test_following_tries_again_and_ends_when_the_run_does(run):
+    server, said, pauses = Server(), [], []
+    append(run, 5)
+
+    def ended(seconds):
+        pauses.append(seconds)
+        server.fails_before = len(pauses) < 3
+        return len(pauses) == 5
+
+    server.fails_before = True
+    follow(Feed(run, "mlflow", server), said.append, ended)
+    assert server.points == expected(5) and server.status == "done"
+    assert pauses == [10.0, 20.0, 40.0, 5.0, 5.0] and "ConnectionError: down; tried again in 5 s" in said[0]
+
+
+def test_what_is_left_at_the_end_is_told(run):
+    server = Server()
+    server.fails_before = True
+    append(run, 5)
+    with pytest.raises(RunFailed, match="could not be told everything: ConnectionError"):
+        follow(Feed(run, "mlflow", server), lambda text: None, lambda seconds: True)
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"sent": 3}', '{"sent": ["a", "b"]}'])
+def test_a_note_of_somebody_elses_making_sends_again_what_the_tracker_lacks(run, note):
+    server = Server()
+    append(run, 5)
+    Feed(run, "mlflow", server).catch_up()
+    (run / "trackers" / "mlflow.json").write_text(note)
+    append(run, 10)
+    Feed(run, "mlflow", server).catch_up()
+    assert sorted(server.points) == sorted(expected(5, 10))
+
+
+def test_the_command_tells_what_was_sent(run, capsys, monkeypatch):
+    server = Server()
+    append(run, 5, 10)
+    monkeypatch.setattr(trackers, "open_tracker", lambda name: server)
+    assert main(["track", str(run), "--to", "mlflow"]) == 0
+    assert "4 records told to mlflow" in capsys.readouterr().out
+    server.fails_before = True
+    append(run, 15)
+    assert main(["track", str(run), "--to", "mlflow"]) == 1
+    assert "could not be told: ConnectionError: down" in capsys.readouterr().err
+
+
+def test_bad_input(tmp_path, run, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'surefoot[mlflow]'" in refused(capsys, "track", str(run), "--to", "mlflow")
+    assert "no such run" in refused(capsys, "track", str(tmp_path / "none"), "--to", "wandb")
+    with pytest.raises(UsageError, match=r"pip install 'surefoot\[wandb\]'"):
+        Feeds(run, ["wandb"], print)
+    with pytest.raises(Problems, match="'mlflov' is not one of mlflow, wandb; did you mean 'mlflow'"):
+        RunOptions(trackers=["mlflov"])
+    with pytest.raises(Problems, match="trackers.0: "):
+        load_recipe("quickstart", ["trackers=[mlflov]"])
+    assert load_recipe("quickstart", ["trackers=[mlflow]"]).trackers == ("mlflow",)
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, ""), (1, "surefoot track")])
+def test_a_training_leaves_its_trackers_in_seconds_and_says_what_is_left(run, code, told, monkeypatch):
+    """The process is a stand-in that reads its input to the end, as the real one does."""
+    monkeypatch.setattr(trackers, "require_tracker", lambda name: None)
+    script = f"import sys; sys.stdin.read(); open('ended', 'w').close(); sys.exit({code})"
+    real = trackers.subprocess.Popen
+    argv: list[list[str]] = []
+
+    def popen(command, **more):
+        argv.append(command)
+        return real([command[0], "-S", "-c", script], cwd=run, **more)
+
+    monkeypatch.setattr(trackers.subprocess, "Popen", popen)
+    said: list[str] = []
+    with Feeds(run, ["mlflow"], said.append) as feeds:
+        feeds.start()
+    assert (run / "ended").exists() and told in " ".join(said) and bool(said) == bool(code)
+    assert argv[0][1:] == ["-m", "surefoot", "track", str(run), "--to", "mlflow", "--follow"]
+
+
+def test_the_input_that_ends_is_seen(monkeypatch):
+    monkeypatch.setattr(track.select, "select", lambda *args: ([0], [], []))
+    monkeypatch.setattr(track.os, "read", lambda fd, n: b"")
+    assert track._input_ends(1.0)
+    monkeypatch.setattr(track.select, "select", lambda *args: ([], [], []))
+    assert not track._input_ends(1.0)
+
+
+def test_the_note_is_plain(run):
+    append(run, 10)
+    Feed(run, "wandb", Server()).catch_up()
+    assert json.loads((run / "trackers" / "wandb.json").read_text()) == {"sent": [10, 2]}
