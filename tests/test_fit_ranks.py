@@ -1,0 +1,241 @@
+"""fit in several processes: untouched, stopped, killed, resumed and resized, a run ends with the same bits."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import RanksFailed, run_ranks
+from torch import nn
+
+import surefoot
+from surefoot.errors import RankFailed, Stopped, SurefootError, UsageError
+from surefoot.training.loop import Loop
+
+
+def _model() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def _fit(
+    world,
+    run,
+    *,
+    at=None,
+    do=None,
+    where="step",
+    resume=True,
+    epochs=3,
+    micro_batches=None,
+    allow=(),
+    parallel="ddp",
+    **options,
+):
+    """One run; `do` is called with the rank before update number `at`, or in the first validation."""
+    made = make(**options)
+    if do is not None:
+        _interrupt(at, do, where, world)
+    run_options = surefoot.RunOptions(
+        world=world,
+        parallel=parallel,
+        progress=False,
+        micro_batches=micro_batches,
+        allow=allow,
+        log_every=1,
+        execution="plain",
+        tensorboard=False,
+        checkpoints=surefoot.Checkpoints(every="2 steps", keep_best="val/loss"),
+        early_stopping=surefoot.EarlyStopping(patience=50),
+    )
+    made["run"] = run_options
+    result = surefoot.fit(**made, epochs=epochs, run_dir=run, resume=resume)
+    return result.steps, result.metrics
+
+
+def make(optimizer="adamw", accumulate=1, ema=None, plateau=False, norm=False):
+    """The objects of a run: 50 samples, so that batches of 8 end with one of 2; normalized, each has two a rank."""
+    torch.manual_seed(3)
+    model = _model() if not norm else nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    draws = torch.Generator().manual_seed(5)
+    n = 56 if norm else 50
+    data = torch.randn(n, 6, generator=draws), torch.randint(0, 3, (n,), generator=draws)
+    val = torch.randn(23, 6, generator=draws), torch.randint(0, 3, (23,), generator=draws)
+    kinds = {"adamw": torch.optim.AdamW, "sgd": functools.partial(torch.optim.SGD, momentum=0.9)}
+    made = kinds[optimizer](model.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(made, patience=0, threshold=0.5) if plateau else None
+    step = surefoot.StepOptions(grad_accum_steps=accumulate, ema_decay=ema, max_grad_norm=1.0)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))
+    return {
+        "model": model,
+        "loss": loss,
+        "optimizer": made,
+        "data": data,
+        "val": surefoot.Loader(val, 5, shuffle=False),
+        "schedule": schedule,
+        "batch_size": 8,
+        "seed": 1,
+        "step": step,
+    }
+
+
+def _interrupt(at, do, where, world):
+    """Call `do` before the update number `at`, or at the `at`-th batch of a validation."""
+    calls = iter(range(1, 10_000))
+    if where == "step":
+        call = surefoot.step.TrainStep.__call__
+
+        def step(self, micro_batches):
+            if next(calls) == at:
+                do(world.rank)
+            return call(self, micro_batches)
+
+        surefoot.step.TrainStep.__call__ = step
+    else:
+        between = Loop.stop_in_validation
+
+        def noted(self, before):
+            if next(calls) == at:
+                do(world.rank)
+            between(self, before)
+
+        Loop.stop_in_validation = noted
+
+
+def left(run) -> dict[str, str]:
+    """What a finished run left, as hashes: parameters, optimizer and the rest of the state, records, model."""
+    last = max(Path(run).glob("checkpoints/step-*"))
+    files = [last / "model.safetensors", last / "optimizer.safetensors", Path(run) / "model/model.safetensors"]
+    lines = [{**json.loads(line), "wall_s": 0} for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    about = json.loads((Path(run) / "run.json").read_text())
+    assert about["status"] == "done" and not about["inexact"], about
+    hashes = {f"{file.parent.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {"records": json.dumps(lines), **hashes}
+
+
+def _signalled(world, run, signum, ranks, **options):
+    def do(rank):
+        if rank in ranks:
+            for _ in range(2):  # scheduler and agent both send one
+                signal.raise_signal(signum)
+
+    os.environ["TORCHELASTIC_RUN_ID"] = "job"
+    with pytest.raises(Stopped) as caught:
+        _fit(world, run, do=do, **options)
+    return str(caught.value)
+
+
+def _killed(world, run, which, **options):
+    with pytest.raises(RankFailed) as caught:
+        _fit(world, run, do=lambda rank: rank == which and os.kill(os.getpid(), signal.SIGKILL), **options)
+    return str(caught.value)
+
+
+CASES = {
+    "2 ranks, adamw, dropout, short batch": (2, {}),
+    "3 ranks, sgd, accumulation, moving average": (3, {"optimizer": "sgd", "accumulate": 3, "ema": 0.9}),
+    "4 ranks, adamw, dropout, short batch": (4, {}),
+    "3 ranks, batch norm, plateau": (3, {"norm": True, "plateau": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_untouched_killed_stopped_and_resumed_are_one(tmp_path, case):
+    """Killed in a step, asked to stop twice over in a validation, by one rank alone."""
+    size, kind = CASES[case]
+    untouched, resumed = str(tmp_path / "untouched"), str(tmp_path / "resumed")
+    run_ranks(size, functools.partial(_fit, **kind), untouched)
+    messages = run_ranks(size, functools.partial(_killed, at=4, **kind), resumed, size - 1, die={size - 1})
+    assert f"rank {size - 1}: has ended" in str(messages)
+    stop = functools.partial(_signalled, at=3, where="validation", **kind)
+    messages = run_ranks(size, stop, resumed, signal.SIGTERM, [size - 1])
+    assert len(set(messages)) == 1 and "stopped by SIGTERM after step" in messages[0]
+    run_ranks(size, functools.partial(_fit, **kind), resumed)
+    assert left(resumed) == left(untouched)
+
+
+def test_resized_a_run_has_the_bits_of_one_process(tmp_path):
+    """4, 2, 1 and again 4 processes, stopped in between, against one process that was never stopped."""
+    untouched, resized = str(tmp_path / "untouched"), str(tmp_path / "resized")
+    (alone,) = run_ranks(1, functools.partial(_fit, micro_batches=4), untouched)
+    for size, at in ((4, 4), (2, 5), (1, 6)):
+        run_ranks(size, functools.partial(_signalled, at=at, micro_batches=4), resized, signal.SIGTERM, [size - 1])
+    assert run_ranks(4, _fit, resized) == [alone] * 4  # as many micro-batches as it was begun with
+    assert left(resized) == left(untouched)
+
+
+def _refused(world, run, **options):
+    with pytest.raises(SurefootError) as caught:
+        _fit(world, run, **options)
+    return f"{type(caught.value).__name__} {caught.value}"
+
+
+def test_what_several_processes_cannot_do_is_said_by_all(tmp_path):
+    run = str(tmp_path / "run")
+    for size, options, words in (
+        (2, {"micro_batches": 3}, "micro_batches: 2 ranks cannot have as many of 3 each; give a multiple of 2"),
+        (2, {"parallel": "none"}, "parallel: none, but this is rank 0 of 2; give ddp, or start one process"),
+        (2, {"parallel": "fsdp2"}, "parallel: fsdp2 cannot be trained with"),
+    ):
+        messages = run_ranks(size, functools.partial(_refused, **options), run)
+        assert words in messages[0] and messages[0].startswith("UsageError"), messages
+        assert not os.path.exists(run)
+    run_ranks(2, functools.partial(_fit, epochs=1), run)
+    first, *others = run_ranks(3, _refused, run)
+    assert first.startswith("ConditionsChanged") and "world.micro_batches: was 2, is 3" in first and "--allow" in first
+    assert run_ranks(3, functools.partial(_fit, allow=["world"]), run)[0][0] == 21
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["inexact"] == ["world.micro_batches: was 2, is 3"]
+    assert "already holds a run" in str(run_ranks(2, functools.partial(_refused, resume=False), run))
+
+
+def _raises(world, run):
+    """An exception in one rank's data; what each rank is told."""
+
+    def broken(self, micro_batches):
+        if world.rank == 1:
+            raise KeyError("a column")
+        return call(self, micro_batches)
+
+    call, surefoot.step.TrainStep.__call__ = surefoot.step.TrainStep.__call__, broken
+    with world:
+        _fit(world, run)
+
+
+def test_an_exception_of_one_rank_ends_all_with_its_text(tmp_path):
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(3, _raises, str(tmp_path / "run"))
+    errors = caught.value.errors
+    assert "KeyError: 'a column'" in errors[1]
+    assert all("RankFailed: rank 1: KeyError: 'a column'" in errors[rank] for rank in (0, 2)), errors
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def _restarted(world, run):
+    """As torchrun starts a rank again: its first attempt was killed in a step."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"}
+    return _fit(world, run, resume=False)
+
+
+def test_a_restart_goes_on_with_its_own_run_and_no_other(tmp_path):
+    run, other = str(tmp_path / "run"), str(tmp_path / "other")
+    run_ranks(2, functools.partial(_first_attempt, at=4), run, 1, die={1})
+    run_ranks(2, _restarted, run)
+    run_ranks(2, functools.partial(_fit, epochs=3), other)
+    assert left(run) == left(other)
+    assert "already holds a run" in str(run_ranks(2, _restarted_elsewhere, other))
+
+
+def _first_attempt(world, run, which, **options):
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    return _killed(world, run, which, resume=False, **options)
+
+
+def _restarted_elsewhere(world, run):
+    with pytest.raises(UsageError) as caught:
+        _restarted(world, run)
+    return str(caught.value)
