@@ -114,8 +114,7 @@ def left(run) -> dict[str, str]:
     lines = [{**json.loads(line), "wall_s": 0} for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     about = json.loads((Path(run) / "run.json").read_text())
     assert about["status"] == "done" and not about["inexact"], about
-    hashes = {f"{file.parent.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {"records": json.dumps(lines), **hashes}
+    return {"records": json.dumps(lines), "bytes": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]}
 
 
 def _signalled(world, run, signum, ranks, **options):

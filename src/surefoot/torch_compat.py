@@ -185,3 +185,11 @@ def default_store() -> Any:
 
     get = getattr(distributed_c10d, "_get_default_store", None)
     return None if get is None else get()
+
+
+def gather_single() -> Callable[..., Any]:
+    """``all_gather`` of torch.distributed into one tensor, by the name that this torch does not warn of."""
+    import torch.distributed as dist
+
+    new: Callable[..., Any] | None = getattr(dist, "all_gather_single", None)
+    return dist.all_gather_into_tensor if new is None else new

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, Stopped, SurefootError, UsageError, first_line
-from .torch_compat import default_store
+from .torch_compat import default_store, gather_single
 
 T = TypeVar("T")
 
@@ -265,7 +265,7 @@ class _Ranks(World):
         parts = torch.empty_like(whole)
         with self._reaching():
             dist.all_to_all_single(parts, whole, group=self.group)
-            dist.all_gather_into_tensor(whole, _added_in_pairs(list(torch.split(parts, each))), group=self.group)
+            gather_single()(whole, _added_in_pairs(list(torch.split(parts, each))), group=self.group)
         return whole[: tensor.numel()].view(tensor.shape)
 
     def wrap(self, model: nn.Module) -> nn.Module:
