@@ -51,6 +51,7 @@ usage: python3 dev.py VERB [ARGUMENTS]
   libraries     models and data of real libraries, in an environment of their own (tests/real_libraries.py)
   gallery ...   every example of the gallery, killed and compared (tests/gallery.py)
   docs          the site, in English and Chinese, in an environment of its own (docs/site/make_site.py)
+  cuda ...      one GPU: right, without waits, exact, and how fast (benchmarks/gpu.py)
   bench ...     the benchmarks, side by side with other loops (benchmarks/run.py)
   run CMD ...   any command in the environment, e.g. run python, run tensorboard --logdir runs
   setup         make the environment and stop there
@@ -112,6 +113,7 @@ SCRIPTS = {
     "gallery": "tests/gallery.py",
     "docs": "docs/site/make_site.py",
     "bench": "benchmarks/run.py",
+    "cuda": "benchmarks/gpu.py",
 }
 VERBS = {  # verb -> what is wrong with its arguments, before anything is set up
     "train": nothing_wrong,

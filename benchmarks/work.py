@@ -102,17 +102,17 @@ class Residual(nn.Module):
 
 
 class ResNet18(nn.Sequential):
-    """ResNet-18 for images of 32x32, 16 to 128 channels wide."""
+    """ResNet-18 for images of 32x32, `width` to 8 times as many channels wide."""
 
-    def __init__(self):
-        widths = [16, 16, 32, 64, 128]
+    def __init__(self, width: int = 16):
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
         blocks = [
             Residual(widths[i] if j == 0 else widths[i + 1], widths[i + 1], 2 if i and j == 0 else 1)
             for i in range(4)
             for j in range(2)
         ]
-        first = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        super().__init__(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+        first = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        super().__init__(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10))
 
 
 @dataclass(frozen=True)
