@@ -219,7 +219,7 @@ def test_a_loop_by_hand_is_given_its_rows_and_what_they_count(size):
     x = torch.randn(23, 3)
     whole = [batch[0].mean(0) for batch in Loader((x, x), 5)]
     loaders = [Loader((x, x), 5, share=(rank, size)) for rank in range(size)]
-    assert loaders[0].peek()[0].shape == loaders[0].batch_at(0, 0)[0].shape == (max(1, 5 // size), 3)
+    assert loaders[0].peek()[0].shape == (5, 3) and loaders[0].batch_at(0, 0)[0].shape == (max(1, 5 // size), 3)
     for mean, *given_out in zip(whole, *loaders, strict=True):
         # DDP takes the mean over ranks.
         each = [batch[0].mean(0) * loader.weight for loader, batch in zip(loaders, given_out, strict=True)]

@@ -120,10 +120,12 @@ class Indexed:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def at(self, epoch: int, position: int, most: int | None = None) -> Any:
-        """One batch, or its first samples, `most` of them; made here and now, without a trace."""
+    def at(self, epoch: int, position: int, most: int | None = None, *, whole: bool = False) -> Any:
+        """One batch, or its first samples, `most` of them; made here and now, without a trace. `whole`: not divided."""
         if not 0 <= position < self.length:
             raise IndexError(f"batch {position} of an epoch of {self.length}")
+        if whole and self._division.parts > 1:
+            return self.apart().at(epoch, position, most)
         if isinstance(self.source, TensorSource):
             return self._formed(epoch, self._keys_at(epoch, position)[:most])
         generators, keys = rng.get_state(), self._keys_at(epoch, position)[:most]
@@ -150,11 +152,15 @@ class Indexed:
             chunks = ((self._gather(epoch, some),) for some in keys[position:])
         yield from (map(self.source.formed, chunk) for chunk in chunks) if self.source.names else chunks
 
-    def chosen(self, epoch: int, places: Sequence[int]) -> Iterator[Any]:
-        """The batches at these places of an epoch; nothing else is read."""
-        if isinstance(self.source, TensorSource):
-            return (self._formed(epoch, self._keys_at(epoch, place)) for place in places)
-        return self._read(epoch, places)
+    def turns(self, epoch: int, rank: int, size: int) -> Iterator[tuple[Any, bool]]:
+        """See `Loader.turns`."""
+        places = list(range(rank, self.length, size))
+        if len(places) * size < self.length:
+            places.append(self.length - 1)
+        in_memory = isinstance(self.source, TensorSource)
+        read = (self._formed(epoch, self._keys_at(epoch, place)) for place in places) if in_memory else None
+        for place, batch in zip(places, read or self._read(epoch, places), strict=True):
+            yield batch, place % size == rank
 
     def memory(self) -> InMemory:
         """The source's tensors where they are best kept."""

@@ -130,7 +130,8 @@ class Loader:
         self.accept_changes: Collection[str] = ()
         self._last_of_epoch: Tensor | None = None
         self.weight = 1.0
-        self._by_hand = self.divided = False
+        self._by_hand = False
+        self.parts = self._ranks = 1
         reading: dict[str, Any] = {"drop_last": self.drop_last, "workers": self.workers}
         self._batches: Indexed | Streamed
         if isinstance(source, StreamSource):
@@ -156,7 +157,7 @@ class Loader:
     def divide(self, parts: int, rank: int = 0, size: int = 1) -> None:
         """Give each batch as the MicroBatches of this rank, of `parts` that it is cut into for all; 1: whole."""
         self._by_hand = False
-        self.divided = parts > 1
+        self.parts, self._ranks = parts, size
         self._batches.divide(Division(parts, rank, size))
 
     @property
@@ -176,7 +177,7 @@ class Loader:
         """
         other = copy.copy(self)
         other.position, other._batches, other._by_hand = 0, self._batches.apart(), False
-        other.divided = False
+        other.parts = other._ranks = 1
         return other
 
     @property
@@ -258,21 +259,25 @@ class Loader:
     def short_batch(self) -> Any:
         """The last batch of the epoch where it is shorter than the others, without counting it; else None.
 
-        Of micro-batches, the smallest.
+        Of batches in micro-batches, the smallest of any rank.
         """
-        if not self._batches.last_is_short:
+        if not self._batches.last_is_short and self.parts == 1:
             return None
-        batch = self._batches.at(self.epoch, len(self) - 1)
+        other = self.apart()
+        other.divide(self.parts)
+        batch = other.batch_at(self.epoch, len(self) - 1 if self._batches.last_is_short else 0)
         return min(batch, key=batches.size) if isinstance(batch, MicroBatches) else batch
 
     def peek(self, most: int | None = None) -> Any:
         """The next batch, without counting it; at the end of an epoch, the first of the next.
 
-        With `most`, so many of its samples at most are read. Of a stream, a batch of its start. Of micro-batches, the
-        first.
+        With `most`, so many of its samples at most are read. On a GPU that is one of several, as many as it trains on.
+        Of a stream a batch of its start.
         """
         at_end = self.length is not None and self.position >= self.length
-        batch = self._batches.at(*((self.epoch + 1, 0) if at_end else (self.epoch, self.position)), most)
+        if most is None and self._ranks > 1 and self.device.type != "cpu":
+            most = -(-self.batch_size // self._ranks)
+        batch = self._batches.at(*((self.epoch + 1, 0) if at_end else (self.epoch, self.position)), most, whole=True)
         return batch[0] if isinstance(batch, MicroBatches) else batch
 
     def seek(self, epoch: int, position: int = 0) -> None:
@@ -296,21 +301,7 @@ class Loader:
         All ranks get as many: one that has no batch in the last round gets one that is another's. Of a stream, every
         rank reads all batches; of other data only its own. Nothing is counted.
         """
-        if isinstance(self._batches, Indexed):
-            places = range(rank, len(self), size)
-            missing = len(places) * size < len(self)
-            last = [len(self) - 1] if missing else []
-            for place, batch in zip([*places, *last], self._batches.chosen(self.epoch, [*places, *last]), strict=True):
-                yield batch, place % size == rank
-            return
-        turn: list[Any] = []
-        for (batch,) in self._batches.rest(self.epoch, 0):
-            turn.append(batch)
-            if len(turn) == size:
-                yield turn[rank], True
-                turn = []
-        if turn:
-            yield turn[min(rank, len(turn) - 1)], rank < len(turn)
+        return self._batches.turns(self.epoch, rank, size)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, position = self.epoch, self.position

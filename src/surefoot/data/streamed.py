@@ -99,7 +99,7 @@ class Streamed:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def at(self, epoch: int, position: int, most: int | None = None) -> Any:
+    def at(self, epoch: int, position: int, most: int | None = None, *, whole: bool = False) -> Any:
         """A batch near the start of the stream, read for itself, in this process."""
         if self._look is None:
             self._look = self._reader(stateful=False)
@@ -130,6 +130,17 @@ class Streamed:
             self._place = epoch + 1, 0
         else:
             self._stop(epoch + 1, 0)
+
+    def turns(self, epoch: int, rank: int, size: int) -> Iterator[tuple[Any, bool]]:
+        """See `Loader.turns`."""
+        turn: list[Any] = []
+        for (batch,) in self.rest(epoch, 0):
+            turn.append(batch)
+            if len(turn) == size:
+                yield turn[rank], True
+                turn = []
+        if turn:
+            yield turn[min(rank, len(turn) - 1)], rank < len(turn)
 
     def _otherwise(self, what: str) -> str:
         return (

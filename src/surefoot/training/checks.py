@@ -195,7 +195,11 @@ def look_over_first_batch(
     Validation is tried on one batch: a run must not end where its first epoch does.
     """
     findings = lint(
-        model, loss, optimizer, loader.peek(), classes=classes and len(classes), off=off, last=loader.short_batch()
+        *(model, loss, optimizer, loader.peek()),
+        classes=classes and len(classes),
+        off=off,
+        last=loader.short_batch(),
+        parts=loader.parts,
     )
     fatal = [str(finding) for finding in findings if strict or finding.severity == "error"]
     if fatal:

@@ -39,7 +39,7 @@ from .options import RunOptions
 from .ranks import begun_by_this_job, divide, require_parallel
 from .records import Recorder
 from .settings import choose_settings, recorded_settings, use_settings
-from .state import Best, Checkpoints, RunState
+from .state import Best, Checkpoints, EarlyStopping, RunState
 from .unfreezing import Unfreezing
 
 RECORDS_AN_EPOCH = 50
@@ -143,6 +143,9 @@ def fit(
             progress = make_progress() if progress else Progress()
         rng.seed_all(seed)
         loader = training_loader(data, batch_size, seed, model, progress.message)
+        resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
+        recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
+        division = divide(loader, world, run.micro_batches, recorded.get("conditions") or {})
         about = completed(about, model, loader, loss)
         val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
         val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
@@ -156,14 +159,18 @@ def fit(
             validates=val is not None,
             say=progress.message,
         )
-        with autocast(loader.device, options.precision):
-            look_over_first_batch(
-                model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
-            )
-            give_shapes(model, loss, loader)
-            running, checkpoints, early_stopping = measuring(
-                model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping, world
-            )
+
+        def look() -> tuple[RunningMetrics, Checkpoints, EarlyStopping | None]:
+            with autocast(loader.device, options.precision):
+                look_over_first_batch(
+                    model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
+                )
+                give_shapes(model, loss, loader)
+                return measuring(
+                    model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping, world
+                )
+
+        running, checkpoints, early_stopping = world.agree(look)
         begun = run.start_epoch or 0
         best = Best(checkpoints.mode, metric=checkpoints.keep_best)
         state = RunState(best=best, epoch=begun, step=begun * (steps_per_epoch or 0))
@@ -187,10 +194,7 @@ def fit(
         stack.callback(loader.close)
         if val_loader is not None:
             stack.callback(val_loader.close)
-        resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
-        recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
         execution = recorded_settings(run_dir, recorded, run.execution)
-        division = divide(loader, world, run.micro_batches, recorded.get("conditions") or {})
         again = execution is not None
         if execution is None:
             steps = epochs * (steps_per_epoch or STEPS_OF_A_STREAM)

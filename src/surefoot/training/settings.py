@@ -57,7 +57,7 @@ def use_settings(
     message to `say`. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot
     be made again.
     """
-    if step.options.grad_accum_steps > 1 or loader.divided:  # of several micro-batches there is the plain step alone
+    if step.options.grad_accum_steps > 1 or loader.parts > 1:  # of several micro-batches there is the plain step alone
         return execution
     try:
         step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)
