@@ -72,6 +72,7 @@ def test_a_real_run_goes_on_elsewhere_with_its_newest_whole_checkpoint(capsys):
     assert "surefoot resume there" in capsys.readouterr().out
     assert os.listdir("there/checkpoints") == [whole]
     assert main(["resume", "there"]) == 0
+    assert json.loads(Path("there/run.json").read_text())["resumes"] == [10], "the report marks it"
     models = [Path(folder, "model/model.safetensors").read_bytes() for folder in ("run", "there")]
     assert models[0] == models[1]
 

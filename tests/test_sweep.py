@@ -16,6 +16,7 @@ from run_directories import make_run
 from surefoot.cli import main
 from surefoot.errors import Problems, RunFailed, UsageError
 from surefoot.recipe import load_recipe
+from surefoot.runs.listing import list_runs
 from surefoot.runs.sweep import trainings
 from surefoot.runs.sweep.result import Result, parallel_coordinates
 from surefoot.runs.sweep.settings import Between, parse_plan
@@ -102,6 +103,8 @@ def test_a_grid_tries_every_setting_once_and_tells_the_best():
     assert "trial 0 (1/4)  optimizer.lr=0.01 data.batch_size=16  val/accuracy 1.00 %" in lines[0]
     result.write()
     assert load_recipe("runs/s/best.yaml").optimizer.part.arguments()["lr"] == 0.1
+    listing = list_runs("runs/s")
+    assert len(listing.runs) == 4 and not listing.passed_over
 
 
 def test_jobs_train_beside_one_another_and_none_twice():

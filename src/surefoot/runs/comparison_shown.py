@@ -15,6 +15,7 @@ from ..charts.terminal import framed, marker
 from ..text import duration, figure, printable, shortened
 from ..tracking.page import html_table, page, section
 from .comparison import Comparison
+from .record import shown_time
 from .table import Column, in_stripes
 
 _MOST_CHARTS = 12
@@ -55,10 +56,18 @@ def as_page(comparison: Comparison, *, seeds: bool) -> str:
         f"<h1>{len(names)} runs compared</h1>",
         '<p class="dim">by ' + escape(f"{comparison.metric}, {_direction(comparison)} is better") + "</p>",
         "".join(f"<p>{escape(line)}</p>" for line in comparison.verdict(seeds)),
+        html_table(["", "run", "begun", "status"], _runs(comparison)),
         *(section(title, html_table(heads, rows) if rows else "") for title, heads, rows in _tables(comparison, seeds)),
         section("Curves", "".join(charts)),
     ]
     return page("runs compared", sections)
+
+
+def _runs(comparison: Comparison) -> list[list[str]]:
+    return [
+        [str(index + 1), str(run.path), shown_time(run.content.created), run.status]
+        for index, run in enumerate(comparison.runs)
+    ]
 
 
 def _direction(comparison: Comparison) -> str:

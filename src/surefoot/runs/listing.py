@@ -18,6 +18,8 @@ from ..places import user_directory
 from ..version import __version__
 from .record import Content, Run, is_run, read_content, signature
 
+# What a sweep keeps beside its trials.
+SWEEP, SWEPT = ".sweep", ("best.yaml", "sweep.html")
 _DEEPEST = 8
 # Reading so few runs is as fast as reading an index.
 _WORTH_KEEPING = 20
@@ -67,9 +69,10 @@ def _below(directory: Path, passed_over: list[str], depth: int = 0) -> Iterator[
             raise UsageError(f"{directory}: cannot be read: {error.strerror}") from error
         passed_over.append(f"{directory}: cannot be read: {error.strerror}")
         return
+    ours = SWEPT if any(entry.name == SWEEP for entry in names) else ()
     for entry in names:
         path = directory / entry.name
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name in ours:
             continue
         if entry.is_symlink() or not entry.is_dir(follow_symlinks=False):
             passed_over.append(f"{path}: is a {'symbolic link' if entry.is_symlink() else 'file'}, no run")

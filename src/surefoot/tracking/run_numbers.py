@@ -16,6 +16,7 @@ DRAWN = ("loss", "accuracy", "grad_norm")
 _MOST_OTHERS = 12
 _MOST_LEFT_OUT = 50
 _MOST_GROUPS = 200
+_RECORDS_TIMED = 10
 
 
 @dataclass
@@ -37,7 +38,7 @@ class RunNumbers:
         self.left_out: list[str] = []
         self.others: list[str] = []
         self.speed = Curve()
-        self._before = (0, 0.0)
+        self._before, self._timed = (0, 0.0), 0
         self._curves: dict[tuple[str, str, str], Curve] = {}
         # By kind of record: the curve of each param group, and a hash of its rates so far.
         self._rates: dict[str, list[Curve]] = {"step": [], "epoch": []}
@@ -77,13 +78,15 @@ class RunNumbers:
         return curve
 
     def _add_speed(self, step: int, wall_s: Any) -> None:
-        """Updates a second since the step record before, where both tell the time."""
+        """Updates a second over every few step records that tell the time: one by one they show the clock's ticks."""
         if wall_s is None:
             return
+        self._timed += 1
         steps, seconds = step - self._before[0], wall_s - self._before[1]
-        if self._before[0] and steps > 0 and seconds > 0:
+        if self._timed % _RECORDS_TIMED == 0 and self._before[0] and steps > 0 and seconds > 0:
             self.speed.add(step, steps / seconds)
-        self._before = step, wall_s
+        if self._timed % _RECORDS_TIMED == 0 or not self._before[0]:
+            self._before = step, wall_s
 
     def _is_other(self, key: str) -> bool:
         if key not in self.others and len(self.others) < _MOST_OTHERS:

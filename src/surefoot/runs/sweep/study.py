@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
+from ..listing import SWEEP
 from .settings import Between, Plan, Values
 
 if TYPE_CHECKING:
     import optuna
 
-# Beside the trials; hidden, so that `surefoot runs` passes over it in silence.
-PRIVATE = ".sweep"
+PRIVATE = SWEEP  # hidden, so that `surefoot runs` passes over it in silence
 _HOME, _GRID, _PLAN = "surefoot:home", "surefoot:grid", "surefoot:plan"
 INSTALL = "pip install 'surefoot[sweep]' (or: pip install optuna)"
 
