@@ -17,12 +17,13 @@ from surefoot.recipe import parse_recipe
 from surefoot.runs.sweep.settings import parse_plan
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "ARCHITECTURE.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 COURSE = sorted((ROOT / "docs" / "course").glob("*.py"))
 PAGES += sorted((Path(surefoot.__file__).parent / "explanations").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # The other languages of blocks, and what is done with them.
-LEFT = {"json", "text", ""}
+LEFT = {"json", "text", "py", ""}  # py: with packages that `dev.py libraries` installs (tests/other_trainers.py)
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
