@@ -12,8 +12,29 @@ from pathlib import Path
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "other_trainers.md"
 # Without what they depend on where that would replace torch, or bring torchvision.
-ALONE = ("lightning", "pytorch-lightning", "pytorch-ignite", "keras", "fastai", "fastcore", "fastprogress", "fasttransform")
-PACKAGES = ("plum-dispatch", "matplotlib", "scipy", "scikit-learn", "h5py", "optree", "namex", "ml_dtypes", "rich", "absl-py")
+ALONE = (
+    "lightning",
+    "pytorch-lightning",
+    "pytorch-ignite",
+    "keras",
+    "fastai",
+    "fastcore",
+    "fastprogress",
+    "fasttransform",
+    "fastdownload",
+)
+PACKAGES = (
+    "plum-dispatch<2.10",
+    "matplotlib",
+    "scipy",
+    "scikit-learn",
+    "h5py",
+    "optree",
+    "namex",
+    "ml_dtypes",
+    "rich",
+    "absl-py",
+)
 _SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 

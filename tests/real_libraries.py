@@ -13,6 +13,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import other_trainers
+
 ROOT = Path(__file__).resolve().parents[1]
 # Without what they depend on where that would replace torch.
 ALONE = [
@@ -52,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(options.env)], check=True)
     constraints = str(ROOT / "constraints.txt")
-    for what in (["torch", "-c", constraints], PACKAGES, ["--no-deps", *ALONE]):
+    packages, alone = [*PACKAGES, *other_trainers.PACKAGES], [*ALONE, *other_trainers.ALONE]
+    for what in (["torch", "-c", constraints], packages, ["--no-deps", *alone]):
         subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([str(python), __file__, "--inside"], env=environment).returncode
@@ -64,7 +67,7 @@ def train_all() -> int:
     import real_models
 
     wrong = 0
-    for case in [*CASES, *real_models.CASES]:
+    for case in [*CASES, *real_models.CASES, other_trainers.other_trainers]:
         try:
             print(f"{case.__name__:25} {case()}", flush=True)
         except Exception as error:

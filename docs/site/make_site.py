@@ -80,7 +80,8 @@ def linked(text: str, source: str, page: str, tree: Path) -> str:
         path = os.path.normpath(os.path.join(os.path.dirname(source), target))
         up = "../" * page.count("/")
         if path in known:
-            return f"{up}{known[path]}.md" + (f"#{anchor}" if anchor else "")
+            ending = ".ipynb" if re.match(r"course/\d", known[path]) else ".md"
+            return f"{up}{known[path]}{ending}" + (f"#{anchor}" if anchor else "")
         if not (ROOT / path).is_file():
             raise FileNotFoundError(f"{source}: the link {match[1]} leads to nothing")
         copy = tree / "_files" / path
