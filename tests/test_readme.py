@@ -29,8 +29,7 @@ def test_both_readmes_have_the_same(what):
 def test_both_readmes_name_the_same_code_and_lead_to_the_same_pages():
     for pattern in (r"(?<!`)`([^`\n]+)`(?!`)", r"\]\(([^)]+)\)"):
         english, chinese = (set(re.findall(pattern, text)) - {"README.md", "README.zh.md"} for text in TEXTS)
-        # A line of commands is divided by the signs of each language.
-        assert english == chinese, english ^ chinese
+        assert english == chinese, f"README.zh.md lacks {english - chinese}, README.md lacks {chinese - english}"
 
 
 def test_the_chinese_readme_is_chinese():
