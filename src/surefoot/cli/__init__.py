@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from .. import signals
-from ..errors import RunFailed, SurefootError
+from ..errors import RankFailed, RunFailed, SurefootError
 from ..text import say
 from ..version import __version__
 from . import streams
@@ -162,7 +162,7 @@ def _run(verb: str, argv: list[str]) -> int:
     except SurefootError as error:
         rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
         if not error.everybodys or rank in (None, "0"):
-            where = "" if rank is None or error.everybodys else f"rank {rank}: "
+            where = "" if rank is None or error.everybodys or isinstance(error, RankFailed) else f"rank {rank}: "
             say(f"surefoot: {where}{error}", error=True)
         return error.exit_code
     except Exception as error:
