@@ -39,6 +39,16 @@ BAD_RECIPES = {
     "a batch larger than the data": ("batch_size: 8", "batch_size: 65", ["recipe.yaml:3", "65", "64 samples"]),
     "a data set that is not there": ("name: garments", "name: garment", ["did you mean 'garments'?"]),
     "no YAML": ("epochs: 1", "epochs: [1", ["recipe.yaml:"]),
+    "a pattern of no parameter": (
+        "epochs: 1\n",
+        "epochs: 1\nfreeze: [con1.*]\n",
+        ["recipe.yaml:2:9: freeze", "'con1.*' matches no parameter"],
+    ),
+    "a device that is not there": (
+        "epochs: 1\n",
+        "epochs: 1\ndevice: mps\n",
+        ["recipe.yaml:2:9: device: mps is not avail"],
+    ),
     "a module that is not there": ("model: LeNet5", "model: {import: 'nowhere:Net'}", ["recipe.yaml:2", "'nowhere'"]),
 }
 
@@ -227,3 +237,16 @@ def test_deterministic_mode_is_on_for_the_run_and_a_condition_of_it(own_code, mo
     assert all(sys.modules["mine"].seen)
     assert json.loads(Path("run/run.json").read_text())["conditions"]["flags.deterministic"] is True
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_directory_to_import_to_that_is_taken_or_has_no_parent(capsys):
+    import torch
+
+    torch.save({}, "weights.pth")
+    os.mkdir("weights")
+    assert "weights: is there already; name another directory with --to" in refused(
+        capsys, "import", "weights.pth", "--model", "LeNet5"
+    )
+    assert "the directory nowhere does not exist" in refused(
+        capsys, "import", "weights.pth", "--model", "LeNet5", "--to", "nowhere/m"
+    )
