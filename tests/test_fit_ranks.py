@@ -17,6 +17,7 @@ from torch import nn
 import surefoot
 from surefoot.errors import RankFailed, Stopped, SurefootError, UsageError
 from surefoot.training.loop import Loop
+from surefoot.world import World
 
 
 def _model() -> nn.Module:
@@ -238,3 +239,10 @@ def _restarted_elsewhere(world, run):
     with pytest.raises(UsageError) as caught:
         _restarted(world, run)
     return str(caught.value)
+
+
+def test_a_run_of_one_process_is_recorded_as_before_there_were_several(tmp_path):
+    """So that runs which were begun by earlier versions go on."""
+    _fit(World.alone(), tmp_path / "run", epochs=1)
+    conditions = json.loads((tmp_path / "run" / "run.json").read_text())["conditions"]
+    assert conditions and not [name for name in conditions if name.startswith("world.")]

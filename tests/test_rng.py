@@ -55,3 +55,21 @@ def test_fold_separates_order_sign_and_size():
     seeds = {rng.fold(*v) for v in [(0,), (1,), (0, 0), (0, 1), (1, 0), (-1,), (2**63,)]}
     assert len(seeds) == 7
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_gpus_that_drew_nothing_need_not_be_there(monkeypatch):
+    seeded, drawn = torch.zeros(16, dtype=torch.uint8), torch.arange(16, dtype=torch.uint8)
+    here = {"count": 8}
+    done = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here["count"])
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [seeded, drawn, *[seeded] * 6])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: done.update({device: state}))
+    state = rng.get_state()
+    here["count"] = 2
+    rng.set_state(state)
+    assert list(done) == [0, 1] and torch.equal(done[1], drawn)
+    here["count"] = 1
+    with pytest.raises(UsageError, match="saved for 2 CUDA devices; this machine has 1"):
+        rng.set_state(state)

@@ -95,13 +95,16 @@ def get_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [generator.clone() for generator in torch.cuda.get_rng_state_all()]
+        # Seed and offset, 8 bytes each. Devices that drew nothing need not be there when the run goes on.
+        while len(state["cuda"]) > 1 and not state["cuda"][-1][8:].any():
+            state["cuda"].pop()
     return state
 
 
 def set_state(state: Mapping[str, Any]) -> None:
     """Set every generator to a `state` that `get_state` returned.
 
-    Raises UsageError where the state lacks a generator, or holds another number of CUDA devices.
+    Raises UsageError where the state lacks a generator, or has one of a CUDA device that is not here.
     """
     import numpy
     import torch
@@ -111,7 +114,7 @@ def set_state(state: Mapping[str, Any]) -> None:
         raise UsageError(f"random state: {', '.join(missing)} missing; the run cannot go on exactly without it")
     # CUDA is checked first so that a refusal leaves every generator as it was.
     cuda = state["cuda"]
-    if cuda and (not torch.cuda.is_available() or torch.cuda.device_count() != len(cuda)):
+    if cuda and (not torch.cuda.is_available() or torch.cuda.device_count() < len(cuda)):
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise UsageError(f"random state: saved for {counted(len(cuda), 'CUDA device')}; this machine has {here}")
     python, np = state["python"], state["numpy"]
@@ -120,7 +123,8 @@ def set_state(state: Mapping[str, Any]) -> None:
     numpy.random.set_state((np["name"], keys, np["position"], np["has_gauss"], np["cached"]))
     torch.set_rng_state(state["torch"])
     if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+        for index, generator in enumerate(cuda):
+            torch.cuda.set_rng_state(generator, index)
 
 
 def to_plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -326,7 +326,7 @@ class Checkpointer:
     def _own_conditions(self, given_conditions: Mapping[str, Any]) -> dict[str, Any]:
         conditions = {
             **environment(),
-            "world.ranks": self._world.size,
+            **({"world.ranks": self._world.size} if self._world.size > 1 else {}),  # one is as it always was
             **describe(self._objects),
             **code_of(self._objects.values()),
         }

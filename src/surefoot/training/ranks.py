@@ -41,9 +41,11 @@ def divide(loader: Loader, world: World, asked: int | None, recorded: Mapping[st
     before = recorded.get(MICRO_BATCHES)
     parts = asked or (before if type(before) is int and before > 0 and before % world.size == 0 else world.size)
     loader.divide(parts, world.rank, world.size)
+    if parts == 1:
+        return {}  # whole batches, as in runs of versions that divided none
     each = parts // world.size
-    # Then their sums have the same bits on any number of ranks that this holds for.
-    anywhere = each & (each - 1) == 0
+    # Then their sums have the same bits on any number of ranks that this holds for; alone a process has the whole tree.
+    anywhere = world.size == 1 or each & (each - 1) == 0
     return {MICRO_BATCHES: parts, RANKS: "any" if anywhere else world.size}
 
 
