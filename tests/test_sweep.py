@@ -270,6 +270,16 @@ def test_what_is_stopped_asks_its_trainings_to_save(monkeypatch):
     assert study.claim() is not None, "let go of, so that the next one goes on with it"
 
 
+def test_what_is_stopped_says_how_to_go_on(capsys, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    Path("lr.yaml").write_text(GRID)
+    monkeypatch.setattr(trainings, "run_trials", stopped)
+    assert main(["sweep", "lr.yaml", "--dir", "my runs"]) == 130
+    assert "go on with `surefoot sweep lr.yaml --dir 'my runs'`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -355,6 +365,8 @@ def test_bad_input_of_the_command(capsys, monkeypatch):
     assert "cannot be used for a sweep" in refused(capsys, "sweep", "s.yaml", "--dir", "file")
     Path("s.yaml").write_text(GRID + "storage: nosuch://x\n")
     assert "storage nosuch://x: cannot be used" in refused(capsys, "sweep", "s.yaml")
+    Path("s.yaml").write_text(GRID + "storage: nosuch://me:secret@x\n")
+    assert "secret" not in refused(capsys, "sweep", "s.yaml")
     Path("s.yaml").write_text(GRID)
     Path("broken/.sweep").mkdir(parents=True)
     Path("broken/.sweep/sweep.db").write_text("this is no database at all" * 100)

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from ..text import say
+from ..text import say, typed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{directory}: cannot be used for a sweep: {error.strerror}") from error
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs if hasattr(os, "sched_getaffinity") else 1)
     tell = functools.partial(say, error=arguments.json)
-    run_trials(study, arguments.jobs, functools.partial(launch, threads=threads), tell)
+    try:
+        run_trials(study, arguments.jobs, functools.partial(launch, threads=threads), tell)
+    except KeyboardInterrupt:
+        where = ["--dir", directory] if arguments.dir else []
+        again = typed("surefoot", "sweep", Path(arguments.sweep), *where)
+        say(f"{directory}: the trials that ran have been saved; go on with `{again}`", error=True)
+        raise
     result = Result(study)
     if result.best is None:
         raise RunFailed(f"{directory}: no trial was completed; what each said is in {directory}/.sweep/logs")

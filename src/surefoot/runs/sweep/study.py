@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ class Study:
             raise
         except Exception as error:  # whatever a database has to say
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise UsageError(f"storage {url}: cannot be used: {reason}") from error
+            raise UsageError(_without_password(f"storage {url}: cannot be used: {reason}")) from error
 
     def _settle(self) -> None:
         """Write what the sweep is, or refuse another one; queue a grid's settings that are not there yet."""
@@ -177,6 +178,15 @@ class Claimed:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _without_password(text: str) -> str:
+    """A message without the password of a database's URL.
+
+    >>> _without_password("postgresql://me:secret@host/db")
+    'postgresql://me:...@host/db'
+    """
+    return re.sub(r"(//[^/:@\s]*:)[^/@\s]*@", r"\1...@", text)
 
 
 def _optuna() -> Any:
