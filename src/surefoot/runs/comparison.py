@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run import read_about
+from ..checkpoint.run import RunDirectory, read_about
 from ..errors import UsageError
 from ..metrics.by_class import by_class
 from ..text import counted, figure
 from .curves import epoch_curves, last_confusion
 from .listing import list_runs
-from .record import Run, is_run, open_run
+from .record import Run, open_run
 from .seeds import Difference, Spread, difference
 
 MOST_RUNS = 40
@@ -58,7 +58,11 @@ class Comparison:
             raise UsageError(f"compare: {len(runs)} runs; {MOST_RUNS} are the most that can be told apart")
         self.runs = list(runs)
         self.conditions = [(read_about(run.path) or {}).get("conditions") or {} for run in runs]
-        self.settings = [_settings(run) for run in runs]
+        # Of a run from Python, what its conditions say in place of a recipe.
+        self.settings = [
+            run.recipe or _starting(conditions, _FROM_RECIPE)
+            for run, conditions in zip(runs, self.conditions, strict=True)
+        ]
         monitored = next((found for run in runs if (found := run.monitored(metric)) is not None), None)
         if monitored is None:
             what = f"none has the metric {metric!r}" if metric else "none has finished an epoch"
@@ -190,7 +194,7 @@ def runs_named(paths: Sequence[str], passed_over: Callable[[str], None]) -> list
     """The runs in `paths`: each a run, or a directory that holds runs. What is none in such a one is told."""
     runs: dict[str, Run] = {}
     for path in paths:
-        if is_run(path) or not Path(path).is_dir():
+        if RunDirectory.holds_run(path) or not Path(path).is_dir():
             found = [open_run(path)]
         else:
             listing = list_runs(path)
@@ -201,14 +205,6 @@ def runs_named(paths: Sequence[str], passed_over: Callable[[str], None]) -> list
                 raise UsageError(f"{path}: holds no run, nor does any directory below it")
         runs |= {str(run.path.resolve()): run for run in found}
     return list(runs.values())
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """The recipe by dotted key; of a run from Python, what its conditions say in its place."""
-    if run.recipe:
-        return run.recipe
-    conditions = (read_about(run.path) or {}).get("conditions") or {}
-    return _starting(conditions, _FROM_RECIPE)
 
 
 def _starting(conditions: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import safe_tensors
 from ..charts.thinning import Curve, Point
+from ..checkpoint import store
 from ..checkpoint.run import CHECKPOINTS, JOURNAL
 from ..errors import UsageError
 from ..tracking.journal import metrics_of, run_records
 
 _MOST_METRICS = 60
 _MOST_CLASSES = 1000
-_CHECKPOINT = re.compile(r"step-\d{9,18}(-\d{1,6})?")
 
 
 def epoch_curves(run: Path) -> dict[str, list[Point]]:
@@ -35,8 +34,8 @@ def epoch_curves(run: Path) -> dict[str, list[Point]]:
 def last_confusion(run: Path) -> tuple[list[str], list[list[int]]] | None:
     """The classes and the confusion matrix (true classes as rows) of the last validation that a checkpoint holds."""
     try:
-        saved = sorted(path for path in (run / CHECKPOINTS).iterdir() if _CHECKPOINT.fullmatch(path.name))
-        state = safe_tensors.read_json(saved[-1] / "state.json", max_bytes=1 << 25, max_containers=2_000_000)
+        newest = store.listed(run / CHECKPOINTS)[-1].path / store.STATE
+        state = safe_tensors.read_json(newest, max_bytes=store.MAX_STATE_BYTES, max_containers=2_000_000)
         counts = state["objects"]["progress"]["confusion"]
     except (UsageError, OSError, LookupError, TypeError):
         return None

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..checkpoint.run import RunDirectory
 from ..errors import UsageError
 from ..places import user_directory
 from ..version import __version__
-from .record import Content, Run, is_run, read_content, signature
+from .record import Content, Run, read_content, signature
 
 # What a sweep keeps beside its trials.
 SWEEP, SWEPT = ".sweep", ("best.yaml", "sweep.html")
@@ -47,7 +48,7 @@ def list_runs(directory: str | Path) -> Listing:
             f"{directory}: {'is a file' if directory.exists() else 'no such directory'}; give one that holds runs"
         )
     listing = Listing()
-    paths = [directory] if is_run(directory) else list(_below(directory, listing.passed_over))
+    paths = [directory] if RunDirectory.holds_run(directory) else list(_below(directory, listing.passed_over))
     index = _Index(directory) if len(paths) >= _WORTH_KEEPING else None
     for path in paths:
         content = read_content(path) if index is None else index.content(path)
@@ -76,7 +77,7 @@ def _below(directory: Path, passed_over: list[str], depth: int = 0) -> Iterator[
             continue
         if entry.is_symlink() or not entry.is_dir(follow_symlinks=False):
             passed_over.append(f"{path}: is a {'symbolic link' if entry.is_symlink() else 'file'}, no run")
-        elif is_run(path):
+        elif RunDirectory.holds_run(path):
             yield path
         else:
             before, inside = False, list[str]()

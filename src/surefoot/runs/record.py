@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from .. import files
-from ..checkpoint.run import CHECKPOINTS, JOURNAL, RUN, STATUSES, holder, read_about
+from ..checkpoint.run import JOURNAL, RUN, STATUSES, RunDirectory, holder, read_about
 from ..errors import UsageError
 from ..monitor import better
 from ..tracking.journal import encode, metrics_of, run_records
@@ -139,18 +139,13 @@ class Run:
         return found
 
 
-def is_run(path: str | Path) -> bool:
-    """Whether a directory holds a run: its run.json, or checkpoints that lost it."""
-    return any(os.path.lexists(os.path.join(path, name)) for name in (RUN, CHECKPOINTS))
-
-
 def open_run(path: str | Path) -> Run:
     """The run in the directory `path`. Raises UsageError where there is none."""
     path = Path(path)
     if not path.is_dir():
         what = "is a file, not a run directory" if path.exists() else "no such run directory"
         raise UsageError(f"{path}: {what}; `surefoot runs` lists what there is")
-    if not is_run(path):
+    if not RunDirectory.holds_run(path):
         raise UsageError(f"{path}: holds no run ({RUN} is missing); `surefoot runs {path}` lists those below it")
     return Run(path, read_content(path))
 

@@ -74,8 +74,12 @@ class Study:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with _locked(self.directory / PRIVATE / "locks" / "sweep", wait=True):
+        descriptor = _try_lock(self.directory / PRIVATE / "locks" / "sweep", wait=True)
+        try:
             yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def claim(self) -> Claimed | None:
         """A trial that nobody works on: one that a killed process left, else a new one; None where none is left."""
@@ -257,13 +261,3 @@ def _try_lock(path: Path, *, wait: bool = False) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    descriptor = _try_lock(path, wait=wait)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ...checkpoint.run import JOURNAL, holder
+from ...checkpoint.run import JOURNAL, RunDirectory, holder
 from ...errors import RunFailed, UsageError
 from ...text import counted, figure
 from ...tracking.journal import metrics_of, run_records
-from ..record import is_run, open_run
+from ..record import open_run
 from .study import PRIVATE, Claimed, Study
 
 _MOST_LAUNCHES = 3
@@ -173,7 +173,7 @@ class Work:
 
 
 def _is_done(directory: Path) -> bool:
-    return is_run(directory) and open_run(directory).status == "done"
+    return RunDirectory.holds_run(directory) and open_run(directory).status == "done"
 
 
 def run_trials(
