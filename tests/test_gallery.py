@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from gallery import GALLERY, lines_of, names, show, title_of
+from gallery import GALLERY, OTHERS, lines_of, names, show, title_of
 
 MOST_LINES = 120
 
@@ -13,6 +15,15 @@ def test_a_file_is_short_and_says_what_it_shows(name):
     text = (GALLERY / f"{name}.py").read_text("utf-8")
     assert lines_of(name) <= MOST_LINES
     assert title_of(name) and f"python {name}.py" in text and "\nSTATED = " in text
+
+
+@pytest.mark.parametrize("path", sorted((GALLERY / "by_hand").glob("*")), ids=lambda path: path.stem)
+def test_a_file_by_hand_does_the_job_of_one_to_the_same_figure(path):
+    name, _, kind = path.stem.rpartition("_")
+    stated = re.search(r"^STATED = .*", (GALLERY / f"{name}.py").read_text("utf-8"), re.MULTILINE).group()
+    assert kind in OTHERS and name in names()
+    text = path.read_text("utf-8")
+    assert stated.split("  #")[0] in text and f"python {path.name}" in text and "figure: " in text
 
 
 @pytest.mark.parametrize("name", ["gcn", "regression", "time_sequence_prediction"])

@@ -1,7 +1,7 @@
 """A convolutional network classifies 28x28 pictures of garments (pytorch/examples: mnist).
 
-Shows `fit` on pictures: a schedule under warmup, the best model kept, accuracy measured. With SUREFOOT_DATA set it
-trains on Fashion-MNIST itself when it is called with --fashion.
+Shows `fit` on pictures: a schedule under warmup, the best model kept, accuracy measured; and `evaluate` afterwards.
+With SUREFOOT_DATA set it trains on Fashion-MNIST itself when it is called with --fashion. Leaves confusion.png.
 
     python mnist.py [--fashion] [RUN]
 """
@@ -9,9 +9,10 @@ trains on Fashion-MNIST itself when it is called with --fashion.
 import sys
 
 import torch
+from PIL import Image
 from torch import nn
 
-from surefoot import Checkpoints, LinearWarmup, Loader, RunOptions, Schedule, fit
+from surefoot import Checkpoints, LinearWarmup, Loader, RunOptions, Schedule, evaluate, fit
 from surefoot.data.fashion_mnist import fashion_mnist
 from surefoot.data.garments import garments
 from surefoot.models import LeNet5
@@ -41,6 +42,9 @@ def main(run: str, fashion: bool = False) -> float:
         resume=True,
         run=RunOptions(progress=False, checkpoints=Checkpoints(keep_best="val/accuracy")),
     )
+    counts = evaluate(model, nn.CrossEntropyLoss(), val, confusion=10).confusion
+    white = 255 * (1 - counts / counts.sum(dim=1, keepdim=True))
+    Image.fromarray(white.byte().numpy()).resize((160, 160), Image.Resampling.NEAREST).save("confusion.png")
     return result.metrics["val/accuracy"]
 
 
