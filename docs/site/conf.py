@@ -14,6 +14,7 @@ language = os.environ.get("SUREFOOT_DOCS_LANGUAGE", "en")
 extensions = ["myst_nb", "sphinx_copybutton"]
 templates_path = ["templates"]
 exclude_patterns = ["_files"]
+locale_dirs = ["locale"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4

@@ -44,6 +44,14 @@ TITLES = {
         "download": "下载本章的 notebook",
     },
 }
+# Of the theme's own words, those that it has in English only.
+WORDS = {
+    "On this page": "本页目录",
+    "Back to top": "回到顶部",
+    "Next": "下一页",
+    "Previous": "上一页",
+    "Home": "首页",
+}
 LEADS = {
     "python": "Every public name, with its arguments, shapes, units and errors.",
     "keys": "Every key of a recipe, made from `surefoot schema`. How they work together: [recipes](../recipe.md).",
@@ -119,6 +127,10 @@ def lay_out(tree: Path, language: str) -> None:
         else:
             head, _, rest = text.partition("\n")
             write(f"{page}.md", linked(f"{head}\n\n{note}{rest}", source, page, tree))
+    if language != "en":
+        entries = ("", "Content-Type: text/plain; charset=UTF-8\\n"), *WORDS.items()
+        text = "".join(f'msgid "{word}"\nmsgstr "{theirs}"\n\n' for word, theirs in entries)
+        write(f"locale/{LANGUAGES[language]}/LC_MESSAGES/sphinx.po", text)
     readme = "README.md" if language == "en" else "README.zh.md"
     write("index.md", linked((ROOT / readme).read_text(encoding="utf-8"), readme, "index", tree) + _contents(titles))
     write("course/index.md", f"# {titles['course_title']}\n\n{titles['course_lead']}\n\n" + _toctree(_chapters()))
