@@ -5,9 +5,9 @@ from __future__ import annotations
 
 def collect() -> None:
     """Fill `harness.CASES`."""
-    from . import command, damage, disks, hostile, kills, outside, power, processes, records, writers
+    from . import command, damage, disks, hostile, kills, outside, power, processes, ranks, records, writers
 
-    for part in (kills, power, damage, disks, processes, hostile, command, records, writers, outside):
+    for part in (kills, power, damage, disks, processes, hostile, command, records, writers, outside, ranks):
         part.catalogue()
 
 
