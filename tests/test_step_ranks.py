@@ -15,6 +15,7 @@ from torch import nn
 
 import surefoot
 from surefoot.data import Loader
+from surefoot.errors import UsageError
 from surefoot.micro_batches import Division
 from surefoot.nonfinite import NonFinite
 from surefoot.step import StepOptions, TrainStep
@@ -218,6 +219,18 @@ def test_a_model_given_as_ddp_trains_to_the_same_bits():
     alone = Run(World.alone(), "AdamW", 2).train(4, late=99).digest()
     for rank in run_ranks(2, wrapped_by_hand, 2):
         assert set(rank.values()) == {alone}, rank
+
+
+class Two(World):
+    """Another rank that nobody may ask."""
+
+    size = 2
+
+
+def test_a_model_that_shares_its_steps_otherwise_is_refused_before_anything_is_exchanged():
+    model = nn.Sequential(nn.DataParallel(nn.Linear(2, 2)))
+    with pytest.raises(UsageError, match="a DataParallel cannot be trained by several processes here"):
+        TrainStep(model, nn.MSELoss(), sgd(model.parameters()), world=Two())
 
 
 class Leaves(Net):

@@ -102,6 +102,8 @@ class TrainStep:
         self.options = options = options if options is not None else StepOptions()
         if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
+        if self.world.size > 1 and (kind := replicating(model)) not in (None, "DistributedDataParallel"):
+            raise UsageError(f"model: a {kind} cannot be trained by several processes here; give the model by itself")
         for part in (model, loss):
             if isinstance(part, nn.Module):  # as DDP does: what each rank has made at random must be one model
                 take_from_first(self.world, [*part.parameters(), *part.buffers()])
@@ -117,8 +119,6 @@ class TrainStep:
         # Of updates whose micro-batches are given as such; how many batches make one.
         self._seed, self._updates, self._batches = seed, 0, 1
         self._refused: list[tuple[int, float]] = []
-        if self.world.size > 1 and (kind := replicating(model)) not in (None, "DistributedDataParallel"):
-            raise UsageError(f"model: a {kind} cannot be trained by several processes here; give the model by itself")
 
     def __call__(self, micro_batches: Sequence[Any]) -> StepResult:
         if isinstance(micro_batches[0], MicroBatches):
