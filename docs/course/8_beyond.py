@@ -123,14 +123,15 @@ figure({"error": errors}, x="epoch", y="error", dots=True)
 # ## Your own step
 #
 # Two networks in turn (a GAN), rewards, a layer at a time: keep your loop, and give its parts to a `Checkpointer` by name. Chapter 6 has
-# the lines; [the gallery](../gallery.md) has fifteen jobs in a file each.
+# the lines; [the gallery](../gallery.md) has many jobs in a file each.
 #
 # ## Many processes
 #
-# `torchrun --nproc-per-node 4 my_loop.py` starts the same program four times; `surefoot.World.join()` makes them meet. A `Checkpointer` and a
-# `Journal` take what it returns: rank 0 alone writes, and all save, stop and fail together. A `Loader` takes it as its `share`: `batch_size` stays the
-# size of the whole batch, and every sample is seen once an epoch. `torchrun --nproc-per-node 4 -m surefoot eval RUN` evaluates in shares and counts each sample once, where a plain
-# `DistributedSampler` repeats some to make the shares equal.
+# `torchrun --nproc-per-node 4 -m surefoot train recipe.yaml --dir runs/four` trains the same recipe on four processes, a GPU each where there are
+# GPUs; `torchrun --nproc-per-node 4 train.py` does so with a script that calls `surefoot.fit`. Nothing in either changes: `batch_size` stays the
+# size of the whole batch, every sample is seen once an epoch and counted once in evaluation (a plain `DistributedSampler` repeats some to make the
+# shares equal), and rank 0 alone writes. In a loop of your own, `surefoot.World.join()` is what a `Checkpointer`, a `Journal` and, as its
+# `share`, a `Loader` take. What holds, and which bits: [Many processes](../distributed.md).
 #
 # How many shares there are must not change the mean. It does, as soon as means of ranks are averaged and the shares differ; here is the
 # fault, in one process:
@@ -139,15 +140,15 @@ figure({"error": errors}, x="epoch", y="error", dots=True)
 # ## 自己的训练步骤
 #
 # 两个网络轮流训练（GAN）、强化学习、逐层训练：保留自己的循环，把各部分按名字交给 `Checkpointer`。代码见第 6 章；
-# [示例集](../gallery.md)里有十五个任务，各一个文件。
+# [示例集](../gallery.md)里有许多任务，各一个文件。
 #
 # ## 多进程
 #
-# `torchrun --nproc-per-node 4 my_loop.py` 把同一个程序启动四份，`surefoot.World.join()` 让它们会合。`Checkpointer` 和
-# `Journal` 接受它的返回值：只有 0 号进程写文件，所有进程一起保存、一起停、一起报错。
-# `Loader` 的 `share` 也接受它：`batch_size` 仍是整个批次的大小，每轮每个样本只看一次。
-# `torchrun --nproc-per-node 4 -m surefoot eval RUN` 分份评估，每个样本只算一次，而普通的
-# `DistributedSampler` 为了均分会重复一些样本。
+# `torchrun --nproc-per-node 4 -m surefoot train recipe.yaml --dir runs/four` 用四个进程训练同一个配方，有 GPU 时每个进程一块；
+# 调用 `surefoot.fit` 的脚本则用 `torchrun --nproc-per-node 4 train.py`。配方和脚本都不用改：`batch_size` 仍是整个批次的大小，
+# 每轮每个样本只看一次，评估时也只算一次（普通的 `DistributedSampler` 为了均分会重复一些样本），只有 0 号进程写文件。
+# 在自己的循环里，把 `surefoot.World.join()` 交给 `Checkpointer`、`Journal`，并作为 `share` 交给 `Loader`。
+# 保证什么、哪些逐位相同，见[多进程](../distributed.md)。
 #
 # 分成几份不应改变均值。可是只要各份大小不等，把各进程的均值再平均，结果就变了。下面在一个进程里演示这个错误：
 
