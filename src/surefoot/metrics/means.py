@@ -50,14 +50,15 @@ class Sums:
 
     def add(self, rows: Sequence[Row], summed: bool) -> None:
         """Add batches, or the micro-batches of one update, whose losses are shares of its loss."""
+        whole = not any(row[5] for row in rows[:1])
         for value, weight, samples, numbers, _, _ in rows:
             for name, number in numbers.items():
                 self.number(name, number, weight)
             self.samples += samples
             self.weight += weight
-            if not rows[0][5]:
+            if whole:
                 self._add_loss(value, weight, summed)
-        if rows and rows[0][5]:
+        if not whole:
             values, weights, samples_of_each = (sum(row[k] for row in rows) for k in range(3))  # type: ignore[misc]
             if any(row[4] for row in rows):  # an objective's shares are of the samples
                 weights = samples_of_each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..text import counted
 from ..world import World
 from .gathering import gathered, in_order
-from .means import Sums, Unread, numbers_of, plain
+from .means import Row, Sums, Unread, numbers_of, plain
 from .objects import MetricObjects
 from .registry import OWN
 from .sums import OwnMetrics, Pair, answers_of
@@ -220,7 +220,10 @@ class RunningMetrics:
         here, self._here = self._here, Unread(self.confusion or 0)
         if not here.groups:  # on no rank
             return
-        world, together = self.world, in_order([here.groups], [here.rows])
+        world = self.world
+        parts = any(row[-1] for row in here.rows[:1])
+        # Batches are added one by one in any case: only an update's micro-batches make a group.
+        together: Iterable[list[Row]] = in_order([here.groups], [here.rows]) if parts else [here.rows]
         if world.size > 1:
             ranks: list[Any] = world.gather([here.groups, here.rows, here.right, here.seen])
             groups = [rank[0] for rank in ranks]
