@@ -31,8 +31,9 @@ def _goes_on(ranks: int, harm: str, words: str, restarts: int, seconds: float, f
     assert (code == 0) == bool(restarts), output
     assert words in output, output
     if not restarts:
-        assert json.loads((run / "run.json").read_text())["status"] != "done"
-        code, output = torchrun.finished(torchrun.launch(folder, "resume", str(run), ranks=ranks))
+        begun_at_all = (run / "run.json").exists()
+        assert not begun_at_all or json.loads((run / "run.json").read_text())["status"] != "done"
+        code, output = torchrun.finished(torchrun.launch(folder, *train, "--resume", ranks=ranks))
         assert code == 0, output
     _untouched(folder, recipe, ranks)
     assert torchrun.left(run) == torchrun.left(folder / "alone")
@@ -56,7 +57,7 @@ def catalogue() -> None:
         ("SIGTERM to the agent", "0 7 term_agent", stopped, 0, 10.0),
         ("SIGTERM to one worker", "1 7 term_one", stopped, 0, 10.0),
         ("SIGTERM to all, twice", "1 7 term_all", stopped, 0, 10.0),
-        ("SIGTERM in the first step", "1 1 term_all", "surefoot: ", 0, 10.0),
+        ("SIGTERM before the run has begun", "1 1 term_all", "surefoot: stopped by SIGTERM", 0, 10.0),
         ("SIGTERM in validation", "0 12 term_all", stopped, 0, 10.0),
         ("one worker killed", "1 9 kill", dead, 0, 5.0),
         ("one worker killed, restarted", "1 9 kill", dead, 2, 60.0),
