@@ -14,7 +14,7 @@ from typing import Any
 # Whose `__all__` is public, beside that of `surefoot` itself.
 MODULES = (
     *("schedules", "optimizers", "losses", "metrics", "models", "data", "planning", "tracking"),
-    *("artifacts", "checkpoint", "training"),
+    *("artifacts", "checkpoint", "training", "charts.figure"),
 )
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from .svg import Line, Mark, line_chart, picture, stepped
 from .thinning import Point
 
+__all__ = ["Figure", "figure", "image"]
+
 
 @dataclass(frozen=True)
 class Figure:
