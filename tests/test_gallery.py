@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from gallery import GALLERY, OTHERS, lines_of, names, show, title_of
+from gallery import DOCS, GALLERY, OTHERS, lines_of, names, show, title_of
 
 MOST_LINES = 120
 
@@ -24,6 +24,14 @@ def test_a_file_by_hand_does_the_job_of_one_to_the_same_figure(path):
     assert kind in OTHERS and name in names()
     text = path.read_text("utf-8")
     assert stated.split("  #")[0] in text and f"python {path.name}" in text and "figure: " in text
+
+
+def test_the_page_has_a_row_for_each_file_with_its_lines():
+    page = (DOCS / "gallery.md").read_text("utf-8")
+    for path in sorted([*GALLERY.glob("*.py"), *(GALLERY / "by_hand").glob("*.py")]):
+        link = f"../{path.relative_to(DOCS.parent)}"
+        cells = next(line for line in page.splitlines() if f"]({link})" in line).split(" | ")
+        assert cells[2] == str(len(path.read_text("utf-8").splitlines())), link
 
 
 @pytest.mark.parametrize("name", ["gcn", "regression", "time_sequence_prediction"])
