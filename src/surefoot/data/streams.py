@@ -180,11 +180,11 @@ class StreamReader:
         if state["ended"]:
             self._batches, self._digest, self._ended = state["batches"], state["digest"], True
         elif self._stateful and state["state"] is not None:
-            if state["before"] is not None:
+            if state.get("before") is not None:
                 self._compare(state["before"])
                 self._start(number)
             self._load(state)
-            self._before = state["before"]
+            self._before = state.get("before")
         else:
             while self._batches < state["batches"]:
                 if self.read() is None:

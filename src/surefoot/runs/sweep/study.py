@@ -167,7 +167,7 @@ class Claimed:
             return False
         self._reported.add(step)
         self._trial.report(value, step)
-        return self._trial.should_prune()
+        return bool(self._trial.should_prune())
 
     def tell(self, value: float | None, state: str) -> None:
         """The trial is over: ``"complete"`` with its value, ``"pruned"`` or ``"failed"``."""
