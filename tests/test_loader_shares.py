@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -227,8 +228,9 @@ def test_a_loop_by_hand_is_given_its_rows_and_what_they_count(size):
     assert sum(loader.weight for loader in loaders) == pytest.approx(size)
 
 
-def by_hand(world):
-    """The parameters after the loops that the page prints."""
+def by_hand(world, place):
+    """The parameters after the loops that the page prints, whose files come to lie in `place`."""
+    os.chdir(place)
     text = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text()
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
@@ -236,8 +238,11 @@ def by_hand(world):
     return [p.tolist() for p in namespace["net"].parameters()], namespace["result"].metrics
 
 
-def test_the_loops_of_the_page_train_and_measure_on_several_ranks_as_in_one_process():
-    (parameters, metrics), ranks = by_hand(None), run_ranks(3, by_hand)
+def test_the_loops_of_the_page_train_and_measure_on_several_ranks_as_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back again
+    for name in ("one", "three"):
+        (tmp_path / name).mkdir()
+    (parameters, metrics), ranks = by_hand(None, tmp_path / "one"), run_ranks(3, by_hand, tmp_path / "three")
     for others, measured in ranks:
         for mine, theirs in zip(parameters, others, strict=True):
             assert torch.tensor(theirs).allclose(torch.tensor(mine), atol=1e-5)
