@@ -24,7 +24,7 @@ from surefoot.tracking import Progress
 from surefoot.training import RunOptions
 
 NAMES = ("lenet-512", "resnet", "gpt")
-TURNS, EPOCHS = 3, 4
+TURNS, EPOCHS, BATCHES = 3, 3, 60
 STEPS, STEP_S = 2000, 0.0005
 
 
@@ -44,12 +44,12 @@ def step_ms(job: Job, world: World) -> float:
     """The fastest epoch's milliseconds a step of the plain step, one thread a process, a batch of all processes."""
     torch.manual_seed(0)
     draws = torch.Generator().manual_seed(0)
-    samples = job.batch * job.steps
+    samples = job.batch * BATCHES
     inputs = normalized(job.inputs(samples, draws))
     targets = torch.randint(job.classes, (samples, *job.targets), generator=draws)
     model, optimizer = job.make()
     ends = Ends()
-    run = RunOptions(execution="plain", world=world, progress=ends, lint_off=["all"])
+    run = RunOptions(execution="plain", world=world, progress=ends, log_every=BATCHES, lint_off=["all"])
     fit(
         model,
         torch.nn.CrossEntropyLoss(),
@@ -61,7 +61,7 @@ def step_ms(job: Job, world: World) -> float:
         run=run,
     )
     took = min((b - a for a, b in itertools.pairwise(ends.seconds)), default=0.0)  # rank 0 alone has records
-    return world.gather(took)[0] / job.steps * 1e3
+    return world.gather(took)[0] / BATCHES * 1e3
 
 
 def asking_share(world: World) -> float:
