@@ -15,7 +15,7 @@ from surefoot import Loader, Objective, RunOptions, StepOptions, fit
 from surefoot.data.garments import garments
 from surefoot.models import MLP, LeNet5
 
-STATED = 0.82  # the student's accuracy on held-out garments
+STATED = 0.79  # the student's accuracy on held-out garments
 
 
 class FromTeacher:
