@@ -133,7 +133,7 @@ def test_what_is_left_at_the_end_is_told(run):
     server = Server()
     server.fails_before = True
     append(run, 5)
-    with pytest.raises(RunFailed, match="could not be told everything: ConnectionError"):
+    with pytest.raises(RunFailed, match="did not take everything: ConnectionError"):
         follow(Feed(run, "mlflow", server), lambda text: None, lambda seconds: True)
 
 
@@ -153,11 +153,11 @@ def test_the_command_tells_what_was_sent(run, capsys, monkeypatch):
     append(run, 5, 10)
     monkeypatch.setattr(trackers, "open_tracker", lambda name: server)
     assert main(["track", str(run), "--to", "mlflow"]) == 0
-    assert "4 records told to mlflow" in capsys.readouterr().out
+    assert "4 records logged to mlflow" in capsys.readouterr().out
     server.fails_before = True
     append(run, 15)
     assert main(["track", str(run), "--to", "mlflow"]) == 1
-    assert "could not be told: ConnectionError: down" in capsys.readouterr().err
+    assert "did not take the records: ConnectionError: down" in capsys.readouterr().err
 
 
 def test_bad_input(tmp_path, run, capsys, monkeypatch):

@@ -98,7 +98,7 @@ def require_new(run: RunDirectory) -> None:
 def resumed(
     run: RunDirectory, name: str, changes: Sequence[Change], damaged: Collection[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What run.json tells of a run once it goes on: its id, and how it is no longer exact; the user is told too."""
+    """The entries of run.json once a run goes on: its id, and how it is no longer exact, which is printed as well."""
     fields: dict[str, Any] = {"id": name}
     lost = run.about.get("id") is None
     if lost:

@@ -17,8 +17,8 @@ _PATIENCE_S = 60.0
 def then(command: str | None, run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Run `command` after the block: done, failed or stopped, but not where its input was refused.
 
-    It is told by the variables SUREFOOT_RUN (the directory) and SUREFOOT_STATUS (done, failed, interrupted). That it
-    fails, or takes more than a minute, is said and changes nothing.
+    It reads the environment variables SUREFOOT_RUN (the directory) and SUREFOOT_STATUS (done, failed, interrupted).
+    Where it fails, or takes more than a minute, a message says so and nothing else changes.
     """
     status = None
     try:

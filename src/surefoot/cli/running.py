@@ -50,9 +50,9 @@ def train(
     except Stopped as stopped:
         many = ("torchrun", "--nproc-per-node", str(size), "-m") if size > 1 else ()
         go_on = typed(*many, "surefoot", *(["--"] if many else []), "resume", run_dir)
-        told = Stopped(stopped.signal, f"{stopped}; go on with `{go_on}`")
-        told.everybodys = stopped.everybodys
-        raise told from None
+        resumable = Stopped(stopped.signal, f"{stopped}; go on with `{go_on}`")
+        resumable.everybodys = stopped.everybodys
+        raise resumable from None
     return 0
 
 

@@ -69,7 +69,7 @@ def _list(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _chosen(arguments: argparse.Namespace, words: Sequence[str]) -> list[Run]:
-    """The runs that the directory and the conditions name, in order; what was passed over is told."""
+    """The runs that the directory and the conditions name, in order; what was passed over is printed."""
     from ..errors import UsageError
     from ..runs.listing import list_runs
     from ..runs.search import Condition, in_order, select

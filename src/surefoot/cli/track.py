@@ -35,8 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
         count = feed.catch_up()
         feed.end()
     except Exception as error:  # whatever the tracker, its server and the network have to say
-        raise RunFailed(f"{run_dir}: {arguments.to} could not be told: {type(error).__name__}: {error}") from error
-    say(f"{run_dir}: {counted(count, 'record')} told to {arguments.to}")
+        raise RunFailed(
+            f"{run_dir}: {arguments.to} did not take the records: {type(error).__name__}: {error}"
+        ) from error
+    say(f"{run_dir}: {counted(count, 'record')} logged to {arguments.to}")
     return 0
 
 

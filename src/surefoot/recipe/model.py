@@ -296,7 +296,7 @@ class Recipe(Keyed):
     )
     trackers: tuple[str, ...] = key(
         Several(Choice(("mlflow", "wandb")), one=True, as_list=True),
-        "Further places that are told the run's numbers.",
+        "Where the run's metrics are logged besides.",
         (),
     )
     on_end: str | None = key(

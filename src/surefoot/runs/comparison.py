@@ -55,7 +55,7 @@ class Comparison:
         if len(runs) < 2:
             raise UsageError(f"compare: {len(runs)} run is too few; name two or more, or a directory that holds them")
         if len(runs) > MOST_RUNS:
-            raise UsageError(f"compare: {len(runs)} runs; {MOST_RUNS} are the most that can be told apart")
+            raise UsageError(f"compare: {len(runs)} runs; {MOST_RUNS} is the most that a chart can show")
         self.runs = list(runs)
         self.conditions = [(read_about(run.path) or {}).get("conditions") or {} for run in runs]
         # Of a run from Python, what its conditions say in place of a recipe.
@@ -191,7 +191,7 @@ class Comparison:
 
 
 def runs_named(paths: Sequence[str], passed_over: Callable[[str], None]) -> list[Run]:
-    """The runs in `paths`: each a run, or a directory that holds runs. What is none in such a one is told."""
+    """The runs in `paths`: each a run, or a directory that holds runs. What is none in such a one is printed."""
     runs: dict[str, Run] = {}
     for path in paths:
         if RunDirectory.holds_run(path) or not Path(path).is_dir():

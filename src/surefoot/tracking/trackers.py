@@ -317,7 +317,7 @@ def follow(feed: Feed, say: Callable[[str], None], ended: Callable[[float], bool
         except Exception as error:  # whatever the tracker, its server and the network have to say
             reason = f"{type(error).__name__}: {error}"
             if over:
-                raise RunFailed(f"the tracker could not be told everything: {reason}") from error
+                raise RunFailed(f"the tracker did not take everything: {reason}") from error
             say(f"{reason}; tried again in {pause:.0f} s")
             pause = min(2 * pause, 60.0)
         if over:

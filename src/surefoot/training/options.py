@@ -40,7 +40,7 @@ class RunOptions:
     `allow` names what may differ from the saved run when it resumes, no longer to the bit. `start_epoch` is for weights
     that were trained elsewhere for so many epochs: epochs are counted on from there.
 
-    `trackers` names further places that are told the run's numbers: ``"mlflow"``, ``"wandb"``.
+    `trackers` names where the run's metrics are logged besides: ``"mlflow"``, ``"wandb"``.
 
     Raises Problems (a UsageError) with all mistakes at once.
     """
