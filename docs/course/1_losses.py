@@ -15,17 +15,18 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import surefoot
 from surefoot.charts.figure import figure
 
 
-def curves(losses, target, low=-4.0, high=4.0):
+def curves(losses, low, high):
     """The value and the slope of each loss over one output, as points."""
     values, slopes = {}, {}
     for name, loss in losses.items():
         outputs = torch.linspace(low, high, 161, requires_grad=True)
-        each = loss(outputs, torch.full_like(outputs, target))
+        each = loss(outputs)
         (slope,) = torch.autograd.grad(each.sum(), outputs)
         values[name] = list(zip(outputs.tolist(), each.tolist(), strict=True))
         slopes[name] = list(zip(outputs.tolist(), slope.tolist(), strict=True))
@@ -40,7 +41,7 @@ def curves(losses, target, low=-4.0, high=4.0):
 # - `MSELoss`: $e^2$. Large errors count most; its minimum is the mean. The usual choice.
 # - `L1Loss`: $|e|$. Every error pulls equally hard; its minimum is the median. For data with outliers.
 # - `SmoothL1Loss`: $e^2 / 2$ near zero, $|e| - 1/2$ beyond 1. Outliers are bounded and the slope is smooth at zero. For boxes and the
-#   values of actions.
+#   values of actions. Where near ends is `beta`, in the unit of the target: with rents in the thousands and `beta=1` it is `L1Loss`.
 
 # %% [markdown] lang="zh"
 # ## 回归：MSELoss、L1Loss、SmoothL1Loss
@@ -50,11 +51,16 @@ def curves(losses, target, low=-4.0, high=4.0):
 # - `MSELoss`：$e^2$。大误差权重最大，最优解是均值。一般先用它。
 # - `L1Loss`：$|e|$。每个误差的拉力相同，最优解是中位数。适合有离群点的数据。
 # - `SmoothL1Loss`：零附近是 $e^2 / 2$，超过 1 之后是 $|e| - 1/2$。离群点的影响有上限，零点处斜率连续。
-#   常用于检测框和动作价值。
+#   常用于检测框和动作价值。分界点由 `beta` 决定，单位与目标相同：目标上千而 `beta=1` 时，它其实就是 `L1Loss`。
+
 
 # %%
-regression = {name: getattr(nn, name)(reduction="none") for name in ("MSELoss", "L1Loss", "SmoothL1Loss")}
-values, slopes = curves(regression, target=0.0, low=-3.0, high=3.0)
+def regression(name):
+    loss = getattr(nn, name)(reduction="none")
+    return lambda error: loss(error, torch.zeros_like(error))
+
+
+values, slopes = curves({name: regression(name) for name in ("MSELoss", "L1Loss", "SmoothL1Loss")}, -3.0, 3.0)
 
 # %% en="The loss over the error." zh="损失随误差的变化。"
 figure(values, x="error", y="loss")
@@ -100,8 +106,11 @@ shapes = found(nn.Linear(4, 1), nn.MSELoss(), (torch.randn(64, 4), targets))
 #
 # $$-y \log p - (1 - y) \log(1 - p)$$
 #
+# Use it for two classes, and for labels of which several may be true at once: one output each.
+#
 # `BCELoss` takes $p$, so the model ends in a sigmoid. `BCEWithLogitsLoss` takes the logit $x$, with $p = 1 / (1 + e^{-x})$, and has the
-# sigmoid inside. Prefer the second: its slope is $p - y$, and it is exact where a sigmoid has already rounded to 1.
+# sigmoid inside. Prefer the second: its slope is $p - y$, and it is exact where a sigmoid has already rounded to 1. `BCELoss` is for
+# models that give probabilities by another way.
 
 # %% [markdown] lang="zh"
 # ## 是或否：BCELoss、BCEWithLogitsLoss
@@ -110,19 +119,31 @@ shapes = found(nn.Linear(4, 1), nn.MSELoss(), (torch.randn(64, 4), targets))
 #
 # $$-y \log p - (1 - y) \log(1 - p)$$
 #
+# 用于二分类，也用于多标签分类：可以同时成立的标签，每个对应一个输出。
+#
 # `BCELoss` 接受 $p$，所以模型以 sigmoid 结尾。`BCEWithLogitsLoss` 接受 logit，即 $x$，其中 $p = 1 / (1 + e^{-x})$，sigmoid 已经包含在内。
-# 优先用后者：它的斜率就是 $p - y$，而且在 sigmoid 已经舍入到 1 的地方依然精确。
+# 优先用后者：它的斜率就是 $p - y$，而且在 sigmoid 已经舍入到 1 的地方依然精确。只有当模型以别的方式给出概率时，才用 `BCELoss`。
+
 
 # %%
-with_logits = nn.BCEWithLogitsLoss(reduction="none")
-values, slopes = curves({"target 1": lambda x, _: with_logits(x, torch.ones_like(x))}, 0.0, -6, 6)
-zero, zero_slopes = curves({"target 0": lambda x, _: with_logits(x, torch.zeros_like(x))}, 0.0, -6, 6)
+def yes_or_no(loss):
+    return {f"target {y}": lambda x, y=y: loss(x, torch.full_like(x, y), reduction="none") for y in (1, 0)}
+
+
+values, slopes = curves(yes_or_no(F.binary_cross_entropy_with_logits), -6.0, 6.0)
+of_p, slopes_of_p = curves(yes_or_no(F.binary_cross_entropy), 0.02, 0.98)
 
 # %% en="BCEWithLogitsLoss over the logit." zh="BCEWithLogitsLoss 随 logit 的变化。"
-figure({**values, **zero}, x="logit", y="loss")
+figure(values, x="logit", y="loss")
 
 # %% en="Its slope, p - y: never steeper than 1, and flat only where the answer is right." zh="斜率 p - y：绝对值不超过 1，只在答对的地方趋于零。"
-figure({**slopes, **zero_slopes}, x="logit", y="slope")
+figure(slopes, x="logit", y="slope")
+
+# %% en="BCELoss over the probability." zh="BCELoss 随概率的变化。"
+figure(of_p, x="probability", y="loss")
+
+# %% en="Its slope has no bound; the sigmoid's own slope, p (1 - p), brings it back to p - y, if it has not rounded to zero." zh="它的斜率没有上界；乘上 sigmoid 的斜率 p (1 - p) 才回到 p - y，前提是后者没有舍入成零。"
+figure(slopes_of_p, x="probability", y="slope")
 
 # %% [markdown] lang="en"
 # **The traps.** Logits in `BCELoss` are an error as soon as one is below 0 or above 1, and a silent mistake until then. Probabilities in
@@ -156,8 +177,11 @@ raw = found(logits, nn.BCELoss(), yes_no)
 #
 # $$-\log \frac{e^{x_y}}{\sum_c e^{x_c}}$$
 #
+# Use it where exactly one class is right: pictures, pixels, the next word.
+#
 # `CrossEntropyLoss` takes logits. `NLLLoss` takes log-probabilities and only picks out $-x_y$; it is cross entropy if, and only if, the
-# model ends in `LogSoftmax`. At chance both are $\ln C$ for $C$ classes: compare your first loss with it.
+# model ends in `LogSoftmax`, and is for models that give log-probabilities anyway. At chance both are $\ln C$ for $C$ classes: compare
+# your first loss with it.
 
 # %% [markdown] lang="zh"
 # ## 多选一：CrossEntropyLoss、NLLLoss
@@ -166,8 +190,32 @@ raw = found(logits, nn.BCELoss(), yes_no)
 #
 # $$-\log \frac{e^{x_y}}{\sum_c e^{x_c}}$$
 #
-# `CrossEntropyLoss` 接受 logit。`NLLLoss` 接受对数概率，只是取出 $-x_y$；当且仅当模型以 `LogSoftmax` 结尾，它才等于交叉熵。
-# 随机猜测时两者都是 $\ln C$（$C$ 为类别数）：拿你的第一个损失值与它比一比。
+# 用于恰好有一个类别正确的任务：图像分类、逐像素分类、预测下一个词。
+#
+# `CrossEntropyLoss` 接受 logit。`NLLLoss` 接受对数概率，只是取出 $-x_y$；当且仅当模型以 `LogSoftmax` 结尾，它才等于交叉熵，
+# 所以只用于本来就输出对数概率的模型。随机猜测时两者都是 $\ln C$（$C$ 为类别数）：拿你的第一个损失值与它比一比。
+
+# %%
+right = torch.zeros(161, dtype=torch.int64)  # class 0 of three
+one_of_three = {
+    "CrossEntropyLoss": lambda x: F.cross_entropy(F.pad(x[:, None], (0, 2)), right, reduction="none"),
+    "NLLLoss": lambda x: F.nll_loss(F.pad(x[:, None], (0, 2)), right, reduction="none"),
+}
+values, slopes = curves(one_of_three, -5.0, 5.0)
+
+# %% en="Over the right class's number, the two others at 0: cross entropy is bent, NLL is the straight line -x and has no floor." zh="随正确类别的输出变化，另外两类为 0：交叉熵是弯的；NLL 只是直线 -x，没有下界。"
+figure(values, x="output of the right class", y="loss")
+
+# %% en="Slopes: cross entropy's is p - 1 and ends when the answer is right, NLL's is -1 for ever." zh="斜率：交叉熵是 p - 1，答对了就趋于零；NLL 永远是 -1。"
+figure(slopes, x="output of the right class", y="slope")
+
+# %% [markdown] lang="en"
+# So the floor of `NLLLoss` is the model's business: a log-probability is never above 0. **The traps**: logits in `NLLLoss`, where nothing
+# stops the line, and a `Softmax` before `CrossEntropyLoss`, which takes its own: outputs between 0 and 1 can never be far apart.
+
+# %% [markdown] lang="zh"
+# 可见 `NLLLoss` 的下界要靠模型保证：对数概率不会大于 0。**陷阱**有两个：把 logit 交给 `NLLLoss`，直线就一路向下；
+# 在 `CrossEntropyLoss` 之前加 `Softmax`，等于做了两次，输出都在 0 和 1 之间，永远拉不开差距。
 
 # %%
 torch.manual_seed(0)
@@ -216,18 +264,45 @@ no_log = found(network(), nn.NLLLoss(), batch)
 #
 # $$\mathrm{KL}(q \,\|\, p) = \sum_c q_c (\log q_c - \log p_c)$$
 #
-# It takes the model's *log*-probabilities and the target's probabilities. **The trap** is its default, `reduction="mean"`: it divides by
-# $N \cdot C$ and not by $N$, so the result is $C$ times too small. `batchmean` is the divergence. And cross entropy is no other thing:
-# $H(q, p) = H(q) + \mathrm{KL}(q \,\|\, p)$, and $H(q)$ does not depend on the model, so both have the same gradient.
+# It takes the model's *log*-probabilities and the target's probabilities. Use it where the target is itself a distribution: the answers of
+# a teacher in distillation, votes of several people. Cross entropy is no other thing: $H(q, p) = H(q) + \mathrm{KL}(q \,\|\, p)$, and
+# $H(q)$ does not depend on the model, so both have the same gradient.
 
 # %% [markdown] lang="zh"
 # ## 从一个分布到另一个分布：KLDivLoss
 #
 # $$\mathrm{KL}(q \,\|\, p) = \sum_c q_c (\log q_c - \log p_c)$$
 #
-# 它接受模型的“对数”概率和目标的概率。**陷阱**在默认的 `reduction="mean"`：除以的是
-# $N \cdot C$ 而不是 $N$，结果小了 $C$ 倍。`batchmean` 才是散度。交叉熵与它是一回事：
-# $H(q, p) = H(q) + \mathrm{KL}(q \,\|\, p)$，而 $H(q)$ 与模型无关，所以两者梯度相同。
+# 它接受模型的“对数”概率和目标的概率。用于目标本身就是分布的任务：蒸馏时教师模型的输出、多人标注的投票。
+# 交叉熵与它是一回事：$H(q, p) = H(q) + \mathrm{KL}(q \,\|\, p)$，而 $H(q)$ 与模型无关，所以两者梯度相同。
+
+# %%
+target = torch.tensor([0.3, 0.7])  # two classes; the model's probability of the first is on the axis
+
+
+def over_probability(loss):
+    return lambda p: loss(torch.stack([p, 1 - p], dim=1).log(), target.expand(len(p), 2))
+
+
+divergences = {
+    "KLDivLoss": over_probability(lambda log_p, q: F.kl_div(log_p, q, reduction="none").sum(1)),
+    "CrossEntropyLoss": over_probability(lambda log_p, q: F.cross_entropy(log_p, q, reduction="none")),
+}
+values, slopes = curves(divergences, 0.02, 0.98)
+
+# %% en="Both are least where the model says what the target says, 0.3; there KL is zero, and cross entropy the target's entropy." zh="两者都在模型与目标一致（0.3）时最小：此时 KL 为零，交叉熵等于目标的熵。"
+figure(values, x="probability", y="loss", marks={"the target": 0.3})
+
+# %% en="Their slopes are one curve." zh="两者的斜率是同一条曲线。"
+figure(slopes, x="probability", y="slope", marks={"the target": 0.3})
+
+# %% [markdown] lang="en"
+# **The trap** is the default, `reduction="mean"`: it divides by $N \cdot C$ and not by $N$, so the result is $C$ times too small.
+# `batchmean` is the divergence. Probabilities in place of log-probabilities are no error either, and give a number without a meaning.
+
+# %% [markdown] lang="zh"
+# **陷阱**在默认的 `reduction="mean"`：除以的是 $N \cdot C$ 而不是 $N$，结果小了 $C$ 倍。`batchmean` 才是散度。
+# 把概率当作对数概率交给它也不报错，得到的数没有意义。
 
 # %%
 torch.manual_seed(0)

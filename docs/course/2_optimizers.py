@@ -25,16 +25,20 @@ print(weight.data)
 # %% [markdown] lang="en"
 # ## A narrow valley
 #
-# $f(x, y) = (x^2 + 25 y^2) / 2$ is 25 times as steep across as along. A rate that suits the steep direction crawls along the flat one. Every dot
-# below is a step.
+# $f(x, y) = (x^2 + 25 y^2) / 2$ is 25 times as steep across (y) as along (x). A rate that suits the steep direction crawls along the flat one.
+# Every dot below is a step.
 
 # %% [markdown] lang="zh"
 # ## 狭长的山谷
 #
-# $f(x, y) = (x^2 + 25 y^2) / 2$ 横向比纵向陡 25 倍。适合陡峭方向的学习率，在平缓方向上只能慢慢爬。下图每个点是一步。
+# $f(x, y) = (x^2 + 25 y^2) / 2$ 沿 y 方向（横穿山谷）比沿 x 方向（顺着谷底）陡 25 倍。适合陡峭方向的学习率，在平缓方向上只能慢慢爬。下图每个点是一步。
 
 # %%
 import math
+
+
+def height_of(point):
+    return 0.5 * (point[0] ** 2 + 25 * point[1] ** 2)
 
 
 def descend(make, steps=40, start=(-9.0, 1.6)):
@@ -43,7 +47,7 @@ def descend(make, steps=40, start=(-9.0, 1.6)):
     path = [tuple(point.tolist())]
     for _ in range(steps):
         optimizer.zero_grad()
-        (0.5 * (point[0] ** 2 + 25 * point[1] ** 2)).backward()
+        height_of(point).backward()
         optimizer.step()
         path.append(tuple(point.tolist()))
     return path
@@ -70,9 +74,41 @@ valley = {"equal height": contours(5, 20, 40)}
 figure({**paths, **valley}, x="x", y="y", dots=True, title="f(x, y) = (x² + 25 y²) / 2")
 
 # %% en="The same, as height over steps." zh="同样的过程：高度随步数的变化。"
-figure(
-    {name: [0.5 * (x**2 + 25 * y**2) for x, y in path] for name, path in paths.items()}, x="step", y="height", log=True
-)
+figure({name: [height_of(point) for point in path] for name, path in paths.items()}, x="step", y="height", log=True)
+
+# %% [markdown] lang="en"
+# ## SGD by its formulas
+#
+# With the gradient $g_t$, the rate $\eta$ and the momentum $\mu$:
+#
+# $$b_t = \mu b_{t-1} + g_t, \quad \theta_t = \theta_{t-1} - \eta \, b_t$$
+#
+# Without momentum that is $\theta_t = \theta_{t-1} - \eta \, g_t$. It stays in the valley only while $\eta$ times the steepest curvature is below
+# 2: here $\eta < 2/25$. With momentum, gradients that agree add up to $1 / (1 - \mu)$ times as much, and those that alternate cancel: so a rate that
+# was right without momentum is ten times too high with $\mu = 0.9$.
+
+# %% [markdown] lang="zh"
+# ## 照公式写 SGD
+#
+# 梯度为 $g_t$，学习率为 $\eta$，动量为 $\mu$：
+#
+# $$b_t = \mu b_{t-1} + g_t, \quad \theta_t = \theta_{t-1} - \eta \, b_t$$
+#
+# 没有动量时就是 $\theta_t = \theta_{t-1} - \eta \, g_t$。只有当 $\eta$ 乘以最大曲率小于 2 时才不会冲出山谷：这里是 $\eta < 2/25$。
+# 有动量时，方向一致的梯度会累积到 $1 / (1 - \mu)$ 倍，来回交替的梯度则互相抵消：
+# 不带动量时合适的学习率，加上 $\mu = 0.9$ 就相当于大了十倍。
+
+# %%
+point, rolled = torch.tensor([-9.0, 1.6]), torch.zeros(2)
+for _ in range(40):
+    rolled = 0.8 * rolled + point * torch.tensor([1.0, 25.0])
+    point = point - 0.02 * rolled
+sgd_by_hand, sgd_by_torch = point.tolist(), list(paths["SGD, momentum 0.8"][-1])
+print("by hand", sgd_by_hand, "\ntorch  ", sgd_by_torch)
+for rate in (0.079, 0.081):
+    print(
+        f"lr {rate}: height {height_of(descend(lambda p, rate=rate: torch.optim.SGD(p, lr=rate), steps=400)[-1]):.3g} after 400 steps"
+    )
 
 # %% [markdown] lang="en"
 # ## Adam by its formulas
@@ -131,13 +167,15 @@ figure({**scales, "equal height": contours(20)}, x="x", y="y", dots=True, title=
 # ## zero_grad
 #
 # `backward` adds to `.grad`; it does not replace it. Without `zero_grad` each step follows the sum of all gradients so far. The same fact is
-# what gradient accumulation lives on: add on purpose, then step once.
+# what gradient accumulation lives on: add on purpose, then step once. `zero_grad()` sets `.grad` to `None`, not to zeros: a parameter that
+# got no gradient is then left alone, where zeros would still move it by momentum and weight decay.
 
 # %% [markdown] lang="zh"
 # ## zero_grad
 #
 # `backward` 是往 `.grad` 上加，而不是替换。不调用 `zero_grad`，每一步走的就是至今所有梯度之和。
-# 梯度累积正是利用这一点：故意多加几次，再走一步。
+# 梯度累积正是利用这一点：故意多加几次，再走一步。`zero_grad()` 把 `.grad` 设为 `None` 而不是零：这样没有得到梯度的参数就不会动；
+# 如果是零，动量和权重衰减仍会让它移动。
 
 # %%
 weight = nn.Parameter(torch.tensor(1.0))
@@ -148,13 +186,35 @@ for _ in range(3):
 # %% [markdown] lang="en"
 # ## Groups, and what they start from
 #
-# Every group is a dictionary of settings; what a group does not set is the optimizer's default. Biases and norms are usually spared the
-# weight decay. `param_groups` sorts them so that you need not.
+# The constructor's arguments are the *defaults*. Every group is a dictionary of settings that begins as a copy of them, with what the group
+# itself sets; from then on only the group counts. A schedule writes to `group["lr"]`, and `optimizer.defaults["lr"]` stays what it was:
+# do not read the rate there. A layer that is unfrozen later joins by `add_param_group`, at the default, not at the rate that the others
+# have come down to.
 
 # %% [markdown] lang="zh"
 # ## 参数组及其默认值
 #
-# 每个参数组是一个设置字典，没写的就用优化器的默认值。偏置和归一化层通常不做权重衰减，`param_groups` 替你分好。
+# 构造函数的参数是**默认值**。每个参数组是一个设置字典，一开始是默认值的副本，再加上该组自己的设置；此后起作用的只有组里的值。
+# 调度器改的是 `group["lr"]`，`optimizer.defaults["lr"]` 不变，所以不要从那里读学习率。
+# 后来解冻的层用 `add_param_group` 加入，拿到的是默认学习率，而不是其他组已经降到的学习率。
+
+# %%
+linear, late = nn.Linear(2, 2), nn.Linear(2, 2)
+optimizer = torch.optim.SGD([{"params": [linear.weight], "weight_decay": 0.01}, {"params": [linear.bias]}], lr=0.1)
+print("defaults", {key: optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay")})
+for group in optimizer.param_groups:
+    group["lr"] *= 0.1  # as a schedule does
+optimizer.add_param_group({"params": late.parameters()})
+rates = [group["lr"] for group in optimizer.param_groups]
+for group in optimizer.param_groups:
+    print("group   ", {key: group[key] for key in ("lr", "momentum", "weight_decay")})
+
+# %% [markdown] lang="en"
+# Biases and norms are usually spared the weight decay. `param_groups` of Surefoot sorts them so that you need not, and a `Schedule` gives a
+# group that joins late the rate that its place in the plan has.
+
+# %% [markdown] lang="zh"
+# 偏置和归一化层通常不做权重衰减。Surefoot 的 `param_groups` 替你分好组；后来加入的组，`Schedule` 会给它计划中当时的学习率。
 
 # %%
 from surefoot.optimizers import named_groups, param_groups
@@ -185,7 +245,7 @@ def closure():
     global calls
     calls += 1
     lbfgs.zero_grad()
-    height = 0.5 * (point[0] ** 2 + 25 * point[1] ** 2)
+    height = height_of(point)
     height.backward()
     return height
 
@@ -224,7 +284,9 @@ print("the first parameter's momentum:", optimizer.state[first]["momentum_buffer
 # Surefoot 的检查点按参数名保存优化器状态，对不上就拒绝。什么任务用什么优化器、怎样按名称或按层分组，见[优化器与参数组](../optimizers.md)。
 
 # %% tags=["remove-cell"]
-heights = {name: 0.5 * (path[-1][0] ** 2 + 25 * path[-1][1] ** 2) for name, path in paths.items()}
+heights = {name: height_of(path[-1]) for name, path in paths.items()}
+assert all(abs(a - b) < 1e-4 for a, b in zip(sgd_by_hand, sgd_by_torch, strict=True))
 assert heights["SGD, momentum 0.8"] < heights["SGD"]
 assert all(abs(a - b) < 1e-4 for a, b in zip(by_hand, by_torch, strict=True))
+assert rates == [0.1 * 0.1, 0.1 * 0.1, 0.1]
 assert swapped == [100.0, 100.0] and calls < 20

@@ -43,6 +43,7 @@ plan_report(schedule, steps_per_epoch=100, epochs=40, title="StepLR")
 # | `CosineAnnealingLR` | half a cosine down to `eta_min` in `T_max` calls | by default, when the length is known |
 # | `CosineAnnealingWarmRestarts` | the same again and again | for several models from one run |
 # | `OneCycleLR` | up to `max_lr`, then far down | for short runs at a high rate |
+# | `CyclicLR` | up and down between `base_lr` and `max_lr` | to look for a range of rates that works |
 # | `LambdaLR` | the first rate times your function | for everything else |
 # | `ReduceLROnPlateau` | times `factor` when a metric no longer improves | when the length is not known |
 #
@@ -59,6 +60,7 @@ plan_report(schedule, steps_per_epoch=100, epochs=40, title="StepLR")
 # | `CosineAnnealingLR` | 用 `T_max` 次调用沿半个余弦降到 `eta_min` | 训练长度已知时的首选 |
 # | `CosineAnnealingWarmRestarts` | 上面的过程周期性重复 | 一次训练得到几个模型 |
 # | `OneCycleLR` | 先升到 `max_lr`，再降到很低 | 用大学习率的短训练 |
+# | `CyclicLR` | 在 `base_lr` 与 `max_lr` 之间来回 | 寻找可用的学习率范围 |
 # | `LambdaLR` | 初始学习率乘以你的函数 | 其他情形 |
 # | `ReduceLROnPlateau` | 指标不再改善时乘以 `factor` | 训练长度未知 |
 #

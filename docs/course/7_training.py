@@ -127,6 +127,27 @@ for mine, its in zip(by_hand, by_recipe, strict=True):
 figure({"by hand": by_hand, "by recipe": by_recipe}, x="epoch", y="validation loss", dots=True)
 
 # %% [markdown] lang="en"
+# ## TensorBoard
+#
+# Its files are in the run's directory and were written on the way: `tensorboard --logdir runs` shows them, all runs side by side. They
+# are made from `metrics.jsonl`, so after a resume no point stands there twice. Here they are read as TensorBoard reads them.
+
+# %% [markdown] lang="zh"
+# ## TensorBoard
+#
+# 它的文件就在训练目录里，训练时一并写好：运行 `tensorboard --logdir runs` 即可查看，多次训练并排显示。
+# 这些文件由 `metrics.jsonl` 生成，所以恢复训练之后也不会有重复的点。下面照 TensorBoard 的方式把它们读出来。
+
+# %%
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+events = EventAccumulator("runs/garments/tensorboard")
+events.Reload()
+print(*events.Tags()["scalars"], sep="  ")
+in_tensorboard = [event.value for event in events.Scalars("loss/val")]
+print("val loss:", *(f"{value:.6f}" for value in in_tensorboard))
+
+# %% [markdown] lang="en"
 # ## What is left to be read
 
 # %% [markdown] lang="zh"
@@ -136,9 +157,11 @@ figure({"by hand": by_hand, "by recipe": by_recipe}, x="epoch", y="validation lo
 for path in sorted(Path("runs/garments").iterdir()):
     print(path.name + ("/" if path.is_dir() else ""))
 
+surefoot.tracking.ReportPage("runs/garments")
+
 # %% [markdown] lang="en"
 # - `report.html` is one page with curves and the confusion matrix; it needs no network.
-# - `tensorboard --logdir runs` draws the same. For both losses in one chart of the Scalars tab: `tensorboard: together` in the recipe.
+# - For both losses in one chart of TensorBoard's Scalars tab, write `tensorboard: together` in the recipe.
 # - `surefoot eval runs/garments` and `surefoot predict runs/garments picture.png` use the model.
 # - `surefoot resume runs/garments epochs=8` goes on.
 #
@@ -147,12 +170,13 @@ for path in sorted(Path("runs/garments").iterdir()):
 
 # %% [markdown] lang="zh"
 # - `report.html` 是一个独立网页，有曲线和混淆矩阵，不需要联网。
-# - `tensorboard --logdir runs` 画的是同样的内容。想让两种损失在 Scalars 页的同一张图里，配方中写 `tensorboard: together`。
+# - 想让两种损失出现在 TensorBoard 的 Scalars 页的同一张图里，在配方中写 `tensorboard: together`。
 # - `surefoot eval runs/garments` 和 `surefoot predict runs/garments picture.png` 使用模型。
 # - `surefoot resume runs/garments epochs=8` 接着训练。
 #
 # 教程里的那个任务按原来的长度随包提供：`surefoot train fashion_mnist`。另见[训练留下的记录](../tracking.md)和[配方](../recipe.md)。
 
 # %% tags=["remove-cell"]
+assert in_tensorboard == [torch.tensor(value).item() for value in by_recipe]
 assert all(abs(a - b) < 1e-6 for a, b in zip(by_hand, by_recipe, strict=True)), (by_hand, by_recipe)
 assert any(abs(a - b) > 1e-4 for a, b in zip(by_hand, of_means, strict=True))
