@@ -83,7 +83,7 @@ COMMAND_LINE = {
     "pack": {"run_dir", "--to"},
     "unpack": {"file", "--to"},
     "checkpoints": {"run_dir", "--json"},
-    "verify": {"recipe", "overrides", "--kills", "--seed", "--keep", "--with", "--compare", "--trust-code"},
+    "verify": {"recipe", "overrides", "--kills", "--ranks", "--seed", "--keep", "--with", "--compare", "--trust-code"},
     "list": {"kind", "--json"},
     "explain": {"name"},
     "schema": set(),

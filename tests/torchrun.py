@@ -64,6 +64,7 @@ def prepare(folder: Path) -> Path:
 def launch(folder: Path, *words: str, ranks: int = 2, restarts: int = 0, harm: str = "") -> subprocess.Popen:
     """`torchrun ... -m surefoot WORDS` in `folder`, its outputs together in one pipe."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["--log-dir", str(folder / "torchrun")]  # else its own files stay in the temporary directory
     command += ["--max-restarts", str(restarts), "-m", "surefoot", *words]
     environment = os.environ | ({"HARM": harm} if harm else {})
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

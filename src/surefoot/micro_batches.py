@@ -55,6 +55,16 @@ class Division:
         return MicroBatches(batches, [rows for _, rows in self.cut(n)], self.own, n, self.parts, alike)
 
 
+def sums_alike(parts: int, size: int) -> bool:
+    """Whether `size` ranks add the gradients of `parts` micro-batches to the bits of one process.
+
+    >>> [size for size in range(1, 9) if sums_alike(8, size)], [size for size in range(1, 7) if sums_alike(6, size)]
+    ([1, 2, 4, 8], [1, 3, 6])
+    """
+    each, rest = divmod(parts, size)
+    return size == 1 or (rest == 0 and each & (each - 1) == 0)
+
+
 class MicroBatches(list[Any]):
     """This rank's micro-batches of one update, in the order in which their gradients are added.
 

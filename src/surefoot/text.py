@@ -62,6 +62,12 @@ def say(message: object = "", *, error: bool = False) -> None:
         return
 
 
+def note(message: object) -> None:
+    """Print `message` on standard error; of several ranks of a run the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        say(message, error=True)
+
+
 def redraw(line: str = "") -> None:
     """Show `line` in place of the last one on standard error, where that is a terminal; "" takes it away."""
     with contextlib.suppress(OSError, ValueError):  # full, or closed

@@ -354,6 +354,11 @@ class _Ranks(World):
             raise failure from error
 
 
+def have_met() -> bool:
+    """Whether this process has met others, or has tried to."""
+    return _joins > 0
+
+
 def _added_in_pairs(parts: list[Tensor]) -> Tensor:
     while len(parts) > 1:
         pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]

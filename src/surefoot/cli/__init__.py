@@ -16,8 +16,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from .. import signals
-from ..errors import RankFailed, RunFailed, SurefootError
-from ..text import say
+from ..errors import RankFailed, RunFailed, SurefootError, UsageError
+from ..text import note, say, typed
 from ..version import __version__
 from . import streams
 
@@ -45,6 +45,9 @@ VERBS = {
     "explain": ("explain", "explain a finding by its name: what it is about, why it is wrong, the fix"),
     "schema": ("schema", "print the JSON Schema of a recipe"),
 }
+
+# What several processes do together, started by torchrun; all else is for one.
+IN_RANKS = ("train", "resume", "eval")
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -114,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = _run(verb, argv)
         except KeyboardInterrupt as error:
             name = error.name if isinstance(error, signals.Interrupted) else "SIGINT"
-            say(f"surefoot: stopped by {name}", error=True)
+            note(f"surefoot: stopped by {name}")
             return 128 + signal.Signals[name]
         except SystemExit as error:  # argparse: --help, or a mistake that it has printed
             leave, code = error, error.code if isinstance(error.code, int) else 0
@@ -155,17 +158,42 @@ def _require_memory() -> None:
 
 
 def _run(verb: str, argv: list[str]) -> int:
+    rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    first = rank in (None, "0")
     try:
-        arguments = parse(make_parser(only=verb), argv)
+        # All ranks have the same words: the first says what is wrong with them.
+        with contextlib.nullcontext() if first else _unheard():
+            arguments = parse(make_parser(only=verb), argv)
+        if rank is not None and arguments.verb not in IN_RANKS:
+            alone = typed("surefoot", *argv)
+            raise UsageError(f"{arguments.verb}: is for one process; start it without torchrun: `{alone}`")
         _require_memory()
         return arguments.execute(arguments) or 0
     except SurefootError as error:
-        rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
-        if not error.everybodys or rank in (None, "0"):
-            where = "" if rank is None or error.everybodys or isinstance(error, RankFailed) else f"rank {rank}: "
+        if not (first or _have_met()):
+            return 0  # a rank that ended with an error would have the first ended before it has spoken
+        if not error.everybodys or first:
+            where = ""
+            if rank is not None and _have_met() and not (error.everybodys or isinstance(error, RankFailed)):
+                where = f"rank {rank}: "
             say(f"surefoot: {where}{error}", error=True)
         return error.exit_code
     except Exception as error:
         from .tracebacks import print_error
 
         return print_error(error)
+
+
+def _have_met() -> bool:
+    """Whether this process has met the other ranks of its run; before, nothing but its words was looked at."""
+    world = sys.modules.get("surefoot.world")
+    return world is not None and world.have_met()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    try:
+        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+            yield
+    except SystemExit:
+        raise SystemExit(0) from None

@@ -73,33 +73,17 @@ def _rows_of(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """All figures of the model on that data, as plain values; ``metrics`` by name."""
-    from ..build import build_metrics
-    from ..data import DATA, Loader
-    from ..data.table_files import is_table
+    from ..data import Loader
     from ..errors import UsageError
     from ..losses import Objective
     from ..metrics.by_class import by_class
     from ..training import EVAL_BATCH, evaluate
 
-    path, name = Path(arguments.path), arguments.data or ""
-    files = (
-        is_table(name)
-        or name.endswith(TEXT_ENDINGS)
-        or (name not in DATA and os.path.isdir(name) and not os.path.lexists(Path(name, FILE)))
-    )
-    data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
-    # A bad file ends it before any data are made.
-    model = opened(path / "model" / "best" if arguments.best else path, arguments, None if files else data)
-    metrics: Any = "auto"
-    if files:
-        source, loss = _samples_in(name, model, arguments.split), None
-        if os.path.lexists(path / FILE):
-            metrics = build_metrics(recipe_of_run(path, trust_code=arguments.trust_code))
-    else:
-        splits, loss, metrics = data()
-        source = _samples(model, splits, arguments.split)
+    path = Path(arguments.path)
+    # Nothing is exchanged in it, so that an error of one rank can be everybody's.
+    model, source, splits, loss, metrics = world.agree(lambda: _opened(arguments))
     loss = _loss_of(model) if loss is None else loss
-    classes = source.classes if files else splits.classes
+    classes = source.classes if splits is None else splits.classes
     table = _table_metric(loss)
     # The confusion matrix is of those of the loss.
     measured = {"auto": "auto", **({} if isinstance(metrics, str) else metrics), "_table": table}
@@ -114,7 +98,11 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     else:  # the model maps raw samples itself, its preprocessing included, so the loader gives them raw
         result = evaluate(_as_module(model, classes), loss, source, **settings)
     report: dict[str, Any] = {"model": str(model.path), "format": model.format}
-    report |= {"split": name if files else arguments.split, "samples": result.samples, "metrics": result.metrics}
+    report |= {
+        "split": arguments.data if splits is None else arguments.split,
+        "samples": result.samples,
+        "metrics": result.metrics,
+    }
     if result.confusion is not None:
         report["classes"] = list(map(str, model.classes or classes or range(len(result.confusion))))
         report["confusion"] = result.confusion.tolist()
@@ -122,6 +110,32 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     elif rows := table.rows(_names(model)):
         report[f"by_{next(iter(rows[0]))}"] = rows
     return report
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSplits | None, Any, Any]:
+    """The model, the samples, the data set that they are a split of, and what a recipe says: its loss and metrics."""
+    from ..build import build_metrics
+    from ..data import DATA
+    from ..data.table_files import is_table
+
+    path, name = Path(arguments.path), arguments.data or ""
+    files = (
+        is_table(name)
+        or name.endswith(TEXT_ENDINGS)
+        or (name not in DATA and os.path.isdir(name) and not os.path.lexists(Path(name, FILE)))
+    )
+    data = functools.cache(lambda: _data(arguments.data, path, arguments.trust_code))
+    # A bad file ends it before any data are made.
+    model = opened(path / "model" / "best" if arguments.best else path, arguments, None if files else data)
+    metrics: Any = "auto"
+    if files:
+        source, splits, loss = _samples_in(name, model, arguments.split), None, None
+        if os.path.lexists(path / FILE):
+            metrics = build_metrics(recipe_of_run(path, trust_code=arguments.trust_code))
+    else:
+        splits, loss, metrics = data()
+        source = _samples(model, splits, arguments.split)
+    return model, source, splits, loss, metrics
 
 
 def _table_metric(loss: Any) -> LabelCounts | TargetErrors:

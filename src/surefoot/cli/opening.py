@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..text import say
+from ..text import note
 from .recipes import add_trust_argument, named_recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def opened(
     splits, loss, _ = data()
     prepared = splits.preprocessing
     values = "data as they are" if prepared is None else f"mean {_short(prepared.mean)}, std {_short(prepared.std)}"
-    say(f"{path} does not say its preprocessing; taken from the data set: {values}", error=True)
+    note(f"{path} does not say its preprocessing; taken from the data set: {values}")
     if prepared is not None:
         model = open_model(path, arguments.model, preprocessing=prepared, **settings)
     about = about_of(splits, loss)
@@ -99,7 +99,7 @@ def recipe_data(loaded: Recipe) -> tuple[DataSplits, object, Any]:
     """The data of a recipe, its loss and its metrics."""
     from ..build import build_data, build_loss, build_metrics
 
-    splits = build_data(loaded, say=functools.partial(say, error=True))
+    splits = build_data(loaded, say=note)
     return splits, build_loss(loaded, splits), build_metrics(loaded)
 
 

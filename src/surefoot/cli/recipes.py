@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text import draw, say, shortened
+from ..text import draw, note, say, shortened
 
 if TYPE_CHECKING:
     from ..planning import LrFind, PlanReport
@@ -93,10 +93,7 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
     command = None if any(each.startswith("on_end=") for each in overrides) else loaded.on_end
     trusted = trust_code or not (imported or command) or trust.holds(run_dir, read_about(run_dir) or {}, text)
     if command and not trusted:
-        say(
-            f"{path}: its on_end ({shortened(command)}) is somebody else's and not run; --trust-code runs it",
-            error=True,
-        )
+        note(f"{path}: its on_end ({shortened(command)}) is somebody else's and not run; --trust-code runs it")
         loaded = dataclasses.replace(loaded, on_end=None)
     if imported and not trusted:
         raise UsageError(

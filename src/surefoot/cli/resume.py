@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .recipes import add_trust_argument, recipe_of_run
 from .train import add_resume_arguments, resume_settings
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     from .running import train
 
     run_dir = Path(arguments.run_dir)
-    refuse_links(run_dir)
-    recipe = recipe_of_run(run_dir, arguments.overrides, trust_code=arguments.trust_code)
-    return train(recipe, run_dir, resume=True, **resume_settings(arguments))
+    settings = resume_settings(arguments)
+
+    def load() -> Recipe:
+        refuse_links(run_dir)
+        return recipe_of_run(run_dir, arguments.overrides, trust_code=arguments.trust_code)
+
+    return train(load, run_dir, resume=True, **settings)

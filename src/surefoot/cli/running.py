@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ STARTED = "started_from.txt"
 
 
 def train(
-    recipe: Recipe,
+    load: Callable[[], Recipe],
     run_dir: Path,
     *,
     resume: bool = False,
@@ -33,7 +33,7 @@ def train(
     timeout: float | None = None,
     quiet: bool = False,
 ) -> int:
-    """Build what `recipe` says, train it in `run_dir`, print what was reached. Returns the exit code.
+    """Build what the recipe says, train it in `run_dir`, print what was reached. Returns the exit code.
 
     `start` is a checkpoint of another loop to go on from, and how many epochs it has done (None: as it says). Under
     torchrun this is one of several ranks, each of which may be silent for `timeout` seconds. With `quiet` nothing is
@@ -46,7 +46,7 @@ def train(
     try:
         with World.here(TIMEOUT_S if timeout is None else timeout) as world:
             size = world.size
-            _train(world, recipe, run_dir, resume, allow, horizon, start, quiet)
+            _train(world, world.agree(load), run_dir, resume, allow, horizon, start, quiet)
     except Stopped as stopped:
         many = ("torchrun", "--nproc-per-node", str(size), "-m") if size > 1 else ()
         go_on = typed(*many, "surefoot", *(["--"] if many else []), "resume", run_dir)

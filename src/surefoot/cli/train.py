@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 from datetime import datetime
 from pathlib import Path
@@ -89,16 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
     done = arguments.epochs_done
     if done is not None and (arguments.start is None or done < 0):
         raise UsageError("--epochs-done: needs --from FILE, and is 0 or more")
-    loaded = named_recipe(name, overrides, trust_code=arguments.trust_code)
+    load = functools.partial(named_recipe, name, overrides, trust_code=arguments.trust_code)
     start = None if arguments.start is None else (Path(arguments.start), done)
     settings = {"resume": arguments.resume, **resume_settings(arguments), "start": start}
     if not arguments.run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("several processes need one run directory: name it with --dir DIR")
     if arguments.run:
-        return train(loaded, Path(arguments.run), **settings)
+        return train(load, Path(arguments.run), **settings)
+    loaded = load()
     run_dir = new_run_directory(loaded.name)
     try:
-        return train(loaded, run_dir, **settings)
+        return train(lambda: loaded, run_dir, **settings)
     finally:
         with contextlib.suppress(OSError):  # not empty: a run has begun there
             for directory in (run_dir, run_dir.parent, run_dir.parent.parent):

@@ -13,11 +13,14 @@ from ..text import counted
 
 # The one field of a record, and of the state, that may differ between two equal runs.
 TIME = "wall_s"
+# What the two runs are called where they differ.
+Sides = tuple[str, str]
+SIDES = "untouched has", "killed has"
 # A step's checkpoint, and how many of the same step came before it.
 _SAVED = re.compile(r"step-(\d+)(?:-(\d+))?").fullmatch
 
 
-def compare(one: Path, other: Path, *, seeded: bool = True) -> tuple[str | None, int]:
+def compare(one: Path, other: Path, *, seeded: bool = True, sides: Sides = SIDES) -> tuple[str | None, int]:
     """The first difference between two finished runs, or None; and how many items were compared.
 
     Records but for `wall_s`; the tensors and state of every checkpoint that both kept, the newest included; the saved
@@ -27,14 +30,16 @@ def compare(one: Path, other: Path, *, seeded: bool = True) -> tuple[str | None,
     mine, theirs = _saved(one), _saved(other)
     steps = sorted({*mine} & {*theirs})
     unused = functools.cache(lambda: () if seeded else tuple(_unused(mine) & _unused(theirs)))
-    return first_difference(_items(one, mine, steps, unused), _items(other, theirs, steps, unused))
+    return first_difference(_items(one, mine, steps, unused), _items(other, theirs, steps, unused), sides)
 
 
-def first_difference(one: Iterator[tuple[str, Any]], other: Iterator[tuple[str, Any]]) -> tuple[str | None, int]:
+def first_difference(
+    one: Iterator[tuple[str, Any]], other: Iterator[tuple[str, Any]], sides: Sides = SIDES
+) -> tuple[str | None, int]:
     """The first of two series of named items that is not equal, in words, or None; and how many were."""
     compared = 0
     for (name, mine), (_, theirs) in zip(one, other, strict=True):
-        if mine != theirs and (difference := _difference(mine, theirs)):
+        if mine != theirs and (difference := _difference(mine, theirs, sides)):
             return f"{name}{difference}", compared
         compared += 1
     return None, compared
@@ -103,7 +108,7 @@ class _Tensors:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def difference(self, other: _Tensors) -> str:
+    def difference(self, other: _Tensors, sides: Sides) -> str:
         """The first tensor that differs, how many of its values do and by how much, and how many tensors do; "" where
         none does that counts."""
         from .. import safe_tensors
@@ -121,7 +126,7 @@ class _Tensors:
         also = f"; {len(differing)} of {counted(len(mine), 'tensor')} differ" if len(differing) > 1 else ""
         if mine[first].shape != theirs[first].shape or mine[first].dtype != theirs[first].dtype:
             shapes = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (mine[first], theirs[first])]
-            return f"{first}: untouched has {shapes[0]}, killed has {shapes[1]}{also}"
+            return f"{first}: {_two(sides, *shapes)}{also}"
         unequal = mine[first] != theirs[first]
         gap = (mine[first].double() - theirs[first].double()).abs().nan_to_num(0.0).max().item()
         return f"{first}: {int(unequal.sum())} of {counted(unequal.numel(), 'value')}, by at most {gap:.3g}{also}"
@@ -147,16 +152,14 @@ class _State:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def difference(self, other: _State) -> str:
+    def difference(self, other: _State, sides: Sides) -> str:
         """The first field that differs; "" where none does that counts."""
         names = sorted({*self.fields, *other.fields})
         differing = (name for name in names if self.fields.get(name) != other.fields.get(name))
         name = next((name for name in differing if not name.replace(".", "/").startswith(self._unused())), None)
         if name is None:
             return ""
-        return (
-            f"{name}: untouched has {str(self.fields.get(name))[:200]}, killed has {str(other.fields.get(name))[:200]}"
-        )
+        return f"{name}: {_two(sides, self.fields.get(name), other.fields.get(name))}"
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -199,26 +202,30 @@ def _points(run: Path) -> list[tuple[str, int, float]]:
     ]
 
 
-def _difference(mine: Any, theirs: Any) -> str:
+def _two(sides: Sides, mine: Any, theirs: Any) -> str:
+    return f"{sides[0]} {str(mine)[:200]}, {sides[1]} {str(theirs)[:200]}"
+
+
+def _difference(mine: Any, theirs: Any, sides: Sides) -> str:
     """How two items differ, to follow their name; "" where the difference does not count."""
     if (isinstance(mine, _Tensors) and isinstance(theirs, _Tensors)) or (
         isinstance(mine, _State) and isinstance(theirs, _State)
     ):
-        difference = mine.difference(theirs)  # type: ignore[arg-type]
+        difference = mine.difference(theirs, sides)  # type: ignore[arg-type]
         return difference and f": {difference}"
     if isinstance(mine, dict) and isinstance(theirs, dict):
         key = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
-        return f": {key}: untouched has {str(mine.get(key))[:200]}, killed has {str(theirs.get(key))[:200]}"
+        return f": {key}: {_two(sides, mine.get(key), theirs.get(key))}"
     if isinstance(mine, list) and isinstance(theirs, list):
         for number, (a, b) in enumerate(zip(mine, theirs, strict=False), 1):
             if a != b:
-                return f", entry {number}: untouched has {a}, killed has {b}"
-        return f": untouched has {counted(len(mine), 'entry')}, killed has {len(theirs)}"
+                return f", entry {number}: {sides[0]} {a}, {sides[1]} {b}"
+        return f": {_two(sides, counted(len(mine), 'entry'), len(theirs))}"
     if isinstance(mine, bytes) and isinstance(theirs, bytes):
         pairs = enumerate(zip(mine, theirs, strict=False))
         at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
         return f": first different byte is {at} of {len(mine)}"
-    return f": untouched has {_shown(mine)}, killed has {_shown(theirs)}"
+    return f": {_two(sides, _shown(mine), _shown(theirs))}"
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,11 @@ from . import watch
 from .job import KILLED, Job
 
 _MOST = 6
+_RESIZED = (
+    "two untouched runs in as many processes are equal, so their number decides. A script has to fix micro_batches "
+    "(RunOptions(micro_batches=4)); else look for what draws from Python's or NumPy's generators in a forward pass, "
+    "or reads RANK or WORLD_SIZE"
+)
 # What is held, its name, and what it means when two runs are then equal.
 _PROBES = (
     (
@@ -31,12 +36,18 @@ _PROBES = (
 
 
 def find_culprits(
-    job: Job, folder: Path, difference: Callable[[Path, Path], str | None], say: Callable[[str], None]
+    job: Job,
+    folder: Path,
+    difference: Callable[[Path, Path], str | None],
+    say: Callable[[str], None],
+    *,
+    resized: bool = False,
 ) -> list[str]:
     """What is behind a difference between an untouched and a killed run, in lines; runs are made in `folder`.
 
     First two untouched runs: where they differ, no kill is to blame, and what is drawn without a seed is named. Else
-    variables of the user's code that have another value after a resume than they had at that step.
+    variables of the user's code that have another value after a resume than they had at that step; or, with `resized`,
+    where the difference is one between numbers of processes, what usually depends on them.
     """
     say("looking for the reason: two more runs, untouched")
     logs = {name: folder / f"{name}.jsonl" for name in ("one", "other", "killed")}
@@ -45,6 +56,8 @@ def find_culprits(
             _watched(job, logs[name], 0).finish(folder / name, "a run that looks for the reason")
         if difference(folder / "one", folder / "other") is not None:
             return _of_chance(job, folder, logs["one"], difference, say)
+        if resized:
+            return [_RESIZED]
         say("untouched runs are equal: one more, killed after its first checkpoint")
         if not _killed_once(job, logs["killed"], folder / "killed"):
             return ["no reason was found: untouched runs are equal, and it saves only once, or is no Python program"]
@@ -59,9 +72,7 @@ def find_culprits(
 
 def _watched(job: Job, log: Path, end_at_save: int) -> Job:
     """The job under the watch, where it is a Python program; else as it is."""
-    words = job.command
-    is_python = Path(words[0]).name.startswith("python") and len(words) > 1
-    if not is_python or (words[1].startswith("-") and words[1] != "-m"):
+    if not job.is_python:
         return job
     return job.under(python=(watch.__file__, str(log), str(end_at_save)))
 
@@ -92,7 +103,8 @@ def _killed_once(job: Job, log: Path, home: Path) -> bool:
     """
     with _watched(job, log, 2).start(home) as running:
         running.wait()
-        if running.code != KILLED:
+        # Of several processes the others end as well, and torchrun with an error.
+        if running.code != KILLED and (running.code == 0 or job.processes == 1):
             running.require_success("a run that looks for the reason")
             return False
     _watched(job, log, 0).finish(home, "a run that looks for the reason")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,8 +17,13 @@ from ..errors import RunFailed, UsageError
 from . import supervisor
 
 RUN = "run.json"
+# Beside the runs: where torchrun puts its own files, which nobody reads.
+LOGS = "torchrun"
+# What of a run in several processes is killed.
+HARMS = ("one", "agent", "all")
 # What a supervisor exits with where SIGKILL ended the command.
 KILLED = 128 + signal.SIGKILL
+TORCHRUN = ("-m", "torch.distributed.run")
 # Of what a failed run printed, the end is shown.
 _MOST_SHOWN = 8000
 
@@ -27,7 +34,7 @@ class Job:
 
     A recipe's run directory is given to it as ``--run``. Any other command runs in a directory of its own, in which
     it makes its run directories by relative paths; `links` appear there too, and `compared` are further files that it
-    writes there (names or patterns), compared as bytes.
+    writes there (names or patterns), compared as bytes. In several `processes` it is started by torchrun.
     """
 
     command: tuple[str, ...]
@@ -35,6 +42,7 @@ class Job:
     links: tuple[Path, ...] = ()
     compared: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
 
     @classmethod
     def of_recipe(cls, recipe: str, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Job:
@@ -90,12 +98,34 @@ class Job:
         command = (self.command[0], *python, *self.command[1:])
         return replace(self, command=command, environment={**self.environment, **environment})
 
+    def on(self, processes: int) -> Job:
+        """The same in that many processes."""
+        return replace(self, processes=processes)
+
+    def _under_torchrun(self, logs: Path) -> list[str]:
+        """The command, where there are several processes started by torchrun, which has no files outside of `logs`."""
+        program, *words = self.command
+        if self.processes == 1:
+            return [program, *words]
+        options = ["--standalone", "--nproc-per-node", str(self.processes), "--log-dir", str(logs)]
+        if not self.is_python:
+            program, words, options = sys.executable, [program, *words], [*options, "--no-python"]
+        return [program, *TORCHRUN, *options, *words]
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the command is a Python and a script or module."""
+        program, *words = self.command
+        is_python = Path(program).name.startswith("python") and bool(words)
+        return is_python and (words[0] == "-m" or not words[0].startswith("-"))
+
     def start(self, home: Path) -> Running:
         """Begin or resume the run that lies in `home`."""
+        command = self._under_torchrun(home.parent / LOGS)
         if self.is_recipe:
-            command, directory = [*self.command, "--run", str(home), "--resume"], None
+            command, directory = [*command, "--dir", str(home), "--resume"], None
         else:
-            command, directory = list(self.command), home
+            directory = home
             home.mkdir(exist_ok=True)
             for path in self.links:
                 if not os.path.lexists(home / path.name):
@@ -172,8 +202,42 @@ class Running:
         if self.process.returncode is None:
             self.process.communicate()
 
+    def harm(self, harm: str, draws: random.Random) -> str:
+        """SIGKILL to one of torchrun's processes, to torchrun itself, or to all, by `HARMS`; what that was, in words.
+
+        All, where there are no such processes yet. Only the last has ended when this returns.
+        """
+        agents = supervisor.children_of(self.process.pid)
+        ranks = dict(sorted(pair for agent in agents for pair in _ranks_of(agent)))
+        if harm == "one" and ranks:
+            rank = draws.choice(list(ranks))
+            _kill(ranks[rank])
+            return f"rank {rank}"
+        if harm == "agent" and ranks:
+            for agent in agents:
+                _kill(agent)
+            return "torchrun"
+        self.kill()
+        return "all processes"
+
     def require_success(self, what: str) -> None:
         """Raise RunFailed, with what it printed, where it ended by itself and not with exit code 0."""
         if self.process.returncode != 0:
             code, printed = self.code, self.printed.strip()[-_MOST_SHOWN:]
             raise RunFailed(f"{what} failed (exit code {code}):\n{printed or '(it printed nothing)'}")
+
+
+def _ranks_of(agent: int) -> list[tuple[int, int]]:
+    """The ranks that a torchrun has started, and their processes."""
+    found = []
+    for pid in supervisor.children_of(agent):
+        with contextlib.suppress(OSError):  # it has just ended
+            for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if variable.startswith(b"RANK="):
+                    found.append((int(variable.removeprefix(b"RANK=")), pid))
+    return found
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -44,6 +44,8 @@ class Watch:
         return bool(file) and not str(file).startswith(("<", *self._foreign))
 
     def _write(self, **record: Any) -> None:
+        if os.environ.get("RANK", "0") != "0":
+            return
         # Opened each time: a worker process has this object too.
         with open(self._log, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

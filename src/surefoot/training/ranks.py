@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint import read_about
 from ..data import Loader
 from ..errors import UsageError
+from ..micro_batches import sums_alike
 from ..text import counted
 from ..world import World
 
@@ -43,10 +44,7 @@ def divide(loader: Loader, world: World, asked: int | None, recorded: Mapping[st
     loader.divide(parts, world.rank, world.size)
     if parts == 1:
         return {}  # whole batches, as in runs of versions that divided none
-    each = parts // world.size
-    # Then their sums have the same bits on any number of ranks that this holds for; alone a process has the whole tree.
-    anywhere = world.size == 1 or each & (each - 1) == 0
-    return {MICRO_BATCHES: parts, RANKS: "any" if anywhere else world.size}
+    return {MICRO_BATCHES: parts, RANKS: "any" if sums_alike(parts, world.size) else world.size}
 
 
 def job() -> str | None:
