@@ -78,7 +78,7 @@ COMMAND_LINE = {
     },
     "runs": {"words", "--best", "--where", "--sort", "--reverse", "--json", "--remove", "--keep-best", "--yes"},
     "compare": {"runs", "--best", "--seeds", "--html", "--json"},
-    "sweep": {"sweep", "--dir", "--jobs", "--json"},
+    "sweep": {"sweep", "--dir", "--jobs", "--take-over", "--json"},
     "track": {"run_dir", "--to", "--follow"},
     "pack": {"run_dir", "--to"},
     "unpack": {"file", "--to"},

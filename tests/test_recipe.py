@@ -103,7 +103,10 @@ LINES = [
     ("epochs: [3]", "1:9: epochs: a list is not a whole number, 1 or more"),
     ("epochs:", "1:8: epochs: an empty value is not a whole number, 1 or more"),
     ("strict: yes", "8:9: strict: the text 'yes' is not true or false; write true"),
-    ("tensorboard: 'false'", "8:14: tensorboard: the text 'false' is not together or true or false; write false"),
+    (
+        "tensorboard: 'false'",
+        "8:14: tensorboard: the text 'false' is not together, true, false or a mapping; write false",
+    ),
     ("strict: 1", "8:9: strict: 1 is not true or false"),
     ("precision: fp32", "8:12: precision: the text 'fp32' is not one of float32, bf16, fp16; write float32"),
     ("max_grad_norm: 0", "8:16: max_grad_norm: 0 is not above 0; give a norm above 0, or null for no clipping"),

@@ -67,8 +67,10 @@ def test_each_tag_holds_one_kind_of_point_at_the_updates_done(tmp_path):
     assert set(found) == {
         *("loss/train", "loss/val", "loss/train_step"),
         *("accuracy/train", "accuracy/val", "accuracy/train_step"),
-        *("lr/0", "lr/1"),
+        *("lr/0", "lr/1", "steps_per_s/train"),
     }
+    # Not of the first epoch, in which a process measures and compiles.
+    assert close_to(found["steps_per_s/train"], [(40, 8.0)])
     assert close_to(found["loss/train"], [(20, 2 / 20), (40, 2 / 40)])
     assert close_to(found["loss/val"], [(20, 3 / 20), (40, 3 / 40)])
     assert [step for step, _ in found["loss/train_step"]] == list(range(5, 41, 5))
@@ -197,7 +199,7 @@ def marked(directory, records, at, **how):
     with TensorBoard(directory, **how) as board:
         for number, one in enumerate(records):
             if number == at:
-                mark = board.mark(), one["step"], one["epoch"]
+                mark = board.begin(), one["step"], one["epoch"]
             board.write(one)
     return mark
 
@@ -213,7 +215,7 @@ def test_cut_back_to_a_mark_only_what_came_after_goes(tmp_path):
     mark, step, epoch = marked(tmp_path / "b", records, 9)
     (before,) = kept(tmp_path / "b").values()
     with TensorBoard(tmp_path / "b") as board:
-        assert board.cut(mark, step, epoch)
+        assert board.cut(mark, mark, step, epoch)
         after = list(kept(tmp_path / "b").values())
         assert len(after) == 1 and before.startswith(after[0]) and len(after[0]) == mark["points"][0]
         for one in records[9:]:
@@ -229,11 +231,11 @@ def test_cut_back_again_and_again_no_point_is_lost_or_doubled_and_files_do_not_p
     mark, step, epoch = marked(tmp_path / "b", records, 9)
     for _ in range(4):
         with TensorBoard(tmp_path / "b") as board:
-            assert board.cut(mark, step, epoch)
+            assert board.cut(mark, mark, step, epoch)
             for one in records[9:12]:
                 board.write(one)
     with TensorBoard(tmp_path / "b") as board:
-        assert board.cut(mark, step, epoch)
+        assert board.cut(mark, mark, step, epoch)
         for one in records[9:]:
             board.write(one)
     assert points(tmp_path / "b") == untouched
@@ -247,9 +249,9 @@ def test_events_that_are_not_whole_are_not_kept(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()[: mark["points"][0]]))
     before = kept(tmp_path)
     with TensorBoard(tmp_path) as board:
-        assert not board.cut(mark, step, epoch)
+        assert not board.cut(mark, mark, step, epoch)
         assert kept(tmp_path) == before
-        assert not board.cut({"lr_step": 3}, step, epoch), "an older checkpoint kept other marks"
+        assert not board.cut({"lr_step": 3}, mark, step, epoch), "an older checkpoint kept other marks"
 
 
 def test_a_watching_tensorboard_goes_on_after_a_cut(tmp_path):
@@ -257,7 +259,7 @@ def test_a_watching_tensorboard_goes_on_after_a_cut(tmp_path):
     mark, step, epoch = marked(tmp_path, records, 9)
     reader = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     with TensorBoard(tmp_path) as board:
-        assert board.cut(mark, step, epoch)
+        assert board.cut(mark, mark, step, epoch)
         for one in records[9:]:
             board.write(one)
     reader.Reload()
@@ -274,7 +276,7 @@ def test_together_draws_both_losses_under_one_tag_by_epoch(tmp_path):
         assert close_to(found, [(n, factor / (20 * n)) for n in (1, 2, 3)])
     mark, step, epoch = marked(tmp_path / "b", records, 12, together=True)
     with TensorBoard(tmp_path / "b", together=True) as board:
-        assert board.cut(mark, step, epoch)
+        assert board.cut(mark, mark, step, epoch)
         for one in records[12:]:
             board.write(one)
     for name in ("", "Training", "Validation"):

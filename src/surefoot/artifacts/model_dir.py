@@ -60,7 +60,7 @@ def save_model(
     info = describe_model(model, **about)
     pictures = {Path(p).name: Path(p) for p in plots}
     directory = Path(directory)
-    _refuse_foreign(directory)
+    refuse_foreign(directory)
     with new_directory(directory) as new:
         written = files.write_new(new / WEIGHTS, safe_tensors.chunks(collected.tensors, metadata={"format": "pt"}))
         described = info.to_json() | {
@@ -74,8 +74,8 @@ def save_model(
         }
         if "class" in info.model:
             described["seal"] = trust.model_seal(new, described["model"])
-        _write_json(new / INFO, described)
-        _write_json(new / "config.json", config_json(info))
+        write_json(new / INFO, described)
+        write_json(new / "config.json", config_json(info))
         card, drawn = model_card(info, described["weights"], history, sorted(pictures))
         if pictures or drawn:
             (new / "plots").mkdir()
@@ -227,8 +227,8 @@ def _read_weights(path: Path, described: Mapping[str, Any]) -> safe_tensors.Load
     return loaded
 
 
-def _refuse_foreign(directory: Path) -> None:
-    """A directory that holds other things than a model is not taken over."""
+def refuse_foreign(directory: Path) -> None:
+    """Raise UsageError for a directory that holds other things than a model: it is not taken over."""
     if not os.path.lexists(directory):
         return
     if directory.is_symlink() or not directory.is_dir():
@@ -239,7 +239,8 @@ def _refuse_foreign(directory: Path) -> None:
     raise UsageError(f"{directory}: holds files and no model ({INFO}); give a name that is free or holds a saved model")
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Write a new file, durably."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     # A lone surrogate is then JSON's own escape of it.
     files.write_new(path, [text.encode(errors="backslashreplace") + b"\n"])

@@ -94,7 +94,7 @@ class Built:
         from ..training import Checkpoints, EarlyStopping, RunOptions
 
         recipe = self.recipe
-        stopping, checkpoint = recipe.early_stopping, recipe.checkpoint
+        stopping, checkpoint, board = recipe.early_stopping, recipe.checkpoint, recipe.tensorboard
         run = RunOptions(
             early_stopping=None if stopping is None else EarlyStopping(**vars(stopping)),
             unfreeze=self.unfreezing or (),
@@ -102,7 +102,7 @@ class Built:
             strict=recipe.strict,
             lint_off=recipe.lint_off,
             execution=self.execution,
-            tensorboard=recipe.tensorboard,
+            tensorboard=board if isinstance(board, bool | str) else board.plain(),
             parallel=recipe.parallel,
             micro_batches=recipe.micro_batches,
             trackers=recipe.trackers,

@@ -12,10 +12,15 @@ from ..text import say, typed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """SWEEP.yaml, --dir, --jobs, --json."""
+    """SWEEP.yaml, --dir, --jobs, --take-over, --json."""
     parser.add_argument("sweep", metavar="SWEEP.yaml", help="what is varied, over which recipe (docs/runs.md)")
     parser.add_argument("--dir", metavar="DIR", help="where the trials are kept (default: runs/NAME of the file)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many trials train at a time here")
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="begin trials anew that another machine left, one that will not come back",
+    )
     parser.add_argument("--json", action="store_true", help="the result as one JSON object for machines")
 
 
@@ -37,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         study = Study(plan, directory)
     except OSError as error:
         raise UsageError(f"{directory}: cannot be used for a sweep: {error.strerror}") from error
+    if arguments.take_over:
+        study.take_over()
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs if hasattr(os, "sched_getaffinity") else 1)
     tell = functools.partial(say, error=arguments.json)
     try:

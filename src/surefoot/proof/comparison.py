@@ -186,18 +186,24 @@ def _exact(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
-def _points(run: Path) -> list[tuple[str, int, float]]:
-    """Every scalar point in the order written: a point that appears twice is a difference."""
+def _points(run: Path) -> list[tuple[str, int, Any]]:
+    """Every point but those of speed, in the order written: one that appears twice is a difference."""
     folder = run / "tensorboard"
     if not folder.exists():
         return []
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    points = [(tag, e.step, _exact(e.value)) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+    from ..tracking.tensorboard import SPEED
+
+    sizes = {"scalars": 0, "tensors": 0, "histograms": 0}
+    events = EventAccumulator(str(folder), size_guidance=sizes).Reload()
+    tags = events.Tags()
+    scalars = [tag for tag in tags["scalars"] if tag != SPEED]
+    points = [(tag, e.step, _exact(e.value)) for tag in scalars for e in events.Scalars(tag)]
+    points += [(tag, e.step, e.histogram_value) for tag in tags["histograms"] for e in events.Histograms(tag)]
     return points + [
         (tag, e.step, _exact(float(e.tensor_proto.float_val[0]) if e.tensor_proto.float_val else 0.0))
-        for tag in events.Tags()["tensors"]
+        for tag in tags["tensors"]
         for e in events.Tensors(tag)
     ]
 

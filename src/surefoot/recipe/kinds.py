@@ -226,16 +226,20 @@ class Maybe(Kind):
 
 @dataclass(frozen=True)
 class Or(Kind):
-    """One of a few words, or what `kind` takes."""
+    """One of a few words, or what `kind` takes; with `flag`, true or false too."""
 
     words: tuple[str, ...]
     kind: Kind
+    flag: bool = False
 
     @property
     def expected(self) -> str:
-        return f"{', '.join(self.words)} or {self.kind.expected}"
+        flags = ", true, false" if self.flag else ""
+        return f"{', '.join(self.words)}{flags} or {self.kind.expected}"
 
     def take(self, node: Scalar | Items | Entries, path: str, reading: Reading) -> Any:
+        if self.flag and isinstance(node, Scalar) and isinstance(node.value, bool):
+            return node.value
         if not isinstance(node, Scalar) or (isinstance(self.kind, Flag | Whole) and not isinstance(node.value, str)):
             return self.kind.take(node, path, reading)
         if node.value in self.words and isinstance(node.value, str):
@@ -245,13 +249,17 @@ class Or(Kind):
         misspelt = bool(near) and not set(node.text) & set("*?[.")
         if isinstance(self.kind, Several) and not misspelt:
             return self.kind.take(node, path, reading)
-        return self.mismatch(node, path, reading, near or (flag_remedy(node) if isinstance(self.kind, Flag) else ""))
+        return self.mismatch(
+            node, path, reading, near or (flag_remedy(node) if isinstance(self.kind, Flag) or self.flag else "")
+        )
 
     def plain(self, value: Any) -> Any:
-        return value if isinstance(value, str) and value in self.words else self.kind.plain(value)
+        word = (isinstance(value, str) and value in self.words) or (self.flag and isinstance(value, bool))
+        return value if word else self.kind.plain(value)
 
     def schema(self, builder: Any) -> dict[str, Any]:
-        return {"anyOf": [{"enum": list(self.words)}, self.kind.schema(builder)]}
+        words = [*self.words, *([True, False] if self.flag else [])]
+        return {"anyOf": [{"enum": words}, self.kind.schema(builder)]}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .data_section import DataSection
 from .frozen import Frozen, thaw
 from .kinds import Choice, Flag, Maybe, Monitor, Number, Or, Several, Text, Whole
 from .mappings import PartKind, Section
-from .run_sections import AUTO, CheckpointSection, EarlyStoppingSection, ExecutionSection
+from .run_sections import AUTO, CheckpointSection, EarlyStoppingSection, ExecutionSection, TensorBoardSection
 from .sections import Keyed, Part, key
 
 _PATTERN = Text("a pattern of parameter names such as '*.bias'")
@@ -289,8 +289,8 @@ class Recipe(Keyed):
     log_every: int | None = key(
         Maybe(Whole(1, "1 records every step")), "Steps between two records; null: about 50 records an epoch.", None
     )
-    tensorboard: bool | str = key(
-        Or(("together",), Flag()),
+    tensorboard: bool | str | TensorBoardSection = key(
+        Or(("together",), Section(lambda: TensorBoardSection), flag=True),
         "Write TensorBoard's event files; `together` draws both losses in one chart of the Scalars tab too.",
         True,
     )

@@ -66,3 +66,21 @@ class ExecutionSection(Keyed):
         "What is compiled, once its gradients are checked; true is the form that suits.",
         "auto",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoardSection(Keyed):
+    """What TensorBoard's event files hold beside the metrics."""
+
+    histograms: str | None = key(
+        Maybe(
+            Text(
+                "a count of epochs or steps",
+                r"0*[1-9][0-9]{0,11} (epochs?|steps?)",
+                "; write for example 1 epoch or 500 steps",
+            )
+        ),
+        "How often histograms of weights and gradients are written: `N epochs` or `N steps`; null for never.",
+        None,
+    )
+    together: bool = key(Flag(), "Both losses in one chart of the Scalars tab too.", False)

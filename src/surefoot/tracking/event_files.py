@@ -8,6 +8,7 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,32 +60,36 @@ class EventFiles:
         """This place: the bytes so far, over all files in order, and their CRC-32."""
         return [self._bytes, self._crc]
 
-    def cut(self, mark: Any, step: int) -> bool:
-        """Keep what stood there at `mark`, if it is whole, and drop what came after; False, and untouched, if not.
+    def begin(self) -> None:
+        """Open a file where none is open, so that a mark stands behind its opening events."""
+        if self._fd < 0:
+            self._open()
 
-        An event makes a TensorBoard that watches, or reads later, drop points from `step` on that it has read.
+    def cut(self, begin: Any, end: Any, step: int) -> bool:
+        """Keep what stood there at the mark `end`, if all of it is whole; False, and untouched, if not.
+
+        What stands between the marks `begin` and `end` is written anew, into the next file: an event before it makes a
+        TensorBoard that watches, or reads later, drop the points from `step` on that it has read.
         """
-        if not (isinstance(mark, list) and len(mark) == 2 and all(type(n) is int and n >= 0 for n in mark)):
+        if not (_is_mark(begin) and _is_mark(end)):
             return False  # not written here
-        size, crc = mark
-        left, actual = size, 0
         paths = self._paths()
-        sizes = []
-        for path in paths:
-            count = 0
-            try:
-                with os.fdopen(files.open_regular(path), "rb", buffering=0) as file:
-                    while count < left and (piece := file.read(min(left - count, 1 << 20))):
-                        actual = zlib.crc32(piece, actual)
-                        count += len(piece)
-            except OSError:
-                return False
-            sizes.append(count)
-            left -= count
-        if left or actual != crc:
+        sizes, head, tail, crc = [0] * len(paths), begin[0], bytearray(), 0
+        try:
+            for number, piece in _pieces(paths, end[0]):
+                kept = piece[:head]
+                sizes[number] += len(kept)
+                head -= len(kept)
+                tail += piece[len(kept) :]
+                crc = zlib.crc32(piece, crc)
+        except OSError:
+            return False
+        if head or begin[0] + len(tail) != end[0] or not crc == end[1] == zlib.crc32(tail, begin[1]):
             return False
         self._begin_after(paths, sizes, step)
-        self._bytes, self._crc = size, crc
+        self._bytes, self._crc = begin
+        if tail:  # it may begin with what a cut before this one wrote at its start
+            self.append(bytes(tail).removeprefix(self._opening()))
         return True
 
     def restart(self) -> None:
@@ -137,6 +142,19 @@ class EventFiles:
         # A layout has step 0: in a later file it would stand behind later steps.
         events += self._first if not self._bytes else ()
         return b"".join(framed(event.SerializeToString()) for event in events)
+
+
+def _is_mark(mark: Any) -> bool:
+    return isinstance(mark, list) and len(mark) == 2 and all(type(n) is int and n >= 0 for n in mark)
+
+
+def _pieces(paths: list[Path], left: int) -> Iterator[tuple[int, bytes]]:
+    """The first `left` bytes of the files, one file after the other, each piece with the number of its file."""
+    for number, path in enumerate(paths):
+        with os.fdopen(files.open_regular(path), "rb", buffering=0) as file:
+            while left and (piece := file.read(min(left, 1 << 20))):
+                yield number, piece
+                left -= len(piece)
 
 
 def _cut_file(path: Path, size: int) -> None:

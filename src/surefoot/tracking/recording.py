@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .epochs import Epochs
+from .histograms import Histogram
 from .journal import JournalFile, run_records
 from .tensorboard import TensorBoard
 
@@ -51,16 +52,26 @@ class RunRecords:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one whole record."""
-        board = self._opened_board()
-        if record["step"] != self._newest.get("step"):
-            self._newest = {"step": record["step"], "epoch": record["epoch"], "offset": self._file.offset}
-            if board is not None:
-                self._newest["board"] = board.mark()
+        board = self._at(record["step"], record["epoch"])
         self._file.append(record)
         if board is not None:
             board.write(record)
         if self._history is not None:
             self._history.add(record)
+
+    def histograms(self, found: Mapping[str, Histogram], epoch: int, step: int, wall_s: float) -> None:
+        """Add histograms to TensorBoard's events."""
+        if (board := self._at(step, epoch)) is not None:
+            board.write_histograms(found, step, wall_s)
+
+    def _at(self, step: int, epoch: int) -> TensorBoard | None:
+        """TensorBoard's events, of which what comes next is of `step`."""
+        board = self._opened_board()
+        if step != self._newest.get("step"):
+            self._newest = {"step": step, "epoch": epoch, "offset": self._file.offset}
+            if board is not None:
+                self._newest["board"] = board.begin()
+        return board
 
     def _opened_board(self) -> TensorBoard | None:
         if self._board is None and self._tensorboard:
@@ -81,7 +92,8 @@ class RunRecords:
 
     def marks(self) -> dict[str, Any]:
         """What a checkpoint holds beside `offset`, so that `truncate` can check and needs to read little."""
-        return {"sums": self._file.marks(), "newest": self._newest}
+        board = {} if self._board is None else {"board": self._board.mark()}
+        return {"sums": self._file.marks(), "newest": self._newest, **board}
 
     def sync(self) -> None:
         """Wait until every record is on the disk; a file that was removed meanwhile is made again."""
@@ -97,8 +109,11 @@ class RunRecords:
         start = self._newest.get("offset", 0)
         board = self._opened_board()
         if board is not None:
-            mark = self._newest.get("board")
-            if mark and board.cut(mark, self._newest["step"], self._newest["epoch"]):
+            begin, end = self._newest.get("board"), marks.get("board")
+            at = (self._newest["step"], self._newest["epoch"]) if begin else (0, 0)
+            if begin and isinstance(end, dict) and board.cut(begin, end, *at):
+                pass
+            elif begin and board.cut(begin, begin, *at):  # a kill between cutting and writing the newest step anew
                 for record in run_records(self.path, more.append, start=start):
                     board.write(record)
             else:

@@ -4,11 +4,12 @@
 |---|---|---|
 | epoch, train | `loss/train`, `accuracy/train`, ... (means over the epoch's samples) | updates done |
 | epoch, val | `loss/val`, `accuracy/val`, ... | updates done |
-| step, train | `loss/train_step`, ... and `lr/0`, `lr/1`, ... (one a param group) | updates done |
+| step, train | `loss/train_step`, ..., `lr/0`, ... (one a param group), at times `steps_per_s/train` | updates done |
 
 So no tag mixes means over an epoch with those over a few steps, and "Training vs. Validation Loss" (a
 custom scalars chart) draws `loss/train` against `loss/val` without the sub-runs that `add_scalars` would
-make; `together` makes them. An epoch's train record adds its `lr` only where no step record has it.
+make; `together` makes them. An epoch's train record adds its `lr` only where no step record has it. Histograms and
+settings stand in the events only: they are lost where these have to be written again from the records.
 
 Events are written with TensorBoard's own protobufs; its writers are not used because importing them (or
 torch.utils.tensorboard) takes 0.2 to 1.3 s and a thread.
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from .event_files import EventFiles, framed
+from .histograms import Histogram
 from .journal import metrics_of
 
-CHART = "Training vs. Validation Loss"
+CHART, SPEED = "Training vs. Validation Loss", "steps_per_s/train"
 _MOST_SETTINGS, _LONGEST_SETTING = 200, 200
+_RECORDS_TIMED = 10
 _SUCCESS, _DT_FLOAT = 1, 1  # of TensorBoard's protobufs
 _SUB_RUNS = {"train": "Training", "val": "Validation"}
 
@@ -54,6 +57,8 @@ class TensorBoard:
             for split, name in (_SUB_RUNS.items() if together else ())
         }
         self._lr_step = -1
+        # Step and time from which speed is measured, and step records since.
+        self._clock: tuple[int, float, int] = (0, 0.0, 0)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add the points of one record of the journal."""
@@ -62,6 +67,17 @@ class TensorBoard:
             event = self._event(record, int(record["epoch"]) + 1)
             event.summary.value.add(tag=CHART, simple_value=record["loss"])
             self._sub_runs[record["split"]].append(framed(event.SerializeToString()))
+
+    def write_histograms(self, histograms: Mapping[str, Histogram], step: int, wall_s: float) -> None:
+        """Add histograms by tag."""
+        event = self._event({"wall_s": wall_s}, step)
+        for tag, each in histograms.items():
+            shown = event.summary.value.add(tag=tag).histo
+            shown.min, shown.max, shown.num = each.low, each.high, each.number
+            shown.sum, shown.sum_squares = each.total, each.squares
+            shown.bucket_limit.extend(each.limits())
+            shown.bucket.extend(each.counts)
+        self._points.append(framed(event.SerializeToString()))
 
     def write_settings(self, settings: Mapping[str, Any], step: int, wall_s: float) -> None:
         """Add a run's settings for the HParams tab, whose table shows them beside the last value of each scalar.
@@ -74,27 +90,38 @@ class TensorBoard:
         """Start over with `records`."""
         for events in self._all().values():
             events.restart()
-        self._lr_step = -1
+        self._lr_step, self._clock = -1, (0, 0.0, 0)
         self._points.append(b"")
         for record in records:
             self.write(record)
 
+    def begin(self) -> dict[str, Any]:
+        """The place where the next points will stand, for `cut`: plain values."""
+        for events in self._all().values():
+            events.begin()
+        return self.mark()
+
     def mark(self) -> dict[str, Any]:
         """This place, for `cut`: plain values."""
-        return {"lr_step": self._lr_step, **{name: events.mark() for name, events in self._all().items()}}
+        places = {name: events.mark() for name, events in self._all().items()}
+        return {"lr_step": self._lr_step, "clock": list(self._clock), **places}
 
-    def cut(self, mark: Mapping[str, Any], step: int, epoch: int) -> bool:
-        """Go back to `mark`, whose next record is of `step` and `epoch`; False where what stood there is not whole.
+    def cut(self, begin: Mapping[str, Any], end: Mapping[str, Any], step: int, epoch: int) -> bool:
+        """Go back to the mark `end`; False where what stood there is not whole.
 
-        The events must then be rebuilt.
+        `begin` is the mark before all points of `step`, the newest then, which is of `epoch`. The events must be
+        rebuilt, or cut back to an earlier mark, where this is False.
         """
         parts = self._all()
-        if set(mark) != {"lr_step", *parts} or type(mark["lr_step"]) is not int:
+        if any(set(mark) != {"lr_step", "clock", *parts} for mark in (begin, end)):
+            return False
+        lr_step, clock = end["lr_step"], end["clock"]
+        if type(lr_step) is not int or not (isinstance(clock, list) and [*map(type, clock)] == [int, float, int]):
             return False
         for name, events in parts.items():
-            if not events.cut(mark[name], step if events is self._points else epoch + 1):
+            if not events.cut(begin[name], end[name], step if events is self._points else epoch + 1):
                 return False
-        self._lr_step = mark["lr_step"]
+        self._lr_step, self._clock = lr_step, (clock[0], clock[1], clock[2])
         return True
 
     def close(self) -> None:
@@ -128,7 +155,21 @@ class TensorBoard:
             self._lr_step = step
             for index, rate in enumerate(record["lr"]):
                 event.summary.value.add(tag=f"lr/{index}", simple_value=rate)
+        if (speed := self._speed(record)) is not None:
+            event.summary.value.add(tag=SPEED, simple_value=speed)
         return framed(event.SerializeToString()) if event.summary.value else b""
+
+    def _speed(self, record: Mapping[str, Any]) -> float | None:
+        """Updates a second since the last such point or validation: over some records, since times are in whole ms."""
+        before, at, timed = self._clock
+        step, wall_s, whole = record["step"], float(record.get("wall_s", 0.0)), record["kind"] == "epoch"
+        if not whole and timed + 1 < _RECORDS_TIMED:
+            self._clock = before, at, timed + 1
+            return None
+        self._clock = step, wall_s, 0
+        # Before the first point lies what a process does once: it measures, compiles.
+        known = record["split"] == "train" and before and step > before and wall_s > at
+        return (step - before) / (wall_s - at) if known else None
 
 
 def _hparams(settings: Mapping[str, Any], step: int, started: float, wall_s: float) -> Any:

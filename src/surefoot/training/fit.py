@@ -212,7 +212,7 @@ def fit(
             feeds = stack.enter_context(Feeds(run_dir, trackers, progress.message))
             claim = stack.enter_context(claimed(run_dir, world, resume=resume, texts=about.files, name=about.name))
             if world.rank == 0:
-                recorder = Recorder(run_dir, tensorboard=run.tensorboard, progress=progress)
+                recorder = Recorder(run_dir, tensorboard=run.events, progress=progress)
             stack.enter_context(recorder)
             objects: dict[str, Any] = {**hidden_state(loss, model)}
             if unfreezing:
@@ -294,6 +294,7 @@ def fit(
             early_stopping=early_stopping,
             unfreezing=unfreezing,
             classes=len(about.classes) if about.classes and len(about.classes) <= MOST_CLASSES else None,
+            histograms=None if run_dir is None else run.histograms,
             save_best=save and (lambda best, values: world.first(lambda: save("model/best", best, values))),
         )
         loop.run()

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..arguments import Arguments, metric_values
 from ..errors import SurefootError
 from ..tracking import TOGETHER, Progress, RunRecords, write_report
+from ..tracking.histograms import histograms_of
 from ..world import World
 from .records import Recorder
 
@@ -55,6 +58,15 @@ class Journal:
     def epoch(self, epoch: int, values: Mapping[str, Any], *, step: int, lr: Iterable[float] = ()) -> None:
         """The records of a whole `epoch` (from 0), after `step` updates: one for ``train/...``, one for ``val/...``."""
         self._write("epoch", step, epoch, values, lr)
+
+    def histograms(self, model: nn.Module, *, step: int, epoch: int = 0) -> None:
+        """Histograms of a model's weights and gradients after update number `step`, for TensorBoard.
+
+        On every rank of a sharded model. Write them before the checkpointer counts the step.
+        """
+        found = histograms_of(model)
+        if not self._mute:
+            self._records.histograms(found, epoch, step, self.wall_s())
 
     def _write(self, kind: str, step: Any, epoch: Any, values: Any, lr: Any) -> None:
         check = Arguments("journal: ")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .. import rng
-from ..checkpoint import Checkpointer
+from ..checkpoint import Checkpointer, Every
 from ..data import Loader
 from ..errors import RunFailed
 from ..metrics import RunningMetrics
@@ -47,6 +47,7 @@ class Loop:
     unfreezing: Unfreezing | None = None
     save_best: Callable[[nn.Module, dict[str, float]], None] | None = None
     classes: int | None = None
+    histograms: Every | None = None
 
     def run(self) -> None:
         """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
@@ -88,9 +89,13 @@ class Loop:
                 running.add(*result[:4], result.weight, result.numbers)
             if recorded:
                 self.record_step(result.grad_norm)
+            if self.histograms is not None:
+                self.record_histograms(self.histograms, whole_epoch=loader.position == batches)
             if checkpointer is not None:
                 checkpointer.step()
         self.require_finite_parameters()
+        if self.histograms is not None and batches is None and self.histograms.unit == "epochs":
+            self.record_histograms(self.histograms, whole_epoch=True)
         means = running.result()
         self.record("epoch", "train", means)
         state.last = {f"train/{name}": value for name, value in means.items()}
@@ -107,6 +112,12 @@ class Loop:
             self.fail_nonfinite(f"the mean loss up to step {self.state.step} is {means['loss']}")
         if not self.step.checks:  # a gradient that was NaN under a finite loss shows here
             self.require_finite_parameters()
+
+    def record_histograms(self, every: Every, *, whole_epoch: bool) -> None:
+        """Histograms of weights and gradients, where they are due: before a checkpoint, which then knows of them."""
+        state = self.state
+        if every.after_step(state.step, 0.0) or (whole_epoch and every.after_epoch(state.epoch + 1, 0.0)):
+            self.recorder.histograms(self.step.model, state.epoch, state.step, state.wall_s())
 
     def require_finite_parameters(self) -> None:
         """End the run where a parameter is NaN or infinite, before anything is saved as good."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..arguments import Arguments
+from ..checkpoint import Every
+from ..errors import UsageError
 from ..limits import PARALLEL
-from ..tracking import Progress
+from ..tracking import TOGETHER, Progress
 from ..tracking.trackers import INSTALL
 from ..world import World
 from .about import About
@@ -50,7 +53,7 @@ class RunOptions:
     execution: str | Mapping[str, Any] = "auto"
     checkpoints: Checkpoints | None = Checkpoints()
     log_every: int | None = None
-    tensorboard: bool | str = True
+    tensorboard: bool | str | Mapping[str, Any] = True
     trackers: Sequence[str] = ()
     progress: Progress | bool = True
     strict: bool = False
@@ -69,12 +72,11 @@ class RunOptions:
             "early_stopping", self.early_stopping, EarlyStopping, "EarlyStopping(patience=5)", none=True
         )
         checkpoints = instance("checkpoints", self.checkpoints, Checkpoints, 'Checkpoints(every="1 epoch")', none=True)
-        together = self.tensorboard == "together"
         values = {
             "early_stopping": stopping,
             "checkpoints": checkpoints,
             "log_every": check.whole("log_every", self.log_every, low=1, none=True),
-            "tensorboard": self.tensorboard if together else check.flag("tensorboard", self.tensorboard),
+            "tensorboard": _tensorboard(check, self.tensorboard),
             "trackers": check.texts("trackers", self.trackers),
             "progress": instance("progress", self.progress, (bool, Progress), "True or False"),
             "strict": check.flag("strict", self.strict),
@@ -91,3 +93,29 @@ class RunOptions:
         check.done()
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def events(self) -> bool | str:
+        """Whether TensorBoard's events are written, or how: ``"together"``."""
+        if not isinstance(self.tensorboard, Mapping):
+            return self.tensorboard
+        return TOGETHER if self.tensorboard.get(TOGETHER) else True
+
+    @property
+    def histograms(self) -> Every | None:
+        """How often histograms are written; None for never."""
+        text = self.tensorboard.get("histograms") if isinstance(self.tensorboard, Mapping) else None
+        return None if text is None else Every.parse(text)
+
+
+def _tensorboard(check: Arguments, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value if value == TOGETHER else check.flag("tensorboard", value)
+    for name in value:
+        check.choice("tensorboard", name, ("histograms", TOGETHER))
+    check.flag("tensorboard.together", value.get(TOGETHER, False))
+    with contextlib.suppress(UsageError):
+        if value.get("histograms") is None or Every.parse(value["histograms"]).unit != "seconds":
+            return dict(value)
+    check.refuse("tensorboard.histograms", f"{value['histograms']!r} is no interval; give '1 epoch' or '500 steps'")
+    return value

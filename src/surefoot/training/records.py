@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..tracking import RunRecords
+from ..tracking.histograms import histograms_of
 
 
 class Recorder:
@@ -25,6 +28,12 @@ class Recorder:
             self.journal.append(record)
         self.progress.record(record)
         return record
+
+    def histograms(self, model: nn.Module, epoch: int, step: int, wall_s: float) -> None:
+        """Histograms of the weights, and of the gradients of the last update, for TensorBoard."""
+        found = histograms_of(model)  # on every rank: a sharded model is put together for it
+        if self.journal is not None:
+            self.journal.histograms(found, epoch, step, wall_s)
 
     def end(self, conditions: Mapping[str, Any], step: int, wall_s: float) -> None:
         """The run has reached its end."""

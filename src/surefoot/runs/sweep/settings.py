@@ -148,7 +148,9 @@ class Sweep(Keyed):
     metric: str | None = key(Maybe(Monitor()), "What is made best.", None)
     mode: str | None = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None)
     pruner: str = key(Choice(("none", "median", "hyperband")), "What ends a trial that is behind the others.", "none")
-    storage: str | None = key(Maybe(Text("a URL that Optuna takes")), "Where the trials are kept.", None)
+    storage: str | None = key(
+        Maybe(Text("a URL that Optuna takes, or a file for its journal")), "Where the trials are kept.", None
+    )
 
     def grid(self) -> list[dict[str, Any]]:
         """Every combination of the values, the last key varying fastest."""
@@ -167,6 +169,7 @@ class Plan:
     mode: str
     epochs: int
     seed: int
+    storage: str | None = None
 
     def arguments(self, values: Mapping[str, Any], seed: int) -> list[str]:
         """The overrides of one training: those of all, the values of its trial, its seed."""
@@ -225,7 +228,10 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
             except UsageError as error:
                 raise wrong(f"search.{key_name}", str(error).partition("\n")[0]) from None
     metric, mode = _metric(sweep, base, wrong)
-    return Plan(sweep, recipe, _trials(sweep, wrong), metric, mode, base.epochs, base.seed)
+    storage = sweep.storage
+    if storage is not None and "://" not in storage:
+        storage = str(Path(name).parent / storage)
+    return Plan(sweep, recipe, _trials(sweep, wrong), metric, mode, base.epochs, base.seed, storage)
 
 
 def _metric(sweep: Sweep, recipe: Recipe, wrong: Any) -> tuple[str, str]:

@@ -1,8 +1,10 @@
 """The trials of a sweep in Optuna's storage: each is claimed by one process at a time, and told once.
 
-A trial that is running and whose lock nobody holds was left by a killed process: the next one goes on with it. The
-locks lie in the sweep's directory and end with their process. Trials are begun one at a time under a lock of the whole
-sweep, first as waiting with their directory's name and then claimed: a kill between any two steps loses none.
+A trial begins as running and with its directory's name, in one step of the storage: none is ever nobody's.
+Within a directory, a running trial whose lock nobody holds was left by a killed process: the next one goes on with it.
+The locks lie in the directory and end with their process. Machines with directories of their own share the storage
+alone: it numbers the trials, and the first `trials` of them are the sweep, so that two that begin the last one at once
+do not both train.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ... import files
 from ...errors import UsageError
 from ..listing import SWEEP
 from .settings import Between, Plan, Values
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     import optuna
 
 PRIVATE = SWEEP  # hidden, so that `surefoot runs` passes over it in silence
-_HOME, _GRID, _PLAN = "surefoot:home", "surefoot:grid", "surefoot:plan"
+_HOME, _PLAN = "surefoot:home", "surefoot:plan"
 INSTALL = "pip install 'surefoot[sweep]' (or: pip install optuna)"
 
 
@@ -35,13 +39,14 @@ class Study:
         self.plan, self.directory = plan, directory
         optuna = _optuna()
         (directory / PRIVATE / "locks").mkdir(parents=True, exist_ok=True)
-        self._home = _home(directory)
-        url = plan.sweep.storage or f"sqlite:///{(directory / PRIVATE / 'sweep.db').resolve()}"
+        with self._alone():
+            self._home = _home(directory)
+        url = plan.storage or f"sqlite:///{(directory / PRIVATE / 'sweep.db').resolve()}"
         direction = "minimize" if plan.mode == "min" else "maximize"
         try:
             with self._alone():
                 self.study = optuna.create_study(
-                    storage=url,
+                    storage=_opened(url),
                     study_name=directory.resolve().name,
                     direction=direction,
                     pruner=_pruner(plan),
@@ -53,24 +58,20 @@ class Study:
         except Exception as error:  # whatever a database has to say
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UsageError(_without_password(f"storage {url}: cannot be used: {reason}")) from error
+        self._storage: Any = self.study._storage
 
     def _settle(self) -> None:
-        """Write what the sweep is, or refuse another one; queue a grid's settings that are not there yet."""
-        identity, kept = self.plan.identity(), self.study.user_attrs.get(_PLAN)
-        if kept is None:
+        """Write what the sweep is, or refuse another one."""
+        identity = self.plan.identity()
+        if _PLAN not in self.study.user_attrs:
             self.study.set_user_attr(_PLAN, identity)
-        elif kept != identity:
+        kept = self.study.user_attrs[_PLAN]
+        if kept != identity:
             changed = sorted(name for name in identity if kept.get(name) != identity[name])
             raise UsageError(
                 f"{self.directory}: this sweep was begun with another {', '.join(changed)}; bring it back, or begin a "
                 "new sweep with --dir (trials: may be raised)"
             )
-        if self.plan.sweep.sampler != "grid":
-            return
-        queued = {trial.user_attrs.get(_GRID) for trial in self.study.get_trials(deepcopy=False)}
-        for index, values in enumerate(self.plan.sweep.grid()[: self.plan.trials]):
-            if index not in queued:
-                self.study.enqueue_trial(_as_parameters(self.plan, values), {_GRID: index, _HOME: self._home})
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -83,26 +84,43 @@ class Study:
 
     def claim(self) -> Claimed | None:
         """A trial that nobody works on: one that a killed process left, else a new one; None where none is left."""
-        from optuna.trial import TrialState
+        from optuna.trial import TrialState, create_trial
 
         with self._alone():
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self.trials()
             for trial in trials:
                 ours = trial.state == TrialState.RUNNING and trial.user_attrs.get(_HOME) == self._home
                 if ours and (lock := self._lock(trial.number)) is not None:
                     return self._claimed(trial.number, lock)
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if not waiting and len(trials) >= self.plan.trials:
+            if len(trials) == self.plan.trials:
                 return None
-            if not waiting:
-                self.study.enqueue_trial({}, {_HOME: self._home})
-            # The choice depends on the trials before it and on the sweep's seed: killed here, it is made again.
-            self.study.sampler = _sampler(self.plan, len(trials))
-            asked = self.study.ask()
-            asked.set_user_attr(_HOME, self._home)
-            lock = self._lock(asked.number)
+            begun = create_trial(state=TrialState.RUNNING, user_attrs={_HOME: self._home})
+            identifier = self._storage.create_new_trial(self.study._study_id, template_trial=begun)
+            number = self._storage.get_trial(identifier).number
+            if number >= self.plan.trials:  # another machine began the last one meanwhile; kept for when there are more
+                return None
+            lock = self._lock(number)
             assert lock is not None, "a new trial cannot be held"
-            return self._claimed(asked.number, lock)
+            return self._claimed(number, lock)
+
+    def elsewhere(self) -> list[tuple[int, str]]:
+        """Number and place (machine, directory) of the running trials that belong to other directories."""
+        running = [trial for trial in self.trials() if trial.state.name == "RUNNING"]
+        homes = [(trial.number, str(trial.user_attrs.get(_HOME))) for trial in running]
+        return [(number, home.partition(" ")[2]) for number, home in homes if home != self._home]
+
+    def take_over(self) -> None:
+        """Make the running trials of other directories this one's own: they begin anew here."""
+        for number, _ in self.elsewhere():
+            self._storage.set_trial_user_attr(self._identifier(number), _HOME, self._home)
+
+    def holds(self, number: int) -> bool:
+        """Whether a trial is this directory's still."""
+        kept: Any = self._storage.get_trial(self._identifier(number)).user_attrs
+        return bool(kept.get(_HOME) == self._home)
+
+    def _identifier(self, number: int) -> int:
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
     def _lock(self, number: int) -> int | None:
         return _try_lock(self.directory / PRIVATE / "locks" / f"trial-{number:05d}")
@@ -117,21 +135,21 @@ class Study:
     def _with_values(self, number: int, lock: int) -> Claimed:
         import optuna
 
-        identifier = next(t._trial_id for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        # The choice depends on the trials before it and on the sweep's seed: killed here, it is made again.
         self.study.sampler = _sampler(self.plan, number)
-        trial = optuna.trial.Trial(self.study, identifier)
+        trial = optuna.trial.Trial(self.study, self._identifier(number))
         values = {name: _suggested(trial, name, each) for name, each in self.plan.sweep.search.items()}
         return Claimed(self, trial, values, lock)
 
     def finished(self) -> bool:
         """Whether every trial has been told."""
-        trials = self.study.get_trials(deepcopy=False)
-        return len(trials) >= self.plan.trials and all(trial.state.is_finished() for trial in trials)
+        trials = self.trials()
+        return len(trials) == self.plan.trials and all(trial.state.is_finished() for trial in trials)
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """All trials, in the order in which they began."""
+        """The trials, in the order in which they began."""
         found: list[optuna.trial.FrozenTrial] = self.study.get_trials(deepcopy=False)
-        return found
+        return found[: self.plan.trials]
 
     def values_of(self, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         """A trial's values by key, as the recipe has them."""
@@ -174,7 +192,8 @@ class Claimed:
         from optuna.trial import TrialState
 
         states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        self._study.study.tell(self.number, value, state=states[state], skip_if_finished=True)
+        if self._study.holds(self.number):  # else another machine was told to take it over
+            self._study.study.tell(self.number, value, state=states[state], skip_if_finished=True)
         self.release()
 
     def release(self) -> None:
@@ -205,12 +224,23 @@ def _optuna() -> Any:
 def _sampler(plan: Plan, number: int) -> Any:
     optuna = _optuna()
     seed = (plan.sweep.seed * 1_000_003 + number) % 2**32
-    if plan.sweep.sampler == "tpe":
+    random = optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both are called experimental
+        if plan.sweep.sampler == "grid":
+            return optuna.samplers.PartialFixedSampler(_as_parameters(plan, plan.sweep.grid()[number]), random)
         # `constant_liar`: what others are trying just now is not tried again beside them.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is called experimental
-            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True) if plan.sweep.sampler == "tpe" else random
+
+
+def _opened(url: str) -> Any:
+    """The storage: a URL of Optuna's, or the file of a journal of its own (no ``://``)."""
+    storages = _optuna().storages
+    if "://" not in url:
+        return storages.JournalStorage(storages.journal.JournalFileBackend(url))
+    if url.startswith("sqlite:"):  # others may hold it for longer than SQLite waits by itself
+        return storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    return url
 
 
 def _pruner(plan: Plan) -> Any:
@@ -244,10 +274,10 @@ def _as_parameters(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _home(directory: Path) -> str:
-    """A name of this directory that no other has, kept in it."""
+    """A name of this directory that no other has, kept in it; behind a blank, where it was made."""
     path = directory / PRIVATE / "locks" / "home"
-    with contextlib.suppress(FileExistsError), path.open("x") as file:
-        file.write(os.urandom(16).hex())
+    if not path.exists():
+        files.write_durably(path, f"{os.urandom(16).hex()} {socket.gethostname()}:{directory.resolve()}".encode())
     return path.read_text()
 
 

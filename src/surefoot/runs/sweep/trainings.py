@@ -196,7 +196,7 @@ def run_trials(
             if not works and study.finished():
                 return
             if not works and not told_of_others:
-                say("the trials that are left are being trained by others; waiting for them")
+                say(f"the trials that are left are being trained by others; waiting for them{_where(study)}")
                 told_of_others = True
             for work in list(works):
                 if (state := work.poll()) is not None:
@@ -210,6 +210,14 @@ def run_trials(
     finally:
         for work in works:
             work.stop()
+
+
+def _where(study: Study) -> str:
+    """Where other machines train; what to do about one that will not come back."""
+    lines = [f"\n  trial {number} in {place}" for number, place in study.elsewhere()]
+    return "".join(
+        [*lines[:20], "\n  (one of these will not come back? stop this and give --take-over)" if lines else ""]
+    )
 
 
 def _line(study: Study, work: Work, state: str) -> str:
