@@ -138,6 +138,7 @@ def test_a_run_leaves_what_is_promised(small_run):
         "run.json",
         "metrics.jsonl",
         "report.html",
+        "validation.json",
         "model/model.safetensors",
         "model/model.json",
         "model/best/model.safetensors",

@@ -14,6 +14,7 @@ from surefoot.cli import main
 from surefoot.runs.comparison import Comparison, runs_named
 from surefoot.runs.comparison_shown import as_page, as_text
 from surefoot.runs.seeds import _quantile, difference
+from surefoot.tracking.validation import write_validation
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,7 @@ def compared(*paths: str, metric: str | None = None) -> Comparison:
 
 
 def with_confusion(run: Path, confusion: object, classes: list[str]) -> None:
-    saved = run / "checkpoints" / "step-000000020"
-    saved.mkdir(parents=True)
-    (saved / "state.json").write_text(json.dumps({"objects": {"progress": {"confusion": confusion}}}))
-    (run / "model").mkdir()
-    (run / "model" / "model.json").write_text(json.dumps({"classes": classes}))
+    write_validation(run, {"confusion": confusion, "classes": classes})
 
 
 def groups_of_seeds() -> None:

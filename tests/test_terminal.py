@@ -148,7 +148,7 @@ def test_a_report_with_hostile_names_is_plain_html(tmp_path):
     (run / "metrics.jsonl").write_text(json.dumps(record | {"<script>x": 1.0}) + "\n")
     (run / "run.json").write_text(json.dumps({"<script>": "<script>"}))
     (run / "recipe.yaml").write_text("<script>")
-    page = write_report(run, confusion=[[1, 0], [0, 1]], classes=["<script>", "\x1b"]).read_text()
+    page = write_report(run, validation={"confusion": [[1, 0], [0, 1]], "classes": ["<script>", "\x1b"]}).read_text()
     assert "<script>" not in page
 
 

@@ -66,7 +66,9 @@ def test_the_page_asks_the_network_for_nothing_and_runs_no_script(run_dir):
 
 
 def test_the_page_holds_figures_settings_and_what_was_inexact(run_dir):
-    page = write_report(run_dir, confusion=[[9, 1], [0, 5]], classes=["coat", "bag & co"]).read_text()
+    page = write_report(
+        run_dir, validation={"confusion": [[9, 1], [0, 5]], "classes": ["coat", "bag & co"]}
+    ).read_text()
     assert "96.67 %" in page and "300" in page  # 1 - 10/300: the last validation
     assert "resumed inexactly: threads" in page
     assert '"threads": 2' in page
@@ -171,20 +173,25 @@ def test_memory_of_a_report_does_not_grow_with_the_run():
 def test_many_classes_show_the_pairs_that_are_mistaken_most():
     confusion = [[0] * 300 for _ in range(300)]
     confusion[7][9], confusion[1][2] = 5, 4
-    page = render_report(RunNumbers(), run={}, recipe="", name="x", confusion=confusion, classes=["a"] * 8)
+    page = render_report(
+        RunNumbers(), run={}, recipe="", name="x", validation={"confusion": confusion, "classes": ["a"] * 8}
+    )
     assert len(page) < 40_000 and "<td>a</td><td>9</td><td>5</td>" in page
     assert "The 200 with the lowest F1 of 300." in page
 
 
 def test_class_names_stand_upright_so_that_ten_fit_on_a_page(run_dir):
     names = [f"a long class {i}" for i in range(10)]
-    page = write_report(run_dir, confusion=[[1] * 10 for _ in range(10)], classes=names).read_text()
+    found = {"confusion": [[1] * 10 for _ in range(10)], "classes": names}
+    page = write_report(run_dir, validation=found).read_text()
     assert page.count('<th class="class"><span>a long class') == 2 * 10  # as parts and as counts
     assert "writing-mode: vertical-rl" in page
 
 
 def test_each_class_has_its_figures_the_worst_first_and_the_matrix_both_forms(run_dir):
-    page = write_report(run_dir, confusion=[[8, 2], [0, 10]], classes=["coat", "bag <i>"]).read_text()
+    page = write_report(
+        run_dir, validation={"confusion": [[8, 2], [0, 10]], "classes": ["coat", "bag <i>"]}
+    ).read_text()
     by_class = page.split("By class")[1].split("Confusion matrix")[0]
     assert by_class.index("coat") < by_class.index("bag &lt;i&gt;")
     assert "<td>coat</td><td>10</td><td>100.00 %</td><td>80.00 %</td><td>88.89 %</td><td>bag &lt;i&gt;</td>" in by_class
@@ -195,7 +202,7 @@ def test_each_class_has_its_figures_the_worst_first_and_the_matrix_both_forms(ru
 
 def test_the_reliability_diagram_has_a_point_for_each_part_with_answers(run_dir):
     reliability = {"samples": [0, 4, 6], "right": [0, 1, 6], "confidence": [0.0, 0.5, 0.95]}
-    page = write_report(run_dir, reliability=reliability).read_text().split("Reliability</h2>")[1]
+    page = write_report(run_dir, validation={"reliability": reliability}).read_text().split("Reliability</h2>")[1]
     assert "Expected calibration error 13.00 %, in 3 parts." in page  # 0.4 * |0.25 - 0.5| + 0.6 * |1 - 0.95|
     (diagonal, answers) = lines_of(charts_of(page)[0])
     assert len(diagonal) == len(answers) == 2 and "33 to 67 %" in page

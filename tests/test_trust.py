@@ -185,7 +185,9 @@ PLACES = ("run.json", "LOCK", "checkpoints", "metrics.jsonl", "tensorboard", "mo
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
-@pytest.mark.parametrize("place", [*PLACES, "report.html", "tensorboard/events.out.tfevents.1.surefoot.000000"])
+@pytest.mark.parametrize(
+    "place", [*PLACES, "report.html", "validation.json", "tensorboard/events.out.tfevents.1.surefoot.000000"]
+)
 def test_a_place_in_a_run_that_leads_elsewhere_is_refused_before_anything_changes(run, capsys, place, kind):
     target, path = Path("target").absolute(), run / place
     if path.is_dir():

@@ -15,6 +15,7 @@ from .safe_tensors import BadFile
 PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64 * 2**20
+_SMALL, _LARGEST = 64, 160
 
 
 def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
@@ -29,6 +30,22 @@ def png(pixels: np.ndarray) -> bytes:
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def thumbnail(pixels: np.ndarray) -> bytes:
+    """A small picture of uint8 (H, W) or (H, W, 3): a PNG file, or where it is larger than 64 pixels a JPEG file.
+
+    Of at most 160 pixels a side.
+    """
+    from PIL import Image
+
+    if max(pixels.shape[:2]) <= _SMALL:
+        return png(pixels)
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_LARGEST, _LARGEST))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
     return file.getvalue()
 
 

@@ -17,7 +17,7 @@ from .command import RECIPE, _message, _recipe, reference, surefoot
 from .harness import FAST, TESTS, add
 
 PLACES = (
-    *("run.json", "LOCK", "metrics.jsonl", "recipe.yaml", "report.html"),
+    *("run.json", "LOCK", "metrics.jsonl", "recipe.yaml", "report.html", "validation.json"),
     *("checkpoints", "tensorboard", "model", "model/best"),
 )
 

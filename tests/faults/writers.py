@@ -33,6 +33,7 @@ WRITERS = {
     "model/best": ("model", "model/best*", "model/.best.*"),
     "model": ("model/*", ".model.*"),
     "report.html": ("report.html", ".report.html.*"),
+    "validation.json": ("validation.json", ".validation.json.*"),
     "run.json": ("run.json", ".run.json.*"),
     "recipe.yaml": ("recipe.yaml", ".recipe.yaml.*"),
     "records": ("metrics.jsonl",),

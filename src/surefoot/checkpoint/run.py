@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files, safe_tensors
 from ..errors import Problems, UsageError
 from ..text import typed
+from ..tracking.validation import FILE as VALIDATION
 from . import store
 from .store import CheckpointStatus
 
@@ -179,7 +180,7 @@ class RunDirectory:
 
 # What a run writes to, below its directory: places that are directories, and files.
 _FOLDERS = (CHECKPOINTS, "tensorboard", "model", "model/best")
-_FILES = (RUN, LOCK, JOURNAL, "recipe.yaml", "report.html")
+_FILES = (RUN, LOCK, JOURNAL, VALIDATION, "recipe.yaml", "report.html")
 
 
 def refuse_links(path: Path) -> None:

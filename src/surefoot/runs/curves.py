@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .. import safe_tensors
 from ..charts.thinning import Curve, Point
-from ..checkpoint import store
-from ..checkpoint.run import CHECKPOINTS, JOURNAL
+from ..checkpoint.run import JOURNAL
 from ..errors import UsageError
+from ..tracking.confusion import class_names
 from ..tracking.journal import metrics_of, run_records
+from ..tracking.validation import read_validation
 
 _MOST_METRICS = 60
-_MOST_CLASSES = 1000
 
 
 def epoch_curves(run: Path) -> dict[str, list[Point]]:
@@ -32,32 +29,7 @@ def epoch_curves(run: Path) -> dict[str, list[Point]]:
 
 
 def last_confusion(run: Path) -> tuple[list[str], list[list[int]]] | None:
-    """The classes and the confusion matrix (true classes as rows) of the last validation that a checkpoint holds."""
-    try:
-        newest = store.listed(run / CHECKPOINTS)[-1].path / store.STATE
-        state = safe_tensors.read_json(newest, max_bytes=store.MAX_STATE_BYTES, max_containers=2_000_000)
-        counts = state["objects"]["progress"]["confusion"]
-    except (UsageError, OSError, LookupError, TypeError):
-        return None
-    if not _is_matrix(counts):
-        return None
-    return _class_names(run, len(counts)), counts
-
-
-def _is_matrix(counts: Any) -> bool:
-    return (
-        isinstance(counts, list)
-        and 0 < len(counts) <= _MOST_CLASSES
-        and all(isinstance(row, list) and len(row) == len(counts) for row in counts)
-        and all(type(cell) is int and 0 <= cell < 2**53 for row in counts for cell in row)
-    )
-
-
-def _class_names(run: Path, number: int) -> list[str]:
-    try:
-        names: Sequence[Any] = safe_tensors.read_json(run / "model" / "model.json", max_bytes=1 << 22)["classes"]
-        if len(names) == number and all(isinstance(name, str) for name in names):
-            return [name[:80] for name in names]
-    except (UsageError, OSError, LookupError, TypeError):
-        pass
-    return [str(index) for index in range(number)]
+    """The classes and the confusion matrix (true classes as rows) of the last validation."""
+    found = read_validation(run)
+    counts, names = found.get("confusion"), found.get("classes") or []
+    return None if counts is None else (class_names(counts, names), counts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import files
 from ..checkpoint.run import CHECKPOINTS, JOURNAL, LOCK, RUN, Lock
 from ..errors import RunFailed, UsageError
+from ..tracking.validation import FILE as VALIDATION
 from .labels import LABELS
 from .record import RECIPE, Run, open_run
 from .search import in_order
@@ -27,6 +28,7 @@ PARTS = {
     "tensorboard",
     "model",
     "report.html",
+    VALIDATION,
     "started_from.txt",
     "trackers",
 }

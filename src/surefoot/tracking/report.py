@@ -19,6 +19,7 @@ from .journal import metrics_of, run_records
 from .page import html_table, page, section
 from .reliability import diagram
 from .run_numbers import RunNumbers
+from .validation import read_validation
 
 MOST_COURSES, MOST_COLUMNS, MOST_TEXT, MOST_MARKS = 12, 40, 200_000, 50
 
@@ -28,21 +29,19 @@ _MOST_BYTES = 16 * 1024 * 1024  # of run.json or recipe.yaml
 def write_report(
     run_dir: str | os.PathLike[str],
     *,
-    confusion: Sequence[Sequence[int]] | None = None,
-    classes: Sequence[str] = (),
-    reliability: Mapping[str, Sequence[Any]] | None = None,
+    validation: Mapping[str, Any] | None = None,
     brief: str = "",
 ) -> Path:
     """Write `run_dir`/report.html from what the directory holds, and return its path.
 
-    `confusion` (C, C) counts samples, with true classes as rows, and `classes` names them; `reliability` is counts by
-    confidence (`surefoot.metrics.reliability`), `brief` what of the recipe differs from its defaults. Only
-    metrics.jsonl has to be there; lines of it that are no records are named on the page. However long the run, this
-    takes little memory and gives a page of a few hundred kilobytes. Raises UsageError if the journal cannot be read,
-    RunFailed if the report cannot be written.
+    `validation` is what a validation found, by the names of `read_validation`, else it is read from the directory;
+    `brief` is what of the recipe differs from its defaults. Only metrics.jsonl has to be there; lines of it that are
+    no records are named on the page. However long the run, this takes little memory and gives a page of at most 2 MB.
+    Raises UsageError if the journal cannot be read, RunFailed if the report cannot be written.
     """
     run_dir = Path(run_dir)
     numbers = RunNumbers()
+    found = read_validation(run_dir, numbers.leave_out) if validation is None else validation
     for record in run_records(run_dir / "metrics.jsonl", numbers.leave_out):
         numbers.add(record)
     page = render_report(
@@ -50,9 +49,7 @@ def write_report(
         run=_json_of(run_dir / "run.json"),
         recipe=_text_of(run_dir / "recipe.yaml"),
         name=run_dir.resolve().name,
-        confusion=confusion,
-        classes=classes,
-        reliability=reliability,
+        validation=found,
         brief=brief,
     )
     path = run_dir / "report.html"
@@ -71,12 +68,12 @@ def render_report(
     run: Mapping[str, Any],
     recipe: str,
     name: str,
-    confusion: Sequence[Sequence[int]] | None = None,
-    classes: Sequence[str] = (),
-    reliability: Mapping[str, Sequence[Any]] | None = None,
+    validation: Mapping[str, Any] | None = None,
     brief: str = "",
 ) -> str:
     """The page itself; the same arguments give the same page."""
+    found = validation or {}
+    confusion, classes, reliability = found.get("confusion"), found.get("classes") or (), found.get("reliability")
     title = str(run.get("name") or name)
     resumes = _resumes(run)
     sections = [

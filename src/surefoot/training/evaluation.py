@@ -21,6 +21,7 @@ from ..limits import PRECISIONS
 from ..losses import accuracy_kind, apply, metric_options
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
+from ..metrics.hardest import Answers, Hardest
 from ..metrics.reliability import Reliability
 from ..modes import autocast, evaluating
 from ..reduction import take_from_first
@@ -38,13 +39,15 @@ class Evaluation:
     """What one pass over a data set gave: means over its `samples`, and who was taken for whom.
 
     `metrics` holds ``loss`` and what is measured beside it, as ``accuracy`` (0 to 1). `confusion` is (C, C) counts with
-    true classes as rows, or None; `reliability` is as `surefoot.metrics.reliability` has it, counted with it.
+    true classes as rows, or None; `reliability` is as `surefoot.metrics.reliability` has it, counted with it. `answers`
+    are those that were most wrong and least sure, as `surefoot.metrics.hardest` has them, where they were asked for.
     """
 
     metrics: dict[str, float]
     samples: int
     confusion: Tensor | None = None
     reliability: dict[str, list[Any]] | None = None
+    answers: Answers | None = None
 
     def _repr_html_(self) -> str:
         return evaluation_html(self.metrics, None if self.confusion is None else self.confusion.tolist())
@@ -61,15 +64,17 @@ def evaluate(
     confusion: int | None = None,
     between: Callable[[], None] | None = None,
     world: World | None = None,
+    hardest: int | None = None,
 ) -> Evaluation:
     """One pass over `data` without gradients, in evaluation mode; the model's mode is put back.
 
     `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``; a Loader is read from the start of its
     epoch and left where it was, what is none yet in batches of `batch_size` samples. `loss` and `metrics` are those of
     `fit`, `precision` is ``"float32"``, ``"bf16"`` or ``"fp16"``. `confusion` is the number of classes to count a
-    confusion matrix for. `between` is called between two batches, and may raise to stop. The ranks of a `world` have
-    whole batches by turns, with the buffers of rank 0's model: each gets the answer of one process, to the bit. Raises
-    Problems for arguments that cannot be.
+    confusion matrix for, `hardest` how many of the answers that are most wrong and least sure to keep. `between` is
+    called between two batches, and may raise to stop. The ranks of a `world` have whole batches by turns, with the
+    buffers of rank 0's model: each gets the answer of one process, to the bit. Raises Problems for arguments that
+    cannot be.
     """
     check = Arguments()
     check.instance("model", model, nn.Module, "the model itself")
@@ -77,10 +82,12 @@ def evaluate(
         check.function("loss", loss, "torch.nn.CrossEntropyLoss()")
     check.choice("precision", precision, PRECISIONS)
     confusion = check.whole("confusion", confusion, low=1, none=True)
+    hardest = check.whole("hardest", hardest, low=1, none=True)
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
     with contextlib.closing(evaluation_loader(data, batch_size, model)) as loader:
-        return evaluate_on(loader, model, as_objective(loss), metrics, precision, confusion, between, world)
+        loss = as_objective(loss)
+        return evaluate_on(loader, model, loss, metrics, precision, confusion, between, world, hardest or 0)
 
 
 def evaluate_on(
@@ -92,6 +99,7 @@ def evaluate_on(
     confusion: int | None = None,
     between: Callable[[], None] | None = None,
     world: World | None = None,
+    hardest: int = 0,
 ) -> Evaluation:
     """As `evaluate`, on a loader of the caller's own from `evaluation_loader`, whose workers stay for the next time."""
     options = metric_options(loss, metrics)
@@ -100,20 +108,24 @@ def evaluate_on(
     world = World.alone() if world is None else world
     running = RunningMetrics(**options, world=world)
     reliability = Reliability(options["ignore_index"]) if "confusion" in options else None
+    kept = Hardest(accuracy_kind(loss), options["ignore_index"], size=loader.batch_size, most=hardest)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     take_from_first(world, model.buffers())
     # not inference_mode: a module may cache a tensor here that training needs later
     with evaluating(model), torch.no_grad(), autocast(device, precision):
-        for batch, own in _batches_of(loader, world):
+        for turn, (batch, own) in enumerate(_batches_of(loader, world)):
             value = apply(loss, model, batch)
             running.add(*value[:3], batches.size(batch) if own else 0, value.weight, value.numbers)
             if own and reliability is not None:
                 reliability.add(value[1], value[2])
+            if own and hardest:
+                kept.add(value[1], value[2], turn * world.size + world.rank)
             if between is not None:
                 between()
     matrix = running.matrix() if "confusion" in options else None
     sure = None if reliability is None else reliability.result(world)
-    return Evaluation(running.result(), running.samples, matrix, sure)
+    answers = kept.result(world) if hardest else None
+    return Evaluation(running.result(), running.samples, matrix, sure, answers)
 
 
 def evaluation_loader(

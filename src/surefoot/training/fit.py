@@ -28,11 +28,13 @@ from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, result_html, write_report
 from ..tracking.trackers import Feeds
+from ..tracking.validation import MOST_CLASSES
 from ..world import World
 from .about import completed, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
 from .evaluation import evaluation_loader, training_loader
+from .last_validation import LastValidation
 from .loop import Loop
 from .objective import hidden_state
 from .options import RunOptions
@@ -45,8 +47,6 @@ from .unfreezing import Unfreezing
 RECORDS_AN_EPOCH = 50
 # What is taken for an epoch's steps where nobody knows them.
 STEPS_OF_A_STREAM = 1000
-# A confusion matrix of more classes (a vocabulary's) would take more room in each checkpoint than it is worth.
-MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,9 @@ def fit(
             if run_dir is not None
             else None
         )
+        last_validation = None
+        if run_dir is not None and val_loader is not None:
+            last_validation = LastValidation(run_dir, val_loader, about)
         loop = Loop(
             step=train_step,
             loader=loader,
@@ -296,6 +299,7 @@ def fit(
             classes=len(about.classes) if about.classes and len(about.classes) <= MOST_CLASSES else None,
             histograms=None if run_dir is None else run.histograms,
             save_best=save and (lambda best, values: world.first(lambda: save("model/best", best, values))),
+            last_validation=last_validation,
         )
         loop.run()
         if save is not None:
@@ -306,11 +310,7 @@ def fit(
             ended = checkpointer.conditions, state.step, state.wall_s()
             world.first(lambda: recorder.end(*ended))
             world.first(claim.done)
-            shown: dict[str, Any] = {
-                "confusion": state.confusion,
-                "reliability": state.reliability,
-            }
-            world.first(lambda: write_report(run_dir, classes=about.classes or (), **shown))
+            world.first(lambda: write_report(run_dir, brief=about.brief))
         return FitResult(
             epochs=state.epoch,
             steps=state.step,

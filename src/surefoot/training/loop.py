@@ -14,11 +14,13 @@ from ..checkpoint import Checkpointer, Every
 from ..data import Loader
 from ..errors import RunFailed
 from ..metrics import RunningMetrics
+from ..metrics.hardest import MOST
 from ..modes import set_mode
 from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
 from ..step import Batch, TrainStep
 from .evaluation import evaluate_on
+from .last_validation import LastValidation
 from .records import Recorder
 from .state import EarlyStopping, RunState
 from .unfreezing import Unfreezing
@@ -48,6 +50,7 @@ class Loop:
     save_best: Callable[[nn.Module, dict[str, float]], None] | None = None
     classes: int | None = None
     histograms: Every | None = None
+    last_validation: LastValidation | None = None
 
     def run(self) -> None:
         """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
@@ -144,10 +147,11 @@ class Loop:
                 confusion=self.classes,
                 between=lambda: self.stop_in_validation(before),
                 world=self.step.world,
+                hardest=MOST if self.last_validation is not None else 0,
             )
             self.record("epoch", "val", result.metrics)
-            self.state.confusion = None if result.confusion is None else result.confusion.tolist()
-            self.state.reliability = result.reliability
+            if (last := self.last_validation) is not None:
+                self.step.world.first(lambda: last.write(self.state.epoch, self.state.step, result))
             values |= {f"val/{name}": value for name, value in result.metrics.items()}
         self.state.last = values
         return values

@@ -88,9 +88,7 @@ class Best:
 class RunState:
     """Everything of a run's progress that is not in the model, optimizer, schedule or loader.
 
-    `rates` are those of each param group at the update that was recorded last, `last` the last epoch's metrics,
-    `confusion` the last validation's counts (true classes as rows) where there are classes, and `reliability` how sure
-    its answers were against how often they were right.
+    `rates` are those of each param group at the update that was recorded last, `last` the last epoch's metrics.
     `phase` is ``"train"`` within an epoch's updates and ``"validate"`` once they are done and recorded, so that a
     run stopped while validating begins that validation again.
     """
@@ -105,8 +103,6 @@ class RunState:
     patience_best: Best = field(default_factory=Best)
     last: dict[str, float] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
-    confusion: list[list[int]] | None = None
-    reliability: dict[str, list[Any]] | None = None
     wall_before: float = 0.0
     patience: int | None = None
     _started: float = field(default_factory=time.monotonic, repr=False)
@@ -128,8 +124,6 @@ class RunState:
             "patience_best": vars(self.patience_best).copy(),
             "last": dict(self.last),
             "rates": list(self.rates),
-            "confusion": self.confusion,
-            "reliability": self.reliability,
             "wall_s": self.wall_s(),
         }
 
@@ -147,7 +141,5 @@ class RunState:
         self.stopped_early = self.stopped_early and self.patience is not None and self.stale_epochs >= self.patience
         self.last = dict(state["last"])
         self.rates = list(state["rates"])
-        self.confusion = state["confusion"]
-        self.reliability = state.get("reliability")  # checkpoints of earlier versions lack it
         self.wall_before = state["wall_s"]
         self._started = time.monotonic()
