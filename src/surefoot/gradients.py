@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from . import torch_compat
 from .errors import UsageError
 from .nonfinite import NonFinite
-from .wrapping import named_parameters
+from .world import World
+from .wrapping import local, named_parameters
 
 
 def limit_gradients(
@@ -36,17 +39,33 @@ def limit_gradients(
         finite = torch_compat.all_finite(grads, scratch=True)
     if not finite:
         refuse_gradients(model, parameters)
-    if max_grad_norm is not None and norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    if clip_value is not None:
-        nn.utils.clip_grad_value_(parameters, clip_value)
+    clip(parameters, norm, max_grad_norm, clip_value)
     return norm
 
 
-def refuse_gradients(model: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """Raise NonFinite for the first gradient that is not finite; a norm may overflow though none is."""
+def clip(
+    parameters: Sequence[Tensor], norm: Tensor | None, max_grad_norm: float | None, clip_value: float | None
+) -> None:
+    """Limit the gradients, whose 2-norm is `norm`; of those in pieces, this rank's piece."""
+    holders: Any = parameters
+    if any(hasattr(p, "to_local") for p in parameters):  # torch's functions look at nothing but `grad`
+        holders = [SimpleNamespace(grad=local(p.grad)) for p in parameters if p.grad is not None]
+    if max_grad_norm is not None and norm is not None:
+        nn.utils.clip_grads_with_norm_(holders, max_grad_norm, norm)
+    if clip_value is not None:
+        nn.utils.clip_grad_value_(holders, clip_value)
+
+
+def refuse_gradients(model: nn.Module, parameters: Sequence[Tensor], world: World | None = None) -> None:
+    """Raise NonFinite for the first gradient that is not finite on any rank; a norm may overflow though none is."""
     names = {id(p): name for name, p in named_parameters(model)}
-    for parameter in parameters:
-        if parameter.grad is not None and not torch_compat.all_finite([parameter.grad]):
-            name = names.get(id(parameter), "a parameter outside the model")
-            raise NonFinite(f"the gradient of {name} is not finite", math.nan)
+    bad = (
+        place
+        for place, p in enumerate(parameters)
+        if p.grad is not None and not torch_compat.all_finite([local(p.grad)])
+    )
+    found = next(bad, None)
+    places = [place for place in ([found] if world is None else world.gather(found)) if place is not None]
+    if places:
+        name = names.get(id(parameters[min(places)]), "a parameter outside the model")
+        raise NonFinite(f"the gradient of {name} is not finite", math.nan)

@@ -10,6 +10,7 @@ from . import torch_compat
 from .copying import copied
 from .errors import UsageError
 from .untouched import is_lazy
+from .wrapping import local
 
 
 class MovingAverage(AveragedModel):
@@ -59,7 +60,7 @@ class MovingAverage(AveragedModel):
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    return [local(tensor) for tensor in (*model.parameters(), *model.buffers())]
 
 
 def _followed(model: nn.Module) -> nn.Module:

@@ -6,7 +6,8 @@ from torch import nn
 
 from . import torch_compat
 from .untouched import is_lazy
-from .wrapping import named_parameters
+from .world import World
+from .wrapping import local, named_parameters, shared_out
 
 
 class NonFinite(ArithmeticError):
@@ -25,7 +26,9 @@ class NonFinite(ArithmeticError):
         return cls(f"the loss is {value}", value, micro_batch)
 
 
-def first_not_finite(model: nn.Module) -> str | None:
-    """The name of a trained parameter that is NaN or infinite, or None."""
+def first_not_finite(model: nn.Module, world: World | None = None) -> str | None:
+    """The name of a trained parameter that is NaN or infinite, or None; with its `world`, of a model in pieces too."""
     trained = ((name, p) for name, p in named_parameters(model) if p.requires_grad and not is_lazy(p))
-    return next((name for name, p in trained if not torch_compat.all_finite([p.detach()])), None)
+    found = next((name for name, p in trained if not torch_compat.all_finite([local(p.detach())])), None)
+    everywhere = [found] if world is None or not shared_out(model) else world.gather(found)
+    return next((name for name in everywhere if name is not None), None)

@@ -57,10 +57,9 @@ class Reduction:
         if self._by_ddp and self._reached and not self._wrapped:
             self._ddp, self._wrapped = self._as_ddp(), trained
 
-    @property
-    def called(self) -> nn.Module:
-        """What the last micro-batch is given to."""
-        return self.model if self._ddp is None else self._ddp
+    def called(self, *, last: bool) -> nn.Module:
+        """What the next micro-batch is given to, which may be the last of the update."""
+        return self._ddp if last and self._ddp is not None else self.model
 
     def poison(self) -> None:
         """Make the sum NaN on every rank: a loss of this rank is not finite, and all must know."""
@@ -93,7 +92,10 @@ class Reduction:
                 "forward pass leaves parameters out, give the model as DistributedDataParallel(model, "
                 "find_unused_parameters=True)"
             )
-        rest = [p for p in parameters if p not in self._done]
+        self.add_held([p for p in parameters if p not in self._done])
+
+    def add_held(self, rest: Sequence[Tensor]) -> None:
+        """Add to the gradients of these parameters those held, and those of all ranks."""
         for parameter in rest:
             grad = parameter.grad
             for _, held in reversed(self._stack):

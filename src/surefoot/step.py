@@ -22,10 +22,11 @@ from .modes import autocast
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
 from .reduction import FirstBuffers, Reduction, take_from_first
+from .sharding import ShardedReduction, limit_pieces, shard
 from .step_result import StepResult, of_parts, result_of, together
 from .untouched import Buffers, put_back_on
 from .world import World
-from .wrapping import replicating
+from .wrapping import replicating, shared_out
 
 Batch = tuple[Any, ...]
 
@@ -102,11 +103,14 @@ class TrainStep:
         self.options = options = options if options is not None else StepOptions()
         if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
-        if self.world.size > 1 and (kind := replicating(model)) not in (None, "DistributedDataParallel"):
+        sharded = bool(shared_out(model))
+        kind = None if sharded else replicating(model)
+        if self.world.size > 1 and kind not in (None, "DistributedDataParallel"):
             raise UsageError(f"model: a {kind} cannot be trained by several processes here; give the model by itself")
         for part in (model, loss):
             if isinstance(part, nn.Module):  # as DDP does: what each rank has made at random must be one model
-                take_from_first(self.world, [*part.parameters(), *part.buffers()])
+                parameters = [] if sharded and part is model else part.parameters()
+                take_from_first(self.world, [*parameters, *part.buffers()])
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
         self.scaler = GradScaler(self.device.type) if options.precision == "fp16" else None
@@ -114,11 +118,24 @@ class TrainStep:
         self._scale: float | None = None  # the scaler's, where it was read already
         self.backend: Callable[[Sequence[Batch]], StepResult] | None = None
         self._buffers = Buffers(model, loss)
-        called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
-        self._reduction = Reduction(self.world, model, called_once=called_once)
+        self._called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
+        reduction = ShardedReduction if sharded else Reduction
+        self._reduction = reduction(self.world, model, called_once=self._called_once)
         # Of updates whose micro-batches are given as such; how many batches make one.
         self._seed, self._updates, self._batches = seed, 0, 1
         self._refused: list[tuple[int, float]] = []
+
+    def shard(self) -> None:
+        """Put the model, its moving average and what the optimizer has of them under FSDP2, over all ranks.
+
+        Raises UsageError for what cannot be, and for what is under FSDP2 already nothing is done.
+        """
+        if shared_out(self.model):
+            return
+        shard(self.model, self.optimizer)
+        if self.ema is not None:
+            shard(self.ema.module)
+        self._reduction = ShardedReduction(self.world, self.model, called_once=self._called_once)
 
     def __call__(self, micro_batches: Sequence[Any]) -> StepResult:
         if isinstance(micro_batches[0], MicroBatches):
@@ -209,9 +226,7 @@ class TrainStep:
             if place and place % self._batches == 0:
                 buffers.next_rows()
             with rng.seeded(rng.fold(self._seed, self._updates, number), self.device):
-                value = self.forward(
-                    batch, share, number % self._batches, reduction.called if last else reduction.model
-                )
+                value = self.forward(batch, share, number % self._batches, reduction.called(last=last))
                 if not (value.weight is not None and share and not value.weight):
                     loss = value.loss if self.scaler is None else self.scaler.scale(value.loss)
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -245,10 +260,11 @@ class TrainStep:
         looks = self.checks and self.scaler is None  # the scaler looks itself, and skips
         if not looks and not self.options.clips:
             return None
+        limits = self.options.max_grad_norm, self.options.clip_value
         try:
-            return limit_gradients(
-                self.model, self.trained(), self.options.max_grad_norm, self.options.clip_value, looks
-            )
+            if isinstance(self._reduction, ShardedReduction):
+                return limit_pieces(self.world, self.model, self.trained(), *limits, looks)
+            return limit_gradients(self.model, self.trained(), *limits, looks)
         except NonFinite:
             self._agree_on_losses()
             raise

@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -177,6 +177,43 @@ def as_ddp(model: torch.nn.Module, group: Any) -> torch.nn.parallel.DistributedD
     leave = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     shared: torch.nn.parallel.DistributedDataParallel = ddp(model, process_group=group, **leave)
     return shared
+
+
+def _fsdp_groups(part: Any) -> list[Any]:
+    """What FSDP2 knows of the parameters of one of its modules, those of modules within under FSDP2 left out."""
+    state = part._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one in earlier versions
+    return [group for group in ([state._fsdp_param_group] if groups is None else groups) if group is not None]
+
+
+def fsdp_whole(part: Any) -> list[tuple[Tensor, Tensor]]:
+    """Each parameter of a module under FSDP2, and the whole one that stands in its place in forward and backward.
+
+    The module must have been unsharded once.
+    """
+    return [(p.sharded_param, p.unsharded_param) for group in _fsdp_groups(part) for p in group.fsdp_params]
+
+
+@contextlib.contextmanager
+def kept_whole(part: Any) -> Iterator[None]:
+    """Within it a module under FSDP2 that is whole stays so after a forward pass and under `state_dict()`."""
+    groups = _fsdp_groups(part)
+    before = [group.post_forward_mesh_info for group in groups]
+    for group in groups:
+        group.post_forward_mesh_info = None
+        group._to_sharded = lambda: None
+    try:
+        yield
+    finally:
+        for group, info in zip(groups, before, strict=True):
+            group.post_forward_mesh_info = info
+            del group._to_sharded
+            for p in group.fsdp_params:
+                # An array was made of it (`numpy()`, as for saving), which may be in use still: it gets new memory.
+                if len(p.all_gather_outputs) == 1 and not p.all_gather_outputs[0].untyped_storage().resizable():
+                    fresh = torch.empty_like(p.all_gather_outputs[0])
+                    p.all_gather_outputs = [fresh]
+                    p.unsharded_param.data = fresh.as_strided(p.unsharded_param.shape, p.unsharded_param.stride())
 
 
 def default_store() -> Any:

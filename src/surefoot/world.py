@@ -145,6 +145,14 @@ class World:
         """The sum over ranks as a new tensor, added in pairs of neighbours: the same bits on every rank."""
         return _added_in_pairs(self.gathered(tensor))
 
+    def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
+        """What all ranks have for this one, in rank order: `sizes` numbers of a tensor go to each, `theirs` come."""
+        return tensor
+
+    def sum_of_parts(self, tensor: Tensor) -> Tensor:
+        """Of a flat tensor with as many numbers for each rank: this rank's part of `sum`, which is not made whole."""
+        return tensor
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` for a loop of one's own: in DistributedDataParallel, whose gradients are the mean over ranks.
 
@@ -262,11 +270,20 @@ class _Ranks(World):
         each = -(-tensor.numel() // self.size)
         whole = tensor.new_zeros(each * self.size)
         whole[: tensor.numel()] = tensor.detach().reshape(-1)
-        parts = torch.empty_like(whole)
+        own = self.sum_of_parts(whole)
         with self._reaching():
-            dist.all_to_all_single(parts, whole, group=self.group)
-            gather_single()(whole, _added_in_pairs(list(torch.split(parts, each))), group=self.group)
+            gather_single()(whole, own, group=self.group)
         return whole[: tensor.numel()].view(tensor.shape)
+
+    def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
+        parts = tensor.new_empty(sum(theirs))
+        with self._reaching():
+            dist.all_to_all_single(parts, tensor, list(theirs), list(sizes), group=self.group)
+        return parts
+
+    def sum_of_parts(self, tensor: Tensor) -> Tensor:
+        each = [tensor.numel() // self.size] * self.size
+        return _added_in_pairs(list(torch.split(self.exchanged(tensor, each, each), each)))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         wrapped = nn.parallel.DistributedDataParallel(model)

@@ -1,13 +1,15 @@
-"""What wraps a module without being part of it: torch.compile, DataParallel, DistributedDataParallel."""
+"""What wraps a module without being part of it: torch.compile, DataParallel, DistributedDataParallel, FSDP2."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed.fsdp import FSDPModule
 
 
 def wrapped(module: nn.Module) -> str | None:
@@ -45,6 +47,51 @@ def replicating(module: nn.Module) -> str | None:
 
     kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel, FSDPModule, FullyShardedDataParallel)
     return next((type(part).__name__ for part in module.modules() if isinstance(part, kinds)), None)
+
+
+def shared_out(module: nn.Module) -> list[FSDPModule]:
+    """The parts of `module` that FSDP2 (`fully_shard`) keeps in pieces, one on each rank; the whole of it first."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's piece of a tensor that is spread over ranks (a DTensor), in the same memory; any other as it is."""
+    to_local = getattr(tensor.detach(), "to_local", None)
+    piece: torch.Tensor = tensor if to_local is None else to_local()
+    return piece
+
+
+@contextlib.contextmanager
+def own_classes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it modules under FSDP2 have the class that the user wrote; torch gives them one of its own."""
+    parts = {part: type(part) for module in modules for part in shared_out(module)}
+    for part, kind in parts.items():
+        part.__class__ = kind.__mro__[2]
+    try:
+        yield
+    finally:
+        for part, kind in parts.items():
+            part.__class__ = kind
+
+
+@contextlib.contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """Within it `module` is whole on every rank, as if it had never been under FSDP2; for calls and for saving.
+
+    All ranks enter and leave it together; within it none of them waits for another.
+    """
+    from . import torch_compat
+
+    parts = shared_out(module)
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.reshard)
+            part.unshard()
+            stack.enter_context(torch_compat.kept_whole(part))
+        stack.enter_context(own_classes([module]))
+        yield
 
 
 def class_path(module: nn.Module) -> str:

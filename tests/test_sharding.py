@@ -1,0 +1,109 @@
+"""FSDP2: an update of a model in pieces has the bits of one process; what cannot be is said before anything is done."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import run_ranks
+from test_step_ranks import CASES, Run, digest
+from torch import nn
+
+from surefoot.errors import UsageError
+from surefoot.sharding import blocks, shard
+from surefoot.world import World
+from surefoot.wrapping import whole
+
+STEPS = 6
+SHARDED = [case for case in CASES if case != "L-BFGS"]
+
+
+def gathered(state):
+    return torch.utils._pytree.tree_map(
+        lambda leaf: leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf, state
+    )
+
+
+def trained(world, parts, case):
+    run = Run(world, case, parts)
+    if world.size > 1:
+        run.step.shard()
+    run.train(STEPS, late=3)
+    loss = run.step.loss.state_dict() if isinstance(run.step.loss, nn.Module) else {}
+    average = [] if run.step.ema is None else [gathered(run.step.ema.module.state_dict())]
+    with whole(run.model):
+        assert type(run.model).__name__ == "Net" and all(type(p) is nn.Parameter for p in run.model.parameters())
+        model = digest(run.model.state_dict())
+    return model, digest(gathered(run.optimizer.state_dict()["state"]), loss, *average)
+
+
+def all_trained(world, plan):
+    torch.set_num_threads(1)
+    return {(case, parts): trained(world, parts, case) for case, parts in plan}
+
+
+def test_an_update_of_a_model_in_pieces_has_the_bits_of_one_process():
+    plan = [(case, 4) for case in SHARDED] + [("AdamW", 3), ("AdamW", 6), ("SGD, accumulated", 8)]
+    alone = all_trained(World.alone(), plan)
+    for size in (2, 3, 4):
+        own = [(case, parts) for case, parts in plan if parts % size == 0 and parts // size in (1, 2, 4)]
+        for rank in run_ranks(size, all_trained, own):
+            for key, value in rank.items():
+                assert value == alone[key], (size, key)
+
+
+class Leaves(nn.Module):
+    """Reaches its second layer with some batches only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.late, self.drop = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3), nn.Dropout(0)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.late(self.second(self.first(x)) if self.calls < 3 else self.first(x))
+
+
+def leaves_out(world):
+    CASES["leaves out"] = (Leaves, *CASES["AdamW"][1:])
+    run = Run(world, "leaves out", 2)
+    run.step.shard()
+    with pytest.raises(UsageError) as caught:
+        run.train(STEPS, late=99)
+    return str(caught.value)
+
+
+def test_a_parameter_that_a_batch_leaves_out_is_named():
+    for rank, told in enumerate(run_ranks(2, leaves_out)):
+        assert told.startswith(f"this batch reaches no second.weight on rank {rank}, and FSDP2 adds"), told
+
+
+class Scaled(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "message"),
+    [
+        (Scaled, torch.optim.SGD, "scale is a number without dimension"),
+        (lambda: nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last), torch.optim.SGD, "weight does not lie"),
+        (lambda: nn.Embedding(3, 2, sparse=True), torch.optim.SGD, "has sparse gradients"),
+        (lambda: nn.Linear(2, 2), torch.optim.LBFGS, "LBFGS needs whole parameters"),
+        (lambda: nn.Linear(2, 2), lambda p: torch.optim.SGD(p, fused=True), "no fused SGD for parameters in pieces"),
+    ],
+)
+def test_what_cannot_be_kept_in_pieces_is_refused(model, optimizer, message):
+    model = model()
+    with pytest.raises(UsageError, match=f"parallel: fsdp2 cannot be used: .*{message}"):
+        shard(model, optimizer(model.parameters()))
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+
+
+def test_blocks_are_the_repeated_members_of_lists_that_share_nothing_with_what_is_outside():
+    layers = nn.ModuleList([nn.TransformerEncoderLayer(8, 2) for _ in range(3)])
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 8), "layers": layers, "head": nn.Sequential(nn.Linear(8, 5))})
+    assert blocks(model) == list(layers)
+    layers[1].linear2.bias = layers[0].norm1.bias  # now these two share a parameter
+    assert blocks(model) == [layers[2]]
