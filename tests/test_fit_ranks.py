@@ -36,6 +36,7 @@ def _fit(
     micro_batches=None,
     allow=(),
     parallel="ddp",
+    patience=50,
     **options,
 ):
     """One run; `do` is called with the rank before update number `at`, or in the first validation."""
@@ -52,7 +53,7 @@ def _fit(
         execution="plain",
         tensorboard=False,
         checkpoints=surefoot.Checkpoints(every="2 steps", keep_best="val/loss"),
-        early_stopping=surefoot.EarlyStopping(patience=50),
+        early_stopping=surefoot.EarlyStopping(patience=patience),
     )
     made["run"] = run_options
     result = surefoot.fit(**made, epochs=epochs, run_dir=run, resume=resume)

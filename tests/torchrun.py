@@ -11,33 +11,71 @@ import subprocess
 import sys
 from pathlib import Path
 
-# HARM is "rank call what": at that call of the loss in that rank's first attempt.
+# HARM is "rank call what [where]": at that call of the loss, or fsync of a save, in that rank's first attempt. In the
+# folder TIMES are noted the seconds at which that was, and at which each attempt's first update was made.
 LOSS = """
-import os, signal
+import os, signal, time
 import torch
+from surefoot import files
+from surefoot.step import TrainStep
 
-calls = 0
+rank, call, what, where = (os.environ.get("HARM", "0 0 none").split() + ["loss"])[:4]
+attempt, me = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "RANK"))
+calls, agent = 0, os.getppid()
+
+def note(name):
+    if "TIMES" in os.environ:
+        with open(os.path.join(os.environ["TIMES"], name), "x") as file:
+            file.write(str(time.time()))
 
 def loss(outputs, targets):
-    global calls
-    calls += 1
-    rank, call, what = os.environ.get("HARM", "0 0 none").split()
-    first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if first and calls == int(call) and os.environ.get("RANK", "0") == rank:
-        if what == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if what == "raise":
-            raise KeyError("a column")
-        if what == "term_one":
-            os.kill(os.getpid(), signal.SIGTERM)
-        if what in ("term_agent", "term_all"):
-            os.kill(os.getppid(), signal.SIGTERM)
-        if what == "term_all":  # as a scheduler does: the agent sends them one more
-            for pid in open(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read().split():
-                os.kill(int(pid), signal.SIGTERM)
+    count("loss")
     return torch.nn.functional.cross_entropy(outputs, targets)
+
+def count(here):
+    global calls
+    calls += here == where
+    if attempt == "0" and me == rank and here == where and calls == int(call):
+        note("harmed")
+        harm()
+
+def harm():
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "raise":
+        raise KeyError("a column")
+    if what == "late":
+        time.sleep(2)
+    if what == "term_one":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if what in ("term_agent", "term_agent_twice", "term_all"):
+        os.kill(agent, signal.SIGTERM)
+    if what == "term_agent_twice":
+        os.kill(agent, signal.SIGTERM)
+    if what == "term_all":  # as a scheduler does: the agent sends them one more
+        for pid in open(f"/proc/{agent}/task/{agent}/children").read().split():
+            os.kill(int(pid), signal.SIGTERM)
+
+class Harmful(files.System):
+    def fsync(self, descriptor):
+        count("save")
+        return files.durable_fsync(descriptor)
+
+if where == "save":
+    files.system = Harmful()
+if "TIMES" in os.environ:
+    update = TrainStep.__call__
+
+    def noted(self, parts):
+        result = update(self, parts)
+        TrainStep.__call__ = update
+        if me == "0":
+            note(f"attempt-{attempt}")
+        return result
+
+    TrainStep.__call__ = noted
 """
 RECIPE = """
 epochs: 3
@@ -53,11 +91,11 @@ metrics: []
 """
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, epochs: int = 3) -> Path:
     """The recipe and its loss in `folder`; returns the recipe."""
     (folder / "harmful.py").write_text(LOSS)
     recipe = folder / "r.yaml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE.replace("epochs: 3", f"epochs: {epochs}"))
     return recipe
 
 
@@ -66,7 +104,7 @@ def launch(folder: Path, *words: str, ranks: int = 2, restarts: int = 0, harm: s
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["--log-dir", str(folder / "torchrun")]  # else its own files stay in the temporary directory
     command += ["--max-restarts", str(restarts), "-m", "surefoot", *words]
-    environment = os.environ | ({"HARM": harm} if harm else {})
+    environment = os.environ | ({"HARM": harm} if harm else {}) | {"TIMES": str(folder)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams)
 
@@ -80,6 +118,13 @@ def finished(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str]
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return process.returncode, output
+
+
+def since(folder: Path, name: str, begun: float | None = None) -> float | None:
+    """The seconds from `begun`, or from the harm, to what a run has noted by that name; None where it has not."""
+    if not (folder / name).exists():
+        return None
+    return float((folder / name).read_text()) - (float((folder / "harmed").read_text()) if begun is None else begun)
 
 
 def left(run: Path) -> list[str]:
