@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import other_trainers
+import real_services
 
 ROOT = Path(__file__).resolve().parents[1]
 # Without what they depend on where that would replace torch.
@@ -47,27 +48,30 @@ def main(arguments: list[str] | None = None) -> int:
     default = Path(home) / "surefoot" / "real"
     parser.add_argument("--env", type=Path, default=default, metavar="DIR", help=f"its environment ({default})")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="only cases whose names hold one of these")
     options = parser.parse_args(arguments)
     if options.inside:
-        return train_all()
+        return train_all(options.cases)
     python = options.env / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(options.env)], check=True)
     constraints = str(ROOT / "constraints.txt")
-    packages, alone = [*PACKAGES, *other_trainers.PACKAGES], [*ALONE, *other_trainers.ALONE]
+    packages, alone = [*PACKAGES, *real_services.PACKAGES, *other_trainers.PACKAGES], [*ALONE, *other_trainers.ALONE]
     for what in (["torch", "-c", constraints], packages, ["--no-deps", *alone]):
         subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([str(python), __file__, "--inside"], env=environment).returncode
+    return subprocess.run([str(python), __file__, "--inside", *options.cases], env=environment).returncode
 
 
-def train_all() -> int:
-    """Every case here, in this environment."""
+def train_all(only: list[str]) -> int:
+    """Every case here, or `only` those whose names hold one of these, in this environment."""
     warnings.simplefilter("ignore")
     import real_models
 
     wrong = 0
-    for case in [*CASES, *real_models.CASES, other_trainers.other_trainers]:
+    for case in [*CASES, *real_models.CASES, *real_services.CASES, other_trainers.other_trainers]:
+        if only and not any(word in case.__name__ for word in only):
+            continue
         try:
             print(f"{case.__name__:25} {case()}", flush=True)
         except Exception as error:

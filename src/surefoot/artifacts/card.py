@@ -44,6 +44,7 @@ def model_card(
     front = [
         "---",
         "library_name: surefoot",
+        *(["pipeline_tag: image-classification"] if _classifies_pictures(info) else []),
         "tags:",
         "- pytorch",
         "- surefoot",
@@ -143,7 +144,7 @@ def _results(info: ModelInfo) -> list[str]:
 def _model_index(title: str, info: ModelInfo) -> list[str]:
     """The hub's results table wants a task, and a type and a finite value for each metric."""
     finite = {k: v for k, v in info.metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-    if not finite or not info.classes or not takes_pictures(info):
+    if not finite or not _classifies_pictures(info):
         return []
     lines = ["model-index:", f"- name: {json.dumps(title)}", "  results:", "  - task:"]
     lines += ["      type: image-classification", "    dataset:"]
@@ -153,6 +154,10 @@ def _model_index(title: str, info: ModelInfo) -> list[str]:
         kind = name.rpartition("/")[2]
         lines += [f"    - type: {json.dumps(kind)}", f"      name: {json.dumps(name)}", f"      value: {value!r}"]
     return lines
+
+
+def _classifies_pictures(info: ModelInfo) -> bool:
+    return bool(info.classes) and takes_pictures(info)
 
 
 def _line(text: str) -> str:

@@ -33,6 +33,7 @@ VERBS = {
     "predict": ("predict", "classify images with a saved model"),
     "export": ("export", "write a model as .safetensors, .pth, .pt2 or .onnx"),
     "import": ("import_", "take in weights made elsewhere"),
+    "push": ("push", "write a model as the Hugging Face hub takes it, and publish it"),
     "runs": ("runs", "list runs, search, label, remove them"),
     "compare": ("compare", "compare runs: what differs, which is better"),
     "sweep": ("sweep", "search over settings of a recipe"),
