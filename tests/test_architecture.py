@@ -22,8 +22,8 @@ FLOORS = (
     {"version", "errors", "text", "lazy", "annotations", "torch_compat"},
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts", "world"},
     {"generators"},
-    {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying"},
-    {"batches", "nonfinite", "micro_batches"},
+    {"safe_tensors", "limits", "trust", "untouched", "arguments", "monitor", "modes", "copying", "scaler"},
+    {"batches", "nonfinite", "micro_batches", "step_options"},
     {"gradients", "metrics", "reduction"},
     {
         "losses",
@@ -37,6 +37,7 @@ FLOORS = (
         "sharding",
     },
     {"data", "artifacts", "tracking", "step_result"},
+    {"divided"},
     {"step"},
     {"execution", "checkpoint"},
     {"training"},

@@ -17,14 +17,22 @@ PARTS, N, CLASSES = 12, 22, 4
 
 
 class Counting:
-    """A world that counts how often it is asked."""
+    """A world that counts how often it is asked, and waited for."""
+
+    size = 2
 
     def __init__(self, world):
-        self.world, self.asked = world, 0
+        self.world, self.asked, self.awaited = world, 0, 0
 
-    def sum(self, tensor):
+    def begin_sum(self, tensor):
         self.asked += 1
-        return self.world.sum(tensor)
+        answer = self.world.begin_sum(tensor)
+
+        def wait():
+            self.awaited += 1
+            return answer()
+
+        return wait
 
 
 def targets(lopsided=True):
@@ -123,3 +131,14 @@ def test_any_number_of_ranks_has_the_bits_of_one_process(size, alone):
             steps = [rank[case][place] for rank in ranks]
             assert repr(sum((own for own, _ in steps), [])) == repr(values), case
             assert {times for _, times in steps} == {asked}, case
+
+
+def test_ranks_wait_for_one_another_after_their_forward_passes_and_once():
+    """The exchange goes on meanwhile: a rank that is a little late keeps no other from computing."""
+    loss, loader, world = nn.CrossEntropyLoss(), Loader((torch.zeros(8, 4), torch.arange(8) % 4), 8), Counting(World())
+    loader.divide(2)
+    (micro_batches,) = loader
+    waited = []
+    for batch, share in zip(micro_batches, shares(loss, micro_batches, world), strict=True):
+        losses.apply(loss, lambda x: waited.append(world.awaited) or x, batch, share)
+    assert (world.asked, waited, world.awaited) == (1, [0, 1], 1)

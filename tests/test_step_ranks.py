@@ -210,8 +210,8 @@ def wrapped_by_hand(world, parts):
         "compiled": lambda model: torch.compile(ddp(model), backend="eager"),
     }
     runs = {name: Run(world, "AdamW", parts, wrap).train(4, late=99) for name, wrap in ways.items()}
-    assert runs["ddp"].step._reduction.called(last=True) is runs["ddp"].step.model
-    assert runs["compiled"].step._reduction.called(last=True) is runs["compiled"].step.model
+    assert runs["ddp"].step.divided.reduction.called(last=True) is runs["ddp"].step.model
+    assert runs["compiled"].step.divided.reduction.called(last=True) is runs["compiled"].step.model
     return {name: run.digest() for name, run in runs.items()}
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from surefoot.execution.eager import EagerStep
 from surefoot.losses.scoring import metric_options
 from surefoot.metrics import RunningMetrics
+from surefoot.scaler import Scaler
 from surefoot.step import StepOptions, TrainStep
 
 
@@ -81,7 +82,7 @@ def test_fp16_reads_one_number_a_step(fused):
         StepOptions(precision="fp16"),
     )
     step.checks = False  # as on a GPU
-    step.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    step.scaler = Scaler("cpu", init_scale=4.0)
     trained(1, step, "cpu")
     with Reads() as reads:
         trained(5, step, "cpu")

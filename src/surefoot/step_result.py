@@ -84,7 +84,7 @@ def of_parts(
     loss, samples = torch.stack([value.loss.detach() for value in values]).sum(), micro_batches.samples
     weights = [value.weight if rows else 0 for value, rows in zip(values, micro_batches.rows, strict=True)]
     if values[0].weight is not None:
-        factor = _over(samples, averaging.of_all_ranks(weights, micro_batches, world).sum())
+        factor = _over(samples, averaging.of_all_ranks(weights, micro_batches, world)().sum())
         loss = loss * factor.to(loss)
         for parameter in parameters:
             if parameter.grad is not None:

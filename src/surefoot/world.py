@@ -153,6 +153,10 @@ class World:
         """Of a flat tensor with as many numbers for each rank: this rank's part of `sum`, which is not made whole."""
         return tensor
 
+    def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to add what is small and on all ranks; what is returned gives the sum, and waits for it."""
+        return lambda: tensor
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` for a loop of one's own: in DistributedDataParallel, whose gradients are the mean over ranks.
 
@@ -257,11 +261,25 @@ class _Ranks(World):
         return answer
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
+        return self._begin_gathering(tensor)()
+
+    def _begin_gathering(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
         tensor = tensor.detach().contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         with self._reaching():
-            dist.all_gather(parts, tensor, group=self.group)
-        return parts
+            work = dist.all_gather(parts, tensor, group=self.group, async_op=True)
+
+        def gathered() -> list[Tensor]:
+            assert work is not None
+            with self._reaching():
+                work.wait()
+            return parts
+
+        return gathered
+
+    def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        gathered = self._begin_gathering(tensor)
+        return lambda: _added_in_pairs(gathered())
 
     def sum(self, tensor: Tensor) -> Tensor:
         if tensor.numel() < _SMALL_SUM:

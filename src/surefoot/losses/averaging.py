@@ -7,7 +7,8 @@ loss of one large batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,10 +126,10 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
 def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None) -> list[Any]:
     """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
 
-    Known before any forward pass, from the targets alone. One entry per micro-batch, for `conventions.apply(...,
-    share=...)`: None (one micro-batch, or a summed loss), a number, a tensor of one number, or a tuple
-    (a `WeightedSum`, whose parts may divide by different things). Of MicroBatches "all of them" are those of all ranks
-    of the `world`; it is asked only where shapes do not tell what they hold, and what stands in counts 0.
+    From the targets alone. One entry per micro-batch, for `conventions.apply(..., share=...)`: None (one micro-batch,
+    or a summed loss), a number, a tensor of one number, or a tuple (a `WeightedSum`, whose parts may divide by
+    different things). Of MicroBatches "all of them" are those of all ranks of the `world`, and what stands in counts 0.
+    The world is asked only where shapes do not tell what they hold; a share is then a function, which waits for it.
 
     >>> x = torch.arange(6.)
     >>> shares(torch.nn.MSELoss(), [(x[:4], x[:4]), (x[4:], x[4:])])
@@ -151,25 +152,34 @@ def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None) 
     weights = [_weight_of_batch(loss, batch) if n else 0 for n, batch in zip(rows, micro_batches, strict=True)]
     if isinstance(micro_batches, MicroBatches):
         each = _weight_of_batch(loss, micro_batches[0])
-        if micro_batches.alike and not isinstance(each, Tensor):
-            total: Any = each // batches.size(micro_batches[0]) * samples
-        else:
-            total = sum(of_all_ranks(weights, micro_batches, world).unbind())
+        if not micro_batches.alike or isinstance(each, Tensor):
+            exchanged = of_all_ranks(weights, micro_batches, world)
+            of_all = functools.cache(lambda: sum(exchanged().unbind()))
+            # Asked for when a loss is weighed: the ranks need not meet before their forward passes.
+            return [functools.partial(_share, weight, of_all) for weight in weights]
+        total: Any = each // batches.size(micro_batches[0]) * samples
     else:
         total = sum(weights)
-    return [(w.double() if isinstance(w, Tensor) else w) / total for w in weights]
+    return [_share(weight, lambda: total) for weight in weights]
 
 
-def of_all_ranks(values: Sequence[float | Tensor], micro_batches: MicroBatches, world: World | None) -> Tensor:
+def _share(weight: float | Tensor, total: Callable[[], Any]) -> Any:
+    return (weight.double() if isinstance(weight, Tensor) else weight) / total()
+
+
+def of_all_ranks(
+    values: Sequence[float | Tensor], micro_batches: MicroBatches, world: World | None
+) -> Callable[[], Tensor]:
     """One number of each micro-batch, of those of all ranks in their order: float64 (parts,), where the numbers are.
 
-    The same on every rank to the bit, and whatever the number of ranks.
+    The same on every rank to the bit, and whatever the number of ranks. It is exchanged from now on; what is returned
+    gives it.
     """
     device = next((value.device for value in values if isinstance(value, Tensor)), None)
     numbers = torch.zeros(micro_batches.parts, dtype=torch.float64, device=device)
     for place, value in zip(micro_batches.numbers, values, strict=True):
         numbers[place] = value
-    return numbers if world is None else world.sum(numbers)
+    return (World.alone() if world is None else world).begin_sum(numbers)
 
 
 def _weighs_targets(loss: Any, batch: Any) -> bool:

@@ -235,8 +235,9 @@ def value_of(loss: Any, outputs: Any, targets: Any) -> Tensor:
     return scalar(convention_of(loss).value(loss, outputs, targets), loss)
 
 
-def weighed(value: Tensor, share: float | Tensor | None) -> Tensor:
-    """A micro-batch's loss times its share."""
+def weighed(value: Tensor, share: Any) -> Tensor:
+    """A micro-batch's loss times its share: a number, a tensor of one, what gives one, or None."""
+    share = share() if callable(share) else share
     if isinstance(share, Tensor):
         # The mean over a micro-batch in which every position is ignored is 0/0; it has no part in the whole.
         return torch.where(share == 0, torch.zeros_like(value), value * share.to(value.dtype))

@@ -1,0 +1,120 @@
+"""The gradients of one update in micro-batches of all processes: each seeded by itself, added as one tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import rng
+from .gradients import limit_gradients
+from .losses import averaging, conventions
+from .losses.conventions import LossValue
+from .micro_batches import MicroBatches
+from .moving_average import MovingAverage
+from .nonfinite import NonFinite
+from .reduction import FirstBuffers, Reduction, take_from_first
+from .sharding import ShardedReduction, limit_pieces, shard
+from .step_options import StepOptions
+from .step_result import StepResult, of_parts
+from .world import World
+from .wrapping import shared_out
+
+# Losses that call the model several times a batch, or as they like.
+CALLED_OFTEN = ("objective", "triplet", "two inputs")
+
+
+class Step(Protocol):
+    """What is needed of a TrainStep."""
+
+    optimizer: torch.optim.Optimizer
+    options: StepOptions
+    device: torch.device
+
+    def one(self, batch: Any, share: Any, index: int, model: Callable[..., Any]) -> LossValue:
+        """Forward and backward of one micro-batch."""
+        ...
+
+    def trained(self) -> list[Tensor]:
+        """What the optimizer updates."""
+        ...
+
+
+class Divided:
+    """What a TrainStep does with MicroBatches: this rank's go forward and backward, the sums are those of all ranks.
+
+    All ranks begin with rank 0's parameters and buffers. `updates` counts the updates so far: each micro-batch draws
+    from a seed of its own, made of the run's `seed`, that count and its number.
+    """
+
+    def __init__(self, world: World, model: nn.Module, loss: Any, seed: int):
+        self.world, self.model, self.loss, self.seed = world, model, loss, seed
+        sharded = bool(shared_out(model))
+        for part in (model, loss):
+            if isinstance(part, nn.Module):  # as DDP does: what each rank has made at random must be one model
+                parameters = [] if sharded and part is model else part.parameters()
+                take_from_first(world, [*parameters, *part.buffers()])
+        self._called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
+        kind = ShardedReduction if sharded else Reduction
+        self.reduction = kind(world, model, called_once=self._called_once)
+        self.updates = 0
+        self._refused: list[tuple[int, float]] = []
+
+    def shard(self, optimizer: torch.optim.Optimizer, ema: MovingAverage | None) -> None:
+        """Put the model, its moving average and what the optimizer has of them under FSDP2, over all ranks."""
+        shard(self.model, optimizer)
+        if ema is not None:
+            shard(ema.module)
+        self.reduction = ShardedReduction(self.world, self.model, called_once=self._called_once)
+
+    def gradients(self, micro_batches: Sequence[MicroBatches], step: Step) -> StepResult:
+        """Forward and backward of this rank's micro-batches; gradients become those of the mean over all ranks'."""
+        batches, parts, trained = len(micro_batches), MicroBatches.joined(micro_batches), step.trained()
+        step.optimizer.zero_grad(set_to_none=True)
+        self._refused.clear()
+        self.updates += 1
+        shares = averaging.shares(self.loss, parts, self.world)
+        reduction = self.reduction
+        reduction.begin()
+        buffers = FirstBuffers(self.model, len(parts) > batches)
+        values = []
+        for place, (batch, number, share) in enumerate(zip(parts, parts.numbers, shares, strict=True)):
+            last = place == len(parts) - 1
+            if place and place % batches == 0:
+                buffers.next_rows()
+            with rng.seeded(rng.fold(self.seed, self.updates, number), step.device):
+                values.append(step.one(batch, share, number % batches, reduction.called(last=last)))
+            if not last:
+                reduction.hold(trained, ends=place % batches == batches - 1)
+        reduction.finish(trained)
+        buffers.finish()
+        take_from_first(self.world, self.model.buffers())  # each has seen micro-batches of its own
+        if not step.options.set_to_none:
+            for parameter in trained:
+                if parameter.grad is None and parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+        return of_parts(values, parts, trained, self.world)
+
+    def limit(
+        self, trained: Sequence[Tensor], max_grad_norm: float | None, clip_value: float | None, looks: bool
+    ) -> Tensor | None:
+        """`gradients.limit_gradients`, also of those that ranks have in pieces."""
+        if isinstance(self.reduction, ShardedReduction):
+            return limit_pieces(self.world, self.model, trained, max_grad_norm, clip_value, looks)
+        return limit_gradients(self.model, trained, max_grad_norm, clip_value, looks)
+
+    def refuse(self, number: float, index: int) -> None:
+        """A loss is not finite: raise NonFinite, or of several ranks note it, since the others do not know yet."""
+        if self.world.size == 1:
+            raise NonFinite.loss(number, index)
+        self._refused.append((index, number))
+        self.reduction.poison()
+
+    def agree(self) -> None:
+        """Raise NonFinite, on every rank the same, where the loss of any rank was not finite."""
+        refused = sorted((index, value) for rank in self.world.gather(self._refused) for index, value in rank)
+        if refused:
+            index, value = refused[0]
+            raise NonFinite.loss(value, index)
