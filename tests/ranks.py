@@ -33,7 +33,7 @@ def run_ranks(
     size: int,
     function: Callable[..., Any],
     *arguments: Any,
-    deadline: float = 60,
+    deadline: float = 240,
     timeout: float = 30,
     die: Collection[int] = (),
 ) -> list[Any]:
