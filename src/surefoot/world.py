@@ -139,7 +139,10 @@ class World:
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks, of one shape and dtype, in rank order."""
-        return [tensor]
+        return self._begin_gathering(tensor)()
+
+    def _begin_gathering(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
+        return lambda: [tensor]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks as a new tensor, added in pairs of neighbours: the same bits on every rank."""
@@ -154,8 +157,9 @@ class World:
         return tensor
 
     def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Begin to add what is small and on all ranks; what is returned gives the sum, and waits for it."""
-        return lambda: tensor
+        """Begin to add small tensors of all ranks; what is returned gives the sum, and waits for it."""
+        gathered = self._begin_gathering(tensor)
+        return lambda: _added_in_pairs(gathered())
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` for a loop of one's own: in DistributedDataParallel, whose gradients are the mean over ranks.
@@ -260,9 +264,6 @@ class _Ranks(World):
         *answer, self._apart = tensor.tolist()
         return answer
 
-    def gathered(self, tensor: Tensor) -> list[Tensor]:
-        return self._begin_gathering(tensor)()
-
     def _begin_gathering(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
         tensor = tensor.detach().contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -276,10 +277,6 @@ class _Ranks(World):
             return parts
 
         return gathered
-
-    def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
-        gathered = self._begin_gathering(tensor)
-        return lambda: _added_in_pairs(gathered())
 
     def sum(self, tensor: Tensor) -> Tensor:
         if tensor.numel() < _SMALL_SUM:
