@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from time import sleep
 from typing import Any, Self, TypeVar
 
@@ -18,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
-from .errors import RankFailed, Stopped, SurefootError, UsageError, first_line
+from .errors import RankFailed, SurefootError, UsageError, first_line
+from .rank_errors import described, process_state, raised_as
 from .torch_compat import default_store, gather_single
 
 T = TypeVar("T")
@@ -217,21 +217,21 @@ class _Ranks(World):
                     report = {"result": result}
                     json.dumps(report)
             except Exception as raised:
-                error, report = raised, {"error": _described(raised)}
+                error, report = raised, {"error": described(raised)}
         reports = self.gather(report)
         errors = {rank: report["error"] for rank, report in enumerate(reports) if "error" in report}
         if not errors:
             agreed: T = result if on == "all" else reports[int(on)]["result"]
             return agreed
         if error is not None and (
-            not isinstance(error, SurefootError) or errors == dict.fromkeys(range(self.size), _described(error))
+            not isinstance(error, SurefootError) or errors == dict.fromkeys(range(self.size), described(error))
         ):
             self._common = error
             if isinstance(error, SurefootError):
                 error.everybodys = True
             raise error
         first = min(errors)
-        self._common = failure = _raised(first, errors[first])
+        self._common = failure = raised_as(first, errors[first])
         failure.everybodys = True
         raise failure from error
 
@@ -344,7 +344,7 @@ class _Ranks(World):
                     return RankFailed(rank, self._store.get(f"failed-{rank}").decode())
         late = "imed out" in str(error)
         for _ in range(1 if late else 50):  # a process that is ending closes its connections first
-            states = {rank: _process_state(pid) for rank, pid in self._pids.items() if rank != self.rank}
+            states = {rank: process_state(pid) for rank, pid in self._pids.items() if rank != self.rank}
             for rank, state in states.items():
                 if state in ("Z", "X"):
                     return RankFailed(rank, "has ended without a word (killed, or out of memory?)")
@@ -423,29 +423,3 @@ def _init(wait: timedelta, prefix: str) -> None:
         )
     except RuntimeError as error:
         raise RankFailed(None, f"did not come to {environment['MASTER_ADDR']}:{port}: {first_line(error)}") from error
-
-
-def _described(error: BaseException) -> dict[str, Any]:
-    code = error.exit_code if isinstance(error, SurefootError) else 1
-    text = str(error) if isinstance(error, SurefootError) else first_line(error, kind=True)
-    kind = next((kind.__name__ for kind in (UsageError, Stopped) if isinstance(error, kind)), "")
-    return {"kind": kind, "text": text, "code": code}
-
-
-def _raised(rank: int, error: dict[str, Any]) -> SurefootError:
-    if error["kind"] == "UsageError":
-        return UsageError(f"rank {rank}: {error['text']}")
-    if error["kind"] == "Stopped":
-        return Stopped(error["code"] - 128, f"rank {rank}: {error['text']}")
-    return RankFailed(rank, error["text"])
-
-
-def _process_state(pid: int) -> str:
-    """The letter of a process's state on Linux ("T" is stopped), "X" where it has gone, "" where nobody can tell."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return "X"
-    except (OSError, IndexError):
-        return ""

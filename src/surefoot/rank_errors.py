@@ -1,0 +1,37 @@
+"""An error of one rank as plain values for the others and back; and whether a rank's process lives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import RankFailed, Stopped, SurefootError, UsageError, first_line
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """What the other ranks are told of an error."""
+    code = error.exit_code if isinstance(error, SurefootError) else 1
+    text = str(error) if isinstance(error, SurefootError) else first_line(error, kind=True)
+    kind = next((kind.__name__ for kind in (UsageError, Stopped) if isinstance(error, kind)), "")
+    return {"kind": kind, "text": text, "code": code}
+
+
+def raised_as(rank: int, error: dict[str, Any]) -> SurefootError:
+    """What they raise for it."""
+    if error["kind"] == "UsageError":
+        return UsageError(f"rank {rank}: {error['text']}")
+    if error["kind"] == "Stopped":
+        return Stopped(error["code"] - 128, f"rank {rank}: {error['text']}")
+    return RankFailed(rank, error["text"])
+
+
+def process_state(pid: int) -> str:
+    """The letter of a process's state on Linux ("T" is stopped), "X" where it has gone, "" where nobody can tell."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return "X"
+    except (OSError, IndexError):
+        return ""
