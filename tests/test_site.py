@@ -40,6 +40,9 @@ def test_every_page_is_laid_out_and_every_link_leads_somewhere(language, tmp_pat
     assert set(make_site.pages().values()) <= made
     contents = (tmp_path / "index.md").read_text(encoding="utf-8")
     assert all(page in contents for page in make_site.pages().values() if "/" not in page and page != "index")
+    assert "README" not in contents and "Surefoot" in contents  # each language's own; the site has a switch
+    chapters = (tmp_path / "course" / "index.md").read_text(encoding="utf-8")
+    assert all(f"({path.stem}.ipynb): " in chapters for path in make_site.course.chapters())
 
 
 def test_a_link_to_nothing_is_told(tmp_path):
@@ -53,6 +56,17 @@ def test_a_link_of_a_built_page_that_leads_nowhere_is_told(tmp_path):
     assert list(make_site.broken_links(tmp_path)) == ["one.html: #there names no place on that page"]
     (tmp_path / "two.html").unlink()
     assert "one.html: two.html#here is not there" in make_site.broken_links(tmp_path)
+
+
+def test_a_search_that_cannot_begin_is_told(tmp_path):
+    script = tmp_path / "zh" / "_static" / "language_data.js"
+    script.parent.mkdir(parents=True)
+    script.write_text("var EnglishStemmer=function(){}\nwindow.Stemmer = ChineseStemmer;")
+    assert list(make_site.broken_search(tmp_path)) == [
+        "zh/_static/language_data.js: names ChineseStemmer, which is not there"
+    ]
+    script.write_text("var EnglishStemmer=function(){}\nwindow.Stemmer = EnglishStemmer;")
+    assert not list(make_site.broken_search(tmp_path))
 
 
 def test_trouble_has_every_name_that_is_printed():

@@ -6,6 +6,7 @@ import os
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.search.zh import SearchChinese
 
 project = "Surefoot"
 author = "The Surefoot developers"
@@ -30,6 +31,7 @@ html_theme = "furo"
 html_title = "Surefoot"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_favicon = "static/icon.svg"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_copy_source = False
@@ -44,7 +46,7 @@ html_sidebars = {
         "sidebar/scroll-end.html",
     ]
 }
-pygments_style, pygments_dark_style = "friendly", "monokai"
+pygments_style, pygments_dark_style = "a11y-light", "a11y-dark"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -56,6 +58,32 @@ def _math(translator, node):
     raise nodes.SkipNode
 
 
+class ChineseSearch(SearchChinese):
+    """Sphinx's, with what it lacks in the browser: the name of its stemmer, and a splitter of questions into words.
+
+    Chinese has no spaces; the longest words of the index that a question is made of are what is searched for.
+    """
+
+    language_name = "English"  # the stemmer that Sphinx 9 gives the page; it asks for a ChineseStemmer
+    js_splitter_code = r"""
+var splitQuery = (query) => {
+  const known = (word) => Object.hasOwn(Search._index.terms, word) || Object.hasOwn(Search._index.titleterms, word);
+  const words = [];
+  for (const run of query.toLowerCase().match(/\p{Script=Han}+|[a-z0-9_]+/gu) || []) {
+    if (!/\p{Script=Han}/u.test(run)) { words.push(run); continue; }
+    for (let at = 0; at < run.length; ) {
+      let end = run.length;
+      while (end > at + 1 && !known(run.slice(at, end))) end--;
+      if (end > at + 1) words.push(run.slice(at, end));
+      at = end;
+    }
+  }
+  return words;
+};
+"""
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.add_search_language(ChineseSearch)
     app.add_html_math_renderer("mathml", (_math, None), (_math, None))

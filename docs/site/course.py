@@ -84,3 +84,10 @@ def title(text: str, language: str) -> str:
     """The chapter's heading."""
     first = next(cell for cell in cells(text) if cell.language == language)
     return first.text.splitlines()[0].removeprefix("# ")
+
+
+def lead(text: str, language: str) -> str:
+    """The chapter's first sentence."""
+    first = words(next(cell for cell in cells(text) if cell.language == language))
+    paragraph = first.split("\n\n")[1].replace("\n", " ")
+    return re.match(r".*?(?:[.?!](?=\s|$)|[\u3002\uff1f\uff01])", paragraph)[0]

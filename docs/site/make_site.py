@@ -60,6 +60,7 @@ LEADS = {
     "`surefoot explain NAME` prints the same.",
 }
 ENGLISH_ONLY = "```{note}\n本页目前只有英文。\n```\n"
+_OTHER_LANGUAGE = re.compile(r"^.*README(?:\.zh)?\.md\).*\n+", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 _FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
@@ -132,8 +133,18 @@ def lay_out(tree: Path, language: str) -> None:
         text = "".join(f'msgid "{word}"\nmsgstr "{theirs}"\n\n' for word, theirs in entries)
         write(f"locale/{LANGUAGES[language]}/LC_MESSAGES/sphinx.po", text)
     readme = "README.md" if language == "en" else "README.zh.md"
-    write("index.md", linked((ROOT / readme).read_text(encoding="utf-8"), readme, "index", tree) + _contents(titles))
-    write("course/index.md", f"# {titles['course_title']}\n\n{titles['course_lead']}\n\n" + _toctree(_chapters()))
+    text = _OTHER_LANGUAGE.sub("", (ROOT / readme).read_text(encoding="utf-8"))  # the site has a switch of its own
+    write("index.md", linked(text, readme, "index", tree) + _contents(titles))
+    entries = [
+        f"- [{course.title(text, language)}]({path.stem}.ipynb): {course.lead(text, language)}"
+        for path in course.chapters()
+        for text in (path.read_text(encoding="utf-8"),)
+    ]
+    contents = _toctree([path.stem for path in course.chapters()])
+    write(
+        "course/index.md",
+        "\n\n".join([f"# {titles['course_title']}", titles["course_lead"], "\n".join(entries), contents]),
+    )
     makers: dict[str, Callable[[str, str], str]] = {
         "reference/python": reference.python_page,
         "reference/keys": reference.recipe_page,
@@ -150,10 +161,6 @@ def _download(page: str, text: str) -> dict[str, object]:
     return {"id": "download", "cell_type": "markdown", "metadata": {}, "source": source}
 
 
-def _chapters() -> list[str]:
-    return [path.stem for path in course.chapters()]
-
-
 def _contents(titles: dict[str, str]) -> str:
     """What stands at the side of every page."""
     placed = {"index", "course/index", "trouble", *GUIDES, *MORE, *(f"project/{page}" for page in PROJECT.values())}
@@ -168,8 +175,8 @@ def _contents(titles: dict[str, str]) -> str:
 
 
 def _toctree(entries: list[str], caption: str = "") -> str:
-    options = f":caption: {caption}\n:hidden:\n" if caption else ":maxdepth: 1\n"
-    return "```{toctree}\n" + options + "\n" + "\n".join(entries) + "\n```\n"
+    options = (f":caption: {caption}\n" if caption else "") + ":hidden:\n\n"
+    return "```{toctree}\n" + options + "\n".join(entries) + "\n```\n"
 
 
 def broken_links(html: Path) -> Iterator[str]:
@@ -191,6 +198,15 @@ def broken_links(html: Path) -> Iterator[str]:
                 yield f"{path.relative_to(html)}: {target} is not there"
             elif anchor and there.suffix == ".html" and anchor not in of(there):
                 yield f"{path.relative_to(html)}: {target} names no place on that page"
+
+
+def broken_search(html: Path) -> Iterator[str]:
+    """Languages whose search would stop at its first line: it names a stemmer that is not there."""
+    for path in sorted(html.glob("*/_static/language_data.js")):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"window\.Stemmer = (\w+)", text):
+            if not re.search(rf"\b{name} ?=", text):
+                yield f"{path.relative_to(html)}: names {name}, which is not there"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -217,7 +233,8 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     subprocess.run([*pip, *wanted], check=True)
     html = BUILD / "html"
-    shutil.rmtree(html, ignore_errors=True)
+    for made in (html, BUILD / "executed"):  # outputs of an older library are none of this one
+        shutil.rmtree(made, ignore_errors=True)
     # What trains comes from this environment, Sphinx from its own.
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *site.getsitepackages()]),
@@ -238,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
     shutil.rmtree(html / "jupyter_execute", ignore_errors=True)
     (html / "index.html").write_text(_FRONT, encoding="utf-8")
-    if broken := list(broken_links(html)):
+    if broken := [*broken_links(html), *broken_search(html)]:
         print("links that lead nowhere:", *broken, sep="\n  ")
         return 1
     print(f"{html / 'index.html'}: {len(list(html.rglob('*.html')))} pages")

@@ -55,7 +55,7 @@ def figure(
             points.append(value if isinstance(value, tuple) else (at, value))
         lines.append(Line(name, stepped(points) if steps else points, index, marks=dots))
     signs = [Mark(at, label) for label, at in (marks or {}).items()]
-    chart = line_chart(lines, x_label=x, y_label=y, log=log, marks=signs, title=title or y, subtitle=subtitle)
+    chart = line_chart(lines, x_label=x, y_label=y, log=log, marks=signs, title=title, subtitle=subtitle)
     return Figure(picture(chart))
 
 

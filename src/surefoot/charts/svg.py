@@ -14,7 +14,7 @@ from .scale import Axis
 from .thinning import Curve, Point
 
 WIDTH, HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM, _HEAD, _ROW = 64, 14, 12, 44, 60, 18
+_LEFT, _RIGHT, _TOP, _BOTTOM, _TITLE, _ROW = 64, 14, 12, 44, 24, 18
 
 # Each colour on a light page and on a dark one.
 _COLOURS = (
@@ -77,20 +77,21 @@ def line_chart(
     percent: bool = False,
     marks: Sequence[Mark] = (),
     most: int = 800,
-    title: str = "",
+    title: str | None = None,
     subtitle: str = "",
 ) -> str:
     """An SVG element with `lines`, a legend and axes; points that are not finite leave a gap.
 
     The axes fit the points unless given; `log` asks for a logarithmic y axis (points at or below 0 then
-    leave a gap), `percent` shows y times 100. A line is thinned to `most` points. With `title` it has a head too.
+    leave a gap), `percent` shows y times 100. A line is thinned to `most` points. With a `title`, even an
+    empty one, it has a head too: title, subtitle, y label.
     """
     drawable = [(x, y) for line in lines for x, y in line.points if _fits(y, log)]
     if not drawable and (x_axis is None or y_axis is None):
         return "<p>Nothing to draw.</p>"
     across = x_axis or Axis.around([x for x, _ in drawable])
     up = y_axis or Axis.around([y for _, y in drawable], log=log, margin=0.04)
-    top = _TOP + (_HEAD if title else 0)
+    top = _TOP if title is None else _TOP + _ROW + (_TITLE if title else 0) + (_ROW if subtitle else 0)
     base = top + HEIGHT - _TOP - _BOTTOM
     keys, rows = _legend(lines, base + 32)
     height = base + _BOTTOM + _ROW * (rows - 1)
@@ -102,7 +103,9 @@ def line_chart(
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title or y_label)}">']
     if title:
         parts.append(f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>')
+    if subtitle:
         parts.append(f'<text x="{_LEFT}" y="42">{escape(subtitle)}</text>')
+    if title is not None:
         parts.append(f'<text x="4" y="{top - 6}">{escape(y_label)}</text>')
     for value in up.ticks():
         at = base - float(up.place(np.array(value))) * (base - top)
