@@ -23,6 +23,11 @@ class Finding:
         assert self.severity in ("error", "warning"), self.severity
 
     @property
+    def code(self) -> str:
+        """Its name, which `surefoot explain` takes."""
+        return self.name
+
+    @property
     def doc(self) -> str:
         """The command that explains it."""
         return typed("surefoot", "explain", self.name)

@@ -138,7 +138,10 @@ class Registry:
         entry = self.entries().get(name)
         if entry is None:
             meant = did_you_mean(name, self.names()) or self.remedy(name)
-            raise UsageError(f"unknown {self.kind} {name!r}{meant or ';'} `surefoot list {self.plural}` shows all")
+            raise UsageError(
+                f"unknown {self.kind} {name!r}{meant or ';'} `surefoot list {self.plural}` shows all",
+                code="unknown-name",
+            )
         return entry
 
     def remedy(self, name: str) -> str:
@@ -222,7 +225,8 @@ def import_object(path: str) -> Any:
         if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
             raise UsageError(
                 f"import: no module {error.name!r} in {here} or among the installed packages; "
-                "give it as package.module:Name and run where it can be found"
+                "give it as package.module:Name and run where it can be found",
+                code="own-import",
             ) from error
         raise
     finally:
@@ -231,7 +235,7 @@ def import_object(path: str) -> Any:
     for name in attribute.split("."):
         if not hasattr(target, name):
             public = [n for n in vars(target) if not n.startswith("_")] if hasattr(target, "__dict__") else []
-            raise UsageError(f"import: {module_name} has no {name!r}{did_you_mean(name, public)}")
+            raise UsageError(f"import: {module_name} has no {name!r}{did_you_mean(name, public)}", code="own-import")
         target = getattr(target, name)
     return target
 
@@ -266,7 +270,7 @@ def with_imports(value: Any) -> Any:
     try:
         return target(**arguments) if arguments else target
     except _REFUSAL as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}", code="own-import") from error
 
 
 def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

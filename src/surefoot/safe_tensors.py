@@ -57,10 +57,10 @@ DTYPES: dict[str, tuple[str, int]] = {
 class BadFile(UsageError):
     """A file that is refused: `path` and `reason`."""
 
-    def __init__(self, path: str | Path, reason: str):
+    def __init__(self, path: str | Path, reason: str, *, code: str = "file-refused"):
         self.path = Path(path)
         self.reason = reason
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{path}: {reason}", code=code)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ class TrainStep:
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
         kind = None if shared_out(model) else replicating(model)
         if self.world.size > 1 and kind not in (None, "DistributedDataParallel"):
-            raise UsageError(f"model: a {kind} cannot be trained by several processes here; give the model by itself")
+            raise UsageError(
+                f"model: a {kind} cannot be trained by several processes here; give the model by itself", code="ranks"
+            )
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
         self.divided = Divided(self.world, model, loss, seed)
@@ -165,7 +167,9 @@ class TrainStep:
         """Take back what `state_dict` gave. Raises UsageError where a scaler is missing or was not expected."""
         if (self.scaler is not None) != ("scaler" in state):
             held = "has none" if self.scaler is not None else "has one"
-            raise UsageError(f"step: scaler: the saved state {held}, this run's settings say otherwise")
+            raise UsageError(
+                f"step: scaler: the saved state {held}, this run's settings say otherwise", code="resume-state"
+            )
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.divided.updates = state.get("updates", 0)

@@ -87,11 +87,11 @@ def export(
     checked({"to": to, "info": info, "batch": batch})
     to = Path(to)
     if to.suffix not in TOLERANCES:
-        raise UsageError(f"{to}: give a name that ends in one of {', '.join(TOLERANCES)}")
+        raise UsageError(f"{to}: give a name that ends in one of {', '.join(TOLERANCES)}", code="output-file")
     if not to.parent.is_dir():
-        raise UsageError(f"{to}: the directory {to.parent} does not exist")
+        raise UsageError(f"{to}: the directory {to.parent} does not exist", code="output-file")
     if os.path.lexists(to) and not to.is_file():
-        raise UsageError(f"{to}: is there and is no regular file")
+        raise UsageError(f"{to}: is there and is no regular file", code="output-file")
     module, info = _live(source, info, opening)
     samples_given = _parts(batch)
     with scratch_directory(to) as place:
@@ -208,7 +208,9 @@ def _compare_weights(written: Path, module: nn.Module, info: ModelInfo, to: Path
     live = module.state_dict()
     wrong += [n for n, t in written_state.items() if n in live and not weights.same_bytes(t, live[n])]
     if wrong:
-        raise RunFailed(f"{to}: what was written is not what the model holds: {wrong[0]}; nothing was kept")
+        raise RunFailed(
+            f"{to}: what was written is not what the model holds: {wrong[0]}; nothing was kept", code="export-differs"
+        )
     if "name" in info.model:
         fresh = build(info.model, written)
         weights.take_dtypes(module.state_dict(), fresh)
@@ -221,7 +223,10 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
         theirs, ours = pytree.tree_leaves(loaded(*batch)), pytree.tree_leaves(wanted)
         if [t.shape for t in theirs] != [t.shape for t in ours]:
             shapes = ", ".join(str(list(t.shape)) for t in theirs)
-            raise RunFailed(f"{to}: gives shape {shapes} for {counted(len(batch[0]), 'sample')}; nothing was kept")
+            raise RunFailed(
+                f"{to}: gives shape {shapes} for {counted(len(batch[0]), 'sample')}; nothing was kept",
+                code="export-differs",
+            )
         for output, want in zip(theirs, ours, strict=True):
             finite = want.float().masked_fill(~want.isfinite(), 0.0).abs()
             allowed = max(allowed, TOLERANCES[to.suffix] * max(1.0, float(finite.max()) if finite.numel() else 0.0))
@@ -231,7 +236,8 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
     if not worst <= allowed:
         raise RunFailed(
             f"{to}: computes something else: the largest difference is {worst:.3g}, {allowed:.3g} was allowed; "
-            "nothing was kept"
+            "nothing was kept",
+            code="export-differs",
         )
     return worst
 

@@ -105,7 +105,7 @@ def import_weights(
     elif isinstance(model, str):
         model, source = build_named(model, arguments or {}, described)
     elif arguments:
-        raise UsageError("arguments: are for a model that is named; the instance has its own")
+        raise UsageError("arguments: are for a model that is named; the instance has its own", code="argument")
     lines, count, taken = _fill(state, model, except_=except_, cast=cast, adopt=adopt)
     return Imported(
         model.eval(),
@@ -207,7 +207,7 @@ def build_named(
     finally:
         rng.set_state(before)
     if not isinstance(made, nn.Module):
-        raise UsageError(f"{name}: made a {type(made).__name__}, not a torch.nn.Module")
+        raise UsageError(f"{name}: made a {type(made).__name__}, not a torch.nn.Module", code="own-import")
     return made, source
 
 

@@ -232,11 +232,16 @@ def refuse_foreign(directory: Path) -> None:
     if not os.path.lexists(directory):
         return
     if directory.is_symlink() or not directory.is_dir():
-        raise UsageError(f"{directory}: is not a directory; give a name that is free or holds a saved model")
+        raise UsageError(
+            f"{directory}: is not a directory; give a name that is free or holds a saved model", code="output-file"
+        )
     entries = [entry for entry in directory.iterdir() if not is_temporary(entry.name)]
     if (directory / INFO).exists() or all((entry / INFO).is_file() for entry in entries):
         return
-    raise UsageError(f"{directory}: holds files and no model ({INFO}); give a name that is free or holds a saved model")
+    raise UsageError(
+        f"{directory}: holds files and no model ({INFO}); give a name that is free or holds a saved model",
+        code="output-file",
+    )
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -288,4 +288,6 @@ def _package(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError:
-        raise UsageError(f"ONNX needs the package {name}: pip install 'surefoot[onnx]'") from None
+        raise UsageError(
+            f"ONNX needs the package {name}: pip install 'surefoot[onnx]'", code="package-missing"
+        ) from None

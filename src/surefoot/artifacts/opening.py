@@ -95,7 +95,8 @@ class LoadedModel:
         if not self.info.preprocessing_known:
             raise UsageError(
                 f"{self.path}: does not say how raw data are prepared for this model; pass preprocessing=..., e.g. "
-                "surefoot.Preprocessing(mean=0.5, std=0.5) for pixels of 0 to 255 to -1 to 1"
+                "surefoot.Preprocessing(mean=0.5, std=0.5) for pixels of 0 to 255 to -1 to 1",
+                code="data-preprocessing",
             )
         shape, dtype = self.info.input_shape, self.info.input_dtype
         if not isinstance(raw, torch.Tensor):
@@ -192,7 +193,7 @@ def open_model(
     kind = "folder" if path.is_dir() else recognise(path).kind
     if kind == "pt2":
         if preprocessing is not None:
-            raise UsageError(f"{path}: a program holds its preprocessing; leave it out")
+            raise UsageError(f"{path}: a program holds its preprocessing; leave it out", code="argument")
         run, info = read_pt2(path, trust_code)
         return LoadedModel(path, "pt2", _with(info, None, classes), run)
     if kind == "onnx":

@@ -70,7 +70,8 @@ def read_pt2(path: Path, trust_code: bool) -> tuple[Callable[..., Any], ModelInf
     if not trust_code:
         raise UsageError(
             f"{path}: is a program (.pt2); reading one lets torch run code that it holds. If you trust whoever made "
-            "it, say so with --trust-code (in Python: trust_code=True); .onnx and .safetensors need no trust"
+            "it, say so with --trust-code (in Python: trust_code=True); .onnx and .safetensors need no trust",
+            code="trust",
         )
     extra = {EXTRA: ""}
     try:

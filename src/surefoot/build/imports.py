@@ -49,7 +49,7 @@ def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) ->
     except Exception as error:
         if isinstance(error, UsageError) or is_own(getattr(target, "__module__", None)):
             raise  # the user's own code is shown where it went wrong
-        raise UsageError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+        raise UsageError(f"{name}: {type(error).__name__}: {first_line(error)}", code="part-arguments") from error
 
 
 def _check(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], given: int = 0) -> None:
@@ -59,7 +59,7 @@ def _check(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], 
     except (TypeError, ValueError):  # a function of C, which has no signature
         return
     if problems := argument_problems(name, target, arguments, parameters):
-        raise Problems([*map(str, problems)])
+        raise Problems(problems, code="part-arguments")
 
 
 def named(part: Part) -> Any:
@@ -79,9 +79,9 @@ def at(recipe: Recipe, path: str) -> Iterator[None]:
     try:
         yield
     except Problems as error:
-        raise Problems([_placed(recipe, path, text) for text in error.problems]) from error
+        raise Problems([_placed(recipe, path, text) for text in error.problems], code=error.code) from error
     except UsageError as error:
-        raise UsageError(_placed(recipe, path, str(error))) from error
+        raise UsageError(_placed(recipe, path, str(error)), code=error.code) from error
 
 
 def _placed(recipe: Recipe, path: str, text: str) -> str:

@@ -50,7 +50,10 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
         return replace(splits, preprocessing=None)
     with at(recipe, "data.normalize"):
         if splits.train.columns is not None:
-            raise UsageError("a table's columns are normalised by their own mean and std; give auto, or null for none")
+            raise UsageError(
+                "a table's columns are normalised by their own mean and std; give auto, or null for none",
+                code="data-preprocessing",
+            )
         scale = pixel_scale(splits.train)
         return replace(splits, preprocessing=Preprocessing(scale=scale, mean=normalize.mean, std=normalize.std))
 
@@ -70,11 +73,12 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
             if columns is not None and columns.categories and "cardinalities" not in defaults:
                 raise UsageError(
                     f"{part.name} would take categories for numbers ({', '.join(columns.categories)}); "
-                    "give TabularMLP, or leave these columns out (data.drop)"
+                    "give TabularMLP, or leave these columns out (data.drop)",
+                    code="data-table",
                 )
         model = make(part, MODELS, defaults)
         if not isinstance(model, nn.Module):
-            raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module")
+            raise UsageError(f"{part.name} made a {type(model).__name__}, not a torch.nn.Module", code="own-import")
     return model
 
 
@@ -141,11 +145,12 @@ def build_metrics(recipe: Recipe) -> Any:
             elif not is_metric(metric := function_of(part, METRICS, 2)):
                 raise UsageError(
                     f"{part.name} is no metric; give a class or object with update, compute, reset, state_dict and "
-                    "load_state_dict, or a function of (outputs, targets)"
+                    "load_state_dict, or a function of (outputs, targets)",
+                    code="metric",
                 )
             name = term.label or (name_of(metric) if part.imported else part.name)
             if name in metrics:
-                raise UsageError(f"{name}: another metric is called so; give this one a name: as: NAME")
+                raise UsageError(f"{name}: another metric is called so; give this one a name: as: NAME", code="metric")
             metrics[name] = metric
     return metrics
 
@@ -204,7 +209,7 @@ def augmentations(recipe: Recipe) -> list[Any]:
 
     if recipe.data.augment and recipe.data.part.name == "image_masks":
         message = "these change the pictures and would leave their masks as they are; change both in data of your own"
-        raise UsageError(recipe.problem("data.augment", message))
+        raise UsageError(recipe.problem("data.augment", message), code="data-augment")
     transforms = []
     for index, part in enumerate(recipe.data.augment):
         with at(recipe, f"data.augment.{index}"):
@@ -246,7 +251,7 @@ def freeze(recipe: Recipe, model: nn.Module) -> None:
         for name in matched:
             parameters[name].requires_grad_(False)
     if problems:
-        raise Problems(problems)
+        raise Problems(problems, code="recipe-value")
 
 
 def device_of(recipe: Recipe, world: World | None = None) -> torch.device:
@@ -258,16 +263,19 @@ def device_of(recipe: Recipe, world: World | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name.partition(":")[0]]:
-        raise UsageError(recipe.problem("device", f"{name} is not available here; give auto or cpu"))
+        raise UsageError(recipe.problem("device", f"{name} is not available here; give auto or cpu"), code="device")
     index = name.partition(":")[2]
     if world is not None and world.size > 1 and name.startswith("cuda"):
         if index:
-            raise UsageError(recipe.problem("device", f"{name}: {world.size} ranks cannot share one GPU; give cuda"))
+            raise UsageError(
+                recipe.problem("device", f"{name}: {world.size} ranks cannot share one GPU; give cuda"), code="device"
+            )
         return world.device
     if index and int(index) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UsageError(
-            recipe.problem("device", f"{name}: this machine has {counted(count, 'CUDA device')}, counted from 0")
+            recipe.problem("device", f"{name}: this machine has {counted(count, 'CUDA device')}, counted from 0"),
+            code="device",
         )
     return torch.device(name)
 

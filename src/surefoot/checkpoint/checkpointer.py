@@ -201,7 +201,7 @@ class Checkpointer:
         best = self._keep.best
         if best is not None and best not in values:
             names = ", ".join(sorted(values)) or "none"
-            raise UsageError(f"keep_best: {best!r} is not among the epoch's metrics ({names})")
+            raise UsageError(f"keep_best: {best!r} is not among the epoch's metrics ({names})", code="monitor")
         self.epochs += 1
         if not self._begun:
             self._require_begun()
@@ -369,7 +369,9 @@ class Checkpointer:
         try:
             self.run.record(**fields)
         except OSError as error:
-            raise RunFailed(f"{self.run.path}/run.json: cannot be written: {error.strerror or error}") from error
+            raise RunFailed(
+                f"{self.run.path}/run.json: cannot be written: {error.strerror or error}", code="cannot-write"
+            ) from error
 
     def _require_begun(self) -> None:
         if self._begun:
@@ -377,7 +379,8 @@ class Checkpointer:
         if self._world.agree(lambda: bool(self._writer.known), on=0) or self.run.about.get("id") is None:
             raise UsageError(
                 f"{self.run.path}: holds checkpoints already; call resume() before the first step, or name "
-                "another directory"
+                "another directory",
+                code="run-directory",
             )
         self._start_fresh()
 

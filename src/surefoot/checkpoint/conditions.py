@@ -175,7 +175,10 @@ def require_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
         changes = [c for c in compare(ranks[0], conditions) if not c.name.startswith(("device.", "variables."))]
         if changes:
             lines = "\n".join(f"  {c.name}: {_shown(c.was)} on rank 0, {_shown(c.now)} on rank {rank}" for c in changes)
-            raise UsageError(f"rank {rank} would train something else than rank 0:\n{lines}\nGive all ranks the same")
+            raise UsageError(
+                f"rank {rank} would train something else than rank 0:\n{lines}\nGive all ranks the same",
+                code="ranks-differ",
+            )
 
 
 def _covers(allowed: str, name: str) -> bool:

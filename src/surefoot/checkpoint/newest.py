@@ -125,6 +125,6 @@ def try_random_state(path: Path, state: Any) -> None:
     try:
         rng.set_state(state)
     except (UsageError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-        raise UsageError(f"{path}: its random state cannot be used: {error}") from error
+        raise UsageError(f"{path}: its random state cannot be used: {error}", code="random-state") from error
     finally:
         rng.set_state(before)

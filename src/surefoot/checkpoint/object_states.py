@@ -31,7 +31,8 @@ def check_objects(objects: Mapping[str, Any]) -> None:
         if missing:
             raise UsageError(
                 f"{key}: a {type(value).__name__} has no {' and no '.join(missing)}; give an object that has both, "
-                "or a dict"
+                "or a dict",
+                code="checkpoint-value",
             )
 
 
@@ -168,7 +169,8 @@ def _capture_module(module: nn.Module) -> Tree:
         if nn.parameter.is_lazy(tensor):
             raise UsageError(
                 f"model: {name} has no shape yet; run one batch through the model first: "
-                "`with torch.no_grad(): model(inputs)`"
+                "`with torch.no_grad(): model(inputs)`",
+                code="model-lazy",
             )
         if id(tensor) in first:
             tied[name] = first[id(tensor)]

@@ -92,7 +92,8 @@ class RunDirectory:
             if cls.holds_run(path) or (not adopt_journal and _has_bytes(path / JOURNAL)):
                 raise UsageError(
                     f"{path}: already holds a run; resume it (`{typed('surefoot', 'resume', path)}`) or name another "
-                    "directory"
+                    "directory",
+                    code="run-directory",
                 )
             content = {
                 "id": secrets.token_hex(8),
@@ -126,7 +127,7 @@ class RunDirectory:
         """
         path = Path(path)
         if not cls.holds_run(path):
-            raise UsageError(f"{path}: holds no run ({RUN} is missing)")
+            raise UsageError(f"{path}: holds no run ({RUN} is missing)", code="run-missing")
         refuse_links(path)
         lock = Lock.take(path)
         files.remove_unfinished(path)
@@ -314,7 +315,9 @@ class Lock:
         with contextlib.suppress(FileNotFoundError):
             file = os.lstat(path)
             if cls._held.get((file.st_dev, file.st_ino)) == os.getpid():
-                raise UsageError(f"{directory}: this run is already open in this process; close it first")
+                raise UsageError(
+                    f"{directory}: this run is already open in this process; close it first", code="run-in-use"
+                )
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(path, flags, 0o666)
@@ -330,7 +333,8 @@ class Lock:
             os.close(descriptor)
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UsageError(
-                    f"{directory}: this run is in use by {holder}; wait until it ends, or stop it first"
+                    f"{directory}: this run is in use by {holder}; wait until it ends, or stop it first",
+                    code="run-in-use",
                 ) from None
             raise unusable(directory, error) from error
         status = os.fstat(descriptor)

@@ -14,9 +14,10 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from .. import signals
-from ..errors import RankFailed, RunFailed, SurefootError, UsageError
+from ..errors import RankFailed, RunFailed, SurefootError, UsageError, told
 from ..text import note, say, typed
 from ..version import __version__
 from . import streams
@@ -43,7 +44,7 @@ VERBS = {
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
     "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),
-    "explain": ("explain", "explain a finding by its name: what it is about, why it is wrong, the fix"),
+    "explain": ("explain", "explain a finding or a refusal by the name that is printed: cause and cure"),
     "schema": ("schema", "print the JSON Schema of a recipe"),
 }
 
@@ -51,9 +52,14 @@ VERBS = {
 IN_RANKS = ("train", "resume", "eval")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(told(message, "command-line"))
+
+
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The command line. With `only`, the arguments of just that verb are filled in (the others import nothing)."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="surefoot",
         description="Trains PyTorch models: exact resume, a plan you see before you spend it.",
         epilog="`surefoot VERB --help` lists a verb's arguments; `surefoot train` alone trains the quickstart.",
@@ -154,7 +160,8 @@ def _require_memory() -> None:
     if limit != resource.RLIM_INFINITY and limit < _LEAST_BYTES:
         raise RunFailed(
             f"the address space is limited to {limit / 1e6:,.0f} MB, and torch alone takes "
-            f"{_LEAST_BYTES / 1e6:,.0f} MB; raise the limit (ulimit -v)"
+            f"{_LEAST_BYTES / 1e6:,.0f} MB; raise the limit (ulimit -v)",
+            code="machine-limits",
         )
 
 
@@ -177,7 +184,7 @@ def _run(verb: str, argv: list[str]) -> int:
             where = ""
             if rank is not None and _have_met() and not (error.everybodys or isinstance(error, RankFailed)):
                 where = f"rank {rank}: "
-            say(f"surefoot: {where}{error}", error=True)
+            say(f"surefoot: {where}{error.told}", error=True)
         return error.exit_code
     except Exception as error:
         from .tracebacks import print_error

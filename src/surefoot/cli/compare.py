@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
             text = as_page(comparison, seeds=arguments.seeds)
             write_durably(Path(arguments.html), text.encode(errors="backslashreplace"))
         except OSError as error:
-            raise UsageError(f"--html {arguments.html}: cannot be written: {error.strerror}") from error
+            raise UsageError(
+                f"--html {arguments.html}: cannot be written: {error.strerror}", code="output-file"
+            ) from error
     if arguments.json:
         say(json.dumps(json.loads(encode(comparison.to_json(arguments.seeds))), indent=2))
         return 0

@@ -159,7 +159,7 @@ def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:
 
     source: Source | None = getattr(splits, split)
     if source is None:
-        raise UsageError(f"--split {split}: this data set has no samples to validate on")
+        raise UsageError(f"--split {split}: this data set has no samples to validate on", code="data-split")
     columns = model.info.columns
     same = source.columns is None or columns is None or source.columns.encode_as(columns)
     if not same or (columns is not None and source.classes != model.classes):

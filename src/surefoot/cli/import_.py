@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     if to == source:
         to = Path(f"{source}_imported")
     if to.exists():
-        raise UsageError(f"{to}: is there already; name another directory with --to")
+        raise UsageError(f"{to}: is there already; name another directory with --to", code="output-file")
     if not to.parent.is_dir():
-        raise UsageError(f"{to}: the directory {to.parent} does not exist")
+        raise UsageError(f"{to}: the directory {to.parent} does not exist", code="output-file")
     recipe, whole = _recipe(arguments.model, arguments.overrides, arguments.trust_code)
     splits, loss = None, None
     if arguments.data:
@@ -97,7 +97,9 @@ def _recipe(model: str, words: list[str], trust_code: bool) -> tuple[Recipe, boo
         return recipe.load_recipe("quickstart", overrides), False
     except Problems as error:  # in the words that were typed
         typed_so = [text.replace(f"argument {overrides[0]!r}: ", f"--model {model}: ") for text in error.problems]
-        raise Problems([text.replace("argument 'model.", "argument '") for text in typed_so]) from None
+        raise Problems(
+            [text.replace("argument 'model.", "argument '") for text in typed_so], code="part-arguments"
+        ) from None
 
 
 def _print_summary(

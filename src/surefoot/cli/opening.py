@@ -55,7 +55,8 @@ def opened(
     if data is None:
         raise UsageError(
             f"{path}: does not say how raw data are prepared for this model (weights from elsewhere do not); give "
-            "--data with the data set or recipe that it was trained on, e.g. --data fashion_mnist"
+            "--data with the data set or recipe that it was trained on, e.g. --data fashion_mnist",
+            code="data-preprocessing",
         )
     splits, loss, _ = data()
     prepared = splits.preprocessing

@@ -135,7 +135,7 @@ def _masks(directory: str | None) -> Iterator[Any]:
         yield lambda *_: None
         return
     if Path(directory).exists():
-        raise UsageError(f"--masks {directory}: is there already; give a name that is free")
+        raise UsageError(f"--masks {directory}: is there already; give a name that is free", code="output-file")
 
     def write(info: ModelInfo, outputs: Any, images: Images) -> None:
         positions = classes_of_positions(info, outputs)

@@ -99,6 +99,7 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
         raise UsageError(
             f"{path}: imports {', '.join(map(repr, imported))}, and this user has not trained this run with this "
             "recipe on this machine (it was copied, edited or made by somebody else); give --trust-code if you would "
-            "run that code as your own"
+            "run that code as your own",
+            code="trust",
         )
     return loaded

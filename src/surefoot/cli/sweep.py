@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     result = Result(study)
     if result.best is None:
-        raise RunFailed(f"{directory}: no trial was completed; what each said is in {directory}/.sweep/logs")
+        raise RunFailed(
+            f"{directory}: no trial was completed; what each said is in {directory}/.sweep/logs", code="sweep-failed"
+        )
     paths = result.write()
     if arguments.json:
         say(json.dumps(json.loads(encode(result.to_json())), indent=2))

@@ -131,4 +131,6 @@ def new_run_directory(name: str) -> Path:
                 path = base.with_name(f"{base.name}-{number}")
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"{path}: no run can be kept here: {reason}; name a directory with --run DIR") from error
+        raise UsageError(
+            f"{path}: no run can be kept here: {reason}; name a directory with --run DIR", code="run-directory"
+        ) from error

@@ -122,7 +122,9 @@ def fashion_mnist(
     for split, size in (("train", train_size), ("val", val_size)):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if size is not None and not 1 <= size <= len(labels):
-            raise UsageError(f"data.{split}_size: {size} is not between 1 and the {len(labels):,} that there are")
+            raise UsageError(
+                f"data.{split}_size: {size} is not between 1 and the {len(labels):,} that there are", code="data-split"
+            )
         splits[split] = TensorSource(images[:size, None], labels[:size].astype(numpy.int64), classes=CLASSES)
     return DataSplits(splits["train"], splits["val"], CLASSES, image_preprocessing())
 

@@ -91,7 +91,8 @@ def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise UsageError(
-            'data: hugging_face needs the library datasets, which is missing; pip install "surefoot[datasets]"'
+            'data: hugging_face needs the library datasets, which is missing; pip install "surefoot[datasets]"',
+            code="package-missing",
         ) from error
     with _quiet(datasets):
         try:

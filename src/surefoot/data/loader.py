@@ -241,7 +241,9 @@ class Loader:
 
     def _indexed(self) -> Indexed:
         if isinstance(self._batches, Streamed):
-            raise UsageError(f"data: {self._batches.source.name} is a stream: its samples have no indices")
+            raise UsageError(
+                f"data: {self._batches.source.name} is a stream: its samples have no indices", code="data-stream"
+            )
         return self._batches
 
     def batch_at(self, epoch: int, position: int) -> Any:
@@ -290,7 +292,8 @@ class Loader:
         check.done()
         if epoch < 0 or position < 0 or (self.length is not None and position > self.length):
             raise UsageError(
-                f"data: there is no batch {position} in epoch {epoch}; an epoch has {counted(len(self), 'batch')}"
+                f"data: there is no batch {position} in epoch {epoch}; an epoch has {counted(len(self), 'batch')}",
+                code="argument",
             )
         self.epoch, self.position = epoch, position
         self._last_of_epoch = None
@@ -308,7 +311,7 @@ class Loader:
         for chunk in self._batches.rest(epoch, position):
             for batch in chunk:
                 if self.position != position or self.epoch != epoch:
-                    raise UsageError(_MOVED)
+                    raise UsageError(_MOVED, code="data-loader")
                 position += 1
                 self.position = position
                 if self._by_hand and isinstance(batch, MicroBatches):
@@ -316,7 +319,7 @@ class Loader:
                     batch = batch[0]
                 yield batch
         if self.position != position or self.epoch != epoch:
-            raise UsageError(_MOVED)
+            raise UsageError(_MOVED, code="data-loader")
         if isinstance(self._batches, Indexed):
             self._last_of_epoch = self.last_indices
         self.epoch, self.position = epoch + 1, 0
@@ -393,4 +396,6 @@ def _device(device: Any) -> torch.device:
     try:
         return torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError):
-        raise UsageError(f"data: device: {device!r} is no device of torch's; give 'cpu', 'cuda' or 'cuda:0'") from None
+        raise UsageError(
+            f"data: device: {device!r} is no device of torch's; give 'cpu', 'cuda' or 'cuda:0'", code="device"
+        ) from None

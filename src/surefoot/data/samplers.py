@@ -149,7 +149,8 @@ class OwnSampler(Order):
         if self._stateful:
             if "sampler" not in state:
                 raise UsageError(
-                    f"loader state: the state of {self._name} is missing; its order cannot be gone on with"
+                    f"loader state: the state of {self._name} is missing; its order cannot be gone on with",
+                    code="resume-data",
                 )
             self._states = {epoch: state["sampler"]}
         if "digest" in state:
@@ -157,7 +158,8 @@ class OwnSampler(Order):
             if self._digests[epoch] != state["digest"]:
                 raise UsageError(
                     f"loader state: {self._name} gives another order of epoch {epoch + 1} than in the saved run; "
-                    "what it depends on must be the same, or be in its state_dict"
+                    "what it depends on must be the same, or be in its state_dict",
+                    code="resume-data",
                 )
 
 

@@ -255,14 +255,18 @@ def _names(classes: Any) -> tuple[str, ...] | None:
     if classes is None:
         return None
     if isinstance(classes, int) or not hasattr(classes, "__iter__"):
-        raise UsageError(f"data: classes: {classes!r} is not a list of names; give one for each class")
+        raise UsageError(
+            f"data: classes: {classes!r} is not a list of names; give one for each class", code="data-labels"
+        )
     return tuple(map(str, classes))
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
     """Raise UsageError unless `labels` are whole numbers 0 .. classes - 1, or -100, which torch's losses leave out."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UsageError(f"data: targets are {labels.dtype}; class labels are whole numbers 0 to {classes - 1}")
+        raise UsageError(
+            f"data: targets are {labels.dtype}; class labels are whole numbers 0 to {classes - 1}", code="data-labels"
+        )
     low, high = (int(v) for v in torch.aminmax(labels))
     if low >= 0 and high < classes:
         return
@@ -272,5 +276,6 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise UsageError(
             f"data: {len(wrong)} of {labels.numel()} labels lie outside the {classes} classes 0 to {classes - 1}: "
             f"the first is {int(labels.reshape(-1)[wrong[0]])} at sample {sample}; mend the labels or name "
-            "all the classes"
+            "all the classes",
+            code="data-labels",
         )

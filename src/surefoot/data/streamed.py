@@ -249,7 +249,8 @@ class Streamed:
             if len(reading["workers"]) != len(self._states):
                 raise UsageError(
                     f"loader state: the stream {self.source.name} was read by {len(reading['workers'])} workers, each "
-                    "a part of it; no other number can go on with these parts"
+                    "a part of it; no other number can go on with these parts",
+                    code="resume-data",
                 )
             self._pass, self._turn, self._states = reading["pass"], reading["turn"], list(reading["workers"])
         elif position or (epoch and self._num_samples):

@@ -161,7 +161,7 @@ class StreamReader:
                 self._request = request
             batch = self.read()
         except UsageError as error:
-            return UsageError(str(error)), worker, None
+            return UsageError(str(error), code=error.code), worker, None
         return batch, worker, self.state()
 
     __getitems__ = __getitem__
@@ -190,12 +190,14 @@ class StreamReader:
                 if self.read() is None:
                     raise UsageError(
                         f"data: {self._name}: the stream ended after {counted(self._batches, 'batch')}, where the "
-                        f"saved run had read {state['batches']}: it is not the same stream"
+                        f"saved run had read {state['batches']}: it is not the same stream",
+                        code="resume-data",
                     )
             if self._digest != state["digest"]:
                 raise UsageError(
                     f"data: {self._name}: of {counted(self._batches, 'batch')} read again, some are not those of the "
-                    "saved run: it is not the same stream"
+                    "saved run: it is not the same stream",
+                    code="resume-data",
                 )
 
     def _start(self, number: int) -> None:
@@ -213,7 +215,8 @@ class StreamReader:
         if self._digest != place["next"]:
             raise UsageError(
                 f"data: {self._name}: its batch {place['batches'] + 1}, read again, is not that of the saved run: it "
-                "is not the same stream"
+                "is not the same stream",
+                code="resume-data",
             )
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -226,7 +229,8 @@ class StreamReader:
                     self._iterator.load_state_dict(copy.deepcopy(state["state"]))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
             raise UsageError(
-                f"data: {self._name}: its load_state_dict refuses the state of the saved run: {first_line(error)}"
+                f"data: {self._name}: its load_state_dict refuses the state of the saved run: {first_line(error)}",
+                code="resume-data",
             ) from error
         self._batches, self._digest = state["batches"], state["digest"]
 

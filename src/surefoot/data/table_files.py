@@ -22,7 +22,9 @@ def arrow() -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise UsageError('tables are read by pyarrow, which is missing; pip install "surefoot[tables]"') from error
+        raise UsageError(
+            'tables are read by pyarrow, which is missing; pip install "surefoot[tables]"', code="package-missing"
+        ) from error
     return pyarrow
 
 

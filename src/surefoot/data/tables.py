@@ -139,7 +139,10 @@ def _splits(
         used = numpy.isin(codes, [k for k, text in enumerate(texts) if text in ("train", "val")]).nonzero()[0]
         first, places[0] = first.take(used), _kept(places[0], used)
         if "train" not in texts:
-            raise UsageError(f"split: {split!r} is {', '.join(texts[:5])}; the rows to learn from have 'train' there")
+            raise UsageError(
+                f"split: {split!r} is {', '.join(texts[:5])}; the rows to learn from have 'train' there",
+                code="data-split",
+            )
     weights = chosen["weights"]
     inputs = [n for n in first.column_names if n not in {*targets, *chosen["drop"], split, weights}]
     if not inputs:
@@ -273,7 +276,9 @@ def _parts(tables: Sequence[Any], split: str | None, share: float, seed: int) ->
     if split is not None:
         codes, texts = coded(tables[0][split])
         if "train" not in texts:
-            raise UsageError(f"split: each row that trains lacks a value, so missing: drop leaves none; {_FILL}")
+            raise UsageError(
+                f"split: each row that trains lacks a value, so missing: drop leaves none; {_FILL}", code="data-split"
+            )
         trains = codes == texts.index("train")
         return trains.nonzero()[0], (~trains).nonzero()[0]
     train, val = held_out(count, share, seed)

@@ -116,7 +116,7 @@ class BatchReader:
             samples = fetch(self.dataset, keys, self.seed, epoch)
             return collated(samples, self.collate, self._indices(keys), self.seed, epoch, *keys)
         except UsageError as error:
-            return UsageError(str(error))
+            return UsageError(str(error), code=error.code)
 
     # torch's fetcher hands a whole batch to this method where there is one.
     __getitems__ = __getitem__
@@ -217,7 +217,8 @@ class Workers:
             self.close()
             raise SurefootError(
                 f"data: a worker process ended unexpectedly ({first_line(error)}); memory that ran out is the usual "
-                "cause: try fewer workers, or workers: 0 to read the data in this process"
+                "cause: try fewer workers, or workers: 0 to read the data in this process",
+                code="data-worker",
             ) from error
 
     def _next(self, iterator: Iterator[Any]) -> Any:

@@ -223,7 +223,9 @@ def build_loss(
     for argument, value in args.items():
         if isinstance(value, str) and value == "balanced":
             if targets is None:
-                raise UsageError(f"{argument}: balanced needs the training data's targets, and none were given")
+                raise UsageError(
+                    f"{argument}: balanced needs the training data's targets, and none were given", code="loss-weights"
+                )
             args[argument] = _balanced(argument, args, targets, classes)
     loss: nn.Module = LOSSES.build(name, args)
     return loss

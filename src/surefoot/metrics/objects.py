@@ -105,7 +105,8 @@ class MetricObjects:
         if set(saved) != set(self._metrics):
             raise UsageError(
                 f"metrics: the saved run measures {', '.join(saved) or 'none'} and this one "
-                f"{', '.join(self._metrics) or 'none'}; give the saved ones"
+                f"{', '.join(self._metrics) or 'none'}; give the saved ones",
+                code="resume-state",
             )
         self.reset()
         self._updates = int(state["updates"])

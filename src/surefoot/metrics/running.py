@@ -308,7 +308,8 @@ class RunningMetrics:
         if len(state["matrix"]) != (self.confusion or 0):
             raise UsageError(
                 f"the saved confusion matrix has {counted(len(state['matrix']), 'class')} and this one "
-                f"{self.confusion or 0}"
+                f"{self.confusion or 0}",
+                code="resume-state",
             )
         self.reset()
         own = dict(state.get("own", {}))
@@ -316,7 +317,8 @@ class RunningMetrics:
         if list(self.own.names) != saved and (saved or state["epoch"]["samples"]):
             raise UsageError(
                 f"metrics: the saved run measures {', '.join(saved) or 'none'} beside loss and accuracy, and this one "
-                f"{', '.join(self.own.names) or 'none'}; give the saved ones"
+                f"{', '.join(self.own.names) or 'none'}; give the saved ones",
+                code="resume-state",
             )
         self.own.load(own)
         (self.objects or MetricObjects({})).load_state_dict(state.get("objects", {"updates": 0}))

@@ -112,7 +112,7 @@ def _check_part(
     name_place = reading.values.get(join(part.path, "name"))
     if part.name not in registry:
         if not partial:
-            reading.refuse(part.path, _unknown_name(part.name, registry), name_place)
+            reading.refuse(part.path, _unknown_name(part.name, registry), name_place, code="unknown-name")
         return
     parameters = registry[part.name].parameters()
     unknown: set[str] = set()
@@ -120,7 +120,7 @@ def _check_part(
         argument = problem.argument
         if argument is None:
             if not partial:
-                reading.refuse(part.path, problem.message, name_place)
+                reading.refuse(part.path, problem.message, name_place, code="part-arguments")
             continue
         here = join(part.path, argument)
         value = part.args.get(argument)
@@ -129,13 +129,14 @@ def _check_part(
                 continue  # whatever else is wrong with it
             unknown.add(argument)
             keys = [*parameters, *reserved]
-            place = elsewhere(argument, part.path, keys)
-            meant = f"; {place}" if place else did_you_mean(argument, keys)
+            belongs = elsewhere(argument, part.path, keys)
+            meant = f"; {belongs}" if belongs else did_you_mean(argument, keys)
             message = f"{part.name} has no argument {argument!r}{meant}" if meant else problem.message
-            reading.refuse(part.path, message, reading.keys.get(here) or reading.where(here))
+            place = reading.keys.get(here) or reading.where(here)
+            reading.refuse(part.path, message, place, code="part-arguments")
         elif not _is_import(value):  # a function of the user's own is checked when it is built
             remedy = text_remedy(value, problem.message) if isinstance(value, str) else ""
-            reading.refuse(here, problem.message + remedy)
+            reading.refuse(here, problem.message + remedy, code="part-arguments")
 
 
 def _unknown_name(name: str, registry: Registry) -> str:
@@ -158,7 +159,7 @@ def _check_lint_names(recipe: Recipe, reading: Reading) -> None:
     for index, name in enumerate(recipe.lint_off):
         if name not in FINDINGS and name != "all":
             near = did_you_mean(name, FINDINGS) or f"; `{typed('surefoot', 'explain')}` lists them"
-            reading.refuse(f"lint_off.{index}", f"unknown check {name!r}{near}")
+            reading.refuse(f"lint_off.{index}", f"unknown check {name!r}{near}", code="unknown-name")
 
 
 def check_together(recipe: Recipe, reading: Reading) -> None:

@@ -107,7 +107,7 @@ def read_section(cls: type[Keyed], node: Node, path: str, reading: Reading) -> A
             rest[name] = _ARGUMENT.read(value, here, reading)
         elif not cls.registry:
             message = unknown_key(name, tuple(keys), reading.elsewhere(name, path, tuple(keys)))
-            reading.refuse(path, message, reading.keys[here])
+            reading.refuse(path, message, reading.keys[here], code="recipe-unknown-key")
             meant |= {key for key in keys if f" {key!r}" in message}
     if cls.open_ended:
         fields["args"] = Frozen({n: v for n, v in rest.items() if v is not INVALID})
@@ -116,7 +116,8 @@ def read_section(cls: type[Keyed], node: Node, path: str, reading: Reading) -> A
             # A key that was misspelt is not reported again as missing.
             if key.default is REQUIRED and key.name not in node.entries and key.name not in meant:
                 example = f", e.g. {key.name}: {key.kind.example}" if key.kind.example else ""
-                reading.refuse(join(path, key.name), f"missing; give {key.kind.expected}{example}", node.where)
+                missing = f"missing; give {key.kind.expected}{example}"
+                reading.refuse(join(path, key.name), missing, node.where, code="recipe-missing-key")
             fields[key.attribute] = None if key.default is REQUIRED else key.default
     _require_one(cls, node, path, reading, meant)
     return cls(**fields)
@@ -130,12 +131,11 @@ def _require_one(cls: type[Keyed], node: Entries, path: str, reading: Reading, m
     ]
     if len(given) > 1:
         both = f"stands beside {given[0]}; give one of the two (null for the other)"
-        reading.refuse(join(path, given[1]), both, reading.keys[join(path, given[1])])
+        reading.refuse(join(path, given[1]), both, reading.keys[join(path, given[1])], code="recipe-together")
     elif kinds and not given and not meant & set(kinds):
         ways = " or ".join(f"{name}: {kind.example}" for name, kind in kinds.items())
-        reading.refuse(
-            join(path, next(iter(kinds))), f"missing; give one of {', '.join(kinds)}, e.g. {ways}", node.where
-        )
+        missing = f"missing; give one of {', '.join(kinds)}, e.g. {ways}"
+        reading.refuse(join(path, next(iter(kinds))), missing, node.where, code="recipe-missing-key")
 
 
 def _as_mapping(cls: type[Keyed], node: Node) -> str:

@@ -60,11 +60,12 @@ Node = Scalar | Items | Entries | Broken
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it stands, the key it concerns ("" for none), and what to do about it."""
+    """One mistake: where it stands, the key it concerns ("" for none), what to do about it, and its code."""
 
     where: Where
     path: str
     message: str
+    code: str = "recipe-value"
 
     def __str__(self) -> str:
         return f"{self.where}: {self.path}: {self.message}" if self.path else f"{self.where}: {self.message}"
@@ -75,4 +76,4 @@ class Refused(UsageError):
 
     def __init__(self, where: Where, message: str):
         self.where = where
-        super().__init__(f"{where}: {message}")
+        super().__init__(f"{where}: {message}", code="recipe-yaml")

@@ -30,16 +30,16 @@ def apply_overrides(tree: Entries, overrides: Sequence[str], problems: list[Prob
         dotted, equals, value = text.partition("=")
         keys = [key.strip() for key in dotted.split(".")]
         if not equals or not all(keys):
-            problems.append(Problem(where, "", "not of the form key=value or section.key=value"))
+            problems.append(Problem(where, "", "not of the form key=value or section.key=value", "recipe-override"))
             continue
         if len(keys) > 20:
-            problems.append(Problem(where, "", "names a key deeper than any recipe has"))
+            problems.append(Problem(where, "", "names a key deeper than any recipe has", "recipe-override"))
             continue
         try:
             node = read_value(value, where, problems)
             changed = _set(tree, keys, 0, node, where)
         except Refused as error:
-            problems.append(Problem(where, "", str(error).removeprefix(f"{where}: ")))
+            problems.append(Problem(where, "", str(error).removeprefix(f"{where}: "), "recipe-override"))
             continue
         assert isinstance(changed, Entries)
         tree = changed

@@ -45,25 +45,28 @@ e.g. data: garments
     try:
         tree = read_tree(text, name, problems)
     except Refused as error:
-        raise Problems([*map(str, _in_order(problems)), str(error)]) from None
+        raise Problems([*_in_order(problems), error]) from None
     if tree is None:
         tree = Entries({}, Where((0, 0, 0), f"{name}:1:1"))
         if not overrides:
-            raise Problems([f"{tree.where}: the recipe is empty; `surefoot list recipes` shows some to begin with"])
+            message = "the recipe is empty; `surefoot list recipes` shows some to begin with"
+            raise Problems([Problem(tree.where, "", message, "recipe-missing-key")])
     if isinstance(tree, Broken):
-        raise Problems([str(problem) for problem in _in_order(problems)])
+        raise Problems(_in_order(problems))
     if not isinstance(tree, Entries):
         message = f"{describe_node(tree)} stands where the recipe's keys were expected; write 'epochs: 10' and so on"
-        raise Problems([*map(str, problems), f"{tree.where}: {message}"])
+        raise Problems([*problems, Problem(tree.where, "", message)])
     tree = apply_overrides(tree, overrides, problems)
     reading = Reading(problems, elsewhere=elsewhere)
     stem = Scalar(_directory_name(PurePath(name).stem), tree.where, "")
     named = Entries({"name": stem, **tree.entries}, tree.where, {"name": tree.where, **tree.keys})
-    recipe = settle(read_section(Recipe, named, "", reading), reading)
+    recipe = read_section(Recipe, named, "", reading)
+    reading.code = "recipe-together"
+    recipe = settle(recipe, reading)
     check_parts(recipe, reading, registries)
     check_together(recipe, reading)
     if reading.problems:
-        raise Problems([str(problem) for problem in _in_order(reading.problems)])
+        raise Problems(_in_order(reading.problems))
     places = Frozen({path: str(where) for path, where in reading.values.items()})
     return dataclasses.replace(recipe, source=source, places=places)
 

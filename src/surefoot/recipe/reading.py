@@ -26,11 +26,12 @@ class Reading:
     values: dict[str, Where] = field(default_factory=dict)
     keys: dict[str, Where] = field(default_factory=dict)
     elsewhere: Callable[[str, str, Collection[str]], str] = lambda name, path, keys: ""
+    code: str = "recipe-value"  # of what is refused now
 
-    def refuse(self, path: str, message: str, where: Where | None = None) -> Any:
+    def refuse(self, path: str, message: str, where: Where | None = None, *, code: str = "") -> Any:
         """Note a problem with the key `path`, at `where` or where its value stands; returns INVALID."""
-        problem = Problem(where or self.where(path), shortened(path, 120), shortened(message, 600))
-        self.problems.append(problem)
+        place, key = where or self.where(path), shortened(path, 120)
+        self.problems.append(Problem(place, key, shortened(message, 600), code or self.code))
         return INVALID
 
     def where(self, path: str) -> Where:

@@ -362,7 +362,7 @@ class _Builder:
         return size
 
     def broken(self, where: Where, message: str) -> Broken:
-        self.problems.append(Problem(where, "", message))
+        self.problems.append(Problem(where, "", message, "recipe-yaml"))
         return Broken(where)
 
     def known_tag(self, event: yaml.NodeEvent, tag: str) -> bool:

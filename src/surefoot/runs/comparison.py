@@ -202,7 +202,7 @@ def runs_named(paths: Sequence[str], passed_over: Callable[[str], None]) -> list
             for line in listing.passed_over:
                 passed_over(line)
             if not found:
-                raise UsageError(f"{path}: holds no run, nor does any directory below it")
+                raise UsageError(f"{path}: holds no run, nor does any directory below it", code="run-missing")
         runs |= {str(run.path.resolve()): run for run in found}
     return list(runs.values())
 

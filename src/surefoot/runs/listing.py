@@ -45,7 +45,8 @@ def list_runs(directory: str | Path) -> Listing:
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(
-            f"{directory}: {'is a file' if directory.exists() else 'no such directory'}; give one that holds runs"
+            f"{directory}: {'is a file' if directory.exists() else 'no such directory'}; give one that holds runs",
+            code="run-missing",
         )
     listing = Listing()
     paths = [directory] if RunDirectory.holds_run(directory) else list(_below(directory, listing.passed_over))

@@ -125,7 +125,8 @@ def _zstandard() -> Any:
         import zstandard
     except ImportError:
         raise UsageError(
-            f".tar.zst needs the package zstandard, which is not installed: {INSTALL}; or name it .tar.gz"
+            f".tar.zst needs the package zstandard, which is not installed: {INSTALL}; or name it .tar.gz",
+            code="package-missing",
         ) from None
     return zstandard
 

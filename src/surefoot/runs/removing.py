@@ -42,7 +42,9 @@ def require_removable(path: Path) -> None:
         raise UsageError(f"{path}: is a symbolic link; name the directory itself: {path.resolve()}")
     run = open_run(path)
     if run.held_by is not None:
-        raise UsageError(f"{path}: this run is in use by {run.held_by}; wait until it ends, or stop it first")
+        raise UsageError(
+            f"{path}: this run is in use by {run.held_by}; wait until it ends, or stop it first", code="run-in-use"
+        )
     foreign = sorted(name for name in os.listdir(path) if name not in PARTS and not _TEMPORARY.fullmatch(name))
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
@@ -62,7 +64,7 @@ def remove(path: Path) -> None:
         files.system.rename(path, aside)
         files.fsync_directory(path.parent)
     except OSError as error:
-        raise RunFailed(f"{path}: cannot be removed: {error.strerror}") from error
+        raise RunFailed(f"{path}: cannot be removed: {error.strerror}", code="cannot-write") from error
     finally:
         lock.release()
     with os.scandir(path.parent) as entries:

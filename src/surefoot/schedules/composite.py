@@ -71,7 +71,9 @@ def advance_plateaus(scheduler: Any, metric: float | None) -> None:
 
 def _needed(metric: float | None) -> float:
     if metric is None:
-        raise UsageError("ReduceLROnPlateau needs the monitored value at each of its steps; give step(metric)")
+        raise UsageError(
+            "ReduceLROnPlateau needs the monitored value at each of its steps; give step(metric)", code="monitor"
+        )
     return float(metric)
 
 

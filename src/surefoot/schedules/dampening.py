@@ -191,12 +191,16 @@ class BaseWarmup:
         mine = type(self).__name__
         old = set(state) == _OLD_STATE
         if not old and state.get("kind") != mine:
-            raise UsageError(f"the saved warmup is {state.get('kind')!r}, not {mine!r}; resume with the same warmup")
+            raise UsageError(
+                f"the saved warmup is {state.get('kind')!r}, not {mine!r}; resume with the same warmup",
+                code="resume-state",
+            )
         groups = self.optimizer.param_groups
         if len(state["lrs"]) != len(groups):
             raise UsageError(
                 f"{mine}: the saved warmup has {len(state['lrs'])} param groups, the optimizer has {len(groups)}; "
-                "add the same groups before loading"
+                "add the same groups before loading",
+                code="resume-state",
             )
         self.last_step = state["last_step"]
         self.lrs = [float(lr) for lr in state["lrs"]]
@@ -296,7 +300,8 @@ class BaseWarmup:
         if lost is not None:
             raise UsageError(
                 f"{mine}: {lost}: the warmup's own state was not restored; call its load_state_dict with the state "
-                f"saved beside the optimizer's (to begin anew, take {MARK!r} out of the optimizer's saved groups)"
+                f"saved beside the optimizer's (to begin anew, take {MARK!r} out of the optimizer's saved groups)",
+                code="resume-state",
             )
         for index, group in enumerate(self.optimizer.param_groups):
             taken = None if self._scheduled[index] else group.get("initial_lr")

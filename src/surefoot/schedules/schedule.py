@@ -141,7 +141,8 @@ class Schedule:
         if self.needs_metric and metric is None:
             raise UsageError(
                 f"ReduceLROnPlateau watches {self.monitor!r}, but the epoch ended without it; "
-                "validate each epoch or set the scheduler's monitor to something that is measured"
+                "validate each epoch or set the scheduler's monitor to something that is measured",
+                code="monitor",
             )
         if metric is not None:
             metric = self._number(metric)
@@ -159,7 +160,7 @@ class Schedule:
             return metric
         number = as_metric(metric)
         if number is None:
-            raise UsageError(f"schedule: the metric is {metric!r:.60}, which is no number")
+            raise UsageError(f"schedule: the metric is {metric!r:.60}, which is no number", code="monitor")
         return number
 
     def adopt_groups(self) -> None:
@@ -260,14 +261,19 @@ class Schedule:
     def _check(self, state: dict[str, Any]) -> bool:
         """Raise UsageError unless `state` fits; whether the length of the run has changed under it."""
         if state.get("format") != _FORMAT:
-            raise UsageError(f"the saved schedule has format {state.get('format')!r}; this version reads {_FORMAT}")
+            raise UsageError(
+                f"the saved schedule has format {state.get('format')!r}; this version reads {_FORMAT}",
+                code="resume-state",
+            )
         self.adopt_groups()
         mine, saved = self.state_dict(), state
         kind = saved.get("kind")
         kinds = kind if isinstance(kind, dict) else {}
         different = [f"{k} was {kinds.get(k)!r} and is {v!r}" for k, v in mine["kind"].items() if kinds.get(k) != v]
         if different:
-            raise UsageError(f"the saved schedule is another one: {'; '.join(different)}; resume with the same")
+            raise UsageError(
+                f"the saved schedule is another one: {'; '.join(different)}; resume with the same", code="resume-state"
+            )
         check_fields({**mine, "scheduler": {}}, saved, "the state")
         count = len(self.optimizer.param_groups)
         check_groups(saved["rates"], count)
@@ -292,7 +298,8 @@ class Schedule:
             raise UsageError(
                 f"the schedule changed since it was saved: {'; '.join(changed)}; resume with the same arguments, "
                 "or take the new ones from here on: schedule.accept_changes = True, or "
-                'fit(..., run=RunOptions(allow=["schedule"]))'
+                'fit(..., run=RunOptions(allow=["schedule"]))',
+                code="resume-changed",
             )
         return moved
 

@@ -83,7 +83,7 @@ class JournalFile:
         except OSError as error:
             self._cut_back()
             raise RunFailed(
-                f"{self.path}: a record could not be written: {error.strerror}; {_advice(error)}"
+                f"{self.path}: a record could not be written: {error.strerror}; {_advice(error)}", code="cannot-write"
             ) from error
         if self._summed == self.offset:
             self._sums.add(line)
@@ -131,7 +131,9 @@ class JournalFile:
                 damaged = self._broken()
             files.durable_fsync(self._fd)
         except OSError as error:
-            raise RunFailed(f"{self.path}: cannot be cut back to {offset} bytes: {error.strerror}") from error
+            raise RunFailed(
+                f"{self.path}: cannot be cut back to {offset} bytes: {error.strerror}", code="cannot-write"
+            ) from error
         self.offset = offset
         return mended, damaged
 
@@ -163,7 +165,8 @@ class JournalFile:
         except OSError as error:
             # The kernel may have dropped the pages: a second fsync that succeeds would prove nothing.
             raise RunFailed(
-                f"{self.path}: the disk did not take the records: {error.strerror}; {_advice(error)}"
+                f"{self.path}: the disk did not take the records: {error.strerror}; {_advice(error)}",
+                code="cannot-write",
             ) from error
 
     def _there(self) -> bool:

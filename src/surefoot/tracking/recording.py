@@ -30,7 +30,8 @@ class RunRecords:
         self.run_dir = Path(run_dir)
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UsageError(
-                "tensorboard: true, but TensorBoard is not installed; pip install tensorboard, or set false"
+                "tensorboard: true, but TensorBoard is not installed; pip install tensorboard, or set false",
+                code="package-missing",
             )
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)

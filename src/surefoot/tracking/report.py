@@ -237,7 +237,7 @@ def _json_of(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
+        raise UsageError(f"{path}: not JSON: {error}", code="journal") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -247,7 +247,7 @@ def _text_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
+        raise UsageError(f"{path}: cannot be read: {error}", code="journal") from error
 
 
 def _limited(text: str, file: str) -> str:

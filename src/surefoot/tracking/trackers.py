@@ -157,7 +157,7 @@ def _seconds(created: Any) -> float:
 def require_tracker(name: str) -> None:
     """Raise UsageError where the package of a tracker is missing."""
     if importlib.util.find_spec(name) is None:
-        raise UsageError(f"trackers: {name} is not installed: {INSTALL[name]}")
+        raise UsageError(f"trackers: {name} is not installed: {INSTALL[name]}", code="package-missing")
 
 
 def open_tracker(name: str) -> Callable[[Mapping[str, Any], Path], Tracker]:

@@ -163,7 +163,8 @@ def give_shapes(model: nn.Module, loss: Any, loader: Loader) -> None:
                 calls = calls.copy()  # `untouched` empties the list that the hooks fill
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise UsageError(
-                f"model: its lazy modules get no shape: the first batch cannot go through: {first_line(error)}"
+                f"model: its lazy modules get no shape: the first batch cannot go through: {first_line(error)}",
+                code="model-lazy",
             ) from error
         finally:
             for handle in handles:
@@ -175,7 +176,8 @@ def give_shapes(model: nn.Module, loss: Any, loader: Loader) -> None:
     if names := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
         raise UsageError(
             f"model: {', '.join(names)}: no shape yet, since the first batch does not reach this module; give it its "
-            "size where it is made"
+            "size where it is made",
+            code="model-lazy",
         )
 
 
@@ -201,7 +203,7 @@ def look_over_first_batch(
         last=loader.short_batch(),
         parts=loader.parts,
     )
-    fatal = [str(finding) for finding in findings if strict or finding.severity == "error"]
+    fatal = [finding for finding in findings if strict or finding.severity == "error"]
     if fatal:
         raise Problems(fatal)
     for finding in findings:

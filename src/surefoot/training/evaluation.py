@@ -137,7 +137,10 @@ def evaluation_loader(
     """
     if isinstance(data, DataSplits):
         if data.val is None:
-            raise UsageError("data: this DataSplits has no samples to validate on; give it a val, or data=splits.train")
+            raise UsageError(
+                "data: this DataSplits has no samples to validate on; give it a val, or data=splits.train",
+                code="data-split",
+            )
         source, prepared = data.val, data.preprocessing
     elif isinstance(data, Loader):
         return data.apart()
@@ -161,7 +164,8 @@ def training_loader(
     if batch_size not in (None, data.batch_size):
         raise UsageError(
             f"batch_size: {batch_size} was given beside a {type(data).__name__} with batches of {data.batch_size}; "
-            "leave it out"
+            "leave it out",
+            code="argument",
         )
     return data if isinstance(data, Loader) else narrowed(loader_of(data, seed, say), model, say)
 

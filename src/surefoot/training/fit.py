@@ -349,7 +349,10 @@ def _before_loading(
     }
     done = saved["progress"]["epoch"]
     if done > epochs:
-        raise UsageError(f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more")
+        raise UsageError(
+            f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more",
+            code="argument",
+        )
     if unfreezing is not None:
         unfreezing.catch_up(saved)
 

@@ -92,7 +92,10 @@ class Unfreezing:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises UsageError unless `catch_up` was called for this state."""
         if state["done"] != self._done:
-            raise UsageError(f"unfreeze: {state['done']} entries had taken effect in the saved run, here {self._done}")
+            raise UsageError(
+                f"unfreeze: {state['done']} entries had taken effect in the saved run, here {self._done}",
+                code="resume-state",
+            )
 
 
 def _pairs(plan: Any) -> list[tuple[int, str]]:

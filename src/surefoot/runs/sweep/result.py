@@ -111,7 +111,7 @@ class Result:
             try:
                 files.write_durably(path, text.encode(errors="backslashreplace"))
             except OSError as error:
-                raise RunFailed(f"{path}: cannot be written: {error.strerror}") from error
+                raise RunFailed(f"{path}: cannot be written: {error.strerror}", code="cannot-write") from error
         return sorted(texts)
 
     def as_page(self) -> str:

@@ -204,16 +204,16 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
     try:
         tree = read_tree(text, name, problems)
     except Refused as error:
-        raise Problems([*map(str, problems), str(error)]) from None
+        raise Problems([*problems, error]) from None
     if not isinstance(tree, Entries):
-        raise Problems([*map(str, problems), f"{name}:1:1: is no sweep; give recipe, search and trials"])
+        raise Problems([*problems, f"{name}:1:1: is no sweep; give recipe, search and trials"], code="sweep")
     reading = Reading(problems)
     sweep: Sweep = read_section(Sweep, tree, "", reading)
     if reading.problems:
-        raise Problems([str(problem) for problem in sorted(set(reading.problems), key=lambda each: each.where)])
+        raise Problems(sorted(set(reading.problems), key=lambda each: each.where))
 
     def wrong(path: str, message: str) -> Problems:
-        return Problems([str(Problem(reading.where(path), path, message))])
+        return Problems([Problem(reading.where(path), path, message)], code="sweep")
 
     recipe = sweep.recipe if sweep.recipe in packaged_names() else str(Path(name).parent / sweep.recipe)
     base = load_recipe(recipe, [*sweep.overrides])

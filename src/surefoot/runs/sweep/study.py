@@ -216,7 +216,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UsageError(f"a sweep needs Optuna, which is not installed: {INSTALL}") from None
+        raise UsageError(f"a sweep needs Optuna, which is not installed: {INSTALL}", code="package-missing") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -205,7 +205,10 @@ def run_trials(
                     succeeded = succeeded or state != "failed"
                     failures += state == "failed"
                     if failures >= _MOST_FAILURES and not succeeded:
-                        raise RunFailed(f"{study.directory}: the first {failures} trials all failed: {work.reason}")
+                        raise RunFailed(
+                            f"{study.directory}: the first {failures} trials all failed: {work.reason}",
+                            code="sweep-failed",
+                        )
             wait()
     finally:
         for work in works:

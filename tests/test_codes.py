@@ -1,0 +1,161 @@
+"""Every refusal has a code, each code is explained in both languages, and no explanation is of nothing."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+
+import surefoot
+from surefoot.cli import main
+from surefoot.cli.explain import LANGUAGES, sections
+from surefoot.errors import CODES, Problems, RunFailed, Stopped, SurefootError, UsageError, code_of_module
+from surefoot.recipe import parse_recipe
+from surefoot.world import _described, _raised
+
+PACKAGE = Path(surefoot.__file__).parent
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+REFUSALS = [name for name, (page, _) in sections().items() if page == "refusals"]
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def error_classes() -> set[str]:
+    """The names of our error classes but `Stopped`, which is no mistake."""
+    found = {"SurefootError"}
+    bases = {
+        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    while more := {name for name, its in bases.items() if its & found} - found:
+        found |= more
+    return found - {"Stopped"}
+
+
+CLASSES = error_classes()
+# Those that set their code themselves; and what stands for `code=error.code`.
+OWN = {"BadFile": "file-refused", "Refused": "recipe-yaml", "RankFailed": "rank-failed"}
+ANOTHERS = "another error's"
+
+
+def raised(tree: ast.AST):
+    """(line, the code given or None) of each error of ours that is made."""
+    for node in ast.walk(tree):
+        name = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+        if name in CLASSES:
+            given = next((word.value for word in node.keywords if word.arg == "code"), None)
+            code = OWN.get(name) if given is None else getattr(given, "value", ANOTHERS)
+            yield node.lineno, code if code is None or isinstance(code, str) else ANOTHERS
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if any(raised(TREES[path]))], ids=module)
+def test_no_error_is_raised_without_a_code_that_is_explained(path):
+    explained = sections()
+    for line, code in raised(TREES[path]):
+        code = code_of_module(module(path)) if code is None else code
+        assert code in explained or code is ANOTHERS, (
+            f"{path.name}:{line}: {code or 'no code'}: give code= with a name of explanations/refusals.md, "
+            "or a code to its module in errors.CODES"
+        )
+
+
+def test_an_error_of_a_module_without_a_code_would_be_found():
+    assert code_of_module("new_module") == "" and list(raised(ast.parse("raise UsageError('x')"))) == [(1, None)]
+
+
+def test_no_explanation_is_of_nothing():
+    words = {
+        node.value
+        for path, tree in TREES.items()
+        if path.name != "errors.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    used = {*OWN.values()} | {
+        code_of_module(module(path)) for path, tree in TREES.items() if any(code is None for _, code in raised(tree))
+    }
+    assert [name for name in REFUSALS if name not in words | used] == []
+
+
+def test_every_place_of_the_table_is_there():
+    modules = {module(path) for path in TREES}
+    assert [name for name in CODES if name not in modules] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_explanation_has_a_cause_and_a_cure(language):
+    cause, cure = {"en": ("**Cause.**", "**Cure.**"), "zh": ("**原因。**", "**办法。**")}[language]
+    texts = sections(language)
+    assert list(texts) == list(sections())
+    for name in REFUSALS:
+        text = texts[name][1]
+        assert text.startswith(cause) and f"\n\n{cure}" in text, name
+
+
+RECIPE = "epochs: 1\nmodel: LeNet5\ndata: garments\nloss: CrossEntropyLoss\noptimizer: {name: SGD, lr: 0.1}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (RECIPE + "epoch: 2\n", "recipe-unknown-key"),
+        (RECIPE.replace("epochs: 1\n", ""), "recipe-missing-key"),
+        (RECIPE.replace("epochs: 1", "epochs: many"), "recipe-value"),
+        (RECIPE + "early_stopping: {monitor: val/nothing, patience: 1}\n", "recipe-together"),
+        (RECIPE.replace("LeNet5", "LeNet6"), "unknown-name"),
+        (RECIPE.replace("lr: 0.1", "lr: -1"), "part-arguments"),
+        (RECIPE + "a: [1\n", "recipe-yaml"),
+        ("", "recipe-missing-key"),
+        (RECIPE.replace("epochs: 1", "epochs: 0") + "epoch: 2\n", "recipe-value recipe-unknown-key"),
+    ],
+)
+def test_the_mistakes_of_a_recipe_have_their_codes(text, code):
+    with pytest.raises(Problems) as caught:
+        parse_recipe(text)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["train", "no-such.yaml"], "recipe-file"),
+        (["train", "quickstart", "epochs"], "recipe-override"),
+        (["resume", "no-such-run"], "run-missing"),
+        (["plan", "quickstart", "--svg", "there/is/none.svg"], "output-file"),
+        (["explain", "no-such-name"], "unknown-name"),
+        (["train", "--timeout", "0"], "command-line"),
+        (["train", "--no-such-option"], "command-line"),
+    ],
+)
+def test_the_command_prints_the_code_and_explains_it(words, code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(words) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert f"(`surefoot explain {code}` tells more)\n" in capsys.readouterr().err
+    assert main(["explain", code, "--lang", "zh"]) == 0
+    assert "原因" in capsys.readouterr().out
+
+
+def test_the_message_itself_is_as_it_was():
+    error = UsageError("epochs: 0 is below 1", code="argument")
+    assert str(error) == "epochs: 0 is below 1" and error.told.endswith("(`surefoot explain argument` tells more)")
+    assert Problems(["a", "b"], code="argument").told.splitlines()[2].startswith("(`surefoot")
+    assert UsageError("raised by a user's own code").told == "raised by a user's own code"
+    assert Stopped(15).code == ""
+
+
+@pytest.mark.parametrize("kind", [UsageError, RunFailed, SurefootError])
+def test_a_code_comes_out_of_another_process(kind):
+    error = kind("cut", code="file-refused")
+    assert pickle.loads(pickle.dumps(error)).code == "file-refused"
+    if kind is UsageError:
+        assert _raised(1, _described(error)).code == "file-refused"
