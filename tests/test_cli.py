@@ -97,7 +97,7 @@ COMMAND_LINE = {
     "checkpoints": {"run_dir", "--json"},
     "verify": {"recipe", "overrides", "--kills", "--ranks", "--seed", "--keep", "--with", "--compare", "--trust-code"},
     "list": {"kind", "--json"},
-    "explain": {"name"},
+    "explain": {"names", "--lang"},
     "schema": set(),
 }
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "docs" / "site"))
 import make_site  # noqa: E402
 import reference  # noqa: E402
 
+from surefoot.errors import CODES  # noqa: E402
 from surefoot.losses import FINDINGS  # noqa: E402
 from surefoot.planning import MISTAKES  # noqa: E402
 
@@ -69,9 +70,10 @@ def test_a_search_that_cannot_begin_is_told(tmp_path):
     assert not list(make_site.broken_search(tmp_path))
 
 
-def test_trouble_has_every_name_that_is_printed():
-    page = reference.trouble_page("Trouble", "")
-    assert all(f"\n## {name}\n" in page for name in (*FINDINGS, *MISTAKES))
+@pytest.mark.parametrize("language", make_site.LANGUAGES)
+def test_trouble_has_every_name_that_is_printed(language):
+    page = reference.trouble_page("Trouble", language)
+    assert all(f"\n## {name}\n" in page for name in (*FINDINGS, *MISTAKES, *CODES.values()))
 
 
 def test_the_reference_names_every_key_and_verb():

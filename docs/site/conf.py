@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.search.zh import SearchChinese
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # for slugs.py
 
 project = "Surefoot"
 author = "The Surefoot developers"
@@ -19,6 +22,7 @@ locale_dirs = ["locale"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+myst_heading_slug_func = "slugs.slug"
 
 nb_execution_mode = "cache"
 nb_execution_cache_path = os.environ.get("SUREFOOT_DOCS_CACHE", "")

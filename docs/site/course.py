@@ -58,8 +58,13 @@ def cells(text: str) -> list[Cell]:
 
 
 def words(cell: Cell) -> str:
-    """The Markdown of a cell; Chinese lines are joined without the space that a line break would be."""
-    return re.sub(f"(?<={_WIDE})\n(?={_WIDE})", "", cell.text) if cell.language == "zh" else cell.text
+    """The Markdown of a cell."""
+    return joined(cell.text) if cell.language == "zh" else cell.text
+
+
+def joined(text: str) -> str:
+    """Chinese lines joined without the space that a line break between them would be."""
+    return re.sub(f"(?<={_WIDE})\n(?={_WIDE})", "", text)
 
 
 def notebook(text: str, language: str) -> dict[str, Any]:

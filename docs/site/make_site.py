@@ -56,8 +56,6 @@ LEADS = {
     "python": "Every public name, with its arguments, shapes, units and errors.",
     "keys": "Every key of a recipe, made from `surefoot schema`. How they work together: [recipes](../recipe.md).",
     "command": "Every verb of `surefoot` and its arguments, as `surefoot VERB --help` prints them.",
-    "trouble": "What is found before a run or on its first batch, by the name that is printed: cause and cure. "
-    "`surefoot explain NAME` prints the same.",
 }
 ENGLISH_ONLY = "```{note}\n本页目前只有英文。\n```\n"
 _OTHER_LANGUAGE = re.compile(r"^.*README(?:\.zh)?\.md\).*\n+", re.MULTILINE)
@@ -67,12 +65,55 @@ _FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
 def pages() -> dict[str, str]:
     """Files of the repository, and the page of the site that each is."""
-    found = {f"docs/{path.name}": path.stem for path in sorted((ROOT / "docs").glob("*.md"))}
-    found |= {f"docs/guides/{path.name}": f"guides/{path.stem}" for path in sorted((ROOT / "docs/guides").glob("*.md"))}
+    found = {f"docs/{path.name}": path.stem for path in english("docs")}
+    found |= {f"docs/guides/{path.name}": f"guides/{path.stem}" for path in english("docs/guides")}
     found |= {f"docs/course/{path.name}": f"course/{path.stem}" for path in course.chapters()}
     found |= {name: f"project/{page}" for name, page in PROJECT.items()}
     found |= {"docs/course": "course/index", "README.md": "index", "README.zh.md": "index"}
-    return found | {f"src/surefoot/explanations/{name}.md": "trouble" for name in ("lint", "schedules")}
+    return found | {
+        f"src/surefoot/explanations/{path.name}": "trouble" for path in english("src/surefoot/explanations")
+    }
+
+
+def english(folder: str) -> list[Path]:
+    """The pages of a folder of the repository, without their translations (NAME.zh.md)."""
+    return [path for path in sorted((ROOT / folder).glob("*.md")) if not path.stem.endswith(".zh")]
+
+
+def translated(source: str) -> str | None:
+    """The Chinese text of the page `source`, with the English page's blocks of code; None where there is none."""
+    from surefoot.cli.explain import with_code_of
+
+    path = ROOT / source
+    chinese = path.with_suffix(".zh.md")
+    if not source.startswith("docs/") or not chinese.exists():
+        return None
+    return joined(with_code_of(path.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")))
+
+
+def joined(text: str) -> str:
+    """Chinese lines of a paragraph without the space that a line break between them would be."""
+    parts = _FENCE.split(text)
+    return "".join(part if part.startswith("```") else course.joined(part) for part in parts)
+
+
+def headings(text: str) -> list[tuple[int, str]]:
+    """(level, text without code signs) of the headings of a page."""
+    parts = [part for part in _FENCE.split(text) if not part.startswith("```")]
+    return [(len(mark), words.replace("`", "")) for mark, words in re.findall(r"^(#+) (.*)$", "".join(parts), re.M)]
+
+
+def slugs() -> dict[str, str]:
+    """What each Chinese heading is called in links: as the English one is. Raises ValueError for one of two."""
+    found: dict[str, str] = {}
+    for source in pages():
+        if (text := translated(source)) is not None:
+            english_text = (ROOT / source).read_text(encoding="utf-8")
+            for (_, chinese), (_, name) in zip(headings(text), headings(english_text), strict=True):
+                slug = re.sub(r"[^\w\- ]", "", name.strip().lower()).replace(" ", "-")
+                if found.setdefault(chinese, slug) != slug:
+                    raise ValueError(f"{source}: {chinese!r} stands for {slug!r}, and elsewhere for {found[chinese]!r}")
+    return found
 
 
 def linked(text: str, source: str, page: str, tree: Path) -> str:
@@ -116,7 +157,8 @@ def lay_out(tree: Path, language: str) -> None:
     for source, page in pages().items():
         if page in ("index", "course/index", "trouble"):
             continue
-        text = (ROOT / source).read_text(encoding="utf-8")
+        chinese = translated(source) if language == "zh" else None
+        text = (ROOT / source).read_text(encoding="utf-8") if chinese is None else chinese
         if page.startswith("course/"):
             made = course.notebook(text, language)
             write(f"_files/notebooks/{page.rpartition('/')[2]}.ipynb", json.dumps(made, ensure_ascii=False))
@@ -127,7 +169,7 @@ def lay_out(tree: Path, language: str) -> None:
             write(f"{page}.ipynb", json.dumps(made, ensure_ascii=False))
         else:
             head, _, rest = text.partition("\n")
-            write(f"{page}.md", linked(f"{head}\n\n{note}{rest}", source, page, tree))
+            write(f"{page}.md", linked(f"{head}\n\n{note if chinese is None else ''}{rest}", source, page, tree))
     if language != "en":
         entries = ("", "Content-Type: text/plain; charset=UTF-8\\n"), *WORDS.items()
         text = "".join(f'msgid "{word}"\nmsgstr "{theirs}"\n\n' for word, theirs in entries)
@@ -149,11 +191,13 @@ def lay_out(tree: Path, language: str) -> None:
         "reference/python": reference.python_page,
         "reference/keys": reference.recipe_page,
         "reference/command": reference.command_page,
-        "trouble": reference.trouble_page,
     }
     for page, make in makers.items():
         name = page.rpartition("/")[2]
         write(f"{page}.md", make(titles[name], note + LEADS[name]))
+    trouble = reference.trouble_page(titles["trouble"], language)
+    write("trouble.md", linked(trouble, "src/surefoot/explanations/refusals.md", "trouble", tree))
+    (tree / "slugs.json").write_text(json.dumps(slugs() if language == "zh" else {}), encoding="utf-8")
 
 
 def _download(page: str, text: str) -> dict[str, object]:
@@ -248,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     for language, code in LANGUAGES.items():
         tree = BUILD / "source" / language
         lay_out(tree, language)
-        environment["SUREFOOT_DOCS_LANGUAGE"] = code
+        environment |= {"SUREFOOT_DOCS_LANGUAGE": code, "SUREFOOT_DOCS_SOURCE": str(tree)}
         command = [str(python), "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-c", str(HERE)]
         done = subprocess.run([*command, str(tree), str(html / language)], env=environment)
         if done.returncode:

@@ -1,4 +1,4 @@
-"""The reference, generated: public names, keys of a recipe, verbs of the command, and what every finding means."""
+"""The reference, generated: public names, recipe keys, verbs of the command, what every refusal and finding means."""
 
 from __future__ import annotations
 
@@ -208,14 +208,30 @@ def command_page(title: str, lead: str) -> str:
     return "\n".join(parts)
 
 
-def trouble_page(title: str, lead: str) -> str:
-    """What every finding means, by the name that is printed: the text of `surefoot explain`."""
+TROUBLE = {
+    "en": "Whatever a command or a call refuses, and whatever is found before a run or on its first batch, by the name "
+    "that is printed: cause and cure. `surefoot explain NAME` prints the same; in Python it is the error's `code`.",
+    "zh": "命令或调用拒绝的一切，以及训练之前和第一个批次上发现的问题，按打印出的名称排列：原因和办法。"
+    "`surefoot explain NAME --lang zh` 打印同样的内容；在 Python 里，名称就是异常的 `code`。",
+}
+GROUPS = {
+    "en": {"refusals": "Refusals", "lint": "Found on the first batch", "schedules": "Found in the schedule"},
+    "zh": {"refusals": "拒绝", "lint": "第一个批次上发现的", "schedules": "学习率设置里发现的"},
+}
+
+
+def trouble_page(title: str, language: str) -> str:
+    """What every refusal and finding means, by the name that is printed: the text of `surefoot explain`."""
     from surefoot.cli.explain import sections
 
-    found = sections()
-    names = " · ".join(f"[{name}](#{name})" for name in found)
-    texts = [f"## {name}\n\n{text}\n" for name, (_, text) in found.items()]
-    return "\n".join([f"# {title}\n\n{lead}\n\n{names}\n", *texts])
+    found = sections(language)
+    parts = [f"# {title}\n\n{TROUBLE[language]}\n"]
+    for page, group in GROUPS[language].items():
+        names = [name for name, (where, _) in found.items() if where == page]
+        parts.append(f"**{group}**: " + " · ".join(f"[{name}](#{name})" for name in names) + "\n")
+    for page in GROUPS[language]:
+        parts += [f"## {name}\n\n{text}\n" for name, (where, text) in found.items() if where == page]
+    return "\n".join(parts)
 
 
 def project() -> dict[str, Any]:

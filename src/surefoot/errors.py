@@ -168,8 +168,8 @@ class SurefootError(Exception):
     # Raised by every process of a run alike, so that one of them may tell it for all.
     everybodys = False
 
-    def __init__(self, *arguments: object, code: str = ""):
-        super().__init__(*arguments)
+    def __init__(self, *message: object, code: str = ""):
+        super().__init__(*message)
         self.code = code or _code_of_caller()
 
     @property

@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     texts = sections(arguments.lang)
     if not arguments.names:
-        for page, names in _PAGES.items():
-            say(f"{names}:")
+        for page, heading in _PAGES.items():
+            say(f"{heading}:")
             for name in (name for name, (where, _) in texts.items() if where == page):
                 say(f"  {name}")
         return 0

@@ -210,7 +210,8 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
     reading = Reading(problems)
     sweep: Sweep = read_section(Sweep, tree, "", reading)
     if reading.problems:
-        raise Problems(sorted(set(reading.problems), key=lambda each: each.where))
+        found: list[Problem] = sorted(set(reading.problems), key=lambda each: each.where)
+        raise Problems(found)
 
     def wrong(path: str, message: str) -> Problems:
         return Problems([Problem(reading.where(path), path, message)], code="sweep")
