@@ -181,7 +181,8 @@ def test_a_mistake_is_one_message(here, capsys, words, message):
 
 def test_a_command_that_fails_is_shown_with_what_it_printed(here, capsys):
     assert main(["verify", "--", "sh", "-c", "echo on the way; echo broken >&2; exit 3"]) == 1
-    assert capsys.readouterr().err == "surefoot: the run failed (exit code 3):\non the way\nbroken\n"
+    message = "surefoot: the run failed (exit code 3):\non the way\nbroken\n(`surefoot explain verify` tells more)\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_file_to_compare_that_is_not_there_is_named(here, capsys):
