@@ -104,6 +104,7 @@ CODES = {
     "schedules.dampening": "warmup",
     "schedules.run_length": "resume-length",
     "schedules.warmup": "warmup",
+    "sharding": "ranks",
     "step": "precision",
     "table_columns": "model-file",
     "tracking": "cannot-write",
