@@ -12,8 +12,8 @@ import surefoot
 from surefoot.cli import main
 from surefoot.cli.explain import LANGUAGES, sections
 from surefoot.errors import CODES, Problems, RunFailed, Stopped, SurefootError, UsageError, code_of_module
+from surefoot.rank_errors import described, raised_as
 from surefoot.recipe import parse_recipe
-from surefoot.world import _described, _raised
 
 PACKAGE = Path(surefoot.__file__).parent
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -158,4 +158,4 @@ def test_a_code_comes_out_of_another_process(kind):
     error = kind("cut", code="file-refused")
     assert pickle.loads(pickle.dumps(error)).code == "file-refused"
     if kind is UsageError:
-        assert _raised(1, _described(error)).code == "file-refused"
+        assert raised_as(1, described(error)).code == "file-refused"

@@ -90,6 +90,7 @@ CODES = {
     "recipe": "recipe-value",
     "recipe.load": "recipe-file",
     "recipe.yaml_source": "recipe-file",
+    "rank_errors": "ranks",
     "reduction": "ranks",
     "registry": "part-arguments",
     "rng": "random-state",

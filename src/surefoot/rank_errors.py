@@ -14,13 +14,13 @@ def described(error: BaseException) -> dict[str, Any]:
     code = error.exit_code if isinstance(error, SurefootError) else 1
     text = str(error) if isinstance(error, SurefootError) else first_line(error, kind=True)
     kind = next((kind.__name__ for kind in (UsageError, Stopped) if isinstance(error, kind)), "")
-    return {"kind": kind, "text": text, "code": code}
+    return {"kind": kind, "text": text, "code": code, "explained": getattr(error, "code", "")}
 
 
 def raised_as(rank: int, error: dict[str, Any]) -> SurefootError:
     """What they raise for it."""
     if error["kind"] == "UsageError":
-        return UsageError(f"rank {rank}: {error['text']}")
+        return UsageError(f"rank {rank}: {error['text']}", code=error["explained"])
     if error["kind"] == "Stopped":
         return Stopped(error["code"] - 128, f"rank {rank}: {error['text']}")
     return RankFailed(rank, error["text"])
