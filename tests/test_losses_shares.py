@@ -10,7 +10,7 @@ from torch import nn
 from surefoot import losses
 from surefoot.data import Loader
 from surefoot.data.sources import DatasetSource
-from surefoot.losses.averaging import shares
+from surefoot.losses.averaging import all_count, shares
 from surefoot.world import World
 
 PARTS, N, CLASSES = 12, 22, 4
@@ -142,3 +142,28 @@ def test_ranks_wait_for_one_another_after_their_forward_passes_and_once():
     for batch, share in zip(micro_batches, shares(loss, micro_batches, world), strict=True):
         losses.apply(loss, lambda x: waited.append(world.awaited) or x, batch, share)
     assert (world.asked, waited, world.awaited) == (1, [0, 1], 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "all_of_them"),
+    [
+        (nn.CrossEntropyLoss(), [0, 3], True),
+        (nn.CrossEntropyLoss(), [0, -100], False),
+        (nn.CrossEntropyLoss(ignore_index=0), [1, 2], True),
+        (nn.CrossEntropyLoss(ignore_index=1), [0, 2], False),  # between the least and the largest: not looked for
+        (nn.CrossEntropyLoss(weight=torch.ones(4)), [0, 1], False),
+        (losses.WeightedSum([(1.0, nn.CrossEntropyLoss()), (2.0, nn.NLLLoss(ignore_index=3))]), [0, 3], False),
+        (nn.MultiMarginLoss(), [0, -100], True),
+    ],
+)
+def test_whether_all_targets_count_is_told_by_the_data(loss, labels, all_of_them):
+    assert all_count(loss, (torch.zeros(2, 4), torch.tensor(labels))) == all_of_them
+
+
+def test_what_counts_by_its_number_has_the_shares_that_looking_at_it_gives():
+    loader, world = Loader((torch.zeros(11, 4), torch.arange(11) % 4), 11), Counting(World())
+    loader.divide(3)
+    (micro_batches,) = loader
+    looked = [share() for share in shares(nn.CrossEntropyLoss(), micro_batches, world)]
+    assert shares(nn.CrossEntropyLoss(), micro_batches, world, complete=True) == [float(s) for s in looked]
+    assert world.asked == 1

@@ -257,3 +257,41 @@ def test_micro_batches_change_bits_and_nothing_else():
     one.train(3, late=99), four.train(3, late=99)
     for a, b in zip(one.model.parameters(), four.model.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "all_to_all_single", "broadcast", "barrier")
+
+
+def counted(name, function, counts):
+    def call(*args, **kwargs):
+        counts[name] = counts.get(name, 0) + 1
+        return function(*args, **kwargs)
+
+    return call
+
+
+def exchanges(world, ignored):
+    """What a rank exchanges in 5 updates, once each parameter was reached."""
+    torch.set_num_threads(1)
+    x, y = data()
+    y = torch.where(torch.arange(SAMPLES) % 7 == 0, -100, y) if ignored else y
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    step = TrainStep(model, nn.CrossEntropyLoss(), sgd(model.parameters()), world=world)
+    loader = Loader((x, y), 12)
+    loader.divide(2, world.rank, world.size)
+    updates = [[batch] for batch in loader]
+    for update in updates[:2]:
+        step(update)
+    counts = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in COLLECTIVES:
+            patch.setattr(torch.distributed, name, counted(name, getattr(torch.distributed, name), counts))
+        for update in updates[2:7]:
+            step(update)
+    return counts
+
+
+def test_ranks_exchange_gradients_and_counts_only_where_targets_are_ignored():
+    """One bucket an update; the shares of rows are known, and nothing is agreed on beside."""
+    assert run_ranks(2, exchanges, False) == [{"all_reduce": 5}] * 2
+    assert run_ranks(2, exchanges, True) == [{"all_reduce": 5, "all_gather": 5}] * 2

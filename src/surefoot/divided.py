@@ -59,7 +59,10 @@ class Divided:
         self._called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
         kind = ShardedReduction if sharded else Reduction
         self.reduction = kind(world, model, called_once=self._called_once)
+        self._with_buffers = [module for module in model.modules() if module._buffers]
         self.updates = 0
+        self._whole: Any = None
+        self._counts = False
         self._refused: list[tuple[int, float]] = []
 
     def shard(self, optimizer: torch.optim.Optimizer, ema: MovingAverage | None) -> None:
@@ -75,10 +78,10 @@ class Divided:
         step.optimizer.zero_grad(set_to_none=True)
         self._refused.clear()
         self.updates += 1
-        shares = averaging.shares(self.loss, parts, self.world)
+        shares = averaging.shares(self.loss, parts, self.world, self._complete(parts))
         reduction = self.reduction
         reduction.begin()
-        buffers = FirstBuffers(self.model, len(parts) > batches)
+        buffers = FirstBuffers(self._buffers() if len(parts) > batches else [])
         values = []
         for place, (batch, number, share) in enumerate(zip(parts, parts.numbers, shares, strict=True)):
             last = place == len(parts) - 1
@@ -90,12 +93,24 @@ class Divided:
                 reduction.hold(trained, ends=place % batches == batches - 1)
         reduction.finish(trained)
         buffers.finish()
-        take_from_first(self.world, self.model.buffers())  # each has seen micro-batches of its own
+        take_from_first(self.world, self._buffers())  # each has seen micro-batches of its own
         if not step.options.set_to_none:
             for parameter in trained:
                 if parameter.grad is None and parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
         return of_parts(values, parts, trained, self.world)
+
+    def _complete(self, parts: MicroBatches) -> bool:
+        """Whether on all ranks no target of the data is ignored: then nothing is exchanged to know how many count."""
+        if parts.whole is not self._whole:
+            self._whole = parts.whole
+            self._counts = all(
+                self.world.gather(parts.whole is not None and averaging.all_count(self.loss, parts.whole))
+            )
+        return self._counts
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for module in self._with_buffers for buffer in module._buffers.values() if buffer is not None]
 
     def limit(
         self, trained: Sequence[Tensor], max_grad_norm: float | None, clip_value: float | None, looks: bool

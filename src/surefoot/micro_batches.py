@@ -50,9 +50,9 @@ class Division:
         bounds = [(v * n // self.parts, (v + 1) * n // self.parts) for v in self.own]
         return [(slice(a, b) if b > a else slice(min(a, n - 1), min(a, n - 1) + 1), b - a) for a, b in bounds]
 
-    def given(self, batches: Iterable[Any], n: int, *, alike: bool = False) -> MicroBatches:
+    def given(self, batches: Iterable[Any], n: int, *, whole: Any = None) -> MicroBatches:
         """What was read of a batch of `n` rows, as `cut` says."""
-        return MicroBatches(batches, [rows for _, rows in self.cut(n)], self.own, n, self.parts, alike)
+        return MicroBatches(batches, [rows for _, rows in self.cut(n)], self.own, n, self.parts, whole)
 
 
 def sums_alike(parts: int, size: int) -> bool:
@@ -69,8 +69,8 @@ class MicroBatches(list[Any]):
     """This rank's micro-batches of one update, in the order in which their gradients are added.
 
     `rows` is how many samples of each count (0: it only stands in), `numbers` are their places among the `parts`
-    micro-batches of all ranks, and `samples` counts those of all ranks. `alike` says that all samples of the data have
-    one shape, so that one tells that of the others.
+    micro-batches of all ranks, and `samples` counts those of all ranks. `whole` is all samples of the
+    data as one batch, where they lie in memory and have one shape: what holds for it, ranks know of each other's.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class MicroBatches(list[Any]):
         numbers: Sequence[int],
         samples: int,
         parts: int,
-        alike: bool = False,
+        whole: Any = None,
     ):
         super().__init__(batches)
         self.rows, self.numbers, self.samples, self.parts = list(rows), list(numbers), samples, parts
-        self.alike = alike
+        self.whole = whole
 
     @classmethod
     def joined(cls, groups: Sequence[MicroBatches]) -> MicroBatches:
@@ -102,5 +102,5 @@ class MicroBatches(list[Any]):
             numbers,
             sum(group.samples for group in groups),
             sum(group.parts for group in groups),
-            all(group.alike for group in groups),
+            groups[0].whole,
         )

@@ -38,6 +38,7 @@ class Reduction:
         self._world, self._given = world, model
         self._own_ddp = _ddp_in(model)
         self.model: nn.Module = model if self._own_ddp is None else self._own_ddp.module
+        self._parameters: list[Tensor] = list(self.model.parameters())
         self._by_ddp = world.size > 1 and called_once and not getattr(self._own_ddp, "find_unused_parameters", False)
         self._ddp: nn.Module | None = None
         self._wrapped: list[Tensor] = []
@@ -45,13 +46,16 @@ class Reduction:
         self._stack: list[tuple[int, Sums]] = []
         self._done: set[Tensor] = set()
         self._poisoned = False
+        self._in_place = False
+        self._under_way: list[dist.Work] = []
 
     def begin(self) -> None:
         """Before the first micro-batch of an update."""
         self._stack.clear()
         self._done.clear()
+        self._under_way.clear()
         self._poisoned = False
-        trained: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [p for p in self._parameters if p.requires_grad]
         if self._wrapped and (len(trained) != len(self._wrapped) or any(map(_differ, trained, self._wrapped))):
             self._unwrap()  # others are trained from now on
         if self._by_ddp and self._reached and not self._wrapped:
@@ -92,6 +96,7 @@ class Reduction:
                 "forward pass leaves parameters out, give the model as DistributedDataParallel(model, "
                 "find_unused_parameters=True)"
             )
+        self._world.wait(self._under_way)
         self.add_held([p for p in parameters if p not in self._done])
 
     def add_held(self, rest: Sequence[Tensor]) -> None:
@@ -105,7 +110,7 @@ class Reduction:
         self._stack.clear()
         if self._world.size > 1 and rest:
             self._over_ranks(rest)
-        self._reached = all(p.grad is not None for p in self.model.parameters() if p.requires_grad)
+        self._reached = all(p.grad is not None for p in self._parameters if p.requires_grad)
 
     def _over_ranks(self, parameters: Sequence[Tensor]) -> None:
         """Add the gradients of all ranks; what none of them has stays None."""
@@ -125,10 +130,12 @@ class Reduction:
         if ddp is None:
             called = ddp = as_ddp(self.model, self._world.group)
         hook: Any = lambda _, bucket: self._of_bucket(bucket)  # noqa: E731 (torch refuses annotations that are text)
+        self._in_place = ddp.gradient_as_bucket_view
         try:
             ddp.register_comm_hook(None, hook)
         except RuntimeError:  # it has another, as from `World.wrap`
             called = ddp = as_ddp(self.model, self._world.group)
+            self._in_place = True
             ddp.register_comm_hook(None, hook)
         return called
 
@@ -145,6 +152,11 @@ class Reduction:
         if self._world.size == 2:  # a + b = b + a; while it goes on, the backward pass does
             work = dist.all_reduce(bucket.buffer(), group=self._world.group, async_op=True)
             assert work is not None
+            if self._in_place:  # gradients are views of the buffer: there is nothing for DDP to wait for, or to copy
+                self._under_way.append(work)
+                done: torch.futures.Future[Tensor] = torch.futures.Future()
+                done.set_result(bucket.buffer())
+                return done
             reduced: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
             return reduced
         future: torch.futures.Future[Tensor] = torch.futures.Future()
@@ -162,8 +174,8 @@ class FirstBuffers:
     Each begins with those of the update's start, as it does where it is the only one of its rank.
     """
 
-    def __init__(self, model: nn.Module, several: bool):
-        self._buffers = list(model.buffers()) if several else []
+    def __init__(self, buffers: list[Tensor]):
+        self._buffers = buffers
         self._begun = [buffer.clone() for buffer in self._buffers]
         self._kept: list[Tensor] = []
 

@@ -171,11 +171,13 @@ def scripted_class(module: torch.nn.Module) -> str | None:
 
 
 def as_ddp(model: torch.nn.Module, group: Any) -> torch.nn.parallel.DistributedDataParallel:
-    """`model` shared over the ranks of `group`; its buffers are left alone, by the argument that this torch takes."""
+    """`model` shared over the ranks of `group`; its buffers are left alone, and gradients lie where they are summed."""
     ddp: Any = torch.nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in inspect.signature(ddp).parameters
     leave = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    shared: torch.nn.parallel.DistributedDataParallel = ddp(model, process_group=group, **leave)
+    shared: torch.nn.parallel.DistributedDataParallel = ddp(
+        model, process_group=group, gradient_as_bucket_view=True, **leave
+    )
     return shared
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from time import sleep
 from typing import Any, Self, TypeVar
@@ -161,6 +161,9 @@ class World:
         gathered = self._begin_gathering(tensor)
         return lambda: _added_in_pairs(gathered())
 
+    def wait(self, works: Iterable[dist.Work]) -> None:
+        """Wait for what was begun; where a rank cannot be reached any more, all raise RankFailed."""
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` for a loop of one's own: in DistributedDataParallel, whose gradients are the mean over ranks.
 
@@ -264,6 +267,11 @@ class _Ranks(World):
         *answer, self._apart = tensor.tolist()
         return answer
 
+    def wait(self, works: Iterable[dist.Work]) -> None:
+        with self._reaching():
+            for work in works:
+                work.wait()
+
     def _begin_gathering(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
         tensor = tensor.detach().contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -271,9 +279,7 @@ class _Ranks(World):
             work = dist.all_gather(parts, tensor, group=self.group, async_op=True)
 
         def gathered() -> list[Tensor]:
-            assert work is not None
-            with self._reaching():
-                work.wait()
+            self.wait([work] if work is not None else [])
             return parts
 
         return gathered

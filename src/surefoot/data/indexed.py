@@ -39,6 +39,7 @@ class Indexed:
         self._prepared: InMemory | None = None
         self._workers: Workers | None = None
         self._division = Division()
+        self._whole: Any = None
 
     def apart(self) -> Indexed:
         """The same batches, whole, with worker processes of their own."""
@@ -54,7 +55,7 @@ class Indexed:
 
     def moved(self) -> None:
         """Take note that the device is another."""
-        self._prepared = None
+        self._prepared = self._whole = None
 
     def close(self) -> None:
         """End the worker processes, if any; they start again when needed."""
@@ -190,10 +191,12 @@ class Indexed:
         assert isinstance(self.source, TensorSource)
         if self._division.parts == 1:
             return self.source.formed(self._gather(epoch, keys))
+        if self._whole is None:
+            self._whole = self.source.formed(self.source.tensors)
         # Each in memory of its own: products round otherwise where rows do not begin at a multiple of 64 bytes, and
         # where a rank's rows begin depends on how many ranks there are.
         parts = [self._gather(epoch, part) for part in self._own(keys)]
-        return self._division.given(map(self.source.formed, parts), len(keys), alike=True)
+        return self._division.given(map(self.source.formed, parts), len(keys), whole=self._whole)
 
     def _own(self, keys: Tensor) -> list[Tensor]:
         """What of a batch's keys this rank reads, micro-batch by micro-batch."""

@@ -123,13 +123,31 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
     return [float(w) for w in weights]
 
 
-def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None) -> list[Any]:
+def all_count(loss: Any, whole: Any) -> bool:
+    """Whether targets count by their number: none of `whole`, all samples as one batch, is ignored or weighs more.
+
+    >>> all_count(torch.nn.CrossEntropyLoss(), (torch.zeros(3, 4), torch.tensor([0, 3, 1])))
+    True
+    """
+    if isinstance(loss, WeightedSum):
+        return all(all_count(part, whole) for part in loss.parts)
+    if not _weighs_targets(loss, whole):
+        return True
+    targets = (batches.pair(whole) or (None, None))[1]
+    if not isinstance(targets, Tensor) or option(loss, "weight") is not None or targets.is_floating_point():
+        return False
+    least, most = targets.aminmax()
+    return not least <= ignored(loss) <= most
+
+
+def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None, complete: bool = False) -> list[Any]:
     """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
 
     From the targets alone. One entry per micro-batch, for `conventions.apply(..., share=...)`: None (one micro-batch,
     or a summed loss), a number, a tensor of one number, or a tuple (a `WeightedSum`, whose parts may divide by
     different things). Of MicroBatches "all of them" are those of all ranks of the `world`, and what stands in counts 0.
-    The world is asked only where shapes do not tell what they hold; a share is then a function, which waits for it.
+    The world is asked only where shapes do not tell what they hold, and the data are not `complete` (`all_count`); a
+    share is then a function, which waits for the answer.
 
     >>> x = torch.arange(6.)
     >>> shares(torch.nn.MSELoss(), [(x[:4], x[:4]), (x[4:], x[4:])])
@@ -143,16 +161,16 @@ def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None) 
     if convention_of(loss).name == "objective":  # its weights are known afterwards; the step divides by them
         return [1 / samples if n else 0.0 for n in rows]
     if isinstance(loss, WeightedSum):
-        by_part = [shares(part, micro_batches, world) for part in loss.parts]
+        by_part = [shares(part, micro_batches, world, complete) for part in loss.parts]
         return [tuple(part[i] for part in by_part) for i in range(len(micro_batches))]
     if is_summed(loss):
         return [None if n else 0.0 for n in rows]
     if not _weighs_targets(loss, micro_batches[0]):
         return [n / samples for n in rows]
-    weights = [_weight_of_batch(loss, batch) if n else 0 for n, batch in zip(rows, micro_batches, strict=True)]
+    weights = [_weight_of(loss, batch, complete) if n else 0 for n, batch in zip(rows, micro_batches, strict=True)]
     if isinstance(micro_batches, MicroBatches):
-        each = _weight_of_batch(loss, micro_batches[0])
-        if not micro_batches.alike or isinstance(each, Tensor):
+        each = _weight_of(loss, micro_batches[0], complete)
+        if micro_batches.whole is None or isinstance(each, Tensor):
             exchanged = of_all_ranks(weights, micro_batches, world)
             of_all = functools.cache(lambda: sum(exchanged().unbind()))
             # Asked for when a loss is weighed: the ranks need not meet before their forward passes.
@@ -188,9 +206,11 @@ def _weighs_targets(loss: Any, batch: Any) -> bool:
     return pairs and weighs_by(loss) != "samples" and batches.pair(batch) is not None
 
 
-def _weight_of_batch(loss: Any, batch: Any) -> int | Tensor:
+def _weight_of(loss: Any, batch: Any, complete: bool) -> int | Tensor:
     parts = batches.pair(batch)
     assert parts is not None
+    if complete and weighs_by(loss) == "targets":
+        return int(parts[1].numel())
     return sample_weight(loss, None, parts[1])
 
 
