@@ -63,6 +63,27 @@ def test_no_step_reads_a_number_back(name, options, weight):
     trained(3, step, "meta", EagerStep(step))
 
 
+def counted(bytes_held, device, batches=6, loss=None):
+    """What six batches of outputs that pass the bound again and again come to."""
+    loss = nn.CrossEntropyLoss(ignore_index=2) if loss is None else loss
+    running = RunningMetrics(**metric_options(loss), hold_bytes=bytes_held)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(batches):
+        outputs, targets = torch.randn(50, 100, generator=draws), torch.randint(0, 3, (50,), generator=draws)
+        running.add(torch.rand((), generator=draws).to(device), outputs.to(device), targets.to(device), 50)
+    return running
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(ignore_index=2), nn.NLLLoss()])
+def test_outputs_that_pass_the_bound_are_counted_and_let_go_without_a_wait(loss):
+    """A language model's pass it every few steps."""
+    held = counted(50_000, "meta", loss=loss)
+    assert sum(outputs is not None for _, outputs, *_ in held._held) < 6 and held._held_bytes < 50_000
+    # When they are read, they have the same sums, window by window.
+    few, many = counted(50_000, "cpu", loss=loss), counted(1 << 20, "cpu", loss=loss)
+    assert few.window() == many.window() and few.result() == many.result() and few.state_dict() == many.state_dict()
+
+
 def test_what_looks_at_numbers_would_be_noticed():
     model = network().to("meta")
     step = TrainStep(

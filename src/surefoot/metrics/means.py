@@ -16,6 +16,30 @@ from .sums import Pair
 Row = tuple[float, float, int, dict[str, float], bool, bool]
 
 
+class Parts(tuple[Any, ...]):
+    """Outputs or targets of one update's micro-batches that cannot be joined (padded to several lengths)."""
+
+
+def parts_of(value: Any) -> Sequence[Any]:
+    """The micro-batches' own, or the one that there is."""
+    return value if isinstance(value, Parts) else (value,)
+
+
+def data_of(value: Any) -> Any:
+    """A tensor without its graph; anything else as it is."""
+    return value.data if isinstance(value, Tensor) else value
+
+
+def pairs_of(held: Sequence[tuple[Any, ...]]) -> list[Pair]:
+    """Outputs and targets of batches, (loss, outputs, targets, ...), but for those without outputs."""
+    return [
+        pair
+        for _, outputs, targets, *_ in held
+        if outputs is not None
+        for pair in zip(parts_of(outputs), parts_of(targets), strict=True)
+    ]
+
+
 class Unread:
     """What was summed in this process and is not in the sums yet.
 

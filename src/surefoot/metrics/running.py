@@ -13,16 +13,12 @@ from ..errors import UsageError
 from ..text import counted
 from ..world import World
 from .gathering import gathered, in_order
-from .means import Row, Sums, Unread, numbers_of, plain
+from .means import Parts, Row, Sums, Unread, data_of, numbers_of, pairs_of, parts_of, plain
 from .objects import MetricObjects
 from .registry import OWN
 from .sums import OwnMetrics, Pair, answers_of
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
-
-
-class Parts(tuple[Any, ...]):
-    """Outputs or targets of one update's micro-batches that cannot be joined (padded to several lengths)."""
 
 
 class RunningMetrics:
@@ -31,7 +27,7 @@ class RunningMetrics:
     `add` keeps references and computes nothing; the work is done in bulk when a value is asked for, or when what is
     held passes `hold_bytes` or `hold_batches`. Sums are float64, added batch after batch in order, and counts are
     whole numbers, so that when it is done changes no bit of the result. Nothing in `add` waits for a device, unless
-    the bounds are passed.
+    the bounds are passed; where answers are only counted, outputs that pass `hold_bytes` are let go without a wait.
 
     `kind` says how answers are read from outputs: ``"classes"`` (the highest of (N, C) or (N, C, d1, ...), targets are
     indices or class probabilities), ``"logits"`` (above 0), ``"probabilities"`` (above 0.5), ``"signs"`` (above 0,
@@ -109,6 +105,7 @@ class RunningMetrics:
         """Forget everything: a new epoch begins."""
         self._held: list[tuple[Any, ...]] = []
         self._reported: list[tuple[int, Any, dict[str, Any]]] = []
+        self._counted: list[Tensor] = []  # right answers and all, not read yet
         self._held_bytes = 0
         self._here = Unread(self.confusion or 0)
         self._epoch = Sums()
@@ -157,8 +154,8 @@ class RunningMetrics:
         weighed = None
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
-            outputs = Parts(map(_data, outputs)) if isinstance(outputs, Parts) else _data(outputs)
-            self._held_bytes += sum(getattr(part, "nbytes", 0) for part in _parts(outputs)) + 512
+            outputs = Parts(map(data_of, outputs)) if isinstance(outputs, Parts) else data_of(outputs)
+            self._held_bytes += sum(getattr(part, "nbytes", 0) for part in parts_of(outputs)) + 512
         elif self.weigh is not None:
             weighed, outputs = self._weigh(outputs, targets), None
             self._held_bytes += 512
@@ -177,10 +174,30 @@ class RunningMetrics:
             if self._agreed is None:
                 self._agreed = max(1, self.hold_bytes // max(1, *self.world.gather(self._held_bytes)))
             full = len(self._here.groups) >= min(self._agreed, self.hold_batches)
+        if self._held_bytes > self.hold_bytes and len(self._held) < self.hold_batches and self._let_go():
+            return
         if full and (self.world.size == 1 or self.objects is not None):
             self.flush()
         elif full:
             self._sum_held()
+
+    def _let_go(self) -> bool:
+        """Count right answers on their device and hold outputs no longer; False where they are still needed.
+
+        Also where what is held then, the targets that the losses weigh by, is too much by itself.
+        """
+        if not self.accuracy or self.confusion or self.own.in_order() or self.objects is not None:
+            return False
+        self._count(pairs_of(self._held))
+        kept, self._held_bytes = [], 0
+        for loss, outputs, targets, n, weighed, part in self._held:
+            if self.weigh is not None and self.weigh_many is None and weighed is None:
+                weighed = self._weigh(outputs, targets)
+            targets = targets if self.weigh_many is not None else None
+            kept.append((loss, None, targets, n, weighed, part))
+            self._held_bytes += sum(getattr(each, "nbytes", 0) for each in parts_of(targets)) + 512
+        self._held = kept
+        return 2 * self._held_bytes < self.hold_bytes
 
     def _sum_held(self) -> None:
         """Turn what is held into numbers."""
@@ -192,10 +209,9 @@ class RunningMetrics:
         weights: list[Any] = list(samples)
         if self.weigh_many is not None:
             weights = self._weigh_many(targets)
-        elif self._keeps_outputs and self.weigh is not None:
-            weights = list(map(self._weigh, outputs, targets))
         elif self.weigh is not None:
-            weights = list(weighed)
+            given = zip(outputs, targets, weighed, strict=True)
+            weights = [self._weigh(o, t) if w is None else w for o, t, w in given]
         stated: dict[int, Any] = {}
         numbers: dict[int, dict[str, float]] = {}
         for (place, _, each), weight in zip(reported, plain([weight for _, weight, _ in reported]), strict=True):
@@ -208,9 +224,14 @@ class RunningMetrics:
             here.rows.append(row)
         if not self._keeps_outputs:
             return
-        pairs = [pair for o, t in zip(outputs, targets, strict=True) for pair in zip(_parts(o), _parts(t), strict=True)]
+        pairs = pairs_of(held)
         if self.accuracy or self.own.needs_outputs:
             self._count(pairs)
+        if self._counted:
+            right, seen = torch.stack(self._counted).sum(0).tolist()
+            here.right += right
+            here.seen += seen
+            self._counted = []
         if self.objects is not None:
             here.answers += pairs
 
@@ -329,12 +350,12 @@ class RunningMetrics:
 
     def _weigh(self, outputs: Any, targets: Any) -> Any:
         assert self.weigh is not None
-        return sum(map(self.weigh, _parts(outputs), _parts(targets)))
+        return sum(map(self.weigh, parts_of(outputs), parts_of(targets)))
 
     def _weigh_many(self, targets: Sequence[Any]) -> list[float]:
         assert self.weigh_many is not None
-        weights = iter(self.weigh_many([part for one in targets for part in _parts(one)]))
-        return [sum(next(weights) for _ in _parts(one)) for one in targets]
+        weights = iter(self.weigh_many([part for one in targets for part in parts_of(one)]))
+        return [sum(next(weights) for _ in parts_of(one)) for one in targets]
 
     def _count(self, pairs: Sequence[Pair]) -> None:
         """Count answers, and sum up what our own metrics are made of."""
@@ -347,18 +368,13 @@ class RunningMetrics:
         for i, (o, t) in enumerate(pairs):
             key = (*o.shape[1:], t.dtype, *t.shape[1:]) if o.dim() and t.dim() else i
             groups.setdefault(key, []).append((o, t))
-        totals = []
         for some in groups.values():
             given, wanted = some[0] if len(some) == 1 else tuple(map(torch.cat, zip(*some, strict=True)))
             answers, truth = answers_of(str(self.kind), given, wanted)
             if self.own.counts is not None:
                 self.own.counts.hold(given, answers, truth)
             if self.accuracy:
-                totals.append(self._right(answers, truth))
-        if totals:
-            right, seen = torch.stack(totals).sum(0).tolist()
-            self._here.right += right
-            self._here.seen += seen
+                self._counted.append(self._right(answers, truth))
 
     def _right(self, answers: Tensor, truth: Tensor) -> Tensor:
         if self.kind != "classes":
@@ -375,11 +391,3 @@ class RunningMetrics:
         truth, answers = targets[counted].long(), answers[counted]  # labels may be uint8: a product would overflow
         cells = torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
         self._here.matrix += cells.cpu()
-
-
-def _data(value: Any) -> Any:
-    return value.data if isinstance(value, Tensor) else value
-
-
-def _parts(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, Parts) else (value,)
