@@ -78,40 +78,30 @@ def _alone(ranks: int, epochs: int) -> Path:
     return folder / "alone"
 
 
-@cache
-def _seconds(ranks: int, epochs: int) -> tuple[float, float]:
-    """Of an untouched run under torchrun: when its first update was made, and how long it took."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, begun = Path(name), time.time()
-        recipe = torchrun.prepare(folder, epochs)
-        code, output = torchrun.finished(
-            torchrun.launch(folder, "train", str(recipe), "--dir", str(folder / "run"), ranks=ranks)
-        )
-        assert code == 0, output
-        first = torchrun.since(folder, "attempt-0", begun)
-        assert first is not None
-        return first, time.time() - begun
-
-
 def _restarted(ranks: int, number: int, folder: Path) -> str:
     """One process is killed at a random instant, three of four while it trains; torchrun starts all again."""
-    epochs = 40
-    roll, (first, took) = dice(f"restarted {ranks} {number}"), _seconds(ranks, epochs)
+    epochs, roll = 40, dice(f"restarted {ranks} {number}")
     recipe, run = torchrun.prepare(folder, epochs), folder / "run"
-    instant = roll.uniform(0.5 * first, first) if number % 4 == 0 else roll.uniform(first, took - 1.5)
     train = ("train", str(recipe), "--dir", str(run), f"micro_batches={ranks}")
     job = torchrun.launch(folder, *train, ranks=ranks, restarts=2)
-    time.sleep(instant)
-    workers = dict(_ranks_of(job.pid))
-    assert workers, "no process was there yet, or none any more"
+    at = 0 if number % 4 == 0 else roll.randrange(1, 10 * epochs)
+    while len(workers := dict(_ranks_of(job.pid))) < ranks or _records(run) < at:
+        assert job.poll() is None
+        time.sleep(0.001)
+    time.sleep(0.0 if at else roll.uniform(0.0, 2.0))  # it starts
     rank = roll.choice(sorted(workers))
     os.kill(workers[rank], signal.SIGKILL)
     killed = time.time()
-    code, output = torchrun.finished(job, 120)
+    code, output = torchrun.finished(job, 240)
     assert code == 0, output
     again = torchrun.since(folder, "attempt-1", killed)
-    when = "after its last step" if again is None else f"training again after {again:.1f} s"
-    return f"rank {rank} killed after {instant:.1f} s; {when}; {_exact(run, ranks, epochs)}"
+    when = "after the last step" if again is None else f"training again after {again:.1f} s"
+    return f"rank {rank} killed {f'at step {at}' if at else 'as it starts'}; {when}; {_exact(run, ranks, epochs)}"
+
+
+def _records(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 # ------------------------------------------------------------------------------------------ saves

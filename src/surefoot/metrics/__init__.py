@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from .running import Parts, RunningMetrics
+    from .means import Parts
+    from .running import RunningMetrics
 
 __all__ = ["Parts", "RunningMetrics"]
 
 # The registry of names is asked by commands that import no torch.
-__getattr__ = lazily(__name__, {"running": "Parts RunningMetrics"})
+__getattr__ = lazily(__name__, {"means": "Parts", "running": "RunningMetrics"})
