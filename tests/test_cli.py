@@ -89,6 +89,7 @@ COMMAND_LINE = {
         "--trust-code",
     },
     "runs": {"words", "--best", "--where", "--sort", "--reverse", "--json", "--remove", "--keep-best", "--yes"},
+    "report": {"run_dir", "--serve", "--port"},
     "compare": {"runs", "--best", "--seeds", "--html", "--json"},
     "sweep": {"sweep", "--dir", "--jobs", "--take-over", "--json"},
     "track": {"run_dir", "--to", "--follow"},

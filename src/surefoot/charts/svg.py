@@ -48,7 +48,10 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: `points` (x, y) in the order of x; `marks` puts a dot on each, `faint` is thin."""
+    """A line of a chart: `points` (x, y) in the order of x; `marks` puts a dot on each, `faint` is thin.
+
+    Its `form` is ``"line"``, ``"steps"`` (each height holds until the next point) or ``"points"`` (no line at all).
+    """
 
     label: str
     points: Sequence[Point]
@@ -56,6 +59,7 @@ class Line:
     marks: bool = False
     faint: bool = False
     dashed: bool = False
+    form: str = "line"
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,12 @@ def line_chart(
     parts += _marked(marks, lines, across, up, top, base)
     for line in lines:
         style = f"c{line.colour % len(_COLOURS)}"
-        for stretch in _stretches(Curve.of(line.points, most).points(), log):
+        if line.form == "points":
+            for left, down in places([point for point in line.points if _fits(point[1], log)] or [(0, math.nan)]):
+                parts.append(f'<circle class="{style}" cx="{left:.1f}" cy="{down:.1f}" r="2" fill-opacity=".5"/>')
+            continue
+        points = stepped(line.points) if line.form == "steps" else Curve.of(line.points, most).points()
+        for stretch in _stretches(points, log):
             spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in places(stretch))
             styles = f"{style}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
             parts.append(f'<polyline class="{styles}" style="fill:none" points="{spots}"/>')

@@ -36,6 +36,7 @@ VERBS = {
     "import": ("import_", "take in weights made elsewhere"),
     "push": ("push", "write a model as the Hugging Face hub takes it, and publish it"),
     "runs": ("runs", "list runs, search, label, remove them"),
+    "report": ("report", "write a run's report, or show it live in a browser"),
     "compare": ("compare", "compare runs: what differs, which is better"),
     "sweep": ("sweep", "search over settings of a recipe"),
     "track": ("track", "tell MLflow or Weights & Biases a run's numbers"),

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..charts.interactive import chart
 from ..charts.scale import Axis
-from ..charts.svg import Line, line_chart
+from ..charts.svg import Line
 from ..charts.terminal import framed, marker
 from ..text import duration, figure, printable, shortened
 from ..tracking.page import html_table, page, section
@@ -50,8 +51,8 @@ def as_page(comparison: Comparison, *, seeds: bool) -> str:
             for index, curves in enumerate(comparison.curves)
             if curves.get(metric)
         ]
-        chart = line_chart(lines, x_label="epoch", y_label=metric, percent=metric.endswith("accuracy"))
-        charts.append(f"<h3>{escape(metric)}</h3>{chart}")
+        drawn = chart(lines, x_label="epoch", y_label=metric, percent=metric.endswith("accuracy"))
+        charts.append(f"<h3>{escape(metric)}</h3>{drawn}")
     sections = [
         f"<h1>{len(names)} runs compared</h1>",
         '<p class="dim">by ' + escape(f"{comparison.metric}, {_direction(comparison)} is better") + "</p>",

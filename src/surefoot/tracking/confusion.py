@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from ..metrics.by_class import by_class
 from ..text import counted
 from .page import html_table
 
-STYLE = """
-table.confusion td { text-align: center; padding: .2rem .35rem; }
-table.confusion th.class { vertical-align: bottom; padding: .3rem .1rem; text-align: left; font-weight: 400; }
-table.confusion th.class span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 11rem;
-  overflow: hidden; text-overflow: ellipsis; }
-table.confusion tr > :first-child { position: sticky; left: 0; background: var(--back); max-width: 11rem;
-  overflow: hidden; text-overflow: ellipsis; }
-"""
 MOST_CLASSES = 40
 _MOST_PAIRS, _FEW_PAIRS = 50, 10
 MOST_ROWS = 200
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """The matrix in parts of each row, as HTML, its counts folded away, and the pairs that are mistaken most often.
+    """The matrix in parts of each row, as HTML, and the pairs that are mistaken most often.
+
+    A page's script shows its counts too, and the classes that are mistaken most often first.
 
     Of more than MOST_CLASSES classes, the pairs only.
     """
     names = class_names(confusion, classes)
     if len(names) > MOST_CLASSES:
         return _worst_pairs(confusion, names, _MOST_PAIRS)
-    parts = _matrix(confusion, names, lambda cell, total: f"{100 * cell / total:.1f}" if cell else "")
-    counts = _matrix(confusion, names, lambda cell, total: str(int(cell) or ""))
-    shown = f'<p class="dim">Percent of each true class.</p>{parts}'
-    return f"{shown}<details><summary>Counts</summary>{counts}</details>" + _worst_pairs(confusion, names, _FEW_PAIRS)
+    note = '<p class="dim">Rows are true classes, columns what was predicted; in percent of each row.</p>'
+    return f"{note}<div data-matrix>{_matrix(confusion, names)}</div>" + _worst_pairs(confusion, names, _FEW_PAIRS)
 
 
 def class_names(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[str]:
@@ -57,7 +49,8 @@ def _part(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
 
 
-def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str], shown: Callable[[int, int], str]) -> str:
+def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """The table; a cell says how often in `data-n`, for the script that shows counts and sorts."""
     head = (
         "<tr><th>true \\ predicted</th>"
         + "".join(f'<th class="class"><span>{escape(name)}</span></th>' for name in names)
@@ -66,12 +59,15 @@ def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str], shown: Cal
     rows = []
     for index, row in enumerate(confusion):
         total = sum(row) or 1
-        cells = "".join(
-            f'<td style="background: rgba(var(--heat), {0.75 * cell / total:.3f})">{shown(cell, total)}</td>'
-            for cell in row
-        )
+        cells = "".join(_cell(int(cell), cell / total, index == column) for column, cell in enumerate(row))
         rows.append(f"<tr><th>{escape(names[index])}</th>{cells}<td>{100 * row[index] / total:.2f} %</td></tr>")
     return f'<div class="scroll"><table class="confusion">{head}\n' + "\n".join(rows) + "</table></div>"
+
+
+def _cell(count: int, share: float, right: bool) -> str:
+    """What is right is as dark as its share; what is not by its root, since a few percent matter there."""
+    how = f' style="--{"right" if right else "wrong"}: {share if right else share**0.5:.2f}"' if count else ""
+    return f'<td data-n="{count}"{how}>{f"{100 * share:.1f}" if count else ""}</td>'
 
 
 def most_mistaken(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:

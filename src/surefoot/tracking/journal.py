@@ -209,12 +209,13 @@ def read_records(
     start: int = 0,
     damaged: Callable[[str], None] | None = None,
     only: bytes = b"",
+    end: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The records of a journal in the order written; an unfinished last line is left out.
 
-    `start` is a byte at which a line begins. Lines without the bytes `only` are passed over unread. Raises UsageError,
-    with the line's number, for a line that is not a JSON object, or calls `damaged` with the message and continues;
-    and if the file cannot be read.
+    `start` is a byte at which a line begins, and `end` one after which no line is read. Lines without the bytes `only`
+    are passed over unread. Raises UsageError, with the line's number, for a line that is not a JSON object, or calls
+    `damaged` with the message and continues; and if the file cannot be read.
     """
     path = Path(path)
     try:
@@ -222,6 +223,8 @@ def read_records(
             file.seek(start)
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
+                    return
+                if end is not None and (start := start + len(line)) > end:
                     return
                 if only not in line:
                     continue
@@ -238,7 +241,12 @@ def read_records(
 
 
 def run_records(
-    path: str | os.PathLike[str], damaged: Callable[[str], None], *, start: int = 0, only: bytes = b""
+    path: str | os.PathLike[str],
+    damaged: Callable[[str], None],
+    *,
+    start: int = 0,
+    only: bytes = b"",
+    end: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """`read_records` of a run: a line that is no record of a run is skipped, with a message to `damaged`."""
     number = 0
@@ -248,10 +256,11 @@ def run_records(
         number += 1
         damaged(message)
 
-    for record in read_records(path, start=start, damaged=counted, only=only):
+    begins_at_first_line = not start and not only
+    for record in read_records(path, start=start, damaged=counted, only=only, end=end):
         number += 1
         if reason := not_a_record(record):
-            where = f":{number}" if not start and not only else ""
+            where = f":{number}" if begins_at_first_line else ""
             damaged(f"{path}{where}: {reason}")
         else:
             yield record

@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..charts import svg
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1d2228; --dim: #6a7280; --line: #e3e6ea;
-  --card: #f6f7f9; --heat: 33, 102, 196; }
-@media (prefers-color-scheme: dark) { :root {
-  --back: #14171b; --text: #e4e7eb; --dim: #98a1ad; --line: #2b3038; --card: #1c2026;
-  --heat: 107, 167, 255; } }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-.dim { color: var(--dim); } section, .scroll { overflow-x: auto; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tile { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; }
-.tile b { display: block; font-size: 1.3rem; } .tile span { color: var(--dim); font-size: .85rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--dim); } th:first-child, td:first-child { text-align: left; }
-pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: 13px; }
-summary { cursor: pointer; color: var(--dim); }
-"""
+from ..charts import interactive, svg
 
 
-def page(title: str, sections: Iterable[str], style: str = "") -> str:
-    """The whole page, `sections` of HTML below one another; `style` is CSS beside that of pages and charts."""
+def page(title: str, sections: Iterable[str], *, live: float | None = None) -> str:
+    """The whole page, `sections` of HTML below one another.
+
+    Where there is a chart or a confusion matrix it has scripts, its own and no others: the policy in its head lets
+    nothing else run, and nothing be fetched. A `live` page asks its own server for news every so many seconds.
+    """
+    body = "\n".join(part for part in sections if part)
+    runs = "data-chart=" in body or "data-matrix" in body
+    policy = [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    head = f"<title>{escape(title)} - surefoot</title>\n<style>{svg.STYLE}{interactive.style()}</style>"
+    foot = told = ""
+    if runs:
+        policy.append(f"script-src {interactive.source_hashes()}")
+        foot = f"<!-- The charts are drawn by uPlot:\n{interactive.licence()} -->\n"
+        foot += "".join(f"<script>{script}</script>\n" for script in interactive.scripts())
+    if live is not None:
+        policy.append("connect-src 'self'")
+        head = f'<meta name="surefoot-live" content="{live:g}">{head}'
+        told = '<p id="told" role="status">live</p>'
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - surefoot</title>\n<style>{_STYLE}{style}{svg.STYLE}</style>"
-        "</head>\n<body>\n" + "\n".join(part for part in sections if part) + "\n</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(policy)}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}</head>\n'
+        f"<body>\n{told}<main>\n{body}\n</main>\n{foot}</body></html>\n"
     )
 
 
 def section(heading: str, body: str) -> str:
     """A part of a page; "" where there is nothing to show."""
-    return f"<section><h2>{escape(heading)}</h2>\n{body}</section>" if body else ""
+    return f'<section id="{anchor(heading)}"><h2>{escape(heading)}</h2>\n{body}</section>' if body else ""
 
 
-def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts."""
+def anchor(heading: str) -> str:
+    """The name of a part in links within the page.
+
+    >>> anchor("Hardware and versions")
+    'hardware-and-versions'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]], long: str = "") -> str:
+    """A table of texts; those of the column `long` may have several lines."""
+
+    def cell(head: str, text: str) -> str:
+        return f"{'<td class=text>' if long and head == long else '<td>'}{escape(text)}</td>"
+
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = ("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    body = ("<tr>" + "".join(map(cell, heads, row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>\n' + "\n".join(body) + "</table></div>"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..charts.interactive import chart
 from ..charts.scale import Axis
-from ..charts.svg import Line, line_chart
+from ..charts.svg import Line
 from .page import html_table
 
 
@@ -29,7 +30,7 @@ def diagram(reliability: Mapping[str, Sequence[Any]]) -> str:
     rows = list(zip(*(reliability[key] for key in ("samples", "right", "confidence")), strict=True))
     points = [(confidence, right / samples) for samples, right, confidence in rows if samples]
     unit = Axis(0.0, 1.0)
-    chart = line_chart(
+    drawn = chart(
         [Line("as sure as right", [(0.0, 0.0), (1.0, 1.0)], 3, dashed=True), Line("validation", points, 1, marks=True)],
         x_label="confidence",
         y_label="accuracy",
@@ -47,5 +48,5 @@ def diagram(reliability: Mapping[str, Sequence[Any]]) -> str:
             if samples
         ],
     )
-    shown = f"{chart}<details><summary>Numbers</summary>{table}</details>"
+    shown = f"{drawn}<details><summary>Numbers</summary>{table}</details>"
     return f'<p class="dim">{escape(note)}</p>{shown}'

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..charts.svg import Line, Mark, line_chart
+from ..charts.interactive import chart
+from ..charts.svg import Line, Mark
 from ..errors import RunFailed, UsageError
-from ..text import counted, duration
-from .confusion import STYLE as _CONFUSION_STYLE
+from ..text import counted, duration, figure
+from . import answers_shown, run_facts
 from .confusion import confusion_table, figures_by_class
 from .journal import metrics_of, run_records
-from .page import html_table, page, section
+from .page import anchor, html_table, page, section
 from .reliability import diagram
 from .run_numbers import RunNumbers
 from .validation import read_validation
 
-MOST_COURSES, MOST_COLUMNS, MOST_TEXT, MOST_MARKS = 12, 40, 200_000, 50
-
+FILE = "report.html"
+MOST_COURSES, MOST_COLUMNS, MOST_MARKS = 12, 40, 50
+_TILES = ("accuracy", "f1_macro", "loss", "mae", "r2")
 _MOST_BYTES = 16 * 1024 * 1024  # of run.json or recipe.yaml
 
 
@@ -46,13 +48,13 @@ def write_report(
         numbers.add(record)
     page = render_report(
         numbers,
-        run=_json_of(run_dir / "run.json"),
-        recipe=_text_of(run_dir / "recipe.yaml"),
+        run=json_of(run_dir / "run.json"),
+        recipe=text_of(run_dir / "recipe.yaml"),
         name=run_dir.resolve().name,
         validation=found,
         brief=brief,
     )
-    path = run_dir / "report.html"
+    path = run_dir / FILE
     try:
         files.write_atomically(path, page.encode(errors="backslashreplace"))
     except OSError as error:
@@ -70,49 +72,44 @@ def render_report(
     name: str,
     validation: Mapping[str, Any] | None = None,
     brief: str = "",
+    live: float | None = None,
+    problems: Sequence[str] = (),
 ) -> str:
-    """The page itself; the same arguments give the same page."""
+    """The page itself, asking for news every `live` seconds; the same arguments give the same page."""
     found = validation or {}
     confusion, classes, reliability = found.get("confusion"), found.get("classes") or (), found.get("reliability")
-    title = str(run.get("name") or name)
+    title = str(run.get("name") or name)[:200]
     resumes = _resumes(run)
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="dim">{escape(_byline(run))}</p>',
-        _tiles(numbers),
-    ]
-    for heading, body in (
-        ("Damaged", _listed([*map(str, run.get("damaged") or []), *numbers.left_out])),
+    parts = [
+        ("Damaged", _items([*problems, *run_facts.listed(run.get("damaged")), *numbers.left_out])),
         ("Training vs. Validation Loss", _metric_chart(numbers, "loss", resumes)),
         ("Accuracy", _metric_chart(numbers, "accuracy", resumes, percent=True)),
         ("Metrics", "".join(f"<h3>{escape(key)}</h3>{_metric_chart(numbers, key, resumes)}" for key in numbers.others)),
-        ("Learning rate", _rate_chart(numbers, resumes)),
-        ("Gradient norm", _metric_chart(numbers, "grad_norm", resumes)),
-        ("Throughput", _speed_chart(numbers, resumes)),
-        ("Epochs", _epoch_table(numbers)),
         ("By class", figures_by_class(confusion, classes) if confusion is not None else ""),
         ("Confusion matrix", confusion_table(confusion, classes) if confusion is not None else ""),
+        ("Most wrongly answered", answers_shown.samples(found, "wrong")),
+        ("Least surely answered", answers_shown.samples(found, "unsure")),
         ("Reliability", diagram(reliability) if reliability is not None else ""),
-        ("Recipe", _recipe(recipe, brief)),
-        ("Hardware and versions", _machine(run)),
-        ("The run", _settings(run)),
-    ):
-        sections.append(section(heading, body))
-    return page(title, sections, style=_CONFUSION_STYLE)
-
-
-def _byline(run: Mapping[str, Any]) -> str:
-    parts = [
-        f"{word} {run[key]}"
-        for key, word in (("id", "run"), ("created", "begun"), ("status", "status"))
-        if run.get(key)
+        ("Residuals", answers_shown.residuals(found)),
+        ("Learning rate", _rate_chart(numbers, resumes)),
+        ("Gradient norm", _metric_chart(numbers, "grad_norm", resumes)),
+        ("Throughput", _speed_charts(numbers, run_facts.samples_a_step(run), resumes)),
+        ("Epochs", _epoch_table(numbers)),
+        ("What it cost", run_facts.cost_html(run, numbers)),
+        ("Recipe", run_facts.recipe_html(recipe, brief)),
+        ("Hardware and versions", run_facts.machine_html(run)),
+        ("The run", run_facts.settings_html(run)),
     ]
-    if run.get("inexact"):
-        parts.append("resumed inexactly: " + ", ".join(map(str, run["inexact"])))
-    return " · ".join(parts)
+    parts = [(heading, body) for heading, body in parts if body]
+    links = "".join(f'<a href="#{anchor(heading)}">{escape(heading)}</a>' for heading, _ in parts)
+    top = [f"<h1>{escape(title)}</h1>", f'<p class="dim">{escape(run_facts.byline(run))}</p>', _tiles(numbers)]
+    if "step" in found and "epoch" in found and confusion is not None:
+        top.append(f'<p class="dim">Single answers are of the validation after epoch {found["epoch"] + 1}.</p>')
+    sections = [f'<section id="top">{"".join(top)}<nav>{links}</nav></section>', *(section(*part) for part in parts)]
+    return page(title, sections, live=live)
 
 
-def _listed(lines: Iterable[str]) -> str:
+def _items(lines: Iterable[str]) -> str:
     lines = list(dict.fromkeys(lines))
     items = "".join(f"<li>{escape(line[:300])}</li>" for line in lines[:50])
     more = f"<p>and {len(lines) - 50} more</p>" if len(lines) > 50 else ""
@@ -122,12 +119,11 @@ def _listed(lines: Iterable[str]) -> str:
 def _tiles(numbers: RunNumbers) -> str:
     """The few figures that one looks for first."""
     tiles: list[tuple[str, str]] = []
-    for split in ("val", "train"):
-        for key, show in (("accuracy", _percent), ("loss", _plain)):
-            extreme = numbers.extremes.get((split, key))
-            if extreme is not None and not (tiles and split == "train"):
-                tiles.append((show(extreme.last), f"{split} {key}, last epoch"))
-                tiles.append((show(extreme.best), f"{split} {key}, best (epoch {extreme.epoch + 1})"))
+    split = "val" if any(split == "val" for split, _ in numbers.extremes) else "train"
+    for key in _TILES:
+        if (extreme := numbers.extremes.get((split, key))) is not None:
+            tiles.append((figure(key, extreme.last), f"{split} {key}, last epoch"))
+            tiles.append((figure(key, extreme.best), f"best (epoch {extreme.epoch + 1})"))
     if numbers.last is not None:
         last = numbers.last
         tiles.append((f"{last['step']:,}", f"steps in {counted(last['epoch'] + 1, 'epoch')}"))
@@ -147,33 +143,17 @@ def _resumes(run: Mapping[str, Any]) -> list[Mark]:
     return [Mark(step, "resumed") for step in whole[-MOST_MARKS:]]
 
 
-def _recipe(recipe: str, brief: str) -> str:
-    """What differs from the defaults, then everything; the whole recipe alone where nobody has told what differs."""
-    if not recipe:
-        return ""
-    whole = f"<pre>{escape(_limited(recipe, 'recipe.yaml'))}</pre>"
-    if not brief:
-        return whole
-    shown = f"<pre>{escape(_limited(brief, 'recipe.yaml'))}</pre>"
-    return f"{shown}<details><summary>Every default filled in</summary>{whole}</details>"
-
-
-def _machine(run: Mapping[str, Any]) -> str:
-    """Processor, accelerator, versions, execution settings: of the conditions that a resume compares."""
-    conditions = run.get("conditions")
-    beginnings = ("device.", "threads", "versions.", "execution.", "variables.")
-    rows = (
-        [[name, str(value)[:200]] for name, value in conditions.items() if name.startswith(beginnings)]
-        if isinstance(conditions, dict)
-        else []
-    )
-    return html_table(["", "value"], rows[:MOST_COLUMNS]) if rows else ""
-
-
-def _speed_chart(numbers: RunNumbers, resumes: Sequence[Mark]) -> str:
+def _speed_charts(numbers: RunNumbers, samples: int, resumes: Sequence[Mark]) -> str:
+    """Samples a second where it is known how many an update has, else updates; and the time of one."""
     points = numbers.speed.points()
-    line = Line("steps a second", points, 2)
-    return line_chart([line], x_label="step", y_label="steps a second", marks=resumes) if len(points) > 1 else ""
+    if len(points) < 2:
+        return ""
+    what = "samples a second" if samples else "steps a second"
+    speed = Line(what, [(x, (samples or 1) * y) for x, y in points], 2)
+    each = Line("milliseconds a step", [(x, 1000 / y) for x, y in points], 6)
+    return "<h3>Speed</h3>" + "<h3>Step time</h3>".join(
+        chart([line], x_label="step", y_label=line.label, marks=resumes) for line in (speed, each)
+    )
 
 
 def _metric_chart(numbers: RunNumbers, key: str, resumes: Sequence[Mark], percent: bool = False) -> str:
@@ -184,7 +164,7 @@ def _metric_chart(numbers: RunNumbers, key: str, resumes: Sequence[Mark], percen
         Line("validation", numbers.points("epoch", "val", key), 1, marks=True),
     ]
     lines = [line for line in lines if line.points]
-    return line_chart(lines, x_label="step", y_label=key, percent=percent, marks=resumes) if lines else ""
+    return chart(lines, x_label="step", y_label=key, percent=percent, marks=resumes) if lines else ""
 
 
 def _rate_chart(numbers: RunNumbers, resumes: Sequence[Mark]) -> str:
@@ -197,7 +177,7 @@ def _rate_chart(numbers: RunNumbers, resumes: Sequence[Mark]) -> str:
     # Logarithmic where rates are decades apart for most of the time, not just in the last steps of a cosine.
     rates = sorted(rate for line in lines for _, rate in line.points if rate > 0)
     log = bool(rates) and rates[-1] / rates[len(rates) // 10] > 50
-    return line_chart(lines, x_label="step", y_label="learning rate", log=log, marks=resumes) if lines else ""
+    return chart(lines, x_label="step", y_label="learning rate", log=log, marks=resumes) if lines else ""
 
 
 def _numbers(groups: Sequence[int]) -> str:
@@ -215,7 +195,7 @@ def _epoch_table(numbers: RunNumbers) -> str:
                 column = f"{record['split']} {key}"[:80]
                 if len(columns) < MOST_COLUMNS:
                     columns[column] = None
-                row[column] = _percent(value) if key == "accuracy" else _plain(value)
+                row[column] = figure(key, value)
             if "wall_s" in record:
                 row["time"] = duration(float(record["wall_s"]))
     if not rows:
@@ -226,14 +206,9 @@ def _epoch_table(numbers: RunNumbers) -> str:
     return note + html_table(heads, [[row.get(head, "") for head in heads] for row in rows.values()])
 
 
-def _settings(run: Mapping[str, Any]) -> str:
-    """run.json, folded away."""
-    text = _limited(json.dumps(run, indent=2, ensure_ascii=False), "run.json") if run else ""
-    return f"<details><summary>run.json</summary><pre>{escape(text, quote=False)}</pre></details>" if text else ""
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    text = _text_of(path)
+def json_of(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run; {} where there is none. Raises UsageError for what cannot be read."""
+    text = text_of(path)
     try:
         value = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:
@@ -241,22 +216,11 @@ def _json_of(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file of a run; "" where there is none. Raises UsageError for what cannot be read."""
     try:
         return files.read_bounded(path, _MOST_BYTES).decode()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}", code="journal") from error
-
-
-def _limited(text: str, file: str) -> str:
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}\n... ({file} has all of it)"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.4g}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..charts.interactive import MOST_POINTS
 from ..charts.thinning import Curve, Point
 from ..monitor import better
 from .epochs import Epochs
@@ -38,6 +39,9 @@ class RunNumbers:
         self.left_out: list[str] = []
         self.others: list[str] = []
         self.speed = Curve()
+        # Seconds from the record of an epoch's training to that of its validation, of all epochs.
+        self.validating_s = 0.0
+        self._trained: tuple[int, float] | None = None
         self._before, self._timed = (0, 0.0), 0
         self._curves: dict[tuple[str, str, str], Curve] = {}
         # By kind of record: the curve of each param group, and a hash of its rates so far.
@@ -57,6 +61,7 @@ class RunNumbers:
         self.last = record
         if kind == "epoch":
             self.epochs.add(record)
+            self._add_time(split, record["epoch"], record.get("wall_s"))
             for key, value in metrics_of(record).items():
                 if key in DRAWN or self._is_other(key):
                     self._curve(kind, split, key).add(step, value)
@@ -74,7 +79,7 @@ class RunNumbers:
     def _curve(self, kind: str, split: str, key: str) -> Curve:
         curve = self._curves.get((kind, split, key))
         if curve is None:
-            curve = self._curves[kind, split, key] = Curve()
+            curve = self._curves[kind, split, key] = Curve(MOST_POINTS)
         return curve
 
     def _add_speed(self, step: int, wall_s: Any) -> None:
@@ -87,6 +92,15 @@ class RunNumbers:
             self.speed.add(step, steps / seconds)
         if self._timed % _RECORDS_TIMED == 0 or not self._before[0]:
             self._before = step, wall_s
+
+    def _add_time(self, split: str, epoch: int, wall_s: float | None) -> None:
+        if wall_s is None:
+            return
+        if split == "train":
+            self._trained = epoch, wall_s
+        elif self._trained is not None and self._trained[0] == epoch:
+            self.validating_s += max(0.0, wall_s - self._trained[1])
+            self._trained = None
 
     def _is_other(self, key: str) -> bool:
         if key not in self.others and len(self.others) < _MOST_OTHERS:
