@@ -57,8 +57,7 @@ def _answer(answer: Any, names: Sequence[str]) -> str:
 
 
 def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names: Sequence[str]) -> str:
-    columns = {"confidence": "confidence", "right": "right"}
-    there = [key for key in columns if any(key in entry for entry in entries)]
+    there = [key for key in ("confidence", "right") if any(key in entry for entry in entries)]
     answers = any("predicted" in entry for entry in entries)
     parts = [shown.get(str(entry["index"]), {}) for entry in entries]
     cells = list(dict.fromkeys(name for part in parts for name, _ in part.get("row", ())))
@@ -69,7 +68,7 @@ def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names
         row = dict(part.get("row", ()))
         rows.append(
             [f"{entry['index']:,}"]
-            + ([_answer(entry.get(key, []), names) for key in ("true", "predicted")] if answers else [])
+            + ([_answer(entry[key], names) if key in entry else "" for key in ("true", "predicted")] if answers else [])
             + [f"{100 * entry[key]:.1f} %" if key in entry else "" for key in there]
             + [
                 f"{entry['loss']:.4g}",

@@ -102,7 +102,9 @@ def _is_answer(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and _whole(value.get("index"))
-        and all(_number(value.get(name, 0.0)) for name in ("loss", "confidence", "right"))
+        and all(_number(value.get(name, 0.0)) for name in ("confidence", "right"))
+        and _number(value.get("loss"))
+        and ("true" in value) == ("predicted" in value)
         and all(_whole(answer) or _numbers(answer, 100) for answer in (value.get(n, 0) for n in ("true", "predicted")))
     )
 
