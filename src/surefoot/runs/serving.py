@@ -111,7 +111,7 @@ class LiveReport:
                 file.seek(max(0, end - _TAIL))
                 self._tail = file.read(min(end, _TAIL))
         except OSError as error:
-            raise UsageError(f"{path}: the journal cannot be read: {error.strerror}") from error
+            raise UsageError(f"{path}: the journal cannot be read: {error.strerror}", code="journal") from error
 
 
 class Server(ThreadingHTTPServer):
@@ -126,7 +126,9 @@ class Server(ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"--port {port}: {reason}; give another, or 0 for any that is free") from error
+            raise UsageError(
+                f"--port {port}: {reason}; give another, or 0 for any that is free", code="command-line"
+            ) from error
 
     @property
     def address(self) -> str:
