@@ -15,6 +15,7 @@ from surefoot import rng
 from surefoot.checkpoint import Checkpointer
 from surefoot.checkpoint.snapshot import Snapshots
 from surefoot.data import Loader
+from surefoot.world import World
 
 EPOCHS, SAMPLES, BATCH = 2, 22, 4  # 6 steps an epoch, the last batch short
 
@@ -46,7 +47,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 def digest(objects: dict[str, Any]) -> str:
     """SHA-256 over every bit of the state of the objects and of the random number generators."""
-    snapshot = Snapshots(objects).take(step=0, epoch=0, journal=None, metrics={})
+    snapshot = Snapshots(objects, World.alone()).take(step=0, epoch=0, journal=None, metrics={})
     found = hashlib.sha256(json.dumps(snapshot.state, sort_keys=True).encode())
     for image in (snapshot.model, snapshot.other):
         for chunk in image.chunks():

@@ -121,7 +121,7 @@ CASES = {
 }
 
 
-def fitted(world, folder, case, epochs=2, parts=PARTS, progress=False, **more):
+def fitted(world, folder, case, epochs=2, parts=PARTS, progress=False, parallel="ddp", **more):
     loss, data, arguments = CASES[case]
     arguments = {**arguments, **more}
     torch.manual_seed(0)
@@ -129,7 +129,13 @@ def fitted(world, folder, case, epochs=2, parts=PARTS, progress=False, **more):
     net(torch.zeros(2, 6))
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     run = surefoot.RunOptions(
-        progress=progress, micro_batches=parts, log_every=2, tensorboard=False, execution="plain", world=world
+        progress=progress,
+        micro_batches=parts,
+        log_every=2,
+        tensorboard=False,
+        execution="plain",
+        world=world,
+        parallel=parallel,
     )
     data = data()
     size = {} if isinstance(data, Loader) else {"batch_size": 9}
@@ -153,6 +159,7 @@ def fitted(world, folder, case, epochs=2, parts=PARTS, progress=False, **more):
 def digest(state):
     whole = hashlib.sha256()
     for leaf in torch.utils._pytree.tree_leaves(state):
+        leaf = leaf.full_tensor() if hasattr(leaf, "full_tensor") else leaf
         whole.update(leaf.numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode())
     return whole.hexdigest()[:16]
 
@@ -163,8 +170,8 @@ def records(folder):
     return [{name: value for name, value in line.items() if name != "wall_s"} for line in lines]
 
 
-def all_cases(world, folder):
-    return {case: fitted(world, folder / str(number), case) for number, case in enumerate(CASES)}
+def all_cases(world, folder, parallel="ddp"):
+    return {case: fitted(world, folder / str(n), case, parallel=parallel) for n, case in enumerate(CASES)}
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +187,9 @@ def alone(tmp_path_factory):
     return of
 
 
-def test_a_run_has_the_bits_of_one_process(alone, tmp_path):
-    ranks = run_ranks(4, all_cases, tmp_path)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_run_has_the_bits_of_one_process(alone, tmp_path, parallel):
+    ranks = run_ranks(4, all_cases, tmp_path, parallel)
     for number, case in enumerate(CASES):
         result, journal, model = alone(case)
         assert [repr(one[case]) for one in ranks] == [result] * 4, case
@@ -212,6 +220,22 @@ def stopped(world, folder, case, at, **more):
 
 def gone_on_with(world, folder, case, **more):
     return fitted(world, folder, case, resume=True, **more)
+
+
+def sharded_twice(world, folder, at, **more):
+    for case, path in zip(ELASTIC[:2], (folder / "a", folder / "b"), strict=True):
+        stopped(world, path, case, at, parallel="fsdp2", **more)
+
+
+def test_a_sharded_run_is_gone_on_with_by_any_number_of_ranks_and_ways(alone, tmp_path):
+    """Four ranks in pieces, two in pieces, two with the whole model each, one process."""
+    run_ranks(4, sharded_twice, tmp_path, 2)
+    assert len([*max((tmp_path / "a").glob("checkpoints/step-*")).glob("model-0000?-of-00004.safetensors")]) == 4
+    run_ranks(2, sharded_twice, tmp_path, 4)
+    run_ranks(2, stopped, tmp_path / "b", ELASTIC[1], 6)
+    for case, path in zip(ELASTIC[:2], (tmp_path / "a", tmp_path / "b"), strict=True):
+        ended = gone_on_with(World.alone(), path, case, parallel="fsdp2")
+        assert (repr(ended), records(path)) == alone(case)[:2]
 
 
 ELASTIC = ["clipped, averaged, accumulated", "a data set that draws", "a stream"]

@@ -15,7 +15,7 @@ from .errors import UsageError
 from .gradients import clip, refuse_gradients
 from .reduction import Reduction
 from .world import World
-from .wrapping import local, named_parameters, shared_out, unwrap
+from .wrapping import local, named_parameters, rows, shared_out, unwrap
 
 # Each number of an update is made of the same number of gradient, state and parameter alone, so that an update has the
 # same bits however the parameters are cut. Of all others it has them for one number of ranks.
@@ -120,16 +120,6 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
             f"parallel: fsdp2 cannot be used: torch has no fused {type(optimizer).__name__} for parameters in pieces; "
             "leave fused out, or train with parallel: ddp"
         )
-
-
-def rows(total: int, rank: int, size: int) -> slice:
-    """Which of `total` rows of a parameter are a rank's, as torch cuts them: all as many, the last ones fewer or none.
-
-    >>> [rows(5, rank, 4) for rank in range(4)]
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None), slice(5, 5, None)]
-    """
-    each = -(-total // size)
-    return slice(min(rank * each, total), min((rank + 1) * each, total))
 
 
 def piece_of(value: Any, like: Any) -> Any:
@@ -343,6 +333,6 @@ def _numbers(grad: Tensor, rank: int, size: int) -> int:
     return int((part.stop - part.start) * math.prod(grad.shape[1:]))
 
 
-def anywhere(optimizer: torch.optim.Optimizer) -> bool:
+def alike_anywhere(optimizer: torch.optim.Optimizer) -> bool:
     """Whether updates of parameters in pieces have the same bits however many pieces there are."""
     return type(optimizer) in ELEMENTWISE

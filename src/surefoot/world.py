@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, SurefootError, UsageError, first_line
+from .process_group import make_process_group
 from .rank_errors import described, process_state, raised_as
 from .torch_compat import default_store, gather_single
 
@@ -91,7 +92,7 @@ class World:
         wait = timedelta(seconds=timeout)
         mine = not dist.is_initialized()
         if mine:
-            _init(wait, f"surefoot-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_joins}")
+            make_process_group(wait, f"surefoot-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{_joins}")
         return _Ranks(timeout, leaves_group=mine)
 
     @property
@@ -171,6 +172,15 @@ class World:
         step of a process: from three ranks on, a resumed run would not end as one that was never stopped.
         """
         return model
+
+    def post(self, key: str, plain: Any) -> None:
+        """Leave a small plain value for rank 0's `posted`, from any thread."""
+
+    def posted(self, key: str, rank: int, given_up: Callable[[], bool]) -> Any:
+        """What `rank` has posted under `key`, once it has; from any thread, and once.
+
+        Raises RankFailed where that rank has ended, or where `given_up` says that it is not waited for any longer.
+        """
 
     def leave(self) -> None:
         """Part from the other ranks, once all have come here; a second call does nothing."""
@@ -328,6 +338,23 @@ class _Ranks(World):
             dist.all_gather(parts, mine, group=self._side)
         return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
+    def post(self, key: str, plain: Any) -> None:
+        assert self._store is not None, "torch has no store under its process group"
+        self._store.set(f"{key}-{self.rank}", json.dumps(plain))
+
+    def posted(self, key: str, rank: int, given_up: Callable[[], bool]) -> Any:
+        assert self._store is not None, "torch has no store under its process group"
+        name, waits = f"{key}-{rank}", 0
+        while not self._store.check([name]):
+            gone = rank in self._pids and process_state(self._pids[rank]) in ("Z", "X")
+            if (gone or given_up()) and not self._store.check([name]):
+                raise RankFailed(rank, "has ended before its part of a checkpoint was written")
+            sleep(min(0.001 * 1.3**waits, 0.05))
+            waits += 1
+        plain = json.loads(self._store.get(name))
+        self._store.delete_key(name)
+        return plain
+
     # ------------------------------------------------------------------------------------------ failures
 
     @contextlib.contextmanager
@@ -402,30 +429,3 @@ def _added_in_pairs(parts: list[Tensor]) -> Tensor:
         pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = [*pairs, *parts[2 * len(pairs) :]]
     return parts[0]
-
-
-def _init(wait: timedelta, prefix: str) -> None:
-    """torch's process group, under a prefix of torchrun's store: after a restart that still holds old addresses."""
-    environment = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    if missing := [name for name, value in environment.items() if not value]:
-        raise UsageError(
-            f"{', '.join(missing)}: not in the environment; start with `torchrun --nproc-per-node N`, or unset RANK"
-        )
-    rank, size, port = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        tcp = dist.TCPStore(  # type: ignore[attr-defined]
-            environment["MASTER_ADDR"], port, size, is_master=rank == 0 and not agents, timeout=wait, multi_tenant=True
-        )
-        gpus = torch.cuda.is_available()
-        if gpus and (local := int(os.environ.get("LOCAL_RANK", rank))) < torch.cuda.device_count():
-            torch.cuda.set_device(local)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=c10d.PrefixStore(prefix, tcp),
-            rank=rank,
-            world_size=size,
-            timeout=wait,
-        )
-    except RuntimeError as error:
-        raise RankFailed(None, f"did not come to {environment['MASTER_ADDR']}:{port}: {first_line(error)}") from error

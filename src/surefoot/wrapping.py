@@ -63,6 +63,16 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return piece
 
 
+def rows(total: int, rank: int, size: int) -> slice:
+    """Which of `total` rows of a parameter are a rank's, as torch cuts them: all as many, the last ones fewer or none.
+
+    >>> [rows(5, rank, 4) for rank in range(4)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None), slice(5, 5, None)]
+    """
+    each = -(-total // size)
+    return slice(min(rank * each, total), min((rank + 1) * each, total))
+
+
 @contextlib.contextmanager
 def own_classes(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within it modules under FSDP2 have the class that the user wrote; torch gives them one of its own."""

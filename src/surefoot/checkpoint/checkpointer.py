@@ -16,7 +16,6 @@ from typing import Any
 
 from .. import generators, rng
 from ..arguments import metric_values, plain
-from ..data import Loader
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
@@ -24,15 +23,14 @@ from ..text import say
 from ..world import World
 from . import journals, object_states
 from .arguments import check_arguments
-from .conditions import Change, environment, require_alike, require_same
-from .description import comparable, describe, initial_options, use_changed
+from .conditions import Change, require_alike, require_same
+from .description import comparable, initial_options, own_conditions, use_changed
 from .finite import require_finite
 from .newest import Newest, newest, random_state, require_new, resumed, try_random_state
 from .policy import Every, Keep, check_when_busy
 from .run import RunDirectory, unusable
-from .snapshot import Snapshots
+from .snapshot import Snapshots, reshard
 from .store import CheckpointStatus
-from .user_code import code_of
 from .writer import Writer
 
 
@@ -118,9 +116,9 @@ class Checkpointer:
         self.steps = 0
         self.epochs = 0
         self._initial_options = initial_options(self._objects)
-        self._snapshots = Snapshots(self._objects)
+        self._snapshots = Snapshots(self._objects, self._world)
         self._snapshots.check()  # what cannot be saved is refused now, not at the first checkpoint
-        self.conditions = plain({**self._own_conditions(conditions or {}), **(conditions or {})})
+        self.conditions = plain({**own_conditions(self._objects, self._world, conditions or {}), **(conditions or {})})
         self._world.agree(lambda: require_alike(self._world.gather(self.conditions)))
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
@@ -158,6 +156,7 @@ class Checkpointer:
             if self._journal is not None:
                 self._journal.truncate(0)  # records of a run killed before its first checkpoint
             return None
+        reshard(self._objects)
         found = newest(self._world, self._writer, self.run, self._journal, self._say)
         tree, saved, own_rng = found.tree, found.content.manifest["conditions"], random_state(found.tree, self._world)
         changes = self._world.agree(lambda: self._acceptable(found, saved, prepare, own_rng))
@@ -220,21 +219,28 @@ class Checkpointer:
         for value in self._objects.values():
             if callable(meet := getattr(value, "before_save", None)):
                 meet()
-        rngs = self._snapshots.random_states(self._world)
+        moment = {
+            "step": self.steps,
+            "epoch": self.epochs,
+            "metrics": plain(metric_values(metrics or {})),
+            "rngs": self._snapshots.random_states(self._world),
+        }
 
-        def write() -> None:
+        def write(place: Any = None) -> None:
             require_finite(self._objects, self.steps, self._writer.known)
-            self._last_save = time.monotonic()
-            snapshot = self._snapshots.take(
-                step=self.steps,
-                epoch=self.epochs,
-                metrics=plain(metric_values(metrics or {})),
-                rngs=rngs,
-                **journals.place(self._journal),
-            )
-            self._writer.start(snapshot)
+            if self._world.rank == 0:
+                self._last_save = time.monotonic()
+            self._writer.start(self._snapshots.take(**moment, **journals.place(self._journal)), place)
 
-        self._world.first(write)
+        if self._snapshots.spread:
+            place = self._world.agree(lambda: self._writer.begin(self.steps), on=0)
+            try:
+                self._world.agree(lambda: write(place))
+            except SurefootError:
+                self._writer.stop_waiting()
+                raise
+        else:
+            self._world.first(write)
         self._saved_at = (self.steps, self.epochs)
         if wait or not self._background:
             self.wait()
@@ -247,7 +253,10 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for the save in flight; raises `RunFailed` if it could not be written."""
-        self._world.first(self._writer.wait)
+        if self._snapshots.spread:
+            self._world.agree(self._writer.wait)
+        else:
+            self._world.first(self._writer.wait)
 
     @property
     def stop_requested(self) -> bool:
@@ -291,6 +300,8 @@ class Checkpointer:
         try:
             if error is None:
                 self.finish()
+            else:
+                self._writer.stop_waiting()
             if self._watch.at_once:
                 self._writer.abandon()
             if self._owns_run and self._begun:
@@ -317,24 +328,12 @@ class Checkpointer:
                 background=self._background,
                 before_manifest=journal.sync if journal is not None else lambda: None,
                 say=self._say,
+                world=self._world,
             )
         except OSError as error:
             if self._owns_run:
                 self.run.close()
             raise unusable(self.run.checkpoints, error) from error
-
-    def _own_conditions(self, given_conditions: Mapping[str, Any]) -> dict[str, Any]:
-        conditions = {
-            **environment(),
-            **({"world.ranks": self._world.size} if self._world.size > 1 else {}),  # one is as it always was
-            **describe(self._objects),
-            **code_of(self._objects.values()),
-        }
-        if "data.train" not in given_conditions:
-            for key, value in self._objects.items():
-                if isinstance(value, Loader):
-                    conditions[f"data.{key}"] = value.source.fingerprint()
-        return conditions
 
     def _start_fresh(self) -> None:
         require_new(self.run)

@@ -23,6 +23,7 @@ import torch
 
 from ..errors import UsageError
 from ..safe_tensors import DTYPES
+from .pieces import Pieces, cut_of, is_spread
 
 MAX_DEPTH = 100
 _STORABLE = {getattr(torch, name) for name, _ in DTYPES.values() if hasattr(torch, name)}
@@ -32,6 +33,8 @@ _JSON_INT = 2**63
 class Encoder:
     """Turns values into JSON-able trees; `tensors` collects what they refer to, not yet copied.
 
+    `pieces` says of those that are spread over ranks how.
+
     >>> encoder = Encoder()
     >>> encoder.encode({"lr": 0.1, "betas": (0.9, float("inf")), 3: None}, "optimizer")["v"][1]
     ['betas', {'$': 'tuple', 'v': [0.9, {'$': 'float', 'v': 'inf'}]}]
@@ -39,6 +42,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
+        self.pieces: Pieces = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._by_memory: dict[tuple[Any, ...], list[tuple[dict[str, Any], torch.Tensor, str]]] = {}
 
@@ -115,6 +119,8 @@ class Encoder:
         )
 
     def _tensor(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
+        if is_spread(tensor):
+            return self._spread(tensor, path)
         refuse = None
         if tensor.layout in _SPARSE and type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             return self._sparse(tensor.detach(), path)
@@ -148,6 +154,16 @@ class Encoder:
             memory = tensor.device, tensor.untyped_storage().data_ptr()
             self._by_memory.setdefault(memory, []).append((node, tensor.detach(), path))
         return node
+
+    def _spread(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
+        """A tensor of which each rank writes its piece: decoded it is whole."""
+        cut = cut_of(tensor, path)
+        if tensor.dtype not in _STORABLE:
+            raise UsageError(f"{path}: a tensor of {tensor.dtype} that is spread over ranks cannot be saved")
+        name = self._names.setdefault(("spread", id(tensor)), path)
+        self.tensors.setdefault(name, tensor)
+        self.pieces[name] = cut
+        return {"$": "tensor", "at": name}
 
     def share_memory(self) -> None:
         """Store tensors that overlap in memory once, as one block, so that they are decoded as views of one another.

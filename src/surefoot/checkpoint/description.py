@@ -12,13 +12,32 @@ from torch import nn
 from ..data import Loader
 from ..fingerprint import Fingerprint
 from ..schedules.rebasing import cycled, rebase
-from ..wrapping import submodules
+from ..world import World
+from ..wrapping import own_classes, submodules
+from .conditions import environment
+from .user_code import code_of
 
 # What schedulers write into the groups; it follows from the rate that was given.
 _SCHEDULERS = ("params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "name")
 # A model of more parts is compared as a whole.
 _MOST_PARTS = 300
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def own_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions that objects, code, data, this process and its ranks make of a run, beside those `given`."""
+    with own_classes(value for value in objects.values() if isinstance(value, nn.Module)):
+        conditions = {
+            **environment(),
+            **({"world.ranks": world.size} if world.size > 1 else {}),  # one is as it always was
+            **describe(objects),
+            **code_of(objects.values()),
+        }
+    if "data.train" not in given:
+        for key, value in objects.items():
+            if isinstance(value, Loader):
+                conditions[f"data.{key}"] = value.source.fingerprint()
+    return conditions
 
 
 def describe(objects: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UsageError
+from ..sharding import piece_of
 from ..text import counted
-from ..wrapping import submodules, tensors
+from ..wrapping import local, submodules, tensors
+from .pieces import is_spread
 
 Tree = dict[str, Any]
 
@@ -244,6 +246,9 @@ def _restore_module(module: nn.Module, saved: Tree) -> None:
     with torch.no_grad():
         for name, tensor in saved["tensors"].items():
             target = live.get(name)
+            if target is not None and is_spread(target):
+                local(target).copy_(local(piece_of(tensor, target)))
+                continue
             plain = tensor.layout is torch.strided and 0 not in tensor.stride()
             if target is None or target.shape != tensor.shape or target.dtype != tensor.dtype or not plain:
                 _set_buffer(owners, name, tensor.to(device if target is None else target.device))
@@ -358,6 +363,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Tree, names: Map
         number |= dict(zip(group_names, group["params"], strict=True))
         parameters |= dict(zip(group_names, live["params"], strict=True))
         groups.append({**saved_group, "params": group["params"]})
+    saved = {**saved, "state": {n: _in_pieces(fields, parameters.get(n)) for n, fields in saved["state"].items()}}
     state = {number.get(name, name): value for name, value in saved["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name, fields in saved["state"].items():
@@ -367,6 +373,13 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Tree, names: Map
             optimizer.state[parameters[name]] = _uncast(kept, fields)
     for name, value in saved.get("attributes", {}).items():
         setattr(optimizer, name, value)
+
+
+def _in_pieces(fields: Any, parameter: Any) -> Any:
+    """The whole state of a parameter as one has it that is spread over ranks."""
+    if parameter is None or not is_spread(parameter) or not isinstance(fields, dict):
+        return fields
+    return {name: piece_of(value, parameter) for name, value in fields.items()}
 
 
 def _uncast(loaded: Any, saved: Any) -> Any:

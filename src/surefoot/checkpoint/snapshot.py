@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import torch
+from torch import nn
+
 from .. import rng
 from ..errors import RunFailed, UsageError
 from ..world import World
+from ..wrapping import local, shared_out
 from . import object_states, store
 from .codec import Corrupt, Decoder, Encoder, storable
 from .file_image import FileCopies, FileImage
+from .pieces import Pieces, file_name
 
 FORMAT = 1
 
@@ -27,6 +32,20 @@ class Snapshot:
     model: FileImage = field(repr=False)
     other: FileImage = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
+    shards: int = 1
+    number: int = 0
+    pieces: dict[str, Pieces] = field(default_factory=dict, repr=False)
+
+    def files(self) -> dict[str, Iterable[bytes | memoryview]]:
+        """The chunks of each file that this rank writes, by name."""
+        files: dict[str, Iterable[bytes | memoryview]] = {
+            file_name(part, self.number, self.shards): image.chunks()
+            for part, image in ((store.MODEL, self.model), (store.OPTIMIZER, self.other))
+        }
+        return files if self.number else {**files, store.STATE: self._state_chunks()}
+
+    def _state_chunks(self) -> Iterator[bytes]:
+        yield self.state_bytes()
 
     def state_bytes(self) -> bytes:
         """state.json. Raises `RunFailed` when it is larger than what can be read back."""
@@ -58,8 +77,10 @@ def state_json(state: Mapping[str, Any], what: str) -> bytes:
 class Snapshots:
     """Takes snapshots of the same objects again and again; each is good until the next is taken."""
 
-    def __init__(self, objects: Mapping[str, Any]):
-        self._objects = objects
+    def __init__(self, objects: Mapping[str, Any], world: World):
+        self._objects, self._world = objects, world
+        # Whether each rank has a piece of the model, and of what follows it.
+        self.spread = any(isinstance(value, nn.Module) and shared_out(value) for value in objects.values())
         self._model_copies = FileCopies({"format": "pt"})
         self._other_copies = FileCopies()
 
@@ -85,13 +106,17 @@ class Snapshots:
         `rngs` are the random states of the other ranks, where they are not this one's.
         """
         state, model, other = self._encode(rngs)
+        number = self._world.rank if self.spread else 0
         state |= {"format": FORMAT, "step": step, "epoch": epoch, "journal": journal, "marks": dict(marks)}
         return Snapshot(
             step,
             state,
-            self._model_copies.copy({name: storable(tensor) for name, tensor in model.tensors.items()}),
-            self._other_copies.copy({name: storable(tensor) for name, tensor in other.tensors.items()}),
+            self._model_copies.copy(_own(model, number)),
+            self._other_copies.copy(_own(other, number)),
             metrics,
+            self._world.size if self.spread else 1,
+            number,
+            {store.MODEL: model.pieces, store.OPTIMIZER: other.pieces} if self.spread else {},
         )
 
     @staticmethod
@@ -104,6 +129,7 @@ class Snapshots:
 
     def _encode(self, rngs: Sequence[Any] = ()) -> tuple[dict[str, Any], Encoder, Encoder]:
         """The state as JSON, and both tables of tensors, still those of the live objects."""
+        reshard(self._objects)
         tree = object_states.get_state(self._objects)
         model, other = Encoder(), Encoder()
         # The model's names are plain, whatever else there is (a loss with class weights).
@@ -125,6 +151,19 @@ class Snapshots:
         }
         other.share_memory()
         return state, model, other
+
+
+def _own(encoder: Encoder, number: int) -> dict[str, torch.Tensor]:
+    """What of the tensors this rank writes: its pieces, and on rank 0 all that is not in pieces."""
+    names = encoder.pieces if number else encoder.tensors
+    return {name: storable(local(encoder.tensors[name])) for name in names}
+
+
+def reshard(objects: Mapping[str, Any]) -> None:
+    """Let modules under FSDP2 show their pieces, also after a forward pass without a backward pass."""
+    for value in objects.values():
+        for part in shared_out(value) if isinstance(value, nn.Module) else ():
+            part.reshard()
 
 
 def decode(content: store.Content) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Commit: a temporary directory beside the target; each file written and fsynced; MANIFEST.json last, with size
 and SHA-256 of each; the directory fsynced; renamed to a name that does not exist; the parent fsynced. Only
 then is it committed, and only then may an older one go: first renamed out of the way, then deleted.
+
+Of a model in pieces over several ranks each writes and fsyncs files of its own into that temporary directory
+(``model-00001-of-00004.safetensors``); rank 0 lists them, writes the manifest and renames. Read back, all is whole.
 """
 
 from __future__ import annotations
@@ -15,27 +18,29 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files, safe_tensors
 from ..safe_tensors import BadFile
+from . import pieces
 
 if TYPE_CHECKING:
     import torch
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"
-PARTS = (MODEL, OPTIMIZER, STATE)
 FORMAT = "surefoot-checkpoint"
 VERSION = 1
+SHARDED_VERSION = 2
+MAX_SHARDS = 10_000
 MAX_STATE_BYTES = 32 * 1024 * 1024
 MAX_STATE_CONTAINERS = 2_000_000
-MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 _NAME = re.compile(r"step-(\d{9,18})(?:-(\d{1,6}))?")
-_LEFTOVER = re.compile(r"\.(?:tmp|old)-step-\d{9,18}(?:-\d{1,6})?-[0-9a-f]{8}")
+_LEFTOVER = re.compile(r"\.(?:tmp|old)-(?P<name>step-\d{9,18}(?:-\d{1,6})?)-[0-9a-f]{8}")
 
 
 class Damaged(BadFile):
@@ -110,10 +115,14 @@ def load(status: CheckpointStatus, run_id: str | None = None) -> Content:
     _compare(status.path / STATE, hashlib.sha256(data).hexdigest(), entries[STATE])
     state = safe_tensors.parse_json(status.path / STATE, data, "it", max_containers=MAX_STATE_CONTAINERS)
     tables = []
-    for name in (MODEL, OPTIMIZER):
-        loaded = safe_tensors.load(status.path / name)
-        _compare(status.path / name, loaded.sha256, entries[name])
-        tables.append(loaded.tensors)
+    for part in (MODEL, OPTIMIZER):
+        paths = [status.path / name for name in _files_of(part, _shards(manifest))]
+        of_each = []
+        for path in paths:
+            loaded = safe_tensors.load(path)
+            _compare(path, loaded.sha256, entries[path.name])
+            of_each.append(loaded.tensors)
+        tables.append(pieces.joined(paths, of_each, manifest.get("pieces", {}).get(part)))
     return Content(status.path, manifest, state, *tables)
 
 
@@ -123,12 +132,15 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
     _require_directory(directory)
     path = directory / MANIFEST
     data = _read(path, MAX_MANIFEST_BYTES)
-    manifest = safe_tensors.parse_json(path, data, "it", max_containers=100_000)
+    manifest = safe_tensors.parse_json(path, data, "it", max_containers=400_000)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Damaged(path, "is not the manifest of a checkpoint")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in (VERSION, SHARDED_VERSION):
         version = str(manifest.get("version"))[:20]
-        raise Damaged(path, f"has format version {version}; this version of surefoot reads version {VERSION}")
+        raise Damaged(
+            path,
+            f"has format version {version}; this version of surefoot reads versions {VERSION} and {SHARDED_VERSION}",
+        )
     if manifest.get("sha256") != _own_hash(manifest) or data != _encoded(manifest):
         raise Damaged(path, "was changed: its own hash does not hold")
     kinds = {"run": str, "step": int, "files": dict, "metrics": dict, "conditions": dict, "created": str}
@@ -139,8 +151,9 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
         raise Damaged(path, f"is of step {manifest['step']}, its directory of step {status.step}")
     if run_id is not None and manifest["run"] != run_id:
         raise Foreign(path, f"belongs to run {manifest['run'][:40]!r}, not to this run ({run_id})")
-    if set(manifest["files"]) != set(PARTS):
-        raise Damaged(path, f"must list exactly {', '.join(PARTS)}")
+    expected = _names(path, manifest)
+    if set(manifest["files"]) != expected:
+        raise Damaged(path, f"must list exactly {', '.join(sorted(expected))}")
     try:
         _check_files(directory, manifest)
     except OSError as error:  # a run that goes on removes it meanwhile
@@ -148,9 +161,28 @@ def read_manifest(status: CheckpointStatus, run_id: str | None = None) -> dict[s
     return manifest
 
 
+def _shards(manifest: Mapping[str, Any]) -> int:
+    return int(manifest["shards"]) if manifest["version"] == SHARDED_VERSION else 1
+
+
+def _files_of(part: str, shards: int) -> list[str]:
+    return [pieces.file_name(part, number, shards) for number in range(shards)]
+
+
+def _names(path: Path, manifest: Mapping[str, Any]) -> set[str]:
+    """The files that a checkpoint has beside its manifest."""
+    if manifest["version"] == SHARDED_VERSION:
+        shards, cuts = manifest.get("shards"), manifest.get("pieces")
+        if type(shards) is not int or not 1 < shards <= MAX_SHARDS:
+            raise Damaged(path, "lacks 'shards'")
+        if not isinstance(cuts, dict) or not all(pieces.are_valid(cuts.get(p), shards) for p in (MODEL, OPTIMIZER)):
+            raise Damaged(path, "lacks 'pieces' of its shards")
+    return {STATE, *(name for part in (MODEL, OPTIMIZER) for name in _files_of(part, _shards(manifest)))}
+
+
 def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
     present = set(os.listdir(directory))
-    for name in sorted(present - {MANIFEST, *PARTS}):
+    for name in sorted(present - {MANIFEST, *manifest["files"]}):
         raise Damaged(directory / name[:100], "is not listed in the manifest")
     for name, entry in manifest["files"].items():
         if (
@@ -205,23 +237,15 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------- writing
 
 
-def commit(
-    directory: Path,
-    step: int,
-    revision: int,
-    parts: Mapping[str, Iterable[bytes | memoryview]],
-    manifest: Mapping[str, Any],
-    before_manifest: Callable[[], None] = lambda: None,
-) -> CheckpointStatus:
-    """Write a checkpoint so that it is there whole, and on the disk, or not at all.
+Written = dict[str, dict[str, Any]]
+
+
+def begin(directory: Path, step: int, revision: int) -> Path:
+    """A new temporary directory for a checkpoint. Raises `OSError`.
 
     `revision` is 0, or distinguishes several states at one step (before and after a validation).
-    `parts` gives the chunks of each file of PARTS; `before_manifest` runs once they are on the disk (what the
-    checkpoint refers to elsewhere is made durable there). Raises `OSError`; what was begun is then removed.
     """
-    assert set(parts) == set(PARTS), "a checkpoint has exactly these files"
     name = f"step-{step:09d}-{revision}" if revision else f"step-{step:09d}"
-    target = directory / name
     temporary = directory / f".tmp-{name}-{secrets.token_hex(4)}"
     try:
         files.system.mkdir(temporary)
@@ -229,17 +253,27 @@ def commit(
         files.system.mkdir(directory)
         files.fsync_directory(directory.parent)
         files.system.mkdir(temporary)
+    return temporary
+
+
+def write(temporary: Path, parts: Mapping[str, Iterable[bytes | memoryview]]) -> Written:
+    """Write files of a checkpoint that was begun, and what the manifest says of them. Raises `OSError`."""
+    written = {name: files.write_new(temporary / name, chunks) for name, chunks in parts.items()}
+    return {name: {"bytes": w.bytes, "sha256": w.sha256} for name, w in written.items()}
+
+
+def commit(temporary: Path, step: int, written: Written, manifest: Mapping[str, Any]) -> CheckpointStatus:
+    """Let a checkpoint whose files are written be there whole, and on the disk, or not at all.
+
+    Raises `OSError`; what was begun is then removed.
+    """
+    match = _LEFTOVER.fullmatch(temporary.name)
+    assert match is not None, "a checkpoint is committed from where it was begun"
+    target = temporary.with_name(match["name"])
     standing = temporary
     try:
-        written = {part: files.write_new(temporary / part, chunks) for part, chunks in parts.items()}
-        before_manifest()
-        content: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            **manifest,
-            "files": {part: {"bytes": w.bytes, "sha256": w.sha256} for part, w in written.items()},
-        }
+        version = SHARDED_VERSION if "shards" in manifest else VERSION
+        content: dict[str, Any] = {"format": FORMAT, "version": version, "step": step, **manifest, "files": written}
         content["sha256"] = _own_hash(content)
         files.write_new(temporary / MANIFEST, [_encoded(content)])
         files.fsync_directory(temporary)
@@ -247,15 +281,16 @@ def commit(
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         files.system.rename(temporary, target)
         standing = target
-        files.fsync_directory(directory)
+        files.fsync_directory(temporary.parent)
     except BaseException:
         # A checkpoint of which the disk did not say that it is there must not count as one.
         discard(standing)
         raise
-    total = sum(w.bytes for w in written.values())
-    return CheckpointStatus(
-        step, revision, target, True, "", total, dict(manifest["metrics"]), str(manifest["created"])
-    )
+    named = _NAME.fullmatch(target.name)
+    assert named is not None
+    total = sum(entry["bytes"] for entry in written.values())
+    metrics, created = dict(manifest["metrics"]), str(manifest["created"])
+    return CheckpointStatus(step, int(named[2] or 0), target, True, "", total, metrics, created)
 
 
 def remove(path: Path) -> None:

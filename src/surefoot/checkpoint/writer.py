@@ -8,14 +8,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ..errors import RunFailed, SurefootError
+from ..world import World
 from . import store
 from .policy import Keep
 from .run import RunDirectory
 from .snapshot import Snapshot
 from .store import CheckpointStatus
+
+# Where a checkpoint in shards is written, and the newest that there is.
+Place = dict[str, Any]
 
 _PATIENCE_S = 60.0
 _LEAVING_S = 5.0
@@ -33,6 +38,7 @@ class Writer:
         background: bool,
         before_manifest: Callable[[], None],
         say: Callable[[str], None],
+        world: World,
     ):
         self.known: list[CheckpointStatus] = []
         if not run.elsewhere:
@@ -44,10 +50,11 @@ class Writer:
         self._background = background
         self._before_manifest = before_manifest
         self._say = say
-        self._jobs: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._world = world
+        self._jobs: queue.SimpleQueue[tuple[Snapshot, Place] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._idle = threading.Event()
-        self._abandoned = False
+        self._abandoned = self._alone = False
         self._idle.set()
         self._failure: Exception | None = None
 
@@ -79,12 +86,20 @@ class Writer:
                 self.known = [known for known in self.known if known is not status]
                 self._say(f"{status.path.name}: kept to look at as {kept.name}")
 
-    def start(self, snapshot: Snapshot) -> None:
-        """Begin to write; the snapshot before must have been awaited."""
+    def begin(self, step: int) -> Place:
+        """Make the place where all ranks write a checkpoint in shards, on rank 0; the others are told of it."""
+        try:
+            directory = str(store.begin(*self._target(step)))
+        except OSError as error:
+            raise self._told(step, error, self._newest()) from error
+        return {"directory": directory, "newest": self._newest()}
+
+    def start(self, snapshot: Snapshot, place: Place | None = None) -> None:
+        """Begin to write; the snapshot before must have been awaited. Of one in shards `place` is what `begin` gave."""
         assert not self.in_flight, "two saves in flight"
         self._idle.clear()
         if not self._background:
-            self._write_safely(snapshot)
+            self._write_safely(snapshot, place)
             return
         if self._thread is None:
             # A daemon, so that a program that is asked to end at once can; close() and exit await it otherwise.
@@ -95,9 +110,9 @@ class Writer:
             except (RuntimeError, MemoryError) as error:  # no process or no memory is left for it
                 self._thread, self._background = None, False
                 self._say(f"checkpoints are written while the training waits: {error}")
-                self._write_safely(snapshot)
+                self._write_safely(snapshot, place)
                 return
-        self._jobs.put(snapshot)
+        self._jobs.put((snapshot, place or {}))
 
     @property
     def in_flight(self) -> bool:
@@ -131,6 +146,10 @@ class Writer:
         self._thread = None
         self._idle.set()
 
+    def stop_waiting(self) -> None:
+        """Expect nothing more of other ranks: the shards that they have not written by now are not coming."""
+        self._alone = True
+
     def _unless_abandoned(self, pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         for piece in pieces:
             if self._abandoned:
@@ -147,42 +166,55 @@ class Writer:
             self._thread.join()
 
     def _work(self) -> None:
-        while (snapshot := self._jobs.get()) is not None:
-            self._write_safely(snapshot)
+        while (job := self._jobs.get()) is not None:
+            self._write_safely(*job)
 
-    def _write_safely(self, snapshot: Snapshot) -> None:
+    def _write_safely(self, snapshot: Snapshot, place: Place | None) -> None:
         """Write in any thread; what goes wrong is kept for the loop to raise."""
         try:
-            self._write(snapshot)
+            self._write(snapshot, place or {})
         except SurefootError as error:
             self._failure = error
         except OSError as error:
-            self._failure = self._told(snapshot, error)
+            newest = place["newest"] if place else self._newest()
+            self._failure = self._told(snapshot.step, error, newest)
             self._failure.__cause__ = error
         except Exception as error:  # a mistake of ours: raised by `wait`, not lost with this thread
             self._failure = error
         finally:
             self._idle.set()
 
-    def _write(self, snapshot: Snapshot) -> None:
-        same_step = [known.revision for known in self.known if known.step == snapshot.step]
-        status = store.commit(
-            self._run.checkpoints,
-            snapshot.step,
-            max(same_step) + 1 if same_step else 0,
-            {
-                store.MODEL: self._unless_abandoned(snapshot.model.chunks()),
-                store.OPTIMIZER: self._unless_abandoned(snapshot.other.chunks()),
-                store.STATE: self._unless_abandoned([snapshot.state_bytes()]),
-            },
-            {
-                "run": self._run.id,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "metrics": snapshot.metrics,
-                "conditions": self._conditions,
-            },
-            self._before_manifest,
-        )
+    def _write(self, snapshot: Snapshot, place: Place) -> None:
+        files = {name: self._unless_abandoned(chunks) for name, chunks in snapshot.files().items()}
+        if snapshot.number:
+            written: store.Written = {}
+            try:
+                written = store.write(Path(place["directory"]), files)
+            finally:
+                self._world.post(place["directory"], written)
+            return
+        begun = str(place["directory"] if place else store.begin(*self._target(snapshot.step)))
+        temporary = Path(begun)
+        try:
+            written = store.write(temporary, files)
+            for rank in range(1, snapshot.shards):
+                theirs = self._world.posted(begun, rank, lambda: self._abandoned or self._alone)
+                if not theirs:  # it says itself what went wrong, to all
+                    store.discard(temporary)
+                    return
+                written |= theirs
+            self._before_manifest()
+        except BaseException:
+            store.discard(temporary)
+            raise
+        manifest = {
+            "run": self._run.id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "metrics": snapshot.metrics,
+            "conditions": self._conditions,
+            **({"shards": snapshot.shards, "pieces": snapshot.pieces} if snapshot.shards > 1 else {}),
+        }
+        status = store.commit(temporary, snapshot.step, written, manifest)
         self.known = sorted([*self.known, status], key=lambda known: (known.step, known.revision))
         if not self._run.about.get("saved"):
             self._run.record(saved=True)
@@ -205,11 +237,17 @@ class Writer:
                 continue
             self.known = [known for known in self.known if known is not status]
 
-    def _told(self, snapshot: Snapshot, error: OSError) -> RunFailed:
-        steps = [status.step for status in self.standing() if status.path.exists()]
-        kept = f"the run is kept up to step {max(steps)}" if steps else "no checkpoint of this run exists"
+    def _target(self, step: int) -> tuple[Path, int, int]:
+        same_step = [known.revision for known in self.known if known.step == step]
+        return self._run.checkpoints, step, max(same_step) + 1 if same_step else 0
+
+    def _newest(self) -> int | None:
+        return max((status.step for status in self.standing() if status.path.exists()), default=None)
+
+    def _told(self, step: int, error: OSError, newest: int | None) -> RunFailed:
+        kept = "no checkpoint of this run exists" if newest is None else f"the run is kept up to step {newest}"
         where = error.filename or self._run.checkpoints
         return RunFailed(
-            f"{where}: the checkpoint of step {snapshot.step} could not be written: {error.strerror or error}; "
+            f"{where}: the checkpoint of step {step} could not be written: {error.strerror or error}; "
             f"{kept}; free or repair the disk, then resume"
         )

@@ -311,7 +311,8 @@ class Recipe(Keyed):
     )
     parallel: str = key(
         Choice(PARALLEL),
-        "How several processes train: ddp, each with the whole model and its part of every batch; none: refused.",
+        "How several processes train: ddp, each with the whole model and its part of every batch; fsdp2, each with its "
+        "rows of every parameter; none: refused.",
         "ddp",
     )
     micro_batches: int | None = key(

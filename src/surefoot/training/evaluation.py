@@ -28,6 +28,7 @@ from ..reduction import take_from_first
 from ..step import Batch
 from ..tracking import evaluation_html
 from ..world import World
+from ..wrapping import whole
 
 # Enough samples a batch to fill two cores, few enough that LeNet-5's activations stay in the cache.
 EVAL_BATCH = 512
@@ -112,7 +113,8 @@ def evaluate_on(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     take_from_first(world, model.buffers())
     # not inference_mode: a module may cache a tensor here that training needs later
-    with evaluating(model), torch.no_grad(), autocast(device, precision):
+    # The ranks have batches by turns, and not all of them as many: none may wait for another in a forward pass.
+    with whole(model), evaluating(model), torch.no_grad(), autocast(device, precision):
         for turn, (batch, own) in enumerate(_batches_of(loader, world)):
             value = apply(loss, model, batch)
             running.add(*value[:3], batches.size(batch) if own else 0, value.weight, value.numbers)

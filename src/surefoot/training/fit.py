@@ -24,12 +24,14 @@ from ..modes import autocast, enter_training
 from ..schedules import Schedule
 from ..schedules.as_schedule import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
+from ..sharding import alike_anywhere
 from ..step import StepOptions, TrainStep
 from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, result_html, write_report
 from ..tracking.trackers import Feeds
 from ..tracking.validation import MOST_CLASSES
 from ..world import World
+from ..wrapping import shared_out, whole
 from .about import completed, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
@@ -145,7 +147,14 @@ def fit(
         loader = training_loader(data, batch_size, seed, model, progress.message)
         resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
         recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
-        division = divide(loader, world, run.micro_batches, recorded.get("conditions") or {})
+        in_pieces = world.size > 1 and (run.parallel == "fsdp2" or bool(shared_out(model)))
+        division = divide(
+            loader,
+            world,
+            run.micro_batches,
+            recorded.get("conditions") or {},
+            elsewhere=not in_pieces or alike_anywhere(optimizer),
+        )
         about = completed(about, model, loader, loss)
         val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
         val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)
@@ -203,6 +212,8 @@ def fit(
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)
+        if in_pieces:
+            train_step.shard()
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
@@ -281,6 +292,11 @@ def fit(
         last_validation = None
         if run_dir is not None and val_loader is not None:
             last_validation = LastValidation(run_dir, val_loader, about)
+
+        def save_best(best: nn.Module, values: dict[str, float]) -> None:
+            with whole(best):
+                world.first(lambda: save and save("model/best", best, values))
+
         loop = Loop(
             step=train_step,
             loader=loader,
@@ -298,7 +314,7 @@ def fit(
             unfreezing=unfreezing,
             classes=len(about.classes) if about.classes and len(about.classes) <= MOST_CLASSES else None,
             histograms=None if run_dir is None else run.histograms,
-            save_best=save and (lambda best, values: world.first(lambda: save("model/best", best, values))),
+            save_best=save and save_best,
             last_validation=last_validation,
         )
         loop.run()
@@ -306,7 +322,8 @@ def fit(
             assert checkpointer is not None and run_dir is not None
             # First what a resume needs, should the disk have no room for the model.
             checkpointer.finish()
-            world.first(lambda: save("model", loop.evaluated_model, state.last))
+            with whole(loop.evaluated_model):
+                world.first(lambda: save("model", loop.evaluated_model, state.last))
             ended = checkpointer.conditions, state.step, state.wall_s()
             world.first(lambda: recorder.end(*ended))
             world.first(claim.done)

@@ -124,7 +124,7 @@ class Loop:
 
     def require_finite_parameters(self) -> None:
         """End the run where a parameter is NaN or infinite, before anything is saved as good."""
-        if first_not_finite(self.step.model) is not None:
+        if first_not_finite(self.step.model, self.step.world) is not None:
             self.fail_nonfinite(f"epoch {self.state.epoch + 1}, step {self.state.step}: an update overflowed")
 
     def validate(self) -> dict[str, float]:
@@ -206,7 +206,7 @@ class Loop:
     def fail_nonfinite(self, what: str) -> None:
         """End the run over a number that is not finite."""
         advice = "lower the learning rate, limit max_grad_norm, or look at these samples"
-        if (bad := first_not_finite(self.step.model)) is not None:
+        if (bad := first_not_finite(self.step.model, self.step.world)) is not None:
             kept = f"the parameters are no longer finite ({bad}); what was saved before is kept"
         elif self.checkpointer is not None:
             self.checkpointer.save()

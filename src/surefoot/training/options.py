@@ -35,10 +35,11 @@ class RunOptions:
     stands in ``step.py``. Where a compiled form that was asked for cannot be made, a message says so and the eager one
     runs.
 
-    `parallel` says how several processes train: ``"ddp"``, each with the whole model and its part of every batch, or
-    ``"none"``, which refuses more than one. Each batch is cut into `micro_batches` (default: one for each process, or
-    as the run was begun with); where each process has 1, 2, 4, 8 ... of them, a run goes on with any number of them.
-    `world` are these processes; by default those that torchrun started.
+    `parallel` says how several processes train: ``"ddp"``, each with the whole model and its part of every batch,
+    ``"fsdp2"``, each with its rows of every parameter, or ``"none"``, which refuses more than one. Each batch is cut
+    into `micro_batches` (default: one for each process, or as the run was begun with); where each process has 1, 2, 4,
+    8 ... of them, a run goes on with any number of them. `world` are these processes; by default those that torchrun
+    started.
 
     `allow` names what may differ from the saved run when it resumes, no longer to the bit. `start_epoch` is for weights
     that were trained elsewhere for so many epochs: epochs are counted on from there.

@@ -20,16 +20,18 @@ MICRO_BATCHES, RANKS = "world.micro_batches", "world.ranks"
 
 def require_parallel(parallel: str, world: World) -> None:
     """Raise UsageError for a kind of parallel training that cannot be, in this world."""
-    if parallel == "fsdp2":
-        raise UsageError("parallel: fsdp2 cannot be trained with; give ddp, which keeps the whole model on each rank")
     if parallel == "none" and world.size > 1:
         raise UsageError(
             f"parallel: none, but this is rank {world.rank} of {world.size}; give ddp, or start one process"
         )
 
 
-def divide(loader: Loader, world: World, asked: int | None, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def divide(
+    loader: Loader, world: World, asked: int | None, recorded: Mapping[str, Any], *, elsewhere: bool = True
+) -> dict[str, Any]:
     """Give `loader` this rank's part of each batch; returns the conditions that this makes of a run.
+
+    `elsewhere` says that the optimizer makes the same updates on any number of ranks.
 
     A batch is cut into as many micro-batches as are `asked` for; else as the run has `recorded`, so that it goes on
     with another number of ranks; else one for each rank. Raises UsageError where ranks cannot have as many each.
@@ -44,7 +46,7 @@ def divide(loader: Loader, world: World, asked: int | None, recorded: Mapping[st
     loader.divide(parts, world.rank, world.size)
     if parts == 1:
         return {}  # whole batches, as in runs of versions that divided none
-    return {MICRO_BATCHES: parts, RANKS: "any" if sums_alike(parts, world.size) else world.size}
+    return {MICRO_BATCHES: parts, RANKS: "any" if elsewhere and sums_alike(parts, world.size) else world.size}
 
 
 def job() -> str | None:
