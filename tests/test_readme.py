@@ -28,8 +28,14 @@ def test_both_readmes_have_the_same(what):
 
 def test_both_readmes_name_the_same_code_and_lead_to_the_same_pages():
     for pattern in (r"(?<!`)`([^`\n]+)`(?!`)", r"\]\(([^)]+)\)"):
-        english, chinese = (set(re.findall(pattern, text)) - {"README.md", "README.zh.md"} for text in TEXTS)
+        english, chinese = (set(re.findall(pattern, text.replace(".zh.md", ".md"))) - {"README.md"} for text in TEXTS)
         assert english == chinese, f"README.zh.md lacks {english - chinese}, README.md lacks {chinese - english}"
+
+
+def test_the_chinese_readme_leads_to_chinese_pages_where_there_are_any():
+    links = [ROOT / link for link in re.findall(r"\]\((docs/[^)#]+\.md|src/[^)#]+\.md)\)", TEXTS[1])]
+    missed = [str(path) for path in links if ".zh" not in path.name and path.with_suffix(".zh.md").exists()]
+    assert links and not missed and all(path.exists() for path in links)
 
 
 def test_the_chinese_readme_is_chinese():

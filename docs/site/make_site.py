@@ -128,6 +128,7 @@ def linked(text: str, source: str, page: str, tree: Path) -> str:
         if not target or "://" in target or target.startswith("mailto:"):
             return match[1]
         path = os.path.normpath(os.path.join(os.path.dirname(source), target))
+        path = path if path in known else path.replace(".zh.md", ".md")
         up = "../" * page.count("/")
         if path in known:
             ending = ".ipynb" if re.match(r"course/\d", known[path]) else ".md"
