@@ -17,7 +17,7 @@ from surefoot.checkpoint import RunDirectory, holder
 from surefoot.checkpoint.run import Lock
 from surefoot.cli import main
 from surefoot.errors import UsageError
-from surefoot.runs import listing
+from surefoot.runs import listing, record
 from surefoot.runs.listing import list_runs
 from surefoot.runs.record import open_run
 from surefoot.runs.removing import remove
@@ -262,6 +262,43 @@ def test_the_index_is_used_and_never_believed(capsys, monkeypatch):
     for wrong in ("", "[]", '{"version": 1}', index.read_text().replace('"tags"', '"sgat"')):
         index.write_text(wrong)
         assert len(list_runs("runs").runs) == 25
+
+
+def test_many_runs_are_read_by_several_processes_in_the_same_order():
+    for number in range(25):
+        make_run(Path(f"runs/r{number:02d}"), [0.5, number / 25], torn=b'{"half' if number % 2 else b"nothing\n")
+    code = (
+        "import os, sys\n"
+        "from surefoot.runs import listing\n"
+        "os.cpu_count = lambda: 3\n"
+        "listing._A_PROCESS_READS = int(sys.argv[1])\n"
+        "from surefoot.cli import main\n"
+        "raise SystemExit(main(['runs', '--json']))\n"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code, most], capture_output=True, text=True, check=True)
+        for most in ("1000", "8")
+    ]
+    assert outputs[0].stdout == outputs[1].stdout and len(json.loads(outputs[0].stdout)) == 25
+    assert outputs[1].stderr == "", "no process says anything of its own"
+
+
+VALUES = [0.5, float("nan"), 0.25, 0.75, float("inf"), 0.75, -1.0]
+ODD = [b"", b'{"kind": "epoch", "split": "val", "epoch": 9, "step": 99, "loss": 0.1', b'{"kind": "epoch"}\n', b"\xff\n"]
+
+
+@pytest.mark.parametrize("torn", ODD)
+@pytest.mark.parametrize("values", [VALUES, [0.5, 0.25, 0.75, 0.25], [], [float("nan")]], ids=len)
+def test_a_short_journal_read_at_once_says_what_a_long_one_says_line_by_line(values, torn, monkeypatch):
+    make_run(Path("runs/a"), values, torn=torn)
+    short = open_run("runs/a").content
+    monkeypatch.setattr(record, "_SHORT", 0)
+    monkeypatch.setattr(record, "_RECORDS_AT_ONCE", 2)
+    assert repr(open_run("runs/a").content) == repr(short)
+    if values == VALUES:
+        reached = short.metrics["val/accuracy"]
+        assert (reached.low, reached.low_epoch, reached.high, reached.high_epoch) == (-1.0, 6, float("inf"), 4)
+        assert reached.last == -1.0 and short.epochs == 7 and short.step_s == pytest.approx(0.05)
 
 
 def test_a_narrow_terminal_loses_the_least_important_columns_first():

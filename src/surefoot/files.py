@@ -300,12 +300,12 @@ def read_bounded(path: str | Path, limit: int, *, follow: bool = False) -> bytes
         size = os.fstat(descriptor).st_size
         if size > limit:
             raise TooLarge(errno.EFBIG, f"holds {size} bytes; at most {limit} are read", str(path))
-        data = bytearray()
-        while piece := file.read(limit + 1 - len(data)):
+        data = file.read(size + 1)
+        while len(data) <= limit and (piece := file.read(limit + 1 - len(data))):  # it grew while it was read
             data += piece
-            if len(data) > limit:  # it grew while it was read
-                raise TooLarge(errno.EFBIG, f"holds more than {limit} bytes", str(path))
-    return bytes(data)
+        if len(data) > limit:
+            raise TooLarge(errno.EFBIG, f"holds more than {limit} bytes", str(path))
+    return data
 
 
 def sha256_of(path: str | Path) -> str:

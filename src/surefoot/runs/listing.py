@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,8 @@ SWEEP, SWEPT = ".sweep", ("best.yaml", "sweep.html")
 _DEEPEST = 8
 # Reading so few runs is as fast as reading an index.
 _WORTH_KEEPING = 20
+# To begin a process takes as long as to read some hundred runs.
+_A_PROCESS_READS = 500
 # A file that was changed just now may change again within the same tick of its file system's clock.
 _SETTLED_NS = 2_000_000_000
 _MOST_INDEX_BYTES = 512 * 1024 * 1024
@@ -51,8 +57,13 @@ def list_runs(directory: str | Path) -> Listing:
     listing = Listing()
     paths = [directory] if RunDirectory.holds_run(directory) else list(_below(directory, listing.passed_over))
     index = _Index(directory) if len(paths) >= _WORTH_KEEPING else None
-    for path in paths:
-        content = read_content(path) if index is None else index.content(path)
+    known = [None if index is None else index.content(path) for path in paths]
+    read = _read([path for path, content in zip(paths, known, strict=True) if content is None])
+    for path, content in zip(paths, known, strict=True):
+        if content is None:
+            content = next(read)
+            if index is not None:
+                index.keep(path, content)
         if content.problems and content.status == "damaged" and not content.epochs and content.id is None:
             listing.passed_over.append(f"{path}: {content.problems[0]}")
             continue
@@ -60,6 +71,19 @@ def list_runs(directory: str | Path) -> Listing:
     if index is not None:
         index.save()
     return listing
+
+
+def _read(paths: list[Path]) -> Iterator[Content]:
+    """What the files of each run say; many are read by several processes, forked so that they need import nothing."""
+    workers = min(len(paths) // _A_PROCESS_READS, os.cpu_count() or 1)
+    # torch has threads, which a fork does not take with it.
+    if workers < 2 or sys.platform != "linux" or "torch" in sys.modules:
+        yield from map(read_content, paths)
+        return
+    # An interrupt is for the process that waits for them.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield from pool.map(read_content, paths, chunksize=50)
 
 
 def _below(directory: Path, passed_over: list[str], depth: int = 0) -> Iterator[Path]:
@@ -98,26 +122,33 @@ class _Index:
         self._kept: dict[str, Any] = {}
         self._next: dict[str, Any] = {}
         self._changed = False
+        self._seen: dict[Path, tuple[str, Any]] = {}
+        self._begun = time.time_ns()
         with contextlib.suppress(UsageError, OSError, ValueError, RecursionError):
             self._path = user_directory("cache") / "runs" / f"{name}.json"
             kept = json.loads(files.read_bounded(self._path, _MOST_INDEX_BYTES))
             if isinstance(kept, dict) and kept.get("version") == __version__ and isinstance(kept.get("runs"), dict):
                 self._kept = kept["runs"]
 
-    def content(self, path: Path) -> Content:
+    def content(self, path: Path) -> Content | None:
+        """What is kept of a run, if its files are as they were."""
         key = os.path.relpath(os.path.abspath(path), self._base) if not path.is_absolute() else str(path)
         now, kept = signature(path), self._kept.get(key)
+        # Taken before the files are read: what changes meanwhile makes it another.
+        self._seen[path] = key, now
         with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):  # an index of somebody's making
             if kept is not None and kept[0] == now:
                 content = Content.of_plain(kept[1])
                 self._next[key] = kept
                 return content
-        content = read_content(path)
-        latest = max((file[0] for file in now if file), default=0)
-        if latest < time.time_ns() - _SETTLED_NS and signature(path) == now:
+        return None
+
+    def keep(self, path: Path, content: Content) -> None:
+        """Note what a run's files have just said."""
+        key, now = self._seen[path]
+        if max((file[0] for file in now if file), default=0) < self._begun - _SETTLED_NS:
             self._next[key] = [now, content.plain()]
             self._changed = True
-        return content
 
     def save(self) -> None:
         if self._path is None or not (self._changed or len(self._next) != len(self._kept)):

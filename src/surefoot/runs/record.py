@@ -7,10 +7,11 @@ import functools
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from .. import files
 from ..checkpoint.run import JOURNAL, RUN, STATUSES, RunDirectory, holder, read_about
 from ..errors import UsageError
 from ..monitor import better
-from ..tracking.journal import encode, metrics_of, run_records
+from ..tracking.journal import NOT_METRICS, encode, not_a_record, run_records
 from ..version import __version__
 from .labels import LABELS, Labels, read_labels
 
@@ -33,6 +34,10 @@ _MOST_RECIPE_BYTES = 4 * 1024 * 1024
 _MOST_SETTINGS = 5000
 _MOST_METRICS = 200
 _EPOCH_RECORD = b'"kind": "epoch"'
+# Bytes of a journal that is read as one text: many lines at once are parsed faster than one by one.
+_SHORT = 1 << 20
+_RECORDS_AT_ONCE = 1000
+_VALUE = operator.itemgetter(0)
 _FILES = (RUN, JOURNAL, RECIPE, LABELS)
 
 
@@ -219,40 +224,89 @@ def _planned_epochs(path: Path) -> int | None:
 
 
 def _add_journal(content: Content, path: Path) -> None:
-    before, times, damaged = (0, 0.0), list[float](), list[str]()
-    if not os.path.lexists(path):
-        return
+    """Add what the epochs' records say; `epochs`, `metrics`, times, and what is no record."""
+    damaged: list[str] = []
     try:
-        for record in run_records(path, damaged.append, only=_EPOCH_RECORD):
-            step, wall = record["step"], float(record.get("wall_s", 0.0))
-            if record["split"] == "train" and step > before[0] and wall > before[1]:
-                times.append((wall - before[1]) / (step - before[0]))
-            before = step, wall
-            content.epochs = max(content.epochs, record["epoch"] + 1)
-            content.steps, content.wall_s = step, wall
-            for name, value in metrics_of(record).items():
-                _note(content.metrics, f"{record['split']}/{name}"[:100], float(value), record["epoch"])
-    except UsageError as error:
+        short = _short_journal(path)
+        records = run_records(path, damaged.append, only=_EPOCH_RECORD) if short is None else short
+        _add_records(content, records)
+    except FileNotFoundError:
+        return
+    except (OSError, UsageError) as error:
         content.problems.append(str(error))
     except OverflowError:  # an integer that no float holds
         content.problems.append(f"{path}: a number in it is out of range")
     if damaged:
         content.problems.append(f"{damaged[0]}{f' (and {len(damaged) - 1} more)' if len(damaged) > 1 else ''}")
+
+
+def _short_journal(path: Path) -> list[dict[str, Any]] | None:
+    """The epochs' records of a journal that is short, read as one text; None where it is long or anything is odd."""
+    descriptor = files.open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size) if size <= _SHORT else b""
+    finally:
+        os.close(descriptor)
+    if size > _SHORT or b'NaN"' in data or b'Infinity"' in data:
+        return None
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = [line for line in whole.split(b"\n") if _EPOCH_RECORD in line]
+    try:
+        records = json.loads(b"[%b]" % b",".join(lines))
+    except (ValueError, RecursionError):
+        return None
+    right = len(records) == len(lines) and not any(
+        type(record) is not dict or not_a_record(record) for record in records
+    )
+    return records if right else None
+
+
+def _add_records(content: Content, records: Iterable[Mapping[str, Any]]) -> None:
+    step, wall, times = 0, 0.0, list[float]()
+    columns: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    for number, record in enumerate(records, 1):
+        before, at = step, wall
+        step, wall, split, epoch = record["step"], float(record.get("wall_s", 0.0)), record["split"], record["epoch"]
+        if split == "train" and step > before and wall > at:
+            times.append((wall - at) / (step - before))
+        if epoch >= content.epochs:
+            content.epochs = epoch + 1
+        own = columns.get(split)
+        if own is None:
+            own = columns[split] = {}
+        for name, value in record.items():
+            if name not in NOT_METRICS and isinstance(value, (int, float)):
+                column = own.get(name)
+                if column is None:
+                    column = own[name] = []
+                column.append((float(value), epoch))
+        if number % _RECORDS_AT_ONCE == 0:
+            _note(content.metrics, columns)
+            times = times[-5:]
+    _note(content.metrics, columns)
+    content.steps, content.wall_s = step, wall
     # The last few epochs: the first one may have compiled or measured.
     content.step_s = statistics.median(times[-5:]) if times else None
 
 
-def _note(metrics: dict[str, Reached], name: str, value: float, epoch: int) -> None:
-    entry = metrics.get(name)
-    if entry is None:
-        if len(metrics) < _MOST_METRICS:
-            metrics[name] = Reached(value, value, epoch, value, epoch)
-        return
-    entry.last = value
-    if value < entry.low or math.isnan(entry.low):
-        entry.low, entry.low_epoch = value, epoch
-    if value > entry.high or math.isnan(entry.high):
-        entry.high, entry.high_epoch = value, epoch
+def _note(metrics: dict[str, Reached], columns: dict[str, dict[str, list[tuple[float, int]]]]) -> None:
+    """Take in the values (with their epochs) of metrics by split and name, and empty `columns`."""
+    for split, own in columns.items():
+        for key, column in own.items():
+            name = f"{split}/{key}"[:100]
+            known = [(value, epoch) for value, epoch in column if value == value] or column[:1]
+            low, high = min(known, key=_VALUE), max(known, key=_VALUE)  # of equals the first
+            entry = metrics.get(name)
+            if entry is None and len(metrics) < _MOST_METRICS:
+                metrics[name] = Reached(column[-1][0], *low, *high)
+            elif entry is not None:
+                entry.last = column[-1][0]
+                if low[0] < entry.low or math.isnan(entry.low):
+                    entry.low, entry.low_epoch = low
+                if high[0] > entry.high or math.isnan(entry.high):
+                    entry.high, entry.high_epoch = high
+    columns.clear()
 
 
 def recipe_settings(path: Path) -> dict[str, Any]:

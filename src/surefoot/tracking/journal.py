@@ -24,7 +24,7 @@ from ..errors import RunFailed, UsageError
 from .mending import Sums, mend
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-_NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
+NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
 _DECODER = json.JSONDecoder()
 _scan = make_scanner(cast(Any, _DECODER))
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -300,7 +300,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     >>> metrics_of({"kind": "epoch", "split": "val", "epoch": 0, "step": 9, "lr": [0.1], "loss": 0.5, "note": "x"})
     {'loss': 0.5}
     """
-    return {key: value for key, value in record.items() if key not in _NOT_METRICS and isinstance(value, (int, float))}
+    return {key: value for key, value in record.items() if key not in NOT_METRICS and isinstance(value, (int, float))}
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
