@@ -9,11 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .conventions import Convention, convention_of, describe, value_of, weighed
-
-
-def _value(loss: Any, outputs: Any, targets: Any) -> Any:
-    return loss(outputs, targets)
+from .conventions import PAIR, Convention, convention_of, describe, value_of, weighed
 
 
 class WeightedSum(nn.Module):
@@ -27,6 +23,8 @@ class WeightedSum(nn.Module):
     >>> both(torch.full((2, 2), 2.0), torch.zeros(2, 2))
     tensor(5.)
     """
+
+    convention = PAIR  # how the sum is called: as its parts are
 
     def __init__(self, parts: Sequence[tuple[float, Any]]):
         super().__init__()
@@ -46,12 +44,7 @@ class WeightedSum(nn.Module):
             batches = ", ".join(f"{describe(p)} {c.batch}" for p, c in zip(self.parts, conventions, strict=True))
             raise UsageError(f"losses in a sum must take the same batch; these differ: {batches}")
         first = conventions[0]
-        self._convention = Convention(first.name, first.batch, first.forward, _value)
-
-    @property
-    def convention(self) -> Convention:
-        """How the sum is called: as its parts are."""
-        return self._convention
+        self.convention = Convention(first.name, first.batch, first.forward, lambda loss, o, t: loss(o, t))
 
     def forward(self, outputs: Any, targets: Any, shares: Sequence[Any] | None = None) -> Tensor:
         """The sum; `shares` (one a part, see `averaging.shares`) makes it this micro-batch's part of a larger batch."""

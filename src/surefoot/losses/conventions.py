@@ -51,11 +51,6 @@ def _forward_pair(model: Any, batch: Any) -> tuple[Any, Any]:
     return batches.call(model, parts[0]), parts[1]
 
 
-def _value_pair(loss: Any, outputs: Any, targets: Any) -> Any:
-    # A function of the user's own is given what the model gave.
-    return loss(batches.scores(outputs) if family(loss) else outputs, targets)
-
-
 def _value_classes(loss: Any, outputs: Any, targets: Any) -> Any:
     outputs = compared(loss, outputs, targets)
     if isinstance(outputs, Tensor) and outputs.dim() == 3 and _classes_lie_last(outputs) and targets.dim() == 2:
@@ -82,7 +77,9 @@ def compared(loss: Any, outputs: Any, targets: Any) -> Any:
         outputs = batches.scores(outputs)
     if not isinstance(outputs, Tensor) or outputs.dim() < 3 or not isinstance(targets, Tensor):
         return outputs
-    if targets.shape != outputs.shape[:-1] or not any(map(_compares_classes, _parts(loss))):
+    if targets.shape != outputs.shape[:-1]:
+        return outputs
+    if not any(formula_of(part) in ("CrossEntropyLoss", "NLLLoss") for part in _parts(loss)):
         return outputs
     if targets.shape[1:] != outputs.shape[2:]:
         if isinstance(loss, nn.Module):  # a function may be another model's loss, too
@@ -105,37 +102,26 @@ def _parts(loss: Any) -> Sequence[Any]:
     return parts
 
 
-def _compares_classes(loss: Any) -> bool:
-    return formula_of(loss) in ("CrossEntropyLoss", "NLLLoss")
-
-
 def _classes_lie_last(outputs: Tensor) -> bool:
     """Whether outputs (N, C, T) are a view of (N, T, C)."""
     return outputs.stride(1) == 1 and outputs.stride(-1) != 1
 
 
-def _forward_triplet(model: Any, batch: Any) -> tuple[Any, Any]:
+def _three(batch: Any, meaning: str) -> tuple[Any, Any, Any]:
     try:
-        anchor, positive, negative = batch
+        first, second, third = batch
     except (TypeError, ValueError):
-        raise _unfit(batch, 3, TRIPLET.batch) from None
-    return (model(anchor), model(positive), model(negative)), None
+        raise _unfit(batch, 3, meaning) from None
+    return first, second, third
 
 
-def _value_triplet(loss: Any, outputs: Any, targets: Any) -> Any:
-    return loss(*outputs)
+def _forward_triplet(model: Any, batch: Any) -> tuple[Any, Any]:
+    return tuple(map(model, _three(batch, TRIPLET.batch))), None
 
 
 def _forward_two_inputs(model: Any, batch: Any) -> tuple[Any, Any]:
-    try:
-        first, second, targets = batch
-    except (TypeError, ValueError):
-        raise _unfit(batch, 3, TWO_INPUTS.batch) from None
+    first, second, targets = _three(batch, TWO_INPUTS.batch)
     return (model(first), model(second)), targets
-
-
-def _value_two_inputs(loss: Any, outputs: Any, targets: Any) -> Any:
-    return loss(*outputs, targets)
 
 
 def _forward_ctc(model: Any, batch: Any) -> tuple[Any, Any]:
@@ -149,10 +135,6 @@ def _forward_ctc(model: Any, batch: Any) -> tuple[Any, Any]:
     return log_probs, (batch[1], lengths if log_probs.dim() == 3 else lengths[0], batch[2])
 
 
-def _value_ctc(loss: Any, outputs: Any, targets: Any) -> Any:
-    return loss(outputs, *targets)
-
-
 def _value_gaussian(loss: Any, outputs: Any, targets: Any) -> Any:
     try:
         mean, variance = outputs
@@ -163,17 +145,16 @@ def _value_gaussian(loss: Any, outputs: Any, targets: Any) -> Any:
     return loss(mean, targets, variance)
 
 
-def _value_adaptive(loss: Any, outputs: Any, targets: Any) -> Any:
-    return loss(outputs, targets).loss
-
-
-PAIR = Convention("pair", registry.PAIR, _forward_pair, _value_pair)
-TRIPLET = Convention("triplet", registry.TRIPLET, _forward_triplet, _value_triplet)
-TWO_INPUTS = Convention("two inputs", registry.TWO_INPUTS, _forward_two_inputs, _value_two_inputs)
-CTC = Convention("ctc", registry.CTC, _forward_ctc, _value_ctc)
+# A function of the user's own is given what the model gave.
+PAIR = Convention(
+    "pair", registry.PAIR, _forward_pair, lambda loss, o, t: loss(batches.scores(o) if family(loss) else o, t)
+)
+TRIPLET = Convention("triplet", registry.TRIPLET, _forward_triplet, lambda loss, o, t: loss(*o))
+TWO_INPUTS = Convention("two inputs", registry.TWO_INPUTS, _forward_two_inputs, lambda loss, o, t: loss(*o, t))
+CTC = Convention("ctc", registry.CTC, _forward_ctc, lambda loss, o, t: loss(o, *t))
 CLASSES = Convention("pair", PAIR.batch, _forward_pair, _value_classes)
 GAUSSIAN = Convention("gaussian", PAIR.batch, _forward_pair, _value_gaussian)
-ADAPTIVE = Convention("adaptive", PAIR.batch, _forward_pair, _value_adaptive)
+ADAPTIVE = Convention("adaptive", PAIR.batch, _forward_pair, lambda loss, o, t: loss(o, t).loss)
 
 _BY_NAME = {
     "CrossEntropyLoss": CLASSES,

@@ -134,8 +134,8 @@ def state_bytes(optimizer: Optimizer) -> int:
     return 0 if kind is torch.optim.SGD else 2 * _bytes(held)  # one of one's own; two moments are usual
 
 
-def seconds_a_step(step: Callable[[], Any], *, budget_s: float = 1.0, most: int = 50) -> float:
-    """The median time of one call of `step`, in seconds, after two calls to warm up, within about `budget_s`.
+def seconds_a_step(step: Callable[[], Any]) -> float:
+    """The median time of one call of `step`, in seconds, after two calls to warm up, within about a second.
 
     `step` must work on a copy of what will be trained.
     """
@@ -143,7 +143,7 @@ def seconds_a_step(step: Callable[[], Any], *, budget_s: float = 1.0, most: int 
     for _ in range(2):
         step()
     times: list[float] = []
-    while len(times) < most and (len(times) < 3 or time.perf_counter() - begin < budget_s):
+    while len(times) < 3 or (len(times) < 50 and time.perf_counter() - begin < 1.0):
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)

@@ -35,41 +35,62 @@ class LrFind:
 
     def render_terminal(self, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
         """The chart and the suggestion as text of at most `width` columns; without `unicode`, in ASCII."""
-        return _rendered(self, max(60, width), unicode, colour)
+        width, smoothed, title = max(60, width), np.array(self.smoothed, float), "loss over learning rate"
+        marks = [
+            (self._along(rate), mark)
+            for mark, rate in (("s", self.suggestion), ("h", self.highest))
+            if rate is not None
+        ]
+        chart, _ = framed(
+            [smoothed], _loss_axis(smoothed), width, label="", marks=marks, scale=self._scale,
+            unicode=unicode, colour=colour,
+        )  # fmt: skip
+        out = [painted(title, BOLD) if colour else title, *chart, ""]
+        out += [line for text in conclusion(self) for line in textwrap.wrap(text, width, subsequent_indent="     ")]
+        text = "\n".join(line.rstrip() for line in out)
+        return text if unicode else text.encode("ascii", "replace").decode()
 
     def save_svg(self, path: str | Path) -> None:
         """Draw the chart into an SVG file; raises UsageError where it cannot be written."""
-        save(Path(path), _drawn(self))
+        marks = (("suggested", self.suggestion), ("highest", self.highest))
+        chart = line_chart(
+            [
+                Line("loss of each batch", list(zip(self.rates, self.losses, strict=True)), 0, faint=True),
+                Line("smoothed", list(zip(self.rates, self.smoothed, strict=False)), 0),
+            ],
+            x_label="learning rate",
+            y_label="loss",
+            x_axis=Axis(self.rates[0], max(self.rates[-1], self.rates[0] * 1.01), log=True),
+            y_axis=_loss_axis(np.array(self.smoothed, float)),
+            marks=[Mark(rate, f"{name} {rate:.2g}") for name, rate in marks if rate is not None],
+            title="Learning rate range test",
+            subtitle="loss over learning rate",
+        )
+        save(Path(path), picture(chart))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; a loss that is not finite is null."""
-        finite = [loss if math.isfinite(loss) else None for loss in self.losses]
-        return {
-            "rates": self.rates,
-            "losses": finite,
-            "smoothed": [loss if math.isfinite(loss) else None for loss in self.smoothed],
-            "suggestion": self.suggestion,
-            "highest": self.highest,
-            "stopped": self.stopped,
-        }
+        plain = dict(vars(self))
+        for name in ("losses", "smoothed"):
+            plain[name] = [loss if math.isfinite(loss) else None for loss in plain[name]]
+        return plain
 
+    def _along(self, rate: float) -> float:
+        """Where `rate` lies between the first and the last, 0 to 1, by its logarithm."""
+        first, last = math.log(self.rates[0]), math.log(self.rates[-1])
+        return (math.log(rate) - first) / (last - first) if last > first else 0.0
 
-def _rendered(result: LrFind, width: int, unicode: bool, colour: bool) -> str:
-    smoothed = np.array(result.smoothed, float)
-    title = "loss over learning rate"
-    marks = [
-        (_along(result, rate), mark)
-        for mark, rate in (("s", result.suggestion), ("h", result.highest))
-        if rate is not None
-    ]
-    chart, _ = framed(
-        [smoothed], _loss_axis(smoothed), width, label="", marks=marks, scale=lambda columns: _scale(result, columns),
-        unicode=unicode, colour=colour,
-    )  # fmt: skip
-    out = [painted(title, BOLD) if colour else title, *chart, ""]
-    out += [line for text in conclusion(result) for line in textwrap.wrap(text, width, subsequent_indent="     ")]
-    text = "\n".join(line.rstrip() for line in out)
-    return text if unicode else text.encode("ascii", "replace").decode()
+    def _scale(self, columns: int) -> str:
+        line = [" "] * (columns + 8)
+        end = -1
+        low, high = math.log10(self.rates[0]) - 1e-9, math.log10(self.rates[-1]) + 1e-9
+        for power in range(math.ceil(low), math.floor(high) + 1):
+            text = f"1e{power:d}" if abs(power) > 2 else f"{10.0**power:g}"
+            place = int(self._along(10.0**power) * columns)
+            if place > end + 1 and place + len(text) <= columns:
+                line[place : place + len(text)] = text
+                end = place + len(text)
+        return "".join(line)[:columns]
 
 
 def conclusion(result: LrFind) -> list[str]:
@@ -88,26 +109,6 @@ def conclusion(result: LrFind) -> list[str]:
     return lines
 
 
-def _drawn(result: LrFind) -> str:
-    smoothed = np.array(result.smoothed, float)
-    marks = (("suggested", result.suggestion), ("highest", result.highest))
-    return picture(
-        line_chart(
-            [
-                Line("loss of each batch", list(zip(result.rates, result.losses, strict=True)), 0, faint=True),
-                Line("smoothed", list(zip(result.rates, result.smoothed, strict=False)), 0),
-            ],
-            x_label="learning rate",
-            y_label="loss",
-            x_axis=Axis(result.rates[0], max(result.rates[-1], result.rates[0] * 1.01), log=True),
-            y_axis=_loss_axis(smoothed),
-            marks=[Mark(rate, f"{name} {rate:.2g}") for name, rate in marks if rate is not None],
-            title="Learning rate range test",
-            subtitle="loss over learning rate",
-        )
-    )
-
-
 def _loss_axis(smoothed: np.ndarray) -> Axis:
     """An axis that the end, where the loss explodes, does not flatten."""
     finite = smoothed[np.isfinite(smoothed)]
@@ -118,23 +119,3 @@ def _loss_axis(smoothed: np.ndarray) -> Axis:
     high = max(high, low + 1e-9 * max(1.0, abs(low)))
     room = 0.05 * (high - low)
     return Axis(low - room, high + room)
-
-
-def _along(result: LrFind, rate: float) -> float:
-    """Where `rate` lies between the first and the last, 0 to 1, by its logarithm."""
-    first, last = math.log(result.rates[0]), math.log(result.rates[-1])
-    return (math.log(rate) - first) / (last - first) if last > first else 0.0
-
-
-def _scale(result: LrFind, columns: int) -> str:
-    line = [" "] * (columns + 8)
-    end = -1
-    for power in range(
-        math.ceil(math.log10(result.rates[0]) - 1e-9), math.floor(math.log10(result.rates[-1]) + 1e-9) + 1
-    ):
-        text = f"1e{power:d}" if abs(power) > 2 else f"{10.0**power:g}"
-        place = int(_along(result, 10.0**power) * columns)
-        if place > end + 1 and place + len(text) <= columns:
-            line[place : place + len(text)] = text
-            end = place + len(text)
-    return "".join(line)[:columns]

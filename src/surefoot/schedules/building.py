@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +15,6 @@ from ..text import counted
 from .registry import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
 from .run_length import horizons
 from .schedule import Schedule
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is: updates an epoch, and epochs."""
-
-    steps_per_epoch: int
-    epochs: int
-
-    def calls(self, unit: str) -> int:
-        """How often a scheduler is called that goes by `unit`."""
-        return self.epochs if unit == EPOCH else self.epochs * self.steps_per_epoch
 
 
 def build_schedule(
@@ -54,8 +41,8 @@ def build_schedule(
         raise UsageError(
             f"a run of {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} has nothing to schedule"
         )
-    length = RunLength(steps_per_epoch, epochs)
     unit = scheduler.unit if scheduler is not None else EPOCH
+    calls = epochs if unit == EPOCH else epochs * steps_per_epoch
     homes = [group["lr"] for group in optimizer.param_groups]
     given = [float(home) for home in homes]
     for group, lr in zip(optimizer.param_groups, given, strict=True):
@@ -65,9 +52,9 @@ def build_schedule(
         if scheduler is not None:
             if warmup is not None and warmup.then is not None:
                 scheduler = delayed(scheduler, _calls_before(warmup, unit, steps_per_epoch))
-            scheduler = filled_in(scheduler, length.calls(unit))
+            scheduler = filled_in(scheduler, calls)
             if refuse:
-                _refuse_too_short(scheduler, length.calls(unit), unit)
+                _refuse_too_short(scheduler, calls, unit)
             made = _built(scheduler, optimizer)
         warmed = _make(WARMUPS, warmup.name, warmup.args, optimizer) if warmup is not None else None
         schedule = Schedule(

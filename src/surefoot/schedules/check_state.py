@@ -41,15 +41,6 @@ def check_fields(mine: Mapping[str, Any], saved: Any, where: str) -> None:
         check_fields(part, other, f"{where}.{index}")
 
 
-def check_groups(rates: Mapping[str, Any], groups: int) -> None:
-    """Raise UsageError unless the saved rates are those of `groups` param groups."""
-    if len(rates["lrs"]) != groups:
-        raise UsageError(
-            f"the saved schedule has {len(rates['lrs'])} param groups, the optimizer has {groups}; "
-            "add the same groups before loading"
-        )
-
-
 def arguments_of(scheduler: Any, *, lengths: bool) -> list[tuple[Any, dict[str, Any]]]:
     """Each of torch's schedulers in `scheduler`, with the constructor arguments that it keeps.
 

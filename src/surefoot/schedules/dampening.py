@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,15 +85,18 @@ class BaseWarmup:
         self._write()
 
     @contextmanager
-    def dampening(self) -> Iterator[None]:
+    def dampening(self, *, advance: bool = True) -> Iterator[None]:
         """Call ``scheduler.step()`` inside: it sees undampened rates; then the warmup goes one step on."""
         homes = self.lift()
         try:
             yield
         except BaseException:
-            self.put_back(homes)
+            # The rates as they were before `lift`.
+            before = self.lrs if homes is None else homes
+            for group, home in zip(self.optimizer.param_groups, before, strict=False):
+                group["lr"] = home
             raise
-        self.lower(homes, advance=True)
+        self.lower(homes, advance=advance)
 
     def advance(self) -> None:
         """One step of the warmup while the scheduler rests."""
@@ -136,11 +139,6 @@ class BaseWarmup:
             if isinstance(home, torch.Tensor):
                 group["lr"] = home
         self._write()
-
-    def put_back(self, homes: list[Any] | None) -> None:
-        """The rates as they were before `lift`, after an exception."""
-        for group, home in zip(self.optimizer.param_groups, self.lrs if homes is None else homes, strict=False):
-            group["lr"] = home
 
     def adopt_groups(self, lrs: list[float] | None = None) -> None:
         """Take in groups that were added to the optimizer; they are warmed from their own first step.
@@ -196,12 +194,7 @@ class BaseWarmup:
                 code="resume-state",
             )
         groups = self.optimizer.param_groups
-        if len(state["lrs"]) != len(groups):
-            raise UsageError(
-                f"{mine}: the saved warmup has {len(state['lrs'])} param groups, the optimizer has {len(groups)}; "
-                "add the same groups before loading",
-                code="resume-state",
-            )
+        check_groups(f"{mine}: the saved warmup", state, len(groups))
         self.last_step = state["last_step"]
         self.lrs = [float(lr) for lr in state["lrs"]]
         self._starts = [0] * len(groups) if old else list(state["starts"])
@@ -314,6 +307,16 @@ class BaseWarmup:
     def stop_watching(self) -> None:
         """Leave new groups to somebody else (a `Schedule` that holds this warmup)."""
         self.watch.remove()
+
+
+def check_groups(what: str, state: Mapping[str, Any], groups: int) -> None:
+    """Raise UsageError unless a saved `state` holds the rates of as many param groups as there are."""
+    if len(state["lrs"]) != groups:
+        raise UsageError(
+            f"{what} has {len(state['lrs'])} param groups, the optimizer has {groups}; "
+            "add the same groups before loading",
+            code="resume-state",
+        )
 
 
 class Undampened(BaseWarmup):

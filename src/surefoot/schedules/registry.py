@@ -149,6 +149,10 @@ WARMUPS = Registry(
 )
 
 
+def _title(name: str | Callable[..., Any]) -> str:
+    return name if isinstance(name, str) else getattr(name, "__name__", str(name))
+
+
 @dataclass(frozen=True)
 class SchedulerSpec:
     """A scheduler as a recipe names it: `name` of `SCHEDULERS` or a class; `by` is None for torch's usual unit.
@@ -165,7 +169,7 @@ class SchedulerSpec:
     @property
     def title(self) -> str:
         """The scheduler's name in messages."""
-        return self.name if isinstance(self.name, str) else getattr(self.name, "__name__", str(self.name))
+        return _title(self.name)
 
     @property
     def unit(self) -> str:
@@ -192,4 +196,4 @@ class WarmupSpec:
     @property
     def title(self) -> str:
         """The warmup's name in messages."""
-        return self.name if isinstance(self.name, str) else getattr(self.name, "__name__", str(self.name))
+        return _title(self.name)

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..arguments import as_metric
 from ..errors import UsageError
 from .accept import check_parts, saveable_callables
-from .check_state import arguments_of, changed_arguments, check_fields, check_groups
+from .check_state import arguments_of, changed_arguments, check_fields
 from .composite import OF_TORCH, advance, advance_plateaus, leaves
-from .dampening import BaseWarmup, Undampened, watch
+from .dampening import BaseWarmup, Undampened, check_groups, watch
 from .late_groups import enter, replay
 from .rebasing import own_rates
 from .registry import EPOCH, STEP
@@ -276,7 +276,7 @@ class Schedule:
             )
         check_fields({**mine, "scheduler": {}}, saved, "the state")
         count = len(self.optimizer.param_groups)
-        check_groups(saved["rates"], count)
+        check_groups("the saved schedule", saved["rates"], count)
         own = type(self.scheduler).__module__ in OF_TORCH
         if own:
             check_fields(mine["scheduler"], saved["scheduler"], type(self.scheduler).__name__)
@@ -335,16 +335,14 @@ class Schedule:
     def _undampened(self, action: Callable[[], Any], turn: bool) -> None:
         """Let `action` see undampened rates; then go on with the warmup if it is its `turn`."""
         self.adopt_groups()
-        due = [_due(plateau) for plateau in self._plateaus]
-        homes = self._dampener.lift()
-        try:
+        before = [
+            (not p.in_cooldown and p.num_bad_epochs + 1 > p.patience, p.last_epoch, p.best) for p in self._plateaus
+        ]
+        with self._dampener.dampening(advance=turn):
             action()
-        except BaseException:
-            self._dampener.put_back(homes)
-            raise
-        self._dampener.lower(homes, advance=turn)
-        for plateau, before, times in zip(self._plateaus, due, self._reductions, strict=True):
-            if _reduced(plateau, before):
+        for plateau, (due, count, best), times in zip(self._plateaus, before, self._reductions, strict=True):
+            # It was due, was called, and the metric was no better: torch leaves no other trace of a reduction.
+            if due and plateau.last_epoch != count and plateau.best == best:
                 times.append([plateau.last_epoch, self.calls])
 
     def _kind(self) -> dict[str, Any]:
@@ -354,17 +352,6 @@ class Schedule:
             "warmup": type(self.warmup).__name__ if self.warmup is not None else None,
             "warmup_by": self.warmup_by if self.warmup is not None else None,
         }
-
-
-def _due(plateau: ReduceLROnPlateau) -> tuple[bool, int, float]:
-    due = not plateau.in_cooldown and plateau.num_bad_epochs + 1 > plateau.patience
-    return due, plateau.last_epoch, plateau.best
-
-
-def _reduced(plateau: ReduceLROnPlateau, before: tuple[bool, int, float]) -> bool:
-    """Whether it was called, was due, and the metric was no better: torch leaves no other trace of a reduction."""
-    due, count, best = before
-    return due and plateau.last_epoch != count and plateau.best == best
 
 
 def _names(scheduler: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ... import batches
 from ..composite import WeightedSum
-from ..conventions import LossValue, convention_of, scalar
+from ..conventions import LossValue, convention_of, value_of
 from ..torch_losses import formula_of
 
 # Operations that move numbers about without changing them.
@@ -150,10 +150,7 @@ def run_loss(evidence: Evidence) -> None:
 def _part_values(evidence: Evidence, outputs: Any) -> list[Tensor]:
     if evidence.answer is not None:
         return [outputs.loss if isinstance(outputs, LossValue) else evidence.answer.loss]
-    values = []
-    for _, loss in evidence.parts:
-        values.append(scalar(convention_of(loss).value(loss, outputs, evidence.targets), loss))
-    return values
+    return [value_of(loss, outputs, evidence.targets) for _, loss in evidence.parts]
 
 
 def _total(loss: Any, values: list[Tensor]) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from ...finding import Finding
-from .evidence import Evidence, Layer
+from .evidence import Evidence
 from .findings import error, warning
 
 # The first layer sets the scale by itself, or takes indices.
@@ -54,11 +53,17 @@ def check_inputs(evidence: Evidence) -> Iterator[Finding]:
             "look where the inputs come from: a wrong scaling or conversion often leaves zeros",
         )
         return
-    first = _first_with_weights(evidence.layers)
-    if first is not None and isinstance(first.module, _SETS_SCALE):
-        return
+    first = None
+    for layer in evidence.layers:
+        if isinstance(layer.module, _SETS_SCALE):
+            return
+        if next(layer.module.parameters(recurse=False), None) is not None:
+            first = layer
+            break
     value = first.input if first is not None else next(iter(inputs), None)
-    if value is None or not value.is_floating_point() or value.numel() < 16 or _one_hot(value):
+    if value is None or not value.is_floating_point() or value.numel() < 16:
+        return
+    if bool(((value == 0) | (value == 1)).all()):  # one-hot
         return
     values = value.detach().float()
     spread, mean = float(values.std()), float(values.mean())
@@ -88,14 +93,3 @@ def _all_alike(inputs: Tensor) -> bool:
     if len(inputs) < 2 or not bool(inputs.any()):
         return not bool(inputs.any())
     return len(inputs) > 20 or (inputs.is_floating_point() and not bool((inputs == inputs.round()).all()))
-
-
-def _first_with_weights(layers: list[Layer]) -> Layer | None:
-    for layer in layers:
-        if isinstance(layer.module, _SETS_SCALE) or next(layer.module.parameters(recurse=False), None) is not None:
-            return layer
-    return None
-
-
-def _one_hot(values: Tensor) -> bool:
-    return bool(torch.logical_or(values == 0, values == 1).all())

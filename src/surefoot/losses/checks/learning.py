@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...batches import tensors
 from ...finding import Finding
-from ..conventions import convention_of, scalar
-from .evidence import Evidence, Layer, last_operation
+from ..conventions import convention_of, value_of
+from .evidence import Evidence, last_operation
 from .findings import error, warning
 
 
@@ -61,7 +60,8 @@ def names(of: list[str]) -> str:
 
 def _finite(evidence: Evidence) -> Iterator[Finding]:
     if evidence.value is None or not math.isfinite(evidence.value):
-        where = _first_not_finite(evidence.layers)
+        given = ((layer, layer.gave) for layer in evidence.layers if layer.gave is not None)
+        where = next((layer for layer, t in given if t.is_floating_point() and not bool(t.isfinite().all())), None)
         begins = f"; the first layer whose output is not finite is {where.label}" if where else ""
         outputs = [t for t in tensors(evidence.outputs) if t.is_floating_point()]
         if where is None and all(bool(t.isfinite().all()) for t in outputs):
@@ -79,13 +79,6 @@ def _finite(evidence: Evidence) -> Iterator[Finding]:
             f"the loss is finite and the gradient of {names(bad)} is not",
             "look for a root, norm or log at zero, whose slope is infinite; add a small number before it",
         )
-
-
-def _first_not_finite(layers: list[Layer]) -> Layer | None:
-    for layer in layers:
-        if layer.gave is not None and layer.gave.is_floating_point() and not bool(layer.gave.isfinite().all()):
-            return layer
-    return None
 
 
 def _gradients(evidence: Evidence) -> Iterator[Finding]:
@@ -146,7 +139,9 @@ def _dead(evidence: Evidence) -> Iterator[Finding]:
     batch = inputs[0]
     if len(outputs) < 4 or len(batch) != len(outputs) or not outputs.is_floating_point() or outputs.grad_fn is None:
         return
-    if not bool((batch != batch[:1]).any()) or any(map(_starts_at_zero, evidence.parameters.values())):
+    # A weight that is all zeros is a usual way to begin (a last layer, a residual branch), and no fault.
+    zeros = any(p.dim() > 1 and not bool(p.detach().any()) for p in evidence.parameters.values())
+    if zeros or not bool((batch != batch[:1]).any()):
         return
     values = outputs.detach()
     if not bool(((values - values[:1]).abs() > 1e-7 * values.abs().amax()).any()):
@@ -155,11 +150,6 @@ def _dead(evidence: Evidence) -> Iterator[Finding]:
             f"all {len(values)} samples give the same output: it does not depend on the input",
             "check the initialisation, the scale of the inputs, and that the model uses its input",
         )
-
-
-def _starts_at_zero(parameter: Tensor) -> bool:
-    """A weight that is all zeros is a usual way to begin (a last layer, a residual branch), and no fault."""
-    return parameter.dim() > 1 and not bool(parameter.detach().any())
 
 
 # Losses whose value at chance is that of equal scores for everything.
@@ -179,9 +169,12 @@ def _chance(evidence: Evidence) -> Iterator[Finding]:
     for (name, loss), value in zip(evidence.parts, evidence.part_values, strict=True):
         if name not in _NEUTRAL or not math.isfinite(value) or not isinstance(evidence.outputs, Tensor):
             continue
-        chance = _at_chance(name, loss, evidence.outputs.detach(), evidence.targets)
-        if chance > 0 and value > _FAR * chance + chance / math.log(max(_classes(name, evidence.outputs), 2)):
-            kinds = _classes(name, evidence.outputs)
+        outputs = evidence.outputs.detach()
+        with torch.no_grad():
+            chance, kinds = float(value_of(loss, _NEUTRAL[name](outputs), evidence.targets)), 2
+        if name in ("CrossEntropyLoss", "NLLLoss"):
+            kinds = outputs.shape[1 if outputs.dim() > 1 else 0]
+        if chance > 0 and value > _FAR * chance + chance / math.log(max(kinds, 2)):
             known_as = (
                 f"ln {kinds} = {math.log(kinds):.3g}"
                 if math.isclose(chance, math.log(kinds), rel_tol=1e-3)
@@ -193,14 +186,3 @@ def _chance(evidence: Evidence) -> Iterator[Finding]:
                 "check the scale of the inputs and the initialisation of the last layer, "
                 "and that each target belongs to its input",
             )
-
-
-def _classes(name: str | None, outputs: Tensor) -> int:
-    if name in ("CrossEntropyLoss", "NLLLoss"):
-        return outputs.shape[1] if outputs.dim() > 1 else outputs.shape[0]
-    return 2
-
-
-def _at_chance(name: str | None, loss: Any, outputs: Tensor, targets: Any) -> float:
-    with torch.no_grad():
-        return float(scalar(convention_of(loss).value(loss, _NEUTRAL[name](outputs), targets), loss))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,8 @@ def lint(
         findings = _look(evidence)
         if last is not None and not any(finding.severity == "error" for finding in findings):
             findings += _look_at_last(evidence, last, parts)
-    return [finding for finding in _once(findings) if finding.name not in off]
+    # The parts of a sum of losses may find the same thing; it is reported once.
+    return [finding for finding in dict.fromkeys(findings) if finding.name not in off]
 
 
 def _checked(model: Any, loss: Any, optimizer: Any, batch: Any, classes: Any, off: Any) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def _look(evidence: Evidence) -> list[Finding]:
     findings = list(check_optimizer(evidence))
     _run_model(evidence)
     findings += check_data(evidence)
-    if _stops(findings, "nan-in-data"):
+    if any(finding.name == "nan-in-data" for finding in findings):
         return findings
     findings += check_inputs(evidence)
     before = [*check_targets(evidence), *check_outputs(evidence)]
@@ -157,8 +158,7 @@ def _look(evidence: Evidence) -> list[Finding]:
         raise
     except _REFUSALS as refusal:
         return [*findings, _refused_by_loss(evidence, refusal)]
-    findings += _without_echoes(list(check_learning(evidence)), findings)
-    return findings
+    return findings + _without_echoes(list(check_learning(evidence)), findings)
 
 
 def _run_model(evidence: Evidence) -> None:
@@ -218,18 +218,12 @@ def _scores_in(outputs: Any) -> str:
         return ""
     if type(outputs) in (list, tuple):
         return "[0]" if outputs and isinstance(outputs[0], torch.Tensor) else ""
-    members = _members(outputs)
+    members = outputs if isinstance(outputs, dict) else getattr(outputs, "__dict__", {})
+    if hasattr(outputs, "_asdict"):
+        members = outputs._asdict()
     usual = [n for n in ("logits", "out", "output", "last_hidden_state", "prediction") if n in members]
     name = next(iter([*usual, *(n for n, v in members.items() if isinstance(v, torch.Tensor))]), "")
     return "" if not name else f"[{name!r}]" if type(outputs) is dict else f".{name}"
-
-
-def _members(outputs: Any) -> dict[str, Any]:
-    if isinstance(outputs, dict):
-        return outputs
-    if hasattr(outputs, "_asdict"):
-        return dict(outputs._asdict())
-    return dict(getattr(outputs, "__dict__", {}))
 
 
 # How torch words a refusal of a type, and of a shape.
@@ -249,12 +243,3 @@ def _without_echoes(after: list[Finding], before: list[Finding]) -> list[Finding
     if "dead-outputs" in names:
         hidden |= {"zero-gradient", "loss-far-from-chance"}
     return [finding for finding in after if finding.name not in hidden]
-
-
-def _stops(findings: Iterable[Finding], name: str) -> bool:
-    return any(finding.name == name for finding in findings)
-
-
-def _once(findings: Iterable[Finding]) -> list[Finding]:
-    """The parts of a sum of losses may find the same thing; it is reported once."""
-    return list(dict.fromkeys(findings))

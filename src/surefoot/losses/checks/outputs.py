@@ -53,19 +53,19 @@ class _Profile:
         self.count = values.shape[self.dim]
         self.within = bool(((self.values >= 0) & (self.values <= 1)).all())
 
-    def probabilities(self, dim: int | None = None) -> bool:
+    def probabilities(self) -> bool:
         """Within 0 and 1, summing to 1."""
-        return self.count > 1 and self.within and self._ones(self.values.sum(self.dim if dim is None else dim))
+        return self.count > 1 and self.within and self._ones(self.values.sum(self.dim))
 
     def log_probabilities(self, dim: int | None = None) -> bool:
         """Logs of numbers that sum to 1."""
-        dim = self.dim if dim is None else dim
-        return bool((self.values <= self.tolerance).all()) and self._ones(self.values.exp().sum(dim))
+        sums = self.values.exp().sum(self.dim if dim is None else dim)
+        return bool((self.values <= self.tolerance).all()) and self._ones(sums)
 
-    def other_dimension(self, check: Callable[[int], bool]) -> int | None:
-        """Another dimension along which `check` (one of the above) holds."""
-        dims = range(self.values.dim())
-        return next((d for d in dims if d != self.dim and self.values.shape[d] > 1 and check(d)), None)
+    def other_dimension(self) -> int | None:
+        """Another dimension along which there are logs of numbers that sum to 1."""
+        dims = (d for d in range(self.values.dim()) if d != self.dim and self.values.shape[d] > 1)
+        return next(filter(self.log_probabilities, dims), None)
 
     def _ones(self, sums: Tensor) -> bool:
         return bool(((sums - 1).abs() < self.tolerance).all())
@@ -118,17 +118,14 @@ def _relu(name: str | None) -> Iterator[Finding]:
 
 
 def _nll(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    yield from _wants_logs(name, _Profile(outputs), "raw-logits-to-nll", "probabilities-to-nll")
-
-
-def _ctc(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
-    yield from _wants_logs(name, _Profile(outputs, outputs.dim() - 1), "raw-logits-to-nll", "probabilities-to-nll")
+    profile = _Profile(outputs, outputs.dim() - 1 if name == "CTCLoss" else None)
+    yield from _wants_logs(name, profile, "raw-logits-to-nll", "probabilities-to-nll")
 
 
 def _kl(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Finding]:
     profile = _Profile(outputs)
     # A distribution may lie along any dimension: KLDivLoss itself knows of none.
-    if profile.other_dimension(profile.log_probabilities) is None:
+    if profile.other_dimension() is None:
         yield from _wants_logs(name, profile, "kl-given-logits", "kl-given-probabilities")
 
 
@@ -143,8 +140,7 @@ def _wants_logs(name: str | None, profile: _Profile, logits: str, probabilities:
             "use LogSoftmax in the place of Softmax",
         )
         return
-    other = profile.other_dimension(profile.log_probabilities)
-    if other is not None:
+    if (other := profile.other_dimension()) is not None:
         yield warning(
             "softmax-over-wrong-dimension",
             f"{what} over dimension {profile.dim}, that of the classes; the outputs are normalised over dimension "
@@ -242,7 +238,7 @@ def _variance(outputs: Any) -> Iterator[Finding]:
 _CHECKS: dict[str | None, Callable[[str | None, Any, Tensor], Iterator[Finding]]] = {
     "CrossEntropyLoss": _cross_entropy,
     "NLLLoss": _nll,
-    "CTCLoss": _ctc,
+    "CTCLoss": _nll,
     "KLDivLoss": _kl,
     "BCELoss": _bce,
     "BCEWithLogitsLoss": _with_logits,
