@@ -9,7 +9,7 @@ from typing import Any
 
 from ..metrics.registry import OWN, RESERVED
 from ..monitor import better, contradiction
-from ..registry import Registry, did_you_mean
+from ..registry import Registry, did_you_mean, imports_in
 from ..text import counted, shortened, typed
 from .data_section import Normalize
 from .key_aliases import elsewhere
@@ -134,7 +134,7 @@ def _check_part(
             message = f"{part.name} has no argument {argument!r}{meant}" if meant else problem.message
             place = reading.keys.get(here) or reading.where(here)
             reading.refuse(part.path, message, place, code="part-arguments")
-        elif not _is_import(value):  # a function of the user's own is checked when it is built
+        elif not any(imports_in(value)):  # a function of the user's own is checked when it is built
             remedy = text_remedy(value, problem.message) if isinstance(value, str) else ""
             reading.refuse(here, problem.message + remedy, code="part-arguments")
 
@@ -146,11 +146,6 @@ def _unknown_name(name: str, registry: Registry) -> str:
         own = f"; your own is {{import: my_package.module:{name}}}" if name.isidentifier() else ""
         near = f"; the names are: {', '.join(registry.names())}{own}"
     return f"unknown {registry.kind} {shortened(name)!r}{near}"
-
-
-def _is_import(value: Any) -> bool:
-    """Whether an argument stands for what is imported, ``{import: module:name}``, or is a list with such."""
-    return any(map(_is_import, value)) if isinstance(value, tuple) else isinstance(value, Mapping) and "import" in value
 
 
 def _check_lint_names(recipe: Recipe, reading: Reading) -> None:

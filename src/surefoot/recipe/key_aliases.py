@@ -11,43 +11,31 @@ from .sections import keys_of
 
 # What other tools call a key, for those who come from there.
 ALIASES = {
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "momentum": "optimizer.momentum",
-    "weight_decay": "optimizer.weight_decay",
-    "optim": "optimizer",
-    "num_epochs": "epochs",
-    "n_epochs": "epochs",
-    "max_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "dataset": "data",
-    "dataloader": "data",
-    "net": "model",
-    "network": "model",
-    "architecture": "model",
-    "criterion": "loss",
-    "loss_fn": "loss",
-    "lr_scheduler": "scheduler",
-    "sched": "scheduler",
-    "lr_warmup": "warmup",
-    "batch": "data.batch_size",
-    "val_batch_size": "data.eval_batch_size",
-    "num_workers": "data.workers",
-    "transforms": "data.augment",
-    "gradient_accumulation_steps": "grad_accum_steps",
-    "accumulate_grad_batches": "grad_accum_steps",
-    "accumulation_steps": "grad_accum_steps",
-    "gradient_clip_val": "max_grad_norm",
-    "grad_clip": "max_grad_norm",
-    "clip_grad_norm": "max_grad_norm",
-    "clip_grad_value": "clip_value",
-    "amp": "precision",
-    "mixed_precision": "precision",
-    "dtype": "precision",
-    "random_seed": "seed",
-    "save_every": "checkpoint.every",
-    "log_interval": "log_every",
-    "log_every_n_steps": "log_every",
+    alias: key
+    for key, aliases in {
+        "optimizer": "optim",
+        "optimizer.lr": "learning_rate lr",
+        "optimizer.momentum": "momentum",
+        "optimizer.weight_decay": "weight_decay",
+        "epochs": "num_epochs n_epochs max_epochs num_train_epochs",
+        "data": "dataset dataloader",
+        "data.batch_size": "batch",
+        "data.eval_batch_size": "val_batch_size",
+        "data.workers": "num_workers",
+        "data.augment": "transforms",
+        "model": "net network architecture",
+        "loss": "criterion loss_fn",
+        "scheduler": "lr_scheduler sched",
+        "warmup": "lr_warmup",
+        "grad_accum_steps": "gradient_accumulation_steps accumulate_grad_batches accumulation_steps",
+        "max_grad_norm": "gradient_clip_val grad_clip clip_grad_norm",
+        "clip_value": "clip_grad_value",
+        "precision": "amp mixed_precision dtype",
+        "seed": "random_seed",
+        "checkpoint.every": "save_every",
+        "log_every": "log_interval log_every_n_steps",
+    }.items()
+    for alias in aliases.split()
 }
 
 
@@ -84,16 +72,10 @@ def key_called(name: str) -> str | None:
     return ALIASES.get(name) or (f"{min(homes)}.{name}" if len(homes) == 1 else None)
 
 
-def _homes() -> dict[str, set[str]]:
-    """The top-level keys under which each key of a section stands."""
-    homes: dict[str, set[str]] = {}
-    for top, key in keys_of(Recipe).items():
-        kind = innermost(key.kind)
-        if isinstance(kind, Section):
-            for name in keys_of(kind.cls()):
-                homes.setdefault(name, set()).add(top)
-    return homes
-
-
 _TOP = frozenset(keys_of(Recipe))
-_HOMES = _homes()
+# The top-level keys under which each key of a section stands.
+_HOMES: dict[str, set[str]] = {}
+for _top, _key in keys_of(Recipe).items():
+    if isinstance(_kind := innermost(_key.kind), Section):
+        for _name in keys_of(_kind.cls()):
+            _HOMES.setdefault(_name, set()).add(_top)

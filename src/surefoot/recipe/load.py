@@ -15,6 +15,8 @@ from .parse import parse_recipe
 from .yaml_source import read_text
 
 _SUFFIXES = (".yaml", ".yml")
+# Surefoot is installed as plain files (torch cannot live in a zip either), so resources have paths.
+_FOLDER = Path(str(resources.files("surefoot") / "recipes"))
 
 
 def load_recipe(
@@ -41,33 +43,24 @@ are: fashion_mnist, fashion_mnist_best, gpt_text, quickstart; a file is given by
     check.done()
     path = Path(source)
     if isinstance(source, str) and source in packaged_names():
-        path = _packaged(source)
-        return parse_recipe(read_text(path), path.name, overrides, registries=registries, source=str(path))
-    if not os.path.lexists(path):
+        path = _FOLDER / f"{source}.yaml"
+        source = path.name
+    elif not os.path.lexists(path):
         raise UsageError(_not_found(str(source)))
     return parse_recipe(read_text(path), str(source), overrides, registries=registries, source=str(path))
 
 
 def packaged_names() -> list[str]:
     """The names of the recipes that come with Surefoot."""
-    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def packaged_summary(name: str) -> str:
     """The first line of a packaged recipe, which says what it is for. Raises UsageError for an unknown name."""
     if name not in packaged_names():
         raise UsageError(_not_found(name))
-    first = read_text(_packaged(name)).partition("\n")[0]
+    first = read_text(_FOLDER / f"{name}.yaml").partition("\n")[0]
     return first.lstrip("# ").strip()
-
-
-def _folder() -> Path:
-    # Surefoot is installed as plain files (torch cannot live in a zip either), so resources have paths.
-    return Path(str(resources.files("surefoot") / "recipes"))
-
-
-def _packaged(name: str) -> Path:
-    return _folder() / f"{name}.yaml"
 
 
 def _not_found(name: str) -> str:

@@ -53,12 +53,13 @@ class SchemaBuilder:
     def mapping(self, cls: type[Keyed], more: Mapping[str, Any]) -> dict[str, Any]:
         """The schema of a mapping with the keys of `cls` and `more` properties."""
         keys = keys_of(cls)
+        one_of = [{"required": [n], "properties": {n: {"not": {"type": "null"}}}} for n in cls.one_of]
         return {
             "type": "object",
             "description": (cls.__doc__ or "").partition("\n")[0],
             "properties": {**more, **self.keys(cls)},
             "required": [name for name, key in keys.items() if key.default is REQUIRED],
-            **({"oneOf": [_given(name) for name in cls.one_of]} if cls.one_of else {}),
+            **({"oneOf": one_of} if cls.one_of else {}),
             **({} if cls.open_ended else {"additionalProperties": False}),
         }
 
@@ -103,8 +104,9 @@ def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> d
             for option in schema.get("anyOf", [schema]):
                 if option.get("type") in ("number", "integer"):
                     option |= limits_schema(entry.limits[name])
-        if isinstance(parameter.default, bool | int | float | str) and not _odd(parameter.default):
-            schema["default"] = parameter.default
+        default = parameter.default
+        if isinstance(default, bool | int | str) or (isinstance(default, float) and math.isfinite(default)):
+            schema["default"] = default
         arguments[name] = schema
         if any(repr(name) in message for message in missing):
             required.append(name)
@@ -115,11 +117,3 @@ def _entry_schema(registry: Registry, entry: Entry, own: Mapping[str, Any]) -> d
         "required": required,
         "additionalProperties": False,
     }
-
-
-def _given(name: str) -> dict[str, Any]:
-    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-
-
-def _odd(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
