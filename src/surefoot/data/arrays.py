@@ -126,9 +126,7 @@ TABLE = 'splits = surefoot.data.table(frame, target="NAME"), then data=splits'
 
 def _instead(kind: str) -> str:
     return {
-        "U": "encode it: classes, labels = numpy.unique(array, return_inverse=True)",
-        "S": "encode it: classes, labels = numpy.unique(array, return_inverse=True)",
-        "T": "encode it: classes, labels = numpy.unique(array, return_inverse=True)",
+        **dict.fromkeys("UST", "encode it: classes, labels = numpy.unique(array, return_inverse=True)"),
         "M": "give numbers, e.g. (array - array.min()) / numpy.timedelta64(1, 'D')",
         "m": "give numbers, e.g. array / numpy.timedelta64(1, 'D')",
     }.get(kind, "give its columns as numbers, e.g. array['name'] or array.astype('float32')")

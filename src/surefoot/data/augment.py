@@ -272,6 +272,13 @@ def whole_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, 
     return pair
 
 
+def picture_shape(size: int | Sequence[int], channels: int) -> tuple[int, int, int]:
+    """(channels, height, width) of what a folder of pictures gives. Raises UsageError for what cannot be."""
+    if channels not in (1, 3):
+        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
+    return channels, *whole_pair("data.size", size, least=1)
+
+
 def _range(name: str, value: Sequence[float], low: float, high: float) -> tuple[float, float]:
     pair = tuple(value)
     if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:

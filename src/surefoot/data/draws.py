@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,17 +21,22 @@ _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """A logical right shift; torch's own keeps the sign."""
+def shift(x: Any, bits: int) -> Any:
+    """A logical right shift of int64, torch's or NumPy's; their own keep the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def mix(x: Tensor) -> Tensor:
-    """SplitMix64's output function on int64, element by element; a bijection."""
+def mix(x: Any) -> Any:
+    """SplitMix64's output function on int64, torch's or NumPy's, element by element; a bijection."""
     x = x + _STEP
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
+    x = (x ^ shift(x, 30)) * _MIX_1
+    x = (x ^ shift(x, 27)) * _MIX_2
+    return x ^ shift(x, 31)
+
+
+def bits_of(keys: Any, call: int) -> Any:
+    """64 random bits for each of `keys`, as int64: those of the `call`-th call, from 1."""
+    return mix(keys + _signed((call * _GAMMA) & ((1 << 64) - 1)))
 
 
 class Draws:
@@ -51,16 +58,19 @@ class Draws:
     def bits(self) -> Tensor:
         """64 random bits a sample, as int64."""
         self._calls += 1
-        return mix(self._keys + _signed((self._calls * _GAMMA) & ((1 << 64) - 1)))
+        bits: Tensor = bits_of(self._keys, self._calls)
+        return bits
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Float64 numbers in [low, high)."""
-        return _shift(self.bits(), 11).to(torch.float64) * ((high - low) * 2.0**-53) + low
+        uniform: Tensor = shift(self.bits(), 11).to(torch.float64) * ((high - low) * 2.0**-53) + low
+        return uniform
 
     def integers(self, low: int, high: int) -> Tensor:
         """Int64 numbers in [low, high), for high - low below 2**31."""
         assert 0 < high - low < 1 << 31, "an empty or too wide range"
-        return ((_shift(self.bits(), 33) * (high - low)) >> 31) + low
+        integers: Tensor = ((shift(self.bits(), 33) * (high - low)) >> 31) + low
+        return integers
 
     def happens(self, p: float) -> Tensor:
         """True with probability `p`."""

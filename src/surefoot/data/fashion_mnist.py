@@ -23,18 +23,7 @@ from .download import DownloadFailed, Progress, download
 from .sources import TensorSource
 from .splits import DataSplits, image_preprocessing
 
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -69,38 +58,22 @@ class DataFile:
 
 FILES: Mapping[str, DataFile] = {
     "train_images": DataFile(
-        "train-images-idx3-ubyte",
-        (60_000, 28, 28),
-        26_421_880,
-        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        47_040_016,
-        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-images-idx3-ubyte", (60_000, 28, 28),
+        26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 47_040_016, "f4a8712d7a061bf5bd6d2ca38dc4d50a",
     ),
     "train_labels": DataFile(
-        "train-labels-idx1-ubyte",
-        (60_000,),
-        29_515,
-        "25c81989df183df01b3e8a0aad5dffbe",
-        60_008,
-        "9018921c3c673c538a1fc5bad174d6f9",
+        "train-labels-idx1-ubyte", (60_000,),
+        29_515, "25c81989df183df01b3e8a0aad5dffbe", 60_008, "9018921c3c673c538a1fc5bad174d6f9",
     ),
     "val_images": DataFile(
-        "t10k-images-idx3-ubyte",
-        (10_000, 28, 28),
-        4_422_102,
-        "bef4ecab320f06d8554ea6380940ec79",
-        7_840_016,
-        "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-images-idx3-ubyte", (10_000, 28, 28),
+        4_422_102, "bef4ecab320f06d8554ea6380940ec79", 7_840_016, "8181f5470baa50b63fa0f6fddb340f0a",
     ),
     "val_labels": DataFile(
-        "t10k-labels-idx1-ubyte",
-        (10_000,),
-        5_148,
-        "bb300cfdad3c16e7a12a480ee83cd310",
-        10_008,
-        "15d484375f8d13e6eb1aabb0c3f46965",
+        "t10k-labels-idx1-ubyte", (10_000,),
+        5_148, "bb300cfdad3c16e7a12a480ee83cd310", 10_008, "15d484375f8d13e6eb1aabb0c3f46965",
     ),
-}
+}  # fmt: skip
 
 
 def fashion_mnist(

@@ -19,7 +19,7 @@ from ..registry import did_you_mean
 from ..safe_tensors import BadFile
 from ..text import shortened
 from .arrays import as_float32
-from .augment import whole_pair
+from .augment import picture_shape
 from .image_folder import bytes_of, kept_in_memory
 from .orders import held_out
 from .sources import DatasetSource, TensorSource
@@ -56,9 +56,7 @@ def hugging_face(
     No code of a data set is run. Raises UsageError for what is not there, columns that are no numbers, missing values,
     and a hub that cannot be reached.
     """
-    if channels not in (1, 3):
-        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
-    shape = (channels, *whole_pair("data.size", size, least=1))
+    shape = picture_shape(size, channels)
     splits = _loaded(path, config)
     for key, name in (("train", train), ("val", val)):
         if name is not None and name not in splits:

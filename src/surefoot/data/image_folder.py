@@ -19,7 +19,7 @@ from ..pictures import PICTURE_ENDINGS, decode_picture, files_below
 from ..registry import did_you_mean
 from ..safe_tensors import BadFile
 from ..text import counted, shortened
-from .augment import whole_pair
+from .augment import picture_shape
 from .orders import held_out
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
@@ -43,9 +43,7 @@ def image_folder(
     Raises UsageError for a folder without pictures, classes that differ between ``train`` and ``val``, and, naming
     the files, for pictures that cannot be read.
     """
-    if channels not in (1, 3):
-        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
-    shape = (channels, *whole_pair("data.size", size, least=1))
+    shape = picture_shape(size, channels)
     root = Path(os.path.expanduser(dir))
     if not root.is_dir():
         raise UsageError(f"data.dir: {root} is no directory; give the one whose folders are the classes")

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..errors import UsageError
 from ..pictures import PICTURE_ENDINGS, decode_mask, files_below
-from .augment import whole_pair
+from .augment import picture_shape
 from .image_folder import bytes_of, kept_in_memory, picture_in
 from .orders import held_out
 from .sources import DatasetSource, TensorSource
@@ -41,9 +41,7 @@ def image_masks(
 
     Raises UsageError for pictures without a mask, and the reverse, and for files that cannot be read.
     """
-    if channels not in (1, 3):
-        raise UsageError(f"data.channels: {channels} is not 3 (colours) or 1 (grey)")
-    shape = (channels, *whole_pair("data.size", size, least=1))
+    shape = picture_shape(size, channels)
     pictures, wanted = (_by_name(key, folder) for key, folder in (("images", images), ("masks", masks)))
     if alone := sorted(set(pictures) ^ set(wanted)):
         lacks = "mask" if alone[0] in pictures else "picture"

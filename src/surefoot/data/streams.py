@@ -73,28 +73,25 @@ class StreamSource(Source):
     @cached_property
     def stateful(self) -> bool:
         """Whether it has a state that can be saved and leads back to the same place; tried on the first samples."""
-        first = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=True)
-        first.begin(0, None)
-        first.read()
+        first = self._read(None, stateful=True)
         state = copy.deepcopy(first.state())
         if state["state"] is None or not all(isinstance(leaf, _KEPT) for leaf in pytree.tree_leaves(state["state"])):
             return False
         first.read()
-        second = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=True)
-        second.begin(0, state)
-        second.read()
-        return bool(first.state()["digest"] == second.state()["digest"])
+        return bool(first.state()["digest"] == self._read(state, stateful=True).state()["digest"])
+
+    def _read(self, state: Any, *, stateful: bool) -> StreamReader:
+        """A reader that has read the first samples from `state` on, or from the start."""
+        reader = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=stateful)
+        reader.begin(0, state)
+        reader.read()
+        return reader
 
     @cached_property
     def _first(self) -> tuple[str, bool]:
         """The digest of the first samples, and whether they are the same when they are read again."""
-        digests = []
-        for _ in range(2):
-            reader = StreamReader(self, 0, _TRIED_SAMPLES, False, stateful=False)
-            reader.begin(0, None)
-            reader.read()
-            digests.append(reader.state()["digest"])
-        return digests[0], digests[0] == digests[1]
+        one, other = (self._read(None, stateful=False).state()["digest"] for _ in range(2))
+        return one, one == other
 
     def fingerprint(self) -> str:
         """Of the class's name and the first samples."""

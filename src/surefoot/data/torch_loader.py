@@ -21,41 +21,28 @@ def loader_of(torch_loader: DataLoader[Any], seed: int, say: Callable[[str], Non
     Their order depends on `seed` and epoch, so that it can be gone on with exactly, and not on the DataLoader's own
     generator. `say` receives a message meant for the user. Raises UsageError for what cannot be taken over.
     """
-    if is_stream(torch_loader.dataset):
-        if torch_loader.worker_init_fn is not None:
+    dataset, stream, made = torch_loader.dataset, is_stream(torch_loader.dataset), torch_loader.batch_sampler
+    if torch_loader.worker_init_fn is not None:
+        if stream:
             raise UsageError(
                 "data: the DataLoader's worker_init_fn is not called; divide the stream among workers in its __iter__, "
                 "by torch.utils.data.get_worker_info()"
             )
-        alone = torch_loader.batch_size is None
-        convert = functools.partial(_only, torch_loader.collate_fn) if alone else torch_loader.collate_fn
-        stream = (
-            as_source(torch_loader.dataset)
-            if convert is default_collate
-            else StreamSource(torch_loader.dataset, collate=convert)
-        )
-        size = 1 if torch_loader.batch_size is None else torch_loader.batch_size
-        return Loader(stream, size, seed=seed, drop_last=torch_loader.drop_last, workers=torch_loader.num_workers)
-    if torch_loader.worker_init_fn is not None:
         say("data: the DataLoader's worker_init_fn is not called: each sample has random numbers of its own")
-    if torch_loader.batch_sampler is None:  # each sample is a batch
-        source: Any = DatasetSource(torch_loader.dataset, collate=functools.partial(_only, torch_loader.collate_fn))
-        batches: dict[str, Any] = {"batch_size": 1, "sampler": torch_loader.sampler}
-    else:
-        collates = torch_loader.collate_fn is not default_collate
-        source = (
-            DatasetSource(torch_loader.dataset, collate=torch_loader.collate_fn)
-            if collates
-            else as_source(torch_loader.dataset)
-        )
-        made: Any = torch_loader.batch_sampler
-        batches = {"batch_size": 1, "sampler": made}
-        if type(made) is BatchSampler:
-            batches = {"batch_size": made.batch_size, "sampler": made.sampler, "drop_last": made.drop_last}
+    convert = torch_loader.collate_fn
+    if made is None:  # each sample is a batch
+        convert = functools.partial(_only, convert)
+    kind = StreamSource if stream else DatasetSource
+    source = as_source(dataset) if convert is default_collate else kind(dataset, collate=convert)
+    reading: dict[str, Any] = {"seed": seed, "workers": torch_loader.num_workers}
+    if stream:
+        return Loader(source, torch_loader.batch_size or 1, drop_last=torch_loader.drop_last, **reading)
     say(
         f"data: the DataLoader is read as a Loader: its samples and batches, in an order from seed {seed} and the epoch"
     )
-    return Loader(source, **batches, seed=seed, workers=torch_loader.num_workers)
+    if type(made) is BatchSampler:
+        return Loader(source, made.batch_size, sampler=made.sampler, drop_last=made.drop_last, **reading)
+    return Loader(source, 1, sampler=torch_loader.sampler if made is None else made, **reading)
 
 
 def _only(convert: Callable[[Any], Any], samples: list[Any]) -> Any:

@@ -10,37 +10,25 @@ from typing import Any
 
 import numpy
 
+from ..draws import bits_of, mix, shift
+
 # float32 (N, height, width), or what broadcasts to it. numpy's functions are typed to give anything, so that a
 # narrower type would hold nothing.
 Pixels = Any
 Point = tuple[Pixels, Pixels]
-
-_GAMMA = 0x9E3779B97F4A7C15
-_WORD = (1 << 64) - 1
-
-
-def _mix(x: Pixels) -> Pixels:
-    """SplitMix64's output function on uint64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    x = x + numpy.uint64(_GAMMA)
-    x = (x ^ (x >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
-    return x ^ (x >> numpy.uint64(31))
 
 
 class Dice:
     """Random numbers of N images, shape (N, 1, 1); those of an image depend on `seed` and its index only."""
 
     def __init__(self, seed: int, indices: Pixels):
-        self._keys = _mix(_mix(indices.astype(numpy.uint64)) ^ numpy.uint64(seed & _WORD))
+        self._keys = mix(mix(indices.astype(numpy.int64)) ^ seed)
         self._calls = 0
-
-    def _bits(self) -> Pixels:
-        self._calls += 1
-        return _mix(self._keys + numpy.uint64(self._calls * _GAMMA & _WORD))
 
     def __call__(self, low: float = 0.0, high: float = 1.0) -> Pixels:
         """Float32 numbers, evenly between `low` and `high`."""
-        unit = (self._bits() >> numpy.uint64(40)).astype(numpy.float32) * numpy.float32(2.0**-24)
+        self._calls += 1
+        unit = shift(bits_of(self._keys, self._calls), 40).astype(numpy.float32) * numpy.float32(2.0**-24)
         return (unit * numpy.float32(high - low) + numpy.float32(low))[:, None, None]
 
     def bell(self, low: float, high: float) -> Pixels:
@@ -55,10 +43,10 @@ class Dice:
         """Noise for every pixel, (N, height, width), float32 from -1 to 1."""
         self._calls += 1
         words = -(-height * width // 8)
-        counters = numpy.arange(1, words + 1, dtype=numpy.uint64) * numpy.uint64(0xD1342543DE82EF95)
-        bits = _mix(_mix(self._keys + numpy.uint64(self._calls * _GAMMA & _WORD))[:, None] + counters)
+        counters = numpy.arange(1, words + 1) * (0xD1342543DE82EF95 - (1 << 64))
+        bits = mix(bits_of(self._keys, self._calls)[:, None] + counters)
         # The bytes in the same order on a big-endian machine.
-        octets = bits.astype("<u8").view(numpy.uint8)[:, : height * width]
+        octets = bits.astype("<i8").view(numpy.uint8)[:, : height * width]
         unit = octets.astype(numpy.float32) * numpy.float32(2 / 255) - numpy.float32(1)
         return unit.reshape(-1, height, width)
 
