@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,34 +61,22 @@ def _preprocessing(check: Arguments, name: str, value: Any) -> None:
         check.instance(name, value, Preprocessing, "surefoot.Preprocessing(mean=0.5, std=0.5)", none=True)
 
 
-def _columns(check: Arguments, name: str, value: Any) -> None:
-    check.instance(name, value, TableColumns, "splits.train.columns", none=True)
-
-
-def _info(check: Arguments, name: str, value: Any) -> None:
-    check.instance(name, value, ModelInfo, "the .info of an opened model", none=True)
-
-
-def _text(check: Arguments, name: str, value: Any) -> None:
-    check.text(name, value, none=True)
-
-
-def _mapping(check: Arguments, name: str, value: Any) -> None:
-    check.mapping(name, value, none=True)
+def _instance(kind: type, like: str) -> Callable[[Arguments, str, Any], Any]:
+    return lambda check, name, value: check.instance(name, value, kind, like, none=True)
 
 
 _CHECKS: dict[str, Callable[[Arguments, str, Any], Any]] = {
     **dict.fromkeys(("path", "directory", "to"), Arguments.path),
-    **dict.fromkeys(("key", "title", "prefix", "dataset"), _text),
-    **dict.fromkeys(("metrics", "arguments"), _mapping),
+    **dict.fromkeys(("key", "title", "prefix", "dataset"), functools.partial(Arguments.text, none=True)),
+    **dict.fromkeys(("metrics", "arguments"), functools.partial(Arguments.mapping, none=True)),
     **dict.fromkeys(("cast", "averaged", "trust_code"), Arguments.flag),
     **dict.fromkeys(("plots", "history"), _listed("a list")),
     "input_shape": _listed("a list of sizes; give that of one sample, e.g. (1, 28, 28)"),
     "classes": _listed("a list of names; give one for each class", text=True),
     "except_": Arguments.texts,
-    "info": _info,
+    "info": _instance(ModelInfo, "the .info of an opened model"),
     "preprocessing": _preprocessing,
-    "columns": _columns,
+    "columns": _instance(TableColumns, "splits.train.columns"),
     "batch": _batch,
     "source": _source,
 }

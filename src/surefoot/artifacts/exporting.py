@@ -106,7 +106,14 @@ def export(
                 ready = Ready(module, info.preprocessing).eval()
                 expected = _expected(ready, raw, to)
                 outputs = len(pytree.tree_leaves(expected[0][1]))
-                files.write_new(temporary, [_program_file(to.suffix, ready, raw, _form_of(info, raw), outputs)])
+                program, described = traced(ready, raw), _form_of(info, raw)
+                if to.suffix == ".pt2":
+                    written = to_pt2(program, described)
+                else:
+                    from .onnx_file import to_onnx
+
+                    written = memoryview(to_onnx(program, described, outputs))
+                files.write_new(temporary, [written])
                 difference = _compare_outputs(open_model(temporary, trust_code=True), expected, to)
                 samples = len(raw[0])
         except BadFile as error:
@@ -242,9 +249,6 @@ def _compare_outputs(loaded: LoadedModel, expected: _Expected, to: Path) -> floa
     return worst
 
 
-# ------------------------------------------------------------------------------------- the formats
-
-
 def _weights_file(ending: str, module: nn.Module, info: ModelInfo) -> Iterable[bytes | memoryview]:
     collected = weights.collect(module)  # refuses what weights_only could not load again
     if ending == ".safetensors":
@@ -253,14 +257,3 @@ def _weights_file(ending: str, module: nn.Module, info: ModelInfo) -> Iterable[b
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     return [buffer.getbuffer()]
-
-
-def _program_file(
-    ending: str, ready: Ready, raw: tuple[Tensor, ...], info: ModelInfo, outputs: int
-) -> bytes | memoryview:
-    program = traced(ready, raw)
-    if ending == ".pt2":
-        return to_pt2(program, info)
-    from .onnx_file import to_onnx
-
-    return to_onnx(program, info, outputs)

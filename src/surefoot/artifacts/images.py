@@ -135,7 +135,10 @@ def _read(path: Path, shape: tuple[int, ...] | None, dtype: str | None, pixels: 
     if data.startswith(b"PK"):
         return _fitted(path, _read_npz(path, data), shape, dtype), ""
     if data.startswith(b"\x1f\x8b"):
-        return _fitted(path, _read_idx(path, _Gunzip(path, data)), shape, dtype), ""
+        try:
+            return _fitted(path, _read_idx(path, gzip.GzipFile(fileobj=io.BytesIO(data))), shape, dtype), ""
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadFile(path, f"its gzip data is damaged or was cut: {error}") from error
     if data[:2] == b"\0\0" and data[2:3] and data[2] in _IDX_DTYPES:
         return _fitted(path, _read_idx(path, io.BytesIO(data)), shape, dtype), ""
     raise BadFile(path, "is no image or array that can be read (PNG, JPEG, .npy, .npz, or idx as MNIST's, raw or .gz)")
@@ -191,21 +194,8 @@ def _read_npz(path: Path, data: bytes) -> np.ndarray:
     return _read_npy(path, array)
 
 
-class _Gunzip:
-    """Reads a gzip file in pieces, so that what it unpacks to is bounded by what is asked for."""
-
-    def __init__(self, path: Path, data: bytes):
-        self.path = path
-        self.file = gzip.GzipFile(fileobj=io.BytesIO(data))
-
-    def read(self, count: int) -> bytes:
-        try:
-            return self.file.read(count)
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadFile(self.path, f"its gzip data is damaged or was cut: {error}") from error
-
-
-def _read_idx(path: Path, file: BinaryIO | _Gunzip) -> np.ndarray:
+def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile) -> np.ndarray:
+    """An idx file, which may be packed: what it unpacks to is bounded by what its header asks for."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_DTYPES or not 1 <= head[3] <= 4:
         raise BadFile(path, "is not an idx file of images")

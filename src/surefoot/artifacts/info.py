@@ -78,8 +78,8 @@ class ModelInfo:
             "format_version": FORMAT_VERSION,
             "title": self.title,
             "model": _plain(self.model),
-            "input": {"shape": _list(self.input_shape), "dtype": self.input_dtype},
-            "classes": _list(self.classes),
+            "input": {"shape": None if self.input_shape is None else [*self.input_shape], "dtype": self.input_dtype},
+            "classes": None if self.classes is None else [*self.classes],
             "preprocessing": prepared if self.preprocessing_known else UNKNOWN,
             "columns": self.columns and self.columns.to_json(),
             "loss": _plain(self.loss),
@@ -243,10 +243,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
-
-
-def _list(values: Sequence[Any] | None) -> list[Any] | None:
-    return None if values is None else list(values)
 
 
 def _model(value: Any, where: str | Path) -> dict[str, Any]:

@@ -147,8 +147,7 @@ def check(path: Path, model: Any, onnx: Any) -> bool:
     """
     if not model.graph.node or not model.graph.output:
         raise BadFile(path, "is not an ONNX model: it holds no graph")
-    everything = [model.graph.node, *(function.node for function in model.functions)]
-    for domain in sorted({node.domain for node in _nodes(path, everything)}):
+    for domain in sorted({node.domain for node in _nodes(path, [model.graph, *model.functions])}):
         functions = {function.domain for function in model.functions}
         if domain not in _DOMAINS and domain not in functions:
             raise BadFile(
@@ -158,14 +157,14 @@ def check(path: Path, model: Any, onnx: Any) -> bool:
             )
     _check_functions(path, model)
     outside = False
-    for tensor in _tensors(model):
+    for tensor in _tensors(path, model):
         outside = _check_tensor(path, tensor, onnx) or outside
     return outside
 
 
 def _check_functions(path: Path, model: Any) -> None:
     """Functions that call functions may stand for far more nodes than the file holds: count before they are made."""
-    bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(path, [f.node])] for f in model.functions}
+    bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _nodes(path, [f])] for f in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 
     def size(key: tuple[str, str], depth: int) -> int:
@@ -175,45 +174,39 @@ def _check_functions(path: Path, model: Any) -> None:
             sizes[key] = sum(size(inner, depth + 1) for inner in bodies[key]) if key in bodies else 1
         return sizes[key]
 
-    called = sum(size(key, 0) for n in _nodes(path, [model.graph.node]) if (key := (n.domain, n.op_type)) in bodies)
+    called = sum(size(key, 0) for n in _nodes(path, [model.graph]) if (key := (n.domain, n.op_type)) in bodies)
     if called > MAX_CALLED:
         raise BadFile(path, f"its functions stand for {called} nodes where they are called; at most {MAX_CALLED} run")
 
 
-def _nodes(path: Path, graphs: Sequence[Any]) -> Iterator[Any]:
-    """Every node of lists of nodes, of inner graphs (If, Loop) too."""
-    waiting, count = list(graphs), 0
+def _nodes(path: Path, bodies: Sequence[Any], graphs: list[Any] | None = None) -> Iterator[Any]:
+    """Every node of graphs and functions, and of their inner graphs (If, Loop), which are added to `graphs`."""
+    waiting, count = list(bodies), 0
     while waiting:
-        for node in waiting.pop():
+        for node in waiting.pop().node:
             count += 1
             if count > MAX_NODES:
                 raise BadFile(path, f"holds more than {MAX_NODES} nodes")
             yield node
             for attribute in node.attribute:
-                waiting += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
+                inner = [graph for graph in (attribute.g, *attribute.graphs) if graph.node or graph.initializer]
+                waiting += inner
+                if graphs is not None:
+                    graphs += inner
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def _tensors(path: Path, model: Any) -> Iterator[Any]:
     """Every tensor that the file holds or refers to."""
-    waiting = [model.graph]
-    nodes = [*(function.node for function in model.functions)]
-    while waiting or nodes:
-        if waiting:
-            graph = waiting.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield sparse.values
-                yield sparse.indices
-            nodes.append(graph.node)
-        for node in nodes.pop():
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("sparse_tensor"):
-                    yield attribute.sparse_tensor.values
-                    yield attribute.sparse_tensor.indices
-                waiting += [g for g in (attribute.g, *attribute.graphs) if g.node or g.initializer]
+    graphs, sparse = [model.graph], []
+    for node in _nodes(path, [model.graph, *model.functions], graphs):
+        for attribute in node.attribute:
+            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+    for graph in graphs:
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+    for each in sparse:
+        yield from (each.values, each.indices)
 
 
 def _check_tensor(path: Path, tensor: Any, onnx: Any) -> bool:

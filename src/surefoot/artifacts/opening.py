@@ -134,12 +134,8 @@ class LoadedModel:
                 f"{self.path}: the model returns {batches.form(parts[0])}; predictions need tensors of (N, ...)"
             )
         classes = isinstance(outputs, torch.Tensor) and kind_of(self.info) == "softmax"
-        if (
-            classes
-            and self.classes
-            and outputs.dim() > 2
-            and outputs.shape[1] != len(self.classes) == outputs.shape[-1]
-        ):
+        wide = len(self.classes or ())
+        if classes and wide and outputs.dim() > 2 and outputs.shape[1] != wide == outputs.shape[-1]:
             outputs = outputs.movedim(-1, 1)  # as the loss took them
         for part in batches.tensors(outputs):
             if len(part) != len(raw) or (classes and part.dim() < 2):
@@ -150,17 +146,14 @@ class LoadedModel:
                 )
         if isinstance(outputs, torch.Tensor):
             check_classes(self.info, outputs, self.path)
-        return probabilities(self.info, batches.mapped(_as_float, outputs))
+        floats = batches.mapped(lambda value: value.float() if isinstance(value, torch.Tensor) else value, outputs)
+        return probabilities(self.info, floats)
 
     def describe(self) -> dict[str, Any]:
         """Plain data about the model, for people and for ``--json``."""
         described = self.info.to_json()
         del described["format"], described["format_version"]
         return {"path": str(self.path), "format": self.format, **described}
-
-
-def _as_float(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) else value
 
 
 def open_model(
@@ -189,7 +182,10 @@ def open_model(
     check_model(model, name=True)
     path = Path(path)
     if (directory := model_directory(path)) is not None:
-        return _from_directory(directory, model, preprocessing, classes, trust_code)
+        instance = build_named(model, {})[0] if isinstance(model, str) else model
+        info = _with(read_info(directory), preprocessing, classes)
+        module = load_model(directory, instance, trust_code=trust_code)
+        return LoadedModel(directory, "directory", info, Ready(module, info.preprocessing).eval(), module)
     kind = "folder" if path.is_dir() else recognise(path).kind
     if kind == "pt2":
         if preprocessing is not None:
@@ -210,20 +206,6 @@ def open_model(
     info = _with(info, preprocessing, classes)
     ready = Ready(imported.model, info.preprocessing).eval()
     return LoadedModel(path, kind if kind in ("safetensors", "folder") else "pth", info, ready, imported.model)
-
-
-def _from_directory(
-    directory: Path,
-    model: nn.Module | str | None,
-    preprocessing: Preprocessing | None,
-    classes: Sequence[str] | None,
-    trust_code: bool,
-) -> LoadedModel:
-    if isinstance(model, str):
-        model = build_named(model, {})[0]
-    info = _with(read_info(directory), preprocessing, classes)
-    module = load_model(directory, model, trust_code=trust_code)
-    return LoadedModel(directory, "directory", info, Ready(module, info.preprocessing).eval(), module)
 
 
 def _with(info: ModelInfo, preprocessing: Preprocessing | None, classes: Sequence[str] | None) -> ModelInfo:

@@ -58,7 +58,8 @@ def new_directory(target: Path) -> Iterator[Path]:
         yield temporary
         if target.is_dir():
             _carry_over(target, temporary)
-        _fsync_tree(temporary)
+        for folder, _, _ in os.walk(temporary):
+            files.fsync_directory(folder)
         _put_in_place(temporary, target)  # after an exchange, `temporary` is the old directory
 
 
@@ -105,11 +106,6 @@ def _carry_over(old: Path, new: Path) -> None:
                 os.link(entry.path, place)
             except OSError:  # a file system without hard links
                 shutil.copy2(entry.path, place)
-
-
-def _fsync_tree(directory: Path) -> None:
-    for folder, _, _ in os.walk(directory):
-        files.fsync_directory(folder)
 
 
 def remove_leftovers(target: Path) -> None:
