@@ -129,17 +129,10 @@ def _apply(
     x = raw.to(torch.float32)
     if raw.dim() < 3:  # a table's columns lie last, the channels of pictures before height and width
         mean, std, gain = (c if c is None or not c.dim() else c.flatten() for c in (mean, std, gain))
-    # The first operation makes a tensor of its own unless the conversion did; the rest then works in place.
-    if divisor is not None:
-        x = x.div_(divisor) if x is not raw else x.div(divisor)
-    if factor is not None:
-        x = x.mul_(factor) if x is not raw else x.mul(factor)
-    if mean is not None:
-        x = x.sub_(mean) if x is not raw else x.sub(mean)
-    if std is not None:
-        x = x.div_(std) if x is not raw else x.div(std)
-    if gain is not None:
-        x = x.mul_(gain) if x is not raw else x.mul(gain)
+    for operation, constant in (("div", divisor), ("mul", factor), ("sub", mean), ("div", std), ("mul", gain)):
+        if constant is not None:
+            # The first makes a tensor of its own unless the conversion did; the rest then works in place.
+            x = getattr(x, operation if x is raw else f"{operation}_")(constant)
     return x
 
 

@@ -73,16 +73,9 @@ class Built:
         """How the recipe wants an update to be made."""
         from ..step import StepOptions
 
-        recipe = self.recipe
-        return StepOptions(
-            grad_accum_steps=recipe.grad_accum_steps,
-            max_grad_norm=recipe.max_grad_norm,
-            clip_value=recipe.clip_value,
-            precision=recipe.precision,
-            ema_decay=recipe.ema.decay if recipe.ema else None,
-            on_nonfinite=recipe.on_nonfinite,
-            set_to_none=recipe.set_to_none,
-        )
+        ema = self.recipe.ema
+        names = ("grad_accum_steps", "max_grad_norm", "clip_value", "precision", "on_nonfinite", "set_to_none")
+        return StepOptions(**_fields(self.recipe, *names), ema_decay=ema.decay if ema else None)
 
     @property
     def execution(self) -> Any:
@@ -98,14 +91,9 @@ class Built:
         run = RunOptions(
             early_stopping=None if stopping is None else EarlyStopping(**vars(stopping)),
             unfreeze=self.unfreezing or (),
-            log_every=recipe.log_every,
-            strict=recipe.strict,
-            lint_off=recipe.lint_off,
             execution=self.execution,
             tensorboard=board if isinstance(board, bool | str) else board.plain(),
-            parallel=recipe.parallel,
-            micro_batches=recipe.micro_batches,
-            trackers=recipe.trackers,
+            **_fields(recipe, "log_every", "strict", "lint_off", "parallel", "micro_batches", "trackers"),
             checkpoints=None if checkpoint is None else Checkpoints(**vars(checkpoint)),
             about=self.about,
         )
@@ -118,6 +106,11 @@ class Built:
             "step": self.step_options(),
             "run": run,
         }
+
+
+def _fields(section: Any, *names: str) -> dict[str, Any]:
+    """The settings of these names, which are called alike where they are handed on to."""
+    return {name: getattr(section, name) for name in names}
 
 
 def _loss_name(recipe: Recipe) -> Any:
@@ -171,17 +164,11 @@ def build(
     with at(recipe, "data"):
         train = Loader(
             splits.train,
-            recipe.data.batch_size,
-            shuffle=recipe.data.shuffle,
+            **_fields(recipe.data, "batch_size", "shuffle", "drop_last", "weights", "num_samples", "workers"),
+            **_fields(recipe.data, "lengths", "max_tokens"),
             seed=recipe.seed,
-            drop_last=recipe.data.drop_last,
-            weights=recipe.data.weights,
-            num_samples=recipe.data.num_samples,
-            lengths=recipe.data.lengths,
-            max_tokens=recipe.data.max_tokens,
             preprocessing=splits.preprocessing,
             augment=augmentations(recipe),
-            workers=recipe.data.workers,
             device=device,
         )
         narrowed(train, model, say)

@@ -35,12 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..build import build
     from ..execution.choose import cache_key, remember, tune
     from ..step import TrainStep
-    from ..training.settings import batches_to_measure
+    from ..training.settings import BATCHES_TO_MEASURE
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
     built = build(loaded, say=say)
     step = TrainStep(built.model, built.loss, built.optimizer, built.step_options())
-    batches = batches_to_measure(built.train)
+    batches = built.train.first_batches(BATCHES_TO_MEASURE)
     steps = loaded.epochs * built.steps_per_epoch
 
     table = tune(

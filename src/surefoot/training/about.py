@@ -109,20 +109,14 @@ def save_model_of(
     (run_dir / where).parent.mkdir(exist_ok=True)
     assert recorder.journal is not None, "a model is saved in a run directory, which has a journal"
     recorder.journal.sync()
+    same = ("preprocessing", "classes", "input_shape", "input_dtype", "recipe_digest", "dataset", "columns", "source")
     save_model(
         model,
         run_dir / where,
-        preprocessing=about.preprocessing,
-        classes=about.classes,
-        input_shape=about.input_shape,
-        input_dtype=about.input_dtype,
+        **{name: getattr(about, name) for name in same},
         loss=about.loss_name,
         metrics=dict(metrics),
-        recipe_digest=about.recipe_digest,
         title=about.name,
-        dataset=about.dataset,
-        columns=about.columns,
         averaged=averaged,
-        source=about.source,
         history=recorder.journal.history(),
     )

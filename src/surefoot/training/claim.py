@@ -67,7 +67,9 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
     """
     there = RunDirectory.holds_run(path)
     if there and not resume:
-        raise UsageError(f"{path}: already holds a run; go on with it ({_way_on(path)}) or name another directory")
+        # The command goes on with a run that has a recipe, else fit's own argument.
+        way_on = f"`{typed('surefoot', 'resume', path)}`" if (path / RECIPE).is_file() else "in Python: resume=True"
+        raise UsageError(f"{path}: already holds a run; go on with it ({way_on}) or name another directory")
     existed = path.exists()
     by: dict[str, Any] = {} if (this := job()) is None else {"job": this}
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted", **by)
@@ -97,13 +99,6 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
         raise
     finally:
         run.close()
-
-
-def _way_on(path: Path) -> str:
-    """What goes on with a run: the command where it has a recipe, else fit's own argument."""
-    if (path / RECIPE).is_file():
-        return f"`{typed('surefoot', 'resume', path)}`"
-    return "in Python: resume=True"
 
 
 def write_texts(run: RunDirectory, texts: Mapping[str, str]) -> None:

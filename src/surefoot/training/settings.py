@@ -10,7 +10,7 @@ from typing import Any
 from ..data import Loader
 from ..errors import UsageError
 from ..execution import CannotCompile, Execution, choose_execution, verified_backend, with_asked
-from ..step import Batch, TrainStep
+from ..step import TrainStep
 from ..text import typed
 
 # Enough real batches to time on without measuring one lucky shape of data.
@@ -36,16 +36,12 @@ def recorded_settings(
     return with_asked(recorded, execution)
 
 
-def batches_to_measure(loader: Loader) -> list[Batch]:
-    """A few real batches, for timing."""
-    return list(loader.first_batches(BATCHES_TO_MEASURE))
-
-
 def choose_settings(
     execution: Any, step: TrainStep, loader: Loader, steps_expected: int, say: Callable[[str], None]
 ) -> Execution:
     """What `execution` (``"auto"``, ``"plain"`` or a mapping) fixes, and the fastest of the rest on this machine."""
-    return choose_execution(execution, step, batches_to_measure(loader), steps_expected=steps_expected, say=say)
+    batches = loader.first_batches(BATCHES_TO_MEASURE)
+    return choose_execution(execution, step, batches, steps_expected=steps_expected, say=say)
 
 
 def use_settings(

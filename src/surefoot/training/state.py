@@ -84,6 +84,9 @@ class Best:
         return True
 
 
+_COUNTS = ("epoch", "step", "phase", "stopped_early", "stale_epochs", "skipped")
+
+
 @dataclass
 class RunState:
     """Everything of a run's progress that is not in the model, optimizer, schedule or loader.
@@ -114,12 +117,7 @@ class RunState:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "phase": self.phase,
-            "stopped_early": self.stopped_early,
-            "stale_epochs": self.stale_epochs,
-            "skipped": self.skipped,
+            **{name: getattr(self, name) for name in _COUNTS},
             "best": vars(self.best).copy(),
             "patience_best": vars(self.patience_best).copy(),
             "last": dict(self.last),
@@ -129,7 +127,7 @@ class RunState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; metrics, modes, deltas and patience are this run's."""
-        for name in ("epoch", "step", "phase", "stopped_early", "stale_epochs", "skipped"):
+        for name in _COUNTS:
             setattr(self, name, state[name])
         for name in ("best", "patience_best"):
             mine: Best = getattr(self, name)
