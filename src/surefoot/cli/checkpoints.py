@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..text import printable, say, typed
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Verify every checkpoint to the last byte. Exit code 1 where there are some and none is whole."""
     from ..checkpoint import RunDirectory, scan
-    from ..errors import UsageError
 
     run_dir = Path(arguments.run_dir)
     if not RunDirectory.holds_run(run_dir):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..text import counted
 from .evaluation_text import show
 from .for_machines import add_output_arguments, give, output_form
@@ -74,7 +75,6 @@ def _rows_of(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """All figures of the model on that data, as plain values; ``metrics`` by name."""
     from ..data import Loader
-    from ..errors import UsageError
     from ..losses import Objective
     from ..metrics.by_class import by_class
     from ..training import EVAL_BATCH, evaluate
@@ -155,7 +155,6 @@ def _names(model: LoadedModel) -> Sequence[str]:
 
 def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:
     """The samples of a split; of a table only as the model was trained on it."""
-    from ..errors import UsageError
 
     source: Source | None = getattr(splits, split)
     if source is None:
@@ -176,7 +175,6 @@ def _samples_in(path: str, model: LoadedModel, split: str) -> Source:
     from ..data.image_folder import labelled_pictures
     from ..data.table_rows import labelled_rows
     from ..data.text import TokenWindows, encoded
-    from ..errors import UsageError
 
     if path.endswith(TEXT_ENDINGS):
         if not model.info.reads_text:
@@ -202,7 +200,6 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
 
     from .. import batches
     from ..artifacts.answers import check_classes
-    from ..errors import UsageError
 
     class Loaded(torch.nn.Module):
         def forward(self, raw: Any) -> Any:
@@ -225,7 +222,6 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
 def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, Any, Any]:
     """The data to evaluate on, and a recipe's loss and metrics."""
     from ..data import DATA
-    from ..errors import UsageError
 
     if data is not None:
         return data_of(data, trust_code=trust_code)
@@ -237,7 +233,6 @@ def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, A
 
 def _loss_of(model: LoadedModel) -> Any:
     """The loss that the file names; the usual one of classes where it names none."""
-    from ..errors import UsageError
     from ..losses import OBJECTIVES, build_loss, objective
 
     loss = model.info.loss

@@ -6,6 +6,8 @@ import argparse
 import re
 from importlib import resources
 
+from ..errors import UsageError
+from ..registry import did_you_mean
 from ..text import say
 
 LANGUAGES = ("en", "zh")
@@ -24,9 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the sections, or every name. Raises UsageError for a name that nothing has."""
-    from ..errors import UsageError
-    from ..registry import did_you_mean
-
     texts = sections(arguments.lang)
     if not arguments.names:
         for page, heading in _PAGES.items():

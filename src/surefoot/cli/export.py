@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import SurefootError
 from ..text import say
 from .opening import add_data_argument, add_opening_arguments, opened
 from .recipes import FILE, recipe_of_run
@@ -42,7 +43,6 @@ def _real_samples(path: Path, trust_code: bool) -> Tensor | None:
     """The first validation samples of the run at `path`, raw; None where there is no such data."""
     from ..build import build_data
     from ..data import TensorSource
-    from ..errors import SurefootError
 
     if not os.path.lexists(path / FILE):
         return None

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+from ..files import write_durably
 from ..text import say
 
 
@@ -22,8 +24,6 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def output_form(arguments: argparse.Namespace) -> str:
     """``"json"``, ``"csv"`` or ``"text"``, before any work. Raises UsageError for what cannot be."""
-    from ..errors import UsageError
-
     forms = [form for form in ("json", "csv") if getattr(arguments, form)]
     if len(forms) > 1:
         raise UsageError("--json and --csv: give one of them")
@@ -44,8 +44,6 @@ def give(form: str, out: str | None, value: Any, rows: Sequence[Mapping[str, Any
 
     The columns are the rows' keys, in the order in which they are met.
     """
-    from ..files import write_durably
-
     if form == "json":
         text = json.dumps(value, indent=2)
     else:

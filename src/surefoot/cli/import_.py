@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import Problems, UsageError
 from ..text import counted, say, typed
 from .opening import about_of, data_of, recipe_data
 from .recipes import add_trust_argument, named_recipe
@@ -55,7 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import rng
     from ..artifacts import import_weights, save_model
     from ..build import build_model
-    from ..errors import UsageError
 
     source = Path(arguments.file)
     folder = source.is_dir()
@@ -87,7 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _recipe(model: str, words: list[str], trust_code: bool) -> tuple[Recipe, bool]:
     """The recipe that has the model, and whether it is one that the user named."""
     from .. import recipe
-    from ..errors import Problems
 
     if model in recipe.packaged_names() or model.endswith((".yaml", ".yml")):
         return named_recipe(model, words, trust_code=trust_code), True

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from ..registry import did_you_mean
 from ..text import say
 
 KINDS = (
@@ -29,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _kind(word: str) -> str:
-    from ..registry import did_you_mean
 
     if word not in KINDS:
         suggestion = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..text import note
 from .recipes import add_trust_argument, named_recipe
 
@@ -44,7 +45,6 @@ def opened(
     from dataclasses import replace
 
     from ..artifacts import open_model
-    from ..errors import UsageError
 
     settings = {"key": arguments.key, "trust_code": arguments.trust_code}
     model = open_model(path, arguments.model, **settings)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import Problems, UsageError
+from ..files import write_new
 from ..text import printable, say
 from .for_machines import add_output_arguments, give, output_form
 from .opening import add_data_argument, add_opening_arguments, opened
@@ -70,7 +72,6 @@ def _batches(files: Sequence[str], model: LoadedModel) -> Iterator[Images]:
     from ..artifacts.images import Images, files_in, read_images, takes_pixels
     from ..data.table_files import ENDINGS, is_table
     from ..data.table_rows import rows
-    from ..errors import Problems, UsageError
 
     columns = model.info.columns
     by_one = columns is not None or model.info.reads_text
@@ -111,7 +112,6 @@ def _batches(files: Sequence[str], model: LoadedModel) -> Iterator[Images]:
 def _end_of_text(path: Path, model: LoadedModel) -> torch.Tensor:
     """The last window of a text, (1, length), in the model's tokens."""
     from ..data.text import encoded
-    from ..errors import UsageError
 
     (length,) = model.input_shape or (0,)
     tokens = encoded(path, model.classes or ())
@@ -127,8 +127,6 @@ def _masks(directory: str | None) -> Iterator[Any]:
     """Gives a function that writes the masks of a batch; the folder is there when the block ends without an error."""
     from ..artifacts.answers import classes_of_positions
     from ..artifacts.swap import new_directory
-    from ..errors import UsageError
-    from ..files import write_new
     from ..pictures import png
 
     if directory is None:

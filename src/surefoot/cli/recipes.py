@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
+from ..registry import imports_in
 from ..text import draw, note, say, shortened
 
 if TYPE_CHECKING:
@@ -71,8 +73,6 @@ def recipe_of_run(run_dir: Path, overrides: Sequence[str] = (), *, trust_code: b
     """
     from .. import files, recipe, trust
     from ..checkpoint import RunDirectory, read_about
-    from ..errors import UsageError
-    from ..registry import imports_in
 
     if not run_dir.is_dir():
         raise UsageError(f"{run_dir}: no such run directory")

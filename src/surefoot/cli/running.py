@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import Stopped, UsageError
 from ..text import counted, duration, figure, typed
 from ..tracking import Progress, Summary, make_progress
 from . import ending
@@ -39,7 +40,6 @@ def train(
     torchrun this is one of several ranks, each of which may be silent for `timeout` seconds. With `quiet` nothing is
     printed but messages, on standard error.
     """
-    from ..errors import Stopped
     from ..world import TIMEOUT_S, World
 
     size = 1
@@ -67,7 +67,6 @@ def _train(
     quiet: bool,
 ) -> None:
     from ..build import build
-    from ..errors import UsageError
     from ..planning import mistakes
     from ..training import fit
     from ..training.ranks import begun_by_this_job

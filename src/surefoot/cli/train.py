@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .recipes import add_trust_argument, named_recipe
 
 
@@ -67,8 +68,6 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def resume_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_resume_arguments` gave, as `running.train` takes it."""
-    from ..errors import UsageError
-
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise UsageError(f"--timeout: {arguments.timeout:g} is not above 0; give seconds, e.g. --timeout 60")
     return {
@@ -81,7 +80,6 @@ def resume_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on with --resume."""
-    from ..errors import UsageError
     from .running import train
 
     name, overrides = recipe_and_overrides(arguments.overrides)
@@ -116,8 +114,6 @@ def recipe_and_overrides(words: list[str]) -> tuple[str, list[str]]:
 
 def new_run_directory(name: str) -> Path:
     """`runs/NAME/TIMESTAMP`, local time to the second, made; a second run within the second gets a suffix."""
-    from ..errors import UsageError
-
     base = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, number = base, 1
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import UsageError
 from ..text import say
 from .recipes import add_recipe_arguments, named_recipe
 
@@ -19,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Time every candidate, compiled ones too, against the plain step; print the table and keep the choice."""
-    from ..errors import UsageError
     from ..execution import cache
 
     if arguments.forget:
