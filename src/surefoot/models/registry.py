@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Entry, Range, Registry
@@ -11,77 +12,54 @@ from ..wrapping import class_path
 if TYPE_CHECKING:
     from torch import nn
 
-_CLASSES = Range(low=1)
-_CHANNELS = Range(low=1)
-_IMAGES = {"classes": _CLASSES, "channels": _CHANNELS}
-_DROPOUT = Range(low=0, high=1, high_open=True)
+_SOME = Range(low=1)
+_IMAGES = {"classes": _SOME, "channels": _SOME}
+_DROPOUT = {"dropout": Range(low=0, high=1, high_open=True)}
 
+
+def _model(name: str, module: str, summary: str, inputs: str, parameters: str, limits: Mapping[str, Range]) -> Entry:
+    facts = {"input": inputs, "parameters": parameters}
+    return Entry(name, f"surefoot.models.{module}:{name}", summary, limits=limits, facts=facts)
+
+
+# fmt: off
 MODELS = Registry(
     "model",
     "models",
     [
-        Entry(
-            "LeNet5",
-            "surefoot.models.lenet:LeNet5",
-            "two 5x5 convolutions and three linear layers, the tutorial's GarmentClassifier",
-            limits=_IMAGES,
-            facts={"input": "(N, channels, 28, 28)", "parameters": "44,426"},
+        _model(
+            "LeNet5", "lenet", "two 5x5 convolutions and three linear layers, the tutorial's GarmentClassifier",
+            "(N, channels, 28, 28)", "44,426", _IMAGES,
         ),
-        Entry(
-            "MLP",
-            "surefoot.models.mlp:MLP",
-            "linear layers with ReLU between them",
-            limits={"in_features": Range(low=1), "classes": _CLASSES, "dropout": _DROPOUT},
-            facts={"input": "(N, ...) of in_features numbers", "parameters": "203,530"},
+        _model(
+            "MLP", "mlp", "linear layers with ReLU between them", "(N, ...) of in_features numbers", "203,530",
+            {"in_features": _SOME, "classes": _SOME, **_DROPOUT},
         ),
-        Entry(
-            "SmallResNet",
-            "surefoot.models.resnet:SmallResNet",
-            "a small residual network with batch norm, for 28x28 or 32x32 images",
-            limits={**_IMAGES, "width": Range(low=1), "blocks": Range(low=1, high=64)},
-            facts={"input": "(N, channels, H, W)", "parameters": "73,082"},
+        _model(
+            "SmallResNet", "resnet", "a small residual network with batch norm, for 28x28 or 32x32 images",
+            "(N, channels, H, W)", "73,082", {**_IMAGES, "width": _SOME, "blocks": Range(low=1, high=64)},
         ),
-        Entry(
-            "ViT",
-            "surefoot.models.vit:ViT",
-            "a small vision transformer: patches as tokens",
-            limits={
-                **dict.fromkeys(("classes", "channels", "size", "patch", "width", "depth", "heads"), Range(low=1)),
-                "dropout": _DROPOUT,
-            },
-            facts={"input": "(N, channels, H, W) of one size", "parameters": "204,938"},
+        _model(
+            "ViT", "vit", "a small vision transformer: patches as tokens", "(N, channels, H, W) of one size", "204,938",
+            {**_IMAGES, **dict.fromkeys(("size", "patch", "width", "depth", "heads"), _SOME), **_DROPOUT},
         ),
-        Entry(
-            "UNet",
-            "surefoot.models.unet:UNet",
-            "a class for each pixel, by convolutions at several sizes",
-            limits={**_IMAGES, "width": Range(low=1), "depth": Range(low=1, high=8)},
-            facts={"input": "(N, channels, H, W), a class for each pixel", "parameters": "488,018"},
+        _model(
+            "UNet", "unet", "a class for each pixel, by convolutions at several sizes",
+            "(N, channels, H, W), a class for each pixel", "488,018",
+            {**_IMAGES, "width": _SOME, "depth": Range(low=1, high=8)},
         ),
-        Entry(
-            "GPT",
-            "surefoot.models.gpt:GPT",
-            "a small transformer that predicts the next token, as GPT-2 is made",
-            limits={
-                **dict.fromkeys(("classes", "length", "width", "depth", "heads"), Range(low=1)),
-                "dropout": _DROPOUT,
-            },
-            facts={"input": "(N, T) tokens", "parameters": "834,304"},
+        _model(
+            "GPT", "gpt", "a small transformer that predicts the next token, as GPT-2 is made", "(N, T) tokens",
+            "834,304", {**dict.fromkeys(("classes", "length", "width", "depth", "heads"), _SOME), **_DROPOUT},
         ),
-        Entry(
-            "TabularMLP",
-            "surefoot.models.tabular:TabularMLP",
-            "linear layers over a table's numbers and an embedding of each of its categories",
-            limits={
-                "numbers": Range(low=0),
-                "outputs": Range(low=1),
-                "embedding": Range(low=1),
-                "dropout": _DROPOUT,
-            },
-            facts={"input": "(N, numbers + categories), filled in from csv and parquet", "parameters": "8,577"},
+        _model(
+            "TabularMLP", "tabular", "linear layers over a table's numbers and an embedding of each of its categories",
+            "(N, numbers + categories), filled in from csv and parquet", "8,577",
+            {"numbers": Range(low=0), "outputs": _SOME, "embedding": _SOME, **_DROPOUT},
         ),
     ],
 )
+# fmt: on
 
 
 def spec_of(model: nn.Module) -> dict[str, Any] | None:
