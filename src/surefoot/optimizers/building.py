@@ -35,7 +35,7 @@ def build_optimizer(
     """
     target = OPTIMIZERS[name].load() if isinstance(name, str) else name
     title = name if isinstance(name, str) else getattr(name, "__name__", str(name))
-    arguments = tuples_for(target, args or {})
+    arguments = {key: _tuple_as(target, key, value) for key, value in (args or {}).items()}
     lr = arguments.get("lr", _default(target, "lr"))
     if layer_decay is not None and lr is None:
         raise UsageError(f"layer_decay: {title} has no lr that it could scale")
@@ -60,11 +60,8 @@ def build_optimizer(
 def check_groups(target: Callable[..., Any], title: str, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise UsageError for hyperparameters of `groups` that the optimizer does not take."""
     problems = []
-    required = {
-        n: None
-        for n, p in inspect.signature(target).parameters.items()
-        if p.default is inspect.Parameter.empty and n not in ("params", "self")
-    }
+    signature = inspect.signature(target).parameters.items()
+    required = [n for n, p in signature if p.default is inspect.Parameter.empty and n not in ("params", "self")]
     for index, group in enumerate(groups):
         given = {k: v for k, v in group.items() if k not in ("match", "name", "params")}
         if title in OPTIMIZERS:
@@ -80,12 +77,8 @@ def check_groups(target: Callable[..., Any], title: str, groups: Sequence[Mappin
         raise Problems(problems)
 
 
-def tuples_for(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` with YAML's lists turned to tuples where the class has a tuple (betas, etas, eps)."""
-    return {name: _tuple_as(target, name, value) for name, value in arguments.items()}
-
-
 def _tuple_as(target: Callable[..., Any], name: str, value: Any) -> Any:
+    """YAML's list as a tuple where the class has a tuple (betas, etas, eps)."""
     return tuple(value) if isinstance(value, list) and isinstance(_default(target, name), tuple) else value
 
 

@@ -56,14 +56,15 @@ def param_groups(
     entries = [_entry(index, given) for index, given in enumerate(groups or ())]
     if layer_decay is not None:
         _check_layer_decay(layer_decay, lr)
-    every = dict(named_parameters(model))
-    aliases = _aliases(model)
+    # Every name of every parameter, with its first name: a tied parameter may be matched by any of its names.
+    first: dict[int, str] = {}
+    aliases = {name: first.setdefault(id(p), name) for name, p in named_parameters(model, every=True)}
     owners = _owners(entries, aliases)
     exempt = _exempt(no_decay, model, aliases)
     layers, layer_count = _layers(model) if layer_decay is not None else ({}, 1)
 
     sorted_groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
-    for name, parameter in every.items():
+    for name, parameter in named_parameters(model):
         if not parameter.requires_grad or (only is not None and name not in only):
             continue
         owner = owners.get(name, len(entries))
@@ -72,8 +73,9 @@ def param_groups(
         layer = layers[name] if layer_decay is not None and "lr" not in given else -1
         group = sorted_groups.get((owner, layer, spared))
         if group is None:
-            title = _title(entries[owner][0][0] if owner < len(entries) else "", layer, spared)
-            group = {"name": title, "params": [], **given}
+            pattern = entries[owner][0][0] if owner < len(entries) else ""
+            title = filter(None, (pattern, f"layer{layer}" if layer >= 0 else "", "no_decay" if spared else ""))
+            group = {"name": "/".join(title) or "default", "params": [], **given}
             if lr is not None:
                 group.setdefault("lr", lr)
             if layer >= 0 and lr is not None and layer_decay is not None:
@@ -136,12 +138,6 @@ def _entry(index: int, given: Mapping[str, Any]) -> tuple[list[str], dict[str, A
         )
     rest.pop("params", None)
     return list(patterns), {"name": rest.pop("name"), **rest} if "name" in rest else rest
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter, with its first name: a tied parameter may be matched by any of its names."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(p), name) for name, p in named_parameters(model, every=True)}
 
 
 def _owners(entries: list[tuple[list[str], dict[str, Any]]], aliases: Mapping[str, str]) -> dict[str, int]:
@@ -248,8 +244,3 @@ def _check_layer_decay(layer_decay: float, lr: float | None) -> None:
         raise UsageError(f"layer_decay: {wrong}; give a factor above 0 and at most 1, e.g. 0.9")
     if lr is None:
         raise UsageError("layer_decay needs the optimizer's lr, which it scales; give lr")
-
-
-def _title(pattern: str, layer: int, spared: bool) -> str:
-    parts = [pattern, f"layer{layer}" if layer >= 0 else "", "no_decay" if spared else ""]
-    return "/".join(part for part in parts if part) or "default"
