@@ -48,14 +48,14 @@ class MovingAverage(AveragedModel):
             for a, b in zip(mine, theirs, strict=True):
                 a.copy_(b)
         else:
-            averaged = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point() or a.is_complex()]
-            copied = [
-                (a, b) for a, b in zip(mine, theirs, strict=True) if not (a.is_floating_point() or a.is_complex())
-            ]
+            averaged = []
+            for pair in zip(mine, theirs, strict=True):
+                if pair[0].is_floating_point() or pair[0].is_complex():
+                    averaged.append(pair)
+                else:
+                    pair[0].copy_(pair[1])
             if averaged:
                 torch_compat.lerp_all([a for a, _ in averaged], [b for _, b in averaged], 1 - self.decay)
-            for a, b in copied:
-                a.copy_(b)
         self.n_averaged += 1
 
 

@@ -73,7 +73,8 @@ class MetricObjects:
             given, wanted = outputs, targets
             if type(metric).__name__.endswith("Perplexity") and isinstance(outputs, Tensor) and outputs.dim() == 3:
                 given = outputs.movedim(1, -1)  # it has classes last, torch's losses have them second
-            if self._binary and isinstance(targets, Tensor) and targets.is_floating_point() and _classifies(metric):
+            theirs = type(metric).__module__.startswith("torchmetrics.classification")
+            if self._binary and theirs and isinstance(targets, Tensor) and targets.is_floating_point():
                 wanted = (targets > 0.5).long()
             if isinstance(outputs, Tensor) and isinstance(metric, torch.nn.Module):
                 metric.to(outputs.device)
@@ -87,13 +88,9 @@ class MetricObjects:
 
     def result(self) -> dict[str, float]:
         """The values since `reset`, by name; one that gives several has a name for each (``NAME.0``, ``NAME.key``)."""
-        values: dict[str, float] = {}
-        for name, metric in self._metrics.items():
-            if not self._updates:
-                values[name] = math.nan
-                continue
-            values |= _flat(name, metric.compute())
-        return values
+        if not self._updates:
+            return dict.fromkeys(self._metrics, math.nan)
+        return {k: v for name, metric in self._metrics.items() for k, v in _flat(name, metric.compute()).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has been counted."""
@@ -157,10 +154,6 @@ def _as_object(name: str, metric: Any) -> Any:
                 setattr(part, "sync_on_compute", False)  # noqa: B010
         return metric
     return _Mean(name, metric)
-
-
-def _classifies(metric: Any) -> bool:
-    return type(metric).__module__.startswith("torchmetrics.classification")
 
 
 def _flat(name: str, value: Any) -> dict[str, float]:
