@@ -66,7 +66,8 @@ def lr_find(
         twin.train()
         set_mode(twin_optimizer, training=True)
         update = TrainStep(twin, twin_loss, twin_optimizer, options)
-        shares = _shares(twin_optimizer)
+        own = [float(group["lr"]) for group in twin_optimizer.param_groups]
+        shares = [lr / max(own) if max(own) > 0 else 1.0 for lr in own]
         source = _endless(batches)
 
         def step(rate: float) -> float:
@@ -158,12 +159,6 @@ def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
         if name != "step" and not name.startswith("_surefoot"):
             setattr(twin, name, copy.deepcopy(value, memo))
     return twin
-
-
-def _shares(optimizer: Optimizer) -> list[float]:
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    top = max(rates)
-    return [lr / top for lr in rates] if top > 0 else [1.0] * len(rates)
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -106,6 +106,12 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
     name = type(scheduler).__name__
     if is_constant(scheduler):
         return
+
+    def too_long(finding: str, argument: str, outcome: str, fix: str, only: str = "") -> Finding:
+        number = getattr(scheduler, argument)
+        called = f"it is called {only}{counted(calls, by)}"
+        return _warn(finding, f"{name}: {argument} is {number}, but {called}: {outcome}", fix + _other_unit(by, number))
+
     if isinstance(scheduler, t.SequentialLR):
         late = [m for m in scheduler._milestones if m >= calls]
         if late:
@@ -119,12 +125,7 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
         for part in scheduler._schedulers:
             yield from _of_scheduler(part, calls, by, whole)
     elif isinstance(scheduler, t.StepLR) and scheduler.step_size >= calls and whole:
-        yield _warn(
-            "step-size-past-end",
-            f"StepLR: step_size is {scheduler.step_size}, but it is called {counted(calls, by)}: "
-            "the rate never changes",
-            f"give a step_size below {calls}" + _other_unit(by, scheduler.step_size),
-        )
+        yield too_long("step-size-past-end", "step_size", "the rate never changes", f"give a step_size below {calls}")
     elif isinstance(scheduler, t.MultiStepLR):
         late = sorted(m for m in scheduler.milestones.elements() if m >= calls)
         if late and whole:
@@ -138,38 +139,24 @@ def _of_scheduler(scheduler: Any, calls: int, by: str, whole: bool) -> Iterator[
                 f"leave T_max out (it is then {calls}), or take CosineAnnealingWarmRestarts if cycles are meant",
             )
         elif scheduler.T_max > 1.05 * calls + 1 and whole:
-            yield _warn(
-                "cosine-unfinished",
-                f"CosineAnnealingLR: T_max is {scheduler.T_max}, but it is called only {counted(calls, by)}: "
-                "the rate does not come down to eta_min",
-                f"leave T_max out (it is then {calls})" + _other_unit(by, scheduler.T_max),
-            )
+            outcome = "the rate does not come down to eta_min"
+            yield too_long("cosine-unfinished", "T_max", outcome, f"leave T_max out (it is then {calls})", "only ")
     elif isinstance(scheduler, t.OneCycleLR) and scheduler.total_steps != calls and whole:
-        ending = (
-            f"torch stops with an error after {scheduler.total_steps}"
-            if scheduler.total_steps < calls
-            else "the run ends before the rate is down"
-        )
+        total = scheduler.total_steps
+        stops = f"torch stops with an error after {total}"
+        ending = stops if total < calls else "the run ends before the rate is down"
         yield Finding(
             "onecycle-total-steps",
-            "error" if scheduler.total_steps < calls else "warning",
-            f"OneCycleLR: total_steps is {scheduler.total_steps}, but it is called {counted(calls, by)}: {ending}",
+            "error" if total < calls else "warning",
+            f"OneCycleLR: total_steps is {total}, but it is called {counted(calls, by)}: {ending}",
             f"leave total_steps out (it is then {calls})",
         )
     elif isinstance(scheduler, t.CosineAnnealingWarmRestarts) and calls <= scheduler.T_0 and whole:
-        yield _warn(
-            "no-restart",
-            f"CosineAnnealingWarmRestarts: T_0 is {scheduler.T_0}, but it is called {counted(calls, by)}: "
-            "there is no restart",
-            f"give a T_0 below {calls}, or take CosineAnnealingLR" + _other_unit(by, scheduler.T_0),
+        yield too_long(
+            "no-restart", "T_0", "there is no restart", f"give a T_0 below {calls}, or take CosineAnnealingLR"
         )
     elif isinstance(scheduler, t.LinearLR | t.PolynomialLR | t.ConstantLR) and scheduler.total_iters > calls and whole:
-        yield _warn(
-            "unfinished",
-            f"{name}: total_iters is {scheduler.total_iters}, but it is called {counted(calls, by)}: "
-            "it does not finish",
-            f"give a total_iters of at most {calls}" + _other_unit(by, scheduler.total_iters),
-        )
+        yield too_long("unfinished", "total_iters", "it does not finish", f"give a total_iters of at most {calls}")
     elif isinstance(scheduler, t.ReduceLROnPlateau) and scheduler.patience + 2 > calls - 1 and whole and by == "epoch":
         # The first value is the best so far; patience + 1 worse ones follow; the cut is seen one epoch later.
         yield _warn(

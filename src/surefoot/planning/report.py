@@ -132,17 +132,10 @@ def _groups(run: Simulation, schedule: Schedule, later: Sequence[LaterGroup]) ->
         rates = run.rates(index)
         finite = rates[np.isfinite(rates)]
         begin = int(np.argmax(np.isfinite(rates)))
-        lines.append(
-            GroupPlan(
-                run.names[index],
-                len(members),
-                sum((p[1] if isinstance(p, tuple) else p).numel() for p in members),
-                begin // run.steps_per_epoch,
-                float(finite[0]) if len(finite) else float("nan"),
-                float(finite.max()) if len(finite) else float("nan"),
-                float(finite[-1]) if len(finite) else float("nan"),
-            )
-        )
+        numbers = (finite[0], finite.max(), finite[-1]) if len(finite) else (np.nan,) * 3
+        elements = sum((p[1] if isinstance(p, tuple) else p).numel() for p in members)
+        learns_from = begin // run.steps_per_epoch
+        lines.append(GroupPlan(run.names[index], len(members), elements, learns_from, *map(float, numbers)))
     return lines
 
 

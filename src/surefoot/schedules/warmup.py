@@ -52,21 +52,19 @@ class ExponentialWarmup(LinearWarmup):
 class UntunedLinearWarmup(LinearWarmup):
     """`LinearWarmup` over ``2 / (1 - beta2)`` steps, for Adam and its kin."""
 
+    _reach = 2.0
+
     def __init__(self, optimizer: Optimizer, last_step: int = -1):
         BaseWarmup.__init__(self, optimizer, last_step)
 
     def params_of(self, group: dict[str, Any], index: int) -> dict[str, Any]:
-        return {"warmup_period": int(2.0 / (1.0 - _beta2(type(self).__name__, group)))}
+        return {"warmup_period": int(self._reach / (1.0 - _beta2(type(self).__name__, group)))}
 
 
-class UntunedExponentialWarmup(ExponentialWarmup):
+class UntunedExponentialWarmup(UntunedLinearWarmup, ExponentialWarmup):
     """`ExponentialWarmup` over ``1 / (1 - beta2)`` steps, for Adam and its kin."""
 
-    def __init__(self, optimizer: Optimizer, last_step: int = -1):
-        BaseWarmup.__init__(self, optimizer, last_step)
-
-    def params_of(self, group: dict[str, Any], index: int) -> dict[str, Any]:
-        return {"warmup_period": int(1.0 / (1.0 - _beta2(type(self).__name__, group)))}
+    _reach = 1.0
 
 
 class RAdamWarmup(BaseWarmup):
