@@ -135,10 +135,12 @@ def _construction(path: str, args: Mapping[str, Any] | None) -> tuple[str, str] 
 
 
 def _results(info: ModelInfo) -> list[str]:
-    rows = [(k, v) for k, v in info.metrics.items() if isinstance(v, int | float | str)]
-    if not rows:
-        return []
-    return ["## Results", "", "| metric | value |", "|---|---|", *(f"| {_cell(k)} | {_cell(v)} |" for k, v in rows), ""]
+    metrics = {k: v for k, v in info.metrics.items() if isinstance(v, int | float | str)}
+    rows = [
+        f"| {_shown(k)} | {v:.6g} |" if isinstance(v, float) else f"| {_shown(k)} | {_shown(v)} |"
+        for k, v in metrics.items()
+    ]
+    return ["## Results", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
 def _model_index(title: str, info: ModelInfo) -> list[str]:
@@ -160,17 +162,13 @@ def _classifies_pictures(info: ModelInfo) -> bool:
     return bool(info.classes) and takes_pictures(info)
 
 
-def _line(text: str) -> str:
+def _line(text: object) -> str:
     return printable(" ".join(str(text).split())[:200])
 
 
-def _shown(text: str) -> str:
+def _shown(text: object) -> str:
     """A name on one line in which nothing is Markdown or HTML."""
     return re.sub(r"([\\`*\[\]<>|#&~])", r"\\\1", _line(text))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else _shown(value)
 
 
 def _loss_chart(history: Sequence[Mapping[str, Any]]) -> str | None:

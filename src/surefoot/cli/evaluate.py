@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ..artifacts import LoadedModel
     from ..data import DataSplits, Source
-    from ..metrics.tables import LabelCounts, TargetErrors
     from ..world import World
 
 TEXT_ENDINGS = (".txt", ".md", ".rst")
@@ -75,8 +74,9 @@ def _rows_of(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """All figures of the model on that data, as plain values; ``metrics`` by name."""
     from ..data import Loader
-    from ..losses import Objective
+    from ..losses import Objective, accuracy_kind
     from ..metrics.by_class import by_class
+    from ..metrics.tables import LabelCounts, TargetErrors
     from ..training import EVAL_BATCH, evaluate
 
     path = Path(arguments.path)
@@ -84,7 +84,9 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     model, source, splits, loss, metrics = world.agree(lambda: _opened(arguments))
     loss = _loss_of(model) if loss is None else loss
     classes = source.classes if splits is None else splits.classes
-    table = _table_metric(loss)
+    # What counts the figures of each label or each target, by what the loss says of outputs.
+    kind = accuracy_kind(loss)
+    table = TargetErrors() if kind is None else LabelCounts(0.5 if kind == "probabilities" else 0)
     # The confusion matrix is of those of the loss.
     measured = {"auto": "auto", **({} if isinstance(metrics, str) else metrics), "_table": table}
     settings: dict[str, Any] = {"metrics": measured, "confusion": len(classes) if classes else None}
@@ -107,7 +109,7 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
         report["classes"] = list(map(str, model.classes or classes or range(len(result.confusion))))
         report["confusion"] = result.confusion.tolist()
         report["by_class"] = by_class(report["classes"], report["confusion"])
-    elif rows := table.rows(_names(model)):
+    elif rows := table.rows(model.classes or (model.info.columns.targets if model.info.columns else ())):
         report[f"by_{next(iter(rows[0]))}"] = rows
     return report
 
@@ -136,21 +138,6 @@ def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSpl
         splits, loss, metrics = data()
         source = _samples(model, splits, arguments.split)
     return model, source, splits, loss, metrics
-
-
-def _table_metric(loss: Any) -> LabelCounts | TargetErrors:
-    """What counts the figures of each label or each target, by what the loss says of outputs."""
-    from ..losses import accuracy_kind
-    from ..metrics.tables import LabelCounts, TargetErrors
-
-    kind = accuracy_kind(loss)
-    return TargetErrors() if kind is None else LabelCounts(0.5 if kind == "probabilities" else 0)
-
-
-def _names(model: LoadedModel) -> Sequence[str]:
-    """What the model's outputs are called, as far as it says so."""
-    columns = model.info.columns
-    return model.classes or (columns.targets if columns is not None else ())
 
 
 def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:

@@ -9,18 +9,8 @@ from typing import Any
 from ..registry import did_you_mean
 from ..text import say
 
-KINDS = (
-    "losses",
-    "objectives",
-    "metrics",
-    "optimizers",
-    "schedulers",
-    "warmups",
-    "models",
-    "data",
-    "augmentations",
-    "recipes",
-)
+_REGISTRIES = "losses objectives metrics optimizers schedulers warmups models data augmentations"
+KINDS = (*_REGISTRIES.split(), "recipes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +29,12 @@ def _kind(word: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the entries of one kind: name, summary, arguments with their defaults, further facts."""
+    from .. import recipe
     from ..metrics.registry import INSTALL, METRICS
 
-    rows = _recipes() if arguments.kind == "recipes" else _entries(arguments.kind)
+    rows: list[dict[str, Any]] = [{"name": n, "summary": recipe.packaged_summary(n)} for n in recipe.packaged_names()]
+    if arguments.kind != "recipes":
+        rows = _entries(arguments.kind)
     if arguments.json:
         say(json.dumps(rows, indent=2))
         return 0
@@ -71,9 +64,3 @@ def _entries(kind: str) -> list[dict[str, Any]]:
         }
         rows.append({"name": entry.name, "summary": entry.summary, "arguments": arguments, **entry.facts})
     return rows
-
-
-def _recipes() -> list[dict[str, Any]]:
-    from .. import recipe
-
-    return [{"name": name, "summary": recipe.packaged_summary(name)} for name in recipe.packaged_names()]

@@ -211,12 +211,8 @@ def _what_is_wrong(data: bytes, file: DataFile, size: int, packed: bool) -> str:
     if len(header) == len(file.header) and header != file.header:
         if header[:4] != file.header[:4]:
             return f"wrong magic number 0x{header[:4].hex()}, expected 0x{file.header[:4].hex()}"
-        return f"its header says {_shape(header)}, expected {_shape(file.header)}"
+        sizes = [int.from_bytes(header[k : k + 4], "big") for k in range(4, len(header), 4)]
+        return f"its header says {'x'.join(map(str, sizes))}, expected {'x'.join(map(str, file.shape))}"
     if len(data) < size:
         return "the file is cut short"
     return "the file is longer than it should be" if len(data) > size else "the file is damaged"
-
-
-def _shape(header: bytes) -> str:
-    numbers = [int.from_bytes(header[k : k + 4], "big") for k in range(4, len(header), 4)]
-    return "x".join(map(str, numbers))

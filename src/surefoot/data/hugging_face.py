@@ -97,7 +97,8 @@ def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
             if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
                 splits = datasets.load_from_disk(str(place))
             elif place.exists():
-                splits = datasets.load_dataset(_reader(place), **_files(place))
+                files = {"data_dir" if place.is_dir() else "data_files": str(place)}
+                splits = datasets.load_dataset(_reader(place), **files)
             else:
                 splits = _from_hub(datasets, path, config)
         except UsageError:
@@ -106,10 +107,6 @@ def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
             reason = shortened(" ".join(str(error).split()), 400)
             raise UsageError(f"data.path: {path} cannot be read: {type(error).__name__}: {reason}") from error
     return splits if isinstance(splits, Mapping) else {"train": splits}
-
-
-def _files(place: Path) -> dict[str, str]:
-    return {"data_dir": str(place)} if place.is_dir() else {"data_files": str(place)}
 
 
 def _reader(place: Path) -> str:

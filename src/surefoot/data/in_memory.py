@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,7 +41,8 @@ class InMemory:
         self.normalized = preprocessing is not None and not augmented and _worthwhile(tensors[0], normalize_once)
         if self.normalized:
             tensors = (_preprocessed(tensors[0], preprocessing), *tensors[1:])
-        if device.type == "cuda" and _fits(tensors, device):
+        # On a device where they take at most a quarter of its free memory.
+        if device.type == "cuda" and sum(t.nbytes for t in tensors) <= torch.cuda.mem_get_info(device)[0] // 4:
             tensors = tuple(tensor.to(device) for tensor in tensors)
         self.tensors = tensors
         self._widened, self._device = source.widened, device
@@ -81,12 +82,6 @@ def _worthwhile(inputs: Tensor, normalize_once: bool | str) -> bool:
         return bool(normalize_once)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return inputs.numel() * 4 <= min(NORMALIZED_BYTES, memory // 8)
-
-
-def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether the tensors take at most a quarter of the device's free memory."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(tensor.nbytes for tensor in tensors) <= free // 4
 
 
 def _preprocessed(inputs: Tensor, preprocessing: Any) -> Tensor:

@@ -75,7 +75,12 @@ def text(
         raise UsageError("data.path: an empty list; give at least one file")
     as_bytes = tokens == "bytes"
     try:
-        data = _python_reference() if paths is None else b"".join(_read(path, as_bytes) for path in paths)
+        if paths is None:
+            from pydoc_data.topics import topics
+
+            data = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+        else:
+            data = b"".join(_read(path, as_bytes) for path in paths)
     except UsageError as error:
         raise UsageError(f"data.path: {error}") from error
     names = BYTE_NAMES if as_bytes else tuple(map(chr, numpy.flatnonzero(numpy.bincount(_code_points(data))).tolist()))
@@ -137,9 +142,3 @@ def _numbered(data: bytes, names: tuple[str, ...], where: str | Path = "") -> Te
             f"{len(unknown)} of {len(codes)} characters are such"
         )
     return torch.from_numpy((numbers.astype(numpy.uint8) if len(names) <= 256 else numbers)[codes])
-
-
-def _python_reference() -> bytes:
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics)).encode()

@@ -297,12 +297,10 @@ class Several(Kind):
             if self.kind.read(node, path, alone) is INVALID:
                 reading.problems += alone.problems  # in brackets it would be refused too
                 return INVALID
-        return reading.refuse(path, f"{describe_node(node)} is not a list{self._bracket(node)}")
-
-    def _bracket(self, node: Node) -> str:
+        remedy = "begin each of its items with '- '" if isinstance(node, Entries) else "write [] for none"
         if isinstance(node, Scalar) and node.text and len(node.text) <= 40 and node.value is not None:
-            return f"; write [{node.text}]"
-        return "; begin each of its items with '- '" if isinstance(node, Entries) else "; write [] for none"
+            remedy = f"write [{node.text}]"
+        return reading.refuse(path, f"{describe_node(node)} is not a list; {remedy}")
 
     def plain(self, value: Any) -> Any:
         plain = [self.kind.plain(item) for item in value]

@@ -218,7 +218,13 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precis
         torch.no_grad(),
         autocast(device, precision),
     ):
-        _check_order(loader)
+        if not isinstance(loader.source, StreamSource):
+            places = torch.arange(len(loader.source))
+            if not torch.equal(loader.order(loader.epoch), places):
+                raise UsageError(
+                    "data: this loader reads its samples shuffled, drawn or in part, so the outputs would not be those "
+                    "of the samples in order; give the data set itself"
+                )
         parts = []
         for batch in loader:
             pair = None if keywords else batches.pair(batch)
@@ -231,18 +237,6 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precis
             "call the model yourself, a batch at a time"
         )
     return outputs
-
-
-def _check_order(loader: Loader) -> None:
-    """Raise UsageError where outputs would not lie in the order of the samples, one for each."""
-    if isinstance(loader.source, StreamSource):
-        return
-    count = len(loader.source)
-    if not torch.equal(loader.order(loader.epoch), torch.arange(count)):
-        raise UsageError(
-            "data: this loader reads its samples shuffled, drawn or in part, so the outputs would not be those of the "
-            "samples in order; give the data set itself"
-        )
 
 
 def _batches_of(loader: Loader, world: World) -> Iterator[tuple[Batch, bool]]:
