@@ -219,7 +219,7 @@ def _scores_in(outputs: Any) -> str:
     if type(outputs) in (list, tuple):
         return "[0]" if outputs and isinstance(outputs[0], torch.Tensor) else ""
     members = outputs if isinstance(outputs, dict) else getattr(outputs, "__dict__", {})
-    if hasattr(outputs, "_asdict"):
+    if hasattr(type(outputs), "_asdict"):
         members = outputs._asdict()
     usual = [n for n in ("logits", "out", "output", "last_hidden_state", "prediction") if n in members]
     name = next(iter([*usual, *(n for n, v in members.items() if isinstance(v, torch.Tensor))]), "")
