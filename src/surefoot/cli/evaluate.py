@@ -142,7 +142,6 @@ def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSpl
 
 def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:
     """The samples of a split; of a table only as the model was trained on it."""
-
     source: Source | None = getattr(splits, split)
     if source is None:
         raise UsageError(f"--split {split}: this data set has no samples to validate on", code="data-split")
