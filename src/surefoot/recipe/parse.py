@@ -58,12 +58,8 @@ e.g. data: garments
         raise Problems([*problems, Problem(tree.where, "", message)])
     tree = apply_overrides(tree, overrides, problems)
     reading = Reading(problems, elsewhere=elsewhere)
-    # The file's stem as a name that a recipe may have: what it may not hold is an underscore.
-    stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in PurePath(name).stem)
-    stem = stem[:100].lstrip(".") or "recipe"
-    named = Entries(
-        {"name": Scalar(stem, tree.where, ""), **tree.entries}, tree.where, {"name": tree.where, **tree.keys}
-    )
+    stem = Scalar(_directory_name(PurePath(name).stem), tree.where, "")
+    named = Entries({"name": stem, **tree.entries}, tree.where, {"name": tree.where, **tree.keys})
     recipe = read_section(Recipe, named, "", reading)
     reading.code = "recipe-together"
     recipe = settle(recipe, reading)
@@ -75,6 +71,11 @@ e.g. data: garments
     return dataclasses.replace(recipe, source=source, places=places)
 
 
-def _in_order(problems: list[Problem]) -> list[str]:
+def _directory_name(stem: str) -> str:
+    """A file's stem as a name that a recipe may have: what it may not hold is an underscore."""
+    return "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)[:100].lstrip(".") or "recipe"
+
+
+def _in_order(problems: list[Problem]) -> list[Problem]:
     """By place, each once: a mistake under an anchor is met once for every alias."""
-    return [str(problem) for problem in sorted(dict.fromkeys(problems), key=lambda problem: problem.where)]
+    return sorted(dict.fromkeys(problems), key=lambda problem: problem.where)
