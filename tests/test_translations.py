@@ -18,6 +18,7 @@ from surefoot.cli.explain import CODE, with_code_of  # noqa: E402
 FOLDERS = ("docs", "docs/guides", "src/surefoot/explanations")
 CHINESE = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.zh.md"))]
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+FORMULA = re.compile(r"\$\$.*?\$\$", re.DOTALL)
 # The pages that are in both languages; one more may be translated at any time.
 WANTED = {
     "other_trainers",
@@ -25,6 +26,8 @@ WANTED = {
     "which_optimizer",
     "which_schedule",
     "optimizers",
+    "recipe",
+    "losses",
     "lint",
     "schedules",
     "refusals",
@@ -70,6 +73,7 @@ def test_nothing_is_missing_in_a_translation(path):
     text, original = path.read_text(encoding="utf-8"), english(path).read_text(encoding="utf-8")
     assert not FENCE.search(text), f"write {CODE} for a block of code: it is the English page's"
     assert skeleton(text) == skeleton(original)
+    assert FORMULA.findall(text) == FORMULA.findall(original)
     assert not (more := names(text) - names(original)), f"names that the English page has not: {more}"
     links = set(re.findall(r"\]\(([^)]+)\)", text)) - set(re.findall(r"\]\(([^)]+)\)", original))
     assert not links, f"links that the English page has not: {links}"
