@@ -22,8 +22,9 @@ def tables(tmp_path_factory) -> list[dict]:
         subprocess.Popen([sys.executable, PROGRAM, "--tests", "--part", part, "--json", file], text=True, **streams)
         for part, file in zip(parts, files, strict=True)
     ]
-    told = [process.communicate()[1] for process in processes]
-    assert all(file.exists() for file in files), "".join(told)
+    errors = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]  # negative: the signal that ended it from outside
+    assert all(file.exists() for file in files), f"exit codes {codes}\n" + "".join(errors)
     return [json.loads(file.read_text()) for file in files]
 
 
