@@ -217,7 +217,7 @@ def test_many_classes_show_the_pairs_that_are_mistaken_most():
     page = render_report(
         RunNumbers(), run={}, recipe="", name="x", validation={"confusion": confusion, "classes": ["a"] * 8}
     )
-    assert len(page) < 100_000 and "<td>a</td><td>9</td><td>5</td>" in page
+    assert len(page) < 100_000 and "<td class=words>a</td><td>9</td><td>5</td>" in page
     assert "The 200 with the lowest F1 of 300." in page
 
 
@@ -235,11 +235,12 @@ def test_each_class_has_its_figures_the_worst_first_and_the_matrix_both_forms(ru
     ).read_text()
     by_class = page.split("By class</h2>")[1].split("Confusion matrix")[0]
     assert by_class.index("coat") < by_class.index("bag &lt;i&gt;")
-    assert "<td>coat</td><td>10</td><td>100.00 %</td><td>80.00 %</td><td>88.89 %</td><td>bag &lt;i&gt;</td>" in by_class
+    figures = "<td>10</td><td>100.00 %</td><td>80.00 %</td><td>88.89 %</td>"
+    assert f"<td class=words>coat</td>{figures}<td class=words>bag &lt;i&gt;</td>" in by_class
     matrix = page.split("Confusion matrix</h2>")[1]
     assert '<td data-n="8" style="--right: 0.80">80.0</td>' in matrix  # what shows counts and sorts is the script
     assert '<td data-n="2" style="--wrong: 0.45">20.0</td>' in matrix and '<td data-n="0"></td>' in matrix
-    assert "<td>coat</td><td>bag &lt;i&gt;</td><td>2</td>" in matrix
+    assert "<td class=words>coat</td><td class=words>bag &lt;i&gt;</td><td>2</td>" in matrix
 
 
 def test_the_reliability_diagram_has_a_point_for_each_part_with_answers(run_dir):

@@ -245,7 +245,9 @@ def _residuals(columns: Sequence[Tensor], stride: int) -> Iterator[dict[str, Any
         if not len(x):
             continue
         errors = (y - x).sort().values
-        low, high = errors[[int(0.005 * (len(errors) - 1)), int(0.995 * (len(errors) - 1) + 0.5)]].tolist()
+        lowest, first, last, highest = errors[[0, len(errors) // 4, 3 * len(errors) // 4, -1]].tolist()
+        # Beyond four times the width of the middle half lie outliers, which would make one column of all others.
+        low, high = max(lowest, first - 4 * (last - first)), min(highest, last + 4 * (last - first))
         if high <= low:
             low, high = low - (abs(low) * 1e-6 or 0.5), high + (abs(high) * 1e-6 or 0.5)
         edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)

@@ -25,7 +25,8 @@ def samples(found: Mapping[str, Any], which: str) -> str:
     if any("picture" in shown.get(str(entry["index"]), {}) for entry in entries):
         cards = "".join(_card(entry, shown.get(str(entry["index"]), {}), names) for entry in entries)
         return f'<div class="samples">{cards}</div>'
-    return _table(entries, shown, names)
+    targets = [each["target"] for each in found.get("residuals") or () if each["target"]]
+    return _table(entries, shown, names, f" {', '.join(targets)}" if targets else "")
 
 
 def _card(entry: Mapping[str, Any], sample: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -56,13 +57,21 @@ def _answer(answer: Any, names: Sequence[str]) -> str:
     return ", ".join(_answer(item, names) for item in answer) or "none"
 
 
-def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names: Sequence[str]) -> str:
+def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names: Sequence[str], of: str) -> str:
+    """A row each; `of` names what is answered."""
     there = [key for key in ("confidence", "right") if any(key in entry for entry in entries)]
     answers = any("predicted" in entry for entry in entries)
     parts = [shown.get(str(entry["index"]), {}) for entry in entries]
     cells = list(dict.fromkeys(name for part in parts for name, _ in part.get("row", ())))
     text = any("text" in part for part in parts)
-    heads = ["sample", *(["true", "predicted"] if answers else []), *there, "loss", *cells, *(["text"] if text else [])]
+    heads = [
+        "sample",
+        *([f"true{of}", f"predicted{of}"] if answers else []),
+        *there,
+        "loss",
+        *cells,
+        *(["text"] if text else []),
+    ]
     rows = []
     for entry, part in zip(entries, parts, strict=True):
         row = dict(part.get("row", ()))

@@ -57,10 +57,11 @@ def anchor(heading: str) -> str:
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]], long: str = "") -> str:
-    """A table of texts; those of the column `long` may have several lines."""
+    """A table of texts, figures to the right; those of the column `long` may have several lines."""
 
     def cell(head: str, text: str) -> str:
-        return f"{'<td class=text>' if long and head == long else '<td>'}{escape(text)}</td>"
+        words = text[:1].isalpha() or text[:1] in "<_("
+        return f"<td{' class=text' if long and head == long else ' class=words' if words else ''}>{escape(text)}</td>"
 
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = ("<tr>" + "".join(map(cell, heads, row)) + "</tr>" for row in rows)

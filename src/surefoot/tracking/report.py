@@ -122,8 +122,8 @@ def _tiles(numbers: RunNumbers) -> str:
     split = "val" if any(split == "val" for split, _ in numbers.extremes) else "train"
     for key in _TILES:
         if (extreme := numbers.extremes.get((split, key))) is not None:
-            tiles.append((figure(key, extreme.last), f"{split} {key}, last epoch"))
-            tiles.append((figure(key, extreme.best), f"best (epoch {extreme.epoch + 1})"))
+            best = f"best {figure(key, extreme.best)}, epoch {extreme.epoch + 1}"
+            tiles.append((figure(key, extreme.last), f"{split} {key}; {best}"))
     if numbers.last is not None:
         last = numbers.last
         tiles.append((f"{last['step']:,}", f"steps in {counted(last['epoch'] + 1, 'epoch')}"))

@@ -86,6 +86,7 @@
       axis.font = "12px system-ui, sans-serif";
       const shown = (u, splits) => splits.map(value => (value == null ? "" : spec.percent ? +(100 * value).toPrecision(4) + " %" : figure(value)));
       const count = data[0].length;
+      this.whole = spec.across || [data[0][0], data[0][count - 1]];
       this.plot = new uPlot(
         {
           width: this.place.clientWidth || 640,
@@ -117,7 +118,6 @@
         this.place
       );
       this.tip = make("div", this.plot.over, { className: "tip", hidden: true });
-      this.whole = [this.plot.scales.x.min, this.plot.scales.x.max];
       if (view.range) this.plot.setScale("x", { min: view.range[0], max: view.range[1] });
       if (view.at) this.plot.setCursor(view.at);
     }
@@ -197,7 +197,6 @@
 
     ranged(u) {
       const { min, max } = u.scales.x;
-      if (!this.whole) return;
       const whole = min <= this.whole[0] && max >= this.whole[1];
       this.view.range = whole ? null : [min, max];
       this.box.classList.toggle("zoomed", !whole);
