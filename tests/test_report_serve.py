@@ -17,9 +17,12 @@ from command_runs import refused
 from run_directories import make_run
 
 from surefoot import signals
+from surefoot.checkpoint.run import RunDirectory
 from surefoot.cli import main
+from surefoot.runs import serving
 from surefoot.runs.serving import HOST, LiveReport, Server
 from surefoot.tracking import JournalFile
+from surefoot.tracking.journal import run_records
 from surefoot.tracking.report import FILE
 from surefoot.tracking.validation import write_validation
 
@@ -173,9 +176,19 @@ def test_only_what_is_new_is_read(run, monkeypatch):
     report = LiveReport(run)
     report.page()
     numbers, before = report._numbers, report._numbers.last
+    starts = []
+    monkeypatch.setattr(
+        serving,
+        "run_records",
+        lambda *words, start, **more: starts.append(start) or run_records(*words, start=start, **more),
+    )
+    report.page()
+    assert starts == [], "nothing has changed"
+    size = (run / "metrics.jsonl").stat().st_size
     with JournalFile(run / "metrics.jsonl") as journal:
         journal.append(dict(kind="step", split="train", epoch=2, step=88, loss=0.1))
     report.page()
+    assert starts == [size]
     assert report._numbers is numbers and before["step"] != numbers.last["step"] == 88
 
 
@@ -240,6 +253,15 @@ def test_a_link_in_the_place_of_the_journal_is_not_followed(run, tmp_path):
     (run / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
     page = text_of(LiveReport(run))
     assert "the journal cannot be read" in page and "data-chart" not in page
+
+
+def test_the_status_is_what_it_is_seen_to_be(run):
+    with RunDirectory.open(run) as held:
+        held.record(status="running")
+        page = text_of(LiveReport(run))
+        assert "status running" in page and 'content="2"' in page
+    page = text_of(LiveReport(run))
+    assert "status killed" in page and 'content="10"' in page
 
 
 def test_a_page_is_a_function_of_the_run(run):

@@ -102,10 +102,7 @@ class Run:
     @property
     def status(self) -> str:
         """running, interrupted, done, failed; killed where it says running and nobody has it; damaged."""
-        status = self.content.status
-        if self.held_by is not None and status != "damaged":
-            return "running"
-        return "killed" if status == "running" else status
+        return seen_status(self.content.status, self.held_by)
 
     def monitored(self, metric: str | None = None) -> tuple[str, str] | None:
         """The metric that this run is judged by, or `metric`, with "min" or "max"; None where it has no such."""
@@ -142,6 +139,13 @@ class Run:
         }
         found: dict[str, Any] = json.loads(encode(whole))
         return found
+
+
+def seen_status(status: str, held_by: str | None) -> str:
+    """The status of a run that run.json gives as `status`, or as damaged, seen from outside."""
+    if held_by is not None and status != "damaged":
+        return "running"
+    return "killed" if status == "running" else status
 
 
 def open_run(path: str | Path) -> Run:

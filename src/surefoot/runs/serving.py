@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..checkpoint.run import JOURNAL, RUN, RunDirectory
+from ..checkpoint.run import JOURNAL, RUN, STATUSES, RunDirectory, holder, read_about
 from ..errors import UsageError
 from ..tracking.journal import end_of_last_line, run_records
 from ..tracking.report import json_of, render_report, text_of
 from ..tracking.run_numbers import RunNumbers
 from ..tracking.validation import FILE as VALIDATION
 from ..tracking.validation import read_validation
-from .record import RECIPE, Run, read_content
+from .record import RECIPE, seen_status
 
 HOST = "127.0.0.1"
 # How often a page asks, in seconds: while its run trains, and else (it may be gone on with).
@@ -49,14 +49,19 @@ class LiveReport:
     def page(self) -> tuple[bytes, str]:
         """The page as it is now, and a tag that is another whenever the page is."""
         with self._lock:
-            there = RunDirectory.holds_run(self.run_dir)
-            held = Run(self.run_dir, read_content(self.run_dir)).status if there else "removed"
-            signature = held, *map(self._stamp, (JOURNAL, RUN, RECIPE, VALIDATION))
+            status = self._status()
+            signature = status, *map(self._stamp, (JOURNAL, RUN, RECIPE, VALIDATION))
             if signature != self._signature:
                 self._signature = signature
-                self._page = self._made(held).encode(errors="backslashreplace")
+                self._page = self._made(status).encode(errors="backslashreplace")
                 self.tag = f'"{hashlib.sha256(self._page).hexdigest()[:32]}"'
             return self._page, self.tag
+
+    def _status(self) -> str:
+        if not RunDirectory.holds_run(self.run_dir):
+            return "removed"
+        status = (read_about(self.run_dir) or {}).get("status")
+        return seen_status(status if status in STATUSES else "damaged", holder(self.run_dir))
 
     def _stamp(self, name: str) -> tuple[int, ...] | None:
         with contextlib.suppress(OSError):

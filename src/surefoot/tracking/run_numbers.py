@@ -68,10 +68,11 @@ class RunNumbers:
                     if value == value:
                         self._note(split, key, value, record["epoch"])
         else:
+            curves = self._curves
             for key in DRAWN:
                 number = record.get(key)
-                if isinstance(number, float | int):
-                    self._curve(kind, split, key).add(step, number)
+                if type(number) is float or type(number) is int:
+                    (curves.get((kind, split, key)) or self._curve(kind, split, key)).add(step, number)
             self._add_speed(step, record.get("wall_s"))
         if split == "train" and record.get("lr"):
             self._add_rates(kind, step, record["lr"][:_MOST_GROUPS])
