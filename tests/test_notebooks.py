@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 import sys
 import types
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -112,6 +114,22 @@ def test_a_figure_is_an_svg_file(tmp_path):
     chart.save(tmp_path / "chart.svg")
     text = (tmp_path / "chart.svg").read_text(encoding="utf-8")
     assert text == chart._repr_svg_() and text.startswith("<svg xmlns=") and "here" in text
+    assert "prefers-color-scheme: dark" in text and "var(--" not in text
+    assert ElementTree.fromstring(text).attrib.items() >= {"width": "720", "class": "chart"}.items()
+
+
+def test_a_figure_without_a_finite_point_says_so():
+    assert "Nothing to draw." in figure({"a": [float("nan")]}, x="x", y="y").svg
+
+
+def test_the_curve_grows_into_a_frame_of_all_epochs(screen):
+    job(epochs=20)
+    shown = next(each for each in screen.shown if "epoch 1/20  train loss" in each["text/plain"])
+    data = re.search("base64,([^']+)", shown["text/html"]).group(1)
+    texts = [
+        text.text for text in ElementTree.fromstring(base64.b64decode(data)).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert "20" in texts and "epoch" in texts
 
 
 def test_a_stop_in_a_notebook_says_how_to_go_on_and_shows_no_traceback(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from .scale import Axis
 from .svg import Line, Mark, line_chart, picture, stepped
 from .thinning import Point
 
@@ -39,11 +40,13 @@ def figure(
     marks: Mapping[str, float] | None = None,
     dots: bool = False,
     steps: bool = False,
+    across: tuple[float, float] | None = None,
 ) -> Figure:
     """A line for each of `curves`: its heights at 0, 1, 2, ..., or its points (x, y), which need no order.
 
     `x` and `y` name the axes, `log` makes the y axis logarithmic, `marks` are dotted lines at an x, by what they
-    say; `dots` puts a dot on each point of a line of at most 60, `steps` keeps each height until the next point.
+    say; `dots` puts a dot on each point of a line of at most 60, `steps` keeps each height until the next point,
+    `across` are the ends of the x axis (default: the first and the last point).
 
     >>> figure({"loss": [3.0, 2.0, 1.5]}, x="epoch", y="loss").svg[:4]
     '<svg'
@@ -55,7 +58,8 @@ def figure(
             points.append(value if isinstance(value, tuple) else (at, value))
         lines.append(Line(name, stepped(points) if steps else points, index, marks=dots))
     signs = [Mark(at, label) for label, at in (marks or {}).items()]
-    chart = line_chart(lines, x_label=x, y_label=y, log=log, marks=signs, title=title, subtitle=subtitle)
+    ends = None if across is None else Axis(*across)
+    chart = line_chart(lines, x_label=x, y_label=y, x_axis=ends, log=log, marks=signs, title=title, subtitle=subtitle)
     return Figure(picture(chart))
 
 

@@ -21,7 +21,10 @@ _COLOURS = (
     ("#2166c4", "#6ba7ff"), ("#d0590b", "#ffa25c"), ("#23863b", "#66cc80"), ("#8a45c4", "#c79bff"),
     ("#ad1a72", "#f07fc0"), ("#7a5c00", "#d9bb55"), ("#0f7b8c", "#5cc8d8"), ("#c02626", "#ff8a80"),
 )  # fmt: skip
-_LIGHT = {"text": "#1d2228", "dim": "#6a7280", "line": "#e3e6ea"}
+_GREYS = (
+    {"back": "#fff", "text": "#1d2228", "dim": "#6a7280", "line": "#e3e6ea"},
+    {"back": "#14171b", "text": "#e4e7eb", "dim": "#98a1ad", "line": "#2b3038"},
+)
 _RULES = """
 svg.chart { font: 12px system-ui, sans-serif; }
 svg.chart text { fill: var(--dim); }
@@ -146,13 +149,27 @@ def line_chart(
 
 
 def picture(chart: str) -> str:
-    """The text of a file of its own for a chart of `line_chart`: on white, with what a page's style would add."""
-    style = _RULES
-    for name, colour in {**_LIGHT, **{f"c{i}": light for i, (light, _) in enumerate(_COLOURS)}}.items():
-        style = style.replace(f"var(--{name})", colour)  # what is no browser knows no variables
+    """The text of a file of its own for a chart of `line_chart`: with a ground, and with what a page's style would add.
+
+    It is dark where what shows it is (CSS `color-scheme`), and else light.
+    """
+    if not chart.startswith("<svg"):  # no point was finite
+        text = '<text x="4" y="24">Nothing to draw.</text>'
+        chart = f'<svg class="chart" viewBox="0 0 {WIDTH} {_BOTTOM}" role="img">\n{text}</svg>'
     head, _, rest = chart.partition("\n")
-    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)  # a page needs, and wants, no address
-    return f'{head}\n<style>{style}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n{rest}\n'
+    size = head.partition('viewBox="0 0 ')[2].partition('"')[0].split()
+    attributes = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}"'  # in a page unwanted
+    style = f"{_ruled(dark=False)}@media (prefers-color-scheme: dark) {{ {_ruled(dark=True)} }}"
+    ground = '<rect class="back" width="100%" height="100%"/>'
+    return f"{head.replace('<svg', attributes, 1)}\n<style>{style}</style>\n{ground}\n{rest}\n"
+
+
+def _ruled(dark: bool) -> str:
+    """The rules of charts without variables, which only browsers know."""
+    rules = _RULES + "svg.chart .back { fill: var(--back); }\n"
+    for name, colour in {**_GREYS[dark], **{f"c{i}": pair[dark] for i, pair in enumerate(_COLOURS)}}.items():
+        rules = rules.replace(f"var(--{name})", colour)
+    return rules
 
 
 def stepped(points: Sequence[Point]) -> list[Point]:

@@ -64,7 +64,8 @@ class NotebookProgress(Progress):
         for name, record in (("train loss", train), ("val loss", val)):
             if record is not None and "loss" in record:
                 self._losses.setdefault(name, []).append((float(record["epoch"]) + 1, float(record["loss"])))
-        self._curve = figure(self._losses, x="epoch", y="loss", dots=True) if self._losses else None
+        ends = (1.0, float(max(2, self.info.epochs, *(points[-1][0] for points in self._losses.values()))))
+        self._curve = figure(self._losses, x="epoch", y="loss", dots=True, across=ends) if self._losses else None
         self._say(epoch_line(self.info, train, val))
 
     def _say(self, text: str) -> None:
