@@ -329,6 +329,16 @@ def test_the_registry_builds_it(tmp_path, monkeypatch):
         DATA.build("fashion_mnist", {"train_size": 60_001}, progress=None)
 
 
+def test_sizes_come_first_as_those_of_garments_and_what_is_none_is_refused():
+    with pytest.raises(UsageError) as refused:
+        fashion_mnist("data", 0, dir=3)
+    assert str(refused.value).splitlines() == [
+        "train_size: 'data' is not a whole number of 1 or more (or None)",
+        "val_size: 0 is not a whole number of 1 or more (or None)",
+        "dir: 3 is not a path (a text or a pathlib.Path)",
+    ]
+
+
 @pytest.mark.real_data
 def test_the_real_files_are_read(fashion_mnist_dir):
     splits = fashion_mnist(dir=str(fashion_mnist_dir), download=False)

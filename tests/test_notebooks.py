@@ -98,7 +98,8 @@ def test_results_show_themselves(tmp_path):
     evaluation = surefoot.evaluate(model, torch.nn.CrossEntropyLoss(), (x, (x.sum(1) > 0).long()), confusion=2)
     assert "accuracy" in evaluation._repr_html_() and "confusion" in evaluation._repr_html_()
     page = ReportPage(tmp_path / "run")._repr_html_()
-    assert page.startswith("<iframe srcdoc=") and "<html" not in page and "&lt;html" in page
+    assert "<iframe srcdoc=" in page and "<html" not in page and "&lt;html" in page
+    assert page.startswith(f'<a href="{tmp_path}/run/report.html">')
 
 
 def test_schedules_and_plans_show_themselves():
@@ -106,7 +107,15 @@ def test_schedules_and_plans_show_themselves():
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
     schedule = surefoot.Schedule(optimizer, scheduler, surefoot.LinearWarmup(optimizer, 4))
     assert "StepLR by epoch under LinearWarmup by step" in schedule._repr_html_()
-    assert plan_report(schedule, 5, 4)._repr_svg_().startswith("<svg xmlns=")
+    plan = plan_report(schedule, 5, 4)
+    assert plan._repr_svg_().startswith("<svg xmlns=") and plan._repr_html_().startswith("<img alt=")
+    assert repr(plan) == plan.render_terminal()  # where nothing is drawn
+
+
+def test_a_notebook_that_is_not_trusted_shows_an_image_and_no_text_of_svg():
+    chart = figure({"a": [1.0, 2.0]}, x="step", y="loss")
+    assert chart._repr_html_().startswith("<img alt='loss over step: a' ") and "<svg" not in chart._repr_html_()
+    assert repr(chart) == "Figure(alt='loss over step: a')"
 
 
 def test_a_figure_is_an_svg_file(tmp_path):

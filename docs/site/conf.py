@@ -30,6 +30,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "image/svg+xml", 1)]  # a file of its own, with the cell's caption and words
 
 html_theme = "furo"
 html_title = "Surefoot"
@@ -39,6 +40,7 @@ html_favicon = "static/icon.svg"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_copy_source = False
+html_use_index = False
 html_show_sphinx = False
 html_sidebars = {
     "**": [

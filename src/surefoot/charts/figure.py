@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -17,12 +17,16 @@ __all__ = ["Figure", "figure", "image"]
 
 @dataclass(frozen=True)
 class Figure:
-    """The text of an SVG file; a notebook shows it, `save` writes it."""
+    """The text of an SVG file; a notebook shows it, `save` writes it. `alt` says in words what it shows."""
 
-    svg: str
+    svg: str = field(repr=False)
+    alt: str = "a chart"
 
     def _repr_svg_(self) -> str:
         return self.svg
+
+    def _repr_html_(self) -> str:  # SVG alone is text in a notebook that is not trusted
+        return image(self, self.alt)
 
     def save(self, path: str | Path) -> None:
         """Write the SVG file at `path`."""
@@ -60,7 +64,7 @@ def figure(
     signs = [Mark(at, label) for label, at in (marks or {}).items()]
     ends = None if across is None else Axis(*across)
     chart = line_chart(lines, x_label=x, y_label=y, x_axis=ends, log=log, marks=signs, title=title, subtitle=subtitle)
-    return Figure(picture(chart))
+    return Figure(picture(chart), title or f"{y} over {x}: {', '.join(curves)}")
 
 
 def image(chart: Figure, alt: str) -> str:

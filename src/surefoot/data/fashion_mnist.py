@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy
 
+from ..arguments import Arguments
 from ..errors import UsageError
 from ..files import read_bounded
 from ..places import user_directory
@@ -77,9 +78,9 @@ FILES: Mapping[str, DataFile] = {
 
 
 def fashion_mnist(
-    dir: str | None = None,
     train_size: int | None = None,
     val_size: int | None = None,
+    dir: str | os.PathLike[str] | None = None,
     download: bool = True,
     progress: Progress | None = None,
 ) -> DataSplits:
@@ -90,6 +91,11 @@ def fashion_mnist(
     unless `download` is false. `train_size` and `val_size` take the first so many images. Every file is verified;
     a damaged or missing one raises UsageError, which says what to do.
     """
+    checked = Arguments()
+    for name, given in (("train_size", train_size), ("val_size", val_size)):
+        checked.whole(name, given, low=1, none=True)
+    checked.path("dir", dir or None, none=True)
+    checked.done()
     arrays = load_arrays(data_directory(dir), may_download=download, progress=progress)
     splits = {}
     for split, size in (("train", train_size), ("val", val_size)):
@@ -102,7 +108,7 @@ def fashion_mnist(
     return DataSplits(splits["train"], splits["val"], CLASSES, image_preprocessing())
 
 
-def data_directory(dir: str | None = None) -> Path:
+def data_directory(dir: str | os.PathLike[str] | None = None) -> Path:
     """Where data sets are kept: `dir`, else $SUREFOOT_DATA, else the user's cache directory."""
     if dir or os.environ.get("SUREFOOT_DATA"):
         return Path(os.path.expanduser(dir or os.environ["SUREFOOT_DATA"]))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..charts.figure import Figure, image
 from ..charts.thinning import extremes
 from ..schedules.composite import has_plateau
 from ..schedules.schedule import Schedule
@@ -38,8 +39,14 @@ class PlanReport(PlanNumbers):
         """Draw the chart into an SVG file; equal plans are equal files. Raises UsageError if it cannot be written."""
         save(Path(path), drawn(self))
 
+    def __repr__(self) -> str:
+        return self.render_terminal()
+
     def _repr_svg_(self) -> str:
         return drawn(self)
+
+    def _repr_html_(self) -> str:
+        return image(Figure(drawn(self)), self.title or "the learning rate of the run")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: the numbers, and of each curve at most some hundreds of (step, rate) points."""
