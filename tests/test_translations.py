@@ -21,16 +21,8 @@ FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FORMULA = re.compile(r"\$\$.*?\$\$", re.DOTALL)
 # The pages that are in both languages; one more may be translated at any time.
 WANTED = {
-    "other_trainers",
-    "which_loss",
-    "which_optimizer",
-    "which_schedule",
-    "optimizers",
-    "recipe",
-    "losses",
-    "lint",
-    "schedules",
-    "refusals",
+    *("other_trainers", "which_loss", "which_optimizer", "which_schedule", "lint", "refusals", "schedules"),
+    *("data", "losses", "optimizers", "recipe", "runs", "saving", "tracking"),
 }
 
 
