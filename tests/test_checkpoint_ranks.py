@@ -24,11 +24,11 @@ from surefoot.errors import RankFailed, Stopped, SurefootError, UsageError
 EPOCHS, STEPS = 2, 12
 
 
-def _train(world, run, at=None, do=None, epochs=EPOCHS, **options):
+def _train(world, run, at=None, do=None, epochs=EPOCHS, wrap=None, **options):
     """The loop that a user writes; `do` is called with the rank before update number `at`."""
     torch.manual_seed(world.rank)  # each rank draws dropout of its own
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
-    net = world.wrap(model)
+    net = world.wrap(model) if wrap is None else wrap(model)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     draws = torch.Generator().manual_seed(5)
@@ -60,6 +60,7 @@ def digest(*objects) -> str:
 
     def add(value):
         if isinstance(value, torch.Tensor):
+            value = value.full_tensor() if hasattr(value, "full_tensor") else value
             total.update(value.numpy(force=True).tobytes())
         elif isinstance(value, dict):
             for key in value:

@@ -388,10 +388,10 @@ class _Ranks(World):
             sleep(0.01)
         return RankFailed(None, f"cannot be reached any more: {first_line(error)}")
 
-    def _last_words(self, error: BaseException) -> None:
+    def _last_words(self, rank: int, words: str) -> None:
         with contextlib.suppress(RuntimeError):
             if self._store is not None:
-                self._store.set(f"failed-{self.rank}", first_line(error, kind=not isinstance(error, SurefootError)))
+                self._store.set(f"failed-{rank}", words)
 
     def leave(self) -> None:
         self._part(together=True)
@@ -413,7 +413,10 @@ class _Ranks(World):
             return
         lost = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
         failure = self._lost(error) if lost else None
-        self._last_words(error)
+        if failure is None:
+            self._last_words(self.rank, first_line(error, kind=not isinstance(error, SurefootError)))
+        elif failure.rank is not None:  # for it, since those who lose this rank next would take it for the first
+            self._last_words(failure.rank, str(failure).removeprefix(f"rank {failure.rank}: "))
         self._part(together=False)
         if failure is not None:
             raise failure from error

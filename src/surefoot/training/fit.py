@@ -198,6 +198,8 @@ def fit(
         if message := enter_training(model):
             progress.message(message)
         train_step = TrainStep(model, loss, optimizer, options, world=world, seed=seed)
+        if in_pieces:
+            world.agree(train_step.shard)
 
         stack.callback(progress.close)
         stack.callback(loader.close)
@@ -212,8 +214,6 @@ def fit(
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)
-        if in_pieces:
-            train_step.shard()
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
