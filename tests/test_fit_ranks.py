@@ -60,7 +60,7 @@ def _fit(
     return result.steps, result.metrics
 
 
-def make(optimizer="adamw", accumulate=1, ema=None, plateau=False, norm=False):
+def make(optimizer="adamw", lr=0.02, accumulate=1, ema=None, plateau=False, norm=False):
     """The objects of a run: 50 samples, so that batches of 8 end with one of 2; normalized, each has two a rank."""
     torch.manual_seed(3)
     model = _model() if not norm else nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
@@ -69,7 +69,7 @@ def make(optimizer="adamw", accumulate=1, ema=None, plateau=False, norm=False):
     data = torch.randn(n, 6, generator=draws), torch.randint(0, 3, (n,), generator=draws)
     val = torch.randn(23, 6, generator=draws), torch.randint(0, 3, (23,), generator=draws)
     kinds = {"adamw": torch.optim.AdamW, "sgd": functools.partial(torch.optim.SGD, momentum=0.9)}
-    made = kinds[optimizer](model.parameters(), lr=0.02)
+    made = kinds[optimizer](model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(made, patience=0, threshold=0.5) if plateau else None
     step = surefoot.StepOptions(grad_accum_steps=accumulate, ema_decay=ema, max_grad_norm=1.0)
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))

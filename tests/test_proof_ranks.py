@@ -174,6 +174,24 @@ def test_a_script_is_given_to_torchrun_and_another_program_as_one(tmp_path):
         assert Job(words)._under_torchrun(home) == list(words)
 
 
+PRINTED = """r: 3 epochs of 10 steps
+surefoot: epoch 1, step 2: the loss is nan
+W1128 18:06:57.873000 16577 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 16714 closing SIGTERM
+mine: a line of the other process
+E1128 18:06:57.940000 16577 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) local_rank: 0
+Traceback (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+====
+"""
+
+
+def test_of_a_run_that_fails_what_torchrun_says_of_itself_is_left_out():
+    kept = job._without_torchrun(PRINTED)
+    assert kept.splitlines() == [*PRINTED.splitlines()[:2], "mine: a line of the other process"]
+    assert job._without_torchrun("as it is\nE1 mine\n") == "as it is\nE1 mine\n"
+
+
 RECIPE = """
 model: {name: MLP, hidden: [4]}
 data: {name: garments, train_size: 20, val_size: 10, batch_size: 10}

@@ -7,9 +7,12 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import pytest
 from faults.ranks import killed_in_a_save, saved
 from ranks import run_ranks
 from test_fit_ranks import _fit, _killed, left
+
+from surefoot.errors import RunFailed
 
 
 def test_a_rank_that_dies_in_a_save_leaves_whole_checkpoints_only(tmp_path):
@@ -51,3 +54,14 @@ def test_all_ranks_stop_early_at_the_epoch_of_one_process(tmp_path):
     assert alone[0] < 40 * 7
     assert run_ranks(2, _stops_early, str(tmp_path / "two")) == [alone, alone]
     assert left(tmp_path / "two") == left(tmp_path / "alone")
+
+
+def _not_finite(world, run):
+    with pytest.raises(RunFailed) as caught:
+        _fit(world, run, lr=1e30)
+    return str(caught.value), caught.value.everybodys
+
+
+def test_a_loss_that_is_not_finite_is_said_once_for_all_ranks(tmp_path):
+    (text, everybodys), other = run_ranks(2, _not_finite, str(tmp_path / "run"))
+    assert text.startswith("epoch 1, step 2: the loss is nan on samples [") and everybodys and other == (text, True)

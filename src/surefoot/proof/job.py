@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -223,8 +224,14 @@ class Running:
     def require_success(self, what: str) -> None:
         """Raise RunFailed, with what it printed, where it ended by itself and not with exit code 0."""
         if self.process.returncode != 0:
-            code, printed = self.code, self.printed.strip()[-_MOST_SHOWN:]
+            code, printed = self.code, _without_torchrun(self.printed).strip()[-_MOST_SHOWN:]
             raise RunFailed(f"{what} failed (exit code {code}):\n{printed or '(it printed nothing)'}")
+
+
+def _without_torchrun(printed: str) -> str:
+    """What the processes printed, without torchrun's own lines and its report on how each of them ended."""
+    printed = re.split(r"(?m)^E\d{4} .*torch/distributed/.* failed \(exitcode", printed)[0]
+    return re.sub(r"(?m)^[IWE]\d{4} .*torch/distributed/.*\n", "", printed)
 
 
 def _ranks_of(agent: int) -> list[tuple[int, int]]:

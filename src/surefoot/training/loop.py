@@ -213,7 +213,11 @@ class Loop:
             kept = "the parameters are finite and saved; a resume goes on after this batch"
         else:
             kept = "the parameters are still finite"
-        raise RunFailed(f"{what}; {kept}; {advice}")
+
+        def fail() -> None:
+            raise RunFailed(f"{what}; {kept}; {advice}")
+
+        self.step.world.agree(fail)  # all ranks come here: one of them says it
 
 
 def grouped(loader: Loader, size: int) -> Iterator[list[Batch]]:
