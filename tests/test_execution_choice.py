@@ -31,7 +31,6 @@ from surefoot.execution.limit import TookTooLong, limited
 from surefoot.execution.machine import describe_work, digest
 from surefoot.execution.measure import Bench, Trial, fastest, race
 from surefoot.execution.verify import Observed, first_difference
-from surefoot.micro_batches import Division
 from surefoot.models import MODELS
 from surefoot.step import StepOptions, TrainStep
 
@@ -321,11 +320,6 @@ def test_what_there_is_only_a_plain_step_for_is_not_measured():
         chosen, said = choose({"compile": True}, step=step, batches=[batch])
         assert chosen.compile == "none" and "the step is not compiled" in said[0]
     assert choose("plain")[0] == replace(as_torch_would(), plain=True)
-    step = TrainStep(nn.Linear(2, 2), nn.MSELoss(), torch.optim.SGD([torch.zeros(1)], lr=1))
-    divided = Division(2).given([(torch.zeros(2, 2), torch.zeros(2, 2))] * 2, 4)
-    chosen, said = choose({"compile": True}, step=step, batches=[divided])
-    assert chosen == as_torch_would()
-    assert said == ["the step is not compiled: updates in micro-batches have the plain step only"]
 
 
 def test_a_model_without_a_copy_is_not_measured_and_says_so():

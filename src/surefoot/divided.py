@@ -64,6 +64,13 @@ class Divided:
         self._whole: Any = None
         self._counts = False
         self._refused: list[tuple[int, float]] = []
+        self.form: Any = None
+
+    def use(self, form: Any) -> None:
+        """Run micro-batches that `form` fits by it (see `execution.parts`); sums over ranks then follow the last."""
+        self.form = form
+        if form is not None:
+            self.reduction = Reduction(self.world, self.model, called_once=False)
 
     def shard(self, optimizer: torch.optim.Optimizer, ema: MovingAverage | None) -> None:
         """Put the model, its moving average and what the optimizer has of them under FSDP2, over all ranks."""
@@ -79,7 +86,7 @@ class Divided:
         self._refused.clear()
         self.updates += 1
         shares = averaging.shares(self.loss, parts, self.world, self._complete(parts))
-        reduction = self.reduction
+        reduction, form = self.reduction, self.form
         reduction.begin()
         buffers = FirstBuffers(self._buffers() if len(parts) > batches else [])
         values = []
@@ -88,7 +95,10 @@ class Divided:
             if place and place % batches == 0:
                 buffers.next_rows()
             with rng.seeded(rng.fold(self.seed, self.updates, number), step.device):
-                values.append(step.one(batch, share, number % batches, reduction.called(last=last)))
+                if form is not None and form.fits(batch):
+                    values.append(form(step, batch, share, number % batches))
+                else:
+                    values.append(step.one(batch, share, number % batches, reduction.called(last=last)))
             if not last:
                 reduction.hold(trained, ends=place % batches == batches - 1)
         reduction.finish(trained)

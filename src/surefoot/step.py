@@ -76,7 +76,7 @@ class TrainStep:
 
     def __call__(self, micro_batches: Sequence[Any]) -> StepResult:
         if self.checks:
-            self._buffers.note(always=getattr(self.backend, "writes_unseen", False))
+            self._buffers.note(always=self.divided.form is not None or getattr(self.backend, "writes_unseen", False))
         try:
             result = (self.backend or self.plain)(micro_batches)
         except NonFinite:

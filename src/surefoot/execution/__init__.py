@@ -6,6 +6,7 @@ from .backends import make_backend, verified_backend
 from .choose import Row, TuneTable, choose_execution, tune, with_asked
 from .evaluation import evaluation_batch
 from .graph_step import CannotCompile
+from .parts import verified_part
 from .settings import Execution, as_torch_would, prepare
 from .verify import verify
 
@@ -21,6 +22,7 @@ __all__ = [
     "prepare",
     "tune",
     "verified_backend",
+    "verified_part",
     "verify",
     "with_asked",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..arguments import Arguments
 from ..errors import UsageError
 from ..micro_batches import MicroBatches
-from ..step import Batch, TrainStep
+from ..step import TrainStep
 from ..untouched import is_lazy, untouched
 from ..wrapping import replicating
 from . import cache as kept
@@ -29,6 +29,8 @@ from .settings import Execution, as_torch_would, supports_fused
 BUDGET_S = 1.0
 LONGEST_BUDGET_S = 5.0
 WORTH_MEASURING_STEPS = 400
+
+TOO_LONG = "compiling took too long"
 
 FIELDS = ("threads", "onednn", "memory_format", "optimizer_impl", "compile")
 
@@ -128,31 +130,44 @@ def choose_execution(
         if compiles:
             say(f"the step is not compiled: {reason}")
         return plain
-    batches = [tuple(batch) for batch in batches]
     if (set(FIELDS) <= set(fixed) or steps_expected < WORTH_MEASURING_STEPS) and not compiles:
         return plain
-    key = cache_key(fixed, step, tuple(batches[0]), steps_expected)
-    kept_choice = kept.load(key, plain, say) if cache else None
-    if kept_choice is not None and (kept_choice.compile == "none" or why_not(step.model) is None):
-        return kept_choice
+    key, world = cache_key(fixed, step, batches[0], steps_expected), step.world
+    kept_choice = world.agree(lambda: _kept(key, step, plain, say), on=0) if cache else None
+    if kept_choice is not None:
+        return Execution.from_json(kept_choice)
     try:
         table = tune(fixed, step, batches, steps_expected=steps_expected, say=say)
     except UsageError as error:  # no copies, no measuring
         say(f"nothing is measured: {error}")
         return plain
     if cache:
-        remember(key, table, say)
+        world.first(lambda: remember(key, table, say))
     return table.best
 
 
-def cache_key(spec: Mapping[str, Any] | str | None, step: TrainStep, batch: Batch, steps_expected: int) -> str:
-    """The name under which the choice for this work, machine and length of run is kept."""
+def _kept(key: str, step: TrainStep, plain: Execution, say: Callable[[str], None]) -> dict[str, Any] | None:
+    choice = kept.load(key, plain, say)
+    if choice is None or (choice.compile != "none" and why_not(step.model) is not None):
+        return None
+    return choice.to_json()
+
+
+def cache_key(spec: Mapping[str, Any] | str | None, step: TrainStep, batch: Any, steps_expected: int) -> str:
+    """The name under which the choice for this work, machine and length of run is kept.
+
+    Of MicroBatches it tells how many make a batch, and not how many ranks have them: runs that are to end with the same
+    bits take the same.
+    """
+    parts = []
+    if isinstance(batch, MicroBatches):
+        parts, batch = [batch.parts], batch[0]
     work = describe_work(step.model, step.loss, step.optimizer, batch)
     options = step.options
     limits = {"max_grad_norm": options.max_grad_norm, "clip_value": options.clip_value}
     long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
     machine = describe_machine(step.device)
-    return digest(machine, work, asked_for(spec), options.precision, limits, options.set_to_none, long)
+    return digest(machine, work, asked_for(spec), options.precision, limits, options.set_to_none, long, *parts)
 
 
 def remember(key: str, table: TuneTable, say: Callable[[str], None]) -> None:
@@ -184,7 +199,8 @@ def tune(
     if reason := _not_measurable(step, batches, plain):
         say(f"nothing is measured: {reason}")
         return TuneTable((Row(plain, None, "chosen"),), plain, 0.0)
-    batches = [tuple(batch) for batch in batches]
+    # Rank 0 says what is tried; times are those of the slowest.
+    plain = Execution.from_json(step.world.agree(plain.to_json, on=0))
     model, optimizer, device = step.model, step.optimizer, plain.device
     # The candidates run on copies; what a copy still shares with the original (a closure) is put back.
     with untouched(model, step.loss, optimizer), Bench(step, batches) as bench:
@@ -199,14 +215,14 @@ def tune(
             trials.insert(0, fused)
             race(bench, [fused, best], 0.4 * timing_s)
             best = _settle(bench, [fused, best], thorough, say) or best
-        if device == "cuda":
+        if device == "cuda" and not isinstance(batches[0], MicroBatches):
             trial = Trial(replace(best.execution, cuda_graph=True))
             trials.append(trial)
             bench.check(trial)
             race(bench, [best, trial], 0.5)
             best = _settle(bench, [best, trial], thorough, say) or best
         eager = best
-        for form in compiled_forms(fixed, eager, steps_expected, thorough, bench, say):
+        for form in step.world.agree(lambda: compiled_forms(fixed, eager, steps_expected, thorough, bench, say), on=0):
             # A compiled form launches its own kernels; a graph that was captured is another candidate.
             trial = Trial(replace(eager.execution, cuda_graph=False, **form))
             trials.append(trial)
@@ -218,12 +234,13 @@ def tune(
             bound = left if thorough else most_seconds(fixed, eager, steps_expected)
             # It may come in the instant after the check.
             with contextlib.suppress(TookTooLong), limited(bound, "compiling") as clock:
-                bench.check(trial)
+                bench.look(trial)
             if clock.up and not trial.refused:
-                trial.refused = "compiling took too long"
+                trial.refused = TOO_LONG
+            bench.agree(trial)
             if trial.refused:
                 say(f"the compiled step is not used: {trial.refused}")
-                if clock.up:
+                if trial.refused == TOO_LONG:
                     break
                 continue
             race(bench, [best, trial], 0.5)
@@ -305,13 +322,12 @@ def _not_measurable(step: TrainStep, batches: Sequence[Any], plain: Execution) -
         return "fp16 and L-BFGS have the plain step only"
     if (kind := replicating(step.model)) is not None:
         return f"a {kind} meets its replicas in every step, and is not timed on copies"
-    if step.world.size > 1 or any(isinstance(batch, MicroBatches) for batch in batches):
-        return "updates in micro-batches have the plain step only"
-    if step.options.grad_accum_steps > 1:
+    divided = bool(batches) and isinstance(batches[0], MicroBatches)
+    if step.options.grad_accum_steps > 1 and not divided:
         return "accumulated updates have the plain step only"
     if any(map(is_lazy, step.model.parameters())):
         return "the first batch of training makes this model's parameters"
-    if not batches or not all(isinstance(part, Tensor) for part in batches[0]):
+    if not batches or not all(isinstance(part, Tensor) for part in (batches[0][0] if divided else batches[0])):
         return "its batches hold more than plain tensors"
     return None
 

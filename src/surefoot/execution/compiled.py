@@ -39,17 +39,19 @@ class _Bundle(nn.Module):
         self.loss = loss  # registered where it is a module
         self.training = model.training
 
-    def forward(self, batch: Sequence[Any]) -> conventions.LossValue:
-        return conventions.apply(self.loss, self.model, batch)
+    def forward(self, batch: Sequence[Any], shares: Sequence[Tensor]) -> conventions.LossValue:
+        share = (tuple(shares) if len(shares) > 1 else shares[0]) if shares else None
+        return conventions.apply(self.loss, self.model, batch, share)
 
 
 class CompiledGraph:
     """The graph of a step's gradients for batches shaped like `batch`; made by `compile_step`.
 
-    Everything that it reads or changes is handed to the graph at each call: parameters, buffers, batch.
+    Everything that it reads or changes is handed to the graph at each call: parameters, buffers, batch; and of a
+    micro-batch its share, `shares` tensors of one number.
     """
 
-    def __init__(self, step: TrainStep, batch: Sequence[Any]):
+    def __init__(self, step: TrainStep, batch: Sequence[Any], shares: int = 0):
         model, loss, optimizer = step.model, step.loss, step.optimizer
         self.bundle = _Bundle(model, loss)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
@@ -69,6 +71,7 @@ class CompiledGraph:
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
         self.signature = signature(batch)
+        self._like = tuple(torch.ones((), dtype=torch.float64) for _ in range(shares))
         self._graph: Callable[..., Any] | None = None
         self._output_spec: Any = None
         self._single = False
@@ -81,7 +84,7 @@ class CompiledGraph:
         """
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        arguments = self.arguments(batch)
+        arguments = self.arguments(batch, self._like)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own, of its internals
             before = Snapshot(self.bundle.model, self.bundle.loss)
@@ -98,22 +101,22 @@ class CompiledGraph:
 
         Raises whatever torch raises for a step that it cannot trace or compile.
         """
-        arguments = self.arguments(batch)
+        arguments = self.arguments(batch, self._like)
         graph = self.trace(batch)
         with torch.no_grad():
             graph = written_out(graph, arguments)
             self._graph = (lower or by_inductor)(graph, arguments)
 
-    def arguments(self, batch: Sequence[Any]) -> list[Tensor]:
+    def arguments(self, batch: Sequence[Any], shares: Sequence[Tensor] = ()) -> list[Tensor]:
         """Everything that the graph reads, in its order."""
         others = [*self._frozen, *(module._buffers[name] for module, name in self._buffers)]
-        return [*self.parameters, *others, *batch]
+        return [*self.parameters, *others, *batch, *shares]
 
-    def __call__(self, batch: Sequence[Any]) -> GraphResult:
+    def __call__(self, batch: Sequence[Any], shares: Sequence[Tensor] = ()) -> GraphResult:
         """Run on the live tensors: buffers move on."""
         assert self._graph is not None, "compile() comes first"
         with torch.no_grad():
-            loss, sound, *rest = self._graph(*self.arguments(batch))
+            loss, sound, *rest = self._graph(*self.arguments(batch, shares))
         if self._single:  # what nearly every model gives; putting a tree together is not free
             outputs, grads = rest[0], iter(rest[1:])
         else:
@@ -148,14 +151,15 @@ class CompiledGraph:
     ) -> tuple[Tensor, Any]:
         tensors = dict(zip(self.names, leaves, strict=True)) | dict(zip(self.other_names, others, strict=True))
         with torch.enable_grad(), autocast(leaves[0].device, self.precision):
-            value = torch.func.functional_call(self.bundle, tensors, (tuple(batch),))
+            rows, shares = tuple(batch[: len(self.signature)]), tuple(batch[len(self.signature) :])
+            value = torch.func.functional_call(self.bundle, tensors, (rows, shares))
         for name, before in zip(self.other_names, others, strict=True):
             if tensors[name] is not before:  # a buffer that was assigned anew instead of changed in place
                 before.copy_(tensors[name].detach())
         return value.loss, value.outputs
 
 
-def compile_step(step: TrainStep, batch: Sequence[Any]) -> CompiledGraph:
+def compile_step(step: TrainStep, batch: Sequence[Any], shares: int = 0) -> CompiledGraph:
     """Compile the step's gradients under the settings that now hold (threads, oneDNN, memory layout).
 
     Nothing that the run will see is changed. Raises CannotCompile, with torch's reason, for what cannot be.
@@ -170,7 +174,7 @@ def compile_step(step: TrainStep, batch: Sequence[Any]) -> CompiledGraph:
         kind = type(step.model.get_submodule(name)).__name__
         raise CannotCompile(f"{name or 'the model'} is an nn.{kind}, whose kernels a graph cannot hold")
     try:
-        graph = CompiledGraph(step, batch)
+        graph = CompiledGraph(step, batch, shares)
         graph.compile(batch)
     except CannotCompile:
         raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch
 from .. import rng
 from ..copying import copied
 from ..errors import first_line
+from ..micro_batches import MicroBatches
 from ..modes import set_mode
-from ..step import Batch, TrainStep
+from ..step import TrainStep
 from .backends import make_backend
+from .parts import make_part
 from .settings import Execution, freed_memory_kept, prepare
-from .verify import Observed, arithmetic, first_difference, record
+from .verify import Observed, arithmetic, cloned, first_difference, record
 
 # A step that another beats by less than this is not beaten: the simpler one stays.
 MARGIN = 0.03
@@ -45,21 +47,24 @@ class Trial:
 class Bench:
     """Runs candidates on copies of a step's model, loss and optimizer; the originals are never touched.
 
-    The copies' learning rate is 0, so that what is timed is always the same work on sound numbers. Use it as a
+    The copies' learning rate is 0, so that what is timed is always the same work on sound numbers. Several ranks time
+    the same candidate at the same time, each its own micro-batches without what goes between ranks, and take the
+    slowest's time as theirs; what fails on one is held against the candidate on all. Use it as a
     context manager: random numbers, threads and oneDNN are as before when it is left. Raises UsageError where there
     is no copy of the model.
     """
 
-    def __init__(self, step: TrainStep, batches: Sequence[Sequence[Any]]):
+    def __init__(self, step: TrainStep, batches: Sequence[Any]):
         self.original = step
-        shapes = [part.shape for part in batches[0]]
-        self.batches = [tuple(batch) for batch in batches if [part.shape for part in batch] == shapes]
+        shapes = _shapes(batches[0])
+        self.batches = [batch for batch in batches if _shapes(batch) == shapes]
+        self.world = step.world
         self._copies: dict[Any, TrainStep] = {}
         self._backends: dict[Execution, Callable[[Any], Any]] = {}
         self._expected: list[Observed] | None = None
 
     def __enter__(self) -> Bench:
-        self._copy(None)
+        self.world.agree(self._make_first)
         self._random = rng.get_state()
         self._memory = freed_memory_kept()
         self._memory.__enter__()
@@ -73,40 +78,74 @@ class Bench:
         if self.original.device.type == "cuda":
             torch.cuda.empty_cache()  # what the copies took is the run's
 
+    def _make_first(self) -> None:
+        self._copy(None)
+
     def time(self, trial: Trial, steps: int | None = None) -> None:
         """One turn: a few steps, the first of them unmeasured. What it raises is held against the candidate."""
-        try:
-            with self._running(trial.execution) as run:
-                run(0)
-                if steps is None:
-                    steps = max(1, min(64, round(TURN_S / trial.seconds)))
+        if steps is None:
+            steps = max(1, min(64, round(TURN_S / trial.seconds)))
+        with contextlib.ExitStack() as stack:
+            runs: list[Callable[[int], Any]] = []
+            seconds = 0.0
+
+            def begin() -> None:
+                runs.append(stack.enter_context(self._running(trial.execution)))
+                runs[0](0)
                 self._wait()
+
+            def turn() -> None:
+                nonlocal seconds
                 start = time.perf_counter()
                 for i in range(steps):
-                    run(i)
+                    runs[0](i)
                 self._wait()
-                trial.times.append((time.perf_counter() - start) / steps)
-        except Exception as error:  # the user's own forward runs here, under settings that it may not stand
-            trial.refused = f"it fails: {first_line(error, kind=True)}"
+                seconds = (time.perf_counter() - start) / steps
+
+            trial.refused = self._refused(begin)  # the ranks have met now
+
+            if trial.refused is None and (failed := self._refused(turn)) is None:
+                trial.times.append(max(self.world.gather(seconds)))
+            elif trial.refused is None:
+                trial.refused = failed
         if len(trial.times) == 2 and trial.times[0] > 1.5 * trial.times[1]:
             del trial.times[0]  # the first turn paid for pages and caches
 
     def check(self, trial: Trial) -> bool:
         """Compare an update (at a rate of 0) on every batch; a difference is held against the candidate."""
-        if trial.checked or trial.refused:
-            return trial.refused is None
+        if not trial.checked and not trial.refused:
+            self.look(trial)
+            self.agree(trial)
+        return trial.refused is None
+
+    def agree(self, trial: Trial) -> None:
+        """Hold against the candidate, on all ranks, what `look` has found on any."""
+        trial.refused = self._first(trial.refused)
+        trial.checked = trial.refused is None
+
+    def look(self, trial: Trial) -> None:
+        """`check` on this rank, of which the others do not know yet."""
         for index, batch in enumerate(self.batches):
             try:
                 expected = self.expected()[index]
                 observed = self.observed(trial.execution, batch)
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"
-                return False
+                return
             if difference := first_difference(expected, observed, arithmetic(self.original)):
                 trial.refused = f"it differs from eager by more than rounding: {difference}"
-                return False
-        trial.checked = True
-        return True
+                return
+
+    def _refused(self, act: Callable[[], None]) -> str | None:
+        """What is held against a candidate after `act`, on any rank."""
+        try:
+            act()
+        except Exception as error:  # the user's own forward runs here, under settings that it may not stand
+            return self._first(f"it fails: {first_line(error, kind=True)}")
+        return self._first(None)
+
+    def _first(self, refused: str | None) -> str | None:
+        return next((each for each in self.world.gather(refused) if each), None)
 
     def expected(self) -> list[Observed]:
         """The same updates by the plain step, as torch would run it."""
@@ -118,7 +157,7 @@ class Bench:
                 self._expected.append(self._one(step, step.plain, batch))
         return self._expected
 
-    def observed(self, execution: Execution, batch: Batch) -> Observed:
+    def observed(self, execution: Execution, batch: Any) -> Observed:
         """One update (at a rate of 0) of one batch as `execution` runs it."""
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
@@ -126,26 +165,32 @@ class Bench:
             rng.set_state(self._random)
             return self._one(step, backend, batch)
 
-    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Batch) -> Observed:
+    def _one(self, step: TrainStep, run: Callable[[Any], Any], batch: Any) -> Observed:
         """What one update gave; not what it left: copies that were timed have another state than fresh ones."""
+        step.divided.updates = 0  # micro-batches draw from seeds of their own, which count updates
         observed = record(step, run, [batch], updates=1)
         observed.tensors = {}
         return observed
 
-    @contextmanager
+    @contextlib.contextmanager
     def _running(self, execution: Execution) -> Iterator[Callable[[int], Any]]:
         step = self._copy(execution)
         with prepare(execution, step.model, step.optimizer):
             backend = self._backend(execution)
             # A forward pass may write into its inputs: each candidate is timed on copies of its own.
-            batches = [[tuple(part.clone() for part in batch)] for batch in self.batches]
+            batches = [[cloned(batch)] for batch in self.batches]
             yield lambda i: backend(batches[i % len(batches)])
 
     def _backend(self, execution: Execution) -> Callable[[Any], Any]:
         if execution not in self._backends:
-            backend = make_backend(execution, self._copy(execution), self.batches[0])
-            assert backend is not None, "what has no backend is not measured"
-            self._backends[execution] = backend
+            copy, example = self._copy(execution), self.batches[0]
+            if isinstance(example, MicroBatches):
+                copy.divided.use(make_part(execution, copy, example[0]))
+                self._backends[execution] = copy.plain
+            else:
+                backend = make_backend(execution, copy, example)
+                assert backend is not None, "what has no backend is not measured"
+                self._backends[execution] = backend
         return self._backends[execution]
 
     def _copy(self, execution: Execution | None) -> TrainStep:
@@ -164,8 +209,13 @@ class Bench:
         return self._copies[key]
 
     def _wait(self) -> None:
-        if self.batches[0][0].device.type == "cuda":
+        if self.original.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def _shapes(batch: Any) -> list[Any]:
+    """What a batch, or each of MicroBatches, is made of."""
+    return [_shapes(part) if isinstance(part, tuple | list) else part.shape for part in batch]
 
 
 def race(bench: Bench, trials: Sequence[Trial], budget_s: float, rounds: int = 9) -> None:
@@ -176,7 +226,7 @@ def race(bench: Bench, trials: Sequence[Trial], budget_s: float, rounds: int = 9
     start = time.perf_counter()
 
     def left() -> float:
-        return budget_s - (time.perf_counter() - start)
+        return budget_s - bench.world.gather(time.perf_counter() - start)[0]
 
     for number in range(rounds):
         best = min((t.seconds for t in trials if not t.refused), default=math.inf)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import first_line
+from ..micro_batches import MicroBatches
 from ..modes import float32_products, set_mode
 from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
@@ -43,7 +45,7 @@ class Observed:
 def verify(
     step: TrainStep,
     backend: Callable[[Sequence[Batch]], StepResult],
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     *,
     exact: bool | None = None,
 ) -> str | None:
@@ -75,7 +77,7 @@ def arithmetic(step: TrainStep) -> str:
 
 
 def record(
-    step: TrainStep, run: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Batch], updates: int = UPDATES
+    step: TrainStep, run: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Any], updates: int = UPDATES
 ) -> Observed:
     """So many updates by `run` on the live objects of `step`, which are put back."""
     observed = Observed()
@@ -86,16 +88,23 @@ def record(
             try:
                 # A forward pass may write into its inputs.
                 batch = batches[number % len(batches)]
-                result = run([tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)])
+                result = run([cloned(batch)])
             except NonFinite as error:
                 observed.refused = str(error)
                 return observed
             observed.losses.append(result.loss.detach().clone())
-            leaves = pytree.tree_leaves(result.outputs)
+            leaves = pytree.tree_leaves([part[1] for part in result.parts] or result.outputs)
             observed.outputs.append([leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)])
             observed.gradients.append(dict(_gradients(step)))
         observed.tensors = dict(_tensors(step))
     return observed
+
+
+def cloned(batch: Any) -> Any:
+    """A batch, or MicroBatches, in memory of its own."""
+    if isinstance(batch, MicroBatches):
+        return MicroBatches(map(cloned, batch), batch.rows, batch.numbers, batch.samples, batch.parts, batch.whole)
+    return tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
 
 
 def _named(step: TrainStep) -> Iterator[tuple[str, nn.Module]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data import Loader
 from ..errors import UsageError
-from ..execution import CannotCompile, Execution, choose_execution, verified_backend, with_asked
+from ..execution import CannotCompile, Execution, choose_execution, verified_backend, verified_part, with_asked
 from ..step import TrainStep
 from ..text import typed
 
@@ -53,10 +53,17 @@ def use_settings(
     message to `say`. Raises UsageError, with the way to go on, where the run directory `begun` has a form that cannot
     be made again.
     """
-    if step.options.grad_accum_steps > 1 or loader.parts > 1:  # of several micro-batches there is the plain step alone
+    if step.options.grad_accum_steps > 1 and loader.parts == 1:  # of these there is the plain step alone
         return execution
+
+    def use(settings: Execution) -> None:
+        if loader.parts == 1:
+            step.backend = verified_backend(settings, step, loader.batch_at(0, 0), say)
+        elif not settings.plain:
+            step.divided.use(verified_part(settings, step, loader.first_parts()))
+
     try:
-        step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)
+        use(execution)
     except CannotCompile as error:
         if begun is not None:
             raise UsageError(
@@ -65,7 +72,7 @@ def use_settings(
             ) from error
         say(f"the step is not compiled: {error}")
         execution = replace(execution, compile="none", cuda_graph=False)
-        step.backend = verified_backend(execution, step, loader.batch_at(0, 0), say)
+        use(execution)
     return execution
 
 

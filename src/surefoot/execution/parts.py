@@ -1,0 +1,118 @@
+"""Compiled forms of one micro-batch: forward and backward of those of one shape, the same on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..losses.conventions import LossValue
+from ..step import Batch, TrainStep
+from .compiled import CompiledGraph, compile_step, why_not
+from .graph_step import CannotCompile, fits, signature, target_place
+from .settings import Execution
+from .verify import verify
+
+
+class Part(Protocol):
+    """What `Divided.form` is: see `TrainStep.one`."""
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether the form is one for this micro-batch; others, on whichever rank, go through the plain step."""
+        ...
+
+    def __call__(self, step: Any, batch: Batch, share: Any, index: int) -> LossValue:
+        """Forward and backward; leaves gradients in the parameters, which have none."""
+        ...
+
+
+class GraphPart:
+    """Forward, loss and backward of a micro-batch as one compiled graph; its share is a tensor that the graph reads."""
+
+    def __init__(self, graph: CompiledGraph, targets_at: int | None):
+        self.graph, self._targets_at = graph, targets_at
+
+    def fits(self, batch: Batch) -> bool:
+        return self.graph.fits(batch)
+
+    def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int) -> LossValue:
+        result = self.graph(batch, shares_of(share))
+        if step.checks and not math.isfinite(result.sound.item()) and not math.isfinite(number := result.loss.item()):
+            step.divided.refuse(number, index)
+        for parameter, grad in zip(self.graph.parameters, result.grads, strict=True):
+            parameter.grad = grad
+        targets = None if self._targets_at is None else batch[self._targets_at]
+        return LossValue(result.loss, result.outputs, targets)
+
+
+class ModulePart:
+    """A micro-batch through `torch.compile` of the model, for one shape only: other shapes would change its code."""
+
+    def __init__(self, model: Callable[..., Any], batch: Batch):
+        self._model, self._signature = model, signature(batch)
+
+    def fits(self, batch: Batch) -> bool:
+        return all(isinstance(part, Tensor) for part in batch) and fits(batch, self._signature)
+
+    def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int) -> LossValue:
+        return step.one(batch, share, index, self._model)
+
+
+def shares_of(share: Any) -> tuple[Tensor, ...]:
+    """A share, or one of each part of a sum of losses, as tensors of one number (float64)."""
+    each = share if isinstance(share, tuple) else (share,)
+    known = [one() if callable(one) else 1.0 if one is None else one for one in each]
+    return tuple(torch.as_tensor(one, dtype=torch.float64) for one in known)
+
+
+def make_part(execution: Execution, step: TrainStep, example: Batch) -> Part | None:
+    """The form of a micro-batch like `example` that `execution` says; None where that is the plain one.
+
+    Call it within `prepare`. Raises CannotCompile for what cannot be made here.
+    """
+    options = step.options
+    if execution.cuda_graph:
+        raise CannotCompile("a captured step is one of whole batches, and this run has micro-batches")
+    if execution.compile == "none":
+        return None
+    if options.precision == "fp16" or isinstance(step.optimizer, torch.optim.LBFGS):
+        raise CannotCompile("fp16 and L-BFGS have the plain step only")
+    if (reason := why_not(step.model)) is not None:
+        raise CannotCompile(reason)
+    if not all(isinstance(part, Tensor) for part in example):
+        raise CannotCompile("its batches hold more than plain tensors")
+    if execution.compile == "module":
+        return ModulePart(torch.compile(step.model, dynamic=False), example)
+    targets_at = target_place(step.loss)
+    return GraphPart(compile_step(step, example, len(getattr(step.loss, "parts", (None,)))), targets_at)
+
+
+def with_part(step: TrainStep, part: Part | None) -> TrainStep:
+    """A step over the same objects that runs in this process alone, with `part` as the form of its micro-batches."""
+    alone = TrainStep(step.model, step.loss, step.optimizer, replace(step.options, ema_decay=None))
+    alone.divided.use(part)
+    return alone
+
+
+def verified_part(execution: Execution, step: TrainStep, example: Sequence[Any]) -> Part | None:
+    """`make_part`, after two updates of the MicroBatches `example` were compared with two of the plain step.
+
+    They leave no trace, and no other rank has a part in them. What one rank cannot make, or what differs there, is
+    refused by all: raises CannotCompile, with its rank.
+    """
+    part: Part | None = None
+    reason = ""
+    try:
+        if (part := make_part(execution, step, example[0])) is not None:
+            reason = verify(with_part(step, None), with_part(step, part).plain, [example], exact=False) or ""
+    except CannotCompile as error:
+        reason = str(error)
+    refused = [(rank, text) for rank, text in enumerate(step.world.gather(reason)) if text]
+    if refused:
+        rank, text = refused[0]
+        raise CannotCompile(text if step.world.size == 1 else f"rank {rank}: {text}")
+    return part

@@ -1,0 +1,193 @@
+"""Compiled forms and measured settings on several ranks: the bits of one process, and one decision for all."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import pytest
+import torch
+from ranks import run_ranks
+from test_fit_exact_ranks import Normalized, digest, rows
+from torch import nn
+
+import surefoot
+from surefoot.data import Loader
+from surefoot.execution import Execution, compiled, measure, parts
+from surefoot.execution.choose import tune
+from surefoot.execution.measure import Bench, Trial
+from surefoot.execution.settings import as_torch_would
+from surefoot.losses import WeightedSum
+from surefoot.step import StepOptions, TrainStep
+from surefoot.tracking import Progress
+from surefoot.world import World
+
+FIXED = {"threads": 1, "onednn": True, "memory_format": "contiguous", "optimizer_impl": "default"}
+PARTS = 4
+LOSSES = {
+    "plain": nn.CrossEntropyLoss,
+    "ignored": lambda: nn.CrossEntropyLoss(ignore_index=1),
+    "sum": lambda: WeightedSum([(1.0, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))), (0.5, nn.NLLLoss())]),
+}
+
+
+class Says(Progress):
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def message(self, text):
+        self.said.append(text)
+
+
+@contextlib.contextmanager
+def without_inductor(fails=False):
+    """Graphs are run as they were traced, `torch.compile` as dynamo takes the model apart; how often each was."""
+    calls = {"graph": 0, "module": 0}
+
+    def lowered(graph, arguments):
+        if fails:
+            raise RuntimeError("this compiler is broken")
+        return graph
+
+    def counted(kind, call):
+        def run(self, *arguments):
+            calls[kind] += 1
+            return call(self, *arguments)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "by_inductor", lowered)
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        for kind, part in (("graph", parts.GraphPart), ("module", parts.ModulePart)):
+            patch.setattr(part, "__call__", counted(kind, part.__call__))
+        yield calls
+
+
+def fitted(world, form, loss="plain", fails=(), accumulated=1):
+    """30 rows in batches of 9: micro-batches of 2 and of 3 rows, of which those of 2 are compiled."""
+    torch.manual_seed(0)
+    net = Normalized()
+    net(torch.zeros(2, 6))
+    says = Says()
+    run = surefoot.RunOptions(
+        progress=says, micro_batches=PARTS, execution={**FIXED, "compile": form}, world=world, lint_off=["all"]
+    )
+    with without_inductor(world.rank in fails) as calls:
+        surefoot.fit(
+            net,
+            LOSSES[loss](),
+            torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9),
+            Loader(rows(30), 9, drop_last=True),
+            epochs=2,
+            seed=3,
+            metrics=(),
+            run=run,
+            step=StepOptions(grad_accum_steps=accumulated),
+        )
+    return digest(net.state_dict()), {kind: n > 0 for kind, n in calls.items() if n}, says.said
+
+
+CASES = [("gradients", "plain", 1), ("gradients", "ignored", 2), ("gradients", "sum", 1), ("module", "plain", 1)]
+
+
+def all_cases(world):
+    torch.set_num_threads(1)
+    runs = [fitted(world, form, loss, accumulated=n) for form, loss, n in CASES]
+    assert not [line for *_, said in runs for line in said if "is not used" in line]
+    return [run[:2] for run in runs]
+
+
+def test_a_compiled_form_has_the_same_bits_on_any_number_of_ranks():
+    alone = all_cases(World.alone())
+    assert [used for _, used in alone] == [{"graph": True}] * 3 + [{"module": True}]
+    for size in (2, 4):
+        for rank in run_ranks(size, all_cases):
+            assert [bits for bits, _ in rank] == [bits for bits, _ in alone]
+
+
+def falls_back(world):
+    torch.set_num_threads(1)
+    return fitted(world, "gradients", fails=(1,)), fitted(world, "none")[0]
+
+
+def test_what_one_rank_cannot_compile_none_does():
+    first, second = run_ranks(2, falls_back)
+    for (bits, _, said), plain in (first, second):
+        assert bits == plain
+        assert said == [] or any("this compiler is broken" in line for line in said), said
+    assert first[0][2]
+
+
+def refused(world):
+    """A run that cannot be gone on with in its form: the error is everybody's, before any step."""
+    net = nn.Linear(6, 3)
+    step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), world=world)
+    loader = Loader(rows(30), 8)
+    loader.divide(2, world.rank, world.size)
+    with without_inductor(world.rank == 1), pytest.raises(surefoot.execution.CannotCompile) as caught:
+        parts.verified_part(Execution(compile="gradients"), step, loader.first_parts())
+    return str(caught.value)
+
+
+def test_a_refusal_names_its_rank():
+    assert run_ranks(2, refused) == ["rank 1: RuntimeError: this compiler is broken"] * 2
+
+
+class Clock:
+    """Goes on when a step is run, and then by what that step takes on this rank."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def timed(world):
+    """oneDNN on is faster on rank 0 and much slower on rank 1."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), world=world)
+    loader = Loader((torch.randn(16, 1, 4, 4), torch.arange(16) % 3), 8)
+    loader.divide(2, world.rank, world.size)
+    clock = Clock()
+
+    @contextlib.contextmanager
+    def running(self, execution):
+        def run(number):
+            clock.now += 0.001 * (1 if not execution.onednn else (0.5, 3.0)[world.rank])
+
+        yield run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "time", clock)
+        patch.setattr(Bench, "_running", running)
+        fixed = {k: v for k, v in FIXED.items() if k != "onednn"} | {"compile": False}
+        table = tune(fixed, step, loader.first_batches(2), steps_expected=1000, say=str)
+        return table.best.to_json(), [row.ms for row in table.rows]
+
+
+def test_settings_are_measured_on_all_ranks_and_the_slowest_decides():
+    first, second = run_ranks(2, timed)
+    assert first == second
+    assert not first[0]["onednn"] and sorted(map(round, first[1])) == [1, 3]
+
+
+def breaks(world):
+    """A candidate that fails on one rank alone."""
+    net = nn.Linear(6, 3)
+    step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), world=world)
+    loader = Loader(rows(16), 8)
+    loader.divide(2, world.rank, world.size)
+    trial = Trial(as_torch_would())
+    with Bench(step, loader.first_batches(2)) as bench:
+        bench.time(trial)
+        if world.rank == 1:
+            bench.batches[0][0] = (torch.zeros(4, 7), torch.zeros(4, dtype=torch.long))
+        bench.time(trial)
+    return trial.refused, len(trial.times)
+
+
+def test_what_fails_on_one_rank_is_held_against_a_candidate_on_all():
+    first, second = run_ranks(2, breaks)
+    assert first == second and first[0].startswith("it fails: RuntimeError") and first[1] == 1
