@@ -37,6 +37,7 @@ class GraphPart:
         self.graph, self._targets_at = graph, targets_at
 
     def fits(self, batch: Batch) -> bool:
+        """Whether the graph is one for this micro-batch and for what is trained now."""
         return self.graph.fits(batch)
 
     def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int) -> LossValue:
@@ -56,6 +57,7 @@ class ModulePart:
         self._model, self._signature = model, signature(batch)
 
     def fits(self, batch: Batch) -> bool:
+        """Whether the micro-batch has the shape that was compiled."""
         return all(isinstance(part, Tensor) for part in batch) and fits(batch, self._signature)
 
     def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int) -> LossValue:
