@@ -41,7 +41,8 @@ ONE = {
 def test_a_verb_for_one_process_is_refused_in_one_line(capsys, monkeypatch, words):
     code, text = said(capsys, monkeypatch, 0, *words)
     command = " ".join(("surefoot", *words))
-    assert code == 2 and text == f"surefoot: {words[0]}: is for one process; start it without torchrun: `{command}`\n"
+    refusal = f"surefoot: {words[0]}: is for one process; start it without torchrun: `{command}`"
+    assert code == 2 and text == f"{refusal} (`surefoot explain command-line` tells more)\n"
     # Another rank ends without an error: torchrun would end the first before it has spoken.
     assert said(capsys, monkeypatch, 1, *words) == (0, "")
 
