@@ -4,70 +4,39 @@ from __future__ import annotations
 
 import ast
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 
-import surefoot
 from surefoot.cli import main
 from surefoot.cli.explain import LANGUAGES, sections
 from surefoot.errors import CODES, Problems, RunFailed, Stopped, SurefootError, UsageError, code_of_module
 from surefoot.rank_errors import described, raised_as
 from surefoot.recipe import parse_recipe
 
-PACKAGE = Path(surefoot.__file__).parent
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs" / "site"))
+
+from messages import ANOTHERS, OWN, TREES, by_code, module, raised  # noqa: E402
+
 REFUSALS = [name for name, (page, _) in sections().items() if page == "refusals"]
-
-
-def module(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def error_classes() -> set[str]:
-    """The names of our error classes but `Stopped`, which is no mistake."""
-    found = {"SurefootError"}
-    bases = {
-        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-        for tree in TREES.values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-    }
-    while more := {name for name, its in bases.items() if its & found} - found:
-        found |= more
-    return found - {"Stopped"}
-
-
-CLASSES = error_classes()
-# Those that set their code themselves; and what stands for `code=error.code`.
-OWN = {"BadFile": "file-refused", "Refused": "recipe-yaml", "RankFailed": "rank-failed"}
-ANOTHERS = "another error's"
-
-
-def raised(tree: ast.AST):
-    """(line, the code given or None) of each error of ours that is made."""
-    for node in ast.walk(tree):
-        name = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
-        if name in CLASSES:
-            given = next((word.value for word in node.keywords if word.arg == "code"), None)
-            code = OWN.get(name) if given is None else getattr(given, "value", ANOTHERS)
-            yield node.lineno, code if code is None or isinstance(code, str) else ANOTHERS
 
 
 @pytest.mark.parametrize("path", [path for path in TREES if any(raised(TREES[path]))], ids=module)
 def test_no_error_is_raised_without_a_code_that_is_explained(path):
     explained = sections()
-    for line, code in raised(TREES[path]):
+    for call, code in raised(TREES[path]):
         code = code_of_module(module(path)) if code is None else code
         assert code in explained or code is ANOTHERS, (
-            f"{path.name}:{line}: {code or 'no code'}: give code= with a name of explanations/refusals.md, "
+            f"{path.name}:{call.lineno}: {code or 'no code'}: give code= with a name of explanations/refusals.md, "
             "or a code to its module in errors.CODES"
         )
 
 
 def test_an_error_of_a_module_without_a_code_would_be_found():
-    assert code_of_module("new_module") == "" and list(raised(ast.parse("raise UsageError('x')"))) == [(1, None)]
+    assert code_of_module("new_module") == "" and [code for _, code in raised(ast.parse("raise UsageError('x')"))] == [
+        None
+    ]
 
 
 def test_no_explanation_is_of_nothing():
@@ -82,6 +51,14 @@ def test_no_explanation_is_of_nothing():
         code_of_module(module(path)) for path, tree in TREES.items() if any(code is None for _, code in raised(tree))
     }
     assert [name for name in REFUSALS if name not in words | used] == []
+
+
+def test_the_messages_of_each_code_are_found():
+    messages = by_code()
+    assert set(messages) <= {*sections(), ANOTHERS, ""}
+    assert sum(map(len, messages.values())) > 500
+    assert "…: is empty; a table begins with a line of its columns' names" in messages["data-table"]
+    assert "unknown key …" not in messages and any("missing; give" in text for text in messages["recipe-missing-key"])
 
 
 def test_every_place_of_the_table_is_there():

@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+from messages import by_code
+
 # Whose `__all__` is public, beside that of `surefoot` itself.
 MODULES = (
     *("schedules", "optimizers", "losses", "metrics", "models", "data", "planning", "tracking"),
@@ -214,6 +216,7 @@ TROUBLE = {
     "zh": "命令或调用拒绝的一切，以及训练之前和第一个批次上发现的问题，按打印出的名称排列：原因和办法。"
     "`surefoot explain NAME --lang zh` 打印同样的内容；在 Python 里，名称就是异常的 `code`。",
 }
+SAID = {"en": "Its messages", "zh": "它的消息"}
 GROUPS = {
     "en": {"refusals": "Refusals", "lint": "Found on the first batch", "schedules": "Found in the schedule"},
     "zh": {"refusals": "拒绝", "lint": "第一个批次上发现的", "schedules": "学习率设置里发现的"},
@@ -229,8 +232,13 @@ def trouble_page(title: str, language: str) -> str:
     for page, group in GROUPS[language].items():
         names = [name for name, (where, _) in found.items() if where == page]
         parts.append(f"**{group}**: " + " · ".join(f"[{name}](#{name})" for name in names) + "\n")
+    messages = by_code()
     for page in GROUPS[language]:
-        parts += [f"## {name}\n\n{text}\n" for name, (where, text) in found.items() if where == page]
+        for name, text in ((name, text) for name, (where, text) in found.items() if where == page):
+            parts.append(f"## {name}\n\n{text}\n")
+            if name in messages:
+                lines = "\n".join(messages[name])
+                parts.append(f"<details><summary>{SAID[language]}</summary>\n\n```text\n{lines}\n```\n\n</details>\n")
     return "\n".join(parts)
 
 

@@ -86,6 +86,7 @@ CODES = {
     "planning": "output-file",
     "planning.lr_find": "lr-find",
     "preprocessing": "data-preprocessing",
+    "process_group": "ranks",
     "proof": "verify",
     "recipe": "recipe-value",
     "recipe.load": "recipe-file",
