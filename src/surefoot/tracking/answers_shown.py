@@ -36,25 +36,26 @@ def _card(entry: Mapping[str, Any], sample: Mapping[str, Any], names: Sequence[s
     image = f'<img class="{"small" if form == "png" else ""}" alt="{alt}" src="data:image/{form};base64,{picture}">'
     lines = [f'<span class="dim">sample {entry["index"]:,}</span>']
     if "predicted" in entry:
-        lines.append(f"<b>{escape(_answer(entry['predicted'], names))}</b>")
-        lines.append(f"true: {escape(_answer(entry['true'], names))}")
-    lines.append(f'<span class="dim">{escape(_how(entry))}</span>')
+        lines.append(f"<b>{escape(answer_text(entry['predicted'], names))}</b>")
+        lines.append(f"true: {escape(answer_text(entry['true'], names))}")
+    lines.append(f'<span class="dim">{escape(how_sure(entry))}</span>')
     return f'<div class="sample">{image if picture else ""}{"<br>".join(lines)}</div>'
 
 
-def _how(entry: Mapping[str, Any]) -> str:
+def how_sure(entry: Mapping[str, Any]) -> str:
+    """How sure an answer was, and its loss."""
     parts = [f"{100 * entry['confidence']:.1f} % sure"] if "confidence" in entry else []
     parts += [f"{100 * entry['right']:.1f} % right"] if "right" in entry else []
     return ", ".join([*parts, f"loss {entry['loss']:.3g}"])
 
 
-def _answer(answer: Any, names: Sequence[str]) -> str:
+def answer_text(answer: Any, names: Sequence[str]) -> str:
     """A class by name, labels as a list of names, numbers as they are."""
     if isinstance(answer, int):
         return names[answer] if answer < len(names) else str(answer)
     if answer and any(isinstance(item, float) for item in answer):
         return ", ".join(item if isinstance(item, str) else f"{item:.5g}" for item in answer)
-    return ", ".join(_answer(item, names) for item in answer) or "none"
+    return ", ".join(answer_text(item, names) for item in answer) or "none"
 
 
 def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names: Sequence[str], of: str) -> str:
@@ -77,7 +78,11 @@ def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names
         row = dict(part.get("row", ()))
         rows.append(
             [f"{entry['index']:,}"]
-            + ([_answer(entry[key], names) if key in entry else "" for key in ("true", "predicted")] if answers else [])
+            + (
+                [answer_text(entry[key], names) if key in entry else "" for key in ("true", "predicted")]
+                if answers
+                else []
+            )
             + [f"{100 * entry[key]:.1f} %" if key in entry else "" for key in there]
             + [
                 f"{entry['loss']:.4g}",

@@ -13,6 +13,7 @@ from .epochs import Epochs
 from .histograms import Histogram
 from .journal import JournalFile, run_records
 from .tensorboard import TensorBoard
+from .validation import read_validation
 
 TOGETHER = "together"
 
@@ -80,9 +81,12 @@ class RunRecords:
         return self._board
 
     def end(self, conditions: Mapping[str, Any], step: int, wall_s: float) -> None:
-        """The run has reached its end: TensorBoard gets its settings, so that its HParams tab compares runs."""
+        """The run has reached its end: TensorBoard gets its settings and the pictures that it got most wrong."""
         if (board := self._opened_board()) is not None:
+            from .wrong_pictures import wrong_pictures
+
             board.write_settings(settings_of(conditions), step, wall_s)
+            board.write_pictures(wrong_pictures(read_validation(self.run_dir)), step, wall_s)
 
     # ----------------------------------------------------------------------- what a Checkpointer asks for
 

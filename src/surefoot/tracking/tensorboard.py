@@ -8,8 +8,8 @@
 
 So no tag mixes means over an epoch with those over a few steps, and "Training vs. Validation Loss" (a
 custom scalars chart) draws `loss/train` against `loss/val` without the sub-runs that `add_scalars` would
-make; `together` makes them. An epoch's train record adds its `lr` only where no step record has it. Histograms and
-settings stand in the events only: they are lost where these have to be written again from the records.
+make; `together` makes them. An epoch's train record adds its `lr` only where no step record has it. Histograms,
+pictures and settings stand in the events only: they are lost where these are written again from the records.
 
 Events are written with TensorBoard's own protobufs; its writers are not used because importing them (or
 torch.utils.tensorboard) takes 0.2 to 1.3 s and a thread.
@@ -18,18 +18,22 @@ torch.utils.tensorboard) takes 0.2 to 1.3 s and a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .event_files import EventFiles, framed
 from .histograms import Histogram
 from .journal import metrics_of
 
+if TYPE_CHECKING:
+    from .wrong_pictures import Captioned
+
 CHART, SPEED = "Training vs. Validation Loss", "steps_per_s/train"
+WRONG = "wrong answers"
 _MOST_SETTINGS, _LONGEST_SETTING = 200, 200
 _RECORDS_TIMED = 10
-_SUCCESS, _DT_FLOAT = 1, 1  # of TensorBoard's protobufs
+_SUCCESS, _DT_FLOAT, _RGB = 1, 1, 3  # of TensorBoard's protobufs
 _SUB_RUNS = {"train": "Training", "val": "Validation"}
 
 
@@ -78,6 +82,16 @@ class TensorBoard:
             shown.bucket_limit.extend(each.limits())
             shown.bucket.extend(each.counts)
         self._points.append(framed(event.SerializeToString()))
+
+    def write_pictures(self, pictures: Sequence[Captioned], step: int, wall_s: float) -> None:
+        """Add pictures, each under its caption, in one group."""
+        event = self._event({"wall_s": wall_s}, step)
+        for each in pictures:
+            value = event.summary.value.add(tag=f"{WRONG}/{each.caption}")
+            value.image.encoded_image_string = each.data
+            value.image.width, value.image.height, value.image.colorspace = each.width, each.height, _RGB
+        if pictures:
+            self._points.append(framed(event.SerializeToString()))
 
     def write_settings(self, settings: Mapping[str, Any], step: int, wall_s: float) -> None:
         """Add a run's settings for the HParams tab, whose table shows them beside the last value of each scalar.
