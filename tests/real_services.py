@@ -128,3 +128,169 @@ def transformers_from_a_pushed_folder() -> str:
             again = surefoot.load_model(f"{name}-hub", trust_code=True)
             assert torch.equal(again(tokens).logits, model(tokens).logits)
     return "BERT and GPT-2"
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+import surefoot
+from surefoot.tracking import Progress
+
+epochs, killed_at, trackers = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+
+
+class Heard(Progress):
+    def record(self, record):
+        if record["step"] == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def message(self, text):
+        print(text, flush=True)
+
+
+torch.manual_seed(0)
+x = torch.linspace(-1, 1, 640).reshape(160, 4)
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+options = surefoot.RunOptions(trackers=trackers, progress=Heard(), execution="plain", log_every=5, tensorboard=False)
+surefoot.fit(model, torch.nn.MSELoss(), optimizer, (x, x[:, :2]), val=(x, x[:, :2]), epochs=epochs, batch_size=8,
+             run_dir="run", resume=True, run=options)
+"""
+
+
+def fit(epochs: int, *trackers: str, killed_at: int = 0):
+    """A process that calls `fit`: 20 steps an epoch, a record every 5; killed where it records step `killed_at`."""
+    import subprocess
+    import sys
+
+    Path("train.py").write_text(SCRIPT)
+    words = [sys.executable, "train.py", str(epochs), str(killed_at), *trackers]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def expected_steps(epochs: int) -> dict[str, list[int]]:
+    """The points that a tracker has of such a run."""
+    steps, ends = list(range(5, 20 * epochs + 1, 5)), [20 * (epoch + 1) for epoch in range(epochs)]
+    return {"loss/train_step": steps, "lr/0": steps, "loss/train": ends, "loss/val": ends}
+
+
+@contextlib.contextmanager
+def mlflow_server(port: int):
+    """An MLflow server with SQLite, until the block ends; its data stay for the next."""
+    import signal
+    import subprocess
+    import sys
+    import time
+    import urllib.request
+
+    words = ["server", "--backend-store-uri", "sqlite:///mlflow.db", "--host", "127.0.0.1", "--port", str(port)]
+    with open("server.log", "ab") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--workers", "1"], stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        else:
+            raise AssertionError(Path("server.log").read_text()[-2000:])
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+@case
+def mlflow_by_fit() -> str:
+    """`fit` feeds a real MLflow server by a process of its own: killed, resumed, the server down in between."""
+    import socket
+
+    from mlflow.tracking import MlflowClient
+
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with somewhere(MLFLOW_TRACKING_URI=address, MLFLOW_EXPERIMENT_NAME="mine") as home:
+
+        def points() -> dict[str, list[int]]:
+            client = MlflowClient(address)
+            (found,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+            assert found.data.params["optimizer.lr"] == "0.01", found.data.params
+            states.append(found.info.status)
+            names = expected_steps(1)
+            return {name: sorted(p.step for p in client.get_metric_history(found.info.run_id, name)) for name in names}
+
+        states: list[str] = []
+        with mlflow_server(port):
+            assert fit(3, "mlflow", killed_at=45).returncode == -9
+            done = fit(3, "mlflow")
+            assert done.returncode == 0 and "mlflow does not have everything" not in done.stdout, done
+            assert points() == expected_steps(3)
+        done = fit(4, "mlflow")  # the server is down
+        assert done.returncode == 0, done.stderr
+        told = [line for line in done.stdout.splitlines() if "mlflow does not have everything yet" in line]
+        assert len(told) == 1 and "surefoot track run --to mlflow" in told[0], done.stdout
+        with mlflow_server(port):
+            for _ in range(60):  # what the training left behind may be trying still
+                code, out = command("track", "run", "--to", "mlflow")
+                if code == 0:
+                    break
+                assert "another process tells mlflow" in out, out
+                __import__("time").sleep(2)
+            assert points() == expected_steps(4)
+        assert states == ["FINISHED", "FINISHED"], states
+        code, out = command("track", "run", "--to", "mlflow")
+        assert code == 1 and len(out.strip().splitlines()) == 1, out
+        note = (home / "run/trackers/mlflow.log").read_text()
+        assert "Traceback" not in note, note
+    return f"{sum(map(len, expected_steps(4).values()))} points, each once"
+
+
+@case
+def wandb_offline() -> str:
+    """`fit` keeps a run of Weights & Biases in the run's directory, each row once after a kill, read by its own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    with somewhere(WANDB_MODE="offline", WANDB_SILENT="true"):
+        assert fit(3, "wandb", killed_at=45).returncode == -9
+        done = fit(3, "wandb")
+        assert done.returncode == 0 and "does not have everything" not in done.stdout, done
+        steps: list[int] = []
+        for path in sorted(Path("run/trackers").glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime):
+            store = DataStore()
+            store.open_for_scan(str(path))
+            while (data := store.scan_data()) is not None:
+                record = wandb_internal_pb2.Record()
+                record.ParseFromString(data)
+                if record.HasField("history"):
+                    steps.append(record.history.step.num)
+        assert steps == list(range(5, 61, 5)), steps
+    return f"{len(steps)} rows, each once"
+
+
+@case
+def wandb_that_cannot_be_reached() -> str:
+    """Online with a server that is down, and with an address that is none: the training ends in time, one line each."""
+    import time
+
+    ends = []
+    for address in ("http://127.0.0.1:9", "not-an-address"):
+        variables = {
+            "WANDB_MODE": "online",
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_SILENT": "true",
+            "WANDB_INIT_TIMEOUT": "5",
+        }
+        with somewhere(WANDB_BASE_URL=address, **variables):
+            begun = time.monotonic()
+            done = fit(1, "wandb")
+            ends.append(time.monotonic() - begun)
+            assert done.returncode == 0, done.stderr
+            told = [line for line in done.stdout.splitlines() if "wandb does not have everything yet" in line]
+            assert len(told) == 1, done.stdout
+            note = Path("run/trackers/wandb.log").read_text()
+            assert "Traceback" not in note, note
+    return f"told after {max(ends):.0f} s at most"

@@ -6,11 +6,14 @@ import contextlib
 
 import pytest
 import torch
+from command_runs import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import surefoot
 from surefoot import Problems, RunOptions
+from surefoot.checkpoint import read_about
+from surefoot.cli import main
 from surefoot.errors import RunFailed
 from surefoot.recipe import load_recipe
 from surefoot.tracking import RunRecords
@@ -175,3 +178,11 @@ def test_mistakes_in_a_recipe(how, told):
     with pytest.raises(Problems) as caught:
         load_recipe("quickstart", [f"tensorboard={how}"])
     assert told in str(caught.value)
+
+
+def test_a_run_may_be_resumed_with_or_without_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [word for word in SMALL if not word.startswith(("epochs", "tensorboard"))]
+    assert main(["train", "quickstart", "--run", "run", *small, "epochs=1", "tensorboard={histograms: 1 epoch}"]) == 0
+    assert main(["resume", "run", "epochs=2", "--horizon", "stretch", "tensorboard=true"]) == 0
+    assert not any(name.startswith("recipe.tensorboard") for name in read_about("run")["conditions"])

@@ -45,6 +45,30 @@ class Server:
         self.status = status
 
 
+class Processes:
+    """Feeds as processes make them: the one before has ended, unless it is to go on `beside` the next."""
+
+    def __init__(self):
+        self.feeds: list[Feed] = []
+
+    def __call__(self, run, name, opened, beside=False) -> Feed:
+        if not beside:
+            self.end()
+        self.feeds.append(Feed(run, name, opened))
+        return self.feeds[-1]
+
+    def end(self) -> None:
+        for feed in self.feeds:
+            feed.close()
+
+
+@pytest.fixture(autouse=True)
+def process():
+    processes = Processes()
+    yield processes
+    processes.end()
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     return make_run(tmp_path / "run", [])
@@ -75,21 +99,56 @@ def test_points_have_the_names_of_tensorboard():
     assert list(points_of(record | {"kind": "epoch", "split": "val"})) == [("loss/val", 2.0)]
 
 
-def test_what_comes_is_sent_once_also_by_another_process(run):
+def test_what_comes_is_sent_once_also_by_another_process(process, run):
     server = Server()
-    feed = Feed(run, "mlflow", server)
+    feed = process(run, "mlflow", server)
     append(run, 5, 10)
     assert feed.catch_up() == 4 and feed.catch_up() == 0
     append(run, 15)
     assert feed.catch_up() == 1 and server.opened == 1
     append(run, 20)
-    Feed(run, "mlflow", server).end()
+    process(run, "mlflow", server).end()
     assert server.points == expected(5, 10, 15, 20) and server.status == "done"
 
 
-def test_a_resume_that_makes_records_again_doubles_none(run):
+def test_two_processes_never_tell_one_tracker_at_a_time(process, run, capsys, monkeypatch):
     server = Server()
-    feed = Feed(run, "mlflow", server)
+    append(run, 5)
+    feed = process(run, "mlflow", server)
+    feed.catch_up()
+    append(run, 10)
+    monkeypatch.setattr(trackers, "open_tracker", lambda name: server)
+    assert main(["track", str(run), "--to", "mlflow"]) == 1
+    assert "another process tells mlflow of this run; wait until it has ended" in capsys.readouterr().err
+    process(run, "wandb", Server(), beside=True).catch_up()
+    feed.catch_up()
+    feed.close()
+    assert main(["track", str(run), "--to", "mlflow"]) == 0
+    assert server.points == expected(5, 10)
+
+
+def test_one_that_waits_for_the_other_goes_on_where_that_ended(process, run):
+    server, said, looks = Server(), [], []
+    append(run, 5)
+    first = process(run, "mlflow", server)
+    first.catch_up()
+
+    def ended(seconds):
+        looks.append(seconds)
+        if len(looks) == 1:
+            append(run, 10)
+            first.catch_up()
+            first.close()
+            append(run, 15)
+        return len(looks) == 2
+
+    follow(process(run, "mlflow", server, beside=True), said.append, ended)
+    assert server.points == expected(5, 10, 15) and "another process tells mlflow" in said[0]
+
+
+def test_a_resume_that_makes_records_again_doubles_none(process, run):
+    server = Server()
+    feed = process(run, "mlflow", server)
     append(run, 5, 10, 15)
     feed.catch_up()
     data = (run / "metrics.jsonl").read_bytes()
@@ -101,11 +160,11 @@ def test_a_resume_that_makes_records_again_doubles_none(run):
 
 
 @pytest.mark.parametrize("moment", ["fails_before", "fails_after"])
-def test_a_tracker_that_was_down_gets_each_point_once(run, moment):
+def test_a_tracker_that_was_down_gets_each_point_once(process, run, moment):
     server = Server()
     append(run, 5, 10)
     setattr(server, moment, True)
-    feed = Feed(run, "mlflow", server)
+    feed = process(run, "mlflow", server)
     for _ in range(2):
         with pytest.raises(ConnectionError):
             feed.catch_up()
@@ -114,7 +173,7 @@ def test_a_tracker_that_was_down_gets_each_point_once(run, moment):
     assert server.points == expected(5, 10)
 
 
-def test_following_tries_again_and_ends_when_the_run_does(run):
+def test_following_tries_again_and_ends_when_the_run_does(process, run):
     server, said, pauses = Server(), [], []
     append(run, 5)
 
@@ -124,27 +183,27 @@ def test_following_tries_again_and_ends_when_the_run_does(run):
         return len(pauses) == 5
 
     server.fails_before = True
-    follow(Feed(run, "mlflow", server), said.append, ended)
+    follow(process(run, "mlflow", server), said.append, ended)
     assert server.points == expected(5) and server.status == "done"
     assert pauses == [10.0, 20.0, 40.0, 5.0, 5.0] and "ConnectionError: down; tried again in 5 s" in said[0]
 
 
-def test_what_is_left_at_the_end_is_told(run):
+def test_what_is_left_at_the_end_is_told(process, run):
     server = Server()
     server.fails_before = True
     append(run, 5)
     with pytest.raises(RunFailed, match="did not take everything: ConnectionError"):
-        follow(Feed(run, "mlflow", server), lambda text: None, lambda seconds: True)
+        follow(process(run, "mlflow", server), lambda text: None, lambda seconds: True)
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"sent": 3}', '{"sent": ["a", "b"]}'])
-def test_a_note_of_somebody_elses_making_sends_again_what_the_tracker_lacks(run, note):
+def test_a_note_of_somebody_elses_making_sends_again_what_the_tracker_lacks(process, run, note):
     server = Server()
     append(run, 5)
-    Feed(run, "mlflow", server).catch_up()
+    process(run, "mlflow", server).catch_up()
     (run / "trackers" / "mlflow.json").write_text(note)
     append(run, 10)
-    Feed(run, "mlflow", server).catch_up()
+    process(run, "mlflow", server).catch_up()
     assert sorted(server.points) == sorted(expected(5, 10))
 
 
@@ -201,7 +260,7 @@ def test_the_input_that_ends_is_seen(monkeypatch):
     assert not track._input_ends(1.0)
 
 
-def test_the_note_is_plain(run):
+def test_the_note_is_plain(process, run):
     append(run, 10)
-    Feed(run, "wandb", Server()).catch_up()
+    process(run, "wandb", Server()).catch_up()
     assert json.loads((run / "trackers" / "wandb.json").read_text()) == {"sent": [10, 2]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,11 @@ def test_mlflow_has_each_point_once_whatever_was_killed_or_made_again(run):
     mlflow = pytest.importorskip("mlflow")
     feed = Feed(run, "mlflow", open_tracker("mlflow"))
     feed.catch_up()
+    feed.close()
     (run / "trackers" / "mlflow.json").unlink()  # a kill after the points were sent and before that was noted
     make_run(run, [0.5, 0.25, 0.75, 0.8], settings={"optimizer.lr": 0.1})
-    Feed(run, "mlflow", open_tracker("mlflow")).end()
+    with contextlib.closing(Feed(run, "mlflow", open_tracker("mlflow"))) as feed:
+        feed.end()
     client = mlflow.MlflowClient()
     (found,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
     history = client.get_metric_history(found.info.run_id, "accuracy/val")
@@ -38,7 +41,9 @@ def test_mlflow_has_each_point_once_whatever_was_killed_or_made_again(run):
 
 def test_wandb_keeps_an_offline_run_in_the_run_directory(run):
     pytest.importorskip("wandb")
-    Feed(run, "wandb", open_tracker("wandb")).end()
+    with contextlib.closing(Feed(run, "wandb", open_tracker("wandb"))) as feed:
+        feed.end()
     (kept,) = (run / "trackers").glob("wandb/offline-run-*/*.wandb")
     assert kept.stat().st_size > 500
-    assert Feed(run, "wandb", lambda about, path: None).catch_up() == 0, "all of it was sent and noted"
+    with contextlib.closing(Feed(run, "wandb", lambda about, path: None)) as feed:
+        assert feed.catch_up() == 0, "all of it was sent and noted"

@@ -54,7 +54,7 @@ def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) 
     values = flatten("recipe", recipe.plain())
     for name in list(values):
         key = name.removeprefix("recipe.")
-        if key in _HARMLESS or key.startswith("execution."):
+        if key in _HARMLESS or key.startswith(("execution.", "tensorboard.")):
             del values[name]
     values["data.train"] = splits.train.fingerprint()
     if splits.val is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import select
@@ -22,22 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Catch up once, or follow."""
-    from ..errors import RunFailed
+    from ..errors import RunFailed, first_line
     from ..runs.record import open_run
     from ..tracking.trackers import Feed, follow, open_tracker
 
     run_dir = open_run(arguments.run_dir).path
-    feed = Feed(Path(run_dir), arguments.to, open_tracker(arguments.to))
-    if arguments.follow:
-        follow(feed, functools.partial(say, error=True), _input_ends)
-        return 0
-    try:
-        count = feed.catch_up()
-        feed.end()
-    except Exception as error:  # whatever the tracker, its server and the network have to say
-        raise RunFailed(
-            f"{run_dir}: {arguments.to} did not take the records: {type(error).__name__}: {error}"
-        ) from error
+    with contextlib.closing(Feed(Path(run_dir), arguments.to, open_tracker(arguments.to))) as feed:
+        if arguments.follow:
+            follow(feed, functools.partial(say, error=True), _input_ends)
+            return 0
+        try:
+            count = feed.catch_up()
+            feed.end()
+        except RunFailed:
+            raise
+        except Exception as error:  # whatever the tracker, its server and the network have to say
+            raise RunFailed(
+                f"{run_dir}: {arguments.to} did not take the records: {first_line(error, kind=True)}"
+            ) from error
     say(f"{run_dir}: {counted(count, 'record')} logged to {arguments.to}")
     return 0
 

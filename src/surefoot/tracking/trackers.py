@@ -8,6 +8,7 @@ is tried again, at the latest by the next sitting or `surefoot track`, and the t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -17,10 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from .. import files
-from ..errors import RunFailed, UsageError
+from ..errors import RunFailed, UsageError, first_line
 from ..text import typed
 from .journal import end_of_last_line, metrics_of, run_records
 from .recording import settings_of
@@ -68,11 +69,13 @@ class Feed:
         self._run, self._opened = run, opened
         self._note = run / FOLDER / f"{name}.json"
         self._tracker: Tracker | None = None
-        self._sent = _noted(self._note)
+        self._sent: Place = (-1, 0)
         self._offset = 0  # of the journal's bytes, how many hold nothing that is not sent
+        self._lock: IO[bytes] | None = None
 
     def catch_up(self) -> int:
         """Send what the tracker does not have yet; returns how many records. Raises what the tracker raises."""
+        self._hold()
         about = _about(self._run)
         # Of the first batch a kill may have left points that were sent and not noted.
         unsure = self._tracker is None
@@ -88,6 +91,30 @@ class Feed:
             raise
         self._offset = end
         return count
+
+    def _hold(self) -> None:
+        """Let no other process tell the tracker of this run: what both sent would be there twice."""
+        if self._lock is not None:
+            return
+        self._note.parent.mkdir(exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        file = os.fdopen(os.open(self._note.with_suffix(".lock"), flags, 0o666), "rb", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise RunFailed(
+                f"{self._run}: another process tells {self._note.stem} of this run; wait until it has ended"
+            ) from None
+        except OSError:  # a file system without such locks
+            pass
+        self._lock, self._sent = file, _noted(self._note)
+
+    def close(self) -> None:
+        """Let another process tell the tracker."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _send(self, batch: Sequence[Mapping[str, Any]], started: float, unsure: bool) -> None:
         assert self._tracker is not None
@@ -172,6 +199,9 @@ class _Mlflow:
     _ENDS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
     def __init__(self, about: Mapping[str, Any], run: Path):
+        # Tried again here, with what is new by then; by itself it would go on for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow.tracking import MlflowClient
 
         self._client: Any = MlflowClient()
@@ -315,7 +345,7 @@ def follow(feed: Feed, say: Callable[[str], None], ended: Callable[[float], bool
                 feed.catch_up()
             pause = _PAUSE_S
         except Exception as error:  # whatever the tracker, its server and the network have to say
-            reason = f"{type(error).__name__}: {error}"
+            reason = first_line(error, kind=True)
             if over:
                 raise RunFailed(f"the tracker did not take everything: {reason}") from error
             say(f"{reason}; tried again in {pause:.0f} s")
