@@ -146,6 +146,25 @@ def test_one_that_waits_for_the_other_goes_on_where_that_ended(process, run):
     assert server.points == expected(5, 10, 15) and "another process tells mlflow" in said[0]
 
 
+def test_what_a_killed_training_left_running_is_waited_for_at_the_end(process, run):
+    server, sleeps = Server(), []
+    append(run, 5)
+    first = process(run, "mlflow", server)
+    first.catch_up()
+    append(run, 10)
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            first.close()
+
+    follow(process(run, "mlflow", server, beside=True), lambda text: None, lambda seconds: True, sleep)
+    assert server.points == expected(5, 10) and sleeps == [5.0] * 3
+    second = process(run, "mlflow", server, beside=True)
+    with pytest.raises(RunFailed, match="another process tells mlflow"):
+        follow(second, lambda text: None, lambda seconds: True, lambda seconds: None)
+
+
 def test_a_resume_that_makes_records_again_doubles_none(process, run):
     server = Server()
     feed = process(run, "mlflow", server)

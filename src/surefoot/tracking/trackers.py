@@ -33,10 +33,14 @@ INSTALL = {
 }
 _MOST_BYTES = 4 * 1024 * 1024
 _BATCH = 500  # records
-_LEAVING_S, _PAUSE_S = 20.0, 5.0
+_LEAVING_S, _PAUSE_S, _MOST_WAITS = 20.0, 5.0, 24
 # Where a record stands among those of its step: the order in which they are written.
 _ORDER = {("step", "train"): 0, ("epoch", "train"): 1, ("epoch", "val"): 2}
 Place = tuple[int, int]
+
+
+class Held(RunFailed):
+    """Another process tells the tracker of the same run."""
 
 
 class Tracker(Protocol):
@@ -103,7 +107,7 @@ class Feed:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise RunFailed(
+            raise Held(
                 f"{self._run}: another process tells {self._note.stem} of this run; wait until it has ended"
             ) from None
         except OSError:  # a file system without such locks
@@ -331,12 +335,18 @@ class Feeds:
                 )
 
 
-def follow(feed: Feed, say: Callable[[str], None], ended: Callable[[float], bool]) -> None:
+def follow(
+    feed: Feed,
+    say: Callable[[str], None],
+    ended: Callable[[float], bool],
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Catch up again and again until ``ended(seconds)``, which waits that long, is true; then once more.
 
-    A tracker that fails is tried again, at most each minute. Raises RunFailed where the last time fails.
+    A tracker that fails is tried again, at most each minute. Raises RunFailed where the last time fails; the process of
+    a training that was killed may take until then to end, and is waited for.
     """
-    pause, over = _PAUSE_S, False
+    pause, over, waits = _PAUSE_S, False, _MOST_WAITS
     while True:
         try:
             if over:
@@ -346,6 +356,10 @@ def follow(feed: Feed, say: Callable[[str], None], ended: Callable[[float], bool
             pause = _PAUSE_S
         except Exception as error:  # whatever the tracker, its server and the network have to say
             reason = first_line(error, kind=True)
+            if over and waits and isinstance(error, Held):
+                waits -= 1
+                sleep(_PAUSE_S)
+                continue
             if over:
                 raise RunFailed(f"the tracker did not take everything: {reason}") from error
             say(f"{reason}; tried again in {pause:.0f} s")
