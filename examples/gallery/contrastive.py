@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import RunOptions, fit, objective
+from surefoot import fit, objective
 from surefoot.data.garments import garments
 
 STATED = 0.80  # accuracy of the nearest of 2,000 neighbours, on held-out garments
@@ -65,8 +65,7 @@ def main(run: str) -> float:
     images = [source.tensors[0].float() / 255 for source in (data.train, data.val)]
     model = Features()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    options = RunOptions(progress=False)
-    fit(model, same_picture, optimizer, (images[0],), epochs=8, batch_size=128, run_dir=run, resume=True, run=options)
+    fit(model, same_picture, optimizer, (images[0],), epochs=8, batch_size=128, run_dir=run, resume=True)
     model.eval()
     with torch.no_grad():
         known, asked = F.normalize(model(images[0][:2000])), F.normalize(model(images[1]))

@@ -47,7 +47,7 @@ def discriminator() -> nn.Module:
     )
 
 
-def main(run: str, epochs: int = 12) -> float:
+def main(run: str, epochs: int = 36) -> float:
     """Train; returns how far the mean drawn picture is from the mean real one."""
     torch.manual_seed(0)
     real = garments(3200, 10).train.tensors[0].float() / 127.5 - 1

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import LinearWarmup, RunOptions, Schedule, StepOptions, fit, load_model, objective
+from surefoot import LinearWarmup, Schedule, StepOptions, fit, load_model, objective
 from surefoot.data.garments import garments
 
 STATED = 0.14  # mean squared error of the predicted noise, on held-out garments
@@ -85,9 +85,8 @@ def main(run: str, epochs: int = 16) -> float:
         step=StepOptions(ema_decay=0.99),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
-    averaged = load_model(f"{run}/model", model=Denoiser())
+    averaged = load_model(run, model=Denoiser())
     with torch.no_grad():
         sheet = sampled(averaged, 64).reshape(8, 8, 28, 28).permute(0, 2, 1, 3).reshape(224, 224)
     Image.fromarray(((sheet.clamp(-1, 1) + 1) * 127.5).byte().numpy()).save("generated.png")

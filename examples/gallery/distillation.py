@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import Loader, Objective, RunOptions, StepOptions, fit
+from surefoot import Objective, StepOptions, fit
 from surefoot.data.garments import garments
 from surefoot.models import MLP, LeNet5
 
@@ -38,36 +38,22 @@ def main(run: str) -> float:
     """Train teacher and student; returns the student's accuracy on pictures that were not trained on."""
     torch.manual_seed(0)
     data = garments(4000, 1000)
-    quiet = RunOptions(progress=False)
-
-    def loaders() -> dict[str, Loader]:
-        val = Loader(data.val, batch_size=250, shuffle=False, preprocessing=data.preprocessing)
-        return {"data": Loader(data.train, batch_size=64, preprocessing=data.preprocessing), "val": val}
 
     teacher = LeNet5()
     optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
-    fit(
-        teacher,
-        nn.CrossEntropyLoss(),
-        optimizer,
-        **loaders(),
-        epochs=5,
-        run_dir=f"{run}/teacher",
-        resume=True,
-        run=quiet,
-    )
+    fit(teacher, nn.CrossEntropyLoss(), optimizer, data, epochs=5, batch_size=64, run_dir=f"{run}/teacher", resume=True)
     student = MLP(hidden=(48,))
     result = fit(
         student,
         Objective(FromTeacher(teacher)),
         torch.optim.Adam(student.parameters(), lr=2e-3),
-        **loaders(),
+        data,
         epochs=12,
+        batch_size=64,
         metrics=["accuracy"],
         step=StepOptions(ema_decay=0.99),
         run_dir=f"{run}/student",
         resume=True,
-        run=quiet,
     )
     return result.metrics["val/accuracy"]
 

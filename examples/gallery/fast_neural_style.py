@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import Objective, RunOptions, fit
+from surefoot import Objective, fit
 
 STATED = 0.15  # distance to the style's correlations, as a share of that of the unpainted landscapes
 SIZE = 48
@@ -103,8 +103,8 @@ def main(run: str) -> float:
     torch.manual_seed(0)
     style, painter = Style(Features(), mosaic()), Painter()
     adam = torch.optim.Adam(painter.parameters(), lr=5e-3)
-    scenes, quiet = (landscapes(640, seed=1),), RunOptions(progress=False)
-    fit(painter, Objective(style), adam, scenes, epochs=6, batch_size=8, run_dir=run, resume=True, run=quiet)
+    scenes = (landscapes(640, seed=1),)
+    fit(painter, Objective(style), adam, scenes, epochs=6, batch_size=8, run_dir=run, resume=True)
     new = landscapes(8, seed=2)
     with torch.no_grad():
         painted = painter(new)

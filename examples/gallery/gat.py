@@ -85,7 +85,7 @@ def main(run: str) -> float:
         epochs=150,
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False, checkpoints=Checkpoints(every="20 epochs")),
+        run=RunOptions(checkpoints=Checkpoints(every="20 epochs")),
     )
     return result.metrics["val/right"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import RunOptions, fit, objective
+from surefoot import fit, objective
 
 STATED = 0.84  # accuracy on nodes whose field was not known
 
@@ -56,8 +56,7 @@ def main(run: str) -> float:
     graph = [papers()]
     model = GCN()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-3)
-    quiet = RunOptions(progress=False)
-    result = fit(model, known_fields, optimizer, graph, val=graph, epochs=60, run_dir=run, resume=True, run=quiet)
+    result = fit(model, known_fields, optimizer, graph, val=graph, epochs=60, run_dir=run, resume=True)
     return result.metrics["val/right"]
 
 

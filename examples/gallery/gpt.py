@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import nn
 
-from surefoot import LinearWarmup, Loader, RunOptions, Schedule, StepOptions, fit, load_model
+from surefoot import LinearWarmup, Loader, Schedule, StepOptions, fit, load_model
 from surefoot.data.text import text
 from surefoot.models import GPT
 
@@ -47,7 +47,6 @@ def main(run: str, epochs: int = 5) -> float:
         step=StepOptions(max_grad_norm=1.0),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     writer = load_model(run)
     begin = torch.tensor([data.classes.index(letter) for letter in "The "])

@@ -66,7 +66,7 @@ def main(run: str, epochs: int = 10) -> float:
         schedule=Schedule(optimizer, steps, LinearWarmup(optimizer, warmup_period=30)),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False, checkpoints=Checkpoints(keep_best="val/accuracy")),
+        run=RunOptions(checkpoints=Checkpoints(keep_best="val/accuracy")),
     )
     return result.best.value
 

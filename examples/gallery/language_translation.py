@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from surefoot import LinearWarmup, Loader, RunOptions, Schedule, fit
+from surefoot import LinearWarmup, Loader, Schedule, fit
 from surefoot.data import DatasetSource
 
 STATED = 0.95  # share of numbers that were not trained on and are translated without an error
@@ -99,9 +99,9 @@ def main(run: str, epochs: int = 12) -> float:
     model = Translator()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
-    schedule, quiet = Schedule(optimizer, cosine, LinearWarmup(optimizer, 50)), RunOptions(progress=False)
+    schedule = Schedule(optimizer, cosine, LinearWarmup(optimizer, 50))
     loss = nn.CrossEntropyLoss()
-    fit(model, loss, optimizer, loader, epochs=epochs, schedule=schedule, run_dir=run, resume=True, run=quiet)
+    fit(model, loss, optimizer, loader, epochs=epochs, schedule=schedule, run_dir=run, resume=True)
     asked = padded([sample(n) for n in numbers[3000:3300]])
     wanted = F.pad(asked["labels"].clamp(min=0), (0, 14 - asked["labels"].shape[1]))
     return (translated(model.eval(), asked["words"]) == wanted).all(dim=1).float().mean().item()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from surefoot import DataSplits, Loader, RunOptions, TensorSource, evaluate, fit, load_model, save_model
+from surefoot import DataSplits, Loader, TensorSource, evaluate, fit, load_model, save_model
 from surefoot.data.garments import garments
 from surefoot.models import ViT
 from surefoot.optimizers import trainable
@@ -52,7 +52,6 @@ def train(model: nn.Module, data: DataSplits, epochs: int, rate: float, run: str
         epochs=epochs,
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return result.metrics["val/accuracy"]
 

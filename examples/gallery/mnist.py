@@ -40,7 +40,7 @@ def main(run: str, fashion: bool = False) -> float:
         schedule=Schedule(optimizer, cosine, LinearWarmup(optimizer, warmup_period=50), by="step"),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False, checkpoints=Checkpoints(keep_best="val/accuracy")),
+        run=RunOptions(checkpoints=Checkpoints(keep_best="val/accuracy")),
     )
     counts = evaluate(model, nn.CrossEntropyLoss(), val, confusion=10).confusion
     white = 255 * (1 - counts / counts.sum(dim=1, keepdim=True))

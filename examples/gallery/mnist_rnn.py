@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from surefoot import Loader, RunOptions, StepOptions, fit
+from surefoot import StepOptions, fit
 from surefoot.data.garments import garments
 
 STATED = 0.85  # accuracy on held-out garments
@@ -40,13 +40,12 @@ def main(run: str) -> float:
         model,
         nn.CrossEntropyLoss(),
         optimizer,
-        Loader(data.train, batch_size=64, preprocessing=data.preprocessing),
-        val=Loader(data.val, batch_size=250, shuffle=False, preprocessing=data.preprocessing),
+        data,
         epochs=8,
+        batch_size=64,
         step=StepOptions(max_grad_norm=1.0),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return result.metrics["val/accuracy"]
 

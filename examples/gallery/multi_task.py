@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import RunOptions, fit, objective
+from surefoot import fit, objective
 from surefoot.data.garments import garments
 
 STATED = 0.87  # accuracy on held-out garments
@@ -63,7 +63,6 @@ def main(run: str) -> float:
         metrics=["accuracy"],
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return result.metrics["val/accuracy"]
 

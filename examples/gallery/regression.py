@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from surefoot import RunOptions, fit
+from surefoot import fit
 
 STATED = 0.05  # the largest error of a coefficient
 
@@ -38,7 +38,6 @@ def main(run: str) -> float:
         batch_size=64,
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return (model.weight[0] - wanted).abs().max().item()
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from surefoot import DataSplits, LinearWarmup, RunOptions, Schedule, TensorSource, fit
+from surefoot import DataSplits, LinearWarmup, Schedule, TensorSource, fit
 from surefoot.data.splits import image_preprocessing
 from surefoot.models import UNet
 
@@ -65,7 +65,6 @@ def main(run: str, epochs: int = 12) -> float:
         schedule=Schedule(optimizer, cosine, LinearWarmup(optimizer, warmup_period=30)),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     pictures, masks = (tensor[:10] for tensor in data.val.tensors)
     with torch.no_grad():

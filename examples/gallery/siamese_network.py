@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from surefoot import RunOptions, fit
+from surefoot import fit
 from surefoot.data.garments import garments
 
 STATED = 0.88  # accuracy on held-out pairs
@@ -82,7 +82,6 @@ def main(run: str) -> float:
         metrics={"right": right},
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return result.metrics["val/right"]
 

@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import nn
 
-from surefoot import RunOptions, StepOptions, fit
+from surefoot import StepOptions, fit
 
 STATED = 0.97  # accuracy on held-out pairs
 WHO = {"man": "person", "woman": "person", "boy": "child", "girl": "child", "dog": "animal", "cat": "animal"}
@@ -84,7 +84,6 @@ def main(run: str) -> float:
         step=StepOptions(max_grad_norm=5.0),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return result.metrics["val/accuracy"]
 

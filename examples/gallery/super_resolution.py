@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import RunOptions, fit
+from surefoot import fit
 from surefoot.data.garments import garments
 
 STATED = 1.0  # decibels above bicubic interpolation, on held-out garments
@@ -60,7 +60,6 @@ def main(run: str) -> float:
         metrics={"psnr": psnr},
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     bicubic = F.interpolate(small[1], scale_factor=2, mode="bicubic")
     return result.metrics["val/psnr"] - psnr(bicubic, large[1]).mean().item()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from surefoot import LinearWarmup, RunOptions, Schedule, fit
+from surefoot import LinearWarmup, Schedule, fit
 from surefoot.data.tables import csv as csv_table
 from surefoot.models import TabularMLP
 
@@ -56,7 +56,6 @@ def main(run: str, epochs: int = 25) -> float:
         schedule=Schedule(optimizer, cosine, LinearWarmup(optimizer, warmup_period=50)),
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     return result.metrics["val/r2"]
 

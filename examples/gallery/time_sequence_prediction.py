@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from surefoot import RunOptions, fit
+from surefoot import fit
 
 STATED = 0.02  # mean squared error over the 100 values after the end
 
@@ -56,7 +56,6 @@ def main(run: str) -> float:
         batch_size=32,
         run_dir=run,
         resume=True,
-        run=RunOptions(progress=False),
     )
     test = waves(8, 221, seed=2)
     model.eval()

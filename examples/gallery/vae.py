@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import Loader, RunOptions, fit, objective
+from surefoot import fit, objective
 from surefoot.data.garments import garments
 
 STATED = 310.0  # nats a picture, on held-out garments
@@ -34,9 +34,8 @@ class VAE(nn.Module):
 
 
 @objective
-def bound(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The negative evidence lower bound, in nats a picture; labels are not used."""
-    images, _ = batch
+def bound(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The negative evidence lower bound, in nats a picture."""
     logits, mean, log_variance = model(images)
     pixels = F.binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="sum") / len(images)
     divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum() / len(images)
@@ -47,12 +46,12 @@ def main(run: str) -> float:
     """Train; returns the bound on pictures that were not trained on, and draws 64 new ones."""
     torch.manual_seed(0)
     data = garments(4000, 500)
-    scaled = [(source.tensors[0].float() / 255, source.tensors[1]) for source in (data.train, data.val)]
+    images = [source.tensors[0].float() / 255 for source in (data.train, data.val)]
     model = VAE()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    loader = Loader(scaled[0], batch_size=64)
-    options = RunOptions(progress=False)
-    result = fit(model, bound, optimizer, loader, val=scaled[1], epochs=12, run_dir=run, resume=True, run=options)
+    result = fit(
+        model, bound, optimizer, (images[0],), val=(images[1],), epochs=12, batch_size=64, run_dir=run, resume=True
+    )
     model.eval()
     with torch.no_grad():
         codes = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))

@@ -113,7 +113,7 @@ def line_chart(
     if subtitle:
         parts.append(f'<text x="{_LEFT}" y="42">{escape(subtitle)}</text>')
     if title is not None:
-        parts.append(f'<text x="4" y="{top - 6}">{escape(y_label)}</text>')
+        parts.append(f'<text x="4" y="{top - 11}">{escape(y_label)}</text>')
     for value in up.ticks():
         at = base - float(up.place(np.array(value))) * (base - top)
         text = f"{100 * value:.4g} %" if percent else _number(value)
