@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 TIMEOUT_S = 600.0
 # Questions are put so far apart, in seconds, that they cost nothing; longer steps ask, and wait, at each.
-_APART_S = 0.1
+_APART_S = 0.2
 _MOST_STEPS_APART = 1000
 _LEAVING_S = 10.0
 # Below so many numbers a sum is made of all that each rank has.

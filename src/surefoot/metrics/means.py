@@ -32,6 +32,8 @@ def data_of(value: Any) -> Any:
 
 def pairs_of(held: Sequence[tuple[Any, ...]]) -> list[Pair]:
     """Outputs and targets of batches, (loss, outputs, targets, ...), but for those without outputs."""
+    if not any([isinstance(one[1], Parts) for one in held]):
+        return [(one[1], one[2]) for one in held if one[1] is not None]
     return [
         pair
         for _, outputs, targets, *_ in held
@@ -75,24 +77,28 @@ class Sums:
     def add(self, rows: Sequence[Row], summed: bool) -> None:
         """Add batches, or the micro-batches of one update, whose losses are shares of its loss."""
         whole = not any(row[5] for row in rows[:1])
+        loss, total, count = self.loss, self.weight, self.samples  # of small steps there are thousands a second
         for value, weight, samples, numbers, _, _ in rows:
-            for name, number in numbers.items():
-                self.number(name, number, weight)
-            self.samples += samples
-            self.weight += weight
-            if whole:
-                self._add_loss(value, weight, summed)
+            if numbers:
+                for name, number in numbers.items():
+                    self.number(name, number, weight)
+            count += samples
+            total += weight
+            if not whole:
+                continue
+            if summed:
+                loss += value
+            elif weight:  # the mean over no position at all (every one ignored) is 0/0 and has no part
+                loss += value * weight
+        self.loss, self.weight, self.samples = loss, total, count
         if not whole:
             values, weights, samples_of_each = (sum(row[k] for row in rows) for k in range(3))  # type: ignore[misc]
             if any(row[4] for row in rows):  # an objective's shares are of the samples
                 weights = samples_of_each
-            self._add_loss(values, weights, summed)
-
-    def _add_loss(self, value: float, weight: float, summed: bool) -> None:
-        if summed:
-            self.loss += value
-        elif weight:  # the mean over no position at all (every one ignored) is 0/0 and has no part
-            self.loss += value * weight
+            if summed:
+                self.loss += values
+            elif weights:
+                self.loss += values * weights
 
     def number(self, name: str, value: float, weight: float) -> None:
         """Add one batch's value of a number that an objective returns."""

@@ -354,6 +354,8 @@ class RunningMetrics:
 
     def _weigh_many(self, targets: Sequence[Any]) -> list[float]:
         assert self.weigh_many is not None
+        if not any([isinstance(one, Parts) for one in targets]):
+            return self.weigh_many(targets)
         weights = iter(self.weigh_many([part for one in targets for part in parts_of(one)]))
         return [sum(next(weights) for _ in parts_of(one)) for one in targets]
 
