@@ -216,3 +216,20 @@ def _draw(world, run):
         draw = torch.rand(()).item()
         saver._saved_at = saver.steps, saver.epochs  # the next process finds the same checkpoint
     return draw
+
+
+def _stops_once(world, folder):
+    """A run that is stopped while a question is on its way, and another one in the same processes."""
+    with pytest.raises(Stopped), surefoot.Checkpointer(f"{folder}/a", world=world, model=nn.Linear(1, 1)) as saver:
+        saver.resume()
+        world.ask((signal.SIGTERM, 0, 0, 0))
+        world._question = world._question or (torch.tensor([signal.SIGTERM, 0, 0, 0, 1]), SimpleNamespace(wait=int))
+        saver.stop()
+    with surefoot.Checkpointer(f"{folder}/b", world=world, model=nn.Linear(1, 1)) as saver:
+        for _ in range(5):
+            saver.step()
+    return saver.steps
+
+
+def test_what_stopped_one_run_does_not_stop_the_next_of_the_same_processes(tmp_path):
+    assert run_ranks(2, _stops_once, str(tmp_path)) == [5, 5]

@@ -19,6 +19,7 @@ import surefoot
 from surefoot import files
 from surefoot.checkpoint import scan, store
 from surefoot.errors import Stopped, SurefootError
+from surefoot.proof import compare
 from surefoot.world import World
 
 
@@ -68,6 +69,8 @@ def test_a_run_in_pieces_that_was_stopped_or_had_no_room_ends_as_one_that_was_no
     assert all("could not be written: No space left on device; the run is kept up to step 6" in text for text in told)
     assert all(text.startswith("rank 1: ") and "-00002-of-00003.safetensors: " in text for text in (told[0], told[2]))
     assert left[0] == ["step-000000006"]
+    difference, items = compare(folder / "untouched", folder / "full")
+    assert difference is None and items > 8
 
 
 def test_what_is_read_back_is_whole_and_every_file_is_listed(ran, tmp_path):

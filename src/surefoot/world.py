@@ -138,6 +138,9 @@ class World:
         """
         return word
 
+    def ask_anew(self) -> None:
+        """Forget a question that is not answered yet: it was another run's in these processes."""
+
     def gathered(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks, of one shape and dtype, in rank order."""
         return self._begin_gathering(tensor)()
@@ -267,6 +270,10 @@ class _Ranks(World):
         assert work is not None
         self._question = tensor, work
         return none if self._apart else self._answer() or none
+
+    def ask_anew(self) -> None:
+        self._answer()
+        self._calls = self._apart = 0
 
     def _answer(self) -> list[int] | None:
         if self._question is None:

@@ -119,6 +119,7 @@ class Checkpointer:
         self._snapshots = Snapshots(self._objects, self._world)
         self._snapshots.check()  # what cannot be saved is refused now, not at the first checkpoint
         self.conditions = plain({**own_conditions(self._objects, self._world, conditions or {}), **(conditions or {})})
+        self._world.ask_anew()
         self._world.agree(lambda: require_alike(self._world.gather(self.conditions)))
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))

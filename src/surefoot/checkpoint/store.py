@@ -84,10 +84,15 @@ def listed(directory: Path) -> list[CheckpointStatus]:
     """The checkpoints by name, oldest first, by step and never by time; none is opened."""
     statuses = []
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in entries:
-            if match := _NAME.fullmatch(entry.name):
-                statuses.append(CheckpointStatus(int(match[1]), int(match[2] or 0), Path(entry.path)))
+        statuses = [status_of(Path(entry.path)) for entry in entries if _NAME.fullmatch(entry.name)]
     return sorted(statuses, key=lambda status: (status.step, status.revision))
+
+
+def status_of(path: Path) -> CheckpointStatus:
+    """What a checkpoint's name says of it."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, "a checkpoint's directory is named after its step"
+    return CheckpointStatus(int(match[1]), int(match[2] or 0), path)
 
 
 def verified(status: CheckpointStatus, run_id: str | None = None) -> CheckpointStatus:
@@ -286,11 +291,9 @@ def commit(temporary: Path, step: int, written: Written, manifest: Mapping[str, 
         # A checkpoint of which the disk did not say that it is there must not count as one.
         discard(standing)
         raise
-    named = _NAME.fullmatch(target.name)
-    assert named is not None
     total = sum(entry["bytes"] for entry in written.values())
     metrics, created = dict(manifest["metrics"]), str(manifest["created"])
-    return CheckpointStatus(step, int(named[2] or 0), target, True, "", total, metrics, created)
+    return replace(status_of(target), valid=True, bytes=total, metrics=metrics, created=created)
 
 
 def remove(path: Path) -> None:

@@ -61,9 +61,7 @@ def _unused(saved: dict[int, Path]) -> set[str]:
     """The generators of the process that have one state in all checkpoints, as prefixes of their names there."""
     states: dict[str, set[str]] = {}
     for path in saved.values():
-        from .. import safe_tensors
-
-        tensors = safe_tensors.load(path / "optimizer.safetensors").tensors
+        tensors = _of_checkpoint(path)[1].tensors()
         for kind, state in json.loads((path / "state.json").read_text("utf-8"))["rng"].items():
             tensor_states = [
                 repr(tensor.tolist()) for name, tensor in tensors.items() if f"{name}/".startswith(f"rng/{kind}/")
@@ -79,9 +77,10 @@ def _items(
     yield "newest checkpoint, step", max(saved, default=None)
     yield "metrics.jsonl", records(run)
     for step in steps:
-        for file in ("model.safetensors", "optimizer.safetensors"):
-            path = saved[step] / file
-            yield f"step {step:,}, {file}", _Tensors(path, unused) if path.exists() else None
+        for file, part in zip(
+            ("model.safetensors", "optimizer.safetensors"), _of_checkpoint(saved[step], unused), strict=True
+        ):
+            yield f"step {step:,}, {file}", part
         state = json.loads((saved[step] / "state.json").read_text("utf-8"))
         if "progress" in state["objects"]:
             state["objects"]["progress"].pop(TIME, None)
@@ -97,11 +96,37 @@ def _items(
     yield "tensorboard", _points(run)
 
 
-class _Tensors:
-    """A file of tensors, equal to one of the same bytes."""
+def _of_checkpoint(path: Path, unused: Callable[[], tuple[str, ...]] = tuple) -> list[_Tensors]:
+    """The model's tensors and all others, as files; of a checkpoint in shards, those that one process would have."""
+    from .. import safe_tensors
+    from ..checkpoint import store
 
-    def __init__(self, path: Path, unused: Callable[[], tuple[str, ...]] = tuple):
-        self.path, self.data, self._unused = path, path.read_bytes(), unused
+    if not any(path.glob("*-of-*.safetensors")):
+        return [_Tensors(path / name, unused) for name in (store.MODEL, store.OPTIMIZER)]
+    content = store.load(store.status_of(path))
+    whole = [safe_tensors.dumps(content.model, metadata={"format": "pt"}), safe_tensors.dumps(content.other)]
+    tables = [content.model, content.other]
+    return [_Tensors(path, unused, data, table) for data, table in zip(whole, tables, strict=True)]
+
+
+class _Tensors:
+    """A file of tensors, equal to one of the same bytes; `data` and `table` where it is put together of several."""
+
+    def __init__(
+        self,
+        path: Path,
+        unused: Callable[[], tuple[str, ...]] = tuple,
+        data: bytes | None = None,
+        table: dict[str, Any] | None = None,
+    ):
+        self.path, self._unused, self._table = path, unused, table
+        self.data = path.read_bytes() if data is None else data
+
+    def tensors(self) -> dict[str, Any]:
+        """By name."""
+        from .. import safe_tensors
+
+        return safe_tensors.load(self.path).tensors if self._table is None else self._table
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Tensors) and self.data == other.data
@@ -111,9 +136,7 @@ class _Tensors:
     def difference(self, other: _Tensors, sides: Sides) -> str:
         """The first tensor that differs, how many of its values do and by how much, and how many tensors do; "" where
         none does that counts."""
-        from .. import safe_tensors
-
-        mine, theirs = safe_tensors.load(self.path).tensors, safe_tensors.load(other.path).tensors
+        mine, theirs = self.tensors(), other.tensors()
         if mine.keys() != theirs.keys():
             return f"{min(mine.keys() ^ theirs.keys())} is in one of them only"
         differing = [name for name in mine if not _same(mine[name], theirs[name])]
