@@ -196,13 +196,15 @@ class Writer:
         begun = str(place["directory"] if place else store.begin(*self._target(snapshot.step)))
         temporary = Path(begun)
         try:
-            written = store.write(temporary, files)
-            for rank in range(1, snapshot.shards):
-                theirs = self._world.posted(begun, rank, lambda: self._abandoned or self._alone)
-                if not theirs:  # it says itself what went wrong, to all
-                    store.discard(temporary)
-                    return
-                written |= theirs
+            try:
+                written = store.write(temporary, files)
+            finally:  # they write there as well: nothing is removed before they are done
+                theirs = [self._posted(begun, rank) for rank in range(1, snapshot.shards)]
+            if not all(theirs):  # who has failed says it itself, to all
+                store.discard(temporary)
+                return
+            for files_of_rank in theirs:
+                written |= files_of_rank
             self._before_manifest()
         except BaseException:
             store.discard(temporary)
@@ -236,6 +238,11 @@ class Writer:
                 self._say(f"{status.path}: cannot be removed: {error.strerror or error}")
                 continue
             self.known = [known for known in self.known if known is not status]
+
+    def _posted(self, begun: str, rank: int) -> store.Written:
+        """What another rank has written of the checkpoint; nothing where it could not."""
+        found: store.Written = self._world.posted(begun, rank, lambda: self._abandoned or self._alone)
+        return found
 
     def _target(self, step: int) -> tuple[Path, int, int]:
         same_step = [known.revision for known in self.known if known.step == step]
