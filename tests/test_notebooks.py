@@ -99,7 +99,7 @@ def test_results_show_themselves(tmp_path):
     assert "accuracy" in evaluation._repr_html_() and "confusion" in evaluation._repr_html_()
     page = ReportPage(tmp_path / "run")._repr_html_()
     assert "<iframe srcdoc=" in page and "<html" not in page and "&lt;html" in page
-    assert page.startswith(f'<a href="{tmp_path}/run/report.html">')
+    assert page.startswith(f"<code>{tmp_path}/run/report.html</code>")
 
 
 def test_schedules_and_plans_show_themselves():

@@ -43,7 +43,5 @@ class ReportPage:
     def _repr_html_(self) -> str:
         # In a frame, so that the page's style is its own; its text is in the notebook, so that it can be handed on.
         text = escape(self.path.read_text(encoding="utf-8"))
-        link = (
-            f'<a href="{escape(str(self.path))}">{escape(str(self.path))}</a>'  # a notebook not trusted has no frames
-        )
-        return f'{link}<iframe srcdoc="{text}" style="width:100%;height:40rem;border:0" title="report"></iframe>'
+        where = f"<code>{escape(str(self.path))}</code>"  # a notebook that is not trusted has no frames
+        return f'{where}<iframe srcdoc="{text}" style="width:100%;height:40rem;border:0" title="report"></iframe>'
