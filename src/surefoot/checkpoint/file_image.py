@@ -143,7 +143,7 @@ class Aside:
     @contextlib.contextmanager
     def on_streams(self) -> Iterator[None]:
         """Work on streams beside those of training, behind the copies; it is done at the end."""
-        streams = [torch.cuda.Stream(device) for device in self._made]  # type: ignore[no-untyped-call]
+        streams = [torch.cuda.Stream(device) for device in self._made]
         with contextlib.ExitStack() as stack:
             for stream, made in zip(streams, self._made.values(), strict=True):
                 stream.wait_event(made)

@@ -37,7 +37,7 @@ class CudaGraphs:
 
     def capture(self, work: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
         """See `Graphs`."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # where it is captured: libraries keep workspaces by stream
             for _ in range(WARM_UPS):
