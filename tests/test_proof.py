@@ -28,7 +28,7 @@ def twin(run, tmp_path) -> Path:
 
 
 def test_a_copy_is_identical(run, twin):
-    assert compare(run, twin) == (None, 11)
+    assert compare(run, twin) == (None, 12)
 
 
 def test_how_often_a_step_was_saved_does_not_count(run, twin):

@@ -24,6 +24,8 @@ from surefoot.runs.serving import HOST, LiveReport, Server
 from surefoot.tracking import JournalFile
 from surefoot.tracking.journal import run_records
 from surefoot.tracking.report import FILE
+from surefoot.tracking.run_facts import cost_html
+from surefoot.tracking.run_numbers import RunNumbers
 from surefoot.tracking.validation import write_validation
 
 
@@ -253,6 +255,31 @@ def test_a_link_in_the_place_of_the_journal_is_not_followed(run, tmp_path):
     (run / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
     page = text_of(LiveReport(run))
     assert "the journal cannot be read" in page and "data-chart" not in page
+
+
+def test_what_it_cost_is_told_of_all_sittings_processes_and_memory(run):
+    at = {"epoch": 2, "step": 40, "lr": [0.1]}
+    with JournalFile(run / "metrics.jsonl") as journal:
+        journal.append({"kind": "epoch", "split": "train", "loss": 1.0, "wall_s": 3600.0, **at})
+        journal.append({"kind": "epoch", "split": "val", "loss": 1.0, "wall_s": 7200.0, **at})
+    about = {"processes": 2, "peak_bytes": 5 * 10**8}
+    about["conditions"] = {
+        "threads": 4,
+        "loader.batch_size": 64,
+        "fit.grad_accum_steps": 2,
+        "device.accelerator": "none",
+    }
+    cost = cost_html(about, RunNumbers(run_records(run / "metrics.jsonl", pytest.fail)))
+    rows = dict(re.findall(r"<td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", cost))
+    assert rows["of it validation"].endswith("(50 %)") and rows["done"] == "3 epochs, 40 steps"
+    assert rows["a step"] == "1 min 30 s" and rows["samples a second"] == "1"
+    assert (
+        rows["core hours, at most"] == "16 (4 threads in each of 2 processes)" and rows["memory, at most"] == "500 MB"
+    )
+    about["conditions"]["device.accelerator"] = "NVIDIA <H100>"
+    assert "<td class=words>GPU hours</td><td>4 (2 processes: NVIDIA &lt;H100&gt;)</td>" in cost_html(
+        about, RunNumbers(run_records(run / "metrics.jsonl", pytest.fail))
+    )
 
 
 def test_the_status_is_what_it_is_seen_to_be(run):

@@ -73,9 +73,12 @@ def _unused(saved: dict[int, Path]) -> set[str]:
 def _items(
     run: Path, saved: dict[int, Path], steps: list[int], unused: Callable[[], tuple[str, ...]]
 ) -> Iterator[tuple[str, Any]]:
+    from ..tracking.validation import read_validation
+
     yield "run.json, conditions", json.loads((run / "run.json").read_text("utf-8"))["conditions"]
     yield "newest checkpoint, step", max(saved, default=None)
     yield "metrics.jsonl", records(run)
+    yield "validation.json", read_validation(run)
     for step in steps:
         for file, part in zip(
             ("model.safetensors", "optimizer.safetensors"), _of_checkpoint(saved[step], unused), strict=True

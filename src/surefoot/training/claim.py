@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import files, trust
 from ..artifacts import remove_leftovers
@@ -40,8 +44,12 @@ class Claim:
         return {"resumes": [*kept[-MOST_RESUMES:], step]}
 
     def done(self) -> None:
-        """The run has reached its end; what is written after this may tell so."""
-        self.run.record(status="done")
+        """The run has reached its end, which what is written after this may tell; and what memory this sitting took."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        peaks = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        if torch.cuda.is_available():
+            peaks["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+        self.run.record(status="done", **peaks)
 
 
 @contextlib.contextmanager

@@ -270,6 +270,8 @@ def fit(
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
             facts: dict[str, Any] = {"conditions": checkpointer.conditions, "execution": execution.to_json()}
+            if world.size > 1:
+                facts["processes"] = world.size
             if restored is not None:
                 facts |= claim.resumed_at(state.step)
             world.first(lambda: claim.begin(**facts))
