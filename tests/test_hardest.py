@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 
 import pytest
 import torch
+from command_runs import SMALL, refused
 from PIL import Image
 from torch import nn
 
 import surefoot
 from surefoot import files
+from surefoot.cli import main
 from surefoot.data import DatasetSource, Loader, TensorSource, table
 from surefoot.data.streams import StreamSource
 from surefoot.metrics import hardest as module
@@ -293,3 +296,20 @@ def test_a_disk_that_is_full_ends_the_run_with_the_files_name(tmp_path, monkeypa
     monkeypatch.setattr(files.system, "rename", full)
     with pytest.raises(surefoot.RunFailed, match=f"{FILE}: cannot be written"):
         a_run(tmp_path / "run")
+
+
+def test_eval_names_the_samples_that_are_worst(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "quickstart", "--run", "run", "--quiet", *SMALL]) == 0
+    found = read_validation("run")
+    capsys.readouterr()
+    assert main(["eval", "run", "--worst", "3", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [entry["index"] for entry in report["wrong"]] == [entry["index"] for entry in found["wrong"][:3]]
+    assert main(["eval", "run", "--worst", "3"]) == 0
+    told = capsys.readouterr().out
+    first = found["wrong"][0]
+    assert "most wrongly answered" in told and "least surely answered" in told
+    true, predicted = (found["classes"][first[key]] for key in ("true", "predicted"))
+    assert re.search(rf"{first['index']} +{true} +{predicted} ", told)
+    assert "--worst 0: give how many, 1 or more" in refused(capsys, "eval", "run", "--worst", "0")

@@ -27,7 +27,7 @@ TEXT_ENDINGS = (".txt", ".md", ".rst")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --data, --split, --best, the forms of output and what opening a model needs."""
+    """MODEL, --data, --split, --best, --worst, the forms of output and what opening a model needs."""
     parser.add_argument("path", metavar="RUN|MODEL", help="a run, a model directory, .safetensors, .pth, .pt2 or .onnx")
     parser.add_argument(
         "--data",
@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which samples (default: val)")
     parser.add_argument("--best", action="store_true", help="the run's best model instead of its last")
+    parser.add_argument(
+        "--worst", metavar="N", type=int, help="name the N samples most wrongly and the N least surely answered, too"
+    )
     add_output_arguments(parser)
     add_opening_arguments(parser)
 
@@ -78,6 +81,7 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     from ..metrics.by_class import by_class
     from ..metrics.tables import LabelCounts, TargetErrors
     from ..training import EVAL_BATCH, evaluate
+    from ..training.last_validation import listed
 
     path = Path(arguments.path)
     # Nothing is exchanged in it, so that an error of one rank can be everybody's.
@@ -90,7 +94,7 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     # The confusion matrix is of those of the loss.
     measured = {"auto": "auto", **({} if isinstance(metrics, str) else metrics), "_table": table}
     settings: dict[str, Any] = {"metrics": measured, "confusion": len(classes) if classes else None}
-    settings["world"] = world
+    settings |= {"world": world, "hardest": arguments.worst}
     if isinstance(loss, Objective):  # it calls the module as it did in training, on batches that are prepared
         if model.module is None:
             raise UsageError(f"{path}: is a program, which no objective can call; give the run or its model directory")
@@ -105,6 +109,10 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
         "samples": result.samples,
         "metrics": result.metrics,
     }
+    if result.answers is not None:  # read in order, in whole batches
+        size = min(EVAL_BATCH, len(source))
+        report |= listed(result.answers, lambda batch, row: batch * size + row)
+        report.setdefault("classes", list(map(str, model.classes or classes or ())))
     if result.confusion is not None:
         report["classes"] = list(map(str, model.classes or classes or range(len(result.confusion))))
         report["confusion"] = result.confusion.tolist()
@@ -121,6 +129,8 @@ def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSpl
     from ..data.table_files import is_table
 
     path, name = Path(arguments.path), arguments.data or ""
+    if arguments.worst is not None and arguments.worst < 1:
+        raise UsageError(f"--worst {arguments.worst}: give how many, 1 or more", code="command-line")
     files = (
         is_table(name)
         or name.endswith(TEXT_ENDINGS)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..text import counted, figure, say, visible
+from ..tracking.answers_shown import answer_text
 from ..tracking.confusion import most_mistaken
 
 _SHARES = ("precision", "recall", "f1")
@@ -37,10 +38,21 @@ def show(report: dict[str, Any]) -> None:
             for row in rows
         ]
         _table(["target", "samples", "MAE", "RMSE", "R2"], cells)
+    for name, title in (("wrong", "most wrongly answered"), ("unsure", "least surely answered")):
+        if entries := report.get(name):
+            say()
+            say(f"  {title}")
+            _table(["sample", "true", "predicted", "sure", "loss"], [_answer(e, report["classes"]) for e in entries])
     if "confusion" in report:
         columns = shutil.get_terminal_size((100, 24)).columns
         for line in matrix_lines([visible(name) for name in report["classes"]], report["confusion"], columns):
             say(line)
+
+
+def _answer(entry: dict[str, Any], classes: Sequence[str]) -> list[str]:
+    answers = [visible(answer_text(entry[key], classes)) if key in entry else "-" for key in ("true", "predicted")]
+    sure = f"{100 * entry['confidence']:.1f} %" if "confidence" in entry else "-"
+    return [f"{entry['index']:,}", *answers, sure, f"{entry['loss']:.4g}"]
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

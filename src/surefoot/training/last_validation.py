@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class LastValidation:
         if result.reliability is not None:
             content["reliability"] = result.reliability
         if result.answers is not None:
-            lists = listed(result.answers, self.loader)
+            lists = listed(result.answers, self._index)
             content |= lists
             content["shown"] = self._shown([entry["index"] for entries in lists.values() for entry in entries])
             content["residuals"] = [
@@ -55,6 +55,11 @@ class LastValidation:
                 for name, each in zip(self._names(result.answers), result.answers.residuals, strict=True)
             ]
         write_validation(self.run_dir, content)
+
+    def _index(self, batch: int, row: int) -> int:
+        if isinstance(self.loader.source, StreamSource):
+            return batch * int(self.loader.batch_size) + row
+        return int(self.loader.indices_at(self.loader.epoch, batch)[row])
 
     def _names(self, answers: Answers) -> Sequence[str]:
         count = len(answers.residuals)
@@ -76,18 +81,14 @@ class LastValidation:
             return {}
 
 
-def listed(answers: Answers, loader: Loader) -> dict[str, list[dict[str, Any]]]:
-    """The answers that are most wrong and least sure; a sample is its index in the data, of a stream its number."""
-
-    def index(sample: tuple[int, int]) -> int:
-        batch, row = sample
-        if isinstance(loader.source, StreamSource):
-            return batch * int(loader.batch_size) + row
-        return int(loader.indices_at(loader.epoch, batch)[row])
-
+def listed(answers: Answers, index: Callable[[int, int], int]) -> dict[str, list[dict[str, Any]]]:
+    """The answers that are most wrong and least sure, each with its sample's ``index``, which batch and row give."""
     return {
-        name: [{"index": index(entry["sample"])} | {k: v for k, v in entry.items() if k != "sample"} for entry in each]
-        for name, each in (("wrong", answers.wrong), ("unsure", answers.unsure))
+        name: [
+            {"index": index(*entry["sample"])} | {key: value for key, value in entry.items() if key != "sample"}
+            for entry in entries
+        ]
+        for name, entries in (("wrong", answers.wrong), ("unsure", answers.unsure))
     }
 
 
