@@ -199,7 +199,7 @@ def test_half_a_line_and_half_a_file_are_waited_for(run):
     whole = text_of(report)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "step", "split": "train", "epoch": 2, "ste')
-    assert losses(text_of(report)) == losses(whole) and "Damaged" not in text_of(report)
+    assert losses(text_of(report)) == losses(whole) and "Problems" not in text_of(report)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'p": 99, "loss": 0.5}\n')
     assert losses(text_of(report))["train, a few steps"][-1] == (99, 0.5)

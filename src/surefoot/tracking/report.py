@@ -81,7 +81,7 @@ def render_report(
     title = str(run.get("name") or name)[:200]
     resumes = _resumes(run)
     parts = [
-        ("Damaged", _items([*problems, *run_facts.listed(run.get("damaged")), *numbers.left_out])),
+        ("Problems", _items([*problems, *run_facts.listed(run.get("damaged")), *numbers.left_out])),
         ("Training vs. Validation Loss", _metric_chart(numbers, "loss", resumes)),
         ("Accuracy", _metric_chart(numbers, "accuracy", resumes, percent=True)),
         ("Metrics", "".join(f"<h3>{escape(key)}</h3>{_metric_chart(numbers, key, resumes)}" for key in numbers.others)),
