@@ -34,6 +34,18 @@ def test_a_name_without_a_word_is_told(monkeypatch):
     assert reference.undocumented() == ["surefoot.bare", "surefoot.wordy: its argument number"]
 
 
+def test_a_public_name_without_a_word_fails_the_build_before_anything_is_made(monkeypatch, capsys):
+    def planted(number):
+        return number
+
+    schedules = sys.modules["surefoot.schedules"]
+    monkeypatch.setattr(schedules, "planted", planted, raising=False)
+    monkeypatch.setattr(schedules, "__all__", [*schedules.__all__, "planted"])
+    monkeypatch.setattr(make_site.subprocess, "run", lambda *words, **options: pytest.fail("something was made"))
+    assert make_site.main([]) == 1
+    assert "surefoot.schedules.planted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("language", make_site.LANGUAGES)
 def test_every_page_is_laid_out_and_every_link_leads_somewhere(language, tmp_path):
     make_site.lay_out(tmp_path, language)

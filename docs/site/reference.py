@@ -33,8 +33,22 @@ def public() -> Iterator[tuple[str, str, Any]]:
 
 
 def undocumented() -> list[str]:
-    """What the reference lacks: public names, methods and arguments without a word."""
-    missing = []
+    """What the reference lacks: public names, methods, arguments, recipe keys and options of verbs without a word."""
+    from surefoot.recipe import json_schema
+
+    schema = json_schema()
+    missing = [
+        f"recipe: {name}.{key}"
+        for name, section in (("Recipe", schema), *schema["$defs"].items())
+        for key, value in section.get("properties", {}).items()
+        if not value.get("description")
+    ]
+    missing += [
+        f"surefoot {verb}: {action.dest}"
+        for verb, parser in _verbs().items()
+        for action in parser._actions
+        if not action.help
+    ]
     for module, name, thing in public():
         if not callable(thing):
             continue
@@ -45,7 +59,7 @@ def undocumented() -> list[str]:
         whole = text + "".join(inspect.getdoc(base) or "" for base in ours(thing))
         missing += [
             f"{module}.{name}: its argument {argument}"
-            for argument in (_arguments(thing) if module == "surefoot" else ())
+            for argument in _arguments(thing)
             if not re.search(rf"\b{argument.lstrip('*')}\b", whole)
         ]
         missing += [f"{module}.{name}.{method}" for method, member in members(thing) if not inspect.getdoc(member)]
@@ -199,12 +213,8 @@ _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 def command_page(title: str, lead: str) -> str:
     """Every verb of the command, with its arguments."""
-    from surefoot.cli import make_parser
-
-    parser = make_parser()
-    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = [f"# {title}\n\n{lead}\n"]
-    for verb, each in verbs.choices.items():
+    for verb, each in _verbs().items():
         each.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=96)
         parts.append(f"## surefoot {verb}\n\n```text\n{each.format_help().strip()}\n```\n")
     return "\n".join(parts)
@@ -216,6 +226,14 @@ TROUBLE = {
     "zh": "命令或调用拒绝的一切，以及训练之前和第一个批次上发现的问题，按打印出的名称排列：原因和办法。"
     "`surefoot explain NAME --lang zh` 打印同样的内容；在 Python 里，名称就是异常的 `code`。",
 }
+
+
+def _verbs() -> dict[str, argparse.ArgumentParser]:
+    from surefoot.cli import make_parser
+
+    return next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+
+
 SAID = {"en": "Its messages", "zh": "它的消息"}
 GROUPS = {
     "en": {"refusals": "Refusals", "lint": "Found on the first batch", "schedules": "Found in the schedule"},

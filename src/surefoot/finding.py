@@ -9,7 +9,7 @@ from .text import typed
 
 @dataclass(frozen=True)
 class Finding:
-    """One likely mistake: what was seen and why it is wrong (`message`), and what to do (`fix`).
+    """One likely mistake, by `name`: what was seen and why it is wrong (`message`), and what to do (`fix`).
 
     `severity` is ``"error"`` where training cannot go on or is undefined, else ``"warning"``.
     """

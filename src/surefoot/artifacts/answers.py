@@ -83,7 +83,7 @@ def check_classes(info: ModelInfo, outputs: Tensor, where: object) -> None:
 def describe_outputs(
     info: ModelInfo, outputs: Any, top: int | None = None, *, classes: int = 3
 ) -> list[dict[str, Any]]:
-    """For each sample of `outputs` (N, ...), which `probabilities` gave, plain data that says what it predicts.
+    """For each sample of `outputs` (N, ...), which `probabilities` gave, what it predicts, as plain data by `info`.
 
     - Classes: ``{"predictions": [{"class", "index", "probability" | "score"}, ...]}``, the `top` highest first, without
       it so many `classes`.
@@ -153,7 +153,8 @@ def classes_of_positions(info: ModelInfo, outputs: Any) -> Tensor | None:
 
 
 def shown(answer: Mapping[str, Any]) -> list[str]:
-    """A line for people, or one for each output: percentages for probabilities and shares, numbers for the rest."""
+    """An `answer` as a line for people, or one for each output: percentages for probabilities and shares, else
+    numbers."""
     if "outputs" in answer:
         return [f"{name}: {line}" for name, part in answer["outputs"].items() for line in shown(part)]
     if "value" in answer:

@@ -35,9 +35,9 @@ TOLERANCES = {".safetensors": 0.0, ".pth": 0.0, ".pt": 0.0, ".pt2": 1e-5, ".onnx
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export. `largest_difference` is over all outputs of `samples` raw samples, against the live model;
-    `real` says whether those samples were given or drawn at random. Weights are compared bit by bit, with no
-    sample (`samples` is 0)."""
+    """A finished export: `path`, `format` and size in `bytes`. `largest_difference` is over all outputs of `samples`
+    raw samples, against the live model; `real` says whether those samples were given or drawn at random. Weights are
+    compared bit by bit, with no sample (`samples` is 0)."""
 
     path: Path
     format: str

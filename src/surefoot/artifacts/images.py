@@ -59,7 +59,8 @@ class Images:
 
 
 def files_in(path: str | Path, more_endings: tuple[str, ...] = ()) -> list[Path]:
-    """A file as it is; of a folder all files that can be read, with those of folders in it, sorted."""
+    """The file `path` as it is; of a folder all files that can be read (by their endings and `more_endings`),
+    sorted."""
     path = Path(path)
     if not path.is_dir():
         return [path]
@@ -76,7 +77,7 @@ def read_images(
     *,
     pixels: bool = True,
 ) -> Images:
-    """The samples of all files, in order, as a model with `input_shape` (without N) takes them.
+    """The samples of all `paths`, in order, as a model with `input_shape` (without N) and `input_dtype` takes them.
 
     Without a shape, arrays are taken as they are, (N, ...), and pictures are refused; so they are without `pixels`,
     where the model was trained on numbers of another scale than 0 to 255.

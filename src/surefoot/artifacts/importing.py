@@ -32,7 +32,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 @dataclass(frozen=True)
 class Imported:
-    """A filled model and what was done to get there.
+    """A filled model, its description `info`, how many `tensors` were filled, and what was done to get there.
 
     `key` is the entry of a checkpoint that the weights were under, `prefix` what was taken off each name, `others`
     what was left aside, `kept` a line for each tensor that the model has of its own, `foreign` the names of objects

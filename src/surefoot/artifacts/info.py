@@ -35,12 +35,13 @@ DTYPES = ("uint8", "float32", "float64", "float16", "bfloat16", "int64", "int32"
 class ModelInfo:
     """The description that travels with the weights.
 
-    `model` is ``{"name": ..., "args": {...}}`` for a registered model, ``{"class": "module:Name",
-    "args": {...} | None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype`
-    is the raw data's, as torch names it. `dataset` names what it was trained on; `averaged` says that the weights are
-    a moving average of the training's (EMA); `columns` are those of the table whose rows it takes. Fields that are not
-    known are None; a `preprocessing` of None means that
-    the model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
+    `model` is ``{"name": ..., "args": {...}}`` for a registered model, ``{"class": "module:Name", "args": {...} |
+    None}`` for a user's own. `input_shape` is that of one raw sample, without N; `input_dtype` is the raw data's, as
+    torch names it. `dataset` names what it was trained on; `averaged` says that the weights are a moving average of the
+    training's (EMA); `columns` are those of the table whose rows it takes. `classes` are their names, `loss` and
+    `metrics` what it was trained by and reached, `recipe_digest` and `versions` from what and by what, `title` what it
+    is called, `memory_format` how it lies in memory. Fields that are not known are None; a `preprocessing` of None
+    means that the model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
     """
 
     model: dict[str, Any]

@@ -56,7 +56,9 @@ class State:
 
 
 def read_state(path: str | Path, *, key: str | None = None, training: bool = False) -> State:
-    """The named tensors of a file or a folder, on the CPU. Raises `UsageError`; no code from it is run, ever.
+    """The named tensors of a file or folder, on the CPU; `key` names the entry of a checkpoint that holds them.
+
+    Raises `UsageError`; no code from `path` is run, ever.
 
     With `training` it is a checkpoint of a training loop: the tutorial's ``{"epoch", "model_state_dict",
     "optimizer_state_dict", "loss"}`` and its like; the optimizer's state is the one dictionary of ``state`` and

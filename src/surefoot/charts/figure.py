@@ -17,7 +17,7 @@ __all__ = ["Figure", "figure", "image"]
 
 @dataclass(frozen=True)
 class Figure:
-    """The text of an SVG file; a notebook shows it, `save` writes it. `alt` says in words what it shows."""
+    """The text `svg` of an SVG file; a notebook shows it, `save` writes it. `alt` says in words what it shows."""
 
     svg: str = field(repr=False)
     alt: str = "a chart"
@@ -48,9 +48,9 @@ def figure(
 ) -> Figure:
     """A line for each of `curves`: its heights at 0, 1, 2, ..., or its points (x, y), which need no order.
 
-    `x` and `y` name the axes, `log` makes the y axis logarithmic, `marks` are dotted lines at an x, by what they
-    say; `dots` puts a dot on each point of a line of at most 60, `steps` keeps each height until the next point,
-    `across` are the ends of the x axis (default: the first and the last point).
+    `title` and `subtitle` stand above it, `x` and `y` name the axes, `log` makes the y axis logarithmic, `marks` are
+    dotted lines at an x, by what they say; `dots` puts a dot on each point of a line of at most 60, `steps` keeps each
+    height until the next point, `across` are the ends of the x axis (default: the first and the last point).
 
     >>> figure({"loss": [3.0, 2.0, 1.5]}, x="epoch", y="loss").svg[:4]
     '<svg'

@@ -36,7 +36,8 @@ from .writer import Writer
 
 @dataclass(frozen=True)
 class Restored:
-    """What a resume found: the place, what was stepped over, and which changed conditions were allowed."""
+    """What a resume found: the `step` and `epoch`, the checkpoint's `path` and `metrics`, damaged ones that were
+    `skipped`, and the `changes` of conditions that were allowed."""
 
     step: int
     epoch: int

@@ -123,7 +123,7 @@ def _accelerator() -> str:
 
 
 def flatten(prefix: str, values: Mapping[str, Any]) -> Conditions:
-    """A nested table as dotted names; lists and scalars stay whole.
+    """Nested `values` as dotted names below `prefix`; lists and scalars stay whole.
 
     >>> flatten("recipe", {"optimizer": {"lr": 0.1}, "epochs": 3})
     {'recipe.optimizer.lr': 0.1, 'recipe.epochs': 3}
@@ -139,7 +139,7 @@ def flatten(prefix: str, values: Mapping[str, Any]) -> Conditions:
 
 
 def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Every difference, by name.
+    """Every difference of the conditions `saved` and `now`, by name.
 
     >>> [str(change) for change in compare({"threads": 2, "seed": 0}, {"threads": 1, "seed": 0})]
     ['threads: was 2, is 1']
@@ -153,7 +153,7 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Iterable[str] = ()) -> list[Change]:
-    """The allowed differences. Raises `ConditionsChanged` when there are others.
+    """The allowed differences of the conditions `saved` and `now`. Raises `ConditionsChanged` when there are others.
 
     A name in `allow` stands for itself, for everything below it ("versions" for "versions.torch") and for what it
     is the end of ("seed" for "recipe.seed"); "all" allows everything.

@@ -41,7 +41,7 @@ def own_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str,
 
 
 def describe(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name: ``model.0: Linear(in_features=8, ...)``, ``optimizer.lr: 0.1``, ``loader.augment: [...]``.
+    """Settings of `objects`: ``model.0: Linear(in_features=8, ...)``, ``optimizer.lr: 0.1``, ``loader.augment: [...]``.
 
     Of modules: class, `extra_repr` and constructor arguments that are kept as attributes. Of optimizers: each group's
     values as given, before any scheduler moved them. Of loaders: all settings. Of other callables: class and

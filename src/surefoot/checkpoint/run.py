@@ -35,7 +35,7 @@ STATUSES = ("running", "interrupted", "done", "failed")
 
 
 class RunDirectory:
-    """A run's directory, held by this process until `close`.
+    """A run's directory, held by this process (its `lock`) until `close`.
 
     `about` is the content of run.json: "id", "created", "status" (running, interrupted, done, failed),
     "conditions", "inexact" (changes that were allowed) and whatever `record` adds.
@@ -185,7 +185,7 @@ _FILES = (RUN, LOCK, JOURNAL, VALIDATION, "recipe.yaml", "report.html")
 
 
 def refuse_links(path: Path) -> None:
-    """Raise Problems where something in a run leads elsewhere, before anything in it is changed.
+    """Raise Problems where something in the run at `path` leads elsewhere, before anything in it is changed.
 
     The run directory itself may be a link. In it, no place that is written to may be one, nor anything but a plain
     file or a directory; and a file that is written in place may have no second name (a hard link).
@@ -219,7 +219,7 @@ def _wrong(path: Path, is_right: Callable[[int], bool], expected: str, alone: bo
 
 
 def read_about(path: str | Path) -> dict[str, Any] | None:
-    """The content of a run's run.json, or None when it is lost or was changed; needs no lock."""
+    """The content of run.json of the run at `path`, or None when it is lost or was changed; needs no lock."""
     try:
         data = files.read_bounded(Path(path) / RUN, _MAX_RUN_BYTES)
         about = safe_tensors.parse_json(Path(path) / RUN, data, "it", max_containers=100_000)
@@ -351,7 +351,7 @@ class Lock:
 
 
 def holder(directory: str | Path) -> str | None:
-    """Who has a run's lock, or None where nobody has. Only looks: takes nothing and makes no file."""
+    """Who has the lock of the run in `directory`, or None. Only looks: takes nothing and makes no file."""
     path = Path(directory) / LOCK
     with contextlib.suppress(OSError):
         file = os.lstat(path)

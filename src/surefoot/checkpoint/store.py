@@ -53,7 +53,9 @@ class Foreign(Damaged):
 
 @dataclass(frozen=True)
 class CheckpointStatus:
-    """One checkpoint directory: `valid` None means not looked at yet; `reason` says why it is not.
+    """One checkpoint directory at `path`, of the `step` and its `revision`, with `metrics` and when it was `created`.
+
+    `valid` None means not looked at yet; `reason` says why it is not.
 
     `bytes` is the size of its files, `foreign` that it belongs to another run (such a one is never removed).
     """

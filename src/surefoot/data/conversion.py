@@ -16,13 +16,13 @@ from .streams import StreamSource, is_stream
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource | StreamSource:
-    """A Source of whatever holds samples.
+    """A Source of whatever holds samples; `classes` are the names of the classes, where the data do not tell them.
 
-    That is a Source, a tuple or mapping of columns, a list of samples, a map-style Dataset, or a stream. The samples of
-    a mapping of columns, and of a `datasets.Dataset`, are dictionaries of tensors. A column is a tensor, a NumPy array,
-    a frame or column of pandas, or a list of numbers. A TensorDataset, a Subset of one and several in a ConcatDataset
-    become a TensorSource, which is far faster than reading it sample by sample. Raises UsageError for anything else,
-    with what to give instead.
+    `data` is a Source, a tuple or mapping of columns, a list of samples, a map-style Dataset, or a stream. The samples
+    of a mapping of columns, and of a `datasets.Dataset`, are dictionaries of tensors. A column is a tensor, a NumPy
+    array, a frame or column of pandas, or a list of numbers. A TensorDataset, a Subset of one and several in a
+    ConcatDataset become a TensorSource, which is far faster than reading it sample by sample. Raises UsageError for
+    anything else, with what to give instead.
 
     >>> len(as_source(([[0.0, 1.0], [2.0, 3.0]], [0, 1])))
     2

@@ -156,7 +156,7 @@ class TensorSource(Source):
 
 
 class DatasetSource(Source):
-    """Any map-style torch Dataset: an object with ``__len__`` and ``__getitem__``.
+    """Any map-style torch `dataset`: an object with ``__len__`` and ``__getitem__``.
 
     A sample is a tuple or list (inputs, targets, ...), or one value; torch's default_collate makes the batches,
     unless `collate` is given (it takes the list of samples). `classes` are the data set's own unless given, also

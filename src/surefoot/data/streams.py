@@ -43,7 +43,7 @@ def is_stream(data: Any) -> bool:
 
 
 class StreamSource(Source):
-    """Any iterable data set; with several workers each iterates over its part (torch's `get_worker_info`).
+    """Any iterable data set, the `stream`; with several workers each iterates over its part (`get_worker_info`).
 
     A pass over it begins with a copy of what was given (its data are shared), after `set_epoch(number)`
     where there is one; what it draws depends on (seed, pass, batch, worker). With `state_dict` and `load_state_dict`,

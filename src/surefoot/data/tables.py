@@ -87,7 +87,7 @@ def table(
     task: Task = "auto",
     weights: str | None = None,
 ) -> DataSplits:
-    """Inputs float32 (N, F + K) and targets of a frame (pandas, polars), a table of pyarrow's or a mapping of columns.
+    """Inputs float32 (N, F + K) and targets of `data`: a frame (pandas, polars), a pyarrow table, a mapping of columns.
 
     The columns beside `target` and `drop` are inputs: F of numbers, then K of categories, which are those that hold
     texts and those named in `categories`. A category is the index of its value among those of the training rows, in

@@ -103,7 +103,7 @@ def samples_of(loss: Any, outputs: Any, targets: Any) -> int:
 
 
 def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
-    """`sample_weight` of many batches at once, as numbers: one look at the device for all of them.
+    """`sample_weight` of `loss` for many batches' `targets`, as numbers: one look at the device for all of them.
 
     Each number is the same as for its batch alone, to the last bit.
     """
@@ -143,11 +143,11 @@ def all_count(loss: Any, whole: Any) -> bool:
 def shares(loss: Any, micro_batches: Sequence[Any], world: World | None = None, complete: bool = False) -> list[Any]:
     """By how much each micro-batch's loss counts, so that their sum is the loss of all of them as one batch.
 
-    From the targets alone. One entry per micro-batch, for `conventions.apply(..., share=...)`: None (one micro-batch,
-    or a summed loss), a number, a tensor of one number, or a tuple (a `WeightedSum`, whose parts may divide by
-    different things). Of MicroBatches "all of them" are those of all ranks of the `world`, and what stands in counts 0.
-    The world is asked only where shapes do not tell what they hold, and the data are not `complete` (`all_count`); a
-    share is then a function, which waits for the answer.
+    From the targets alone. One entry for each of `micro_batches`, for `conventions.apply(..., share=...)`: None (one
+    micro-batch, or a summed loss), a number, a tensor of one number, or a tuple (a `WeightedSum`, whose parts may
+    divide by different things). Of MicroBatches "all of them" are those of all ranks of the `world`, and what stands in
+    counts 0. The world is asked only where shapes do not tell what they hold, and the data are not `complete`
+    (`all_count`); a share is then a function, which waits for the answer.
 
     >>> x = torch.arange(6.)
     >>> shares(torch.nn.MSELoss(), [(x[:4], x[:4]), (x[4:], x[4:])])

@@ -17,7 +17,7 @@ from .torch_losses import family, formula_of
 
 
 class LossValue(NamedTuple):
-    """The loss of one batch (a tensor of one number, with its graph), and what it was computed from.
+    """The loss of one batch (a tensor of one number, with its graph), and the `outputs` and `targets` it is of.
 
     An objective may tell its `weight`, what its mean is over (None: the samples), and further `numbers` by name.
     """
@@ -31,7 +31,8 @@ class LossValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Convention:
-    """One way of calling a loss: `forward` runs the model on a batch, `value` gives the loss of its outputs."""
+    """One way of calling a loss, by `name`: `forward` runs the model on a batch, `value` gives the loss of its
+    outputs."""
 
     name: str
     batch: str
@@ -185,7 +186,7 @@ def convention_of(loss: Any) -> Convention:
 
 
 def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any = None) -> LossValue:
-    """The loss of one batch, called as its kind of loss wants it.
+    """The loss of one batch, which goes through `model`; it is called as its kind of loss wants it.
 
     `batch` is ``(inputs, targets)``, or what `convention_of(loss).batch` says. A loss with ``reduction="none"``
     (or a user's own that returns one value a sample) is averaged over its elements. `share` is this
@@ -212,7 +213,7 @@ def apply(loss: Any, model: Callable[..., Any], batch: Sequence[Any], share: Any
 
 
 def value_of(loss: Any, outputs: Any, targets: Any) -> Tensor:
-    """The loss of outputs that are already there, as a tensor of one number."""
+    """The loss of `outputs` that are already there and `targets`, as a tensor of one number."""
     return scalar(convention_of(loss).value(loss, outputs, targets), loss)
 
 

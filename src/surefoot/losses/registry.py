@@ -207,7 +207,7 @@ OBJECTIVES = Registry(
 def build_loss(
     name: str, args: Mapping[str, Any] | None = None, *, targets: Tensor | None = None, classes: int | None = None
 ) -> nn.Module:
-    """The loss of that name, its arguments checked.
+    """The loss of that name with the arguments `args`, which are checked.
 
     ``weight="balanced"`` (and BCEWithLogitsLoss's ``pos_weight="balanced"``) are computed from `targets`, those of the
     whole training set; `classes` is the number of classes where it is known. Raises UsageError for an unknown loss, an
@@ -241,5 +241,5 @@ def _balanced(argument: str, args: Mapping[str, Any], targets: Tensor, classes: 
 
 
 def needs_targets(args: Mapping[str, Any]) -> bool:
-    """Whether `build_loss` will want the training set's targets for these arguments."""
+    """Whether `build_loss` will want the training set's targets for the arguments `args`."""
     return any(isinstance(value, str) and value == "balanced" for value in args.values())

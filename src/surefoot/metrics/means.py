@@ -17,7 +17,8 @@ Row = tuple[float, float, int, dict[str, float], bool, bool]
 
 
 class Parts(tuple[Any, ...]):
-    """Outputs or targets of one update's micro-batches that cannot be joined (padded to several lengths)."""
+    """Outputs or targets of one update's micro-batches that cannot be joined (padded to several lengths): a list of an
+    `iterable` of them."""
 
 
 def parts_of(value: Any) -> Sequence[Any]:

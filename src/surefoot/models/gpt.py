@@ -11,7 +11,7 @@ from .arguments import keeps_arguments
 
 @keeps_arguments
 class GPT(nn.Module):
-    """A transformer decoder as GPT-2's: `depth` blocks of causal attention with `heads`, and a perceptron.
+    """A transformer decoder as GPT-2's: `depth` blocks of causal attention with `heads`, a perceptron, and `dropout`.
 
     Takes int64 (N, T) with T up to `length` and tokens 0 .. `classes` - 1, returns logits (N, `classes`, T) as
     torch's cross entropy takes them: those of position t tell token t + 1. The last layer's weight is the embedding's.

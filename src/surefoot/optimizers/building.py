@@ -23,7 +23,7 @@ def build_optimizer(
     no_decay: str | Sequence[str] | None = None,
     layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` (of `OPTIMIZERS`, or a class of one's own) over the trainable parameters of `model`.
+    """The optimizer `name` (of `OPTIMIZERS`, or a class of one's own) with `args`, over what can be trained of `model`.
 
     `groups`, `no_decay` and `layer_decay` are those of `param_groups`. Raises UsageError for anything that does
     not fit: arguments, patterns, a model that has nothing to train, an optimizer that takes one group only.

@@ -18,7 +18,7 @@ NORM_AND_BIAS = "norm_and_bias"
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that can learn, by name; a tied one once, under its first name.
+    """The parameters of `model` that can learn, by name; a tied one once, under its first name.
 
     >>> list(trainable(nn.Linear(2, 1)))
     ['weight', 'bias']
@@ -92,7 +92,7 @@ def param_groups(
 def missing_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, *, suffix: str = "", **how: Any
 ) -> list[dict[str, Any]]:
-    """Groups for the trainable parameters that `optimizer` does not hold: what unfreezing has added.
+    """Groups for the trainable parameters of `model` that `optimizer` does not hold: what unfreezing has added.
 
     `how` is as for `param_groups`; `suffix` is appended to each group's name. Give each to
     ``optimizer.add_param_group`` and call ``schedule.adopt_groups()``.
@@ -109,7 +109,7 @@ def missing_groups(
 
 
 def named_groups(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> list[tuple[str, list[str]]]:
-    """(group name, parameter names) of each group; parameters that `model` does not know are ``"?"``.
+    """(group name, parameter names) of each group of `optimizer`; parameters that `model` does not know are ``"?"``.
 
     >>> model = nn.Linear(2, 1)
     >>> named_groups(torch.optim.SGD(model.parameters(), lr=0.1), model)

@@ -23,7 +23,8 @@ _STATE_FACTOR = {"SparseAdam": 2.0, "Adafactor": 1.0}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step needs at its peak, by what they hold; `activations` is None where not measured."""
+    """Bytes that a training step needs at its peak: of `parameters`, `buffers`, `gradients`, `optimizer` and `batch`;
+    `activations` is None where not measured."""
 
     parameters: int
     buffers: int

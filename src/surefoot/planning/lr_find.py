@@ -43,7 +43,7 @@ def lr_find(
     """Raise the rate from `start` to `end` over `steps` updates and watch the loss; everything live stays as it is.
 
     `batches` gives tuples as training takes them and is begun again when it ends; where it has a state (a Loader),
-    that is put back. Groups keep their proportions: the rate is that of the group with the highest. `options`
+    that is put back. Groups of `optimizer` keep their proportions: the rate is that of the group with the highest. `options`
     say how an update is made (batches to accumulate, clipping, precision).
 
     >>> _ = torch.manual_seed(0)
@@ -85,7 +85,7 @@ def lr_find(
 
 
 def range_test(step: Callable[[float], float], start: float = START, end: float = END, steps: int = STEPS) -> LrFind:
-    """The test itself: ``step(rate)`` makes one update at `rate` and returns the loss before it.
+    """The test over `steps` rates from `start` to `end`: ``step(rate)`` makes one update, returns the loss before it.
 
     Ends early where the loss is not finite or has diverged.
     """

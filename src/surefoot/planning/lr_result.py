@@ -18,7 +18,7 @@ from .pictures import save
 
 @dataclass(frozen=True)
 class LrFind:
-    """What a range test saw: at each rate, the loss before that step's update, and the loss smoothed.
+    """What a range test saw: at each of `rates` the loss before that step's update (`losses`), and the loss smoothed.
 
     `highest` is the rate at which the smoothed loss is lowest, about the last that is still safe. `suggestion` is the
     rate at which it falls steepest over the logarithm of the rate, but at most a quarter of `highest`: a real run stays

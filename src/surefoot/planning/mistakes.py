@@ -46,7 +46,7 @@ _MOST = 0.5  # of the run, in all
 def mistakes(
     schedule: Schedule, steps_per_epoch: int, epochs: int, *, later: Sequence[LaterGroup] = ()
 ) -> list[Finding]:
-    """What is likely wrong with a schedule that has not begun, for a run of this length; nothing is touched.
+    """What is likely wrong with a schedule that has not begun, over `epochs` of `steps_per_epoch`; nothing is touched.
 
     `later` are the groups that join, as for `simulate`. Where a scheduler is called more than 50,000 times, only
     arguments are checked, since training must not wait; `plan_report` then computes the rates all the same and finds

@@ -14,7 +14,8 @@ from .events import Event
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """A param group: its name, its numbers of tensors and of elements, the epoch from which it learns, its rates."""
+    """A param group: its name, its numbers of tensors and of elements, the epoch from which it learns (`from_epoch`),
+    its rates (`first_lr`, `highest_lr`, `last_lr`)."""
 
     name: str
     tensors: int

@@ -49,7 +49,8 @@ def drawn(report: PlanNumbers) -> str:
 
 
 def picture_path(text: str | Path) -> Path:
-    """The path of a picture that is asked for; raises UsageError where it cannot be one, before anything is drawn."""
+    """The path of the picture that `text` asks for; raises UsageError where it cannot be one, before anything is
+    drawn."""
     path = Path(text)
     if path.suffix.lower() != ".svg":
         raise UsageError(f"{path}: pictures are written as SVG; give {path.with_suffix('.svg')}")

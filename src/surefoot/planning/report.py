@@ -29,7 +29,9 @@ LONGEST_DRAWN = 5_000_000  # steps; of a longer run the beginning is planned
 
 @dataclass(frozen=True)
 class PlanReport(PlanNumbers):
-    """The numbers of a run before it begins, as text, as a picture and as plain data."""
+    """The numbers of a run before it begins, as text, as a picture and as plain data.
+
+    `title`, `groups` (their rates), `events` (what happens when), `findings` (likely mistakes) and further `parts`."""
 
     def render_terminal(self, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
         """The plan as text of at most `width` columns; without `unicode`, in ASCII."""
@@ -82,10 +84,11 @@ def plan_report(
 ) -> PlanReport:
     """The plan of a run of `epochs` times `steps_per_epoch` updates under a `schedule` that has not begun.
 
-    With `model`, memory is estimated; with `batch` and ``apply(model, batch)`` (the loss) its activations too. `step`
-    is called a few times to measure its time; it must work on a copy. `later` are the groups that join. `show` receives
-    how many calls of the scheduler are done, of how many. Nothing live is changed: parameters, buffers, optimizer,
-    schedule and random number generators stay as they are.
+    `title` stands above it, `samples_per_epoch` gives the samples a second. With `model`, memory is estimated; with
+    `batch` and ``apply(model, batch)`` (the loss) its activations too. `step` is called a few times to measure its
+    time; it must work on a copy. `later` are the groups that join. `show` receives how many calls of the scheduler are
+    done, of how many. Nothing live is changed: parameters, buffers, optimizer, schedule and random number generators
+    stay as they are.
     """
     whole = (steps_per_epoch, epochs)
     steps_per_epoch = min(steps_per_epoch, LONGEST_DRAWN)

@@ -26,7 +26,7 @@ def build_schedule(
     *,
     refuse: bool = True,
 ) -> Schedule:
-    """The schedule of a run of `epochs` times `steps_per_epoch` updates.
+    """The schedule of a run of `epochs` times `steps_per_epoch` updates, by specs of a scheduler and a `warmup`.
 
     OneCycleLR's ``total_steps`` and CosineAnnealingLR's ``T_max`` are the run's length where absent, in the
     scheduler's unit (inside a SequentialLR: the length of their part). Raises UsageError for bad arguments and,

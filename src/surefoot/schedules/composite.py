@@ -78,7 +78,7 @@ def _needed(metric: float | None) -> float:
 
 
 class SequentialLR(torch_schedulers.SequentialLR):
-    """torch's SequentialLR, whose parts may be ReduceLROnPlateau too.
+    """torch's SequentialLR of an `optimizer`: `schedulers` one after the other, ReduceLROnPlateau among them too.
 
     `milestones` count the calls of `step`; the part after a milestone starts from the groups' first rates.
     """
@@ -112,7 +112,7 @@ class SequentialLR(torch_schedulers.SequentialLR):
 
 
 class ChainedScheduler(torch_schedulers.ChainedScheduler):
-    """torch's ChainedScheduler, whose parts may be ReduceLROnPlateau too."""
+    """torch's ChainedScheduler over `schedulers` of one `optimizer`, which may be ReduceLROnPlateau too."""
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None):
         super().__init__(_plateaus_hidden(schedulers), optimizer)

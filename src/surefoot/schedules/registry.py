@@ -155,7 +155,7 @@ def _title(name: str | Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class SchedulerSpec:
-    """A scheduler as a recipe names it: `name` of `SCHEDULERS` or a class; `by` is None for torch's usual unit.
+    """A scheduler as a recipe names it: `name` of `SCHEDULERS` or a class, and `args`; `by` is None for torch's unit.
 
     `children` are the parts of a SequentialLR or a ChainedScheduler; `monitor` is what a plateau watches.
     """
@@ -183,7 +183,7 @@ class SchedulerSpec:
 
 @dataclass(frozen=True)
 class WarmupSpec:
-    """A warmup as a recipe names it, counted `by` ``"step"`` or ``"epoch"``.
+    """A warmup as a recipe names it: `name`, arguments `args`, counted `by` ``"step"`` or ``"epoch"``.
 
     `then` is ``"scheduler"`` where the scheduler waits until the period is over; None: it runs from the first step.
     """

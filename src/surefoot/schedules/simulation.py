@@ -40,7 +40,7 @@ class LaterGroup:
 
 @dataclass(frozen=True)
 class Simulation:
-    """The rates of a whole run.
+    """The rates of a whole run of `epochs` times `steps_per_epoch` updates under `schedule`.
 
     `curves` are the different ones, float64 of shape (steps,); `curve_of` says which one each group follows;
     `names` are the groups' names. A group that joins later has NaN before. `undampened` is without the warmup.
@@ -83,6 +83,7 @@ def simulate(
 ) -> Simulation:
     """The rates of a run that `build_schedule` with these arguments would give; `optimizer` is not touched.
 
+    `scheduler` and `warmup` are specs, the run has `epochs` of `steps_per_epoch` updates, `later` are groups that join.
     `plateau` says what ReduceLROnPlateau does: ``"never"`` reduce or ``"always"`` (the metric gets no better).
 
     >>> import torch
@@ -108,6 +109,7 @@ def simulate_schedule(
 ) -> Simulation:
     """The rates of a run under a live `schedule` that has not begun; neither it nor its optimizer is touched.
 
+    The run has `epochs` of `steps_per_epoch` updates; `plateau` and `later` are as for `simulate`.
     `show` is called now and then with how many calls of the scheduler are done, and how many there are.
     """
     if plateau not in (NEVER, ALWAYS):

@@ -211,7 +211,7 @@ def read_records(
     only: bytes = b"",
     end: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The records of a journal in the order written; an unfinished last line is left out.
+    """The records of the journal at `path` in the order written; an unfinished last line is left out.
 
     `start` is a byte at which a line begins, and `end` one after which no line is read. Lines without the bytes `only`
     are passed over unread. Raises UsageError, with the line's number, for a line that is not a JSON object, or calls

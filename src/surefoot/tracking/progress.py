@@ -30,7 +30,7 @@ _DIM, _CYAN = 2, 36
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is about to run.
+    """What is about to run, for `epochs`, by the `name` of its recipe or model.
 
     `steps_per_epoch` is 0 where nobody knows it. `first_step` counts the updates that were done before (a resumed
     run), `samples_per_step` is for the rate shown, `details` are shown in the first line.
@@ -51,7 +51,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run ended with: rows of a table, and the next commands to try, each with what it does."""
+    """What a run ended with: a `title`, rows of a table, and `next_commands` to try, each with what it does."""
 
     title: str
     rows: Mapping[str, Any] = field(default_factory=dict)

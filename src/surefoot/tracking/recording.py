@@ -19,7 +19,7 @@ TOGETHER = "together"
 
 
 class RunRecords:
-    """``metrics.jsonl`` and ``tensorboard/`` of a run directory, which is made where it is not there.
+    """``metrics.jsonl`` and ``tensorboard/`` of the directory `run_dir`, which is made where it is not there.
 
     Given to a `Checkpointer` as its journal, they go back with it: each record and each point is there once, and only
     what comes after the checkpoint is cut off. `tensorboard` is True, False, or "together": then the mean losses of

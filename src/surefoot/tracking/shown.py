@@ -15,7 +15,7 @@ from .page import html_table
 
 
 def result_html(metrics: Mapping[str, float], run_dir: str | os.PathLike[str] | None = None) -> str:
-    """Metrics by name as a table of HTML; with a `run_dir`, the curves of its losses too."""
+    """`metrics` by name as a table of HTML; with a `run_dir`, the curves of its losses too."""
     rows = [(name, figure_of(name.rpartition("/")[2], value)) for name, value in metrics.items()]
     curves: dict[str, list[tuple[float, float]]] = {}
     if run_dir is not None and (Path(run_dir) / "metrics.jsonl").exists():

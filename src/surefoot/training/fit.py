@@ -53,7 +53,7 @@ STEPS_OF_A_STREAM = 1000
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run reached.
+    """What a run reached in `epochs`, kept in `run_dir`; `stopped_early` says whether early stopping ended it.
 
     `metrics` holds the last epoch's values by name (``train/loss``, ``val/accuracy``), `best` the monitored
     metric's best value with its epoch, or None. `steps` are updates done, `wall_s` seconds, earlier sittings

@@ -16,7 +16,7 @@ from ..wrapping import named_parameters
 
 
 class Unfreezing:
-    """Which parameters start to learn at which epoch.
+    """Which parameters of `model` start to learn at which epoch.
 
     `plan` holds ``(epoch, pattern)`` pairs; a pattern matches parameter names as in ``fnmatch``. At the start of
     that epoch (0-based) the matching frozen parameters join the optimizer, in groups as `how` makes them (``lr``,
