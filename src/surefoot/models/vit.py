@@ -15,9 +15,9 @@ from .gpt import Block
 class ViT(nn.Module):
     """Patches of `patch` x `patch` pixels as tokens, `depth` blocks of attention with `heads`, the tokens' mean.
 
-    Takes (N, `channels`, *`size`), returns logits (N, `classes`). Each place has a position embedding that is learned; each block has `dropout`.
-    After Dosovitskiy et al. (2020), "An image is worth 16x16 words"; the mean in place of a class token as in
-    Beyer, Zhai and Kolesnikov (2022), "Better plain ViT baselines for ImageNet-1k".
+    Takes (N, `channels`, *`size`), returns logits (N, `classes`). Each place has a position embedding that is learned;
+    each block has `dropout`. After Dosovitskiy et al. (2020), "An image is worth 16x16 words"; the mean in place of a
+    class token as in Beyer, Zhai and Kolesnikov (2022), "Better plain ViT baselines for ImageNet-1k".
 
     >>> ViT(size=28, patch=7, width=16, depth=1, heads=2)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])

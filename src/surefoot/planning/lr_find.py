@@ -42,8 +42,8 @@ def lr_find(
 ) -> LrFind:
     """Raise the rate from `start` to `end` over `steps` updates and watch the loss; everything live stays as it is.
 
-    `batches` gives tuples as training takes them and is begun again when it ends; where it has a state (a Loader),
-    that is put back. Groups of `optimizer` keep their proportions: the rate is that of the group with the highest. `options`
+    `batches` gives tuples as training takes them and is begun again when it ends; where it has a state (a Loader), that
+    is put back. Groups of `optimizer` keep their proportions: the rate is that of the group with the highest. `options`
     say how an update is made (batches to accumulate, clipping, precision).
 
     >>> _ = torch.manual_seed(0)
