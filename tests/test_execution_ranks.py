@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import surefoot
 from surefoot.data import Loader
 from surefoot.execution import Execution, compiled, measure, parts
-from surefoot.execution.choose import tune
+from surefoot.execution.choose import choose_execution, tune
 from surefoot.execution.measure import Bench, Trial
 from surefoot.execution.settings import as_torch_would
 from surefoot.losses import WeightedSum
@@ -191,3 +192,25 @@ def breaks(world):
 def test_what_fails_on_one_rank_is_held_against_a_candidate_on_all():
     first, second = run_ranks(2, breaks)
     assert first == second and first[0].startswith("it fails: RuntimeError") and first[1] == 1
+
+
+def test_another_number_of_processes_takes_the_choice_that_is_kept_with_its_own_threads():
+    """torchrun gives one thread to each of several processes, and none to one: the rest decides on bits."""
+    net, threads = nn.Linear(6, 3), torch.get_num_threads()
+    step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1))
+    chosen, said = [], []
+    try:
+        for ranks, number in ((1, 2), (2, 1)):
+            torch.set_num_threads(number)
+            loader = Loader(rows(32), 8)
+            loader.divide(2, 0, ranks)
+            settings = {"compile": False} if not chosen else {"compile": False, "onednn": "auto"}
+            with pytest.MonkeyPatch.context() as patch:
+                if chosen:
+                    patch.setattr("surefoot.execution.choose.tune", lambda *_, **__: pytest.fail("measured again"))
+                batches = loader.first_batches(2)
+                chosen.append(choose_execution(settings, step, batches, steps_expected=1000, say=said.append))
+    finally:
+        torch.set_num_threads(threads)
+    assert [one.threads for one in chosen] == [2, 1] and not said
+    assert dataclasses.replace(chosen[0], threads=1) == chosen[1]

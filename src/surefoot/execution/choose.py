@@ -134,8 +134,11 @@ def choose_execution(
         return plain
     key, world = cache_key(fixed, step, batches[0], steps_expected), step.world
     kept_choice = world.agree(lambda: _kept(key, step, plain, say), on=0) if cache else None
+    if isinstance(batches[0], MicroBatches):  # what is chosen must do for another number of processes, too
+        fixed["threads"] = plain.threads
     if kept_choice is not None:
-        return Execution.from_json(kept_choice)
+        choice = Execution.from_json(kept_choice)
+        return replace(choice, threads=fixed.get("threads", choice.threads))
     try:
         table = tune(fixed, step, batches, steps_expected=steps_expected, say=say)
     except UsageError as error:  # no copies, no measuring
@@ -159,14 +162,14 @@ def cache_key(spec: Mapping[str, Any] | str | None, step: TrainStep, batch: Any,
     Of MicroBatches it tells how many make a batch, and not how many ranks have them: runs that are to end with the same
     bits take the same.
     """
-    parts = []
+    parts, machine = [], describe_machine(step.device)
     if isinstance(batch, MicroBatches):
         parts, batch = [batch.parts], batch[0]
+        del machine["threads"]  # torchrun gives each of several processes one
     work = describe_work(step.model, step.loss, step.optimizer, batch)
     options = step.options
     limits = {"max_grad_norm": options.max_grad_norm, "clip_value": options.clip_value}
     long = _log2(steps_expected)  # a longer run may earn what a shorter one did not
-    machine = describe_machine(step.device)
     return digest(machine, work, asked_for(spec), options.precision, limits, options.set_to_none, long, *parts)
 
 
