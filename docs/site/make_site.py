@@ -1,7 +1,7 @@
 """Builds the site in English and Chinese, warnings as errors: `python3 dev.py docs`; it lies in build/docs/html.
 
-The course is executed once; both languages show the same outputs. Sphinx and what it needs are installed into an
-environment of their own, so that nothing of them is in the one that trains and tests.
+The course is executed in each language. Sphinx and what it needs are installed into an environment of their own, so
+that nothing of them is in the one that trains and tests.
 """
 
 from __future__ import annotations
