@@ -22,7 +22,7 @@ FORMULA = re.compile(r"\$\$.*?\$\$", re.DOTALL)
 # The pages that are in both languages; one more may be translated at any time.
 WANTED = {
     *("other_trainers", "which_loss", "which_optimizer", "which_schedule", "lint", "refusals", "schedules"),
-    *("data", "losses", "optimizers", "recipe", "runs", "saving", "tracking"),
+    *("data", "losses", "models", "objectives", "optimizers", "recipe", "runs", "saving", "tracking"),
 }
 
 
