@@ -46,7 +46,10 @@ def replicating(module: nn.Module) -> str | None:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel, FSDPModule, FullyShardedDataParallel)
-    return next((type(part).__name__ for part in module.modules() if isinstance(part, kinds)), None)
+    found = next((part for part in module.modules() if isinstance(part, kinds)), None)
+    if found is None:
+        return None
+    return "model under FSDP2" if isinstance(found, FSDPModule) else type(found).__name__
 
 
 def shared_out(module: nn.Module) -> list[FSDPModule]:
