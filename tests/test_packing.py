@@ -204,6 +204,9 @@ def test_bad_input_is_answered_with_what_to_do(capsys, monkeypatch):
     assert "is there already" in refused(capsys, "pack", "run", "--to", "there.tar")
     assert "ends in .tar.zst, .tar.gz, .tar" in refused(capsys, "pack", "run", "--to", "run.zip")
     assert "no such run directory" in refused(capsys, "pack", "none", "--to", "r.tar")
+    Path("lost").mkdir()
+    Path("lost/run.json").write_text("{")
+    assert "has nothing to go on with" in refused(capsys, "pack", "lost", "--to", "r.tar")
     assert "is there already" in refused(capsys, "unpack", "there.tar", "--to", "run")
     assert "none.tar" in refused(capsys, "unpack", "none.tar")
     with RunDirectory.open("run"):

@@ -161,6 +161,14 @@ def test_a_run_half_written_damaged_or_newer_is_shown_as_far_as_it_can_be(capsys
     assert found["lost"]["status"] == "damaged" and found["lost"]["best"]["value"] == 0.5
 
 
+def test_a_journal_that_is_no_file_is_named(capsys):
+    make_run(Path("runs/a"), [0.5])
+    Path("runs/a/metrics.jsonl").unlink()
+    os.mkfifo("runs/a/metrics.jsonl")
+    (run,) = json.loads(shown(capsys, "--json"))
+    assert run["problems"] == ["runs/a/metrics.jsonl: is a pipe, not a regular file"]
+
+
 @pytest.mark.parametrize("text", ["[1]", "{", '{"tags": "x"}', '{"tags": [1]}', '{"note": 3}'])
 def test_labels_of_somebody_elses_making_are_named(text, capsys):
     make_run(Path("runs/a"), [0.5])

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from .. import files, safe_tensors
-from ..checkpoint.run import CHECKPOINTS, LOCK, Lock, refuse_links, scan
+from ..checkpoint.run import CHECKPOINTS, LOCK, RUN, Lock, read_about, refuse_links, scan
 from ..errors import RunFailed, UsageError
 from .record import open_run
 from .removing import PARTS
@@ -65,6 +65,8 @@ def _described(run: Path) -> dict[str, Any]:
         paths = (path for path in (run / folder).rglob("*") if path.is_file() and not path.is_symlink())
         names += sorted(path.relative_to(run).as_posix() for path in paths)
     whole = [status for status in scan(run) if status.valid]
+    if not whole and read_about(run) is None:
+        raise UsageError(f"{run}: has nothing to go on with: its {RUN} is lost or damaged, and no checkpoint is whole")
     if whole:
         newest = whole[-1].path
         names += sorted(path.relative_to(run).as_posix() for path in newest.iterdir())

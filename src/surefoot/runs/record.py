@@ -236,7 +236,9 @@ def _add_journal(content: Content, path: Path) -> None:
         _add_records(content, records)
     except FileNotFoundError:
         return
-    except (OSError, UsageError) as error:
+    except OSError as error:
+        content.problems.append(f"{path}: {error.strerror or error}")
+    except UsageError as error:
         content.problems.append(str(error))
     except OverflowError:  # an integer that no float holds
         content.problems.append(f"{path}: a number in it is out of range")
