@@ -19,6 +19,7 @@ from surefoot.errors import RunFailed, UsageError
 from surefoot.tracking import JournalFile, write_report
 from surefoot.tracking.report import render_report
 from surefoot.tracking.run_numbers import RunNumbers
+from surefoot.training.last_validation import _MOST_PICTURES
 
 # uPlot 1.6.32 as the npm registry has it, dist/uPlot.iife.min.js, without its last newline.
 UPLOT = "9a6a7d50b066b6c083ddf74930c8e3908fdf5b7d1a660969dd15e0360918006d"
@@ -201,6 +202,33 @@ def test_a_long_run_is_a_small_page_with_its_extremes(tmp_path):
     assert "One epoch in 128 is shown" in page and ">30000<" in page
     heights = {y for line in lines_of(charts_of(page)[0]) for _, y in line}
     assert len(heights) == 2
+
+
+def test_the_largest_page_is_one_that_can_be_mailed():
+    names = [f"a metric with a long name {i}" for i in range(30)]
+
+    def long():
+        for step in range(1, 6001):
+            at = dict(epoch=step - 1, step=step, lr=[0.1 + i / 9 + step / 7 for i in range(30)], wall_s=step / 3)
+            values = {name: 1 / (step + i) for i, name in enumerate(["loss", "accuracy", "grad_norm", *names])}
+            yield dict(kind="step", split="train") | at | values
+            for split in ("train", "val"):
+                yield dict(kind="epoch", split=split) | at | values
+
+    answer = {"loss": 1 / 3, "true": 1, "predicted": 2, "confidence": 1 / 3}
+    residuals = {"target": "t" * 99, "samples": 999, "stride": 1, "mean": 1 / 3, "deviation": 1 / 3, "counts": [1] * 40}
+    residuals |= {"edges": [i / 7 for i in range(41)], "points": [[i / 7, i / 3] for i in range(1000)]}
+    found = {
+        "classes": ["c" * 200] * 40,
+        "confusion": [[1] * 40] * 40,
+        "wrong": [answer | {"index": i} for i in range(24)],
+        "unsure": [answer | {"index": i} for i in range(24, 48)],
+        "shown": {str(i): {"picture": "A" * (_MOST_PICTURES // 48)} for i in range(48)},
+        "residuals": [residuals] * 8,
+    }
+    text = "a line of text\n" * 10_000
+    page = render_report(RunNumbers(long()), run={"a": text}, recipe=text, name="x", validation=found, brief=text)
+    assert 1_000_000 < len(page.encode()) < 2_000_000
 
 
 def test_memory_of_a_report_does_not_grow_with_the_run():

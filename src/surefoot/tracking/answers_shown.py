@@ -12,6 +12,7 @@ from ..charts.svg import Line
 from .page import html_table
 
 _MOST_TARGETS = 8
+_MOST_POINTS = 1200  # of all targets together
 _PNG = "iVBOR"  # how base64 of a PNG file begins
 
 
@@ -95,9 +96,10 @@ def _table(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, Any], names
 
 def residuals(found: Mapping[str, Any]) -> str:
     """Predicted against true numbers and how their differences spread, for each target of a regression."""
-    parts = []
-    for each in (found.get("residuals") or [])[:_MOST_TARGETS]:
-        points = [(float(true), float(predicted)) for true, predicted in each["points"]]
+    parts, targets = [], (found.get("residuals") or [])[:_MOST_TARGETS]
+    for each in targets:
+        drawn = each["points"][:: -(-len(each["points"]) * len(targets) // _MOST_POINTS) or 1]
+        points = [(float(true), float(predicted)) for true, predicted in drawn]
         few = f", of one sample in {each['stride']:,}" if each["stride"] > 1 else ""
         note = (
             f"Predicted minus true: mean {each['mean']:.4g}, standard deviation {each['deviation']:.4g}, "

@@ -11,7 +11,7 @@ from ..text import counted, duration
 from .page import html_table
 from .run_numbers import RunNumbers
 
-MOST_TEXT = 200_000
+MOST_TEXT = 40_000
 _MOST_ROWS = 60
 
 

@@ -80,7 +80,7 @@ class RunNumbers:
     def _curve(self, kind: str, split: str, key: str) -> Curve:
         curve = self._curves.get((kind, split, key))
         if curve is None:
-            curve = self._curves[kind, split, key] = Curve(MOST_POINTS)
+            curve = self._curves[kind, split, key] = Curve(MOST_POINTS if key in DRAWN else MOST_POINTS // 4)
         return curve
 
     def _add_speed(self, step: int, wall_s: Any) -> None:

@@ -24,7 +24,7 @@ _MOST_COLUMNS, _MOST_CELL, _MOST_TEXT = 40, 60, 600
 # A picture has at least so many pixels a side; what is narrower is a table.
 _LEAST_SIDE = 8
 # Of all pictures together, as base64: a page that is mailed holds them.
-_MOST_PICTURES = 900_000
+_MOST_PICTURES = 500_000
 
 
 class LastValidation:
