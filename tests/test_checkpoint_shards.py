@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import RanksFailed, run_ranks
 from test_checkpoint_ranks import _terminate, _train, records
 from torch import nn
@@ -18,7 +19,7 @@ from torch import nn
 import surefoot
 from surefoot import files
 from surefoot.checkpoint import scan, store
-from surefoot.errors import Stopped, SurefootError
+from surefoot.errors import Stopped, SurefootError, UsageError
 from surefoot.proof import compare
 from surefoot.world import World
 
@@ -167,10 +168,13 @@ def refused(world, run):
     model = fully_shard(nn.Linear(4, 4), mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "pieces")))
     with pytest.raises(SurefootError) as caught:
         surefoot.Checkpointer(run, world=world, model=model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="model: is under FSDP2 already; give it, and its optimizer, as they were"):
+        surefoot.fit(model, nn.MSELoss(), optimizer, (torch.ones(4, 4), torch.ones(4, 4)), epochs=1)
     return str(caught.value)
 
 
-def test_tensors_that_are_spread_otherwise_are_refused_by_name(run_dir):
+def test_tensors_that_are_spread_otherwise_are_refused_by_name_and_models_in_pieces_by_fit(run_dir):
     for told in run_ranks(2, refused, str(run_dir)):
         assert told.startswith("weight: a tensor spread over ranks as") and "on a mesh of (2, 1)" in told
     assert not run_dir.exists()

@@ -31,7 +31,7 @@ from ..tracking import Progress, RunInfo, make_progress, result_html, write_repo
 from ..tracking.trackers import Feeds
 from ..tracking.validation import MOST_CLASSES
 from ..world import World
-from ..wrapping import shared_out, whole
+from ..wrapping import whole
 from .about import completed, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
@@ -132,7 +132,7 @@ def fit(
         world = stack.enter_context(World.here()) if run.world is None else run.world
         arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
         epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
-        require_parallel(run.parallel, world)
+        require_parallel(run.parallel, world, model)
         loss = as_objective(loss)
         about = run.about
         unfreezing = run.unfreeze or None
@@ -147,7 +147,7 @@ def fit(
         loader = training_loader(data, batch_size, seed, model, progress.message)
         resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
         recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
-        in_pieces = world.size > 1 and (run.parallel == "fsdp2" or bool(shared_out(model)))
+        in_pieces = world.size > 1 and run.parallel == "fsdp2"
         division = divide(
             loader,
             world,

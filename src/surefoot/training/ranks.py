@@ -8,18 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..checkpoint import read_about
 from ..data import Loader
 from ..errors import UsageError
 from ..micro_batches import sums_alike
 from ..text import counted
 from ..world import World
+from ..wrapping import shared_out
 
 MICRO_BATCHES, RANKS = "world.micro_batches", "world.ranks"
 
 
-def require_parallel(parallel: str, world: World) -> None:
-    """Raise UsageError for a kind of parallel training that cannot be, in this world."""
+def require_parallel(parallel: str, world: World, model: nn.Module) -> None:
+    """Raise UsageError for a kind of parallel training that cannot be, in this world or with this model."""
+    if shared_out(model):
+        raise UsageError(
+            "model: is under FSDP2 already; give it, and its optimizer, as they were before fully_shard, with "
+            "parallel: fsdp2, or write the loop yourself"
+        )
     if parallel == "none" and world.size > 1:
         raise UsageError(
             f"parallel: none, but this is rank {world.rank} of {world.size}; give ddp, or start one process"
