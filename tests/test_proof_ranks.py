@@ -238,7 +238,7 @@ def test_a_difference_is_told_by_the_names_of_its_sides(tmp_path):
 
 
 def test_the_summary_says_which_numbers_were_compared():
-    verdict = drive.Verdict(2, 12, None, (3, 9), processes=(1, 2, 4))
+    verdict = drive.Verdict(2, 13, None, (3, 9), processes=(1, 2, 4))
     assert verdict.summary() == (
         "identical: untouched in 1, 2, 4 processes, and killed 2 times (at step 3, 9) and gone on with in 1, 2, 4, the "
         "run ended with the same bits, 13 items compared as bytes"
