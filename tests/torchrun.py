@@ -25,8 +25,8 @@ calls, agent = 0, os.getppid()
 
 def note(name):
     if "TIMES" in os.environ:
-        with open(os.path.join(os.environ["TIMES"], name), "x") as file:
-            file.write(str(time.time()))
+        with open(os.path.join(os.environ["TIMES"], name), "a") as file:
+            file.write(f"{time.time()}\\n")
 
 def loss(outputs, targets):
     count("loss")
@@ -124,7 +124,11 @@ def since(folder: Path, name: str, begun: float | None = None) -> float | None:
     """The seconds from `begun`, or from the harm, to what a run has noted by that name; None where it has not."""
     if not (folder / name).exists():
         return None
-    return float((folder / name).read_text()) - (float((folder / "harmed").read_text()) if begun is None else begun)
+    return _first(folder / name) - (_first(folder / "harmed") if begun is None else begun)
+
+
+def _first(path: Path) -> float:
+    return float(path.read_text().split()[0])
 
 
 def left(run: Path) -> list[str]:
