@@ -17,7 +17,7 @@ from surefoot.errors import RunFailed
 
 def test_a_rank_that_dies_in_a_save_leaves_whole_checkpoints_only(tmp_path):
     """Before the rename that makes it visible; the catalogue has every operation of every rank."""
-    operations, others = saved(2)[0]
+    operations, others = saved(2, False)[0]
     assert others == [] and {"rename", "unlink"} < set(operations)
     killed_in_a_save(2, 0, operations.index("rename"), tmp_path)
 

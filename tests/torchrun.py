@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# HARM is "rank call what [where]": at that call of the loss, or fsync of a save, in that rank's first attempt. In the
-# folder TIMES are noted the seconds at which that was, and at which each attempt's first update was made.
+# HARM is "rank call what [where]": at that call of the loss ("step": in an update), or fsync of a checkpoint ("save"),
+# in that rank's first attempt. The folder TIMES has the seconds at which that was, and each attempt's first update.
 LOSS = """
 import os, signal, time
 import torch
@@ -21,7 +21,7 @@ from surefoot.step import TrainStep
 
 rank, call, what, where = (os.environ.get("HARM", "0 0 none").split() + ["loss"])[:4]
 attempt, me = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "RANK"))
-calls, agent = 0, os.getppid()
+calls, agent, updating, updates = 0, os.getppid(), False, 0
 
 def note(name):
     if "TIMES" in os.environ:
@@ -30,6 +30,8 @@ def note(name):
 
 def loss(outputs, targets):
     count("loss")
+    if updating:
+        count("step")
     return torch.nn.functional.cross_entropy(outputs, targets)
 
 def count(here):
@@ -60,7 +62,8 @@ def harm():
 
 class Harmful(files.System):
     def fsync(self, descriptor):
-        count("save")
+        if "step-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            count("save")
         return files.durable_fsync(descriptor)
 
 if where == "save":
@@ -69,9 +72,11 @@ if "TIMES" in os.environ:
     update = TrainStep.__call__
 
     def noted(self, parts):
+        global updating, updates
+        updating = True
         result = update(self, parts)
-        TrainStep.__call__ = update
-        if me == "0":
+        updating, updates = False, updates + 1
+        if updates == 1 and me == "0":
             note(f"attempt-{attempt}")
         return result
 
