@@ -117,6 +117,22 @@ def test_a_home_that_a_kill_left_half_made_is_made_anew():
     assert machine("new", GRID)._home not in ("", kept)
 
 
+def test_two_that_make_the_storage_s_tables_at_once_both_begin(monkeypatch):
+    import optuna
+
+    errors = ["UNIQUE constraint failed: alembic_version.version_num", "table study_directions already exists"]
+    begin = optuna.create_study
+
+    def create_study(**how):
+        if errors:
+            raise RuntimeError(errors.pop())
+        return begin(**how)
+
+    monkeypatch.setattr(optuna, "create_study", create_study)
+    monkeypatch.setattr(study_module, "_PAUSE_S", 0.0)
+    assert machine("one", GRID).claim().number == 0 and not errors
+
+
 def test_two_sweeps_of_one_name_on_one_storage_are_not_mixed():
     machine("one", GRID)
     with pytest.raises(Exception, match="begun with another"):

@@ -14,8 +14,9 @@ import fcntl
 import os
 import re
 import socket
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PRIVATE = SWEEP  # hidden, so that `surefoot runs` passes over it in silence
 _HOME, _PLAN = "surefoot:home", "surefoot:plan"
+_MOST_TRIES, _PAUSE_S = 10, 0.3
 INSTALL = "pip install 'surefoot[sweep]' (or: pip install optuna)"
 
 
@@ -45,12 +47,14 @@ class Study:
         direction = "minimize" if plan.mode == "min" else "maximize"
         try:
             with self._alone():
-                self.study = optuna.create_study(
-                    storage=_opened(url),
-                    study_name=directory.resolve().name,
-                    direction=direction,
-                    pruner=_pruner(plan),
-                    load_if_exists=True,
+                self.study = _patiently(
+                    lambda: optuna.create_study(
+                        storage=_opened(url),
+                        study_name=directory.resolve().name,
+                        direction=direction,
+                        pruner=_pruner(plan),
+                        load_if_exists=True,
+                    )
                 )
                 self._settle()
         except UsageError:
@@ -231,6 +235,18 @@ def _sampler(plan: Plan, number: int) -> Any:
             return optuna.samplers.PartialFixedSampler(_as_parameters(plan, plan.sweep.grid()[number]), random)
         # `constant_liar`: what others are trying just now is not tried again beside them.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True) if plan.sweep.sampler == "tpe" else random
+
+
+def _patiently(begin: Callable[[], Any]) -> Any:
+    """What `begin` gives; another machine that begins at once may have made the same tables meanwhile."""
+    for _ in range(_MOST_TRIES):
+        try:
+            return begin()
+        except Exception as error:  # each database has a class of its own for it
+            if not re.search("already exists|UNIQUE constraint|duplicate key", str(error)):
+                raise
+        time.sleep(_PAUSE_S)
+    return begin()
 
 
 def _opened(url: str) -> Any:
