@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from work import JOBS, Job, normalized
 
 from surefoot import World, fit
@@ -26,6 +27,7 @@ from surefoot.training import RunOptions
 NAMES = ("lenet-512", "resnet", "gpt")
 TURNS, EPOCHS, BATCHES = 3, 3, 60
 STEPS, STEP_S = 2000, 0.0005
+WAYS = {"surefoot": "", "DistributedDataParallel by hand": ":ddp", "two that never meet": ":alone"}
 
 
 class Ends(Progress):
@@ -40,13 +42,38 @@ class Ends(Progress):
             self.seconds.append(record["wall_s"])
 
 
-def step_ms(job: Job, world: World) -> float:
-    """The fastest epoch's milliseconds a step of the plain step, one thread a process, a batch of all processes."""
+def samples_of(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of `BATCHES` batches, the same in each process."""
     torch.manual_seed(0)
     draws = torch.Generator().manual_seed(0)
     samples = job.batch * BATCHES
     inputs = normalized(job.inputs(samples, draws))
-    targets = torch.randint(job.classes, (samples, *job.targets), generator=draws)
+    return inputs, torch.randint(job.classes, (samples, *job.targets), generator=draws)
+
+
+def by_hand_ms(job: Job, world: World, meet: bool) -> float:
+    """The same steps of a hand-written loop: under DistributedDataParallel, or of processes that never meet."""
+    inputs, targets = samples_of(job)
+    model, optimizer = job.make()
+    whole = DistributedDataParallel(model) if meet and world.size > 1 else model
+    loss, rows = torch.nn.CrossEntropyLoss(), job.batch // world.size
+    seconds = []
+    for _ in range(EPOCHS):
+        world.gather(0)
+        start = time.perf_counter()
+        for batch in torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).split(job.batch):
+            own = batch[world.rank * rows : (world.rank + 1) * rows]
+            optimizer.zero_grad()
+            outputs = whole(inputs[own])
+            loss(outputs, targets[own]).backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return min(world.gather(min(seconds))) / BATCHES * 1e3
+
+
+def step_ms(job: Job, world: World) -> float:
+    """The fastest epoch's milliseconds a step of the plain step, one thread a process, a batch of all processes."""
+    inputs, targets = samples_of(job)
     model, optimizer = job.make()
     ends = Ends()
     run = RunOptions(execution="plain", world=world, progress=ends, log_every=BATCHES, lint_off=["all"])
@@ -93,7 +120,11 @@ def work(name: str) -> None:
     """What one process of `spread` does; rank 0 prints."""
     torch.set_num_threads(1)
     with World.here() as world:
-        value = asking_share(world) if name == "asking" else step_ms(JOBS[name], world)
+        name, _, how = name.partition(":")
+        if name == "asking":
+            value = asking_share(world)
+        else:
+            value = by_hand_ms(JOBS[name], world, how == "ddp") if how else step_ms(JOBS[name], world)
         if world.rank == 0:
             print(json.dumps(value))
 
@@ -117,12 +148,13 @@ def main() -> None:
         return work(arguments.work)
     rows = []
     for name in NAMES:
-        turns = [[spread(name, ranks) for ranks in (1, 2)] for _ in range(TURNS)]
-        one, two = (min(times) for times in zip(*turns, strict=True))
-        rows.append({"job": JOBS[name].title, "one process, ms": one, "two, ms": two, "times as fast": one / two})
-        print(
-            f"{JOBS[name].title}: {one:.1f} ms a step in one process, {two:.1f} in two: {one / two:.2f} times as fast"
-        )
+        row: dict[str, Any] = {"job": JOBS[name].title}
+        for title, how in WAYS.items():
+            turns = [[spread(name + how, ranks) for ranks in (1, 2)] for _ in range(TURNS)]
+            one, two = (min(times) for times in zip(*turns, strict=True))
+            row[title] = {"one process, ms": one, "two, ms": two, "times as fast": one / two}
+            print(f"{row['job']}, {title}: {one:.1f} ms a step in one process, {two:.1f} in two: {one / two:.2f} times")
+        rows.append(row)
     share = spread("asking", 2)
     print(f"asking for stops adds {share:.2%} to steps of half a millisecond")
     if arguments.json:

@@ -55,6 +55,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     [
         ({}, {}),
         ({"max_grad_norm": 0.1}, {"max_norm": 0.1}),
+        ({"max_grad_norm": 1e30}, {}),  # records the norm and changes no bit
         ({"clip_value": 0.01}, {"clip_value": 0.01}),
         ({"max_grad_norm": 0.1, "clip_value": 0.01}, {"max_norm": 0.1, "clip_value": 0.01}),
         ({"precision": "bf16"}, {"dtype": torch.bfloat16}),

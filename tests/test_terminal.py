@@ -143,13 +143,13 @@ def test_hostile_names_in_a_model_are_text_in_its_card_and_come_back(tmp_path):
 
 def test_a_report_with_hostile_names_is_plain_html(tmp_path):
     record = {"kind": "epoch", "split": "train", "epoch": 0, "step": 1, "loss": 1.0, "lr": [0.1], "wall_s": 1.0}
-    run = tmp_path / "<script>\udcff"
+    run = tmp_path / "<script>me\udcff"
     run.mkdir()
-    (run / "metrics.jsonl").write_text(json.dumps(record | {"<script>x": 1.0}) + "\n")
-    (run / "run.json").write_text(json.dumps({"<script>": "<script>"}))
-    (run / "recipe.yaml").write_text("<script>")
-    page = write_report(run, validation={"confusion": [[1, 0], [0, 1]], "classes": ["<script>", "\x1b"]}).read_text()
-    assert "<script>" not in page
+    (run / "metrics.jsonl").write_text(json.dumps(record | {"<script>me": 1.0}) + "\n")
+    (run / "run.json").write_text(json.dumps({"<script>me": "<script>me"}))
+    (run / "recipe.yaml").write_text("<script>me")
+    page = write_report(run, validation={"confusion": [[1, 0], [0, 1]], "classes": ["<script>me", "\x1b"]}).read_text()
+    assert "<script>me" not in page
 
 
 # ------------------------------------------------------------------------------------------ commands to paste

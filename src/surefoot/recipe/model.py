@@ -249,7 +249,7 @@ class Recipe(Keyed):
     )
     max_grad_norm: float | None = key(
         Maybe(Number(CLIPPING, "give a norm above 0, or null for no clipping")),
-        "Gradients are scaled down to this norm.",
+        "Gradients are scaled down to this norm, which is recorded; 1e30 only records it.",
         None,
     )
     clip_value: float | None = key(
