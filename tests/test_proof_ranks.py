@@ -100,6 +100,14 @@ def test_each_number_is_run_untouched_and_then_killed_in_each_way_by_turns(here,
     assert kept == ["killed", "untouched", "untouched-2", "untouched-3"]
 
 
+def test_the_seconds_are_of_the_untouched_run_also_where_a_later_one_reached_its_end_sooner(here, monkeypatch):
+    timed, instants = drive._timed, iter([600.0, 0.0])  # the first life ends by itself, the second is killed at once
+    monkeypatch.setattr(drive, "_timed", lambda *which: (5000.0, 1.0, timed(*which)[2]))
+    monkeypatch.setattr(drive, "_instant", lambda *_: next(instants))
+    verdict = drive.prove(Job.of_command(["python", "train.py"]), kills=1, seed=0, say=lambda _: None)
+    assert verdict.same and verdict.seconds == 5000.0
+
+
 def test_a_number_that_ends_otherwise_is_named_with_the_first_difference(here, monkeypatch, capsys):
     monkeypatch.setattr(culprits, "_watched", lambda job, *_: job)
     (here / "train.py").write_text(PROGRAM.replace("LOSS", "0.5 if step < 4 else 0.5 / size"))

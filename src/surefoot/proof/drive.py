@@ -107,8 +107,9 @@ class _Proof:
 
     def __init__(self, job: Job, home: Path, processes: tuple[int, ...], say: Callable[[str], None]):
         self.job, self.home, self.processes, self.say = job.on(processes[0]), home, processes, say
-        self.times: dict[int, tuple[float, float]] = {}  # of a whole run, and until it had made a run directory
-        self.printed, self.compared = "", 0
+        # Of a whole run, and until it had made a run directory; less where a resumed run needed less to its end.
+        self.times: dict[int, tuple[float, float]] = {}
+        self.seconds, self.printed, self.compared = 0.0, "", 0
 
     def untouched(self) -> Verdict | None:
         """Once in each number of processes; the verdict where they end otherwise than in the first."""
@@ -121,7 +122,7 @@ class _Proof:
             self.times[size] = (times[0], times[1])
             self.say(f"untouched{where}: {times[0]:.1f} s")
             if here == first:
-                self.printed = printed
+                self.seconds, self.printed = times[0], printed
                 self.job.runs(here)  # there is something to compare
             else:
                 sides = (_has(self.processes[0]), _has(size))
@@ -163,7 +164,7 @@ class _Proof:
             self.compared + compared,
             None,
             tuple(steps),
-            seconds=self.times[self.processes[0]][0],
+            seconds=self.seconds,
             printed=self.printed,
             processes=self.processes,
         )
