@@ -14,7 +14,7 @@ from . import torch_compat
 from .errors import UsageError
 from .nonfinite import NonFinite
 from .world import World
-from .wrapping import local, named_parameters
+from .wrapping import is_spread, local, named_parameters
 
 
 def limit_gradients(
@@ -48,7 +48,7 @@ def clip(
 ) -> None:
     """Limit the gradients, whose 2-norm is `norm`; of those in pieces, this rank's piece."""
     holders: Any = parameters
-    if any(hasattr(p, "to_local") for p in parameters):  # torch's functions look at nothing but `grad`
+    if any(map(is_spread, parameters)):  # torch's functions look at nothing but `grad`
         holders = [SimpleNamespace(grad=local(p.grad)) for p in parameters if p.grad is not None]
     if max_grad_norm is not None and norm is not None:
         nn.utils.clip_grads_with_norm_(holders, max_grad_norm, norm)

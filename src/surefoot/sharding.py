@@ -15,7 +15,7 @@ from .errors import UsageError
 from .gradients import clip, refuse_gradients
 from .reduction import Reduction
 from .world import World
-from .wrapping import local, named_parameters, rows, shared_out, unwrap
+from .wrapping import is_spread, local, named_parameters, rows, shared_out, unwrap
 
 # Each number of an update is made of the same number of gradient, state and parameter alone, so that an update has the
 # same bits however the parameters are cut. Of all others it has them for one number of ranks.
@@ -124,7 +124,7 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
 
 def piece_of(value: Any, like: Any) -> Any:
     """A whole tensor in pieces as `like` is, this rank's in memory of its own; another shape or value as it is."""
-    if not isinstance(value, Tensor) or not hasattr(like, "to_local") or value.shape != like.shape:
+    if not isinstance(value, Tensor) or not is_spread(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import DTensor
 
@@ -308,7 +308,7 @@ def _total_norm(world: World, grads: Sequence[Any]) -> Tensor:
     if not grads:
         return nn.utils.get_total_norm([])
     norms = local(grads[0]).new_zeros(len(grads))
-    by_rows = [i for i, grad in enumerate(grads) if hasattr(grad, "to_local") and grad.placements[0].is_shard(0)]
+    by_rows = [i for i, grad in enumerate(grads) if is_spread(grad) and grad.placements[0].is_shard(0)]
     owned = [by_rows[rank :: world.size] for rank in range(world.size)]
     for dtype in dict.fromkeys(grad.dtype for grad in grads):
         places = [[i for i in of_rank if grads[i].dtype == dtype] for of_rank in owned]
@@ -323,7 +323,7 @@ def _total_norm(world: World, grads: Sequence[Any]) -> Tensor:
     norms = world.sum(norms)
     for i in set(range(len(grads))) - set(by_rows):
         grad = grads[i]
-        norms[i] = nn.utils.get_total_norm([grad.full_tensor() if hasattr(grad, "to_local") else grad])
+        norms[i] = nn.utils.get_total_norm([grad.full_tensor() if is_spread(grad) else grad])
     total: Tensor = torch.linalg.vector_norm(norms)
     return total
 

@@ -23,7 +23,8 @@ import torch
 
 from ..errors import UsageError
 from ..safe_tensors import DTYPES
-from .pieces import Pieces, cut_of, is_spread
+from ..wrapping import is_spread
+from .pieces import Pieces, cut_of
 
 MAX_DEPTH = 100
 _STORABLE = {getattr(torch, name) for name, _ in DTYPES.values() if hasattr(torch, name)}

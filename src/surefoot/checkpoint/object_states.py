@@ -18,8 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..errors import UsageError
 from ..sharding import piece_of
 from ..text import counted
-from ..wrapping import local, submodules, tensors
-from .pieces import is_spread
+from ..wrapping import is_spread, local, submodules, tensors
 
 Tree = dict[str, Any]
 

@@ -26,11 +26,6 @@ def file_name(part: str, number: int, shards: int) -> str:
     return part if shards == 1 else f"{stem}-{number + 1:05d}-of-{shards:05d}.{suffix}"
 
 
-def is_spread(tensor: torch.Tensor) -> bool:
-    """Whether each rank has a piece of this tensor (torch's DTensor)."""
-    return hasattr(tensor, "to_local")
-
-
 def cut_of(tensor: Any, path: str) -> dict[str, Any]:
     """How a tensor is spread: its `shape`, the dimension `dim` that it is cut along, and the `sizes` there by rank.
 
