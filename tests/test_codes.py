@@ -124,9 +124,11 @@ def test_the_command_prints_the_code_and_explains_it(words, code, capsys, tmp_pa
 
 def test_the_message_itself_is_as_it_was():
     error = UsageError("epochs: 0 is below 1", code="argument")
-    assert str(error) == "epochs: 0 is below 1" and error.told.endswith("(`surefoot explain argument` tells more)")
-    assert Problems(["a", "b"], code="argument").told.splitlines()[2].startswith("(`surefoot")
-    assert UsageError("raised by a user's own code").told == "raised by a user's own code"
+    assert str(error) == "epochs: 0 is below 1" and error.with_reference.endswith(
+        "(`surefoot explain argument` tells more)"
+    )
+    assert Problems(["a", "b"], code="argument").with_reference.splitlines()[2].startswith("(`surefoot")
+    assert UsageError("raised by a user's own code").with_reference == "raised by a user's own code"
     assert Stopped(15).code == ""
 
 

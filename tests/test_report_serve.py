@@ -257,7 +257,7 @@ def test_a_link_in_the_place_of_the_journal_is_not_followed(run, tmp_path):
     assert "the journal cannot be read" in page and "data-chart" not in page
 
 
-def test_what_it_cost_is_told_of_all_sittings_processes_and_memory(run):
+def test_what_it_cost_counts_all_sittings_processes_and_memory(run):
     at = {"epoch": 2, "step": 40, "lr": [0.1]}
     with JournalFile(run / "metrics.jsonl") as journal:
         journal.append({"kind": "epoch", "split": "train", "loss": 1.0, "wall_s": 3600.0, **at})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -153,6 +154,15 @@ def test_a_report_with_hostile_names_is_plain_html(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ commands to paste
+
+
+@pytest.mark.parametrize("words", [["report", "nothere"], ["train", "--nothere"], ["trian"]])
+def test_the_commands_in_a_message_are_typed_as_this_user_types_them(monkeypatch, capsys, words):
+    monkeypatch.setenv("SUREFOOT_COMMAND", "python3 dev.py")
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert "`python3 dev.py explain " in shown and "`surefoot" not in shown
 
 
 @pytest.mark.parametrize("name", ["a b", "it's $HOME", "-rf", "new\nline", 'q"`id`'])

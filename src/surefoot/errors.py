@@ -146,10 +146,10 @@ def _code_of_caller() -> str:
     return code_of_module(module) if package == __name__.partition(".")[0] else ""
 
 
-def told(text: str, code: str) -> str:
+def with_reference(text: str, code: str) -> str:
     """A message with the command that explains it, on a line of its own under several lines.
 
-    >>> told("the file has no rows", "data-table")
+    >>> with_reference("the file has no rows", "data-table")
     'the file has no rows (`surefoot explain data-table` tells more)'
     """
     if not code or "surefoot explain" in text:
@@ -161,14 +161,14 @@ class SurefootError(Exception):
     """A failure with one clear message; `exit_code` is what the command ends with.
 
     `code` is what ``surefoot explain CODE`` tells more about, and the place on the site's page Trouble; several,
-    separated by blanks, where several mistakes are told at once; "" where there is nothing to explain.
+    separated by blanks, where several mistakes are listed at once; "" where there is nothing to explain.
 
     >>> UsageError("the file has no rows", code="data-table").code
     'data-table'
     """
 
     exit_code = 1
-    # Raised by every process of a run alike, so that one of them may tell it for all.
+    # Raised by every process of a run alike, so that one of them may print it for all.
     everybodys = False
 
     def __init__(self, *message: object, code: str = ""):
@@ -176,9 +176,9 @@ class SurefootError(Exception):
         self.code = code or _code_of_caller()
 
     @property
-    def told(self) -> str:
+    def with_reference(self) -> str:
         """The message, and the command that explains it."""
-        return told(str(self), self.code)
+        return with_reference(str(self), self.code)
 
 
 class UsageError(SurefootError, ValueError):

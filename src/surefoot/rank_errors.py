@@ -10,7 +10,7 @@ from .errors import RankFailed, Stopped, SurefootError, UsageError, first_line
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """What the other ranks are told of an error."""
+    """What is sent to the other ranks about an error."""
     code = error.exit_code if isinstance(error, SurefootError) else 1
     text = str(error) if isinstance(error, SurefootError) else first_line(error, kind=True)
     kind = next((kind.__name__ for kind in (UsageError, Stopped) if isinstance(error, kind)), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -50,9 +51,10 @@ def _escape(character: str) -> str:
 def say(message: object = "", *, error: bool = False) -> None:
     """Print `message`, which may have several lines, on standard output, or on standard error; at once.
 
-    Raises OSError where standard output cannot take it; errors of standard error are ignored.
+    Commands in it, in backquotes, stand as this user types them. Raises OSError where standard output cannot take it;
+    errors of standard error are ignored.
     """
-    text = printable(message, lines=True)
+    text = as_typed(printable(message, lines=True))
     if not error:
         print(text, flush=True)
         return
@@ -95,6 +97,15 @@ def typed(*words: object) -> str:
     """
     program, *rest = words
     return " ".join([_program(str(program)), *map(_quoted, rest)])
+
+
+def as_typed(text: str) -> str:
+    """A message with its commands, in backquotes, as this user types them: see `typed`.
+
+    >>> as_typed("no run is there yet; `surefoot train` begins one")
+    'no run is there yet; `surefoot train` begins one'
+    """
+    return re.sub(r"`surefoot(?= [a-zA-Z])", lambda _: f"`{_program('surefoot')}", text)
 
 
 # The programs that we print, and the modules that they are.

@@ -87,11 +87,11 @@ class Writer:
                 self._say(f"{status.path.name}: kept to look at as {kept.name}")
 
     def begin(self, step: int) -> Place:
-        """Make the place where all ranks write a checkpoint in shards, on rank 0; the others are told of it."""
+        """Make the place where all ranks write a checkpoint in shards, on rank 0, which sends it to the others."""
         try:
             directory = str(store.begin(*self._target(step)))
         except OSError as error:
-            raise self._told(step, error, self._newest()) from error
+            raise self._save_failed(step, error, self._newest()) from error
         return {"directory": directory, "newest": self._newest()}
 
     def start(self, snapshot: Snapshot, place: Place | None = None) -> None:
@@ -177,7 +177,7 @@ class Writer:
             self._failure = error
         except OSError as error:
             newest = place["newest"] if place else self._newest()
-            self._failure = self._told(snapshot.step, error, newest)
+            self._failure = self._save_failed(snapshot.step, error, newest)
             self._failure.__cause__ = error
         except Exception as error:  # a mistake of ours: raised by `wait`, not lost with this thread
             self._failure = error
@@ -251,7 +251,7 @@ class Writer:
     def _newest(self) -> int | None:
         return max((status.step for status in self.standing() if status.path.exists()), default=None)
 
-    def _told(self, step: int, error: OSError, newest: int | None) -> RunFailed:
+    def _save_failed(self, step: int, error: OSError, newest: int | None) -> RunFailed:
         kept = "no checkpoint of this run exists" if newest is None else f"the run is kept up to step {newest}"
         where = error.filename or self._run.checkpoints
         return RunFailed(

@@ -14,11 +14,11 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import signals
-from ..errors import RankFailed, RunFailed, SurefootError, UsageError, told
-from ..text import note, say, typed
+from ..errors import RankFailed, RunFailed, SurefootError, UsageError, with_reference
+from ..text import as_typed, note, say, typed
 from ..version import __version__
 from . import streams
 
@@ -55,7 +55,10 @@ IN_RANKS = ("train", "resume", "eval")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(told(message, "command-line"))
+        super().error(with_reference(message, "command-line"))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(as_typed(message), file)
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -185,7 +188,7 @@ def _run(verb: str, argv: list[str]) -> int:
             where = ""
             if rank is not None and _have_met() and not (error.everybodys or isinstance(error, RankFailed)):
                 where = f"rank {rank}: "
-            say(f"surefoot: {where}{error.told}", error=True)
+            say(f"surefoot: {where}{error.with_reference}", error=True)
         return error.exit_code
     except Exception as error:
         from .tracebacks import print_error

@@ -9,7 +9,7 @@ import re
 import sysconfig
 import traceback
 
-from ..errors import told
+from ..errors import with_reference
 from ..text import say
 
 _OURS = pathlib.Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def print_error(error: BaseException) -> int:
     users = [i for i, frame in enumerate(frames) if _is_users(frame.filename)]
     lacking = _lacking(error)
     if lacking is not None and (not users or users[-1] != len(frames) - 1):
-        say(f"surefoot: {told(lacking, 'machine-limits')}", error=True)
+        say(f"surefoot: {with_reference(lacking, 'machine-limits')}", error=True)
         return 1
     broken = _broken_package(frames)
     if broken is not None:
@@ -60,19 +60,19 @@ def print_error(error: BaseException) -> int:
             f"surefoot: the installed package {broken} cannot be imported here: {type(error).__name__}: {first}; "
             f"install the {broken} that goes with this torch and this Python"
         )
-        say(told(message, "package-broken"), error=True)
+        say(with_reference(message, "package-broken"), error=True)
         return 1
     if users:
         _print_users_error(traceback.format_list(frames[users[0] :]) + traceback.format_exception_only(error))
         place = frames[users[-1]]
-        say(told(f"surefoot: see {place.filename}:{place.lineno}", "own-code"), error=True)
+        say(with_reference(f"surefoot: see {place.filename}:{place.lineno}", "own-code"), error=True)
         return 1
     # What a worker process raised comes back as text, with its traceback in it.
     places = re.findall(r'File "(.+?)", line (\d+)', str(error)) if "Original Traceback" in str(error) else []
     theirs = [(file, line) for file, line in places if _is_users(file)]
     if theirs:
         _print_users_error([str(error)])
-        say(told(f"surefoot: see {theirs[-1][0]}:{theirs[-1][1]}", "own-code"), error=True)
+        say(with_reference(f"surefoot: see {theirs[-1][0]}:{theirs[-1][1]}", "own-code"), error=True)
         return 1
     say("".join(traceback.format_exception(error)).rstrip(), error=True)
     bug = "this is a bug in surefoot, not in what you gave it; please report it with the lines above"

@@ -25,7 +25,7 @@ def page(title: str, sections: Iterable[str], *, live: float | None = None) -> s
         "form-action 'none'",
     ]
     head = f"<title>{escape(title)} - surefoot</title>\n<style>{svg.STYLE}{interactive.style()}</style>"
-    foot = told = ""
+    foot = status = ""
     if runs:
         policy.append(f"script-src {interactive.source_hashes()}")
         foot = f"<!-- The charts are drawn by uPlot:\n{interactive.licence()} -->\n"
@@ -33,12 +33,12 @@ def page(title: str, sections: Iterable[str], *, live: float | None = None) -> s
     if live is not None:
         policy.append("connect-src 'self'")
         head = f'<meta name="surefoot-live" content="{live:g}">{head}'
-        told = '<p id="told" role="status">live</p>'
+        status = '<p id="live-status" role="status">live</p>'
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(policy)}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}</head>\n'
-        f"<body>\n{told}<main>\n{body}\n</main>\n{foot}</body></html>\n"
+        f"<body>\n{status}<main>\n{body}\n</main>\n{foot}</body></html>\n"
     )
 
 

@@ -35,8 +35,8 @@
         `Chart of ${this.spec.y} by ${this.spec.x}. Arrow keys move, with Shift the part that is shown; plus and minus zoom, ` +
           "L is a logarithmic axis, Escape shows everything."
       );
-      this.told = make("div", box, { className: "read" });
-      this.told.setAttribute("aria-live", "polite");
+      this.read = make("div", box, { className: "read" });
+      this.read.setAttribute("aria-live", "polite");
       this.button("log", "logarithmic axis (L)", () => this.setLog(!this.view.log)).setAttribute("aria-pressed", "false");
       this.button("\u2212", "zoom out (-)", () => this.zoom(2));
       this.button("+", "zoom in (+), or drag over the chart", () => this.zoom(0.5));
@@ -258,7 +258,7 @@
       const line = this.spec.lines.findIndex((each, i) => u.series[i + 1].show && u.data[i + 1][nearest(u.data[i + 1], at)] != null);
       const value = line < 0 ? null : u.data[line + 1][nearest(u.data[line + 1], at)];
       u.setCursor({ left: u.valToPos(x, "x"), top: value == null ? 20 : u.valToPos(value, "y") });
-      this.told.textContent = this.tip.innerText.replace(/\n+/g, "; ");
+      this.read.textContent = this.tip.innerText.replace(/\n+/g, "; ");
     }
   }
 
@@ -410,7 +410,7 @@
   let seconds = live ? +live.content : 0;
 
   async function poll() {
-    const told = document.getElementById("told");
+    const status = document.getElementById("live-status");
     if (!document.hidden) {
       try {
         const answer = await fetch(location.pathname, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
@@ -421,11 +421,11 @@
           replace(page);
           tag = parts(page).every(part => texts.get(part.id) === part.innerHTML) ? answer.headers.get("ETag") || "" : "";
         }
-        told.textContent = `live, ${new Date().toLocaleTimeString()}`;
-        told.className = "";
+        status.textContent = `live, ${new Date().toLocaleTimeString()}`;
+        status.className = "";
       } catch (error) {
-        told.textContent = "surefoot report is not reached any more: what it last said is below";
-        told.className = "lost";
+        status.textContent = "the server does not answer any more; below is what it sent last";
+        status.className = "lost";
       }
     }
     setTimeout(poll, 1000 * seconds);
