@@ -46,7 +46,7 @@ def draw(folder: Path, each: int = 300) -> None:
 
 
 def main(run: str, epochs: int = 10) -> float:
-    """Train; returns the best epoch's accuracy on the tenth of the pictures that was not trained on."""
+    """Train; returns the best epoch's accuracy on the fifth of the pictures that was not trained on."""
     torch.manual_seed(0)
     draw(Path("pictures"))
     data = image_folder("pictures", size=32, val_share=0.2)
