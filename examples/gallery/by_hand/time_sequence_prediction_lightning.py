@@ -1,0 +1,82 @@
+"""The job of ../time_sequence_prediction.py in Lightning.
+
+python time_sequence_prediction_lightning.py [RUN]
+"""
+
+import sys
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image, ImageDraw
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+STATED = 0.02  # mean squared error over the 100 values after the end
+
+
+class Forecast(lightning.LightningModule):
+    """Values (N, T) to the next value after each, (N, T); `ahead` more are predicted from predictions."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        self.first, self.second = nn.LSTMCell(1, width), nn.LSTMCell(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, values: torch.Tensor, ahead: int = 0) -> torch.Tensor:
+        one = two = None
+        predicted: list[torch.Tensor] = []
+        for step in range(values.shape[1] + ahead):
+            now = values[:, step : step + 1] if step < values.shape[1] else predicted[-1]
+            one = self.first(now, one)
+            two = self.second(one[0], two)
+            predicted.append(self.out(two[0]))
+        return torch.cat(predicted, dim=1)
+
+    def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        loss = F.mse_loss(self(batch[0]), batch[1])
+        self.log("train/loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.8, max_iter=10)
+
+
+def waves(count: int, length: int, seed: int) -> torch.Tensor:
+    """Sine waves (count, length) of period 2 pi * 8, each begun somewhere else."""
+    starts = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed)) * 50
+    return torch.sin((torch.arange(length) + starts) / 8)
+
+
+def main(run: str) -> float:
+    """Train on 120 values; returns the error of the 100 that come after, of waves that were not trained on."""
+    lightning.seed_everything(0, verbose=False)
+    model, train = Forecast(), waves(32, 121, seed=1)
+    trainer = lightning.Trainer(
+        max_epochs=8,
+        accelerator="cpu",
+        logger=CSVLogger(run),
+        callbacks=[ModelCheckpoint(run, save_last=True)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(TensorDataset(train[:, :-1], train[:, 1:]), batch_size=32)
+    trainer.fit(model, loader, ckpt_path="last")
+    test = waves(8, 221, seed=2)
+    model.eval()
+    with torch.no_grad():
+        predicted = model(test[:, :120], ahead=100)[:, -100:]
+    picture = Image.new("L", (660, 80), 255)
+    for values, first, grey in ((test[0], 0, 190), (test[0, :121], 0, 90), (predicted[0], 121, 0)):
+        points = [(3 * (first + k), 40 - 30 * value) for k, value in enumerate(values.tolist())]
+        ImageDraw.Draw(picture).line(points, grey, width=2)
+    picture.save("forecast.png")
+    return (predicted - test[:, 120:-1]).square().mean().item()
+
+
+if __name__ == "__main__":
+    error = main(sys.argv[1] if len(sys.argv) > 1 else "runs/time_sequence_prediction")
+    print(f"figure: squared error of the forecast {error:.4f} (stated: at most {STATED})")
+    sys.exit(error > STATED)
