@@ -7,10 +7,11 @@ import dataclasses
 import hashlib
 import io
 import math
+import platform
 
 import pytest
 import torch
-from ranks import RanksFailed, run_ranks
+from ranks import RanksFailed, by_sockets, run_ranks
 from torch import nn
 
 import surefoot
@@ -23,6 +24,9 @@ from surefoot.training.loop import grouped
 from surefoot.world import World
 
 SAMPLES, BATCH, STEPS = 96, 13, 14
+linux_on_x86 = pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="ranks share memory on Linux on x86"
+)
 
 
 class Net(nn.Module):
@@ -158,6 +162,10 @@ def digests(world, parts, cases=tuple(CASES)):
     return found
 
 
+def digests_by_sockets(world, parts, cases):
+    return digests(by_sockets(world), parts, cases)
+
+
 @pytest.mark.parametrize("parts", [4, 3, 6])
 def test_any_number_of_ranks_gives_the_bits_of_one_process_stopped_or_not(parts):
     """From 3 ranks on DistributedDataParallel by itself does not: its first reduction has another layout."""
@@ -165,8 +173,9 @@ def test_any_number_of_ranks_gives_the_bits_of_one_process_stopped_or_not(parts)
     alone = digests(World.alone(), parts, cases)
     assert len(set(alone.values())) == len(cases)
     for size in (2, 4) if parts == 4 else (3,):
-        for rank in run_ranks(size, digests, parts, cases):
-            assert rank == alone
+        for kind in (digests, digests_by_sockets):
+            for rank in run_ranks(size, kind, parts, cases):
+                assert rank == alone, kind.__name__
 
 
 def bad_batches(world, precision):
@@ -241,14 +250,20 @@ class Leaves(Net):
         return super().forward(x) if self.calls < 3 else self.last(self.first(x))
 
 
-def leaves_out(world):
+def leaves_out(world, sockets=False):
     CASES["leaves out"] = (Leaves, nn.CrossEntropyLoss, sgd, {})
-    Run(world, "leaves out", 2).train(4, late=99)
+    return Run(by_sockets(world) if sockets else world, "leaves out", 2).train(4, late=99).digest()
 
 
 def test_a_parameter_that_a_batch_leaves_out_is_named():
     with pytest.raises(RanksFailed, match="this batch gave norm.weight no gradient on rank 0, though earlier ones did"):
-        run_ranks(2, leaves_out)
+        run_ranks(2, leaves_out, True)
+
+
+@linux_on_x86
+def test_in_shared_memory_a_batch_may_leave_parameters_out():
+    left_out = [run_ranks(2, leaves_out), run_ranks(2, leaves_out)]
+    assert len({digest for ranks in left_out for digest in ranks}) == 1
 
 
 def test_micro_batches_change_bits_and_nothing_else():
@@ -270,9 +285,10 @@ def counted(name, function, counts):
     return call
 
 
-def exchanges(world, ignored):
+def exchanges(world, ignored, sockets):
     """What a rank exchanges in 5 updates, once each parameter was reached."""
     torch.set_num_threads(1)
+    world = by_sockets(world) if sockets else world
     x, y = data()
     y = torch.where(torch.arange(SAMPLES) % 7 == 0, -100, y) if ignored else y
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -293,5 +309,10 @@ def exchanges(world, ignored):
 
 def test_ranks_exchange_gradients_and_counts_only_where_targets_are_ignored():
     """One bucket an update; the shares of rows are known, and nothing is agreed on beside."""
-    assert run_ranks(2, exchanges, False) == [{"all_reduce": 5}] * 2
-    assert run_ranks(2, exchanges, True) == [{"all_reduce": 5, "all_gather": 5}] * 2
+    assert run_ranks(2, exchanges, False, True) == [{"all_reduce": 5}] * 2
+    assert run_ranks(2, exchanges, True, True) == [{"all_reduce": 5, "all_gather": 5}] * 2
+
+
+@linux_on_x86
+def test_in_shared_memory_nothing_is_sent():
+    assert run_ranks(2, exchanges, False, False) == [{}] * 2

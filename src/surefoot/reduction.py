@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import RankFailed, UsageError
+from .errors import UsageError
 from .torch_compat import as_ddp
 from .world import World
 from .wrapping import named_parameters, wrapped
@@ -28,10 +28,11 @@ class Reduction:
     Of several batches that make one update, first those of the same rows. Where each rank has 1, 2, 4, 8 ...
     micro-batches of a batch, the sums have the same bits on any number of ranks, one included.
 
-    Over ranks DistributedDataParallel adds while the last backward pass still goes on, once an update has reached
-    every parameter; until then, and for what DDP does not know (a loss's own parameters, models that are not called as
-    one), all of it is added after that pass. A model given as DistributedDataParallel stays the one that is called,
-    unless it has a hook of its own, or was made with `find_unused_parameters`.
+    Over ranks that share memory they are added there, after the last backward pass. Elsewhere DistributedDataParallel
+    adds them while that pass still goes on, once an update has reached every parameter; until then, and for what DDP
+    does not know (a loss's own parameters, models that are not called as one), after it. A model given as
+    DistributedDataParallel stays the one that is called, unless it has a hook of its own, or was made with
+    `find_unused_parameters`.
     """
 
     def __init__(self, world: World, model: nn.Module, *, called_once: bool):
@@ -39,7 +40,8 @@ class Reduction:
         self._own_ddp = _ddp_in(model)
         self.model: nn.Module = model if self._own_ddp is None else self._own_ddp.module
         self._parameters: list[Tensor] = list(self.model.parameters())
-        self._by_ddp = world.size > 1 and called_once and not getattr(self._own_ddp, "find_unused_parameters", False)
+        unused = getattr(self._own_ddp, "find_unused_parameters", False)
+        self._by_ddp = world.size > 1 and called_once and not unused and not self._in_memory()
         self._ddp: nn.Module | None = None
         self._wrapped: list[Tensor] = []
         self._reached = False
@@ -48,6 +50,11 @@ class Reduction:
         self._poisoned = False
         self._in_place = False
         self._under_way: list[dist.Work] = []
+
+    def _in_memory(self) -> bool:
+        """Whether ranks that share memory add there what DDP would send, and sooner."""
+        on_cpu = all(p.device.type == "cpu" for p in self._parameters)
+        return self._own_ddp is None and on_cpu and self._world.shares_memory
 
     def begin(self) -> None:
         """Before the first micro-batch of an update."""
@@ -114,15 +121,20 @@ class Reduction:
 
     def _over_ranks(self, parameters: Sequence[Tensor]) -> None:
         """Add the gradients of all ranks; what none of them has stays None."""
-        device = parameters[0].device
-        has = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-        anywhere = self._world.sum(has).tolist()
-        for same in _by_dtype([p for p, ranks in zip(parameters, anywhere, strict=True) if ranks]):
+        for same in _by_dtype(parameters):
             grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in same]
-            flat = torch.cat([grad.reshape(-1) for grad in grads])
-            flat = self._world.sum(flat.fill_(math.nan) if self._poisoned else flat)
-            for parameter, part in zip(same, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-                parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
+            if self._poisoned:
+                grads = [torch.full_like(grad, math.nan) for grad in grads]
+            has = grads[0].new_tensor([p.grad is not None for p in same])
+            flat = self._world.sum(torch.cat([has, *[grad.reshape(-1) for grad in grads]]))
+            anywhere, *parts = torch.split(flat, [len(same), *[grad.numel() for grad in grads]])
+            for parameter, ranks, part in zip(same, anywhere.tolist(), parts, strict=True):
+                if not ranks:
+                    parameter.grad = None
+                elif parameter.is_contiguous():
+                    parameter.grad = part.view(parameter.shape)
+                else:
+                    parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
 
     def _as_ddp(self) -> nn.Module:
         called, ddp = self._given, self._own_ddp
@@ -203,10 +215,7 @@ def take_from_first(world: World, tensors: Iterable[Tensor]) -> None:
     with torch.no_grad():
         for same in _by_dtype(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            try:
-                dist.broadcast(flat, src=0, group=world.group)
-            except RuntimeError as error:
-                raise RankFailed(None, f"cannot be reached any more: {error}") from error
+            world.take_from_first(flat)
             for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from time import sleep
 from typing import Any, Self, TypeVar
 
 import torch
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, SurefootError, UsageError, first_line
+from .other_ranks import OtherRanks
 from .process_group import make_process_group
-from .rank_errors import described, process_state, raised_as
+from .rank_errors import described, raised_as
+from .shared_memory import SharedMemory, add_in_pairs
 from .torch_compat import default_store, gather_single
 
 T = TypeVar("T")
@@ -141,6 +142,14 @@ class World:
     def ask_anew(self) -> None:
         """Forget a question that is not answered yet: it was another run's in these processes."""
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all ranks are on one machine, and `sum` is made in memory that they share: of tensors on the CPU.
+
+        For all ranks to ask at once.
+        """
+        return False
+
     def gathered(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks, of one shape and dtype, in rank order."""
         return self._begin_gathering(tensor)()
@@ -150,7 +159,10 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks as a new tensor, added in pairs of neighbours: the same bits on every rank."""
-        return _added_in_pairs(self.gathered(tensor))
+        return add_in_pairs(self.gathered(tensor))
+
+    def take_from_first(self, flat: Tensor) -> None:
+        """Write rank 0's numbers over those of a flat tensor."""
 
     def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
         """What all ranks have for this one, in rank order: `sizes` numbers of a tensor go to each, `theirs` come."""
@@ -163,7 +175,7 @@ class World:
     def begin_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Begin to add small tensors of all ranks; what is returned gives the sum, and waits for it."""
         gathered = self._begin_gathering(tensor)
-        return lambda: _added_in_pairs(gathered())
+        return lambda: add_in_pairs(gathered())
 
     def wait(self, works: Iterable[dist.Work]) -> None:
         """Wait for what was begun; where a rank cannot be reached any more, all raise RankFailed."""
@@ -202,19 +214,21 @@ class _Ranks(World):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.group = dist.group.WORLD
-        self._timeout = timeout
         self._leaves_group = leaves_group
         self._side = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-        self._store = c10d.PrefixStore(f"surefoot-{_joins}", store) if (store := default_store()) is not None else None
         self._common: BaseException | None = None  # an error that the other ranks know of
         self._broken: RankFailed | None = None
         self._question: tuple[Tensor, dist.Work] | None = None
         self._apart = self._calls = 0
         self._asked_at = time.monotonic()
         self._left = False
+        self._memory: SharedMemory | None = None
+        self._asked_for_memory = False
         host = socket.gethostname()
         hosts, pids = self.gather(host), self.gather(os.getpid())
-        self._pids = {rank: pid for rank, pid in enumerate(pids) if hosts[rank] == host}
+        here = {rank: pid for rank, pid in enumerate(pids) if hosts[rank] == host}
+        store = c10d.PrefixStore(f"surefoot-{_joins}", store) if (store := default_store()) is not None else None
+        self._others = OtherRanks(self.rank, self.size, here, store, timeout)
 
     # ------------------------------------------------------------------------------------------ verbs
 
@@ -289,6 +303,21 @@ class _Ranks(World):
             for work in works:
                 work.wait()
 
+    @property
+    def shares_memory(self) -> bool:
+        if not self._asked_for_memory:
+            self._asked_for_memory = True
+            if self._others.on_one_machine:
+                self._memory = SharedMemory.join(self.rank, self.size, self.gather)
+        return self._memory is not None
+
+    def take_from_first(self, flat: Tensor) -> None:
+        with self._reaching():
+            if flat.device.type == "cpu" and self.shares_memory and self._memory is not None:
+                self._memory.take_from_first(flat, self._others.watch)
+            else:
+                dist.broadcast(flat, src=0, group=self.group)
+
     def _begin_gathering(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
         tensor = tensor.detach().contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -302,6 +331,9 @@ class _Ranks(World):
         return gathered
 
     def sum(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == "cpu" and self.shares_memory and self._memory is not None:
+            with self._reaching():
+                return self._memory.sum(tensor, self._others.watch)
         if tensor.numel() < _SMALL_SUM:
             return super().sum(tensor)
         # Each rank adds its part of the tensor: what is sent does not grow with the number of ranks.
@@ -321,7 +353,7 @@ class _Ranks(World):
 
     def sum_of_parts(self, tensor: Tensor) -> Tensor:
         each = [tensor.numel() // self.size] * self.size
-        return _added_in_pairs(list(torch.split(self.exchanged(tensor, each, each), each)))
+        return add_in_pairs(list(torch.split(self.exchanged(tensor, each, each), each)))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         wrapped = nn.parallel.DistributedDataParallel(model)
@@ -346,21 +378,10 @@ class _Ranks(World):
         return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
     def post(self, key: str, plain: Any) -> None:
-        assert self._store is not None, "torch has no store under its process group"
-        self._store.set(f"{key}-{self.rank}", json.dumps(plain))
+        self._others.post(key, plain)
 
     def posted(self, key: str, rank: int, given_up: Callable[[], bool]) -> Any:
-        assert self._store is not None, "torch has no store under its process group"
-        name, waits = f"{key}-{rank}", 0
-        while not self._store.check([name]):
-            gone = rank in self._pids and process_state(self._pids[rank]) in ("Z", "X")
-            if (gone or given_up()) and not self._store.check([name]):
-                raise RankFailed(rank, "has ended before its part of a checkpoint was written")
-            sleep(min(0.001 * 1.3**waits, 0.05))
-            waits += 1
-        plain = json.loads(self._store.get(name))
-        self._store.delete_key(name)
-        return plain
+        return self._others.posted(key, rank, given_up)
 
     # ------------------------------------------------------------------------------------------ failures
 
@@ -372,33 +393,8 @@ class _Ranks(World):
         try:
             yield
         except RuntimeError as error:
-            self._common = self._broken = self._lost(error)
+            self._common = self._broken = self._others.lost(error)
             raise self._broken from error
-
-    def _lost(self, error: BaseException) -> RankFailed:
-        """Which rank is gone, and its last words where it left some."""
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        with contextlib.suppress(RuntimeError):  # the store may be gone as well
-            for rank in others:
-                if self._store is not None and self._store.check([f"failed-{rank}"]):
-                    return RankFailed(rank, self._store.get(f"failed-{rank}").decode())
-        late = "imed out" in str(error)
-        for _ in range(1 if late else 50):  # a process that is ending closes its connections first
-            states = {rank: process_state(pid) for rank, pid in self._pids.items() if rank != self.rank}
-            for rank, state in states.items():
-                if state in ("Z", "X"):
-                    return RankFailed(rank, "has ended without a word (killed, or out of memory?)")
-                if state == "T" and late:
-                    return RankFailed(rank, f"is stopped, and did not answer within {self._timeout:g} s")
-            if late:
-                return RankFailed(None, f"did not answer within {self._timeout:g} s")
-            sleep(0.01)
-        return RankFailed(None, f"cannot be reached any more: {first_line(error)}")
-
-    def _last_words(self, rank: int, words: str) -> None:
-        with contextlib.suppress(RuntimeError):
-            if self._store is not None:
-                self._store.set(f"failed-{rank}", words)
 
     def leave(self) -> None:
         self._part(together=True)
@@ -411,6 +407,8 @@ class _Ranks(World):
             # The first to end would make torchrun end the others: at what they still have to do.
             with contextlib.suppress(RuntimeError):
                 dist.monitored_barrier(self._side, timeout=timedelta(seconds=_LEAVING_S))
+        if self._memory is not None:
+            self._memory.leave()
         if self._leaves_group and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -419,11 +417,11 @@ class _Ranks(World):
             self._part(together=True)
             return
         lost = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
-        failure = self._lost(error) if lost else None
+        failure = self._others.lost(error) if lost else None
         if failure is None:
-            self._last_words(self.rank, first_line(error, kind=not isinstance(error, SurefootError)))
+            self._others.last_words(self.rank, first_line(error, kind=not isinstance(error, SurefootError)))
         elif failure.rank is not None:  # for it, since those who lose this rank next would take it for the first
-            self._last_words(failure.rank, str(failure).removeprefix(f"rank {failure.rank}: "))
+            self._others.last_words(failure.rank, str(failure).removeprefix(f"rank {failure.rank}: "))
         self._part(together=False)
         if failure is not None:
             raise failure from error
@@ -432,10 +430,3 @@ class _Ranks(World):
 def have_met() -> bool:
     """Whether this process has met others, or has tried to."""
     return _joins > 0
-
-
-def _added_in_pairs(parts: list[Tensor]) -> Tensor:
-    while len(parts) > 1:
-        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
-        parts = [*pairs, *parts[2 * len(pairs) :]]
-    return parts[0]
