@@ -86,7 +86,32 @@ def test_what_deepcopy_refuses_can_be_followed(make):
         step=surefoot.StepOptions(ema_decay=0.5),
         run=surefoot.RunOptions(progress=False),
     )
-    assert result.metrics["val/loss"] > 0
+    assert result.metrics["val/loss"] > 0 and not result.average.training
+
+
+def test_fit_gives_the_average_that_it_validated_and_saved(tmp_path):
+    data = torch.randn(16, 3), torch.randn(16, 2)
+    for epochs in (2, 2, 3):  # also of a run that has ended, and of one that goes on
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
+        result = surefoot.fit(
+            model,
+            nn.MSELoss(),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            data,
+            val=data,
+            epochs=epochs,
+            batch_size=4,
+            run_dir=tmp_path / "run",
+            resume=True,
+            step=surefoot.StepOptions(ema_decay=0.9),
+            run=surefoot.RunOptions(progress=False),
+        )
+        saved = surefoot.load_model(tmp_path / "run" / "model", model=nn.Sequential(nn.Linear(3, 2), nn.Dropout()))
+        assert torch.equal(result.average[0].weight, saved[0].weight)
+        assert not torch.equal(result.average[0].weight, model[0].weight)
+        loss = nn.functional.mse_loss(result.average(data[0]), data[1]).item()
+        assert loss == pytest.approx(result.metrics["val/loss"], rel=1e-5)
 
 
 def test_what_cannot_be_copied_is_named():

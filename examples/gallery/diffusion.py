@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import LinearWarmup, Schedule, StepOptions, fit, load_model, objective
+from surefoot import LinearWarmup, Schedule, StepOptions, fit, objective
 from surefoot.data.garments import garments
 
 STATED = 0.14  # mean squared error of the predicted noise, on held-out garments
@@ -72,7 +72,7 @@ def main(run: str, epochs: int = 16) -> float:
     pictures = [source.tensors[0].float() / 127.5 - 1 for source in (data.train, data.val)]
     model = Denoiser()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = Schedule(optimizer, None, LinearWarmup(optimizer, warmup_period=50))
+    schedule = Schedule(optimizer, warmup=LinearWarmup(optimizer, warmup_period=50))
     result = fit(
         model,
         noise_prediction,
@@ -86,9 +86,8 @@ def main(run: str, epochs: int = 16) -> float:
         run_dir=run,
         resume=True,
     )
-    averaged = load_model(run, model=Denoiser())
     with torch.no_grad():
-        sheet = sampled(averaged, 64).reshape(8, 8, 28, 28).permute(0, 2, 1, 3).reshape(224, 224)
+        sheet = sampled(result.average, 64).reshape(8, 8, 28, 28).permute(0, 2, 1, 3).reshape(224, 224)
     Image.fromarray(((sheet.clamp(-1, 1) + 1) * 127.5).byte().numpy()).save("generated.png")
     return result.metrics["val/loss"]
 

@@ -57,7 +57,8 @@ class FitResult:
 
     `metrics` holds the last epoch's values by name (``train/loss``, ``val/accuracy``), `best` the monitored
     metric's best value with its epoch, or None. `steps` are updates done, `wall_s` seconds, earlier sittings
-    included.
+    included. `average` is the model with averaged weights, in evaluation mode, where `ema_decay` was set: what was
+    validated and saved.
     """
 
     epochs: int
@@ -67,6 +68,7 @@ class FitResult:
     stopped_early: bool
     run_dir: Path | None
     wall_s: float
+    average: nn.Module | None = None
 
     def _repr_html_(self) -> str:
         return result_html(self.metrics, self.run_dir)
@@ -338,6 +340,7 @@ def fit(
             stopped_early=state.stopped_early,
             run_dir=run_dir,
             wall_s=state.wall_s(),
+            average=None if train_step.ema is None else train_step.ema.module.eval(),
         )
 
 
