@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import ast
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +78,10 @@ def lines_of(name: str) -> int:
     return len((GALLERY / f"{name}.py").read_text("utf-8").splitlines())
 
 
-def others_text(name: str, kind: str) -> str:
-    """The file that does the job of `name` in another way, or "" where there is none."""
-    path = GALLERY / "by_hand" / f"{name}_{kind}.py"
-    return path.read_text("utf-8") if path.exists() else ""
+def others_lines(name: str) -> list[str]:
+    """The lines of the files that do the job of `name` in other ways, "" where there is none."""
+    paths = [GALLERY / "by_hand" / f"{name}_{kind}.py" for kind in OTHERS]
+    return [str(len(path.read_text("utf-8").splitlines())) if path.exists() else "" for path in paths]
 
 
 def title_of(name: str) -> str:
@@ -114,8 +114,7 @@ def figure_in(printed: str) -> str:
 def row_of(shown: Shown) -> str:
     """Its row in the table of docs/gallery.md."""
     link = f"[{shown.name}](../examples/gallery/{shown.name}.py)"
-    others = [str(len(text.splitlines())) if (text := others_text(shown.name, kind)) else "" for kind in OTHERS]
-    cells = [link, shown.title, shown.lines, ORIGINALS.get(shown.name, ""), *others]
+    cells = [link, shown.title, shown.lines, ORIGINALS.get(shown.name, ""), *others_lines(shown.name)]
     return "| " + " | ".join(map(str, [*cells, shown.figure, f"{shown.seconds:.0f}", shown.kills])) + " |"
 
 
@@ -145,27 +144,38 @@ def keep_results(name: str, home: Path) -> None:
         page.write_text(f"{before}{BEGIN.format(name)}\n{block}\n{END.format(name)}{after}", "utf-8")
 
 
-def run_others(python: str, write: bool) -> int:
-    """Run every file of by_hand with the packages of `python`; 0 where all reach their figure."""
-    failed = 0
-    for path in sorted((GALLERY / "by_hand").glob("*.py")):
-        name, _, kind = path.stem.rpartition("_")
-        with tempfile.TemporaryDirectory(prefix="surefoot-gallery-") as folder:
-            environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "ignore"}
-            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+def seconds_of(path: Path, python: str) -> tuple[float, str, int]:
+    """Run a file of by_hand with one thread: seconds of a processor, what it printed, exit code."""
+    with tempfile.TemporaryDirectory(prefix="surefoot-gallery-") as folder:
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        with open(os.path.join(folder, "printed"), "w+") as printed:
             command = [os.path.abspath(python), str(path)]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-            took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-        if done.returncode:
-            failed += 1
-            print(f"{path.stem}: FAILED: {(done.stderr or done.stdout)[-2000:]}", flush=True)
-            continue
-        figure, lines = figure_in(done.stdout), len(path.read_text("utf-8").splitlines())
-        print(f"{path.stem}: {figure}; {took:.0f} s of a processor", flush=True)
-        if write:
-            link = f"[{path.stem}](../examples/gallery/by_hand/{path.name})"
-            row = f"| {link} | {OTHERS[kind]} | {lines} | {lines_of(name)} | {figure} | {took:.0f} |"
-            write_rows("by hand", {path.stem: row})
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            printed.seek(0)
+            return used.ru_utime, printed.read(), process.returncode
+
+
+def run_others(chosen: list[str], python: str, write: bool) -> int:
+    """Run the files of by_hand of these jobs with the packages of `python`, two at a time; 0 where all are right."""
+    paths = [path for path in sorted((GALLERY / "by_hand").glob("*.py")) if path.stem.rpartition("_")[0] in chosen]
+    failed = 0
+    with ThreadPoolExecutor(2) as pool:
+        for path, (took, printed, code) in zip(
+            paths, pool.map(lambda path: seconds_of(path, python), paths), strict=True
+        ):
+            if code:
+                failed += 1
+                print(f"{path.stem}: FAILED: {printed[-2000:]}", flush=True)
+                continue
+            figure, lines = figure_in(printed), len(path.read_text("utf-8").splitlines())
+            print(f"{path.stem}: {figure}; {took:.0f} s of a processor", flush=True)
+            if write:
+                name, _, kind = path.stem.rpartition("_")
+                link = f"[{path.stem}](../examples/gallery/by_hand/{path.name})"
+                row = f"| {link} | {OTHERS[kind]} | {lines} | {lines_of(name)} | {figure} | {took:.0f} |"
+                write_rows("by hand", {path.stem: row})
     return 1 if failed else 0
 
 
@@ -177,10 +187,10 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the rows into docs/gallery.md")
     parser.add_argument("--others", metavar="PYTHON", help="run by_hand/ with it; it has lightning and transformers")
     arguments = parser.parse_args()
-    if arguments.others:
-        return run_others(arguments.others, arguments.write)
     if wrong := sorted(set(arguments.names) - set(names())):
         parser.error(f"{', '.join(wrong)}: no file of the gallery is called so; there are {', '.join(names())}")
+    if arguments.others:
+        return run_others(arguments.names or names(), arguments.others, arguments.write)
     rows, failed = [], []
     for name in arguments.names or names():
         with tempfile.TemporaryDirectory(prefix="surefoot-gallery-") as folder:

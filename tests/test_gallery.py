@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from gallery import DOCS, GALLERY, OTHERS, lines_of, names, show, title_of
+from gallery import DOCS, GALLERY, OTHERS, lines_of, names, others_lines, show, title_of
 
 MOST_LINES = 120
 
@@ -15,6 +15,7 @@ def test_a_file_is_short_and_says_what_it_shows(name):
     text = (GALLERY / f"{name}.py").read_text("utf-8")
     assert lines_of(name) <= MOST_LINES
     assert title_of(name) and f"python {name}.py" in text and "\nSTATED = " in text
+    assert text.count("sys.exit(not ") == 1  # a figure that is NaN is not reached
 
 
 @pytest.mark.parametrize("path", sorted((GALLERY / "by_hand").glob("*")), ids=lambda path: path.stem)
@@ -24,6 +25,7 @@ def test_a_file_by_hand_does_the_job_of_one_to_the_same_figure(path):
     assert kind in OTHERS and name in names()
     text = path.read_text("utf-8")
     assert stated.split("  #")[0] in text and f"python {path.name}" in text and "figure: " in text
+    assert text.count("sys.exit(not ") == 1
 
 
 def test_the_page_has_a_row_for_each_file_with_its_lines():
@@ -32,6 +34,8 @@ def test_the_page_has_a_row_for_each_file_with_its_lines():
         link = f"../{path.relative_to(DOCS.parent)}"
         cells = next(line for line in page.splitlines() if f"]({link})" in line).split(" | ")
         assert cells[2] == str(len(path.read_text("utf-8").splitlines())), link
+        if path.parent == GALLERY:
+            assert cells[4:7] == list(others_lines(path.stem)), link
 
 
 @pytest.mark.parametrize("name", ["gcn", "regression", "time_sequence_prediction"])

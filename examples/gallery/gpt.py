@@ -59,4 +59,4 @@ def main(run: str, epochs: int = 5) -> float:
 if __name__ == "__main__":
     perplexity = main(sys.argv[1] if len(sys.argv) > 1 else "runs/gpt")
     print(f"figure: perplexity {perplexity:.2f} (stated: at most {STATED})")
-    sys.exit(perplexity > STATED)
+    sys.exit(not perplexity <= STATED)

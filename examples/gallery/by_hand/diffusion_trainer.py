@@ -130,4 +130,4 @@ def main(run: str) -> float:
 if __name__ == "__main__":
     error = main(sys.argv[1] if len(sys.argv) > 1 else "runs/diffusion")
     print(f"figure: squared error of the noise {error:.4f} (stated: at most {STATED})")
-    sys.exit(error > STATED)
+    sys.exit(not error <= STATED)

@@ -147,4 +147,4 @@ def main(run: str) -> float:
 if __name__ == "__main__":
     left = main(sys.argv[1] if len(sys.argv) > 1 else "runs/fast_neural_style")
     print(f"figure: {left:.3f} of the distance to the style is left (stated: at most {STATED})")
-    sys.exit(left > STATED)
+    sys.exit(not left <= STATED)

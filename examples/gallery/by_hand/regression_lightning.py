@@ -65,4 +65,4 @@ def main(run: str) -> float:
 if __name__ == "__main__":
     error = main(sys.argv[1] if len(sys.argv) > 1 else "runs/regression")
     print(f"figure: largest error of a coefficient {error:.4f} (stated: at most {STATED})")
-    sys.exit(error > STATED)
+    sys.exit(not error <= STATED)

@@ -76,4 +76,4 @@ def main(run: str) -> float:
 if __name__ == "__main__":
     gain = main(sys.argv[1] if len(sys.argv) > 1 else "runs/super_resolution")
     print(f"figure: gain over interpolation {gain:.2f} dB (stated: at least {STATED})")
-    sys.exit(gain < STATED)
+    sys.exit(not gain >= STATED)
