@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from surefoot import DataSplits, Loader, TensorSource, evaluate, fit, load_model, save_model
+from surefoot import DataSplits, TensorSource, evaluate, fit, load_model, save_model
 from surefoot.data.garments import garments
 from surefoot.models import ViT
 from surefoot.optimizers import trainable
@@ -47,9 +47,9 @@ def train(model: nn.Module, data: DataSplits, epochs: int, rate: float, run: str
         model,
         nn.CrossEntropyLoss(),
         torch.optim.AdamW(trainable(model).values(), lr=rate),
-        Loader(data.train, batch_size=64, preprocessing=data.preprocessing),
-        val=Loader(data.val, batch_size=250, shuffle=False, preprocessing=data.preprocessing),
+        data,
         epochs=epochs,
+        batch_size=64,
         run_dir=run,
         resume=True,
     )
@@ -73,8 +73,7 @@ def main(run: str) -> float:
         parametrize.remove_parametrizations(layer, "weight")  # merged
     save_model(model, "merged")
     print(f"{learning} of {all_of_it} numbers were trained")
-    asked = Loader(val, batch_size=250, preprocessing=data.preprocessing)
-    return evaluate(load_model("merged"), nn.CrossEntropyLoss(), asked).metrics["accuracy"]
+    return evaluate(load_model("merged"), nn.CrossEntropyLoss(), negatives).metrics["accuracy"]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class TwoHeads(nn.Module):
 
 @objective
 def both(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Cross entropy, and ten times the squared error of the brightness."""
+    """Cross entropy, and ten times the squared error of the brightness; metrics are of `outputs` and `targets`."""
     outputs = model(batch["images"])
     shown = F.cross_entropy(outputs["classes"], batch["label"])
     light = F.mse_loss(outputs["brightness"], batch["brightness"])

@@ -69,8 +69,9 @@ def evaluate(
 ) -> Evaluation:
     """One pass over `data` without gradients, in evaluation mode; the model's mode is put back.
 
-    `data` is a Loader, a Source, a torch Dataset or ``(inputs, targets)``; a Loader is read from the start of its
-    epoch and left where it was, what is none yet in batches of `batch_size` samples. `loss` and `metrics` are those of
+    `data` is a Loader, a Source, a torch Dataset, ``(inputs, targets)`` or a DataSplits, of which those that validate
+    are taken; a Loader is read from the start of its epoch and left where it was, what is none yet in batches of
+    `batch_size` samples. `loss` and `metrics` are those of
     `fit`, `precision` is ``"float32"``, ``"bf16"`` or ``"fp16"``. `confusion` is the number of classes to count a
     confusion matrix for, `hardest` how many of the answers that are most wrong and least sure to keep. `between` is
     called between two batches, and may raise to stop. The ranks of a `world` have whole batches by turns, with the
