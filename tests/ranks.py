@@ -7,6 +7,7 @@ import datetime
 import faulthandler
 import multiprocessing
 import os
+import platform
 import signal
 import tempfile
 import time
@@ -16,9 +17,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # One for all tests: it has imported torch, so that a process costs milliseconds.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch._dynamo", "surefoot.training.fit", "surefoot.checkpoint", "surefoot.world"])
+
+linux_on_x86 = pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="ranks share memory on Linux on x86"
+)
 
 
 class RanksFailed(AssertionError):

@@ -223,7 +223,7 @@ def _stops_once(world, folder):
     with pytest.raises(Stopped), surefoot.Checkpointer(f"{folder}/a", world=world, model=nn.Linear(1, 1)) as saver:
         saver.resume()
         world.ask((signal.SIGTERM, 0, 0, 0))
-        world._question = world._question or (torch.tensor([signal.SIGTERM, 0, 0, 0, 1]), SimpleNamespace(wait=int))
+        world._question = world._question or (lambda: [signal.SIGTERM, 0, 0, 0, 1])
         saver.stop()
     with surefoot.Checkpointer(f"{folder}/b", world=world, model=nn.Linear(1, 1)) as saver:
         for _ in range(5):

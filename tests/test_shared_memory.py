@@ -10,8 +10,7 @@ import time
 
 import pytest
 import torch
-from ranks import RanksFailed, by_sockets, run_ranks
-from test_step_ranks import linux_on_x86
+from ranks import RanksFailed, by_sockets, linux_on_x86, run_ranks
 
 from surefoot import shared_memory
 from surefoot.shared_memory import SharedMemory
@@ -25,8 +24,7 @@ def patient(waited):
 
 def members(ranks):
     """The memory of all ranks in one process, for a thread each."""
-    size = 2 * ranks * shared_memory._place(ranks) + ranks * shared_memory._WORD + shared_memory._KEY
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, shared_memory._size(ranks))
     return [SharedMemory(memory, rank, ranks) for rank in range(ranks)]
 
 
@@ -98,11 +96,27 @@ def test_all_have_rank_0s_numbers():
     assert all(torch.equal(flat, expected) for flat in together(2, act))
 
 
+def test_a_question_is_answered_by_the_largest_of_all_ranks_and_the_next_does_not_touch_it():
+    def act(member, rank):
+        answers = []
+        for turn in range(50):
+            answer = member.ask([rank, 10 * turn + 2 - rank, 0], patient)
+            if turn % 3 == rank:
+                time.sleep(0)  # others are ahead
+            answers.append(answer())
+        return answers
+
+    for found in together(3, act):
+        assert found == [[2, 10 * turn + 2, 0] for turn in range(50)]
+
+
 def test_who_waits_for_one_that_has_left_is_told_and_who_waits_long_looks_around():
     first, second = members(2)
     second.leave()
     with pytest.raises(RuntimeError, match="a rank has left"):
         first.sum(torch.ones(1), patient)
+    with pytest.raises(RuntimeError, match="a rank has left"):
+        first.ask([1], patient)()
 
     def watch(waited):
         assert waited > 0

@@ -7,11 +7,10 @@ import dataclasses
 import hashlib
 import io
 import math
-import platform
 
 import pytest
 import torch
-from ranks import RanksFailed, by_sockets, run_ranks
+from ranks import RanksFailed, by_sockets, linux_on_x86, run_ranks
 from torch import nn
 
 import surefoot
@@ -24,9 +23,6 @@ from surefoot.training.loop import grouped
 from surefoot.world import World
 
 SAMPLES, BATCH, STEPS = 96, 13, 14
-linux_on_x86 = pytest.mark.skipif(
-    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="ranks share memory on Linux on x86"
-)
 
 
 class Net(nn.Module):

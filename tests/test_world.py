@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ranks import RanksFailed, run_ranks
+from ranks import RanksFailed, by_sockets, linux_on_x86, run_ranks
 
 import surefoot.world
 from surefoot.errors import RankFailed, Stopped, UsageError
@@ -129,7 +129,7 @@ def test_a_question_is_answered_alike_at_the_same_call():
         assert first == second == third == [(call, (1, 5)) for call in calls]
 
 
-def _questions(world):
+def _questions(world, sockets):
     """What is exchanged in 1000 steps of half a millisecond by which ranks agree on stops."""
     count, real = 0, torch.distributed.all_reduce
 
@@ -139,7 +139,7 @@ def _questions(world):
         return real(*args, **kwargs)
 
     clock = surefoot.world.time = SimpleNamespace(monotonic=lambda: 0.0)
-    world = World.join()
+    world = by_sockets(World.join()) if sockets else World.join()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.distributed, "all_reduce", counted)
         for step in range(1000):
@@ -149,8 +149,13 @@ def _questions(world):
 
 
 def test_agreeing_on_stops_exchanges_nothing_in_nearly_all_steps():
-    """A question costs 0.3 ms: one to learn how long steps are, then one in 200 ms of steps."""
-    assert run_ranks(2, _questions) == [3, 3]
+    """A question by sockets costs 0.3 ms: one to learn how long steps are, then one in 200 ms of steps."""
+    assert run_ranks(2, _questions, True) == [3, 3]
+
+
+@linux_on_x86
+def test_in_shared_memory_agreeing_on_stops_sends_nothing():
+    assert run_ranks(2, _questions, False) == [0, 0]
 
 
 def _dies(world, how):

@@ -9,7 +9,7 @@ import platform
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 # Bytes of a rank's place, fewer for more than four ranks: what is larger goes in pieces, and all of it is 32 MiB at
 # most.
 _MOST = 1 << 22
-# Behind the places: how often each rank has come, and what tells this memory from any other.
-_WORD, _KEY = 8, 16
+# Behind the places: how often each rank has come and asked, the numbers of its last two questions, and what tells this
+# memory from any other.
+_NUMBERS, _KEY = 16, 16
 # Who waits longer than this sleeps; whether the others live is looked at from time to time.
 _AWAKE_S, _LOOK_S = 0.002, 0.05
 
@@ -34,9 +35,10 @@ class SharedMemory:
     def __init__(self, memory: mmap.mmap, rank: int, ranks: int):
         end = 2 * ranks * _place(ranks)
         self._places = torch.frombuffer(memory, dtype=torch.uint8, count=end).view(2, ranks, -1)
-        self._came = memoryview(memory)[end : end + ranks * _WORD].cast("q")
+        words = memoryview(memory)[end : _size(ranks) - _KEY].cast("q")
+        self._came, self._asked, self._numbers = words[:ranks], words[ranks : 2 * ranks], words[2 * ranks :]
         self._rank, self._ranks = rank, ranks
-        self._meetings = self._turn = 0
+        self._meetings = self._questions = self._turn = 0
 
     @classmethod
     def join(cls, rank: int, ranks: int, gather: Callable[[Any], list[Any]]) -> SharedMemory | None:
@@ -45,7 +47,7 @@ class SharedMemory:
         Of Linux on x86, where others see what a process writes in the order in which it was written, and of processes
         that see each other. `gather` is `World.gather`.
         """
-        size = 2 * ranks * _place(ranks) + ranks * _WORD + _KEY
+        size = _size(ranks)
         key = secrets.token_hex(_KEY // 2)
         file = _made(size, key) if rank == 0 else None
         try:
@@ -93,9 +95,27 @@ class SharedMemory:
             if self._rank:
                 out.copy_(first)
 
+    def ask(self, numbers: Sequence[int], watch: Callable[[float], None]) -> Callable[[], list[int]]:
+        """Say numbers that are not negative; what is returned gives the largest of all ranks, and waits for them.
+
+        It is called once, and before the next question.
+        """
+        self._questions += 1
+        # As with the places, two by turns.
+        firsts = [(self._questions % 2 * self._ranks + rank) * _NUMBERS for rank in range(self._ranks)]
+        for place, number in enumerate(numbers, firsts[self._rank]):
+            self._numbers[place] = number
+        self._asked[self._rank] = self._questions
+
+        def answer() -> list[int]:
+            self._wait(self._asked, self._questions, watch)
+            return [max(self._numbers[first + place] for first in firsts) for place in range(len(numbers))]
+
+        return answer
+
     def leave(self) -> None:
         """Let no other rank wait for this one any more."""
-        self._came[self._rank] = -1
+        self._came[self._rank] = self._asked[self._rank] = -1
 
     def _pieces(self, numbers: Tensor, out: Tensor) -> list[tuple[Tensor, Tensor]]:
         each = self._places.shape[-1] // numbers.element_size()
@@ -109,9 +129,12 @@ class SharedMemory:
     def _meet(self, watch: Callable[[float], None]) -> None:
         self._meetings += 1
         self._came[self._rank] = self._meetings
+        self._wait(self._came, self._meetings, watch)
+
+    def _wait(self, counts: memoryview[int], times: int, watch: Callable[[float], None]) -> None:
         for rank in range(self._ranks):
             began = looked = time.monotonic()
-            while 0 <= self._came[rank] < self._meetings:
+            while 0 <= counts[rank] < times:
                 waited = (now := time.monotonic()) - began
                 if waited < _AWAKE_S:
                     os.sched_yield()
@@ -120,8 +143,12 @@ class SharedMemory:
                 if now - looked > _LOOK_S:
                     looked = now
                     watch(waited)
-        if min(self._came) < 0:
+        if min(counts) < 0:
             raise RuntimeError("a rank has left")
+
+
+def _size(ranks: int) -> int:
+    return 2 * ranks * _place(ranks) + 2 * ranks * (1 + _NUMBERS) * 8 + _KEY
 
 
 def _place(ranks: int) -> int:

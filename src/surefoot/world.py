@@ -218,7 +218,7 @@ class _Ranks(World):
         self._side = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._common: BaseException | None = None  # an error that the other ranks know of
         self._broken: RankFailed | None = None
-        self._question: tuple[Tensor, dist.Work] | None = None
+        self._question: Callable[[], list[int]] | None = None
         self._apart = self._calls = 0
         self._asked_at = time.monotonic()
         self._left = False
@@ -278,11 +278,7 @@ class _Ranks(World):
         self._calls = 0
         # How far apart the next questions are is rank 0's to say: the answer holds it last.
         wish = min(int(_APART_S / each) if each > 0 else _MOST_STEPS_APART, _MOST_STEPS_APART) if self.rank == 0 else 0
-        tensor = torch.tensor([*word, wish])
-        with self._reaching():
-            work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
-        assert work is not None
-        self._question = tensor, work
+        self._question = self._begin_asking([*word, wish])
         return none if self._apart else self._answer() or none
 
     def ask_anew(self) -> None:
@@ -292,10 +288,24 @@ class _Ranks(World):
     def _answer(self) -> list[int] | None:
         if self._question is None:
             return None
-        (tensor, work), self._question = self._question, None
+        question, self._question = self._question, None
         with self._reaching():
+            *answer, self._apart = question()
+        return answer
+
+    def _begin_asking(self, numbers: list[int]) -> Callable[[], list[int]]:
+        if self.shares_memory and self._memory is not None:
+            return self._memory.ask(numbers, self._others.watch)
+        tensor = torch.tensor(numbers)
+        with self._reaching():
+            work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
+        assert work is not None
+
+        def answer() -> list[int]:
             work.wait()
-        *answer, self._apart = tensor.tolist()
+            largest: list[int] = tensor.tolist()
+            return largest
+
         return answer
 
     def wait(self, works: Iterable[dist.Work]) -> None:
