@@ -21,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from surefoot.charts.svg import Line, line_chart, picture
 from surefoot.proof import Job, prove
+from surefoot.tracking.journal import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 GALLERY, DOCS = ROOT / "examples" / "gallery", ROOT / "docs"
@@ -129,11 +131,28 @@ def write_rows(part: str, rows: dict[str, str]) -> None:
     page.write_text(f"{before}{BEGIN.format(part)}\n{text}\n{END.format(part)}{after}", "utf-8")
 
 
+def learning_curve(name: str, home: Path) -> str:
+    """The newest run under `home` as the text of an SVG file: what it measured beside the loss, else the loss."""
+    newest = max(home.glob("**/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    records = list(read_records(newest))
+    kind = max((record["kind"] for record in records), key=("step", "epoch").index)
+    measured = [record for record in records if record["kind"] == kind]
+    names = [key for key in measured[-1] if key not in ("kind", "split", "epoch", "step", "lr", "wall_s")]
+    key = next((key for key in names if key != "loss"), "loss")
+    lines = []
+    for colour, (split, label) in enumerate({"train": "training", "val": "validation"}.items()):
+        points = [(record[kind] + (kind == "epoch"), record[key]) for record in measured if record["split"] == split]
+        lines += [Line(label, points, colour)] if points else []
+    return picture(line_chart(lines, x_label=kind, y_label=key, title=name))
+
+
 def keep_results(name: str, home: Path) -> None:
-    """Copy the picture that a file left to docs/gallery, and put the text that it wrote into the page."""
-    for picture in home.glob("*.png"):
-        (DOCS / "gallery").mkdir(exist_ok=True)
-        shutil.copyfile(picture, DOCS / "gallery" / f"{name}.png")
+    """Copy the picture that a file left to docs/gallery, else draw how it learnt; put its text into the page."""
+    (DOCS / "gallery").mkdir(exist_ok=True)
+    if not any(home.glob("*.png")) and any(home.glob("**/metrics.jsonl")):
+        (DOCS / "gallery" / f"{name}.svg").write_text(learning_curve(name, home), "utf-8")
+    for left in home.glob("*.png"):
+        shutil.copyfile(left, DOCS / "gallery" / f"{name}.png")
     for written in home.glob("sampled.txt"):
         sample = written.read_text("utf-8")[:SAMPLE_CHARACTERS].replace("```", "")
         lines = [line.rstrip() for line in sample.splitlines() if line.strip()]
@@ -142,6 +161,17 @@ def keep_results(name: str, home: Path) -> None:
         after = rest.partition(END.format(name))[2]
         block = "\n".join(["```text", *(part for line in lines for part in textwrap.wrap(line, 118)), "```"])
         page.write_text(f"{before}{BEGIN.format(name)}\n{block}\n{END.format(name)}{after}", "utf-8")
+
+
+def write_curves() -> None:
+    """Show the drawn curves in the page, two in a row."""
+    names = sorted(path.stem for path in (DOCS / "gallery").glob("*.svg"))
+    shown = [f"![What {name} measured as it learnt](gallery/{name}.svg)" for name in names] + [""] * (len(names) % 2)
+    rows = [f"| {left} | {right} |" for left, right in zip(shown[::2], shown[1::2], strict=True)]
+    page = DOCS / "gallery.md"
+    before, _, rest = page.read_text("utf-8").partition(BEGIN.format("curves"))
+    text = "\n".join([BEGIN.format("curves"), "| | |", "|---|---|", *rows, END.format("curves")])
+    page.write_text(before + text + rest.partition(END.format("curves"))[2], "utf-8")
 
 
 def seconds_of(path: Path, python: str) -> tuple[float, str, int]:
@@ -204,6 +234,8 @@ def main() -> int:
             if arguments.write:
                 keep_results(name, Path(folder) / "untouched")
                 write_rows("gallery", {name: row_of(rows[-1])})
+    if arguments.write:
+        write_curves()
     print(f"{len(rows)} right, {len(failed)} wrong{': ' + ', '.join(failed) if failed else ''}")
     return 1 if failed else 0
 

@@ -38,6 +38,14 @@ def test_the_page_has_a_row_for_each_file_with_its_lines():
             assert cells[4:7] == list(others_lines(path.stem)), link
 
 
+def test_the_page_has_a_picture_or_a_text_of_each_file():
+    page = (DOCS / "gallery.md").read_text("utf-8")
+    for name in names():
+        kept = [path for ending in ("png", "svg") if (path := DOCS / "gallery" / f"{name}.{ending}").exists()]
+        assert all(f"(gallery/{path.name})" in page for path in kept)
+        assert kept or f"<!-- {name} -->" in page, name
+
+
 @pytest.mark.parametrize("name", ["gcn", "regression", "time_sequence_prediction"])
 def test_it_reaches_its_figure_and_ends_in_the_same_bits_when_killed(name, tmp_path):
     shown = show(name, tmp_path, kills=2)

@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import nn
 
-from surefoot import Checkpointer
+from surefoot import Checkpointer, Journal
 
 STATED = 180.0  # mean length of 64 episodes, of at most 200 steps
 
@@ -54,7 +54,8 @@ def main(run: str, steps: int = 800, ahead: int = 16) -> float:
     model = ActorCritic()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     scene = {"carts": fresh(16), "ages": torch.zeros(16)}
-    with Checkpointer(run, model=model, optimizer=optimizer, scene=scene, every="50 steps") as saver:
+    parts = {"model": model, "optimizer": optimizer, "scene": scene}
+    with Journal(run) as journal, Checkpointer(run, journal=journal, every="50 steps", **parts) as saver:
         saver.resume()
         while saver.steps < steps:
             carts, ages, seen = scene["carts"], scene["ages"], []
@@ -79,6 +80,7 @@ def main(run: str, steps: int = 800, ahead: int = 16) -> float:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
+            journal.step(saver.steps + 1, {"expected reward": returns.mean()})
             saver.step()
     with torch.no_grad():
         carts, upright, lengths = fresh(64), torch.ones(64, dtype=torch.bool), torch.zeros(64)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from surefoot import Checkpointer, Loader
+from surefoot import Checkpointer, Journal, Loader
 from surefoot.data.garments import garments
 
 STATED = 0.70  # accuracy on held-out garments
@@ -45,7 +45,7 @@ def main(run: str, epochs: int = 20) -> float:
     optimizers = [torch.optim.Adam(layer.parameters(), lr=1e-3) for layer in layers]
     parts = {f"layer_{number}": layer for number, layer in enumerate(layers)}
     parts |= {f"optimizer_{number}": optimizer for number, optimizer in enumerate(optimizers)}
-    with Checkpointer(run, loader=loader, **parts) as saver:
+    with Journal(run) as journal, Checkpointer(run, journal=journal, loader=loader, **parts) as saver:
         saver.resume()
         while loader.epoch < epochs:
             for images, labels in loader:
@@ -59,6 +59,7 @@ def main(run: str, epochs: int = 20) -> float:
                     with torch.no_grad():  # the next layer sees what this one gives, and no gradient comes back
                         good, bad = layer(good), layer(bad)
                 saver.step()
+            journal.epoch(loader.epoch - 1, {"loss": loss}, step=saver.steps)
             saver.epoch({"loss": loss.item()})
     images, labels = data.val.tensors
     images = data.preprocessing(images)

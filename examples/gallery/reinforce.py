@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import nn
 
-from surefoot import Checkpointer
+from surefoot import Checkpointer, Journal
 
 STATED = 150.0  # mean length of 50 episodes, of at most 200 steps
 
@@ -44,7 +44,8 @@ def main(run: str, episodes: int = 400) -> float:
     policy = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
     reward = {"running": 10.0}
-    with Checkpointer(run, model=policy, optimizer=optimizer, reward=reward, every="20 steps") as saver:
+    parts = {"model": policy, "optimizer": optimizer, "reward": reward}
+    with Journal(run) as journal, Checkpointer(run, journal=journal, every="20 steps", **parts) as saver:
         saver.resume()
         while saver.steps < episodes and reward["running"] < 190:
             chosen = episode(policy)
@@ -58,6 +59,7 @@ def main(run: str, episodes: int = 400) -> float:
             optimizer.zero_grad()
             (-torch.stack(chosen) * advantage).sum().backward()
             optimizer.step()
+            journal.step(saver.steps + 1, {"length of an episode": len(chosen)})
             saver.step()
     with torch.no_grad():
         return sum(len(episode(policy)) for _ in range(50)) / 50
