@@ -7,12 +7,14 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ranks import RanksFailed, by_sockets, linux_on_x86, run_ranks
 
 from surefoot import shared_memory
+from surefoot.rank_errors import process_state
 from surefoot.shared_memory import SharedMemory
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.complex64)
@@ -72,6 +74,21 @@ def test_a_sum_is_the_tree_of_neighbours_for_every_dtype_and_size(ranks):
     ]
     for mine in found:
         assert all(map(torch.equal, mine, expected))
+
+
+def test_a_job_that_was_suspended_has_not_waited_meanwhile(monkeypatch):
+    first, second = members(2)
+    clock = iter([0.0, 0.001, 5000.0, *(5000.01 + 0.01 * k for k in range(1000))])
+    monkeypatch.setattr(shared_memory, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    waits = []
+
+    def watch(waited):
+        waits.append(waited)
+        if len(waits) == 3:
+            second._came[1] = 1
+
+    first.take_from_first(torch.ones(1), watch)
+    assert 0.05 < waits[0] < waits[1] < waits[2] < 1
 
 
 def test_what_was_summed_stays_as_it_was_and_shapes_are_kept():
@@ -178,6 +195,7 @@ def test_sums_in_memory_have_the_bits_of_those_that_are_sent(ranks):
 
 def waits_for_the_dead(world, how):
     assert world.shares_memory
+    pids = world.gather(os.getpid())
     if world.rank == 1 and how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if world.rank == 1 and how == "stopped":
@@ -188,15 +206,21 @@ def waits_for_the_dead(world, how):
     began = time.monotonic()
     with pytest.raises(Exception) as raised:
         world.sum(torch.ones(3))
-    return str(raised.value), time.monotonic() - began
+    took = time.monotonic() - began
+    end = time.monotonic() + 30 * (how != "raises")
+    while process_state(pids[1]) not in ("Z", "X") and time.monotonic() < end:
+        time.sleep(0.01)
+    return str(raised.value), took, process_state(pids[1])
 
 
 @linux_on_x86
 def test_a_rank_that_does_not_come_is_named():
     killed, _ = run_ranks(2, waits_for_the_dead, "killed", die=[1])
+    assert killed[2] in ("Z", "X")
     assert killed[0] == "rank 1: has ended without a word (killed, or out of memory?)" and killed[1] < 10
     stopped, _ = run_ranks(2, waits_for_the_dead, "stopped", timeout=2, die=[1])
     assert stopped[0] == "rank 1: is stopped, and did not answer within 2 s"
+    assert stopped[2] in ("Z", "X")  # it could not have ended by itself
     with pytest.raises(RanksFailed) as raised:
         run_ranks(2, waits_for_the_dead, "raises")
     assert list(raised.value.errors) == [1]  # rank 0 was told, and went on

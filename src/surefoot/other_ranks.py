@@ -9,7 +9,7 @@ from time import sleep
 from typing import Any
 
 from .errors import RankFailed, first_line
-from .rank_errors import process_state
+from .rank_errors import end_stopped, process_state
 
 _ENDED = ("Z", "X")
 
@@ -60,6 +60,7 @@ class OtherRanks:
                 if (state := process_state(pid)) in _ENDED:
                     return RankFailed(rank, "has ended without a word (killed, or out of memory?)")
                 if state == "T" and late:
+                    end_stopped(pid)  # torchrun would wait for it for half a minute
                     return RankFailed(rank, f"is stopped, and did not answer within {self._timeout:g} s")
             if late:
                 return RankFailed(None, f"did not answer within {self._timeout:g} s")

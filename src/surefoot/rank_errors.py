@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,20 @@ def process_state(pid: int) -> str:
     """The letter of a process's state on Linux ("T" is stopped), "X" where it has gone, "" where nobody can tell."""
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _status(pid)[0]
     except ProcessLookupError:
         return "X"
     except (OSError, IndexError):
         return ""
+
+
+def end_stopped(pid: int) -> None:
+    """Kill a stopped process that was started by whatever started this one: it cannot end by itself."""
+    with contextlib.suppress(OSError, IndexError):
+        if _status(pid)[:2] == ["T", str(os.getppid())]:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _status(pid: int) -> list[str]:
+    """State, parent and what else Linux knows of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -133,15 +133,17 @@ class SharedMemory:
 
     def _wait(self, counts: memoryview[int], times: int, watch: Callable[[float], None]) -> None:
         for rank in range(self._ranks):
-            began = looked = time.monotonic()
+            last, waited, looked = time.monotonic(), 0.0, 0.0
             while 0 <= counts[rank] < times:
-                waited = (now := time.monotonic()) - began
+                now = time.monotonic()
+                waited += min(now - last, _LOOK_S)  # a job that was suspended has not waited meanwhile
+                last = now
                 if waited < _AWAKE_S:
                     os.sched_yield()
                     continue
                 time.sleep(min(waited / 8, 0.005))
-                if now - looked > _LOOK_S:
-                    looked = now
+                if waited - looked > _LOOK_S:
+                    looked = waited
                     watch(waited)
         if min(counts) < 0:
             raise RuntimeError("a rank has left")
