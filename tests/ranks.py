@@ -127,5 +127,5 @@ def _work(end: Connection, place: Any, function: Callable[..., Any], arguments: 
 
 def by_sockets(world: Any) -> Any:
     """This world, before its first sum, as if its ranks were on several machines: nothing is added in shared memory."""
-    world._asked_for_memory = True
+    world._memory = None
     return world

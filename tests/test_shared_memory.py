@@ -127,7 +127,7 @@ def test_a_question_is_answered_by_the_largest_of_all_ranks_and_the_next_does_no
         assert found == [[2, 10 * turn + 2, 0] for turn in range(50)]
 
 
-def test_who_waits_for_one_that_has_left_is_told_and_who_waits_long_looks_around():
+def test_waiting_ends_with_an_error_where_a_rank_has_left_and_is_watched_where_it_is_long():
     first, second = members(2)
     second.leave()
     with pytest.raises(RuntimeError, match="a rank has left"):
@@ -203,24 +203,21 @@ def waits_for_the_dead(world, how):
     if world.rank == 1:
         with world:
             raise ValueError("my own mistake")
-    began = time.monotonic()
     with pytest.raises(Exception) as raised:
         world.sum(torch.ones(3))
-    took = time.monotonic() - began
     end = time.monotonic() + 30 * (how != "raises")
     while process_state(pids[1]) not in ("Z", "X") and time.monotonic() < end:
         time.sleep(0.01)
-    return str(raised.value), took, process_state(pids[1])
+    return str(raised.value), process_state(pids[1])
 
 
 @linux_on_x86
 def test_a_rank_that_does_not_come_is_named():
     killed, _ = run_ranks(2, waits_for_the_dead, "killed", die=[1])
-    assert killed[2] in ("Z", "X")
-    assert killed[0] == "rank 1: has ended without a word (killed, or out of memory?)" and killed[1] < 10
+    assert killed[0] == "rank 1: has ended without a word (killed, or out of memory?)"
     stopped, _ = run_ranks(2, waits_for_the_dead, "stopped", timeout=2, die=[1])
     assert stopped[0] == "rank 1: is stopped, and did not answer within 2 s"
-    assert stopped[2] in ("Z", "X")  # it could not have ended by itself
+    assert stopped[1] in ("Z", "X")  # it could not have ended by itself
     with pytest.raises(RanksFailed) as raised:
         run_ranks(2, waits_for_the_dead, "raises")
-    assert list(raised.value.errors) == [1]  # rank 0 was told, and went on
+    assert list(raised.value.errors) == [1]  # rank 0 had its error, and went on

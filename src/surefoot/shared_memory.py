@@ -66,7 +66,7 @@ class SharedMemory:
     def sum(self, tensor: Tensor, watch: Callable[[float], None]) -> Tensor:
         """The sum over ranks as a new tensor, added in pairs of neighbours.
 
-        `watch` is told from time to time how many seconds another rank has been waited for, and may raise.
+        `watch` is called from time to time with the seconds for which another rank was waited for; it may raise.
         """
         numbers = tensor.detach().reshape(-1)
         total = torch.empty_like(numbers)

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import torch
@@ -222,8 +223,6 @@ class _Ranks(World):
         self._apart = self._calls = 0
         self._asked_at = time.monotonic()
         self._left = False
-        self._memory: SharedMemory | None = None
-        self._asked_for_memory = False
         host = socket.gethostname()
         hosts, pids = self.gather(host), self.gather(os.getpid())
         here = {rank: pid for rank, pid in enumerate(pids) if hosts[rank] == host}
@@ -294,8 +293,8 @@ class _Ranks(World):
         return answer
 
     def _begin_asking(self, numbers: list[int]) -> Callable[[], list[int]]:
-        if self.shares_memory and self._memory is not None:
-            return self._memory.ask(numbers, self._others.watch)
+        if (memory := self._memory) is not None:
+            return memory.ask(numbers, self._others.watch)
         tensor = torch.tensor(numbers)
         with self._reaching():
             work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
@@ -315,16 +314,17 @@ class _Ranks(World):
 
     @property
     def shares_memory(self) -> bool:
-        if not self._asked_for_memory:
-            self._asked_for_memory = True
-            if self._others.on_one_machine:
-                self._memory = SharedMemory.join(self.rank, self.size, self.gather)
         return self._memory is not None
+
+    @cached_property
+    def _memory(self) -> SharedMemory | None:
+        """Made when all ranks first ask for it."""
+        return SharedMemory.join(self.rank, self.size, self.gather) if self._others.on_one_machine else None
 
     def take_from_first(self, flat: Tensor) -> None:
         with self._reaching():
-            if flat.device.type == "cpu" and self.shares_memory and self._memory is not None:
-                self._memory.take_from_first(flat, self._others.watch)
+            if flat.device.type == "cpu" and (memory := self._memory) is not None:
+                memory.take_from_first(flat, self._others.watch)
             else:
                 dist.broadcast(flat, src=0, group=self.group)
 
@@ -341,9 +341,9 @@ class _Ranks(World):
         return gathered
 
     def sum(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type == "cpu" and self.shares_memory and self._memory is not None:
+        if tensor.device.type == "cpu" and (memory := self._memory) is not None:
             with self._reaching():
-                return self._memory.sum(tensor, self._others.watch)
+                return memory.sum(tensor, self._others.watch)
         if tensor.numel() < _SMALL_SUM:
             return super().sum(tensor)
         # Each rank adds its part of the tensor: what is sent does not grow with the number of ranks.
@@ -417,8 +417,8 @@ class _Ranks(World):
             # The first to end would make torchrun end the others: at what they still have to do.
             with contextlib.suppress(RuntimeError):
                 dist.monitored_barrier(self._side, timeout=timedelta(seconds=_LEAVING_S))
-        if self._memory is not None:
-            self._memory.leave()
+        if (memory := vars(self).get("_memory")) is not None:
+            memory.leave()
         if self._leaves_group and dist.is_initialized():
             dist.destroy_process_group()
 
