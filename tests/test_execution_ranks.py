@@ -51,6 +51,9 @@ def without_inductor(fails=False):
             raise RuntimeError("this compiler is broken")
         return graph
 
+    def broken(graph, arguments):
+        raise RuntimeError("this compiler is broken")
+
     def counted(kind, call):
         def run(self, *arguments):
             calls[kind] += 1
@@ -60,20 +63,50 @@ def without_inductor(fails=False):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "by_inductor", lowered)
-        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken if fails else "eager"))
         for kind, part in (("graph", parts.GraphPart), ("module", parts.ModulePart)):
             patch.setattr(part, "__call__", counted(kind, part.__call__))
         yield calls
 
 
-def fitted(world, form, loss="plain", fails=(), accumulated=1):
+class Layer(nn.Module):
+    """Each has a number of its own, for which code is made anew."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.inner, self.drop = number, nn.Linear(6, 6), nn.Dropout(0.2)
+
+    def forward(self, x):
+        return x + self.drop(torch.relu(self.inner(x))) / (1 + self.number)
+
+
+class Layered(nn.Module):
+    """More layers than dynamo makes code for of one method, unless it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(number) for number in range(10))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def fitted(world, form, loss="plain", fails=(), accumulated=1, parallel="ddp", kind=Normalized, optimizer="SGD"):
     """30 rows in batches of 9: micro-batches of 2 and of 3 rows, of which those of 2 are compiled."""
     torch.manual_seed(0)
-    net = Normalized()
+    net = kind()
     net(torch.zeros(2, 6))
     says = Says()
     run = surefoot.RunOptions(
-        progress=says, micro_batches=PARTS, execution={**FIXED, "compile": form}, world=world, lint_off=["all"]
+        progress=says,
+        micro_batches=PARTS,
+        execution={**FIXED, "compile": form},
+        world=world,
+        lint_off=["all"],
+        parallel=parallel,
     )
     with without_inductor(world.rank in fails) as calls:
         surefoot.fit(
@@ -87,6 +120,7 @@ def fitted(world, form, loss="plain", fails=(), accumulated=1):
             run=run,
             step=StepOptions(grad_accum_steps=accumulated),
         )
+    assert not [name for module in net.modules() for name in vars(module) if name == "forward"]
     return digest(net.state_dict()), {kind: n > 0 for kind, n in calls.items() if n}, says.said
 
 
@@ -108,13 +142,35 @@ def test_a_compiled_form_has_the_same_bits_on_any_number_of_ranks():
             assert [bits for bits, _ in rank] == [bits for bits, _ in alone]
 
 
-def falls_back(world):
+# --- a model under FSDP2 ---------------------------------------------------------------------------------------------
+
+
+def in_pieces(world):
     torch.set_num_threads(1)
-    return fitted(world, "gradients", fails=(1,)), fitted(world, "none")[0]
+    runs = [
+        fitted(world, form, parallel="fsdp2", kind=kind)
+        for form, kind in (("module", Normalized), ("compiled", Layered))
+    ]
+    assert not [line for *_, said in runs for line in said if "not compiled" in line or "is not used" in line]
+    return [run[:2] for run in runs]
 
 
-def test_what_one_rank_cannot_compile_none_does():
-    first, second = run_ranks(2, falls_back)
+def test_a_model_in_pieces_is_compiled_as_a_module_with_the_same_bits():
+    alone = in_pieces(World.alone())
+    assert [used for _, used in alone] == [{"module": True}] * 2
+    for rank in [*run_ranks(2, in_pieces), *run_ranks(4, in_pieces)]:
+        assert [bits for bits, _ in rank] == [bits for bits, _ in alone]
+        assert any(used for _, used in rank)
+
+
+def falls_back(world, form, parallel):
+    torch.set_num_threads(1)
+    return fitted(world, form, fails=(1,), parallel=parallel), fitted(world, "none")[0]
+
+
+@pytest.mark.parametrize(("form", "parallel"), [("gradients", "ddp"), ("module", "fsdp2")])
+def test_what_one_rank_cannot_compile_none_does(form, parallel):
+    first, second = run_ranks(2, falls_back, form, parallel)
     for (bits, _, said), plain in (first, second):
         assert bits == plain
         assert said == [] or any("this compiler is broken" in line for line in said), said

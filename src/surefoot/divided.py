@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -69,7 +70,7 @@ class Divided:
     def use(self, form: Any) -> None:
         """Run micro-batches that `form` fits by it (see `execution.parts`); sums over ranks then follow the last."""
         self.form = form
-        if form is not None:
+        if form is not None and not isinstance(self.reduction, ShardedReduction):
             self.reduction = Reduction(self.world, self.model, called_once=False)
 
     def shard(self, optimizer: torch.optim.Optimizer, ema: MovingAverage | None) -> None:
@@ -95,10 +96,9 @@ class Divided:
             if place and place % batches == 0:
                 buffers.next_rows()
             with rng.seeded(rng.fold(self.seed, self.updates, number), step.device):
-                if form is not None and form.fits(batch):
-                    values.append(form(step, batch, share, number % batches))
-                else:
-                    values.append(step.one(batch, share, number % batches, reduction.called(last=last)))
+                model = reduction.called(last=last)
+                run = step.one if form is None or not form.fits(batch) else functools.partial(form, step)
+                values.append(run(batch, share, number % batches, model))
             if not last:
                 reduction.hold(trained, ends=place % batches == batches - 1)
         reduction.finish(trained)

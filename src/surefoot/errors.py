@@ -241,15 +241,20 @@ class Stopped(SurefootError):
 def first_line(error: BaseException, *, kind: bool = False) -> str:
     """The first line of an error's text, at most 300 characters of it; its class where it has no text.
 
+    Where that line ends in a colon, the next one says what it is about.
+
     With `kind` the class is named in either case.
 
     >>> first_line(ValueError("shapes differ\\nat line 3")), first_line(AssertionError())
     ('shapes differ', 'AssertionError')
+    >>> first_line(RuntimeError("backend='inductor' raised:\\nKeyError: 'x'"))
+    "backend='inductor' raised: KeyError: 'x'"
     >>> first_line(ValueError("bad"), kind=True)
     'ValueError: bad'
     """
     name = type(error).__name__
-    lines = str(error).strip().splitlines()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return name
-    return f"{name}: {lines[0].strip()[:300]}" if kind else lines[0].strip()[:300]
+    text = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:300]
+    return f"{name}: {text}" if kind else text

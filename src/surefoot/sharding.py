@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -113,9 +114,7 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
             f"parallel: fsdp2 cannot be used: {type(optimizer).__name__} needs whole parameters; take another "
             "optimizer, or train with parallel: ddp"
         )
-    if isinstance(optimizer, torch.optim.SGD | torch.optim.Adagrad) and any(
-        group.get("fused") for group in optimizer.param_groups
-    ):
+    if optimizer is not None and not fused_in_pieces(optimizer) and _is_fused(optimizer):
         raise UsageError(
             f"parallel: fsdp2 cannot be used: torch has no fused {type(optimizer).__name__} for parameters in pieces; "
             "leave fused out, or train with parallel: ddp"
@@ -183,6 +182,22 @@ class ShardedReduction(Reduction):
             part.set_reshard_after_backward(self._together, recurse=False)
             if not self._together:
                 part.unshard()
+
+    @contextlib.contextmanager
+    def forgotten(self) -> Iterator[None]:
+        """Within it the model may be called and go backward, and meets no other rank; no gradient is kept."""
+        with contextlib.ExitStack() as stack:
+            for part in self._parts:
+                part.set_requires_gradient_sync(False, recurse=False)
+                part.set_reshard_after_backward(False, recurse=False)
+                stack.callback(part.reshard)
+                part.unshard()
+                stack.enter_context(torch_compat.kept_whole(part))
+            try:
+                yield
+            finally:
+                for whole in self._whole.values():
+                    whole.grad = None
 
     def _watch(self) -> None:
         for piece, whole in self._whole.items():
@@ -333,6 +348,18 @@ def _numbers(grad: Tensor, rank: int, size: int) -> int:
     return int((part.stop - part.start) * math.prod(grad.shape[1:]))
 
 
-def alike_anywhere(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether updates of parameters in pieces have the same bits however many pieces there are."""
-    return type(optimizer) in ELEMENTWISE
+def alike_anywhere(optimizer: torch.optim.Optimizer, fused: bool = False) -> bool:
+    """Whether updates of parameters in pieces have the same bits however many pieces there are.
+
+    Fused kernels round the last numbers of a tensor in another way than the others.
+    """
+    return type(optimizer) in ELEMENTWISE and not fused and not _is_fused(optimizer)
+
+
+def fused_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch's fused kernel of this optimizer, should it have one, takes parameters in pieces."""
+    return not isinstance(optimizer, torch.optim.SGD | torch.optim.Adagrad)
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("fused") for group in optimizer.param_groups)

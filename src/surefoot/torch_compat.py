@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -160,6 +161,26 @@ def inductor_compile(
     with config.patch(dict(settings)):
         compiled: Callable[..., Any] = torch._inductor.compile(graph, list(arguments))
         return compiled
+
+
+def compile_for_one_shape(function: Callable[..., Any], forms: int) -> Callable[..., Any]:
+    """`torch.compile` of a method that is given tensors of one shape; `forms` objects may need code of their own."""
+    import torch._dynamo.config as config
+
+    make: Any = torch.compile
+    compiled, first = make(function, dynamic=False), True
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal first
+        if not first:
+            return compiled(*arguments, **keywords)
+        first = False
+        with warnings.catch_warnings(), config.patch(recompile_limit=forms):
+            # Torch hides it from who prints warnings, and not from who makes errors of them.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            return compiled(*arguments, **keywords)
+
+    return call
 
 
 def scripted_class(module: torch.nn.Module) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import generators, rng
+from .wrapping import is_spread, local
 
 # Attributes of torch's own modules; recurrent ones look their weights up anew whenever others are put in their place.
 _MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
@@ -204,7 +205,8 @@ class _Tensor:
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.kind = tensor, type(tensor)
-        self.memory = tensor.data  # the same memory under a version counter of its own
+        # The same memory under a version counter of its own; of a tensor in pieces, of this rank's.
+        self.memory = local(tensor) if is_spread(tensor) else tensor.data
         lazy = is_lazy(tensor)
         self.value = None if lazy or tensor.is_meta else self.memory.clone()
         self.flag = tensor.requires_grad
@@ -218,7 +220,7 @@ class _Tensor:
             tensor.__class__ = self.kind
             tensor.data = self.memory
         elif self.value is not None:
-            if not _same_place(tensor, self.memory):
+            if not is_spread(tensor) and not _same_place(tensor, self.memory):
                 tensor.data = self.memory
             # Nothing is written where several elements share one place (an expanded buffer) and nothing changed.
             if self.memory.layout is not torch.strided or not torch.equal(self.memory, self.value):

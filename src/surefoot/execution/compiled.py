@@ -202,14 +202,18 @@ def _contiguous(arguments: Sequence[Tensor]) -> bool:
 
 def why_not(model: nn.Module) -> str | None:
     """Why this model's step cannot be compiled on this machine, or None."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    if device == "cpu" and compiler() is None:
-        return "there is no C++ compiler (g++ or clang++) on this machine"
-    if sys.platform == "win32":
-        return "compiling is not supported on Windows"
+    if (reason := why_no_code(next((p.device.type for p in model.parameters()), "cpu"))) is not None:
+        return reason
     if (kind := replicating(model)) is not None:
         return f"a graph of a {kind} would leave out what it does between processes or devices"
     return why_hooks(model)
+
+
+def why_no_code(device: str = "cpu") -> str | None:
+    """Why nothing can be compiled for `device` on this machine, or None."""
+    if device == "cpu" and compiler() is None:
+        return "there is no C++ compiler (g++ or clang++) on this machine"
+    return "compiling is not supported on Windows" if sys.platform == "win32" else None
 
 
 def why_hooks(model: nn.Module) -> str | None:

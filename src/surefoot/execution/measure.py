@@ -13,11 +13,13 @@ import torch
 
 from .. import rng
 from ..copying import copied
-from ..errors import first_line
+from ..errors import UsageError, first_line
 from ..micro_batches import MicroBatches
 from ..modes import set_mode
 from ..step import TrainStep
+from ..untouched import is_lazy
 from .backends import make_backend
+from .machine import free_bytes, ranks_here
 from .parts import make_part
 from .settings import Execution, freed_memory_kept, prepare
 from .verify import Observed, arithmetic, cloned, first_difference, record
@@ -26,6 +28,9 @@ from .verify import Observed, arithmetic, cloned, first_difference, record
 MARGIN = 0.03
 # Time of one turn of a candidate; long enough for the clock, short enough that turns are taken often.
 TURN_S = 0.004
+# At once there are the plain step's copy, and one for each layout and kind of optimizer; with gradients and Adam's
+# state each is four times as large as its model.
+MOST_COPIES, OF_A_COPY = 4, 4
 
 
 @dataclass
@@ -79,6 +84,14 @@ class Bench:
             torch.cuda.empty_cache()  # what the copies took is the run's
 
     def _make_first(self) -> None:
+        step = self.original
+        tensors = [t for t in (*step.model.parameters(), *step.model.buffers()) if not is_lazy(t)]
+        needed = MOST_COPIES * OF_A_COPY * sum(tensor.nbytes for tensor in tensors)
+        if (free := free_bytes(step.device)) is not None and needed * ranks_here() > free:
+            raise UsageError(
+                f"copies of the model would take {needed * ranks_here() / 1e9:.1f} GB of memory, of which "
+                f"{free / 1e9:.1f} GB are free"
+            )
         self._copy(None)
 
     def time(self, trial: Trial, steps: int | None = None) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import sharding
+from ..errors import first_line
 from ..losses.conventions import LossValue
 from ..step import Batch, TrainStep
-from .compiled import CompiledGraph, compile_step, why_not
+from ..torch_compat import compile_for_one_shape
+from ..untouched import untouched
+from ..wrapping import shared_out, unwrap
+from .compiled import CompiledGraph, compile_step, why_no_code, why_not
 from .graph_step import CannotCompile, fits, signature, target_place
 from .settings import Execution
-from .verify import verify
+from .verify import cloned, compared, record, verify
 
 
 class Part(Protocol):
@@ -25,8 +30,8 @@ class Part(Protocol):
         """Whether the form is one for this micro-batch; others, on whichever rank, go through the plain step."""
         ...
 
-    def __call__(self, step: Any, batch: Batch, share: Any, index: int) -> LossValue:
-        """Forward and backward; leaves gradients in the parameters, which have none."""
+    def __call__(self, step: Any, batch: Batch, share: Any, index: int, model: nn.Module) -> LossValue:
+        """Forward and backward, as `TrainStep.one`; leaves gradients in the parameters, which have none."""
         ...
 
 
@@ -40,7 +45,7 @@ class GraphPart:
         """Whether the graph is one for this micro-batch and for what is trained now."""
         return self.graph.fits(batch)
 
-    def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int) -> LossValue:
+    def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int, model: nn.Module) -> LossValue:
         result = self.graph(batch, shares_of(share))
         if step.checks and not math.isfinite(result.sound.item()) and not math.isfinite(number := result.loss.item()):
             step.divided.refuse(number, index)
@@ -51,17 +56,34 @@ class GraphPart:
 
 
 class ModulePart:
-    """A micro-batch through `torch.compile` of the model, for one shape only: other shapes would change its code."""
+    """A micro-batch through a model whose blocks are compiled (all of it, where it has none), for one shape only.
 
-    def __init__(self, model: Callable[..., Any], batch: Batch):
-        self._model, self._signature = model, signature(batch)
+    Blocks are those that FSDP2 gathers one at a time: it has done so when the code of one begins, which is therefore
+    the same with the model whole or in pieces. A batch of another shape would change the code.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch):
+        inner = unwrap(model)
+        blocks = sharding.blocks(inner) or [inner]
+        self._forwards = [(block, compile_for_one_shape(block.forward, 2 * len(blocks))) for block in blocks]
+        self._signature = signature(batch)
 
     def fits(self, batch: Batch) -> bool:
         """Whether the micro-batch has the shape that was compiled."""
         return all(isinstance(part, Tensor) for part in batch) and fits(batch, self._signature)
 
-    def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int) -> LossValue:
-        return step.one(batch, share, index, self._model)
+    def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int, model: nn.Module) -> LossValue:
+        own = [vars(block).get("forward") for block, _ in self._forwards]
+        try:
+            for block, forward in self._forwards:
+                block.forward = forward
+            return step.one(batch, share, index, model)
+        finally:
+            for (block, _), before in zip(self._forwards, own, strict=True):
+                if before is None:
+                    del block.forward
+                else:
+                    block.forward = before
 
 
 def shares_of(share: Any) -> tuple[Tensor, ...]:
@@ -83,12 +105,15 @@ def make_part(execution: Execution, step: TrainStep, example: Batch) -> Part | N
         return None
     if options.precision == "fp16" or isinstance(step.optimizer, torch.optim.LBFGS):
         raise CannotCompile("fp16 and L-BFGS have the plain step only")
-    if (reason := why_not(step.model)) is not None:
+    in_pieces = bool(shared_out(step.model))
+    if in_pieces and execution.compile == "gradients":
+        raise CannotCompile("a model under FSDP2 has no graph of its gradients; compile: module compiles its blocks")
+    if (reason := why_no_code(step.device.type) if in_pieces else why_not(step.model)) is not None:
         raise CannotCompile(reason)
     if not all(isinstance(part, Tensor) for part in example):
         raise CannotCompile("its batches hold more than plain tensors")
     if execution.compile == "module":
-        return ModulePart(torch.compile(step.model, dynamic=False), example)
+        return ModulePart(step.model, example)
     targets_at = target_place(step.loss)
     return GraphPart(compile_step(step, example, len(getattr(step.loss, "parts", (None,)))), targets_at)
 
@@ -103,18 +128,54 @@ def with_part(step: TrainStep, part: Part | None) -> TrainStep:
 def verified_part(execution: Execution, step: TrainStep, example: Sequence[Any]) -> Part | None:
     """`make_part`, after two updates of the MicroBatches `example` were compared with two of the plain step.
 
-    They leave no trace, and no other rank has a part in them. What one rank cannot make, or what differs there, is
-    refused by all: raises CannotCompile, with its rank.
+    They leave no trace, and no other rank has a part in them but where the model is in pieces. What one rank cannot
+    make, or what differs there, is refused by all: raises CannotCompile, with its rank.
     """
     part: Part | None = None
     reason = ""
+    in_pieces = bool(shared_out(step.model))
     try:
         if (part := make_part(execution, step, example[0])) is not None:
-            reason = verify(with_part(step, None), with_part(step, part).plain, [example], exact=False) or ""
+            tried = _tried_in_pieces if in_pieces else _verified_alone
+            reason = tried(step, part, example) or ""
     except CannotCompile as error:
         reason = str(error)
+    _refuse_on_all(step, reason)
+    if in_pieces and part is not None:
+        _refuse_on_all(step, _verified_in_pieces(step, part, example) or "")
+    return part
+
+
+def _refuse_on_all(step: TrainStep, reason: str) -> None:
     refused = [(rank, text) for rank, text in enumerate(step.world.gather(reason)) if text]
     if refused:
         rank, text = refused[0]
         raise CannotCompile(text if step.world.size == 1 else f"rank {rank}: {text}")
-    return part
+
+
+def _verified_alone(step: TrainStep, part: Part, example: Sequence[Any]) -> str | None:
+    return verify(with_part(step, None), with_part(step, part).plain, [example], exact=False)
+
+
+def _tried_in_pieces(step: TrainStep, part: Part, example: Sequence[Any]) -> str | None:
+    """Compile: what fails on one rank must not leave the others waiting for it within an update."""
+    reduction = step.divided.reduction
+    assert isinstance(reduction, sharding.ShardedReduction)
+    with untouched(step.model, step.loss, step.optimizer), reduction.forgotten():
+        try:
+            part(step, cloned(example[0]), None, 0, reduction.model)
+        except Exception as error:  # the user's forward runs here, as code that may not stand it
+            return f"fails: {first_line(error, kind=True)}"
+    return None
+
+
+def _verified_in_pieces(step: TrainStep, part: Part, example: Sequence[Any]) -> str | None:
+    """Updates by all ranks together, of which each compares its pieces."""
+    observed, updates = [], step.divided.updates
+    for form in (None, part):
+        step.divided.form, step.divided.updates = form, 0
+        try:
+            observed.append(record(step, step.plain, [example]))
+        finally:
+            step.divided.form, step.divided.updates = None, updates
+    return compared(step, *observed, exact=False)

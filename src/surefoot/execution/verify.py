@@ -18,6 +18,7 @@ from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
 from ..untouched import is_lazy, untouched
+from ..wrapping import local
 
 # How far a gradient may be off, as a part of its 2-norm: some thousand roundings of the arithmetic it is made in.
 # Summing in another order costs tens; a unit of a ReLU or a pool that lands on its other side costs more.
@@ -61,6 +62,11 @@ def verify(
         observed = record(step, backend, batches)
     except Exception as error:  # the user's forward runs here, as a graph that may not stand it
         return f"fails: {first_line(error, kind=True)}"
+    return compared(step, expected, observed, exact=exact)
+
+
+def compared(step: TrainStep, expected: Observed, observed: Observed, *, exact: bool) -> str | None:
+    """What is `observed` of a backend and differs from what the plain step did, in words; see `verify`."""
     if expected.refused or observed.refused:
         says, eager_says = observed.refused or "all is finite", expected.refused or "all is finite"
         return None if says == eager_says else f"differs: {says} where eager says: {eager_says}"
@@ -117,7 +123,7 @@ def _gradients(step: TrainStep) -> Iterator[tuple[str, Tensor | None]]:
     for prefix, part in _named(step):
         for name, parameter in part.named_parameters():
             if parameter.requires_grad:
-                yield prefix + name, None if parameter.grad is None else parameter.grad.detach().clone()
+                yield prefix + name, None if parameter.grad is None else _own(parameter.grad)
 
 
 def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
@@ -127,14 +133,19 @@ def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in part.named_parameters():
             names[parameter] = prefix + name
             if not is_lazy(parameter):
-                yield prefix + name, parameter.detach().clone()
+                yield prefix + name, _own(parameter)
         for name, buffer in part.named_buffers():
             if not is_lazy(buffer):
                 yield f"buffer {prefix}{name}", buffer.detach().clone()
     for owner, state in step.optimizer.state.items():
         for key, value in state.items() if isinstance(state, Mapping) else ():
             if isinstance(value, Tensor):
-                yield f"{key} of {names.get(owner, 'a parameter outside the model')}", value.detach().clone()
+                yield f"{key} of {names.get(owner, 'a parameter outside the model')}", _own(value)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy, of a tensor in pieces of this rank's."""
+    return local(tensor.detach()).clone()
 
 
 def first_difference(

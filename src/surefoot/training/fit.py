@@ -42,7 +42,7 @@ from .objective import hidden_state
 from .options import RunOptions
 from .ranks import begun_by_this_job, divide, require_parallel
 from .records import Recorder
-from .settings import choose_settings, recorded_settings, use_settings
+from .settings import asked_settings, choose_settings, use_settings
 from .state import Best, Checkpoints, EarlyStopping, RunState
 from .unfreezing import Unfreezing
 
@@ -150,12 +150,14 @@ def fit(
         resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
         recorded = world.agree(lambda: read_about(run_dir) or {} if resume and run_dir is not None else {}, on=0)
         in_pieces = world.size > 1 and run.parallel == "fsdp2"
+        asked = world.agree(lambda: asked_settings(run, run_dir, recorded, optimizer, world))
+        execution = asked.recorded
         division = divide(
             loader,
             world,
             run.micro_batches,
             recorded.get("conditions") or {},
-            elsewhere=not in_pieces or alike_anywhere(optimizer),
+            elsewhere=not in_pieces or alike_anywhere(optimizer, asked.fused),
         )
         about = completed(about, model, loader, loss)
         val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
@@ -200,19 +202,17 @@ def fit(
         if message := enter_training(model):
             progress.message(message)
         train_step = TrainStep(model, loss, optimizer, options, world=world, seed=seed)
-        if in_pieces:
-            world.agree(train_step.shard)
-
         stack.callback(progress.close)
         stack.callback(loader.close)
         if val_loader is not None:
             stack.callback(val_loader.close)
-        execution = recorded_settings(run_dir, recorded, run.execution)
         again = execution is not None
         if execution is None:
             steps = epochs * (steps_per_epoch or STEPS_OF_A_STREAM)
-            execution = choose_settings(run.execution, train_step, loader, steps, progress.message)
+            execution = choose_settings(asked.spec, train_step, loader, steps, progress.message)
             execution = Execution.from_json(world.agree(execution.to_json, on=0))
+        if in_pieces:  # measured whole, on copies
+            world.agree(train_step.shard)
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)

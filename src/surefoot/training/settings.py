@@ -3,29 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data import Loader
 from ..errors import UsageError
-from ..execution import CannotCompile, Execution, choose_execution, verified_backend, verified_part, with_asked
+from ..execution import (
+    CannotCompile,
+    Execution,
+    asked_for,
+    asked_in_pieces,
+    choose_execution,
+    require_in_pieces,
+    verified_backend,
+    verified_part,
+    with_asked,
+)
 from ..step import TrainStep
 from ..text import typed
+from ..world import World
+from .options import RunOptions
 
 # Enough real batches to time on without measuring one lucky shape of data.
 BATCHES_TO_MEASURE = 4
 
 
-def recorded_settings(
-    run_dir: Path | str | None, about: Mapping[str, Any], execution: Any = "auto"
-) -> Execution | None:
-    """The settings that a run was begun with, by `about` of its run.json; None where there are none yet.
+@dataclass(frozen=True)
+class Asked:
+    """The settings that a run was begun with, None where there are none yet; and what `execution` fixes of new ones."""
 
-    What `execution` fixes otherwise is taken over: a changed condition, which the resume then refuses or allows.
+    recorded: Execution | None
+    spec: Any
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is sure that updates are made by a fused kernel; others may be measured."""
+        recorded = self.recorded
+        impl = asked_for(self.spec).get("optimizer_impl") if recorded is None else recorded.optimizer_impl
+        return bool(impl == "fused")
+
+
+def asked_settings(
+    run: RunOptions,
+    run_dir: Path | str | None,
+    about: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer,
+    world: World,
+) -> Asked:
+    """What `run.execution` says, and `about`, which is read from the run directory's run.json.
+
+    What it fixes otherwise than the run was begun with is taken over: a changed condition, which the resume then
+    refuses or allows. Raises UsageError for what cannot be.
     """
+    spec = run.execution
+    if run.parallel == "fsdp2":  # also of one process, whose run several may go on with
+        spec = asked_in_pieces(spec, optimizer)
     if run_dir is None or "execution" not in about:
-        return None
+        return Asked(None, spec)
     try:
         recorded = Execution.from_json(about["execution"])
     except UsageError as error:
@@ -33,7 +70,10 @@ def recorded_settings(
             f"{Path(run_dir) / 'run.json'}: {error}; another version of surefoot began this run: go on with that one, "
             "or begin a new run"
         ) from error
-    return with_asked(recorded, execution)
+    recorded = with_asked(recorded, run.execution)
+    if run.parallel == "fsdp2" and world.size > 1:
+        require_in_pieces(recorded, optimizer)
+    return Asked(recorded, spec)
 
 
 def choose_settings(
