@@ -116,10 +116,11 @@ def test_compiling_is_tried_where_it_is_asked_for_and_falls_back_with_a_word(mon
     monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: None)
     monkeypatch.setattr("torch.compile", refuses)
     # The layout is fixed: where the race preferred another, which hangs on the load, there would be a form more.
-    plan, said = choose({"compile": True, "memory_format": "contiguous"}, steps=1)
-    assert plan.compile == "none"
-    assert sum("compiling the step (about 10 s, once)" in text for text in said) == 2
-    assert sum("the compiled step is not used: it fails: CannotCompile: a reason" in text for text in said) == 2
+    for _ in range(2):  # again in the next run, which may have what this one lacks
+        plan, said = choose({"compile": True, "memory_format": "contiguous"}, steps=1)
+        assert plan.compile == "none"
+        assert sum("compiling the step (about 10 s, once)" in text for text in said) == 2
+        assert sum("the compiled step is not used: it fails: CannotCompile: a reason" in text for text in said) == 2
     monkeypatch.setattr("surefoot.execution.forms.why_not", lambda *_: "there is no compiler")
     assert choose({"compile": True, "threads": 1}, steps=1)[1] == ["the step is not compiled: there is no compiler"]
 

@@ -145,6 +145,17 @@ def test_whatever_is_killed_all_have_ended(here, harm, what):
     assert started(here, harm) == (what, [])
 
 
+def test_children_of_a_parent_that_goes_while_they_are_looked_at_are_ended(monkeypatch):
+    """9 is torchrun, found alive, waited for at once; 12, its child, is the supervisor's from then on."""
+    looks = iter([[9], [], [12], [12], [], []])
+    alive, killed = {12}, []
+    monkeypatch.setattr(job.supervisor, "children_of", lambda process: next(looks))
+    monkeypatch.setattr(job.supervisor, "_reaped", lambda child: child not in alive)
+    monkeypatch.setattr(os, "kill", lambda child, sent: killed.append((child, sent)) or alive.discard(child))
+    job.supervisor.end_descendants()
+    assert killed == [(12, signal.SIGKILL)] and not alive and next(looks, None) is None
+
+
 def test_of_torchruns_processes_none_outlives_verify(here):
     """Not even where verify gets SIGKILL: its supervisor ends what has lost its parent."""
     (here / "sleep.py").write_text(SLEEPS)

@@ -144,7 +144,8 @@ def choose_execution(
     except UsageError as error:  # no copies, no measuring
         say(f"nothing is measured: {error}")
         return plain
-    if cache:
+    # Of a form that was asked for and could not be made, the next run may find the compiler that this one lacked.
+    if cache and not (compiles and table.best.compile == "none"):
         world.first(lambda: remember(key, table, say))
     return table.best
 

@@ -30,11 +30,18 @@ def children_of(process: int) -> list[int]:
 
 
 def end_descendants() -> None:
-    """SIGKILL to every process below this one; those whose parent has gone are this one's children."""
-    while children := [child for child in children_of(os.getpid()) if not _reaped(child)]:
+    """SIGKILL to every process below this one; those whose parent has gone are this one's children.
+
+    A parent may go while its children are looked at, which are then nobody's for that look: two looks must find none.
+    """
+    looks_in_vain = 0
+    while looks_in_vain < 2:
+        children = children_of(os.getpid())
+        looks_in_vain = 0 if children else looks_in_vain + 1
         for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+            if not _reaped(child):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
 
 
 def _reaped(child: int) -> bool:
