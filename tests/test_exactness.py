@@ -66,6 +66,16 @@ class OneByOne(torch.utils.data.Dataset):
         return self.inputs[index] + torch.randn(8) * 0.1, self.targets[index]
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """The same, one after the other: only the end tells how many there are."""
+
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets = inputs, targets
+
+    def __iter__(self):
+        return zip(self.inputs, self.targets, strict=True)
+
+
 def samples():
     generator = torch.Generator().manual_seed(2)
     return torch.randn(SAMPLES, 8, generator=generator), torch.randint(3, (SAMPLES,), generator=generator)
@@ -104,7 +114,7 @@ def train(run: Path, made, *, crash_at: int | None = None) -> None:
     steps = math.ceil(STEPS_AN_EPOCH / accumulated)
     schedule = build_schedule(optimizer, made["scheduler"], made["warmup"], steps, EPOCHS)
     inputs, targets = samples()
-    source = (inputs, targets) if made["data"] == "tensors" else OneByOne(inputs, targets)
+    source = {"tensors": lambda *both: both, "dataset": OneByOne, "stream": Stream}[made["data"]](inputs, targets)
     augment = [jitter] if made["augment"] else []
     loader = Loader(source, BATCH, seed=7, workers=made["workers"], augment=augment)
     fit(
@@ -250,3 +260,11 @@ def test_each_part(tmp_path, part):
 def test_each_place(tmp_path, place, every):
     """First step, last step, first and later validation batch, edge of the epoch, a later epoch; saved or not."""
     check_resumed_equals_untouched(tmp_path, settings(every=every), [place])
+
+
+@pytest.mark.parametrize("data", ["tensors", "stream"])
+@pytest.mark.parametrize("place", [8, 11, 16, 26])
+def test_each_place_of_updates_made_of_several_batches(tmp_path, place, data):
+    """Also after the last update of an epoch, which is made of fewer batches than the others."""
+    made = settings(every="1 steps", fit={"grad_accum_steps": 3}, data=data)
+    check_resumed_equals_untouched(tmp_path, made, [place])

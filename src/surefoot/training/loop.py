@@ -56,7 +56,7 @@ class Loop:
         """Train until the last epoch is done or early stopping ends it. Raises Stopped after a signal."""
         state = self.state
         while state.epoch < self.epochs and not state.stopped_early:
-            if state.phase == "train":
+            if state.phase != "validate":
                 self.train_epoch()
             values = self.validate()
             self.finish_epoch(values)
@@ -71,12 +71,16 @@ class Loop:
         schedule.adopt_groups()
         set_mode(step.optimizer, training=True)
         skipped_in_a_row = 0
-        for micro_batches in grouped(loader, step.options.grad_accum_steps):
+        of_epoch, first, then = loader.epoch, loader.position, loader.position
+        for micro_batches in grouped(loader, step.options.grad_accum_steps) if state.phase == "train" else ():
+            first, then = then, then + len(micro_batches)
+            if loader.epoch != of_epoch:  # a stream has ended, and what it left is an update still
+                state.phase = "record"
             try:
                 result = step(micro_batches)
             except NonFinite as error:
                 skipped_in_a_row += 1
-                self.nonfinite(error, len(micro_batches), skipped_in_a_row)
+                self.nonfinite(error, range(first, then), skipped_in_a_row)
                 continue
             skipped_in_a_row = 0
             state.step += 1
@@ -188,11 +192,10 @@ class Loop:
         state = self.state
         self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
-    def nonfinite(self, error: NonFinite, micro_batches: int, in_a_row: int) -> None:
+    def nonfinite(self, error: NonFinite, positions: range, in_a_row: int) -> None:
         """A loss or gradient that is NaN or infinite: skip the update and say so, or stop and keep the finite state."""
-        first = self.loader.position - micro_batches
-        which = range(micro_batches) if error.micro_batch is None else [error.micro_batch]
-        where = self.loader.describe(self.state.epoch, [first + k for k in which])
+        which = positions if error.micro_batch is None else [positions[error.micro_batch]]
+        where = self.loader.describe(self.state.epoch, which)
         what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: {error} on {where}"
         if self.step.options.on_nonfinite == "stop":
             self.fail_nonfinite(what)
@@ -221,15 +224,15 @@ class Loop:
 
 
 def grouped(loader: Loader, size: int) -> Iterator[list[Batch]]:
-    """The loader's batches in lists of `size`, the last list of an epoch perhaps shorter."""
-    if size == 1:
-        for batch in loader:
-            yield [batch]
-        return
+    """The loader's batches in lists of `size`, the last list of an epoch perhaps shorter.
+
+    That one too comes while the loader is in its epoch, where a checkpoint may be made of both; but for a stream,
+    whose end only another look tells.
+    """
     group: list[Batch] = []
     for batch in loader:
         group.append(batch)
-        if len(group) == size:
+        if len(group) == size or loader.position == loader.length:
             yield group
             group = []
     if group:

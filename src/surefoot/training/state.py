@@ -92,8 +92,8 @@ class RunState:
     """Everything of a run's progress that is not in the model, optimizer, schedule or loader.
 
     `rates` are those of each param group at the update that was recorded last, `last` the last epoch's metrics.
-    `phase` is ``"train"`` within an epoch's updates and ``"validate"`` once they are done and recorded, so that a
-    run stopped while validating begins that validation again.
+    `phase` is ``"train"`` within an epoch's updates, ``"record"`` once the loader has gone on to the next epoch, and
+    ``"validate"`` once the epoch is recorded, so that a run stopped while validating begins that validation again.
     """
 
     epoch: int = 0
