@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import surefoot
 from surefoot.errors import UsageError
 from surefoot.execution import Execution, asked_in_pieces, choose, measure, require_in_pieces
 from surefoot.execution.measure import Bench
+from surefoot.models import GPT
 from surefoot.sharding import alike_anywhere
 from surefoot.step import TrainStep
 from surefoot.world import World
@@ -112,6 +114,30 @@ def test_a_run_with_a_fused_optimizer_does_not_go_on_in_pieces(tmp_path, optimiz
     assert fitted(World.alone(), tmp_path, "ddp", optimizer, execution={"optimizer_impl": "fused"})
     for told in run_ranks(2, refused_in_pieces, tmp_path, optimizer):
         assert message in told, told
+
+
+def own_loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+def warned(world):
+    torch.set_num_threads(1)
+    said = []
+    for loss in (nn.CrossEntropyLoss(), own_loss):
+        torch.manual_seed(0)
+        net = GPT(classes=5, length=4, width=8, depth=2, heads=2)
+        tokens = torch.arange(32).view(8, 4) % 5
+        run = surefoot.RunOptions(progress=False, world=world, parallel="fsdp2", lint_off=["all"])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer = torch.optim.AdamW(net.parameters())
+            surefoot.fit(net, loss, optimizer, (tokens, tokens), epochs=1, batch_size=8, run=run, metrics=())
+        said.append(any("returned a view tensor" in str(each.message) for each in caught))
+    return said
+
+
+def test_torchs_warning_of_outputs_that_are_views_is_heard_only_where_a_loss_might_write_to_them():
+    assert run_ranks(2, warned) == [[False, True]] * 2
 
 
 def test_nothing_is_measured_where_copies_of_the_model_would_not_fit(monkeypatch):

@@ -40,7 +40,7 @@ from .last_validation import LastValidation
 from .loop import Loop
 from .objective import hidden_state
 from .options import RunOptions
-from .ranks import begun_by_this_job, divide, require_parallel
+from .ranks import begun_by_this_job, divide, outputs_only_read, require_parallel
 from .records import Recorder
 from .settings import asked_settings, choose_settings, use_settings
 from .state import Best, Checkpoints, EarlyStopping, RunState
@@ -213,6 +213,7 @@ def fit(
             execution = Execution.from_json(world.agree(execution.to_json, on=0))
         if in_pieces:  # measured whole, on copies
             world.agree(train_step.shard)
+            stack.enter_context(outputs_only_read(loss))
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)

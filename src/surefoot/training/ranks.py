@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ def require_parallel(parallel: str, world: World, model: nn.Module) -> None:
         raise UsageError(
             f"parallel: none, but this is rank {world.rank} of {world.size}; give ddp, or start one process"
         )
+
+
+@contextlib.contextmanager
+def outputs_only_read(loss: object) -> Iterator[None]:
+    """Within it FSDP2 does not warn of outputs that are views, should a loss write to them: torch's losses do not."""
+    with warnings.catch_warnings():
+        if type(loss).__module__.startswith("torch.nn."):
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        yield
 
 
 def divide(
