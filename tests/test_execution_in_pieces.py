@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 
@@ -10,6 +11,7 @@ import torch
 from ranks import run_ranks
 from test_fit_exact_ranks import rows
 from torch import nn
+from torch.distributed.fsdp._fully_shard import _fsdp_state
 
 import surefoot
 from surefoot.errors import UsageError
@@ -137,7 +139,8 @@ def warned(world):
 
 
 def test_torchs_warning_of_outputs_that_are_views_is_heard_only_where_a_loss_might_write_to_them():
-    assert run_ranks(2, warned) == [[False, True]] * 2
+    gives = "returned a view tensor" in inspect.getsource(_fsdp_state)  # torch 2.10 does not
+    assert run_ranks(2, warned) == [[False, gives]] * 2
 
 
 def test_nothing_is_measured_where_copies_of_the_model_would_not_fit(monkeypatch):
