@@ -68,6 +68,15 @@ def test_the_better_one_is_named_by_the_direction_of_its_metric():
     assert "only a has a value" in compared("a", "d").verdict(False)[0]
 
 
+def test_a_metric_whose_direction_one_recipe_says_is_judged_so_in_all():
+    make_run(Path("a"), [1.0, 3.0], metric="val/spread", monitor="val/spread")
+    make_run(Path("b"), [9.0, 0.5], metric="val/spread")
+    for order in (("a", "b"), ("b", "a")):
+        assert (
+            "b is the best: val/spread 9.0000 against 3.0000" in compared(*order, metric="val/spread").verdict(False)[0]
+        )
+
+
 def test_seeds_are_a_group_whatever_machine_they_ran_on():
     groups_of_seeds()
     comparison = compared("runs")

@@ -249,6 +249,16 @@ def test_prune_keeps_the_best_and_what_it_cannot_judge(capsys):
     assert "different metrics" in refused(capsys, "runs", "prune", "--keep-best", "1", "--yes")
 
 
+def test_a_metric_has_one_direction_in_all_runs_whichever_of_them_says_it(capsys):
+    """`val/spread` has no direction by its name: the one recipe that keeps its best model by it says max."""
+    make_run(Path("runs/says"), [1.0, 3.0], metric="val/spread", monitor="val/spread")
+    make_run(Path("runs/silent"), [9.0, 0.5], metric="val/spread")
+    assert names(capsys, "--best", "val/spread") == ["silent", "says"]
+    assert names(capsys, "--where", "val/spread>8") == ["silent"]
+    shown(capsys, "prune", "--keep-best", "1", "--best", "val/spread", "--yes")
+    assert os.listdir("runs") == ["silent"]
+
+
 def test_the_index_is_used_and_never_believed(capsys, monkeypatch):
     for number in range(25):
         make_run(Path(f"runs/r{number:02d}"), [0.5])

@@ -14,7 +14,7 @@ from ..metrics.by_class import by_class
 from ..text import counted, figure
 from .curves import epoch_curves, last_confusion
 from .listing import list_runs
-from .record import Run, open_run
+from .record import Run, judged_alike, open_run
 from .seeds import Difference, Spread, difference
 
 MOST_RUNS = 40
@@ -56,7 +56,7 @@ class Comparison:
             raise UsageError(f"compare: {len(runs)} run is too few; name two or more, or a directory that holds them")
         if len(runs) > MOST_RUNS:
             raise UsageError(f"compare: {len(runs)} runs; {MOST_RUNS} is the most that a chart can show")
-        self.runs = list(runs)
+        runs = self.runs = judged_alike(runs)
         self.conditions = [(read_about(run.path) or {}).get("conditions") or {} for run in runs]
         # Of a run from Python, what its conditions say in place of a recipe.
         self.settings = [

@@ -21,7 +21,7 @@ from ..checkpoint.run import RunDirectory
 from ..errors import UsageError
 from ..places import user_directory
 from ..version import __version__
-from .record import Content, Run, read_content, signature
+from .record import Content, Run, judged_alike, read_content, signature
 
 # What a sweep keeps beside its trials.
 SWEEP, SWEPT = ".sweep", ("best.yaml", "sweep.html")
@@ -70,6 +70,7 @@ def list_runs(directory: str | Path) -> Listing:
         listing.runs.append(Run(path, content))
     if index is not None:
         index.save()
+    listing.runs = judged_alike(listing.runs)
     return listing
 
 

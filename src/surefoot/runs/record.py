@@ -12,7 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import yaml
 from .. import files
 from ..checkpoint.run import JOURNAL, RUN, STATUSES, RunDirectory, holder, read_about
 from ..errors import UsageError
-from ..monitor import better
+from ..monitor import MODES, better
 from ..tracking.journal import NOT_METRICS, encode, not_a_record, run_records
 from ..version import __version__
 from .labels import LABELS, Labels, read_labels
@@ -93,6 +93,8 @@ class Run:
 
     path: Path
     content: Content
+    # Which values of a metric are better, where a run that this one is compared with says so.
+    directions: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def held_by(self) -> str | None:
@@ -106,12 +108,17 @@ class Run:
 
     def monitored(self, metric: str | None = None) -> tuple[str, str] | None:
         """The metric that this run is judged by, or `metric`, with "min" or "max"; None where it has no such."""
-        own, mode = (self.content.settings.get(f"checkpoint.{key}") for key in ("keep_best", "mode"))
+        own, mode = self.own_metric
         for name in (metric,) if metric else (own, *USUAL_METRICS):
             if isinstance(name, str) and name in self.content.metrics:
-                direction = (mode if name == own else None) or better(name)
-                return name, direction if direction in ("min", "max") else "min"
+                direction = self.directions.get(name) or (mode if name == own else None) or better(name)
+                return name, direction if direction in MODES else "min"
         return None
+
+    @property
+    def own_metric(self) -> tuple[Any, Any]:
+        """The metric that the recipe keeps the best model by, and its mode, as the recipe has them."""
+        return self.content.settings.get("checkpoint.keep_best"), self.content.settings.get("checkpoint.mode")
 
     def best(self, metric: str | None = None) -> tuple[str, float, int] | None:
         """Name, best value and epoch (from 0) of the metric that `monitored` gives."""
@@ -139,6 +146,16 @@ class Run:
         }
         found: dict[str, Any] = json.loads(encode(whole))
         return found
+
+
+def judged_alike(runs: Iterable[Run]) -> list[Run]:
+    """The same runs, a metric having one direction in all of them: that of the first recipe that gives it one."""
+    runs, directions = list(runs), dict[str, str]()
+    for run in runs:
+        own, mode = run.own_metric
+        if isinstance(own, str) and mode in MODES:
+            directions.setdefault(own, mode)
+    return [replace(run, directions=directions) for run in runs]
 
 
 def seen_status(status: str, held_by: str | None) -> str:
