@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def test_seeds_are_a_group_whatever_machine_they_ran_on():
     (line,) = comparison.verdict(True)
     assert "runs/fast0 (3 seeds) against runs/slow0 (3 seeds)" in line and line.endswith("larger than seeds make")
     assert "not" not in line
+
+
+def test_seeds_that_measured_nothing_but_nan_are_never_the_best_and_those_without_a_value_are_not_counted():
+    for name, lr, values in (("a", 2.0, [0.95, math.nan]), ("b", 0.01, [0.80, 0.81]), ("c", 0.1, [0.90, 0.92])):
+        for seed, value in enumerate(values):
+            make_run(Path(f"runs/{name}{seed}"), [value], settings={"optimizer.lr": lr, "seed": seed})
+    make_run(Path("runs/c2"), [], settings={"optimizer.lr": 0.1, "seed": 2}, planned=1)
+    comparison = compared("runs")
+    assert [Path(group.name).name for group in comparison.groups()] == ["c0", "b0", "a0"]
+    first, second = comparison.verdict(True)
+    assert "runs/c0 (2 seeds) against runs/b0 (2 seeds)" in first and first.endswith("larger than seeds make")
+    assert second.endswith("val/accuracy is NaN in all epochs of 1 of the 2 seeds of runs/a0")
 
 
 def test_one_seed_or_one_group_is_called_what_it_is():

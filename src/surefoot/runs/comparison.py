@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed; `name` is the first one's path."""
+    """Runs that differ in nothing but the seed and have a value; `name` is the first one's path."""
 
     name: str
     runs: tuple[int, ...]
@@ -111,9 +112,11 @@ class Comparison:
         values = self.values(self.metric)
         groups = []
         for members in kinds.values():
-            if numbers := [value for index in members if (value := values[index]) is not None]:
-                groups.append(Group(str(self.runs[members[0]].path), tuple(members), Spread(tuple(numbers))))
-        return sorted(groups, key=lambda group: group.spread.mean, reverse=self.mode == "max")
+            if numbers := {index: value for index in members if (value := values[index]) is not None}:
+                groups.append(Group(str(self.runs[min(numbers)].path), tuple(numbers), Spread(tuple(numbers.values()))))
+        sign = 1.0 if self.mode == "min" else -1.0
+        # One that has NaN comes last: it has no place in an order.
+        return sorted(groups, key=lambda group: (math.isnan(group.spread.mean), sign * group.spread.mean))
 
     def by_class(self) -> list[tuple[str, list[float | None]]]:
         """The recall of each class in each run, the class that differs most first; [] where runs lack them."""
@@ -161,6 +164,9 @@ class Comparison:
         found: Difference | None = difference(best.spread.values, other.spread.values)
         seeds = [f"{group.name} ({counted(len(group.runs), 'seed')})" for group in (best, other)]
         head = f"{seeds[0]} against {seeds[1]}: {self.metric}"
+        if math.isnan(other.spread.mean):
+            lost = sum(math.isnan(value) for value in other.spread.values)
+            return f"{head} is NaN in all epochs of {lost} of the {counted(len(other.runs), 'seed')} of {other.name}"
         if found is None:
             apart = best.spread.mean - other.spread.mean
             return f"{head} {_signed(self.metric, apart)}; one seed in a group says nothing of what seeds make"
