@@ -306,6 +306,22 @@ def reopened(directory: Path, exchange: bool) -> nn.Module:
     return load_model(directory)
 
 
+def test_a_directory_that_another_process_clears_away_before_it_is_marked_is_made_again(tmp_path, monkeypatch):
+    class Cleared(files.System):
+        left = 2
+
+        def mkdir(self, path):
+            os.mkdir(path)
+            if self.left:
+                self.left -= 1
+                swap.remove_leftovers(tmp_path / "model")
+
+    monkeypatch.setattr(files, "system", Cleared())
+    save_model(LeNet5(), tmp_path / "model")
+    assert files.system.left == 0
+    assert os.listdir(tmp_path) == ["model"] and isinstance(load_model(tmp_path / "model"), LeNet5)
+
+
 def test_damage_is_found(tmp_path):
     save_model(LeNet5(), tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"

@@ -126,6 +126,23 @@ def test_atomic_without_waiting_for_the_name(tmp_path, faulty):
     assert system.calls == ["write", "fsync", "close", "rename"]
 
 
+def test_a_file_that_another_process_clears_away_before_it_is_marked_is_written_again(tmp_path, monkeypatch):
+    class Cleared(files.System):
+        left = 2
+
+        def open(self, path, flags, mode=0o777):
+            descriptor = os.open(path, flags, mode)
+            if flags & os.O_CREAT and self.left:
+                self.left -= 1
+                files.remove_unfinished(tmp_path)
+            return descriptor
+
+    monkeypatch.setattr(files, "system", Cleared())
+    files.write_durably(tmp_path / "a", b"whole")
+    assert files.system.left == 0
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
 def test_a_new_file_never_replaces_or_follows_what_is_there(tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"keep")

@@ -194,7 +194,10 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
             descriptor = _made(temporary)
             # Held until the name is changed: distinguishes a file that is being written from one that a kill left.
             mark = os.dup(descriptor)
-            lock(mark)
+            lock(mark, wait=True)
+            if not system.exists(temporary):  # another process took it for one that a kill left, before it was marked
+                os.close(descriptor)
+                return _replace(path, chunks, durable=durable)
             written = _filled(descriptor, chunks)
             system.rename(temporary, path)
         except BaseException:
@@ -209,14 +212,16 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
     return written
 
 
-def lock(descriptor: int) -> bool:
+def lock(descriptor: int, *, wait: bool = False) -> bool:
     """Mark an open file or directory as in use until it is closed; False where another process has marked it.
+
+    With `wait`, for a new one that may be taken for a leftover before it is marked: then it is gone afterwards.
 
     The mark ends with its process, whatever its number: in a container every process may be number 1. A file system
     that has no such marks answers False too. (flock, and not lockf: that cannot mark a directory.)
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

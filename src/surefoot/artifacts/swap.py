@@ -34,15 +34,25 @@ def is_temporary(name: str) -> bool:
 def scratch_directory(target: Path) -> Iterator[Path]:
     """A temporary directory beside `target`, gone when the block ends; what a kill leaves of it, the next removes."""
     remove_leftovers(target)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
-    files.system.mkdir(temporary)
-    mark = os.open(temporary, _A_DIRECTORY)
-    files.lock(mark)
+    temporary, mark = _made(target)
     try:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(mark)
+
+
+def _made(target: Path) -> tuple[Path, int]:
+    """The directory, and the descriptor that marks it as in use."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+        files.system.mkdir(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            mark = os.open(temporary, _A_DIRECTORY)
+            files.lock(mark, wait=True)
+            if files.system.exists(temporary):
+                return temporary, mark
+            os.close(mark)  # another process took it for one that a kill left, before it was marked
 
 
 @contextlib.contextmanager
