@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from ranks import run_ranks
-from test_step_ranks import CASES, Run, digest
+from ranks import by_sockets, linux_on_x86, run_ranks
+from test_step_ranks import CASES, COLLECTIVES, Run, counted, digest
 from torch import nn
 
 from surefoot.errors import UsageError
@@ -40,8 +40,9 @@ def trained(world, parts, case):
     return model, digest(gathered(run.optimizer.state_dict()["state"]), loss, *average)
 
 
-def all_trained(world, plan):
+def all_trained(world, plan, sockets=False):
     torch.set_num_threads(1)
+    world = by_sockets(world) if sockets else world
     return {(case, parts): trained(world, parts, case) for case, parts in plan}
 
 
@@ -54,6 +55,27 @@ def test_an_update_of_a_model_in_pieces_has_the_bits_of_one_process():
         for rank in run_ranks(size, all_trained, own):
             for key, value in rank.items():
                 assert value == alone[key], (size, key)
+        few = [key for key in own if key[0] in ("AdamW", "SGD, accumulated")]
+        for rank in run_ranks(size, all_trained, few, True):
+            assert rank == {key: alone[key] for key in few}, (size, "by sockets")
+
+
+def exchanges(world):
+    """What two updates of a model in pieces send, once each parameter was reached."""
+    run, counts = Run(world, "SGD, accumulated", 2), {}
+    run.step.shard()
+    run.train(2, late=99)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*COLLECTIVES, "all_gather_single", "all_gather_into_tensor"):
+            if hasattr(torch.distributed, name):
+                patch.setattr(torch.distributed, name, counted(name, getattr(torch.distributed, name), counts))
+        run.train(4, late=99)
+    return counts
+
+
+@linux_on_x86
+def test_in_shared_memory_parameters_and_gradients_are_not_sent():
+    assert run_ranks(2, exchanges) == [{}] * 2
 
 
 class Leaves(nn.Module):

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,27 @@ def test_a_sum_is_the_tree_of_neighbours_for_every_dtype_and_size(ranks):
         for _ in range(3)
     ]
     for mine in found:
+        assert all(map(torch.equal, mine, expected))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_parts_of_a_sum_and_what_is_gathered_are_those_of_the_whole_for_every_dtype_and_size(ranks):
+    """Also in several pieces; what is gathered may lie in its place already, as FSDP2 has it."""
+    sizes = [0, 1, 1000, shared_memory._place(ranks) // 4 + 3]
+
+    def act(member, rank):
+        found = []
+        for dtype, n in product(DTYPES, sizes):
+            part = member.sum_of_parts(numbers(rank + n, n * ranks, dtype), patient)
+            whole = part.new_zeros(n * ranks)
+            own = whole[rank * n : (rank + 1) * n].copy_(part)
+            member.gather_into(whole, own, patient)
+            found.append(whole)
+        return found
+
+    keys = product(DTYPES, sizes)
+    expected = [tree([numbers(rank + n, n * ranks, dtype) for rank in range(ranks)]) for dtype, n in keys]
+    for mine in together(ranks, act):
         assert all(map(torch.equal, mine, expected))
 
 
@@ -182,7 +204,12 @@ def sums(world, sockets):
     big, small = numbers(world.rank, 10_000, torch.float32), numbers(world.rank, 10, torch.float32)
     flat = numbers(world.rank, 7, torch.float32)
     world.take_from_first(flat)
-    return shares, *[value.tolist() for value in (world.sum(big), world.sum(small), flat)]
+    part = world.sum_of_parts(numbers(world.rank, 30, torch.float32))
+    whole = part.new_empty(30)
+    world.gather_into(whole, part)
+    found = [world.sum(big), world.sum(small), flat, whole]
+    world.leave()  # torch's group is there still
+    return shares, *[value.tolist() for value in (*found, world.sum(big))]
 
 
 @linux_on_x86

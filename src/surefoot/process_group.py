@@ -1,4 +1,4 @@
-"""torch's process group, as torchrun's environment says."""
+"""torch's process group, as torchrun's environment says, and bytes that go over one."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def make_process_group(wait: timedelta, prefix: str) -> None:
         )
     except RuntimeError as error:
         raise RankFailed(None, f"did not come to {environment['MASTER_ADDR']}:{port}: {first_line(error)}") from error
+
+
+def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
+    """What each rank of a gloo group gave, in rank order."""
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    dist.all_gather(sizes, torch.tensor([len(data)]), group=group)
+    longest = max(int(size) for size in sizes)
+    mine = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
+    parts = [torch.empty_like(mine) for _ in sizes]
+    dist.all_gather(parts, mine, group=group)
+    return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]

@@ -157,6 +157,8 @@ class ShardedReduction(Reduction):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other
             part.set_custom_reduce_scatter(_TreeSum(self, number))  # type: ignore[arg-type]
+            if self._in_memory():
+                part.set_custom_all_gather(_InMemory(world))  # type: ignore[arg-type]
             part.unshard()
             part.reshard()
             pairs = torch_compat.fsdp_whole(part)
@@ -294,6 +296,18 @@ class _TreeSum:
     ) -> None:
         self._reduction.before_adding(self._number)
         self._reduction.sum_into(output_tensor, input_tensor)
+
+
+class _InMemory:
+    """What FSDP2 calls in the place of its own all-gather, where the ranks share memory."""
+
+    def __init__(self, world: World):
+        self._world = world
+
+    allocate = _TreeSum.allocate
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> None:
+        self._world.gather_into(output_tensor, input_tensor)
 
 
 def limit_pieces(

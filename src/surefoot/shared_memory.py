@@ -85,6 +85,30 @@ class SharedMemory:
                 out[part] = place[part]
         return total.view(tensor.shape)
 
+    def sum_of_parts(self, tensor: Tensor, watch: Callable[[float], None]) -> Tensor:
+        """This rank's part of the sum of flat tensors with as many numbers for each rank, added as `sum` does."""
+        parts = tensor.detach().view(self._ranks, -1)
+        total = torch.empty_like(parts[0])
+        each = self._places.shape[-1] // tensor.element_size() // self._ranks
+        for piece, out in zip(torch.split(parts, each, dim=1), torch.split(total, each), strict=True):
+            places = [place.view(piece.shape) for place in self._next(piece)]
+            places[self._rank].copy_(piece)
+            self._meet(watch)
+            out.copy_(add_in_pairs([place[self._rank] for place in places]))
+        return total
+
+    def gather_into(self, whole: Tensor, own: Tensor, watch: Callable[[float], None]) -> None:
+        """Write the flat tensors of all ranks, in rank order, over one, of which `own` may be a part."""
+        each = self._places.shape[-1] // own.element_size()
+        for piece, out in zip(
+            torch.split(own, each), torch.split(whole.view(self._ranks, -1), each, dim=1), strict=True
+        ):
+            places = self._next(piece)
+            places[self._rank].copy_(piece)
+            self._meet(watch)
+            for row, place in zip(out, places, strict=True):
+                row.copy_(place)
+
     def take_from_first(self, flat: Tensor, watch: Callable[[float], None]) -> None:
         """Write rank 0's numbers over those of a flat tensor."""
         for piece, out in self._pieces(flat, flat):

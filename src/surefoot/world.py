@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, SurefootError, UsageError, first_line
 from .other_ranks import OtherRanks
-from .process_group import make_process_group
+from .process_group import gather_bytes, make_process_group
 from .rank_errors import described, raised_as
 from .shared_memory import SharedMemory, add_in_pairs
 from .torch_compat import default_store, gather_single
@@ -145,7 +145,7 @@ class World:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether all ranks are on one machine, and `sum` is made in memory that they share: of tensors on the CPU.
+        """Whether all ranks are on one machine, and add and gather tensors on the CPU in memory that they share.
 
         For all ranks to ask at once.
         """
@@ -164,6 +164,10 @@ class World:
 
     def take_from_first(self, flat: Tensor) -> None:
         """Write rank 0's numbers over those of a flat tensor."""
+
+    def gather_into(self, whole: Tensor, own: Tensor) -> None:
+        """Write the flat tensors of all ranks, in rank order, over one, of which `own` may be a part."""
+        whole.copy_(own)
 
     def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
         """What all ranks have for this one, in rank order: `sizes` numbers of a tensor go to each, `theirs` come."""
@@ -232,7 +236,9 @@ class _Ranks(World):
     # ------------------------------------------------------------------------------------------ verbs
 
     def gather(self, plain: T) -> list[T]:
-        values: list[T] = [json.loads(data) for data in self._exchange(json.dumps(plain).encode())]
+        data = json.dumps(plain).encode()
+        with self._reaching():
+            values: list[T] = list(map(json.loads, gather_bytes(data, self._side)))
         return values
 
     def agree(self, act: Callable[[], T], on: int | str = "all") -> T:
@@ -321,9 +327,12 @@ class _Ranks(World):
         """Made when all ranks first ask for it."""
         return SharedMemory.join(self.rank, self.size, self.gather) if self._others.on_one_machine else None
 
+    def _memory_for(self, tensor: Tensor) -> SharedMemory | None:
+        return self._memory if tensor.device.type == "cpu" else None
+
     def take_from_first(self, flat: Tensor) -> None:
         with self._reaching():
-            if flat.device.type == "cpu" and (memory := self._memory) is not None:
+            if (memory := self._memory_for(flat)) is not None:
                 memory.take_from_first(flat, self._others.watch)
             else:
                 dist.broadcast(flat, src=0, group=self.group)
@@ -341,7 +350,7 @@ class _Ranks(World):
         return gathered
 
     def sum(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type == "cpu" and (memory := self._memory) is not None:
+        if (memory := self._memory_for(tensor)) is not None:
             with self._reaching():
                 return memory.sum(tensor, self._others.watch)
         if tensor.numel() < _SMALL_SUM:
@@ -350,10 +359,15 @@ class _Ranks(World):
         each = -(-tensor.numel() // self.size)
         whole = tensor.new_zeros(each * self.size)
         whole[: tensor.numel()] = tensor.detach().reshape(-1)
-        own = self.sum_of_parts(whole)
-        with self._reaching():
-            gather_single()(whole, own, group=self.group)
+        self.gather_into(whole, self.sum_of_parts(whole))
         return whole[: tensor.numel()].view(tensor.shape)
+
+    def gather_into(self, whole: Tensor, own: Tensor) -> None:
+        with self._reaching():
+            if (memory := self._memory_for(own)) is not None:
+                memory.gather_into(whole, own, self._others.watch)
+            else:
+                gather_single()(whole, own, group=self.group)
 
     def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
         parts = tensor.new_empty(sum(theirs))
@@ -362,6 +376,9 @@ class _Ranks(World):
         return parts
 
     def sum_of_parts(self, tensor: Tensor) -> Tensor:
+        if (memory := self._memory_for(tensor)) is not None:
+            with self._reaching():
+                return memory.sum_of_parts(tensor, self._others.watch)
         each = [tensor.numel() // self.size] * self.size
         return add_in_pairs(list(torch.split(self.exchanged(tensor, each, each), each)))
 
@@ -376,16 +393,6 @@ class _Ranks(World):
         # A lambda: DDP refuses annotations that are text.
         wrapped.register_comm_hook(None, lambda state, bucket: mean(bucket))
         return wrapped
-
-    def _exchange(self, data: bytes) -> list[bytes]:
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._reaching():
-            dist.all_gather(sizes, torch.tensor([len(data)]), group=self._side)
-            longest = max(int(size) for size in sizes)
-            mine = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
-            parts = [torch.empty_like(mine) for _ in range(self.size)]
-            dist.all_gather(parts, mine, group=self._side)
-        return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
     def post(self, key: str, plain: Any) -> None:
         self._others.post(key, plain)
@@ -419,6 +426,7 @@ class _Ranks(World):
                 dist.monitored_barrier(self._side, timeout=timedelta(seconds=_LEAVING_S))
         if (memory := vars(self).get("_memory")) is not None:
             memory.leave()
+            self._memory = None  # a model in pieces may be used still, over a group that is not left
         if self._leaves_group and dist.is_initialized():
             dist.destroy_process_group()
 
