@@ -242,6 +242,54 @@ def test_a_length_given_by_hand_is_stretched_in_proportion():
     assert longer(by_hand, "stretch", 10) == whole(SchedulerSpec("CosineAnnealingLR", {"T_max": 9}), 9)[10:]
 
 
+def gone_on(spec, *stages):
+    """The rates and momenta of the last of `stages`: (epochs of the run, choice, steps until it stops)."""
+    optimizer, schedule, done = None, None, 0
+    for epochs, choice, stop in stages:
+        before = (optimizer, schedule)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4, momentum=0.9)
+        schedule = build_schedule(optimizer, spec, None, PER_EPOCH, epochs)
+        if before[0] is not None:
+            schedule.on_horizon = choice
+            schedule.load_state_dict(stored(before[1].state_dict()))
+            optimizer.load_state_dict(before[0].state_dict())
+        told = []
+        for step in range(done, stop):
+            optimizer.step()
+            told.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+            schedule.step()
+            if (step + 1) % PER_EPOCH == 0:
+                schedule.epoch()
+        done = stop
+    return told
+
+
+BY_HAND = SchedulerSpec("CosineAnnealingLR", {"T_max": 6})
+
+
+@pytest.mark.parametrize("spec", [*HORIZONS, BY_HAND], ids=lambda spec: f"{spec.title} {spec.unit} {len(spec.args)}")
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [(6, None, 10), (12, "stretch", 48)],
+        [(6, None, 10), (9, "stretch", 20), (12, "stretch", 48)],
+        [(6, None, 24), (9, "keep", 33), (12, "stretch", 48)],
+        [(6, None, 13), (9, "keep", 30), (10, "keep", 33), (12, "stretch", 48)],
+    ],
+    ids=["once", "twice", "after it was kept", "after it was kept twice"],
+)
+def test_a_stretched_run_goes_on_as_one_that_was_so_long_from_the_start(spec, stages):
+    # Momentum included: OneCycleLR moves both. A length given by hand is in proportion to its run.
+    begun = stages[-2][2]
+    long = SchedulerSpec("CosineAnnealingLR", {"T_max": 12}) if spec is BY_HAND else spec
+    assert gone_on(spec, *stages) == gone_on(long, (12, None, begun), (12, None, 48))
+
+
+def test_a_kept_curve_holds_its_last_momentum_too():
+    kept = gone_on(HORIZONS[0], (6, None, 24), (9, "keep", 36))
+    assert set(kept) == {gone_on(HORIZONS[0], (6, None, 24))[-1]}
+
+
 def test_an_unchanged_horizon_and_one_that_nothing_depends_on_ask_nothing():
     assert longer(HORIZONS[0], None, 10, new=6) == whole(HORIZONS[0], 6)[10:]
     step = SchedulerSpec("StepLR", {"step_size": 2})

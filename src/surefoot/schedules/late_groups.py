@@ -23,25 +23,15 @@ def enter(scheduler: Any, added: list[dict[str, Any]], first: list[float]) -> No
             _extend(leaf, group, lr)
 
 
-def replay(
-    scheduler: Any,
-    start: int = 0,
-    *,
-    calls: int,
-    reductions: list[list[list[int]]],
-    fed: bool,
-    undampened: float,
-) -> list[float]:
-    """The rates of the groups from `start` on after `calls` calls, as if they had been there from the start.
+def replay(scheduler: Any, *, calls: int, reductions: list[list[list[int]]], fed: bool) -> Any:
+    """A copy of torch's `scheduler` over a stand-in, after `calls` calls with all its groups there from the start.
 
-    A copy of torch's scheduler takes these calls again, some microseconds each. `reductions` holds for each plateau its
+    The calls are taken again, some microseconds each. `reductions` holds for each plateau its
     ``[own call, call of the schedule]`` at each reduction; `fed` says that plateaus go by epoch while the rest goes by
-    step. A scheduler of one's own, which nobody can put back to its start, scales a group as it has scaled the first
-    one, which is at `undampened` now.
+    step. None for a scheduler of one's own, which nobody can put back to its start.
     """
-    groups = scheduler.optimizer.param_groups
     if any(type(part).__module__ not in OF_TORCH for part in (scheduler, *leaves(scheduler))):
-        return [_in_proportion(groups[0], undampened, float(g.get("initial_lr", g["lr"]))) for g in groups[start:]]
+        return None
     again = copied(scheduler, scheduler.optimizer, stand_in_for(scheduler.optimizer))
     rewind(again)
     plateaus = [leaf for leaf in leaves(again) if isinstance(leaf, ReduceLROnPlateau)]
@@ -56,7 +46,27 @@ def replay(
             advance(again, 0.0, plateaus=not fed)
         for plateau in due.get(call, ()):
             plateau._reduce_lr(call)
-    return [float(group["lr"]) for group in again.optimizer.param_groups[start:]]
+    return again
+
+
+def take_counts(scheduler: Any, again: Any) -> None:
+    """Give `scheduler` and its parts the counts of `again`, its replayed copy; plateaus count what they were given."""
+    if not isinstance(scheduler, ReduceLROnPlateau) and hasattr(again, "last_epoch"):
+        scheduler.last_epoch = again.last_epoch
+    for part, other in zip(getattr(scheduler, "_schedulers", ()), getattr(again, "_schedulers", ()), strict=True):
+        take_counts(part, other)
+
+
+def cycled_options(scheduler: Any) -> list[dict[str, Any]]:
+    """What OneCycleLR and CyclicLR have set in each param group beside its rate: ``momentum`` or ``betas``."""
+    keys = ("momentum", "betas") if any(getattr(leaf, "cycle_momentum", False) for leaf in leaves(scheduler)) else ()
+    return [{key: group[key] for key in keys if key in group} for group in scheduler.optimizer.param_groups]
+
+
+def in_proportion(model: dict[str, Any], now: float, lr: float) -> float:
+    """The rate of a group whose first one is `lr`, scaled as that of `model`, which is at `now`, has been."""
+    first = float(model.get("initial_lr", 0.0))
+    return lr * now / first if first else lr
 
 
 class _Replayed(ReduceLROnPlateau):
@@ -100,8 +110,3 @@ def _extend(leaf: Any, group: dict[str, Any], lr: float) -> None:
     bases = getattr(leaf, "base_lrs", None)
     if isinstance(bases, list) and "base_lrs" not in lists:
         bases.append(group.get("initial_lr", lr))
-
-
-def _in_proportion(model: dict[str, Any], now: float, lr: float) -> float:
-    first = float(model.get("initial_lr", 0.0))
-    return lr * now / first if first else lr

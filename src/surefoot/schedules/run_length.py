@@ -47,16 +47,16 @@ def calls_of(horizon: dict[str, Any]) -> int:
     return int(horizon["epochs"] * (horizon["steps_per_epoch"] if horizon["by"] == "step" else 1))
 
 
-def stretch(scheduler: Any, built: dict[str, int], ratio: float) -> None:
+def stretch(scheduler: Any, built: dict[str, int], before: dict[str, int], ratio: float) -> None:
     """Give each scheduler of a resumed run its new length.
 
-    `built` is what this process built it with, for the new run. A length that was given by hand is the same
-    there as in the saved state, so it is scaled by `ratio`, new run to old.
+    `built` is what this process built it with, for the new run, and `before` what the saved run did. A length that
+    was given by hand is the same in both, so the present one is scaled by `ratio`, new run to old.
     """
     saved = horizons(scheduler)
     parts = [leaf for leaf in leaves(scheduler) if isinstance(leaf, OneCycleLR | CosineAnnealingLR)]
     for leaf, name in zip(parts, saved, strict=True):
-        length = built[name] if built[name] != saved[name] else max(1, round(saved[name] * ratio))
+        length = built[name] if built[name] != before.get(name) else max(1, round(saved[name] * ratio))
         if isinstance(leaf, CosineAnnealingLR):
             leaf.T_max = length
         else:

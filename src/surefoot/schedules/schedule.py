@@ -18,7 +18,7 @@ from .accept import check_parts, saveable_callables
 from .check_state import arguments_of, changed_arguments, check_fields
 from .composite import OF_TORCH, advance, advance_plateaus, leaves
 from .dampening import BaseWarmup, Undampened, check_groups, watch
-from .late_groups import enter, replay
+from .late_groups import cycled_options, enter, in_proportion, replay, take_counts
 from .rebasing import own_rates
 from .registry import EPOCH, STEP
 from .run_length import STRETCH, asked, calls_of, horizons, stretch
@@ -81,6 +81,7 @@ class Schedule:
         self.accept_changes = False
         self.given_rates: list[float] | None = None
         self._rewrite = False
+        self._cycled: list[dict[str, Any]] = []
         self._moved = False
         _as_float64(optimizer, scheduler)
         saveable_callables(scheduler)
@@ -172,7 +173,7 @@ class Schedule:
         """
         if self._rewrite:
             self.restore()
-            self._rewrite = False
+            self._rewrite, self._cycled = False, []
         count = len(self._dampener.lrs)
         added = self.optimizer.param_groups[count:]
         if not added:
@@ -189,6 +190,8 @@ class Schedule:
         """Write the present rates into the param groups, whatever they hold."""
         for group, own in zip(self.optimizer.param_groups, self._own_rates, strict=False):
             group.update(own)
+        for group, options in zip(self.optimizer.param_groups, self._cycled, strict=False):
+            group.update(options)
         self._dampener.restore()
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,6 +233,7 @@ class Schedule:
         self.steps, self.epochs, self.calls = state["steps"], state["epochs"], state["calls"]
         self.hold_after, self.horizon = state["hold_after"], now or before
         self._moved = moved or state["moved"]
+        self._cycled = []
         self._reductions = [[list(pair) for pair in times] for times in state["reductions"]]
         rates = dict(state["rates"])
         if self.accept_changes:
@@ -237,11 +241,17 @@ class Schedule:
         if moved:
             if self.on_horizon == STRETCH:
                 assert now is not None
-                stretch(self.scheduler, built, calls_of(now) / calls_of(before))
+                # A curve that was kept is still as long as the run that it was made for.
+                length = calls_of(before) if self.hold_after is None else self.hold_after + 1
+                stretch(self.scheduler, built, before["lengths"], calls_of(now) / length)
                 self.hold_after = None
             elif self.hold_after is None:
                 self.hold_after = calls_of(before) - 1
-            rates["lrs"] = self._replayed()
+            again = self._again()
+            if again is not None:
+                take_counts(self.scheduler, again)
+                self._cycled = cycled_options(again)
+            rates["lrs"] = self._rates(again)
             rates["written"] = None
         self._dampener.load_state_dict(rates)
         self._rewrite = moved or (self.accept_changes and any(self._own_rates))
@@ -252,7 +262,7 @@ class Schedule:
         The rates are then those of a run that had them from the start; a scheduler of one's own keeps its proportion.
         """
         self.restore()
-        self._rewrite = False
+        self._rewrite, self._cycled = False, []
         self._dampener.lrs = [lr * ratio for lr, ratio in zip(self._dampener.lrs, ratios, strict=True)]
         if self.scheduler is not None and "initial_lr" in self.optimizer.param_groups[0]:  # a plateau alone sets none
             self._dampener.lrs = self._replayed()
@@ -305,14 +315,23 @@ class Schedule:
 
     def _replayed(self, start: int = 0) -> list[float]:
         """The undampened rates at this call of the groups from `start` on, computed from the start of the run."""
+        return self._rates(self._again())[start:]
+
+    def _again(self) -> Any:
+        """A copy of the scheduler, moved from the start of the run to this call; None for one of somebody's own."""
         return replay(
             self.scheduler,
-            start,
             calls=self.calls if self.hold_after is None else min(self.calls, self.hold_after),
             reductions=self._reductions,
             fed=self.needs_metric and self.by == STEP,
-            undampened=self._dampener.lrs[0],
         )
+
+    def _rates(self, again: Any) -> list[float]:
+        """The undampened rates of the groups by that copy, or scaled as the first group's has been."""
+        groups, now = self.optimizer.param_groups, self._dampener.lrs[0]
+        if again is None:
+            return [in_proportion(groups[0], now, float(group.get("initial_lr", group["lr"]))) for group in groups]
+        return [float(group["lr"]) for group in again.optimizer.param_groups]
 
     def _move(self, metric: float | None, *, plateaus: bool, turn: bool) -> None:
         self.calls += 1
