@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from surefoot import files
-from surefoot.artifacts import export, load_model, read_info, save_model, swap
+from surefoot.artifacts import export, import_weights, load_model, read_info, save_model, swap
 from surefoot.errors import UsageError
 from surefoot.models import MLP, LeNet5, SmallResNet
 from surefoot.preprocessing import Preprocessing
@@ -100,6 +100,32 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path):
     again = load_model(tmp_path / "model", model=Tied())
     assert again.head.weight is again.embed.weight
     assert same(model, again)
+
+
+class Conjugated(nn.Module):
+    """Buffers that are one memory, read as it is, conjugated and negated."""
+
+    def __init__(self):
+        super().__init__()
+        self.arguments = {}
+        waves = torch.randn(3, dtype=torch.complex64)
+        self.register_buffer("waves", waves)
+        self.register_buffer("conjugated", waves.conj())
+        self.register_buffer("phase", waves.imag)
+        self.register_buffer("negated", waves.conj().imag)
+
+
+@pytest.mark.parametrize("ending", ["", ".safetensors"])
+def test_conjugated_and_negated_buffers_are_not_taken_for_the_memory_that_they_share(tmp_path, ending):
+    model = Conjugated()
+    if ending:
+        export(model, tmp_path / f"model{ending}")
+        again = import_weights(tmp_path / f"model{ending}", Conjugated()).model
+    else:
+        save_model(model, tmp_path / "model")
+        again = load_model(tmp_path / "model", model=Conjugated())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
 
 
 def test_a_class_of_ones_own_is_imported_only_when_trusted(tmp_path, monkeypatch):

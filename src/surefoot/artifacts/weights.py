@@ -184,7 +184,8 @@ def _memory(value: torch.Tensor) -> tuple[Any, ...] | None:
         return None
     if value.is_meta or value.numel() == 0:
         return None
-    return value.data_ptr(), value.device, tuple(value.shape), value.stride(), value.dtype
+    lazy = value.is_conj(), value.is_neg()  # the same memory, read as other numbers
+    return value.data_ptr(), value.device, tuple(value.shape), value.stride(), value.dtype, lazy
 
 
 def _disagreeing(state: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> list[str]:
@@ -201,7 +202,9 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one shape and dtype hold the same bits, NaN included."""
     if one is other:
         return True
-    flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    flat = [
+        t.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)
+    ]
     return torch.equal(*flat)
 
 
