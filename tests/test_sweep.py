@@ -187,6 +187,19 @@ def test_what_is_stopped_asks_its_trainings_to_save(monkeypatch):
     assert study.claim() is not None, "let go of, so that the next one goes on with it"
 
 
+def test_all_trainings_are_asked_to_save_before_a_second_ctrl_c_ends_the_waiting(monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    stopped = []
+    monkeypatch.setattr(Training, "terminate", lambda self: stopped.append(self.directory.name))
+    monkeypatch.setattr(Training, "poll", lambda self: None)
+    monkeypatch.setattr(Training, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(Study(parse_plan(GRID), Path("runs/s")), 2, Trainings(), lambda line: None, wait=interrupted)
+    assert stopped == ["trial-00000", "trial-00001"]
+
+
 def test_what_is_stopped_says_how_to_go_on(capsys, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt

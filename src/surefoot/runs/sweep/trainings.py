@@ -163,10 +163,14 @@ class Work:
             return " / ".join(lines[-3:]) or "it said nothing"
         return "it said nothing"
 
-    def stop(self) -> None:
-        """Ask the training to save and stop, and wait; the trial stays as it is for the next time."""
+    def ask_to_stop(self) -> None:
+        """Ask the training to save and stop."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+
+    def stop(self) -> None:
+        """Wait for the training that was asked to stop; the trial stays as it is for the next time."""
+        if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_LEAVING_S)
         self.claimed.release()
@@ -211,6 +215,8 @@ def run_trials(
                         )
             wait()
     finally:
+        for work in works:  # all of them before one is waited for: a second Ctrl-C ends the waiting
+            work.ask_to_stop()
         for work in works:
             work.stop()
 
