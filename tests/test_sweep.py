@@ -89,7 +89,7 @@ def test_a_training_that_outlived_its_sweep_is_waited_for(monkeypatch):
     study, launch = Study(parse_plan(GRID), Path("runs/s")), Trainings()
     claimed = study.claim()
     claimed.release()  # the sweep was killed, its training was not
-    make_run(Path("runs/s/trial-00000"), [0.3], status="running")
+    make_run(Path("runs/s/trial-00000"), [0.3], status="running", settings={"optimizer.lr": 0.01})
     monkeypatch.setattr(trainings, "holder", lambda path: "process 1" if path.name == "trial-00000" and looks else None)
     looks = [1, 1, 1]
 
@@ -97,7 +97,7 @@ def test_a_training_that_outlived_its_sweep_is_waited_for(monkeypatch):
         if looks:
             looks.pop()
             if not looks:
-                make_run(Path("runs/s/trial-00000"), [0.3, 0.4])
+                make_run(Path("runs/s/trial-00000"), [0.3, 0.4], settings={"optimizer.lr": 0.01})
 
     run_trials(study, 1, launch, lambda line: None, wait=wait)
     assert [path.name for path, _ in launch.begun] == ["trial-00001", "trial-00002", "trial-00003"]
@@ -111,6 +111,22 @@ def test_what_was_raised_goes_on_and_what_was_changed_is_refused():
     assert len(study.trials()) == 6 and len(launch.begun) == 1
     with pytest.raises(UsageError, match="begun with another search"):
         swept(RANDOM.replace("0.001", "0.002"))
+
+
+def test_a_directory_that_is_renamed_holds_the_same_sweep():
+    study, _ = swept(RANDOM)
+    study.directory.rename("runs/moved")
+    moved = Study(parse_plan(RANDOM), Path("runs/moved"))
+    assert moved.finished() and [t.params for t in moved.trials()] == [t.params for t in study.trials()]
+
+
+@pytest.mark.parametrize("values", [1, 2])
+def test_runs_of_another_sweep_are_never_taken_for_a_trials_own(values):
+    study, launch = Study(parse_plan(GRID), Path("runs/s")), Trainings()
+    make_run(Path("runs/s/trial-00001"), [0.3, 0.4][:values], settings={"optimizer.lr": 0.02})
+    with pytest.raises(UsageError, match=r"trial-00001: was trained with optimizer.lr 0.02, and this trial has 0.01"):
+        run_trials(study, 1, launch, lambda line: None, wait=lambda: None)
+    assert [path.name for path, _ in launch.begun] == ["trial-00000"]
 
 
 def test_seeds_train_each_setting_so_often_and_their_mean_counts():

@@ -335,12 +335,16 @@ def _note(metrics: dict[str, Reached], columns: dict[str, dict[str, list[tuple[f
 def recipe_settings(path: Path) -> dict[str, Any]:
     """The settings of a run's recipe.yaml by dotted key; {} where there is none that can be read."""
     try:
-        text = files.read_bounded(path / RECIPE, _MOST_RECIPE_BYTES)
-        # Plain scalars, lists and mappings only. Surefoot writes it so that YAML 1.1 and 1.2 mean the same.
-        tree = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text).get_single_data()
-        return dict(itertools.islice(_flat(tree, ""), _MOST_SETTINGS)) if isinstance(tree, dict) else {}
+        return settings_of_text(files.read_bounded(path / RECIPE, _MOST_RECIPE_BYTES))
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
+
+
+def settings_of_text(text: str | bytes) -> dict[str, Any]:
+    """The settings by dotted key of a recipe that Surefoot has written. Raises YAMLError or ValueError for no YAML."""
+    # Plain scalars, lists and mappings only. Surefoot writes it so that YAML 1.1 and 1.2 mean the same.
+    tree = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text).get_single_data()
+    return dict(itertools.islice(_flat(tree, ""), _MOST_SETTINGS)) if isinstance(tree, dict) else {}
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -42,7 +42,11 @@ class Study:
         optuna = _optuna()
         (directory / PRIVATE / "locks").mkdir(parents=True, exist_ok=True)
         with self._alone():
-            self._home = _home(directory)
+            self._home = _kept(
+                directory, "home", f"{os.urandom(16).hex()} {socket.gethostname()}:{directory.resolve()}"
+            )
+            # What the directory was called at first: once it is renamed, the same trials are in it.
+            name = _kept(directory, "name", directory.resolve().name)
         url = plan.storage or f"sqlite:///{(directory / PRIVATE / 'sweep.db').resolve()}"
         direction = "minimize" if plan.mode == "min" else "maximize"
         try:
@@ -50,7 +54,7 @@ class Study:
                 self.study = _patiently(
                     lambda: optuna.create_study(
                         storage=_opened(url),
-                        study_name=directory.resolve().name,
+                        study_name=name,
                         direction=direction,
                         pruner=_pruner(plan),
                         load_if_exists=True,
@@ -289,12 +293,12 @@ def _as_parameters(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _home(directory: Path) -> str:
-    """A name of this directory that no other has, kept in it; behind a blank, where it was made."""
-    path = directory / PRIVATE / "locks" / "home"
+def _kept(directory: Path, name: str, text: str) -> str:
+    """What a sweep's directory keeps under `name`: `text`, where it is the first."""
+    path = directory / PRIVATE / "locks" / name
     if not path.exists():
-        files.write_durably(path, f"{os.urandom(16).hex()} {socket.gethostname()}:{directory.resolve()}".encode())
-    return path.read_text()
+        files.write_durably(path, text.encode())
+    return path.read_text("utf-8")
 
 
 def _try_lock(path: Path, *, wait: bool = False) -> int | None:

@@ -16,9 +16,10 @@ from typing import Protocol
 
 from ...checkpoint.run import JOURNAL, RunDirectory, holder
 from ...errors import RunFailed, UsageError
+from ...recipe import load_recipe
 from ...text import counted, figure
 from ...tracking.journal import metrics_of, run_records
-from ..record import open_run
+from ..record import open_run, recipe_settings, settings_of_text
 from .study import PRIVATE, Claimed, Study
 
 _MOST_LAUNCHES = 3
@@ -85,6 +86,7 @@ class Work:
     pruned: bool = False
     reason: str = ""
     _size: int = -1
+    _ours: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.directories = self.study.run_directories(self.claimed.number)
@@ -92,6 +94,9 @@ class Work:
     def poll(self) -> str | None:
         """Look after the trial; "complete", "pruned" or "failed" once it is over and told."""
         directory = self.directories[len(self.values)]
+        if directory not in self._ours:
+            self._require_settings(directory)
+            self._ours.add(directory)
         self._follow(directory)
         if self.process is not None:
             code = self.process.poll()
@@ -114,6 +119,20 @@ class Work:
         arguments = self.study.plan.arguments(self.claimed.values, len(self.values))
         self.process = self.launch([self.study.plan.recipe, *arguments], self._log(directory), directory)
         return None
+
+    def _require_settings(self, directory: Path) -> None:
+        """Raise UsageError where a run that is there already was trained with other values than the trial's."""
+        kept, plan = recipe_settings(directory), self.study.plan
+        if not kept:
+            return
+        recipe = load_recipe(plan.recipe, plan.arguments(self.claimed.values, len(self.values)))
+        for name, value in settings_of_text(recipe.to_yaml()).items():
+            searched = any(name == key or name.startswith(f"{key}.") for key in (*self.claimed.values, "seed"))
+            if searched and kept.get(name, value) != value:
+                raise UsageError(
+                    f"{directory}: was trained with {name} {kept[name]}, and this trial has {value}: the run is of "
+                    "another sweep; move it elsewhere, or begin a new sweep with --dir"
+                )
 
     def _follow(self, directory: Path) -> None:
         """Tell the epochs that the journal has by now; ask a training that is behind the others to stop."""
@@ -170,7 +189,7 @@ class Work:
 
     def stop(self) -> None:
         """Wait for the training that was asked to stop; the trial stays as it is for the next time."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_LEAVING_S)
         self.claimed.release()
