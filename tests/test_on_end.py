@@ -25,14 +25,21 @@ def _here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(None, "done"), (RunFailed("x"), "failed"), (Stopped(15, "x"), "interrupted"), (UsageError("x"), None)],
+    [
+        (None, "done"),
+        (RunFailed("x"), "failed"),
+        (ZeroDivisionError("of the user's own code"), "failed"),
+        (MemoryError(), "failed"),
+        (Stopped(15, "x"), "interrupted"),
+        (UsageError("x"), None),
+    ],
 )
 def test_the_command_is_told_how_the_training_ended(error, status):
     try:
         with then(TELL, Path("run"), print):
             if error is not None:
                 raise error
-    except (RunFailed, Stopped, UsageError) as raised:
+    except Exception as raised:
         assert raised is error
     told = Path("told.txt")
     assert (told.read_text().strip() if told.exists() else None) == (f"{status} {Path.cwd()}/run" if status else None)

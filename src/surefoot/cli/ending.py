@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import RunFailed, Stopped
+from ..errors import Stopped, UsageError
 
 _PATIENCE_S = 60.0
 
@@ -27,8 +27,8 @@ def then(command: str | None, run_dir: Path, say: Callable[[str], None]) -> Iter
     except Stopped:
         status = "interrupted"
         raise
-    except RunFailed:
-        status = "failed"
+    except Exception as error:  # also the user's own code, memory, the disk
+        status = None if isinstance(error, UsageError) else "failed"
         raise
     finally:
         if command is not None and status is not None:
