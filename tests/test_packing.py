@@ -20,6 +20,8 @@ from surefoot import files
 from surefoot.checkpoint import RunDirectory
 from surefoot.cli import main
 from surefoot.errors import RunFailed, UsageError
+from surefoot.runs import packing
+from surefoot.runs.labels import noted
 from surefoot.runs.packing import ENDINGS, MANIFEST, pack, unpack
 
 
@@ -50,6 +52,22 @@ def test_every_byte_comes_back(ending):
     to.unlink()
     pack(run, to)
     assert to.read_bytes() == first, "the same run is the same file"
+
+
+@pytest.mark.parametrize("note", ["", "new", "a longer note"])
+def test_what_is_written_while_it_is_packed_is_told_and_makes_no_pack(note, monkeypatch):
+    run, described = make_run(Path("run"), [0.5]), packing._described
+    noted(run, "old")
+
+    def described_and_changed(path):
+        manifest = described(path)
+        noted(path, note)
+        return manifest
+
+    monkeypatch.setattr(packing, "_described", described_and_changed)
+    with pytest.raises(UsageError, match="labels.json: changed while it was packed; pack again"):
+        packing.pack(run, Path("run.tar"))
+    assert os.listdir(".") == ["run"]
 
 
 def test_any_tar_reads_it():

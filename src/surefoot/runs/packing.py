@@ -8,6 +8,7 @@ once; no links, no records of long names, no path out of the run.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -90,14 +91,17 @@ def _tar(run: Path, manifest: dict[str, Any]) -> Iterator[bytes]:
     yield text + bytes(-len(text) % _BLOCK)
     for name, entry in manifest["files"].items():
         yield _header(name, entry["bytes"])
-        left = entry["bytes"]
+        left, digest = entry["bytes"], hashlib.sha256()
         with os.fdopen(files.open_regular(run / name), "rb") as file:
             while left:
                 piece = file.read(min(_PIECE, left))
                 if not piece:
-                    raise UsageError(f"{run / name}: became shorter while it was packed; pack again")
+                    break
                 left -= len(piece)
+                digest.update(piece)
                 yield piece
+        if left or digest.hexdigest() != entry["sha256"]:  # a report, or labels: written without the run's lock
+            raise UsageError(f"{run / name}: changed while it was packed; pack again")
         yield bytes(-entry["bytes"] % _BLOCK)
     yield bytes(2 * _BLOCK)
 
