@@ -72,6 +72,12 @@ def refused(capsys, *words):
     return error
 
 
+def test_what_is_not_finite_is_json_still(capsys):
+    np.save("x.npy", save(mlp(3), classes=["a", "b", "c"], loss="CrossEntropyLoss") * float("nan"))
+    row = json.loads(predicted(capsys, "x.npy", "--trust-code", "--json"), parse_constant=pytest.fail)[0]
+    assert [each["probability"] for each in row["predictions"]] == ["NaN"] * 3
+
+
 def table(text):
     return list(csv.reader(io.StringIO(text)))
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import UsageError
 from ..files import write_durably
 from ..text import say
+from ..tracking.journal import encode
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +43,11 @@ def output_form(arguments: argparse.Namespace) -> str:
 def give(form: str, out: str | None, value: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """`value` as JSON or `rows` as CSV, on standard output or in the file `out`.
 
-    The columns are the rows' keys, in the order in which they are met.
+    JSON has no NaN and no infinity: they stand there as texts, as in a journal. The
+    columns are the rows' keys, in the order in which they are met.
     """
     if form == "json":
-        text = json.dumps(value, indent=2)
+        text = json.dumps(json.loads(encode(value)), indent=2)
     else:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         file = io.StringIO()
