@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from surefoot import files
-from surefoot.artifacts import export, import_weights, load_model, read_info, save_model, swap
+from surefoot.artifacts import export, import_weights, load_model, open_model, read_info, save_model, swap
 from surefoot.errors import UsageError
 from surefoot.models import MLP, LeNet5, SmallResNet
 from surefoot.preprocessing import Preprocessing
@@ -100,6 +100,30 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path):
     again = load_model(tmp_path / "model", model=Tied())
     assert again.head.weight is again.embed.weight
     assert same(model, again)
+
+
+class Scaled(nn.Module):
+    """A buffer that the state_dict leaves out, as rotary positions are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("scale", torch.tensor([1.1, 2.2, 3.3]), persistent=False)
+
+    def forward(self, x):
+        return self.layer(x.to(self.layer.weight.dtype) * self.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ending", ["", ".safetensors"])
+def test_buffers_that_no_file_holds_have_the_dtype_that_they_had(tmp_path, dtype, ending):
+    model, x = Scaled().to(dtype).eval(), torch.randn(4, 3)
+    where = tmp_path / f"model{ending}"
+    if ending:
+        export(model, where)
+    else:
+        save_model(model, where)
+    assert torch.equal(open_model(where, trust_code=True).module(x), model(x))
 
 
 class Conjugated(nn.Module):

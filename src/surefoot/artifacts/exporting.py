@@ -163,6 +163,7 @@ def _copied(model: nn.Module, info: ModelInfo) -> nn.Module:
         return copy.deepcopy(model).cpu()
     plain = build(info.model, "export", trust_code=True)  # the caller has imported its class
     weights.put(model.state_dict(), plain, "export", adopt_dtypes=True)
+    weights.cast_buffers(plain, info.buffer_dtypes)
     return plain
 
 

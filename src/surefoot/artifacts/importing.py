@@ -107,6 +107,8 @@ def import_weights(
     elif arguments:
         raise UsageError("arguments: are for a model that is named; the instance has its own", code="argument")
     lines, count, taken = _fill(state, model, except_=except_, cast=cast, adopt=adopt)
+    if adopt and state.info is not None:
+        weights.cast_buffers(model, state.info.buffer_dtypes)
     return Imported(
         model.eval(),
         path,

@@ -22,13 +22,14 @@ from ..table_columns import TableColumns
 from ..version import __version__
 from ..wrapping import class_path
 from . import pretrained
-from .weights import memory_format, plain
+from .weights import buffer_dtypes, memory_format, plain
 
 FORMAT = "surefoot-model"
 FORMAT_VERSION = 1
 UNKNOWN = "unknown"
 """In place of a preprocessing that is not known: the model is not used before one is given."""
 DTYPES = ("uint8", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "bool")
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class ModelInfo:
     versions: dict[str, str] = field(default_factory=dict)
     preprocessing_known: bool = True
     columns: TableColumns | None = None
+    buffer_dtypes: dict[str, str] = field(default_factory=dict)
 
     @property
     def model_name(self) -> str:
@@ -90,6 +92,7 @@ class ModelInfo:
             "averaged": self.averaged,
             "memory_format": self.memory_format,
             "versions": self.versions,
+            **({"buffer_dtypes": self.buffer_dtypes} if self.buffer_dtypes else {}),
         }
 
     @classmethod
@@ -130,6 +133,9 @@ class ModelInfo:
             columns = None if columns is None else TableColumns.from_json(columns)
         except UsageError as error:
             raise bad(str(error)) from error
+        dtypes = dict(entry("buffer_dtypes", Mapping, "an object", {}))
+        for name, dtype in dtypes.items():
+            choice(f"buffer_dtypes.{name[:80]}", dtype or "null", FLOATS)
         layout = choice("memory_format", data.get("memory_format", "contiguous"), ("contiguous", "channels_last"))
         return cls(
             model=_model(data.get("model"), where),
@@ -146,6 +152,7 @@ class ModelInfo:
             dataset=entry("dataset", str, "text"),
             averaged=choice("averaged", data.get("averaged", False), (False, True)),
             memory_format=layout,
+            buffer_dtypes=dtypes,
             versions={k: str(v) for k, v in entry("versions", Mapping, "an object", {}).items()},
         )
 
@@ -214,6 +221,7 @@ def describe_model(
         averaged=averaged or average,
         columns=columns,
         memory_format=memory_format(model),
+        buffer_dtypes={name: dtype for name, dtype in buffer_dtypes(model).items() if dtype in FLOATS},
         versions={"surefoot": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
 

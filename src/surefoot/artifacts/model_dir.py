@@ -106,6 +106,7 @@ def load_model(directory: str | Path, model: nn.Module | None = None, trust_code
         return model.eval()
     built = build(info.model, directory / INFO, trust_code=trust_code or not needs_trust(directory))
     weights.put(state, built, where, adopt_dtypes=True)
+    weights.cast_buffers(built, info.buffer_dtypes)
     if info.memory_format == "channels_last":
         built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return built.eval()

@@ -223,6 +223,26 @@ def take_dtypes(state: Mapping[str, torch.Tensor], model: nn.Module) -> None:
                 module._buffers[own] = buffer.to(value.dtype)
 
 
+def buffer_dtypes(model: nn.Module) -> dict[str, str]:
+    """The dtype of each buffer of floating point that the state_dict leaves out (``persistent=False``), by name."""
+    return {
+        f"{prefix}.{own}".lstrip("."): _dtype(buffer)
+        for prefix, module in model.named_modules()
+        for own in sorted(getattr(module, "_non_persistent_buffers_set", ()))
+        if isinstance(buffer := module._buffers.get(own), torch.Tensor) and buffer.is_floating_point()
+    }
+
+
+def cast_buffers(model: nn.Module, dtypes: Mapping[str, str]) -> None:
+    """Give the buffers of a newly built model the `dtypes` that they had (`buffer_dtypes`); no file has them."""
+    built = buffer_dtypes(model)
+    for name, dtype in dtypes.items():
+        if built.get(name, dtype) != dtype:
+            prefix, _, own = name.rpartition(".")
+            module = model.get_submodule(prefix)
+            module._buffers[own] = module.get_buffer(own).to(getattr(torch, dtype))
+
+
 def _listed(lines: list[str], kind: str) -> list[str]:
     if len(lines) <= SHOWN:
         return lines
