@@ -15,6 +15,7 @@ import pytest
 from surefoot.charts import interactive
 from surefoot.charts.scale import Axis
 from surefoot.charts.svg import Line, line_chart
+from surefoot.charts.thinning import Curve
 from surefoot.errors import RunFailed, UsageError
 from surefoot.tracking import JournalFile, write_report
 from surefoot.tracking.report import render_report
@@ -307,3 +308,18 @@ def test_hardware_and_versions_have_a_table(tmp_path):
     assert "&lt;x86&gt;" in table and "2.13.0" in table and "recipe.seed" not in table
     (tmp_path / "run.json").write_text(json.dumps({"conditions": [1]}))
     assert "Hardware" not in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("missing", range(8))
+def test_a_thinned_line_breaks_where_the_value_is_missing(missing):
+    heights = [math.nan if x == missing else float(x % 3) for x in range(8)]
+    points = Curve.of(list(enumerate(heights)), most=4).points()
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert [x for x, y in points if math.isnan(y)] == [missing]
+
+
+def test_a_point_alone_is_seen():
+    around = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.5), (4, math.nan), (5, 1.0), (6, 2.0)]
+    assert line_chart([Line("a", around)], x_label="x", y_label="y").count("<circle") == 1
+    assert line_chart([Line("a", [(3, 1.0)])], x_label="x", y_label="y").count("<circle") == 1
+    assert line_chart([Line("a", [(3, 1.0)], marks=True)], x_label="x", y_label="y").count("<circle") == 1

@@ -137,6 +137,9 @@ def line_chart(
             spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in places(stretch))
             styles = f"{style}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
             parts.append(f'<polyline class="{styles}" style="fill:none" points="{spots}"/>')
+            if len(stretch) == 1 and not line.marks:  # a line of one point is not seen
+                left, down = places(stretch)[0]
+                parts.append(f'<circle class="{style}" cx="{left:.1f}" cy="{down:.1f}" r="2"/>')
             if line.marks and len(stretch) <= 60:
                 for (x, y), (left, down) in zip(stretch, places(stretch), strict=True):
                     shown = f"{100 * y:.2f} %" if percent else _number(y, digits=5)

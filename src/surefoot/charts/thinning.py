@@ -68,10 +68,8 @@ class Curve:
         """What was kept, in order of x; NaN where there is a gap."""
         points: list[Point] = []
         for low, high, gap in [*self._buckets, (self._low, self._high, self._gap)]:
-            if low is not None and high is not None:
-                points += sorted({low, high})
-            if gap is not None:
-                points.append((gap[0], math.nan))
+            kept = {low, high} if low is not None and high is not None else set()
+            points += sorted({*kept, *([(gap[0], math.nan)] if gap is not None else [])}, key=lambda point: point[0])
         return points
 
 
