@@ -90,6 +90,14 @@ def test_seeds_are_a_group_whatever_machine_they_ran_on():
     assert "not" not in line
 
 
+def test_seeds_of_runs_from_python_are_a_group():
+    for lr, seed, value in ((0.1, 0, 0.9), (0.1, 1, 0.8), (0.2, 0, 0.7), (0.2, 1, 0.6)):
+        seeds = {"fit.seed": seed, "loader.seed": seed, "val.seed": seed}
+        make_run(Path(f"runs/{lr}-{seed}"), [value], conditions={"optimizer.lr": lr, **seeds})
+        Path(f"runs/{lr}-{seed}/recipe.yaml").unlink()
+    assert [group.spread.values for group in compared("runs").groups()] == [(0.9, 0.8), (0.7, 0.6)]
+
+
 def test_seeds_that_measured_nothing_but_nan_are_never_the_best_and_those_without_a_value_are_not_counted():
     for name, lr, values in (("a", 2.0, [0.95, math.nan]), ("b", 0.01, [0.80, 0.81]), ("c", 0.1, [0.90, 0.92])):
         for seed, value in enumerate(values):

@@ -28,7 +28,7 @@ _PARTS = (
 )
 _FROM_RECIPE = ("recipe.", "fit.", "loader.", "val.", "optimizer.", "checkpoint.", "metrics.")
 # Not what a run is, but what it is called and how it is watched.
-_NO_SETTING = ("name", "tensorboard", "seed")
+_NO_SETTING = ("name", "tensorboard", "seed", "fit.seed", "loader.seed", "val.seed")
 
 
 @dataclass(frozen=True)
