@@ -113,6 +113,17 @@ def test_what_was_raised_goes_on_and_what_was_changed_is_refused():
         swept(RANDOM.replace("0.001", "0.002"))
 
 
+def test_a_recipe_that_was_changed_is_refused_since_its_trials_could_not_be_compared():
+    text = RANDOM.replace("quickstart", "mine.yaml")
+    Path("mine.yaml").write_text(load_recipe("quickstart", ["epochs=2"]).to_yaml())
+    swept(text)
+    Path("mine.yaml").write_text(load_recipe("quickstart", ["epochs=2", "name=another"]).to_yaml())
+    swept(text)
+    Path("mine.yaml").write_text(load_recipe("quickstart", ["epochs=5"]).to_yaml())
+    with pytest.raises(UsageError, match=r"begun with another epochs in mine.yaml: trials of both"):
+        swept(text.replace("trials: 5", "trials: 6"))
+
+
 def test_a_directory_that_is_renamed_holds_the_same_sweep():
     study, _ = swept(RANDOM)
     study.directory.rename("runs/moved")

@@ -22,8 +22,11 @@ from ...recipe.nodes import Entries, Items, Problem, Refused, Scalar
 from ...recipe.reading import INVALID, Reading
 from ...recipe.sections import Keyed, key
 from ...recipe.yaml_source import read_text, read_tree
+from ..record import settings_of_text
 
 MOST_TRIALS = 100_000
+# Keys of a recipe that change no result of a trial.
+_NO_RESULT = ("name", "on_end", "tensorboard", "trackers")
 _BETWEEN = ("low", "high", "step", "log")
 
 
@@ -160,7 +163,10 @@ class Sweep(Keyed):
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep with what its recipe settles: number of trials, metric and direction, epochs, seed."""
+    """A sweep with what its recipe settles: number of trials, metric and direction, epochs, seed.
+
+    `settings` are the recipe's, by dotted key, without those that change no result.
+    """
 
     sweep: Sweep
     recipe: str
@@ -169,6 +175,7 @@ class Plan:
     mode: str
     epochs: int
     seed: int
+    settings: Mapping[str, Any]
     storage: str | None = None
 
     def arguments(self, values: Mapping[str, Any], seed: int) -> list[str]:
@@ -232,7 +239,14 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
     storage = sweep.storage
     if storage is not None and "://" not in storage:
         storage = str(Path(name).parent / storage)
-    return Plan(sweep, recipe, _trials(sweep, wrong), metric, mode, base.epochs, base.seed, storage)
+    return Plan(sweep, recipe, _trials(sweep, wrong), metric, mode, base.epochs, base.seed, _settings(base), storage)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe differs from the defaults, as JSON gives it back."""
+    settings = settings_of_text(recipe.brief_yaml())
+    kept = {key: value for key, value in settings.items() if key.split(".")[0] not in _NO_RESULT}
+    return dict(json.loads(json.dumps(kept, default=str)))
 
 
 def _metric(sweep: Sweep, recipe: Recipe, wrong: Any) -> tuple[str, str]:

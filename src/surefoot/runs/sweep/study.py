@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import optuna
 
 PRIVATE = SWEEP  # hidden, so that `surefoot runs` passes over it in silence
-_HOME, _PLAN = "surefoot:home", "surefoot:plan"
+_HOME, _PLAN, _RECIPE = "surefoot:home", "surefoot:plan", "surefoot:recipe"
 _MOST_TRIES, _PAUSE_S = 10, 0.3
 INSTALL = "pip install 'surefoot[sweep]' (or: pip install optuna)"
 
@@ -79,6 +79,15 @@ class Study:
             raise UsageError(
                 f"{self.directory}: this sweep was begun with another {', '.join(changed)}; bring it back, or begin a "
                 "new sweep with --dir (trials: may be raised)"
+            )
+        settings = self.plan.settings
+        if _RECIPE not in self.study.user_attrs:
+            self.study.set_user_attr(_RECIPE, settings)
+        kept = self.study.user_attrs[_RECIPE]
+        if changed := sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key)):
+            raise UsageError(
+                f"{self.directory}: this sweep was begun with another {', '.join(changed[:5])} in {self.plan.recipe}: "
+                "trials of both could not be compared; bring it back, or begin a new sweep with --dir"
             )
 
     @contextlib.contextmanager
