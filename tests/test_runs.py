@@ -13,11 +13,12 @@ import pytest
 from command_runs import files_in, refused
 from run_directories import make_run
 
+from surefoot import files
 from surefoot.checkpoint import RunDirectory, holder
 from surefoot.checkpoint.run import Lock
 from surefoot.cli import main
 from surefoot.errors import UsageError
-from surefoot.runs import listing, record
+from surefoot.runs import labels, listing, record
 from surefoot.runs.listing import list_runs
 from surefoot.runs.record import open_run
 from surefoot.runs.removing import remove
@@ -207,6 +208,22 @@ def test_tags_and_notes_come_and_go(capsys):
     assert shown(capsys, "note", "runs/low", "the one") == "runs/low: the one\n"
     assert "the one" in shown(capsys) and shown(capsys, "note", "runs/low") == "runs/low: the one\n"
     assert shown(capsys, "note", "runs/low", "") == "runs/low: no note\n"
+
+
+def test_no_other_process_changes_the_labels_while_one_does(monkeypatch):
+    make_run(Path("run"), [0.5])
+    written, free = labels._written, []
+
+    def looks(run, changed):
+        directory = os.open(run, os.O_RDONLY)
+        free.append(files.lock(directory))  # what another process would do
+        os.close(directory)
+        return written(run, changed)
+
+    monkeypatch.setattr(labels, "_written", looks)
+    labels.tagged("run", ["a", "b"])
+    labels.tagged("run", ["a"], remove=True)
+    assert labels.noted("run", "c") == labels.Labels(("b",), "c") and free == [False] * 3
 
 
 def test_removed_is_what_was_named_once_the_user_says_yes(capsys, monkeypatch):

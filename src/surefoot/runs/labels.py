@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,23 +48,38 @@ def tagged(run: str | Path, tags: Sequence[str], *, remove: bool = False) -> Lab
     """Add `tags` to a run's, or take them away; returns its labels. Raises UsageError for a tag that cannot be one."""
     if wrong := [tag for tag in tags if not tag or len(tag) > _LONGEST_TAG or not tag.isprintable() or " " in tag]:
         raise UsageError(f"tag {wrong[0]!r}: a tag is a word of at most {_LONGEST_TAG} characters, without blanks")
-    labels = read_labels(run)
-    kept = [tag for tag in labels.tags if tag not in tags]
-    if remove:
-        if missing := [tag for tag in tags if tag not in labels.tags]:
-            raise UsageError(f"{run}: has no tag {printable(missing[0])!r}; it has {', '.join(labels.tags) or 'none'}")
-        return _written(run, dataclasses.replace(labels, tags=tuple(kept)))
-    every = tuple(dict.fromkeys([*labels.tags, *tags]))
-    if len(every) > _MOST_TAGS:
-        raise UsageError(f"{run}: would have {len(every)} tags; {_MOST_TAGS} are the most")
-    return _written(run, dataclasses.replace(labels, tags=every))
+    with _alone(run):
+        labels = read_labels(run)
+        kept = [tag for tag in labels.tags if tag not in tags]
+        if remove:
+            if missing := [tag for tag in tags if tag not in labels.tags]:
+                raise UsageError(
+                    f"{run}: has no tag {printable(missing[0])!r}; it has {', '.join(labels.tags) or 'none'}"
+                )
+            return _written(run, dataclasses.replace(labels, tags=tuple(kept)))
+        every = tuple(dict.fromkeys([*labels.tags, *tags]))
+        if len(every) > _MOST_TAGS:
+            raise UsageError(f"{run}: would have {len(every)} tags; {_MOST_TAGS} are the most")
+        return _written(run, dataclasses.replace(labels, tags=every))
 
 
 def noted(run: str | Path, note: str) -> Labels:
     """Set a run's note; "" takes it away. Returns its labels."""
     if len(note) > _LONGEST_NOTE:
         raise UsageError(f"the note has {len(note)} characters; {_LONGEST_NOTE:,} are the most")
-    return _written(run, dataclasses.replace(read_labels(run), note=note))
+    with _alone(run):
+        return _written(run, dataclasses.replace(read_labels(run), note=note))
+
+
+@contextlib.contextmanager
+def _alone(run: str | Path) -> Iterator[None]:
+    """Let no other process write the labels meanwhile: it would take away what this one adds, or the other way."""
+    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _written(run: str | Path, labels: Labels) -> Labels:
