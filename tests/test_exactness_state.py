@@ -7,6 +7,7 @@ as bytes.
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import numpy
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from surefoot.data import Loader
+from surefoot.errors import Stopped
 from surefoot.losses import WeightedSum
 from surefoot.training import Checkpoints, fit
 
@@ -184,6 +186,7 @@ CASES = {
     for where, made in {
         "model": lambda kind: plain(layers=lambda: [Noise(Held(seeded(kind)))]),
         "data": lambda kind: plain(data=lambda: Drawing(Held(seeded(kind)))),
+        "averaged model": lambda kind: plain(layers=lambda: [Noise(Held(seeded(kind)))], fit={"ema_decay": 0.9}),
         "validation": lambda kind: plain(val=lambda: Drawing(Held(seeded(kind)))),
     }.items()
 }
@@ -220,6 +223,39 @@ def test_killed_and_resumed_equals_untouched(tmp_path, name):
         with pytest.raises(Crash):
             train(tmp_path / "resumed", made, place)
     train(tmp_path / "resumed", made)
+    untouched, resumed = left_behind(tmp_path / "untouched"), left_behind(tmp_path / "resumed")
+    for part in untouched:
+        assert resumed[part] == untouched[part], part
+
+
+class Evaluated(nn.Module):
+    """Draws and counts in every pass; its n-th one in evaluation asks the run to stop."""
+
+    def __init__(self, stop_at: int | None):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.generator, self.in_evaluation, self._stop_at = seeded("torch"), 0, stop_at
+
+    def forward(self, x):
+        self.passes += 1
+        if not self.training:
+            self.in_evaluation += 1
+            if self.in_evaluation == self._stop_at:
+                signal.raise_signal(signal.SIGTERM)
+        return x + 0.1 * torch.randn(x.shape, generator=self.generator) + 0.01 * self.passes
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_run_stopped_in_validation_begins_it_again_with_what_the_model_and_loss_had_then(tmp_path, ema):
+    stop_at: list[int | None] = [None]
+    layers = lambda: [Evaluated(stop_at[0])]  # noqa: E731
+    made = plain(layers=layers, val=lambda: Loader(samples(), 8, shuffle=False), fit={"ema_decay": ema})
+    train(tmp_path / "untouched", made, execution="plain")
+    stop_at[0] = 8  # of 5 a validation
+    with pytest.raises(Stopped):
+        train(tmp_path / "resumed", made, execution="plain")
+    stop_at[0] = None
+    train(tmp_path / "resumed", made, execution="plain")
     untouched, resumed = left_behind(tmp_path / "untouched"), left_behind(tmp_path / "resumed")
     for part in untouched:
         assert resumed[part] == untouched[part], part

@@ -256,7 +256,7 @@ def fit(
                     progress=state,
                     running=running,
                     **objects,
-                    generators=generators.Generators(model=model, loss=loss),
+                    generators=generators.Generators(model=model, loss=loss, average=train_step.ema),
                 )
             )
             for note in [*loader.notes, *(val_loader.notes if val_loader is not None else ())]:

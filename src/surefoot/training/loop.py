@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import rng
+from .. import generators, rng
 from ..checkpoint import Checkpointer, Every
 from ..data import Loader
 from ..errors import RunFailed
@@ -19,8 +19,10 @@ from ..modes import set_mode
 from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
 from ..step import Batch, TrainStep
+from ..untouched import Buffers
 from .evaluation import evaluate_on
 from .last_validation import LastValidation
+from .objective import hidden_state
 from .records import Recorder
 from .state import EarlyStopping, RunState
 from .unfreezing import Unfreezing
@@ -136,9 +138,9 @@ class Loop:
         values = dict(self.state.last)
         set_mode(self.step.optimizer, training=False)
         if self.val_loader is not None:
-            # A model that draws random numbers even in evaluation must find them as they were, should the run be
-            # stopped in here: it then begins this validation again.
-            before = rng.get_state() if self.checkpointer is not None else None
+            # A model that draws or counts even in evaluation must find all as it was, should the run be stopped in
+            # here: it then begins this validation again.
+            begin_again = before_pass(self.evaluated_model, self.step.loss) if self.checkpointer is not None else None
             # What the validation data draw, and in which order they come, depends on the epoch and not on how often
             # this process has validated.
             self.val_loader.seek(self.state.epoch)
@@ -149,7 +151,7 @@ class Loop:
                 metrics=self.metrics,
                 precision=self.step.options.precision,
                 confusion=self.classes,
-                between=lambda: self.stop_in_validation(before),
+                between=lambda: self.stop_in_validation(begin_again),
                 world=self.step.world,
                 hardest=MOST if self.last_validation is not None else 0,
             )
@@ -160,10 +162,10 @@ class Loop:
         self.state.last = values
         return values
 
-    def stop_in_validation(self, rng_before: Any) -> None:
+    def stop_in_validation(self, begin_again: Callable[[], None] | None) -> None:
         """Between two validation batches: save and stop if a signal asks for it."""
-        if self.checkpointer is not None and self.checkpointer.stop_requested:
-            rng.set_state(rng_before)
+        if self.checkpointer is not None and begin_again is not None and self.checkpointer.stop_requested:
+            begin_again()
             self.checkpointer.stop()
 
     def finish_epoch(self, values: dict[str, float]) -> None:
@@ -221,6 +223,21 @@ class Loop:
             raise RunFailed(f"{what}; {kept}; {advice}")
 
         self.step.world.agree(fail)  # all ranks come here: one of them says it
+
+
+def before_pass(model: nn.Module, loss: Any) -> Callable[[], None]:
+    """What puts back the random numbers and buffers that a pass without training has drawn from and written."""
+    drawn, buffers = rng.get_state(), Buffers(model, *hidden_state(loss, model).values())
+    own = [(each, generators.state_of(each)) for each in generators.held_by(model=model, loss=loss).values()]
+    buffers.note(always=True)
+
+    def begin_again() -> None:
+        rng.set_state(drawn)
+        buffers.put_back()
+        for generator, state in own:
+            generators.put_state(generator, state)
+
+    return begin_again
 
 
 def grouped(loader: Loader, size: int) -> Iterator[list[Batch]]:
