@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from surefoot import RunOptions, StepOptions
 from surefoot.data import Loader
 from surefoot.data.orders import epoch_order
-from surefoot.errors import RunFailed, UsageError
+from surefoot.errors import RunFailed, Stopped, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
 from surefoot.tracking import read_records
 from surefoot.training import About, Checkpoints, EarlyStopping, evaluate, fit, predict
@@ -416,3 +417,25 @@ def test_fewer_epochs_than_were_done_are_refused_and_change_nothing(data, run_di
     # A board that was opened has a file of its own; it holds no point yet.
     changed = {p.relative_to(run_dir).parts[0] for p in before | after if after.get(p) != before.get(p)}
     assert changed <= {"tensorboard"}
+
+
+@pytest.mark.parametrize(("call", "step"), [(12, 7), (16, 10)])  # of the loss, in the second epoch and its validation
+def test_an_epoch_that_was_begun_counts_among_those_that_were_done(data, run_dir, call, step):
+    """Its updates are in the weights, and the first epoch's metrics would be told of them."""
+    calls = iter(range(1000))
+
+    def loss(outputs, targets):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def run(epochs: int, **more) -> int:
+        model = make_model()
+        more |= {"batch_size": 10, "run_dir": run_dir, "val": Loader(data, 10, shuffle=False), "lint_off": ["all"]}
+        return fit(model, loss, sgd(model), data, **fit_arguments(epochs=epochs, execution="plain", **more)).steps
+
+    with pytest.raises(Stopped, match=f"after step {step};"):
+        run(2)
+    with pytest.raises(UsageError, match="epochs: 1 is below the 1 and a part of one more .* epochs=N of 2 or more"):
+        run(1, resume=True)
+    assert run(2, resume=True) == 10

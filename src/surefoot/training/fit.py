@@ -370,10 +370,13 @@ def _before_loading(
     loader.accept_changes = {
         c.name.rpartition(".")[2] if not c.name.startswith("data.") else "samples" for c in changes
     }
-    done = saved["progress"]["epoch"]
-    if done > epochs:
+    progress = saved["progress"]
+    done, part = progress["epoch"], saved["loader"]["position"] > 0 or progress["phase"] != "train"
+    # Of an epoch that was begun the weights hold a part, which no epoch's metrics would tell.
+    if done + part > epochs:
         raise UsageError(
-            f"epochs: {epochs} is below the {done} that the run has done; give epochs=N of {done} or more",
+            f"epochs: {epochs} is below the {done}{' and a part of one more' if part else ''} that the run has done; "
+            f"give epochs=N of {done + part} or more",
             code="argument",
         )
     if unfreezing is not None:
