@@ -79,6 +79,8 @@ def test_what_is_no_record_is_refused(tmp_path):
         (lambda: journal.step(1.5, {"loss": 1.0}), "journal: step: 1.5 is not a whole number"),
         (lambda: journal.epoch(-1, {"val/loss": 1.0}, step=1), "journal: epoch: -1 is not a whole number of 0 or more"),
         (lambda: journal.step(1, 0.5), "metrics: 0.5 is not a mapping"),
+        (lambda: journal.step(1, {"loss": 1.0, "step": 7.0}), "journal: 'step': is what each record has by itself"),
+        (lambda: journal.epoch(0, {"val/epoch": 1.0}, step=1), "call it otherwise, e.g. my_epoch"),
         (lambda: Journal(3), "run: 3 is not a path"),
     ):
         with pytest.raises(UsageError) as refusal:

@@ -14,6 +14,7 @@ from ..arguments import Arguments, metric_values
 from ..errors import SurefootError
 from ..tracking import TOGETHER, Progress, RunRecords, write_report
 from ..tracking.histograms import histograms_of
+from ..tracking.journal import NOT_METRICS
 from ..world import World
 from .records import Recorder
 
@@ -34,7 +35,7 @@ class Journal:
     record before the checkpointer counts its step or epoch: on resume, what came after the checkpoint is cut off, so
     that each point is there once. With ``tensorboard="together"`` both losses are drawn in one
     chart of the Scalars tab too. Nothing is made before the first record. Of the ranks of a `world`, only rank 0
-    writes. Raises Problems for values that are no numbers.
+    writes. Raises Problems for values that are no numbers, or that have the name of a field (`step`, `lr`).
     """
 
     def __init__(self, run: str | Path, *, tensorboard: bool | str = True, world: World | None = None):
@@ -75,8 +76,13 @@ class Journal:
         check.done()
         splits: dict[str, dict[str, Any]] = {}
         for name, value in metric_values(values).items():
-            split, _, name = name.rpartition("/")
-            splits.setdefault(split or "train", {})[name] = value
+            split, _, key = name.rpartition("/")
+            if key in NOT_METRICS:
+                check.refuse(
+                    repr(name), f"is what each record has by itself; leave it out, or call it otherwise, e.g. my_{key}"
+                )
+            splits.setdefault(split or "train", {})[key] = value
+        check.done()
         for split, numbers in splits.items() if not self._mute else ():
             self._recorder.write(kind, split, epoch, step, numbers, rates, self.wall_s())
 
