@@ -404,6 +404,14 @@ def test_a_program_is_not_made_into_something_else(directory, batch, tmp_path):
         open_model(tmp_path / "m.pt2")
 
 
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_a_preprocessing_that_a_program_would_not_apply_is_refused(ending, directory, batch, tmp_path):
+    needs_onnx(ending)
+    export(directory, tmp_path / f"m.{ending}", batch=batch)
+    with pytest.raises(UsageError, match="leave preprocessing out"):
+        open_model(tmp_path / f"m.{ending}", preprocessing=Preprocessing(), trust_code=True)
+
+
 def test_what_onnxruntime_cannot_run_is_told_and_not_kept(batch, tmp_path):
     needs_onnx("onnx")
     saved(LeNet5().double(), tmp_path / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 
 import pytest
 import torch
@@ -293,6 +294,7 @@ def test_unfreezing_suits_an_optimizer_without_names():
         ({"groups": ["head.*"]}, r"groups\[0\]: the text 'head.\*' is not a mapping"),
         ({"groups": [{"match": "head.*", "momentun": 1}]}, r"groups\[0\].momentun: .*did you mean 'momentum'"),
         ({"groups": [{"match": "head.*", "lr": -1}]}, r"groups\[0\].lr: -1 is below 0"),
+        ({"groups": [{"match": "head.*", "lr": math.inf}]}, r"groups\[0\].lr: inf is not a finite number"),
         ({"no_decay": "norm_and_bia"}, "did you mean 'norm_and_bias'"),
         ({"no_decay": ["zzz"]}, "'zzz' matches no parameter"),
         ({"layer_decay": 0}, "layer_decay: 0 is not above 0"),
@@ -309,6 +311,9 @@ def test_bad_groups_are_told(how, told):
     [
         ("Adm", {}, {}, "did you mean 'Adam'"),
         ("SGD", {"lr": -0.1}, {}, "-0.1 is below 0"),
+        ("SGD", {"lr": math.inf}, {}, "lr: inf is not a finite number; give a rate of 0 or more"),
+        ("SGD", {"lr": 10**400}, {}, "is not a finite number"),
+        ("Adam", {"weight_decay": math.inf}, {}, "weight_decay: inf is not a finite number"),
         ("SGD", {"momentun": 0.9}, {}, "did you mean 'momentum'"),
         ("Adam", {"betas": [0.9, 1.0]}, {}, r"betas\[1\]: 1.0 is not below 1"),
         ("Adam", {"betas": 0.9}, {}, "0.9 is not a list of 2"),

@@ -26,7 +26,7 @@ from .text import shortened
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number may have, ends included unless said to be open.
+    """The values that a number may have, ends included unless said to be open; `high_open` alone: a finite number.
 
     >>> Range(low=0).violation(-0.1)
     '-0.1 is below 0'
@@ -50,6 +50,8 @@ class Range:
             return f"{value!r} is above {self.high:g}"
         if self.low_open and value == self.low:
             return f"{value!r} is not above {self.low:g}"
+        if self.high_open and self.high == math.inf and value > sys.float_info.max:
+            return f"{describe(value)} is not a finite number"
         if self.high_open and value == self.high:
             return f"{value!r} is not below {self.high:g}"
         return None

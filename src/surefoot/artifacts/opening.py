@@ -187,16 +187,20 @@ def open_model(
         module = load_model(directory, instance, trust_code=trust_code)
         return LoadedModel(directory, "directory", info, Ready(module, info.preprocessing).eval(), module)
     kind = "folder" if path.is_dir() else recognise(path).kind
+    if kind in ("pt2", "onnx") and preprocessing is not None:
+        raise UsageError(
+            f"{path}: a program (.{kind}) takes its data as it was exported to; leave preprocessing out, and where the "
+            "program lacks it, call the model on preprocessing(raw)",
+            code="argument",
+        )
     if kind == "pt2":
-        if preprocessing is not None:
-            raise UsageError(f"{path}: a program holds its preprocessing; leave it out", code="argument")
         run, info = read_pt2(path, trust_code)
         return LoadedModel(path, "pt2", _with(info, None, classes), run)
     if kind == "onnx":
         from .onnx_file import read_onnx
 
         session, info = read_onnx(path)
-        return LoadedModel(path, "onnx", _with(info, preprocessing, classes), session)
+        return LoadedModel(path, "onnx", _with(info, None, classes), session)
     imported = import_weights(path, model, key=key, trust_code=trust_code)
     info = imported.info or describe_model(
         imported.model,

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..registry import ArgumentProblem, Entry, Range, Registry, describe, type_violation
 
-_LR = Range(low=0, hint="give a rate of 0 or more, e.g. 0.001")
-_AT_LEAST_0 = Range(low=0)
+_LR = Range(low=0, high_open=True, hint="give a rate of 0 or more, e.g. 0.001")
+_AT_LEAST_0 = Range(low=0, high_open=True)
 _FRACTION = Range(low=0, high=1, high_open=True)
 _LIMITS = {
     "lr": _LR,

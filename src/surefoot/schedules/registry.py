@@ -12,28 +12,29 @@ EPOCH, STEP = "epoch", "step"
 COMPOSITES = ("SequentialLR", "ChainedScheduler")
 
 _POSITIVE = Range(low=1, hint="give a whole number of 1 or more")
+_RATE = Range(low=0, high_open=True)
 _FACTOR = Range(low=0, high=1, high_open=True)
 _LIMITS = {
-    "StepLR": {"step_size": _POSITIVE, "gamma": Range(low=0)},
-    "MultiStepLR": {"gamma": Range(low=0)},
-    "ExponentialLR": {"gamma": Range(low=0)},
+    "StepLR": {"step_size": _POSITIVE, "gamma": _RATE},
+    "MultiStepLR": {"gamma": _RATE},
+    "ExponentialLR": {"gamma": _RATE},
     "ReduceLROnPlateau": {
         "factor": Range(low=0, high=1, high_open=True, hint="a plateau multiplies the rate, e.g. 0.1"),
         "patience": Range(low=0),
         "threshold": Range(low=0),
         "cooldown": Range(low=0),
-        "min_lr": Range(low=0),
+        "min_lr": _RATE,
         "eps": Range(low=0),
     },
-    "CosineAnnealingLR": {"T_max": _POSITIVE, "eta_min": Range(low=0)},
+    "CosineAnnealingLR": {"T_max": _POSITIVE, "eta_min": _RATE},
     "CyclicLR": {
-        "base_lr": Range(low=0),
-        "max_lr": Range(low=0),
+        "base_lr": _RATE,
+        "max_lr": _RATE,
         "step_size_up": _POSITIVE,
         "step_size_down": _POSITIVE,
     },
     "OneCycleLR": {
-        "max_lr": Range(low=0),
+        "max_lr": _RATE,
         "total_steps": _POSITIVE,
         "epochs": _POSITIVE,
         "steps_per_epoch": _POSITIVE,
@@ -48,8 +49,8 @@ _LIMITS = {
         "total_iters": _POSITIVE,
     },
     "PolynomialLR": {"total_iters": _POSITIVE},
-    "CosineAnnealingWarmRestarts": {"T_0": _POSITIVE, "T_mult": _POSITIVE, "eta_min": Range(low=0)},
-    "SWALR": {"swa_lr": Range(low=0), "anneal_epochs": Range(low=0)},
+    "CosineAnnealingWarmRestarts": {"T_0": _POSITIVE, "T_mult": _POSITIVE, "eta_min": _RATE},
+    "SWALR": {"swa_lr": _RATE, "anneal_epochs": Range(low=0)},
 }
 
 
