@@ -36,6 +36,10 @@ class RanksFailed(AssertionError):
         super().__init__("\n".join(f"--- rank {rank}\n{text}" for rank, text in errors.items()))
 
 
+# Ranks may take so long to meet, on a busy machine, whatever the timeout that is tried.
+MEET_S = 30.0
+
+
 def run_ranks(
     size: int,
     function: Callable[..., Any],
@@ -114,9 +118,12 @@ def _work(end: Connection, place: Any, function: Callable[..., Any], arguments: 
                 store=dist.FileStore(str(folder / "store"), size),
                 rank=rank,
                 world_size=size,
-                timeout=datetime.timedelta(seconds=timeout),
+                timeout=datetime.timedelta(seconds=max(timeout, MEET_S)),
             )
-            with World.join(timeout) as world:
+            with World.join(max(timeout, MEET_S)) as world:
+                if timeout < MEET_S:
+                    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=timeout), world._side)
+                    world._others._timeout = timeout
                 answer = (True, function(world, *arguments))
         except BaseException:
             answer = (False, traceback.format_exc())

@@ -169,7 +169,8 @@ def test_every_error_is_every_ranks(run_dir):
 
 def _saves_when_asked(world, run):
     """Which checkpoints are there once rank 1 alone was asked to save, and once an hour has passed for rank 1 alone."""
-    seconds = itertools.count(int(time.monotonic()) + 1)  # a step takes one, so that each step asks
+    # A step takes one, the first one too, so that each step asks.
+    seconds = itertools.count(int(time.monotonic()) + 2)
     surefoot.world.time = SimpleNamespace(monotonic=lambda: float(next(seconds)))
     clock = surefoot.checkpoint.checkpointer.time = SimpleNamespace(monotonic=lambda: 0.0)
     with surefoot.Checkpointer(run, world=world, every="10 min", keep_last=None, model=nn.Linear(2, 1)) as saver:
