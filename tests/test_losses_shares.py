@@ -11,6 +11,8 @@ from surefoot import losses
 from surefoot.data import Loader
 from surefoot.data.sources import DatasetSource
 from surefoot.losses.averaging import all_count, shares
+from surefoot.metrics import RunningMetrics
+from surefoot.metrics.reliability import Reliability
 from surefoot.world import World
 
 PARTS, N, CLASSES = 12, 22, 4
@@ -167,3 +169,21 @@ def test_what_counts_by_its_number_has_the_shares_that_looking_at_it_gives():
     looked = [share() for share in shares(nn.CrossEntropyLoss(), micro_batches, world)]
     assert shares(nn.CrossEntropyLoss(), micro_batches, world, complete=True) == [float(s) for s in looked]
     assert world.asked == 1
+
+
+def test_class_156_is_not_ignored_where_labels_are_uint8():
+    """In uint8 it is what -100 becomes."""
+    outputs, loss = torch.eye(200) * 9, nn.CrossEntropyLoss()
+    targets = torch.arange(150, 160, dtype=torch.uint8)
+    assert losses.sample_weight(loss, outputs, targets) == 10
+    assert losses.averaging.many_weights(loss, [targets]) == [10]
+    running = RunningMetrics(kind="classes", own=("accuracy", "f1_macro", "perplexity"))
+    reliability = Reliability()
+    for answered in (outputs[targets.long()], outputs[:10]):
+        running.add(torch.tensor(0.0), answered, targets, 10)
+        reliability.add(answered, targets)
+    wide = RunningMetrics(kind="classes", own=("accuracy", "f1_macro", "perplexity"))
+    for answered in (outputs[targets.long()], outputs[:10]):
+        wide.add(torch.tensor(0.0), answered, targets.long(), 10)
+    assert running.result() == wide.result() and running.result()["accuracy"] == 0.5
+    assert sum(reliability.result(World.alone())["samples"]) == 20

@@ -126,6 +126,9 @@ def test_numbers_of_other_forms():
     assert measured(nn.MSELoss(), constant, constant)["r2"] == 1.0
     assert measured(nn.MSELoss(), constant + 1, constant)["r2"] == 0.0
     assert math.isnan(measured(nn.MSELoss(), constant[:1], constant[:1])["r2"])
+    for dtype in (torch.int64, torch.uint8):
+        whole = torch.arange(6, dtype=dtype)
+        assert measured(nn.L1Loss(), whole + 0.5, whole) == {"loss": 0.5, "mae": 0.5, "r2": 1 - 1.5 / 17.5}
     half = (constant + 0.25).bfloat16()
     assert measured(nn.MSELoss(), half, constant, ["mae"])["mae"] == 0.25
     running = running_of(nn.GaussianNLLLoss(), ["mae"])

@@ -114,7 +114,7 @@ def many_weights(loss: Any, targets: Sequence[Tensor]) -> list[float]:
             joined = torch.cat(list(targets))
         except RuntimeError:  # of several shapes
             joined = torch.cat([t.reshape(-1) for t in targets])
-        if not bool((joined == ignored(loss)).any()):
+        if not bool((joined.long() == ignored(loss)).any()):
             return [t.numel() for t in targets]
     weights = [_weight_of_classes(loss, t) for t in targets]
     tensors = [w for w in weights if isinstance(w, Tensor)]
@@ -136,7 +136,7 @@ def all_count(loss: Any, whole: Any) -> bool:
     targets = (batches.pair(whole) or (None, None))[1]
     if not isinstance(targets, Tensor) or option(loss, "weight") is not None or targets.is_floating_point():
         return False
-    least, most = targets.aminmax()
+    least, most = map(int, targets.aminmax())
     return not least <= ignored(loss) <= most
 
 
@@ -217,7 +217,7 @@ def _weight_of(loss: Any, batch: Any, complete: bool) -> int | Tensor:
 def _weight_of_classes(loss: Any, targets: Tensor) -> int | Tensor:
     if targets.is_floating_point():  # class probabilities (C,) or (N, C, d1, ...): torch divides by N * d1 * ...
         return targets.numel() // targets.shape[1 if targets.dim() > 1 else 0]
-    counted = targets != ignored(loss)
+    counted = targets.long() != ignored(loss)  # in uint8 -100 would be class 156
     weight: Tensor | None = option(loss, "weight")
     if weight is None:
         return counted.sum()

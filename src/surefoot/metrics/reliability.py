@@ -37,7 +37,7 @@ class Reliability:
         if targets.shape != outputs.shape[:1] or targets.is_floating_point():
             return
         confidence, answers = outputs.double().softmax(1).max(1)
-        counted = (targets != self.ignore_index) & confidence.isfinite()
+        counted = (targets.long() != self.ignore_index) & confidence.isfinite()
         confidence = confidence.nan_to_num()
         place = (confidence * BINS).long().clamp(0, BINS - 1)
         # A comparison and sums of whole numbers: deterministic everywhere, which bincount on CUDA is not.

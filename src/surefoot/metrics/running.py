@@ -382,7 +382,7 @@ class RunningMetrics:
         if self.kind != "classes":
             right = answers == truth
             return torch.stack([right.sum(), right.new_tensor(right.numel(), dtype=torch.long)])
-        counted = truth != self.ignore_index
+        counted = truth.long() != self.ignore_index  # in uint8 -100 would be class 156
         if self.confusion:
             self._tally(answers, truth, counted)
         return torch.stack([((answers == truth) & counted).sum(), counted.sum()])

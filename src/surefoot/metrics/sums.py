@@ -62,8 +62,9 @@ class Counts:
             return
         answers, truth = (torch.cat(each) for each in zip(*held, strict=True))
         if self.kind == "classes":
+            truth = truth.long()  # in uint8 -100 would be class 156
             inside = (truth != self.ignore_index) & (truth >= 0) & (truth < self._size)
-            truth, answers = truth[inside].long(), answers[inside]
+            truth, answers = truth[inside], answers[inside]
             rows = [torch.bincount(of, minlength=self._size) for of in (truth, answers, truth[truth == answers])]
         else:
             rows = [truth.sum(0), answers.sum(0), (answers & truth).sum(0)]
@@ -121,6 +122,8 @@ class Errors:
             outputs = outputs[0] if isinstance(outputs, list | tuple) else outputs  # a mean and its variance
             if outputs.dtype in (torch.bfloat16, torch.float16):
                 outputs = outputs.float()
+            if not targets.is_floating_point():
+                targets = targets.to(outputs.dtype)
             if targets.shape != outputs.shape and targets.numel() == outputs.numel():
                 targets = targets.reshape(outputs.shape)
             errors = outputs - targets
@@ -177,7 +180,7 @@ class Likelihood:
             raise UsageError("metrics: perplexity needs class indices as targets; these are probabilities")
         logs = outputs.float() if self.logs else outputs.float().log_softmax(1 if outputs.dim() > 1 else 0)
         losses = functional.nll_loss(logs, targets.long(), ignore_index=self.ignore_index, reduction="none")
-        return torch.stack([losses.sum(dtype=torch.float64), (targets != self.ignore_index).sum().double()])
+        return torch.stack([losses.sum(dtype=torch.float64), (targets.long() != self.ignore_index).sum().double()])
 
     def rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """The sums of each batch, float64 (2,)."""
