@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 
 import numpy
@@ -294,3 +295,37 @@ def test_a_sample_may_be_one_value_and_collate_ones_own():
     source = DatasetSource(Single(), collate=lambda samples: (torch.tensor(samples) * 2, "kept"))
     values, kept = next(iter(Loader(source, 4, shuffle=False)))
     assert (values.tolist(), kept) == ([0, 2, 4, 6], "kept")
+
+
+class Gated(Dataset):
+    """Its second sample and all later ones wait until a file is there."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        while index and not os.path.exists(self.gate):
+            select.select([], [], [], 0.01)
+        return torch.tensor(index)
+
+
+def test_what_workers_still_read_for_an_iteration_that_was_left_is_awaited(tmp_path, monkeypatch):
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(Workers, "LOOK_S", 0.05)
+    loader = Loader(Gated(str(gate)), 1, shuffle=False, workers=1)
+    try:
+        assert next(iter(loader))[0].tolist() == [0]
+        started = Workers._started
+
+        def opened_later(self):
+            threading.Timer(0.2, gate.touch).start()
+            return started(self)
+
+        monkeypatch.setattr(Workers, "_started", opened_later)
+        assert [batch.tolist() for (batch,) in loader] == [[1], [2]]
+    finally:
+        gate.touch()
+        loader.close()

@@ -202,7 +202,7 @@ class Workers:
         self._keys.requested.clear()
         try:
             with _sigchld_kept():
-                iterator = iter(self._loader)
+                iterator = self._started()
             while True:
                 try:
                     batch = self._next(iterator)
@@ -220,6 +220,17 @@ class Workers:
                 "cause: try fewer workers, or workers: 0 to read the data in this process",
                 code="data-worker",
             ) from error
+
+    def _started(self) -> Iterator[Any]:
+        """torch's iterator at a start; what workers still read for an earlier one is awaited, however long it takes."""
+        iterator: Any = self._loader._iterator
+        if iterator is None:
+            return iter(self._loader)
+        iterator._timeout = 0
+        try:
+            return iter(self._loader)
+        finally:
+            iterator._timeout = self._loader.timeout
 
     def _next(self, iterator: Iterator[Any]) -> Any:
         """The next batch, however long it takes; with a warning now and then."""
