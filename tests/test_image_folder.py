@@ -30,7 +30,8 @@ def folder(tmp_path):
         for number in range(10):
             picture(tmp_path / "all" / name / f"{number}.png", seed=10 * label + number)
     (tmp_path / "all" / "bag" / "notes.txt").write_text("not a picture")
-    (tmp_path / "all" / ".cache").mkdir()
+    picture(tmp_path / "all" / ".cache" / "0.png")
+    picture(tmp_path / "all" / "shoe" / ".ipynb_checkpoints" / "0-checkpoint.png")
     return tmp_path / "all"
 
 
@@ -55,8 +56,13 @@ def test_folders_named_train_and_val_are_the_splits(tmp_path):
             picture(tmp_path / split / "b" / "deeper" / f"{number}.JPG", seed=number)
     splits = image_folder(str(tmp_path), size=[6, 4], channels=1)
     assert (len(splits.train), len(splits.val), splits.train.tensors[0].shape[1:]) == (6, 4, (1, 6, 4))
+    picture(tmp_path / "test" / "a" / "0.png")
+    assert image_folder(str(tmp_path), size=[6, 4], channels=1).train.fingerprint() == splits.train.fingerprint()
     picture(tmp_path / "val" / "c" / "0.png")
     with pytest.raises(UsageError, match="val: there is no folder 'c' in .*train"):
+        image_folder(str(tmp_path))
+    (tmp_path / "val").rename(tmp_path / "validation")
+    with pytest.raises(UsageError, match="the folders test, train, validation, which are no classes; call the two"):
         image_folder(str(tmp_path))
 
 

@@ -19,9 +19,12 @@ _SMALL, _LARGEST = 64, 160
 
 
 def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """The files in a folder and in folders of it by their names' endings, sorted; none whose name begins with a dot."""
-    files = (path for path in folder.rglob("*") if path.name.lower().endswith(endings))
-    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
+    """The files in a folder and in folders of it by their names' endings, sorted.
+
+    None whose name begins with a dot, and none in a folder of it with such a name.
+    """
+    files = (path for path in folder.rglob("*") if path.name.lower().endswith(endings) and path.is_file())
+    return sorted(path for path in files if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def png(pixels: np.ndarray) -> bytes:

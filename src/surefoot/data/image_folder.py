@@ -28,6 +28,8 @@ MAX_FILE_BYTES = 1 << 28
 # All pictures of a split are decoded once and kept where they take at most this much, and a quarter of the memory.
 MEMORY_BYTES = 2 << 30
 _PROBLEMS_SHOWN = 10
+# Folders of these names alone are parts of a data set, and no classes.
+_SPLITS = {"train", "val", "valid", "validation", "dev", "test"}
 
 
 def image_folder(
@@ -35,10 +37,10 @@ def image_folder(
 ) -> DataSplits:
     """PNG and JPEG files under `dir`, uint8 (N, channels, height, width); each folder's name is a class.
 
-    With the folders ``train`` and ``val`` in `dir`, the classes are in these. Else a `val_share` of each class
-    validates, at least one picture of each, drawn by `seed`; 0 for no validation. `size` is height and width, or one
-    number for both; `channels` is 3, or 1 for grey. Pictures are resized as `surefoot predict` does it. Other files,
-    and those whose names begin with a dot, are left out.
+    With the folders ``train`` and ``val`` in `dir`, the classes are in these; ``test`` beside them is not read. Else a
+    `val_share` of each class validates, at least one picture of each, drawn by `seed`; 0 for no validation. `size` is
+    height and width, or one number for both; `channels` is 3, or 1 for grey. Pictures are resized as `surefoot predict`
+    does it. Other files, and those whose names begin with a dot, are left out.
 
     Raises UsageError for a folder without pictures, classes that differ between ``train`` and ``val``, and, naming
     the files, for pictures that cannot be read.
@@ -47,7 +49,7 @@ def image_folder(
     root = Path(os.path.expanduser(dir))
     if not root.is_dir():
         raise UsageError(f"data.dir: {root} is no directory; give the one whose folders are the classes")
-    if {folder.name for folder in _folders(root)} == {"train", "val"}:
+    if _is_split(root):
         train, val = _files(root / "train"), _files(root / "val")
         if unknown := sorted(set(val) - set(train)):
             raise UsageError(f"{root / 'val'}: there is no folder {unknown[0]!r} in {root / 'train'}")
@@ -74,7 +76,7 @@ def labelled_pictures(
     Raises UsageError as `image_folder` does, and for a folder that is none of the classes.
     """
     root = Path(os.path.expanduser(dir))
-    root = root / split if {folder.name for folder in _folders(root)} == {"train", "val"} else root
+    root = root / split if _is_split(root) else root
     files = _files(root)
     for name in files:
         if name not in classes:
@@ -84,6 +86,19 @@ def labelled_pictures(
             )
     channels, height, width = shape
     return _source(files, classes, (channels, height, width))
+
+
+def _is_split(root: Path) -> bool:
+    """Whether a folder holds ``train`` and ``val``. Raises UsageError for parts of a data set of other names."""
+    names = {folder.name for folder in _folders(root)}
+    if {"train", "val"} <= names <= _SPLITS:
+        return True
+    if "train" in names and names <= _SPLITS:
+        raise UsageError(
+            f"data.dir: {root} has the folders {', '.join(sorted(names))}, which are no classes; call the two to "
+            f"use train and val, or give the one whose folders are the classes: {root / 'train'}"
+        )
+    return False
 
 
 def _folders(root: Path) -> list[Path]:
