@@ -13,6 +13,7 @@ from surefoot.data.array_files import npz, safetensors
 from surefoot.errors import UsageError
 from surefoot.files import write_new
 
+PARTS = (("test", 2), ("val", 3), ("train", 6))
 X, Y = numpy.arange(60.0).reshape(20, 3), numpy.arange(20) % 3
 
 
@@ -48,6 +49,9 @@ def test_names_of_splits_are_found_and_pictures_get_their_channels_first(tmp_pat
     splits = npz(saved(tmp_path, x_train=pictures, y_train=labels, x_test=pictures[:2], y_test=labels[:2]))
     assert (splits.train.tensors[0].shape, splits.val.tensors[0].shape) == ((6, 1, 5, 4), (2, 1, 5, 4))
     assert splits.train.targets().dtype == torch.int64 and splits.preprocessing.scale == 1 / 255
+    three = {f"{kind}_{part}": array[:n] for part, n in PARTS for kind, array in (("x", pictures), ("y", labels))}
+    splits = npz(saved(tmp_path, **three))
+    assert (len(splits.train), len(splits.val)) == (6, 3)
     colours = numpy.zeros((6, 5, 4, 3), dtype=numpy.uint8)
     splits = npz(saved(tmp_path, images=colours, labels=labels, val_images=colours[:1], val_labels=labels[:1]))
     assert splits.train.tensors[0].shape == (6, 3, 5, 4) and splits.sizes["channels"] == 3 and len(splits.val) == 1

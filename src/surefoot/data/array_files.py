@@ -21,7 +21,7 @@ from .table_files import nearest, ordinary_file
 
 # Whole numbers from 0 to below this are classes.
 MOST_CLASSES = 10_000
-_VALIDATING = {"val", "valid", "validation", "test"}
+_VALIDATING = ({"val", "valid", "validation"}, {"test"})
 
 
 def npz(
@@ -35,9 +35,9 @@ def npz(
     """Arrays of an .npz file, as ``numpy.savez(path, x=..., y=...)`` writes it: inputs (N, ...) and targets (N, ...).
 
     `inputs` and `targets` name them. Else the targets are the array called ``y``, ``target``, ``targets``, ``label`` or
-    ``labels``, and the inputs the only other one; alone, it is data without targets. Arrays with ``val`` or ``test`` in
-    their names validate (``x_train`` and ``x_test``); else those of the same names in a second file `val`, or a
-    `val_share` of the samples, drawn by `seed`.
+    ``labels``, and the inputs the only other one; alone, it is data without targets. Arrays with ``val`` in their names
+    validate, or where there are none those with ``test`` (``x_train`` and ``x_test``); else those of the same names in
+    a second file `val`, or a `val_share` of the samples, drawn by `seed`.
 
     Targets of whole numbers are classes, int64 (N,), or (N, H, W) for masks; others are float32, (N,) as (N, 1).
     Inputs of float64 become float32; uint8 (N, H, W) and (N, H, W, 3) are pictures, and become (N, C, H, W).
@@ -89,7 +89,8 @@ def _splits(
 ) -> DataSplits:
     names = _pair(path, first, inputs, targets)
     train = _source(path, first, names)
-    beside = [name for name in first if _words(name) & _VALIDATING and name not in names]
+    candidates = [[n for n in first if _words(n) & words and n not in names] for words in _VALIDATING]
+    beside = next((some for some in candidates if some), [])
     val: TensorSource | None
     if second is not None:
         val = _source("val", second, names, train)
@@ -116,7 +117,7 @@ def _pair(path: str, arrays: Mapping[str, Tensor], inputs: str | None, targets: 
     for key, name in (("inputs", inputs), ("targets", targets)):
         if name is not None and name not in arrays:
             raise UsageError(f"{key}: {path} has no array {name!r}{nearest(name, list(arrays), 'arrays')}")
-    free = [name for name in arrays if name not in (inputs, targets) and not _words(name) & _VALIDATING]
+    free = [name for name in arrays if name not in (inputs, targets) and not _words(name) & set().union(*_VALIDATING)]
     targets = targets or _only([name for name in free if _is_target(name)])
     inputs = inputs or _only([name for name in free if name != targets and not _is_target(name)])
     if inputs is None or (targets is None and len(arrays) > 1):
