@@ -514,3 +514,8 @@ def test_a_column_that_cannot_weigh_is_told(tmp_path, name, message):
         surefoot.Loader(
             csv(written(tmp_path, text), "price", weights=name, drop=["a"], val_share=0).train, 3, weights=name
         )
+
+
+def test_a_column_of_one_number_is_taken_whatever_its_mean_rounds_to():
+    splits = table({"a": [0.1] * 7, "b": [1.5, 2, 3, 4, 5, 6, 7], "y": [0.5, 1, 2, 3, 4, 5, 6]}, "y", val_share=0)
+    assert splits.preprocessing.std[0] == 1.0

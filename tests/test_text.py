@@ -170,3 +170,11 @@ def test_a_run_is_killed_and_resumed_exactly_and_its_model_keeps_the_vocabulary(
     book.write_text(WORDS + "another end", encoding="utf-8")
     assert main(["resume", "part", "epochs=3"]) == 2
     assert "data.train" in capsys.readouterr().err
+
+
+def test_windows_are_a_source_like_any_other():
+    windows = TokenWindows(torch.arange(30, dtype=torch.uint8), 5)
+    inputs, targets = windows.subset(torch.tensor([1, 0])).tensors
+    assert inputs[0].tolist() == [5, 6, 7, 8, 9] and targets[1].tolist() == [1, 2, 3, 4, 5]
+    with pytest.raises(UsageError, match="weights: 'rare' is neither balanced nor a column"):
+        Loader(windows, 2, weights="rare")

@@ -229,8 +229,8 @@ def _targets(rows: Any, name: str, classes: tuple[str, ...] | None) -> Tensor | 
     values = _values(rows, name)
     if classes is not None and _kind(rows, name) == "texts":
         number = {text: index for index, text in enumerate(classes)}
-        if other := next((text for text in values if text not in number), None):
-            raise UsageError(f"data.targets: {other!r} of the column {name!r} is no class of the training rows")
+        if others := [text for text in values if text not in number]:
+            raise UsageError(f"data.targets: {others[0]!r} of the column {name!r} is no class of the training rows")
         values = [number[text] for text in values]
     targets = _tensor(values)
     if targets is None:

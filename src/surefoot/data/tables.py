@@ -306,7 +306,8 @@ def _statistics(table: Any, names: Sequence[str], rows: Any, place: Place) -> di
         if not len(values):
             problems.append(f"column {name!r} has no value in the rows that train; leave it out (drop: [{name}])")
             continue
-        mean, std = float(values.mean()), float(values.std())
+        # Of equal numbers the computed mean may be another by rounding.
+        mean, std = float(values.mean()), float(values.std()) if (values != values[0]).any() else 0.0
         if 0 < std < _SPREAD * abs(mean):
             problems.append(
                 f"column {name!r} differs by {std:.3g} around {mean:.6g}, which float32 cannot tell apart; take away a "

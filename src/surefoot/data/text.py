@@ -43,7 +43,7 @@ class TokenWindows(TensorSource):
         # Not by TensorSource's constructor: it would make the windows contiguous, which copies the text many times.
         self.tensors = tuple(part.unfold(0, length, self.stride) for part in (tokens[:-1], tokens[1:]))
         self.classes = None if classes is None else tuple(classes)
-        self._fingerprint = None
+        self.aside, self._fingerprint = {}, None
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
