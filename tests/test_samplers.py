@@ -424,3 +424,56 @@ def test_a_recipe_draws_by_weight(tmp_path):
     recipe.write_text(text.replace("WEIGHTS", "rare"))
     with pytest.raises(UsageError, match=r"r.yaml:3:\d+: data.weights: 'rare' is neither balanced nor a column"):
         build(load_recipe(recipe))
+
+
+class Turned:
+    """Its order begins at `first`, which is its state."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter([(self.first + k) % 4 for k in range(4)])
+
+    def state_dict(self):
+        return {"first": self.first}
+
+    def load_state_dict(self, state):
+        self.first = state["first"]
+
+
+def test_an_order_that_was_looked_at_before_a_state_is_loaded_is_not_gone_on_with():
+    saved, loader = (Loader((torch.arange(4),), 1, sampler=Turned(first)) for first in (1, 3))
+    next(iter(saved))
+    assert loader.peek()[0].tolist() == [3]
+    loader.load_state_dict(saved.state_dict())
+    assert [batch.item() for (batch,) in loader] == [2, 3, 0]
+
+
+@pytest.mark.parametrize("less", [{"num_samples": 3}, {"sampler": SubsetRandomSampler([1, 2])}])
+def test_an_epoch_of_no_batch_is_refused(less):
+    data = torch.arange(9)
+    assert len(Loader((data,), 4, **less)) == 1
+    with pytest.raises(UsageError, match="drop_last: an epoch has fewer samples than a batch of 4"):
+        Loader((data,), 4, drop_last=True, **less)
+
+
+class Changed(Dataset):
+    """As torchvision's data sets: `targets` are kept as they were before `target_transform`."""
+
+    def __init__(self):
+        self.targets, self.target_transform = [0, 0, 0, 1], lambda target: 1 - target
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.zeros(2), self.target_transform(self.targets[index])
+
+
+def test_targets_are_those_that_samples_have():
+    assert DatasetSource(Changed()).targets().tolist() == [1, 1, 1, 0]
+    assert DatasetSource(Subset(Changed(), [0, 3])).targets().tolist() == [1, 0]

@@ -240,4 +240,5 @@ class Indexed:
 
     def restore(self, epoch: int, position: int, state: Mapping[str, Any]) -> None:
         """Go on from a `state` of that place."""
+        self._keys = None  # those of a sampler with a state may be others now
         self._order.restore(epoch, state.get("order") or {})

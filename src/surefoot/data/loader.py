@@ -54,8 +54,8 @@ class Loader:
       rows of each batch. `weight` is what the mean of the last batch given counts, so that the mean over ranks is that
       over all rows; where a rank has no row it is 0, and one row stands in.
 
-    The process's random number generators are never drawn from. Raises UsageError for an empty data set, a batch
-    larger than the data, and arguments that cannot be; of a stream, for what orders samples.
+    The process's random number generators are never drawn from. Raises UsageError for an empty data set or epoch, a
+    batch larger than the data, and arguments that cannot be; of a stream, for what orders samples.
 
     >>> loader = Loader((torch.arange(5.0), torch.arange(5)), batch_size=2, shuffle=False)
     >>> [targets.tolist() for inputs, targets in loader]
@@ -149,6 +149,12 @@ class Loader:
                     source = source.without(weights)
             reading["normalize_once"] = normalize_once
             self._batches = Indexed(source, order, self.batch_size, self._finish, **reading)
+        if self.drop_last and self.length == 0:
+            raise UsageError(
+                f"data: drop_last: an epoch has fewer samples than a batch of {self.batch_size}, so that no batch is "
+                "left of it; give a smaller batch_size, more samples, or drop_last=False",
+                code="argument",
+            )
         if share is not None:
             rank, size = share if isinstance(share, tuple) else (share.rank, share.size)
             self.divide(size, rank, size)

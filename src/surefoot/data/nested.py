@@ -40,7 +40,8 @@ def targets_of(dataset: Any) -> Tensor | None:
         targets = [part for part in parts if part is not None]
         return torch.cat(targets) if len(targets) == len(parts) else None
     listed = getattr(dataset, "targets", None)
-    listable = isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(dataset)
+    changed = getattr(dataset, "target_transform", None) is not None  # they are kept as they were before it
+    listable = not changed and isinstance(listed, Tensor | numpy.ndarray | list) and len(listed) == len(dataset)
     return as_tensor(listed) if listable else None
 
 
