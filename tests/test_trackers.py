@@ -10,7 +10,7 @@ import pytest
 from command_runs import refused
 from run_directories import make_run
 
-from surefoot import RunOptions, UsageError
+from surefoot import Journal, RunOptions, UsageError
 from surefoot.cli import main, track
 from surefoot.errors import Problems, RunFailed
 from surefoot.recipe import load_recipe
@@ -109,6 +109,22 @@ def test_what_comes_is_sent_once_also_by_another_process(process, run):
     append(run, 20)
     process(run, "mlflow", server).end()
     assert server.points == expected(5, 10, 15, 20) and server.status == "done"
+
+
+def test_every_record_of_a_step_is_sent_in_whichever_order_a_loop_writes_them(process, run):
+    server = Server()
+    feed = process(run, "mlflow", server)
+    with Journal(run, tensorboard=False) as journal:
+        journal.step(5, {"discriminator/loss": 1.0})
+        feed.catch_up()
+        journal.step(5, {"generator/loss": 2.0})
+        feed.catch_up()
+        journal.epoch(0, {"val/loss": 1.0}, step=5)
+        process(run, "mlflow", server).catch_up()
+        journal.epoch(0, {"train/loss": 1.0}, step=5)
+        process(run, "mlflow", server).end()
+    names = ["loss/discriminator_step", "loss/generator_step", "loss/val", "loss/train"]
+    assert server.points == [(name, 5) for name in names]
 
 
 def test_two_processes_never_tell_one_tracker_at_a_time(process, run, capsys, monkeypatch):

@@ -34,9 +34,9 @@ INSTALL = {
 _MOST_BYTES = 4 * 1024 * 1024
 _BATCH = 500  # records
 _LEAVING_S, _PAUSE_S, _MOST_WAITS = 20.0, 5.0, 24
-# Where a record stands among those of its step: the order in which they are written.
-_ORDER = {("step", "train"): 0, ("epoch", "train"): 1, ("epoch", "val"): 2}
+# A record's step, and how many records of that step come before it.
 Place = tuple[int, int]
+_START: Place = (-1, 0)
 
 
 class Held(RunFailed):
@@ -73,8 +73,9 @@ class Feed:
         self._run, self._opened = run, opened
         self._note = run / FOLDER / f"{name}.json"
         self._tracker: Tracker | None = None
-        self._sent: Place = (-1, 0)
+        self._sent = _START
         self._offset = 0  # of the journal's bytes, how many hold nothing that is not sent
+        self._last = _START  # the place of the last record in these
         self._lock: IO[bytes] | None = None
 
     def catch_up(self) -> int:
@@ -87,8 +88,10 @@ class Feed:
             self._tracker = self._opened(about, self._run)
         count, end = 0, _whole_bytes(self._run / JOURNAL)
         try:
-            for batch in self._batches(0 if end < self._offset else self._offset):
-                self._send(batch, _seconds(about.get("created")), unsure)
+            if end < self._offset:
+                self._offset, self._last = 0, _START
+            for batch, place in self._batches(end):
+                self._send(batch, place, _seconds(about.get("created")), unsure)
                 unsure, count = False, count + len(batch)
         except BaseException:
             self._tracker = None
@@ -120,7 +123,7 @@ class Feed:
             self._lock.close()
             self._lock = None
 
-    def _send(self, batch: Sequence[Mapping[str, Any]], started: float, unsure: bool) -> None:
+    def _send(self, batch: Sequence[Mapping[str, Any]], place: Place, started: float, unsure: bool) -> None:
         assert self._tracker is not None
         points = []
         for record in batch:
@@ -129,20 +132,24 @@ class Feed:
                 if not (unsure and self._tracker.has(name, record["step"])):
                     points.append((name, value, record["step"], at))
         self._tracker.send(points)
-        self._sent = _place(batch[-1])
+        self._sent = place
         self._note.parent.mkdir(exist_ok=True)
         files.write_atomically(self._note, json.dumps({"sent": self._sent}).encode())
 
-    def _batches(self, start: int) -> Iterator[list[Mapping[str, Any]]]:
+    def _batches(self, end: int) -> Iterator[tuple[list[Mapping[str, Any]], Place]]:
+        """The records up to the byte `end` that are not sent yet, each time with the place of the last."""
         batch: list[Mapping[str, Any]] = []
-        for record in run_records(self._run / JOURNAL, lambda message: None, start=start):
-            if _place(record) > self._sent:
+        place = self._last
+        for record in run_records(self._run / JOURNAL, lambda message: None, start=self._offset, end=end):
+            place = (record["step"], place[1] + 1 if record["step"] == place[0] else 0)
+            if place > self._sent:
                 batch.append(record)
             if len(batch) == _BATCH:
-                yield batch
+                yield batch, place
                 batch = []
         if batch:
-            yield batch
+            yield batch, place
+        self._last = place
 
     def end(self) -> None:
         """Send what is left, and tell how the run has ended."""
@@ -157,15 +164,11 @@ def _whole_bytes(path: Path) -> int:
         return end_of_last_line(file.fileno())
 
 
-def _place(record: Mapping[str, Any]) -> Place:
-    return record["step"], _ORDER.get((record["kind"], record["split"]), 3)
-
-
 def _noted(note: Path) -> Place:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         step, order = json.loads(files.read_bounded(note, 10_000))["sent"]
         return int(step), int(order)
-    return -1, 0
+    return _START
 
 
 def _about(run: Path) -> dict[str, Any]:
