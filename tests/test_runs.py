@@ -236,6 +236,12 @@ def test_removed_is_what_was_named_once_the_user_says_yes(capsys, monkeypatch):
     assert sorted(os.listdir("runs")) == ["high"]
 
 
+def test_a_run_that_is_named_twice_is_removed_once_and_the_others_too(capsys):
+    three()
+    said = shown(capsys, "rm", "runs/low", "runs/low/", str(Path("runs/low").resolve()), "runs/high", "--yes")
+    assert "removed 2 runs" in said and not {"low", "high"} & set(os.listdir("runs"))
+
+
 def test_a_run_in_use_linked_or_with_foreign_files_is_never_removed(capsys):
     three()
     with RunDirectory.create("runs/busy"):

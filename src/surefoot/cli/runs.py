@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,7 +162,7 @@ def _rm(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
     if not words:
         raise UsageError("runs rm: name the runs to remove: surefoot runs rm RUN ...")
-    paths = [Path(word) for word in dict.fromkeys(words)]
+    paths = list({os.path.abspath(word): Path(word) for word in words}.values())
     for path in paths:  # all of them are looked at before one is touched
         require_removable(path)
     if not _agreed(f"remove {counted(len(paths), 'run')} with all checkpoints and models?", paths, arguments.yes):
