@@ -286,6 +286,27 @@ def test_a_nan_loss_can_be_skipped_and_is_told(data, run_dir):
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+def test_updates_skipped_in_a_row_are_counted_over_epochs_and_resumes(run_dir):
+    """One in two sittings, of epochs with fewer updates than may be skipped."""
+
+    def run(epochs: int) -> None:
+        model, nan = make_model(), torch.full((10, FEATURES), math.nan)
+        settings = {
+            "batch_size": 1,
+            "run_dir": run_dir,
+            "resume": True,
+            "lint_off": ["all"],
+            "execution": "plain",
+            "on_nonfinite": "skip",
+        }
+        data = nan, torch.zeros(10).long()
+        fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(epochs=epochs, **settings))
+
+    run(4)
+    with pytest.raises(RunFailed, match="epoch 10, step 1: .* as on the 99 batches before it"):
+        run(11)
+
+
 def test_a_run_whose_every_batch_is_nan_does_not_go_on_for_ever(data):
     model = make_model()
     inputs = torch.full((400, FEATURES), math.nan)

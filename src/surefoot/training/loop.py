@@ -72,7 +72,6 @@ class Loop:
         # What has joined gets its rate before the first update, however that update is run.
         schedule.adopt_groups()
         set_mode(step.optimizer, training=True)
-        skipped_in_a_row = 0
         of_epoch, first, then = loader.epoch, loader.position, loader.position
         for micro_batches in grouped(loader, step.options.grad_accum_steps) if state.phase == "train" else ():
             first, then = then, then + len(micro_batches)
@@ -81,10 +80,9 @@ class Loop:
             try:
                 result = step(micro_batches)
             except NonFinite as error:
-                skipped_in_a_row += 1
-                self.nonfinite(error, range(first, then), skipped_in_a_row)
+                self.nonfinite(error, range(first, then))
                 continue
-            skipped_in_a_row = 0
+            state.skipped_in_a_row = 0
             state.step += 1
             recorded = state.step % log_every == 0
             if recorded or batches is None or loader.position == batches:
@@ -194,7 +192,7 @@ class Loop:
         state = self.state
         self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
-    def nonfinite(self, error: NonFinite, positions: range, in_a_row: int) -> None:
+    def nonfinite(self, error: NonFinite, positions: range) -> None:
         """A loss or gradient that is NaN or infinite: skip the update and say so, or stop and keep the finite state."""
         which = positions if error.micro_batch is None else [positions[error.micro_batch]]
         where = self.loader.describe(self.state.epoch, which)
@@ -202,8 +200,9 @@ class Loop:
         if self.step.options.on_nonfinite == "stop":
             self.fail_nonfinite(what)
         self.state.skipped += 1
-        if in_a_row >= MOST_SKIPS_IN_A_ROW:
-            self.fail_nonfinite(f"{what}, as on the {in_a_row - 1} batches before it")
+        self.state.skipped_in_a_row += 1
+        if self.state.skipped_in_a_row >= MOST_SKIPS_IN_A_ROW:
+            self.fail_nonfinite(f"{what}, as on the {self.state.skipped_in_a_row - 1} batches before it")
         self.recorder.progress.message(f"{what}; this update is skipped")
         if self.checkpointer is not None:
             self.checkpointer.check_signals()

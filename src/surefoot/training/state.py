@@ -102,6 +102,7 @@ class RunState:
     stopped_early: bool = False
     stale_epochs: int = 0
     skipped: int = 0
+    skipped_in_a_row: int = 0
     best: Best = field(default_factory=Best)
     patience_best: Best = field(default_factory=Best)
     last: dict[str, float] = field(default_factory=dict)
@@ -118,6 +119,7 @@ class RunState:
         """Plain numbers and text."""
         return {
             **{name: getattr(self, name) for name in _COUNTS},
+            "skipped_in_a_row": self.skipped_in_a_row,
             "best": vars(self.best).copy(),
             "patience_best": vars(self.patience_best).copy(),
             "last": dict(self.last),
@@ -129,6 +131,7 @@ class RunState:
         """Take back what `state_dict` gave; metrics, modes, deltas and patience are this run's."""
         for name in _COUNTS:
             setattr(self, name, state[name])
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)  # earlier versions kept none
         for name in ("best", "patience_best"):
             mine: Best = getattr(self, name)
             if (state[name]["metric"], state[name]["mode"]) == (mine.metric, mine.mode):
