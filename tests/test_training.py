@@ -17,6 +17,7 @@ from surefoot.data import Loader
 from surefoot.data.orders import epoch_order
 from surefoot.errors import RunFailed, Stopped, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
+from surefoot.step import TrainStep
 from surefoot.tracking import read_records
 from surefoot.training import About, Checkpoints, EarlyStopping, evaluate, fit, predict
 
@@ -284,6 +285,40 @@ def test_a_nan_loss_can_be_skipped_and_is_told(data, run_dir):
     assert result.steps == 18
     assert sum("this update is skipped" in text for text in heard.messages) == 2
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_loss_that_is_seen_at_a_record_is_saved_at_its_own_step(run_dir, monkeypatch):
+    """As on a GPU, where no single loss is waited for."""
+    made = TrainStep.__init__
+
+    def unchecked(step, *args, **settings):
+        made(step, *args, **settings)
+        step.checks = False
+
+    monkeypatch.setattr(TrainStep, "__init__", unchecked)
+    model, updates = make_model(), iter(range(1, 100))
+
+    def loss(outputs, targets):
+        late = torch.is_grad_enabled() and next(updates) > 5
+        return nn.functional.cross_entropy(outputs, targets) + (math.inf if late else 0.0)
+
+    with pytest.raises(RunFailed, match="the mean loss up to step 6 is inf; the parameters are finite and saved"):
+        data = torch.ones(10, FEATURES), torch.zeros(10).long()
+        settings = {"batch_size": 1, "run_dir": run_dir, "lint_off": ["all"], "execution": "plain", "log_every": 1}
+        fit(model, loss, sgd(model), data, **fit_arguments(epochs=1, **settings))
+    (saved,) = (run_dir / "checkpoints").iterdir()
+    state = json.loads((saved / "state.json").read_text())
+    assert state["step"] == state["objects"]["progress"]["step"] == 6
+
+
+def test_samples_are_named_by_the_place_of_a_loader_that_was_read_before(data):
+    heard, model, loader = Heard(), make_model(), Loader(poisoned(data, 17), 5)
+    loader.seek(3)
+    run = RunOptions(progress=heard, lint_off=["all"], execution="plain")
+    fit(model, nn.CrossEntropyLoss(), sgd(model), loader, epochs=1, step=StepOptions(on_nonfinite="skip"), run=run)
+    (message,) = (text for text in heard.messages if "this update is skipped" in text)
+    bad = next(indices.tolist() for indices in epoch_order(SAMPLES, 0, 3).split(5) if 17 in indices)
+    assert f"on samples [{', '.join(map(str, bad))}]" in message
 
 
 def test_updates_skipped_in_a_row_are_counted_over_epochs_and_resumes(run_dir):

@@ -174,7 +174,7 @@ class Checkpointer:
         return Restored(self.steps, self.epochs, found.status.path, found.status.metrics, found.skipped, tuple(changes))
 
     def begin_at(self, step: int, epoch: int) -> None:
-        """Count from here in a run that begins with a state from elsewhere, and save it: before its first step."""
+        """Count from here and save: before the first step of a state from elsewhere, or where `step` did not count."""
         self.steps, self.epochs = step, epoch
         self.save()
 

@@ -80,7 +80,7 @@ class Loop:
             try:
                 result = step(micro_batches)
             except NonFinite as error:
-                self.nonfinite(error, range(first, then))
+                self.nonfinite(error, of_epoch, range(first, then))
                 continue
             state.skipped_in_a_row = 0
             state.step += 1
@@ -192,10 +192,10 @@ class Loop:
         state = self.state
         self.recorder.write(kind, split, state.epoch, state.step, values, state.rates, state.wall_s())
 
-    def nonfinite(self, error: NonFinite, positions: range) -> None:
+    def nonfinite(self, error: NonFinite, of_epoch: int, positions: range) -> None:
         """A loss or gradient that is NaN or infinite: skip the update and say so, or stop and keep the finite state."""
         which = positions if error.micro_batch is None else [positions[error.micro_batch]]
-        where = self.loader.describe(self.state.epoch, which)
+        where = self.loader.describe(of_epoch, which)
         what = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}: {error} on {where}"
         if self.step.options.on_nonfinite == "stop":
             self.fail_nonfinite(what)
@@ -213,7 +213,8 @@ class Loop:
         if (bad := first_not_finite(self.step.model, self.step.world)) is not None:
             kept = f"the parameters are no longer finite ({bad}); what was saved before is kept"
         elif self.checkpointer is not None:
-            self.checkpointer.save()
+            # A record is made before its update is counted there.
+            self.checkpointer.begin_at(self.state.step, self.state.epoch)
             kept = "the parameters are finite and saved; a resume goes on after this batch"
         else:
             kept = "the parameters are still finite"
