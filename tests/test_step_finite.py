@@ -55,6 +55,22 @@ def test_a_batch_with_a_nan_gradient_is_skipped_and_leaves_nothing_behind(option
     assert int(model.norm.num_batches_tracked) == result.steps * options.get("grad_accum_steps", 1)
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
+def test_running_statistics_are_those_before_the_batch_that_is_skipped_not_those_of_the_start(norm):
+    """Batch normalization writes them without a new version of the tensor."""
+    torch.manual_seed(0)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(15, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer, StepOptions(on_nonfinite="skip"))
+    inputs, targets = torch.randn(8, 3, 5), torch.randint(2, (8,))
+    for factor in (1.0, 2.0):
+        step([(factor * inputs, targets)])
+    before = copy.deepcopy(dict(model.named_buffers()))
+    with pytest.raises(NonFinite):
+        step([(inputs * float("nan"), targets)])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 def test_a_run_stops_before_the_parameters_change_and_goes_on_after_the_batch(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(

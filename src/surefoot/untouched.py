@@ -19,6 +19,8 @@ from .wrapping import is_spread, local
 
 # Attributes of torch's own modules; recurrent ones look their weights up anew whenever others are put in their place.
 _MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
+# Of more elements no running mean of batch normalization is.
+_SMALL = 1 << 16
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _CONTAINERS = (list, dict, set, deque)
 # What is looked into where a function closes over it; the rest may be a whole data set.
@@ -163,13 +165,17 @@ class Buffers:
         self._kept: dict[int, tuple[Tensor | None, int, Tensor | None]] = {}
 
     def note(self, always: bool) -> None:
-        """Copy what changed since the last time; `always` where writes do not show in a tensor's version."""
+        """Copy what changed since the last time; `always` where writes do not show in a tensor's version.
+
+        Those of torch's batch normalization never do, so that what is small is always copied.
+        """
         for place, (buffers, name) in enumerate(self._places):
             tensor, kept = buffers.get(name), self._kept.get(place)
             version = -1 if tensor is None else tensor._version
-            if always or kept is None or kept[0] is not tensor or kept[1] != version:
-                value = None if tensor is None or is_lazy(tensor) else tensor.detach().clone()
-                self._kept[place] = tensor, version, value
+            shaped = None if tensor is None or is_lazy(tensor) else tensor
+            small = shaped is not None and shaped.numel() <= _SMALL
+            if always or small or kept is None or kept[0] is not tensor or kept[1] != version:
+                self._kept[place] = tensor, version, None if shaped is None else shaped.detach().clone()
 
     def put_back(self) -> None:
         """Make them as they were when `note` was called."""
