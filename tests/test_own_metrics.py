@@ -129,6 +129,10 @@ def test_numbers_of_other_forms():
     for dtype in (torch.int64, torch.uint8):
         whole = torch.arange(6, dtype=dtype)
         assert measured(nn.L1Loss(), whole + 0.5, whole) == {"loss": 0.5, "mae": 0.5, "r2": 1 - 1.5 / 17.5}
+    whole = torch.arange(20) + 1_700_000_000  # seconds
+    found = measured(nn.L1Loss(), whole.double() + 0.5, whole.double())
+    assert found["r2"] == pytest.approx(1 - 20 * 0.25 / 665, rel=1e-9)
+    assert measured(nn.MSELoss(), whole[:1].double().expand(9) + 0.1, whole[:1].double().expand(9))["r2"] == 0.0
     half = (constant + 0.25).bfloat16()
     assert measured(nn.MSELoss(), half, constant, ["mae"])["mae"] == 0.25
     running = running_of(nn.GaussianNLLLoss(), ["mae"])

@@ -111,7 +111,7 @@ class Errors:
     """
 
     def __init__(self, state: Sequence[Sequence[float]] = ()):
-        # A row each: samples, sum of errors, of squared errors, of targets, of squared targets.
+        # A row each: samples, sum of errors, of squared errors, mean of the targets, their squared distances from it.
         self._sums = torch.tensor(state, dtype=torch.float64) if state else None
 
     def rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
@@ -131,11 +131,12 @@ class Errors:
             if errors.dim() != 2:
                 errors, targets = errors.reshape(-1, 1), targets.reshape(-1, 1)
             samples.append(len(errors))
+            mean = targets.mean(0, dtype=torch.float64)
             sums += [
                 vector_norm(errors, 1, 0, dtype=torch.float64),
                 vector_norm(errors, 2, 0, dtype=torch.float64),
-                targets.sum(0, dtype=torch.float64),
-                vector_norm(targets, 2, 0, dtype=torch.float64),
+                mean,
+                vector_norm(targets.double() - mean, 2, 0),
             ]
         found = torch.stack(sums).reshape(len(samples), 4, -1).cpu()
         found[:, 1] *= found[:, 1]
@@ -146,15 +147,14 @@ class Errors:
     def add(self, rows: Sequence[Tensor]) -> None:
         """Add the sums of each batch, one after another."""
         for each in rows:
-            self._sums = _sum(self._sums, each)
+            self._sums = each if self._sums is None else merged(self._sums, each)
 
     def values(self) -> dict[str, float]:
         """``mae`` and ``r2``; R2 of targets that never change is 1 where there are no errors, else 0."""
         if self._sums is None:
             return {"mae": math.nan, "r2": math.nan}
-        count, errors, squared_errors, sums, squares = self._sums
-        about_mean = squares - sums**2 / count
-        constant = about_mean <= 1e-12 * squares  # what rounding leaves of targets that are all alike
+        count, errors, squared_errors, mean, about_mean = self._sums
+        constant = about_mean <= count * (1e-14 * mean) ** 2  # what rounding leaves of targets that are all alike
         r2 = torch.where(constant, (squared_errors == 0).double(), 1 - squared_errors / about_mean)
         few = count < 2
         return {"mae": (errors.sum() / count.sum()).item(), "r2": math.nan if few.any() else r2.mean().item()}
@@ -202,6 +202,16 @@ class Likelihood:
 
 def _sum(before: Tensor | None, more: Tensor) -> Tensor:
     return more if before is None else before + more
+
+
+def merged(one: Tensor, other: Tensor) -> Tensor:
+    """The sums of two stretches as one, where row 0 counts, 3 is a mean and 4 the squared distances from it."""
+    count = one[0] + other[0]
+    apart = other[3] - one[3]
+    total = one + other
+    total[3] = one[3] + apart * other[0] / count
+    total[4] += apart.square() * one[0] * other[0] / count
+    return total
 
 
 def perplexity(mean: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..batches import leaves
 from .by_class import of_counts
+from .sums import merged
 
 
 class _Counted:
@@ -83,7 +84,7 @@ class TargetErrors(_Counted):
                 [torch.full_like(mean, len(true)), error.abs().sum(0), error.square().sum(0), mean]
                 + [(true - mean).square().sum(0)]
             )
-            self.sums[name] = _merged(self.sums[name], each) if name in self.sums else each
+            self.sums[name] = merged(self.sums[name], each) if name in self.sums else each
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """A row for each target, called by `names` where they are as many, else by its part and column."""
@@ -99,13 +100,3 @@ class TargetErrors(_Counted):
         for row, name in zip(rows, names if len(names) == len(rows) else (), strict=False):
             row["target"] = name
         return rows
-
-
-def _merged(one: Tensor, other: Tensor) -> Tensor:
-    """The sums of two stretches as one: the spreads of both, and that between their means."""
-    count = one[0] + other[0]
-    apart = other[3] - one[3]
-    total = one + other
-    total[3] = one[3] + apart * other[0] / count
-    total[4] += apart.square() * one[0] * other[0] / count
-    return total
