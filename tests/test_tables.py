@@ -519,3 +519,17 @@ def test_a_column_that_cannot_weigh_is_told(tmp_path, name, message):
 def test_a_column_of_one_number_is_taken_whatever_its_mean_rounds_to():
     splits = table({"a": [0.1] * 7, "b": [1.5, 2, 3, 4, 5, 6, 7], "y": [0.5, 1, 2, 3, 4, 5, 6]}, "y", val_share=0)
     assert splits.preprocessing.std[0] == 1.0
+
+
+@pytest.mark.parametrize("other", ["1.0,0\n2.00,0\n3,0\n1.5,0\n", "1,0\n2,0\n3.0,0\n1.5,0\n"])
+@pytest.mark.parametrize("values", [["1", "2", "3"], ["1.0", "2.0", "3.0"]])
+def test_a_whole_number_is_the_same_category_with_and_without_a_point(tmp_path, values, other):
+    columns = TableColumns({"a": 0.0}, {"code": tuple(values)}, ("y",), False)
+    (tmp_path / "new.csv").write_text("code,a\n" + other)
+    assert rows(tmp_path / "new.csv", columns)[:, 1].tolist() == [1, 2, 3, 0]
+
+
+def test_a_name_of_two_lines_is_a_category_like_any_other(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b'"the\r\ncode",a,y\r\n01,1.5,2.5\r\n1,2,3.5\r\n02,3,4.25\r\n')
+    splits = csv(str(tmp_path / "t.csv"), "y", categories=["the\r\ncode"], val_share=0)
+    assert splits.train.columns.categories == {"the\r\ncode": ("01", "1", "02")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,8 @@ def _header(path: Path, form: Mapping[str, Any]) -> list[str]:
     lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"{path}: is empty; a table begins with a line of its columns' names")
-    names = next(csv.reader(lines[:1], delimiter=form["separator"]))
+    # Not of the first line: a quoted name may hold a line's end.
+    names = next(filter(None, csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=form["separator"])))
     sign = max(",;\t|", key=lines[0].count)
     if len(names) == 1 and sign in lines[0]:
         shown = repr(sign).replace("'", '"')

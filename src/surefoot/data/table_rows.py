@@ -22,6 +22,7 @@ Place = Callable[[int], str]
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}([,.' \u00a0]\d{3})+([.,]\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+_POINT_ZERO = re.compile(r"^(-?\d+)\.0+$")
 _LARGEST = float(numpy.finfo(numpy.float32).max)
 
 
@@ -149,8 +150,11 @@ def _decoded(column: Any) -> Any:
 def _indices(column: Any, values: Sequence[str]) -> Any:
     """The place of each row's text among `values`, from 1; 0 where it is none of them, NaN where it is missing."""
     codes, texts = coded(column)
-    position = {value: index for index, value in enumerate(values, 1)}
-    return numpy.array([*(position.get(text, 0.0) for text in texts), numpy.nan])[codes]
+    exactly = {value: index for index, value in enumerate(values, 1)}
+    # A whole number is written 1 in one file, and 1.0 in another where it stood beside missing values.
+    position = {_POINT_ZERO.sub(r"\1", value): index for value, index in exactly.items()} | exactly
+    places = (position.get(text, position.get(_POINT_ZERO.sub(r"\1", text), 0.0)) for text in texts)
+    return numpy.array([*places, numpy.nan])[codes]
 
 
 def _gaps(name: str, gaps: Any, place: Place, advice: str = "") -> str:
