@@ -102,6 +102,26 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path):
     assert same(model, again)
 
 
+@pytest.mark.parametrize("shape", [(1,) * 9, (100_000, 100_000), (None, 28)])
+def test_a_sample_that_no_reader_would_take_is_refused_before_anything_is_written(tmp_path, shape):
+    with pytest.raises(UsageError, match="shape"):
+        save_model(LeNet5(), tmp_path / "model", input_shape=shape)
+    assert not os.listdir(tmp_path)
+
+
+def test_predictions_of_what_is_no_batch_are_refused_and_those_of_none_are_none(tmp_path):
+    opened = open_model(save_model(MLP(in_features=4, hidden=[], classes=2), tmp_path / "model"))
+    assert opened.predict(torch.zeros(0, 4)).shape == (0, 2)
+    assert opened.predict(torch.zeros(5, 4), batch_size=2).shape == (5, 2)
+    with pytest.raises(UsageError, match=r"batches \(N, \.\.\.\)"):
+        opened.predict(torch.tensor(1.0))
+    with pytest.raises(UsageError, match="raw"):
+        opened.predict([1.0])
+    for size in (0, -1, 2.5):
+        with pytest.raises(UsageError, match="batch_size"):
+            opened.predict(torch.zeros(5, 4), batch_size=size)
+
+
 class Scaled(nn.Module):
     """A buffer that the state_dict leaves out, as rotary positions are."""
 

@@ -40,7 +40,7 @@ def _listed(what: str, text: bool = False) -> Callable[[Arguments, str, Any], No
             check.refuse(name, f"{value!r} is not {what}")
         elif value is not None and name == "input_shape":
             for size in value:
-                check.whole(name, size, low=1, none=True)
+                check.whole(name, size, low=1)
 
     return check_list
 

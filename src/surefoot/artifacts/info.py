@@ -208,7 +208,7 @@ def describe_model(
             raise UsageError(f"{name}: {value!r} is not made of numbers, text, lists and mappings")
     return ModelInfo(
         model=spec,
-        input_shape=tuple(int(n) for n in input_shape) if input_shape is not None else None,
+        input_shape=None if input_shape is None else _shape([int(n) for n in input_shape], "the model's description"),
         input_dtype=dtype,
         classes=classes,
         preprocessing=preprocessing if isinstance(preprocessing, Preprocessing) else None,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import batches
+from ..arguments import Arguments
 from ..errors import UsageError, first_line
 from ..models import spec_of
 from ..preprocessing import Preprocessing
@@ -127,6 +128,12 @@ class LoadedModel:
         object with `logits` gives these. Raises `UsageError` where the model's output holds no tensors, has no row for
         each sample, or is not as wide as its classes.
         """
+        check = Arguments()
+        check.instance("raw", raw, torch.Tensor, "torch.zeros(2, 1, 28, 28)")
+        check.whole("batch_size", batch_size, low=1)
+        check.done()
+        if not raw.dim():
+            raise UsageError(f"{self.path}: takes batches (N, ...), not a single number")
         parts = [self(part) for part in torch.split(raw, batch_size)] or [self(raw)]
         outputs = batches.joined(list(map(batches.scores, parts)))
         if outputs is None:
