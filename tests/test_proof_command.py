@@ -83,6 +83,27 @@ def test_all_that_a_command_started_ends_with_it():
     assert not alive(grandchild) and running.code == 128 + signal.SIGKILL
 
 
+def test_a_command_that_was_killed_never_seems_to_have_ended_well():
+    """The command is waited for in two threads: here the one that kills it is always the first, and the last to end."""
+    program = (
+        "import os, threading; from surefoot.proof import supervisor\n"
+        "wait, killpg = supervisor.subprocess.Popen.wait, os.killpg\n"
+        "def late(process):\n"
+        "    while os.path.exists(f'/proc/{process.pid}'):\n"
+        "        os.sched_yield()\n"
+        "    return wait(process)\n"
+        "supervisor.subprocess.Popen.wait = late\n"
+        "os.killpg = lambda *words: (threading.main_thread().join(0.3), killpg(*words))\n"
+        "supervisor.main()\n"
+    )
+    lifeline, held = os.pipe()
+    command = [sys.executable, "-c", program, str(lifeline), "sleep", "1000"]
+    with subprocess.Popen(command, pass_fds=[lifeline], start_new_session=True) as process:
+        os.close(lifeline)
+        os.close(held)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_what_a_command_leaves_behind_when_it_ends_is_ended():
     with Running(["sh", "-c", "setsid sleep 1000 > /dev/null 2>&1 & echo $!"], None, os.environ) as running:
         grandchild = int(running.process.stdout.readline())

@@ -62,14 +62,19 @@ def main() -> None:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode(errors="backslashreplace"))
         os._exit(127)
 
+    ending = threading.Event()
+
     def watch() -> None:
         os.read(lifeline, 1)
+        ending.set()
         end_descendants()
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
     code = process.wait()
     end_descendants()
+    if ending.is_set():  # the watch has waited for the command, whose code is not known here; it ends this process too
+        signal.pause()
     os._exit(code if code >= 0 else 128 - code)
 
 
