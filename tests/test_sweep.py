@@ -171,6 +171,12 @@ def test_a_trial_behind_the_others_is_pruned_and_saved():
     assert states[4] == states[5] == states[7] == "PRUNED" and "pruned" in lines[4]
 
 
+def test_a_trial_is_compared_by_all_its_epochs_also_those_that_came_with_its_end():
+    study, _ = swept()
+    epochs = [trial.intermediate_values for trial in study.trials()]
+    assert epochs == [{0: lr / 2, 1: lr} for lr in (0.01, 0.01, 0.1, 0.1)]
+
+
 def test_a_training_that_fails_is_a_failed_trial_and_three_at_first_end_the_sweep():
     codes = iter([0, 1, 0, 0])
 

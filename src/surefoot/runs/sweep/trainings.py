@@ -154,6 +154,7 @@ class Work:
                             self.process.terminate()
 
     def _training_done(self, directory: Path) -> str | None:
+        self._follow(directory)  # what it wrote between the last look and its end: others are pruned by it
         plan, content = self.study.plan, open_run(directory).content
         reached = content.metrics.get(plan.metric)
         value = math.nan if reached is None else reached.best(plan.mode)[0]
