@@ -533,3 +533,13 @@ def test_a_name_of_two_lines_is_a_category_like_any_other(tmp_path):
     (tmp_path / "t.csv").write_bytes(b'"the\r\ncode",a,y\r\n01,1.5,2.5\r\n1,2,3.5\r\n02,3,4.25\r\n')
     splits = csv(str(tmp_path / "t.csv"), "y", categories=["the\r\ncode"], val_share=0)
     assert splits.train.columns.categories == {"the\r\ncode": ("01", "1", "02")}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_row_is_called_by_the_line_at_which_it_begins(tmp_path, end):
+    path = tmp_path / "t.csv"
+    path.write_bytes(end.join([b"a,note,y", b'1.5,"of', b'two",2.5', b"", b'2,"an', b'other",1.5', b",third,0.5", b""]))
+    with pytest.raises(UsageError, match="t.csv: line 7: 'a' has no value"):
+        csv(str(path), "y", drop="note", val_share=0)
+    with pytest.raises(UsageError, match="t.csv: line 7: 'a' has no value"):
+        rows(path, TableColumns({"a": 0.0}, {}, ("y",), False))

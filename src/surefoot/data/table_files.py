@@ -92,6 +92,22 @@ def ordinary_file(path: str | Path) -> Path:
     raise UsageError(f"path: {path} does not exist{did_you_mean(path.name, there)}")
 
 
+def line_of(path: str | Path, form: Mapping[str, Any], row: int) -> int:
+    """The line of a text file at which a row begins, from 1: quoted texts may have several, empty ones are no rows."""
+    count, begins = -1, 1  # the first holds the names
+    with arrow().input_stream(str(ordinary_file(path))) as stream:
+        records = csv.reader(io.TextIOWrapper(stream, form["encoding"], newline=""), delimiter=form["separator"])
+        try:
+            for record in records:
+                if record and count == row:
+                    break
+                count += bool(record)
+                begins = records.line_num + 1
+        except csv.Error:  # a text that is too long for it
+            return row + 2
+    return begins
+
+
 def _checked(table: Any, where: str) -> Any:
     table = table.rename_columns([str(name).strip() for name in table.column_names])
     if twice := [repr(name) for name, count in Counter(table.column_names).items() if count > 1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..errors import Problems, UsageError
 from ..table_columns import CSV, TableColumns
 from ..text import counted
 from .sources import TensorSource
-from .table_files import PARQUET_ENDINGS, arrow, is_number, nearest, read_table
+from .table_files import PARQUET_ENDINGS, arrow, is_number, line_of, nearest, read_table
 
 # How a message calls a row: "houses.csv: line 7".
 Place = Callable[[int], str]
@@ -48,16 +48,17 @@ def labelled_rows(path: str | Path, columns: TableColumns, classes: Sequence[str
 
 def _read(path: str | Path, columns: TableColumns, names: Sequence[str], texts: Sequence[str]) -> tuple[Any, Place]:
     is_parquet = str(path).lower().endswith(PARQUET_ENDINGS)
-    table = read_table(path, None if is_parquet else {**CSV, **columns.csv}, [*columns.categories, *texts])
+    form = None if is_parquet else {**CSV, **columns.csv}
+    table = read_table(path, form, [*columns.categories, *texts])
     lacking = [name for name in names if name not in table.column_names]
     if lacking:
         raise Problems([f"{path}: there is no column {n!r}{nearest(n, table.column_names)}" for n in lacking])
-    return table, place_in(path, text=not is_parquet)
+    return table, place_in(path, form)
 
 
-def place_in(where: object, *, text: bool) -> Place:
-    """How a row is called: by its line in a text file, whose first holds the names; else counted from 1."""
-    return lambda row: f"{where}: {'line' if text else 'row'} {row + (2 if text else 1)}"
+def place_in(where: str | Path, form: Mapping[str, Any] | None) -> Place:
+    """How a row is called: by its line in a text file of that `form`; else, where it is None, counted from 1."""
+    return lambda row: f"{where}: row {row + 1}" if form is None else f"{where}: line {line_of(where, form, row)}"
 
 
 def inputs_of(table: Any, columns: TableColumns, place: Place) -> Tensor:

@@ -133,7 +133,7 @@ def _splits(
     """The tables split, counted and encoded; `where` names them in messages, `form` is that of text files."""
     chosen = _checked(first, second, **options)
     targets, named, missing = chosen["target"], chosen["categories"], chosen["missing"]
-    places = [place_in(path, text=form is not None) for path in where]
+    places = [place_in(path, form) for path in where]
     if split := chosen["split"]:  # other rows may lack what they will
         codes, texts = coded(first[split])
         used = numpy.isin(codes, [k for k, text in enumerate(texts) if text in ("train", "val")]).nonzero()[0]
