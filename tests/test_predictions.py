@@ -250,3 +250,22 @@ def test_eval_calls_a_model_by_keywords_as_training_did(tmp_path, monkeypatch, c
     report = json.loads(capsys.readouterr().out)
     last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-1]
     assert report["loss"] == pytest.approx(last["loss"]) and report["accuracy"] == last["accuracy"]
+
+
+class Constant(nn.Module):
+    """Two numbers, whatever the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.both.expand(len(x), 2)
+
+
+def test_a_model_of_samples_without_numbers_is_saved_and_opens(tmp_path):
+    model = Constant()
+    data = torch.zeros(8, 0), torch.zeros(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, nn.MSELoss(), optimizer, data, epochs=1, batch_size=4, run_dir=tmp_path / "run")
+    assert open_model(tmp_path / "run", Constant()).predict(torch.zeros(3, 0)).shape == (3, 2)

@@ -268,11 +268,18 @@ def _model(value: Any, where: str | Path) -> dict[str, Any]:
     raise BadFile(where, 'model: neither {"name", "args"} nor {"class": "module:Name", "args"}')
 
 
+def is_shape(sizes: Sequence[Any]) -> bool:
+    """Whether a description can hold `sizes` as the shape of a sample."""
+    return len(sizes) <= 8 and all(type(n) is int and n > 0 for n in sizes) and math.prod(sizes) <= 2**31
+
+
 def _shape(value: Any, where: str | Path) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > 8 or not all(type(n) is int and n > 0 for n in value):
-        raise BadFile(where, "input.shape: not a list of up to 8 whole numbers above 0")
-    if math.prod(value) > 2**31:
-        raise BadFile(where, f"input.shape: {value} is more than 2**31 numbers a sample")
+    if not isinstance(value, list) or not is_shape(value):
+        raise BadFile(
+            where,
+            f"input.shape: {str(value)[:80]} is not a list of up to 8 whole numbers above 0, at most 2**31 numbers "
+            "a sample",
+        )
     return tuple(value)

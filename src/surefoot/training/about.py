@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..artifacts import save_model
-from ..artifacts.info import DTYPES
+from ..artifacts.info import DTYPES, is_shape
 from ..artifacts.pretrained import pretrained_spec
 from ..artifacts.weights import plain
 from ..data import Loader, StreamSource, TensorSource
@@ -80,7 +80,7 @@ def _loss_name(loss: Any) -> Any:
 
 
 def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
-    """The shape and dtype of one input as the data hold it; None for inputs of several parts or of unequal shapes."""
+    """The shape and dtype of one input as the data hold it; None for several parts, unequal or empty shapes."""
     source = loader.source
     if isinstance(source, TensorSource) and not source.names:
         samples = [source[:1][0]]
@@ -93,7 +93,8 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
         return None, None
     dtype = str(samples[0].dtype).removeprefix("torch.")
     same = len({sample.shape for sample in samples}) == 1
-    return tuple(samples[0].shape[1:]) if same else None, dtype if dtype in DTYPES else None
+    shape = tuple(samples[0].shape[1:])
+    return shape if same and is_shape(shape) else None, dtype if dtype in DTYPES else None
 
 
 def save_model_of(
