@@ -64,6 +64,19 @@ class Stateful(Plain):
         self.begin = state["read"]
 
 
+class Rewinding(Stateful):
+    """Goes back to its beginning when it has ended."""
+
+    def __iter__(self):
+        for number in itertools.islice(self.numbers(), self.read, None):
+            self.read += 1
+            yield sample_of(number)
+        self.read = 0
+
+    def load_state_dict(self, state):
+        self.read = state["read"]
+
+
 class ByIterator(Plain):
     """The same, where the iterator has the state, as torchdata has it."""
 
@@ -102,7 +115,7 @@ class Buffered(Stateful):
         yield from buffer
 
 
-KINDS = [Plain, Stateful, ByIterator, Buffered]
+KINDS = [Plain, Stateful, Rewinding, ByIterator, Buffered]
 
 
 def taken(loader, most=None):

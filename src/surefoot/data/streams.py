@@ -239,8 +239,8 @@ class StreamReader:
             if self._iterator is None:
                 self._iterator = iter(self._stream)
             samples = list(itertools.islice(self._iterator, self._size))
-            if not samples or (self._drop_last and len(samples) < self._size):
-                self._ended = True
+            self._ended = len(samples) < self._size
+            if not samples or (self._drop_last and self._ended):
                 return None
             # Those of all ranks: the digest of what was read is then the same on each.
             whole = Division(self._division.parts)

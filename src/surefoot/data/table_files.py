@@ -22,6 +22,7 @@ def arrow() -> Any:
     """The module pyarrow. Raises UsageError with what to install where it is missing."""
     try:
         import pyarrow
+        import pyarrow.compute
     except ImportError as error:
         raise UsageError(
             'tables are read by pyarrow, which is missing; pip install "surefoot[tables]"', code="package-missing"
