@@ -48,6 +48,10 @@ def work(size=4):
     return {"step": TrainStep(model, nn.CrossEntropyLoss(), optimizer), "batches": pairs}
 
 
+def replaced(step, **options):
+    return TrainStep(step.model, step.loss, step.optimizer, StepOptions(**options))
+
+
 def choose(spec="auto", steps=1000, **changes):
     said = []
     made = work() | changes
@@ -330,6 +334,15 @@ def test_a_model_without_a_copy_is_not_measured_and_says_so():
         chosen, said = choose(**made)
     assert chosen == as_torch_would()
     assert said[0].startswith("nothing is measured: the model cannot be copied: model.handle: TypeError")
+
+
+def test_where_no_candidate_can_be_measured_the_settings_of_torch_are_run_and_not_kept(tmp_path):
+    made = work()
+    made["step"] = replaced(made["step"], on_nonfinite="skip")
+    made["batches"][1][0].fill_(float("nan"))
+    chosen, said = choose(**made)
+    assert chosen == as_torch_would() and any("the loss is nan" in text for text in said), said
+    assert not list((tmp_path / "cache").rglob("*.json"))
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path, monkeypatch):

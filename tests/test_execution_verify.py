@@ -10,7 +10,8 @@ import torch
 from graph_steps import RULES, batches, close, made, updater
 from torch import nn
 
-from surefoot.execution import verify
+from surefoot.execution import Execution, prepare, verified_backend, verify
+from surefoot.execution.eager import EagerStep
 from surefoot.step import TrainStep
 
 
@@ -81,3 +82,39 @@ def test_an_eager_backend_is_held_to_the_bit():
         return result
 
     assert "differs from eager: the loss is" in verify(step, nearly, [batches()[0]])
+
+
+class Gated(nn.Module):
+    """Its second layer has a gradient of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.first(x) + 0.0 * self.second(x)
+
+
+def test_to_the_bit_no_parameter_is_passed_over():
+    model = Gated()
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5))
+
+    def forgets(micro_batches):
+        before = model.second.weight.detach().clone()
+        result = step.plain(micro_batches)
+        with torch.no_grad():
+            model.second.weight.copy_(before)
+        return result
+
+    assert "second.weight is off" in verify(step, forgets, [(torch.randn(8, 3), torch.randn(8, 1))], exact=True)
+
+
+def test_a_compiled_module_may_round_otherwise(monkeypatch):
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    monkeypatch.setattr("surefoot.execution.backends.why_not", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda module: lambda x: module(x) * (1 + 2**-20))
+    batch = torch.randn(8, 3), torch.randn(8, 1)
+    settings = Execution(threads=torch.get_num_threads(), compile="module")
+    with prepare(settings, model, step.optimizer):
+        assert isinstance(verified_backend(settings, step, batch), EagerStep)

@@ -54,6 +54,23 @@ def test_an_update_in_micro_batches_is_that_of_the_batch(case, accumulated):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_parameter_that_no_batch_reaches_has_no_gradient_in_micro_batches_either():
+    after = []
+    for parts in (0, 2):
+        model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(1, 1)})
+        objective = losses.objective(lambda model, batch: model["used"](batch[0]).square().mean())
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.5)
+        nn.init.ones_(model["unused"].weight)
+        step = TrainStep(model, objective, optimizer, StepOptions(set_to_none=False))
+        loader = Loader((torch.ones(8, 3), torch.ones(8)), 4)
+        if parts:
+            loader.divide(parts)
+        for batch in loader:
+            step([batch])
+        after.append((model["unused"].weight.item(), model["unused"].weight.grad))
+    assert after == [(1.0, None)] * 2
+
+
 class Counting(nn.Module):
     """Whose outputs depend on a buffer that each forward pass in training changes, as spectral normalization does."""
 

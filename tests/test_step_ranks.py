@@ -51,6 +51,20 @@ class Margins(nn.Module):
         return nn.functional.cross_entropy(outputs * self.scale, targets)
 
 
+class Centred(nn.Module):
+    """A loss with a buffer that each call moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+
+    def forward(self, outputs, targets):
+        loss = nn.functional.cross_entropy(outputs - self.centre, targets)
+        with torch.no_grad():
+            self.centre.lerp_(outputs.mean(0), 0.1)
+        return loss
+
+
 def whole(model, batch):
     """An objective that says what its mean is over, and calls the model by itself."""
     inputs, targets = batch
@@ -81,6 +95,7 @@ CASES = {
     "class weights, bf16": (Net, lambda: nn.CrossEntropyLoss(weight=WEIGHTS), sgd, {"precision": "bf16"}),
     "fp16": (Net, nn.CrossEntropyLoss, sgd, {"precision": "fp16"}),
     "loss with a parameter": (Net, Margins, adamw, {"clip_value": 0.1}),
+    "loss with a buffer": (Net, Centred, sgd, {}),
     "objective": (Net, lambda: surefoot.objective(whole), adamw, {}),
     "unused parameters": (lambda: Net(unused=True), nn.CrossEntropyLoss, adamw, {"set_to_none": False}),
     "L-BFGS": (Net, nn.CrossEntropyLoss, lbfgs, {}),
@@ -172,6 +187,24 @@ def test_any_number_of_ranks_gives_the_bits_of_one_process_stopped_or_not(parts)
         for kind in (digests, digests_by_sockets):
             for rank in run_ranks(size, kind, parts, cases):
                 assert rank == alone, kind.__name__
+
+
+def begun(world):
+    """What an objective holds, of ranks that have made it at random."""
+    torch.manual_seed(world.rank)
+    model, critic = nn.Linear(3, 2), nn.Linear(2, 1)
+
+    def criticised(model, batch):
+        return critic(model(batch[0])).square().mean()
+
+    optimizer = torch.optim.SGD([*model.parameters(), *critic.parameters()], lr=0.1)
+    TrainStep(model, surefoot.objective(criticised), optimizer, world=world)
+    return digest(model.state_dict()), digest(critic.state_dict())
+
+
+def test_ranks_begin_with_rank_0s_values_of_all_that_an_objective_holds():
+    first, second = run_ranks(2, begun)
+    assert first == second == begun(World.alone())
 
 
 def bad_batches(world, precision):

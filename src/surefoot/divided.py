@@ -13,6 +13,7 @@ from . import rng
 from .gradients import limit_gradients
 from .losses import averaging, conventions
 from .losses.conventions import LossValue
+from .losses.hidden import hidden_state
 from .micro_batches import MicroBatches
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
@@ -52,15 +53,14 @@ class Divided:
 
     def __init__(self, world: World, model: nn.Module, loss: Any, seed: int):
         self.world, self.model, self.loss, self.seed = world, model, loss, seed
-        sharded = bool(shared_out(model))
-        for part in (model, loss):
-            if isinstance(part, nn.Module):  # as DDP does: what each rank has made at random must be one model
-                parameters = [] if sharded and part is model else part.parameters()
-                take_from_first(world, [*parameters, *part.buffers()])
+        sharded, hidden = bool(shared_out(model)), list(hidden_state(loss, model).values())
+        for part in (model, *hidden):  # as DDP does: what each rank has made at random must be one model
+            parameters = [] if sharded and part is model else part.parameters()
+            take_from_first(world, [*parameters, *part.buffers()])
         self._called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
         kind = ShardedReduction if sharded else Reduction
         self.reduction = kind(world, model, called_once=self._called_once)
-        self._with_buffers = [module for module in model.modules() if module._buffers]
+        self._with_buffers = [each for part in (model, *hidden) for each in part.modules() if each._buffers]
         self.updates = 0
         self._whole: Any = None
         self._counts = False
@@ -83,6 +83,7 @@ class Divided:
     def gradients(self, micro_batches: Sequence[MicroBatches], step: Step) -> StepResult:
         """Forward and backward of this rank's micro-batches; gradients become those of the mean over all ranks'."""
         batches, parts, trained = len(micro_batches), MicroBatches.joined(micro_batches), step.trained()
+        held = [] if step.options.set_to_none else [p for p in trained if p.grad is not None]
         step.optimizer.zero_grad(set_to_none=True)
         self._refused.clear()
         self.updates += 1
@@ -104,10 +105,9 @@ class Divided:
         reduction.finish(trained)
         buffers.finish()
         take_from_first(self.world, self._buffers())  # each has seen micro-batches of its own
-        if not step.options.set_to_none:
-            for parameter in trained:
-                if parameter.grad is None and parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter)
+        for parameter in held:  # as zeros, which zero_grad would have left
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         return of_parts(values, parts, trained, self.world)
 
     def _complete(self, parts: MicroBatches) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .divided import Divided
 from .errors import UsageError
 from .losses import averaging, conventions
+from .losses.hidden import hidden_state
 from .micro_batches import MicroBatches
 from .modes import autocast
 from .moving_average import MovingAverage
@@ -64,7 +65,7 @@ class TrainStep:
         self.scaler = Scaler(self.device.type) if options.precision == "fp16" else None
         self.ema = None if options.ema_decay is None else MovingAverage(model, options.ema_decay)
         self.backend: Callable[[Sequence[Any]], StepResult] | None = None
-        self._buffers = Buffers(model, loss)
+        self._buffers = Buffers(model, *hidden_state(loss, model).values())
 
     def shard(self) -> None:
         """Put the model, its moving average and what the optimizer has of them under FSDP2, over all ranks.

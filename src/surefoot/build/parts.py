@@ -163,7 +163,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch
     from torch import nn
 
     from .. import optimizers
-    from ..training import learns
+    from ..losses.hidden import learns
 
     learning = nn.ModuleDict({"model": model, "loss": loss}) if learns(loss) else model
     section = recipe.optimizer

@@ -46,11 +46,12 @@ class Row:
 
 @dataclass(frozen=True)
 class TuneTable:
-    """What was tried, and what was chosen."""
+    """What was tried, and what was chosen; not `sound` where something is held against each of them."""
 
     rows: tuple[Row, ...]
     best: Execution
     wall_s: float
+    sound: bool = True
 
     def render(self) -> str:
         """The table as text, one candidate a line, the fastest first."""
@@ -145,7 +146,7 @@ def choose_execution(
         say(f"nothing is measured: {error}")
         return plain
     # Of a form that was asked for and could not be made, the next run may find the compiler that this one lacked.
-    if cache and not (compiles and table.best.compile == "none"):
+    if cache and table.sound and not (compiles and table.best.compile == "none"):
         world.first(lambda: remember(key, table, say))
     return table.best
 
@@ -211,7 +212,7 @@ def tune(
         timing_s = budget_s if not thorough else min(LONGEST_BUDGET_S, 0.3 * budget_s)
         trials = [Trial(e) for e in candidates(plain, fixed, model)]
         race(bench, trials, 0.6 * timing_s)
-        best = _settle(bench, trials, thorough, say) or trials[0]
+        best = _settle(bench, trials, thorough, say) or next((t for t in trials if t.execution == plain), trials[0])
         chosen = any(group.get("foreach") or group.get("fused") for group in optimizer.param_groups)
         if "optimizer_impl" not in fixed and not chosen and supports_fused(optimizer):
             # First, so that it is taken among equals: it is called without torch's wrappers.
@@ -261,8 +262,10 @@ def tune(
                 break
         if fixed.get("compile", "none") == "none":  # one rule over the whole table, whatever was raced with what
             best = _settle(bench, [t for t in trials if t.times], thorough, say) or best
+    if best.refused:
+        say(f"nothing is measured: {best.refused}")
     rows = tuple(Row(t.execution, t.seconds * 1e3 if t.times else None, _verdict(t, best)) for t in trials)
-    return TuneTable(rows, best.execution, time.perf_counter() - began)
+    return TuneTable(rows, best.execution, time.perf_counter() - began, not best.refused)
 
 
 def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> list[Execution]:

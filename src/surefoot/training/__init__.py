@@ -6,7 +6,6 @@ from .about import About
 from .evaluation import EVAL_BATCH, Evaluation, evaluate, predict
 from .fit import FitResult, fit
 from .journal import Journal
-from .objective import learns
 from .options import RunOptions
 from .state import Checkpoints, EarlyStopping
 from .unfreezing import Unfreezing
@@ -23,6 +22,5 @@ __all__ = [
     "Unfreezing",
     "evaluate",
     "fit",
-    "learns",
     "predict",
 ]

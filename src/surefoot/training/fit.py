@@ -18,6 +18,7 @@ from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flat
 from ..data import DataSplits, Loader
 from ..errors import UsageError
 from ..execution import Execution, prepare
+from ..losses.hidden import hidden_state
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..modes import autocast, enter_training
@@ -38,7 +39,6 @@ from .claim import claimed, write_texts
 from .evaluation import evaluation_loader, training_loader
 from .last_validation import LastValidation
 from .loop import Loop
-from .objective import hidden_state
 from .options import RunOptions
 from .ranks import begun_by_this_job, divide, outputs_only_read, require_parallel
 from .records import Recorder

@@ -13,6 +13,7 @@ from .. import generators, rng
 from ..checkpoint import Checkpointer, Every
 from ..data import Loader
 from ..errors import RunFailed
+from ..losses.hidden import hidden_state
 from ..metrics import RunningMetrics
 from ..metrics.hardest import MOST
 from ..modes import set_mode
@@ -22,7 +23,6 @@ from ..step import Batch, TrainStep
 from ..untouched import Buffers
 from .evaluation import evaluate_on
 from .last_validation import LastValidation
-from .objective import hidden_state
 from .records import Recorder
 from .state import EarlyStopping, RunState
 from .unfreezing import Unfreezing
