@@ -41,8 +41,9 @@ class ModelInfo:
     torch names it. `dataset` names what it was trained on; `averaged` says that the weights are a moving average of the
     training's (EMA); `columns` are those of the table whose rows it takes. `classes` are their names, `loss` and
     `metrics` what it was trained by and reached, `recipe_digest` and `versions` from what and by what, `title` what it
-    is called, `memory_format` how it lies in memory. Fields that are not known are None; a `preprocessing` of None
-    means that the model takes raw data as they are, unless `preprocessing_known` is False (weights from elsewhere).
+    is called, `memory_format` how it lies in memory, `buffer_dtypes` of what dtypes the buffers are that no file has.
+    Fields that are not known are None; a `preprocessing` of None means that the model takes raw data as they are,
+    unless `preprocessing_known` is False (weights from elsewhere).
     """
 
     model: dict[str, Any]
