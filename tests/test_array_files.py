@@ -74,6 +74,7 @@ def test_a_single_array_is_inputs_alone(tmp_path):
         ({"x": X, "y": Y}, {"inputs": "xs"}, "inputs: .* has no array 'xs'; did you mean 'x'"),
         ({"features": X, "y": Y}, {"inputs": "featuers"}, "did you mean 'features'"),
         ({"x": X, "y": Y[:3]}, {}, "tensors hold 20 and 3 samples"),
+        ({"x": X, "y": Y, "x_val": X}, {}, "has x_val to validate on, where x and y train; give as many"),
         ({"x": X * [1, numpy.nan, 1], "y": Y}, {}, "'x' is not finite in 20 of 20 samples, first in 0; mend it"),
         ({"x": X, "y": numpy.array(["a"] * 20)}, {}, "an array of str32 is no array of numbers; encode it"),
         ({"x": X, "y": numpy.array([{}] * 20)}, {}, "it holds Python objects, which are never read"),

@@ -102,6 +102,24 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path):
     assert same(model, again)
 
 
+class Expanded(nn.Linear):
+    """A buffer of several elements in one place."""
+
+    def __init__(self):
+        super().__init__(2, 3)
+        self.register_buffer("scale", torch.tensor([1.5]).expand(3))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+def test_an_expanded_buffer_is_opened_with_each_of_its_elements(tmp_path):
+    model = Expanded()
+    model.scale = torch.arange(3.0)
+    save_model(model, tmp_path / "model")
+    assert same(model, load_model(tmp_path / "model", model=Expanded()))
+
+
 @pytest.mark.parametrize("shape", [(1,) * 9, (100_000, 100_000), (None, 28)])
 def test_a_sample_that_no_reader_would_take_is_refused_before_anything_is_written(tmp_path, shape):
     with pytest.raises(UsageError, match="shape"):

@@ -113,6 +113,10 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
     problems = differences(state, model, dtypes=not adopt_dtypes)
     if problems:
         raise Problems([f"{where}: {line}" for line in problems])
+    for module in model.modules():
+        for own, buffer in module._buffers.items():
+            if buffer is not None and not is_lazy(buffer) and 0 in buffer.stride() and buffer.numel() > 1:
+                module._buffers[own] = buffer.contiguous()  # of what was expanded, several elements are one
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if adopt_dtypes:
         take_dtypes(state, model)

@@ -94,6 +94,11 @@ def _splits(
     val: TensorSource | None
     if second is not None:
         val = _source("val", second, names, train)
+    elif candidates[0] and len(beside) != len(names):
+        raise UsageError(
+            f"path: {path} has {', '.join(sorted(beside))} to validate on, where {' and '.join(names)} train; give as "
+            "many, a second file (val: FILE), or other names"
+        )
     elif len(beside) == len(names):
         val = _source(path, first, sorted(beside, key=_is_target), train)
     else:
