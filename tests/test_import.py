@@ -284,8 +284,14 @@ def test_renaming_a_file_does_not_matter(trained, tmp_path):
 
 
 def test_missing_files_and_directories_are_told(tmp_path):
-    with pytest.raises(UsageError, match="does not exist"):
+    with pytest.raises(UsageError, match="no.pth: does not exist$"):
         import_weights(tmp_path / "no.pth", "LeNet5")
+    with pytest.raises(UsageError, match="does not exist, nor does the directory .*there$"):
+        import_weights(tmp_path / "there/no.pth", "LeNet5")
+    (tmp_path / "best.pth").touch()
+    with pytest.raises(UsageError, match="does not exist; did you mean 'best.pth'"):
+        import_weights(tmp_path / "bets.pth", "LeNet5")
+    (tmp_path / "best.pth").unlink()
     with pytest.raises(UsageError, match="no weights by a name that is known"):
         import_weights(tmp_path, "LeNet5")
 

@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -178,6 +179,14 @@ class Registry:
 
 # What a constructor raises when it does not like an argument's value; anything else is a bug and stays loud.
 _REFUSAL = (ValueError, TypeError)
+
+
+def not_there(path: Path) -> str:
+    """``does not exist``, and which name beside it, or which directory, is the one that was meant."""
+    if not os.path.isdir(path.parent):
+        return f"does not exist, nor does the directory {path.parent}"
+    beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
+    return f"does not exist{did_you_mean(path.name, beside)}"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

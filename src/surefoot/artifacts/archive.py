@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
+from ..registry import not_there
 from ..safe_tensors import BadFile
 
 MAX_RECORDS = 200_000
@@ -115,7 +116,7 @@ def open_file(path: str | Path) -> Iterator[io.BufferedReader]:
     try:
         descriptor = files.open_regular(os.path.realpath(path))
     except FileNotFoundError:
-        raise BadFile(path, "does not exist") from None
+        raise BadFile(path, not_there(Path(path))) from None
     except OSError as error:
         raise BadFile(path, error.strerror or str(error)) from error
     with os.fdopen(descriptor, "rb") as file:

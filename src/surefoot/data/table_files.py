@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
-from ..registry import did_you_mean
+from ..registry import did_you_mean, not_there
 
 PARQUET_ENDINGS = (".parquet", ".pq")
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET_ENDINGS)
@@ -89,8 +89,7 @@ def ordinary_file(path: str | Path) -> Path:
         return path
     if os.path.lexists(path):
         raise UsageError(f"path: {path} is no ordinary file")
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise UsageError(f"path: {path} does not exist{did_you_mean(path.name, there)}")
+    raise UsageError(f"path: {path} {not_there(path)}")
 
 
 def line_of(path: str | Path, form: Mapping[str, Any], row: int) -> int:
