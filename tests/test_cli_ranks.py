@@ -6,6 +6,7 @@ import contextlib
 import io
 import signal
 
+import numpy
 import pytest
 from ranks import run_ranks
 
@@ -105,3 +106,30 @@ def test_a_bad_file_is_told_once(tmp_path):
         assert told[0] == 2 and text in told[1] and told[1].count("surefoot: ") == 1, told
         assert other == (2, ""), other
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def trained(world, recipe, run):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return main(["train", recipe, "--dir", run])
+
+
+def test_a_run_in_shards_is_taken_by_the_verbs_of_one_process(tmp_path, capsys):
+    numpy.savez(tmp_path / "data.npz", x=numpy.eye(12, 3), y=numpy.arange(12) % 3)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(
+        f"model: {{name: MLP, hidden: [4]}}\ndata: {{name: npz, path: {tmp_path}/data.npz, batch_size: 4}}\n"
+        "loss: CrossEntropyLoss\noptimizer: {name: Adam, lr: 0.01}\nepochs: 1\nexecution: plain\nparallel: fsdp2\n"
+    )
+    assert run_ranks(2, trained, str(recipe), str(run)) == [0, 0]
+    (checkpoint,) = run.glob("checkpoints/step-*")
+    assert (checkpoint / "model-00002-of-00002.safetensors").exists()
+    numpy.save(tmp_path / "rows.npy", numpy.eye(2, 3, dtype=numpy.float32))
+    for words in (
+        ["checkpoints", str(run)],
+        ["eval", str(run)],
+        ["export", str(run), "--to", str(tmp_path / "m.safetensors")],
+        ["predict", str(run / "model"), str(tmp_path / "rows.npy")],
+    ):
+        assert main(words) == 0, (words, capsys.readouterr())
+    assert main(["eval", str(checkpoint)]) == 2
+    assert "is a checkpoint in shards, none of which has a whole tensor; name its run" in capsys.readouterr().err

@@ -130,6 +130,8 @@ def weights_in(folder: Path) -> Path:
 
 
 _FOLDERS = {
+    "MANIFEST.json": "is a checkpoint in shards, none of which has a whole tensor; name its run, or go on with that: "
+    "surefoot resume RUN",
     "saved_model.pb": "is a SavedModel of TensorFlow; write its variables with safetensors.numpy.save_file",
     "keras_metadata.pb": "is a SavedModel of Keras; write its variables with safetensors.numpy.save_file",
     ".metadata": "is a checkpoint of torch.distributed in several files; make one of it: "
