@@ -113,6 +113,22 @@ def test_a_parameter_unfrozen_later_is_trained_by_a_graph_made_anew():
     assert fast.graph is not graph and not torch.equal(model.first.weight, weight)
 
 
+def test_a_graph_is_made_anew_on_a_batch_that_it_can_be_compared_on():
+    model, _ = made()
+    model.first.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0])
+    graph = fast.graph
+    model.first.requires_grad_(True)
+    optimizer.add_param_group({"params": list(model.first.parameters())})
+    inputs, targets = batches()[1]
+    with pytest.raises(NonFinite):
+        fast([(inputs * math.nan, targets)])
+    assert fast.graph is graph
+    fast([batches()[2]])
+    assert fast.graph not in (graph, None)
+
+
 def test_what_a_graph_would_leave_out_is_not_compiled():
     model, optimizer = made()
     loss = nn.CrossEntropyLoss()

@@ -184,12 +184,38 @@ def refused(world):
     loader = Loader(rows(30), 8)
     loader.divide(2, world.rank, world.size)
     with without_inductor(world.rank == 1), pytest.raises(surefoot.execution.CannotCompile) as caught:
-        parts.verified_part(Execution(compile="gradients"), step, loader.first_parts())
+        parts.verified_part(Execution(compile="gradients"), step, [loader.first_parts()])
     return str(caught.value)
 
 
 def test_a_refusal_names_its_rank():
     assert run_ranks(2, refused) == ["rank 1: RuntimeError: this compiler is broken"] * 2
+
+
+def on_nan(world, form, in_pieces):
+    """What is said of a form whose first examples have a NaN, and whether it is taken where a later one has none."""
+    torch.manual_seed(0)
+    net = Normalized()
+    net(torch.zeros(2, 6))
+    step = TrainStep(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), 0.1), world=world)
+    loader = Loader(rows(32), 8)
+    loader.divide(2, world.rank, world.size)
+    examples = [loader.first_parts(position) for position in range(3)]
+    for example in examples[:2]:
+        example[1][0][0] = torch.nan
+    if in_pieces:
+        step.shard()
+    with without_inductor():
+        assert parts.verified_part(Execution(compile=form), step, examples) is not None
+        with pytest.raises(surefoot.execution.CannotCompile) as caught:
+            parts.verified_part(Execution(compile=form), step, examples[:2])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("form", "in_pieces"), [("gradients", False), ("module", True)])
+def test_a_form_is_not_accepted_on_batches_that_nothing_can_be_compared_on(form, in_pieces):
+    said = run_ranks(2, on_nan, form, in_pieces)
+    assert said[0] == said[1] and "cannot be compared with eager" in said[0]
 
 
 class Clock:

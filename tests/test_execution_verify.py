@@ -7,12 +7,13 @@ import re
 
 import pytest
 import torch
-from graph_steps import RULES, batches, close, made, updater
+from graph_steps import RULES, batches, close, made, step_of, updater
 from torch import nn
 
-from surefoot.execution import Execution, prepare, verified_backend, verify
+from surefoot.execution import CannotCompile, Execution, prepare, verified_backend, verify
 from surefoot.execution.eager import EagerStep
-from surefoot.step import TrainStep
+from surefoot.execution.graph_step import GraphStep
+from surefoot.step import StepOptions, TrainStep
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_grad_norm": 0.1}])
@@ -117,4 +118,31 @@ def test_a_compiled_module_may_round_otherwise(monkeypatch):
     batch = torch.randn(8, 3), torch.randn(8, 1)
     settings = Execution(threads=torch.get_num_threads(), compile="module")
     with prepare(settings, model, step.optimizer):
-        assert isinstance(verified_backend(settings, step, batch), EagerStep)
+        assert isinstance(verified_backend(settings, step, [batch]), EagerStep)
+
+
+@pytest.mark.parametrize("rest", [[], [1, 2]])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_backend_is_not_accepted_on_a_batch_that_nothing_can_be_compared_on(rest, compiled, monkeypatch):
+    model, optimizer = made()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer, StepOptions(on_nonfinite="skip"))
+    examples, other = batches(3), (torch.randn(9, 5), torch.arange(9) % 3)  # of another shape, which no graph is for
+    examples[0][0][0] = torch.nan
+    looked_at = [examples[0], *([other] if compiled else []), *(examples[each] for each in rest)]
+    monkeypatch.setattr("surefoot.execution.backends.why_not", lambda *_: None)
+    monkeypatch.setattr(
+        "surefoot.execution.backends.compile_step",
+        lambda step, batch: step_of(step.model, step.loss, step.optimizer, batch, on_nonfinite="skip"),
+    )
+    settings = Execution(threads=torch.get_num_threads(), compile="gradients" if compiled else "none")
+    said = []
+    with prepare(settings, model, optimizer):
+        if rest or not compiled:
+            backend = verified_backend(settings, step, looked_at, said.append)
+            assert isinstance(backend, GraphStep if compiled else EagerStep) if rest else backend is None
+        else:
+            with pytest.raises(CannotCompile, match="cannot be compared with eager: .* not finite"):
+                verified_backend(settings, step, looked_at, said.append)
+    assert len(said) == (not rest and not compiled) and all("cannot be compared with eager" in line for line in said)
+    # One that is wrong where all is finite.
+    assert "the loss is" in (verify(step, lie("loss")(step), examples) or "")

@@ -149,7 +149,7 @@ def looks(model, batch):
     yield lambda: choose_execution("auto", step, [batch], steps_expected=1000, cache=False)
     model(batch[0])
     yield lambda: tune({"threads": 1, "compile": False}, step, [batch], budget_s=0)
-    yield lambda: verified_backend(Execution(), step, batch)
+    yield lambda: verified_backend(Execution(), step, [batch])
 
 
 @pytest.mark.filterwarnings("ignore")

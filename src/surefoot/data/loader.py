@@ -264,11 +264,11 @@ class Loader:
         """The first batches of the first epoch, at most so many; no counter and no generator moves."""
         return [self.batch_at(0, position) for position in range(min(most, self.length or most))]
 
-    def first_parts(self) -> Any:
-        """The micro-batches of all ranks of the first batch, which are the same on each; no counter moves."""
+    def first_parts(self, position: int = 0) -> Any:
+        """The micro-batches of all ranks of a batch of the first epoch, the same on each rank; no counter moves."""
         other = self.apart()
         other.divide(self.parts)
-        return other.batch_at(0, 0)
+        return other.batch_at(0, position)
 
     def short_batch(self) -> Any:
         """The last batch of the epoch where it is shorter than the others, without counting it; else None.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,19 +53,25 @@ def make_backend(
 
 
 def verified_backend(
-    execution: Execution, step: TrainStep, example: Batch, say: Callable[[str], None] = print
+    execution: Execution, step: TrainStep, examples: Iterable[Batch], say: Callable[[str], None] = print
 ) -> Backend | None:
     """`make_backend`, after two updates with it were compared with two of the plain step; they leave no trace.
+
+    It is made for the first of `examples`, and compared on the first whose updates are finite.
 
     Loss, outputs, gradients, parameters, buffers and optimizer state are compared: to the bit for an eager backend, up
     to rounding for a compiled one. Raises CannotCompile, naming what differs first, for the latter; an eager
     backend that differs is not used; `say` receives a message.
     """
-    backend = make_backend(execution, step, example, say)
+    examples = iter(examples)
+    first = next(examples)
+    backend = make_backend(execution, step, first, say)
     if backend is None:
         return None
+    graph = getattr(backend, "graph", None)  # a batch of another shape would go round it
+    alike = (batch for batch in itertools.chain([first], examples) if graph is None or graph.fits(batch))
     eager = execution.compile == "none" and not execution.cuda_graph
-    difference = verify(step, backend, [example], exact=eager)
+    difference = verify(step, backend, alike, exact=eager)
     if difference is None:
         return backend
     if execution.cuda_graph or execution.compile != "none":

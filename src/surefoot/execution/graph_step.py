@@ -17,7 +17,7 @@ from ..step import Batch, TrainStep
 from ..step_result import StepResult
 from .direct import DirectUpdate
 from .eager import EagerStep
-from .verify import verify
+from .verify import record, verify
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
@@ -76,7 +76,6 @@ class GraphStep:
         batch = micro_batches[0]
         if not self.graph.fits(batch):
             if self._trainable() != self._trained:
-                self._trained = self._trainable()
                 self._make_anew(batch)
             if self.graph is None or not self.graph.fits(batch):
                 return self.eager(micro_batches)
@@ -95,7 +94,9 @@ class GraphStep:
         return StepResult(result.loss, result.outputs, targets, batches.size(batch), norm, True)
 
     def _make_anew(self, batch: Batch) -> None:
-        self.graph = None
+        if not record(self.step, self.step.plain, [batch]).sound:
+            return  # nothing to compare with: at the next batch
+        self._trained, self.graph = self._trainable(), None
         try:
             self.graph = self._make()
             if difference := verify(self.step, self, [batch]):

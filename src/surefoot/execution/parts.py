@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from ..wrapping import shared_out, unwrap
 from .compiled import CompiledGraph, compile_step, why_no_code, why_not
 from .graph_step import CannotCompile, fits, signature, target_place
 from .settings import Execution
-from .verify import cloned, compared, record, verify
+from .verify import NOT_COMPARED, Observed, cloned, compared, record, verify
 
 
 class Part(Protocol):
@@ -125,24 +126,28 @@ def with_part(step: TrainStep, part: Part | None) -> TrainStep:
     return alone
 
 
-def verified_part(execution: Execution, step: TrainStep, example: Sequence[Any]) -> Part | None:
-    """`make_part`, after two updates of the MicroBatches `example` were compared with two of the plain step.
+def verified_part(execution: Execution, step: TrainStep, examples: Iterable[Sequence[Any]]) -> Part | None:
+    """`make_part`, after two updates of MicroBatches were compared with two of the plain step.
 
-    They leave no trace, and no other rank has a part in them but where the model is in pieces. What one rank cannot
-    make, or what differs there, is refused by all: raises CannotCompile, with its rank.
+    It is made for the first of `examples`, and compared on the first whose updates are finite. They leave no trace, and
+    no other rank has a part in them but where the model is in pieces. What one rank cannot make, or what differs there,
+    is refused by all: raises CannotCompile, with its rank.
     """
     part: Part | None = None
     reason = ""
     in_pieces = bool(shared_out(step.model))
+    examples = iter(examples)
+    first = next(examples)
+    alike: Iterable[Sequence[Any]] = itertools.chain([first], examples)
     try:
-        if (part := make_part(execution, step, example[0])) is not None:
-            tried = _tried_in_pieces if in_pieces else _verified_alone
-            reason = tried(step, part, example) or ""
+        if (part := make_part(execution, step, first[0])) is not None:
+            alike = (each for each in alike if any(map(part.fits, each)))
+            reason = (_tried_in_pieces(step, part, first) if in_pieces else _verified_alone(step, part, alike)) or ""
     except CannotCompile as error:
         reason = str(error)
     _refuse_on_all(step, reason)
     if in_pieces and part is not None:
-        _refuse_on_all(step, _verified_in_pieces(step, part, example) or "")
+        _refuse_on_all(step, _verified_in_pieces(step, part, alike) or "")
     return part
 
 
@@ -153,8 +158,8 @@ def _refuse_on_all(step: TrainStep, reason: str) -> None:
         raise CannotCompile(text if step.world.size == 1 else f"rank {rank}: {text}")
 
 
-def _verified_alone(step: TrainStep, part: Part, example: Sequence[Any]) -> str | None:
-    return verify(with_part(step, None), with_part(step, part).plain, [example], exact=False)
+def _verified_alone(step: TrainStep, part: Part, examples: Iterable[Any]) -> str | None:
+    return verify(with_part(step, None), with_part(step, part).plain, examples, exact=False)
 
 
 def _tried_in_pieces(step: TrainStep, part: Part, example: Sequence[Any]) -> str | None:
@@ -169,13 +174,18 @@ def _tried_in_pieces(step: TrainStep, part: Part, example: Sequence[Any]) -> str
     return None
 
 
-def _verified_in_pieces(step: TrainStep, part: Part, example: Sequence[Any]) -> str | None:
+def _verified_in_pieces(step: TrainStep, part: Part, examples: Iterable[Any]) -> str | None:
     """Updates by all ranks together, of which each compares its pieces."""
-    observed, updates = [], step.divided.updates
-    for form in (None, part):
-        step.divided.form, step.divided.updates = form, 0
+
+    def recorded(form: Part | None, example: Any) -> Observed:
+        step.divided.form = form
         try:
-            observed.append(record(step, step.plain, [example]))
+            return record(step, step.plain, [example])
         finally:
-            step.divided.form, step.divided.updates = None, updates
-    return compared(step, *observed, exact=False)
+            step.divided.form = None
+
+    for example in examples:
+        expected = recorded(None, example)
+        if all(step.world.gather(expected.sound)):
+            return compared(step, expected, recorded(part, example), exact=False)
+    return NOT_COMPARED

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ OF_UPDATES = 25
 
 UPDATES = 2
 
+NOT_COMPARED = "cannot be compared with eager: loss or gradients of the first batches are not finite"
+
 
 @dataclass
 class Observed:
@@ -42,34 +45,43 @@ class Observed:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     refused: str | None = None
 
+    @property
+    def sound(self) -> bool:
+        """Whether all was finite: nothing says of NaN that it is the same."""
+        return self.refused is None and all(map(math.isfinite, self.losses))
+
 
 def verify(
     step: TrainStep,
     backend: Callable[[Sequence[Batch]], StepResult],
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     *,
     exact: bool | None = None,
 ) -> str | None:
     """What of two updates by `backend` differs from two by the plain step, in words; None where nothing does.
 
+    They are made of the first of `batches` whose updates are finite; without one, nothing is compared, which is told.
     Both begin from the same weights, state and random numbers and leave no trace. With `exact` every bit is compared,
     else up to rounding; by default every bit where the backend is an eager one.
     """
     if exact is None:
         exact = not getattr(backend, "writes_unseen", False)
-    expected = record(step, step.plain, batches)
+    for batch in batches:
+        if (expected := record(step, step.plain, [batch])).sound:
+            break
+    else:
+        return NOT_COMPARED
     try:
-        observed = record(step, backend, batches)
+        observed = record(step, backend, [batch])
     except Exception as error:  # the user's forward runs here, as a graph that may not stand it
         return f"fails: {first_line(error, kind=True)}"
     return compared(step, expected, observed, exact=exact)
 
 
 def compared(step: TrainStep, expected: Observed, observed: Observed, *, exact: bool) -> str | None:
-    """What is `observed` of a backend and differs from what the plain step did, in words; see `verify`."""
-    if expected.refused or observed.refused:
-        says, eager_says = observed.refused or "all is finite", expected.refused or "all is finite"
-        return None if says == eager_says else f"differs: {says} where eager says: {eager_says}"
+    """What is `observed` of a backend and differs from what the plain step did, which is sound; see `verify`."""
+    if observed.refused:
+        return f"differs: {observed.refused} where eager says: all is finite"
     if difference := first_difference(expected, observed, arithmetic(step), exact):
         return f"differs from eager{'' if exact else ' by more than rounding'}: {difference}"
     return None
@@ -86,8 +98,10 @@ def record(
     step: TrainStep, run: Callable[[Sequence[Batch]], StepResult], batches: Sequence[Any], updates: int = UPDATES
 ) -> Observed:
     """So many updates by `run` on the live objects of `step`, which are put back."""
-    observed = Observed()
-    with untouched(step.model, step.loss, step.optimizer):
+    observed, seeded = Observed(), step.divided.updates
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, step.divided, "updates", seeded)
+        stack.enter_context(untouched(step.model, step.loss, step.optimizer))
         set_mode(step.optimizer, training=True)
         observed.begin = dict(_tensors(step))
         for number in range(updates):

@@ -96,11 +96,13 @@ def use_settings(
     if step.options.grad_accum_steps > 1 and loader.parts == 1:  # of these there is the plain step alone
         return execution
 
+    positions = range(min(BATCHES_TO_MEASURE, loader.length or BATCHES_TO_MEASURE))
+
     def use(settings: Execution) -> None:
         if loader.parts == 1:
-            step.backend = verified_backend(settings, step, loader.batch_at(0, 0), say)
+            step.backend = verified_backend(settings, step, (loader.batch_at(0, at) for at in positions), say)
         elif not settings.plain:
-            step.divided.use(verified_part(settings, step, loader.first_parts()))
+            step.divided.use(verified_part(settings, step, map(loader.first_parts, positions)))
 
     try:
         use(execution)
