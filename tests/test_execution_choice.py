@@ -158,7 +158,8 @@ def test_compiling_is_given_up_when_it_takes_longer_than_it_would_save(monkeypat
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 1e6)
     try:
-        plan, said = choose(steps=10**9)
+        # A model with pools that is faster with its channels last has one form more to try.
+        plan, said = choose({"memory_format": "contiguous"}, steps=10**9)
         assert plan.compile == "none"
         assert sum("the compiled step is not used: it fails: TookTooLong: compiling took" in text for text in said) == 1
         assert len(left) == 1 and 0 < left[0] <= 1e5
