@@ -474,6 +474,21 @@ def test_a_difference_names_the_parameter(found, words):
     assert words in first_difference(expected, gradients(1.0, found))
 
 
+def test_what_one_of_the_two_refuses_is_a_difference():
+    sound, refused = gradients(1.0, {"w": torch.ones(3)}), Observed(refused="the loss is nan")
+    assert first_difference(sound, refused) == "it says: the loss is nan, where eager says: all is finite"
+    assert first_difference(refused, sound) == "it says: all is finite, where eager says: the loss is nan"
+
+
+def test_a_candidate_is_not_taken_for_checked_on_a_batch_that_eager_refuses():
+    batch = torch.full((8, 4), torch.nan), torch.arange(8) % 3
+    model = nn.Linear(4, 3)
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    trial = Trial(Execution(threads=1))
+    with Bench(step, [batch]) as bench:
+        assert not bench.check(trial) and trial.refused == "it cannot be compared: the loss is nan"
+
+
 def test_rounding_is_no_difference_and_another_loss_is():
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(100, generator=generator)

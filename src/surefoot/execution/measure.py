@@ -140,7 +140,9 @@ class Bench:
         """`check` on this rank, of which the others do not know yet."""
         for index, batch in enumerate(self.batches):
             try:
-                expected = self.expected()[index]
+                if not (expected := self.expected()[index]).sound:
+                    trial.refused = f"it cannot be compared: {expected.refused or 'the loss is not finite'}"
+                    return
                 observed = self.observed(trial.execution, batch)
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"

@@ -80,8 +80,6 @@ def verify(
 
 def compared(step: TrainStep, expected: Observed, observed: Observed, *, exact: bool) -> str | None:
     """What is `observed` of a backend and differs from what the plain step did, which is sound; see `verify`."""
-    if observed.refused:
-        return f"differs: {observed.refused} where eager says: all is finite"
     if difference := first_difference(expected, observed, arithmetic(step), exact):
         return f"differs from eager{'' if exact else ' by more than rounding'}: {difference}"
     return None
@@ -172,6 +170,9 @@ def first_difference(
     >>> first_difference(a, Observed([torch.tensor(1.0)], [[]], [{"w": torch.zeros(3)}]))
     'the gradient of w is all zeros where eager has a 2-norm of 1.73'
     """
+    if observed.refused != expected.refused:
+        says, eager_says = observed.refused or "all is finite", expected.refused or "all is finite"
+        return f"it says: {says}, where eager says: {eager_says}"
     tolerance = 0.0 if exact else TOLERANCE[precision]
     floor = 0.0 if exact else FLOOR[precision]
     noise: set[str] = set()
