@@ -529,6 +529,30 @@ def test_a_whole_number_is_the_same_category_with_and_without_a_point(tmp_path, 
     assert rows(tmp_path / "new.csv", columns)[:, 1].tolist() == [1, 2, 3, 0]
 
 
+@pytest.mark.parametrize("infinite", [float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_infinite_number_is_no_class_and_no_category(infinite, dtype):
+    values = numpy.array([0, 1, infinite, 1], dtype=dtype)
+    with pytest.raises(UsageError, match=f"data: row 3: 'y' is {infinite}, which is no class or category; mend it"):
+        table({"a": [1.5, 2, 3, 4], "y": values}, "y", task="classes", val_share=0)
+    with pytest.raises(UsageError, match=f"data: row 3: 'c' is {infinite}, which is no class or category; mend it"):
+        table({"a": [1.5, 2, 3, 4], "c": values, "y": [0, 1, 0, 1]}, "y", categories="c", val_share=0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_number_is_one_category_whatever_stands_beside_it(tmp_path, dtype):
+    values = numpy.array([0.0, -0.0, 1.5, 1024], dtype=dtype)
+    path = tmp_path / "new.parquet"
+    splits = table({"c": values, "y": [0.5, 1, 2, 3]}, "y", categories="c", val_share=0)
+    assert splits.train.columns.categories == {"c": ("0", "1.5", "1024")}
+    assert splits.train.tensors[0].flatten().tolist() == [1, 1, 2, 3]
+    pyarrow.parquet.write_table(pyarrow.table({"c": numpy.array([-0.0, 1024], dtype=dtype)}), path)
+    assert rows(path, splits.train.columns).flatten().tolist() == [1, 3]
+    assert rows(written(tmp_path, "c\n-0.0\n1024.0\n0\n"), splits.train.columns).flatten().tolist() == [1, 3, 1]
+    large = table({"c": [1e12, 0.5], "y": [0.5, 1]}, "y", categories="c", val_share=0).train.columns
+    assert large.categories["c"] == ("0.5", "1000000000000")
+
+
 def test_a_name_of_two_lines_is_a_category_like_any_other(tmp_path):
     (tmp_path / "t.csv").write_bytes(b'"the\r\ncode",a,y\r\n01,1.5,2.5\r\n1,2,3.5\r\n02,3,4.25\r\n')
     splits = csv(str(tmp_path / "t.csv"), "y", categories=["the\r\ncode"], val_share=0)

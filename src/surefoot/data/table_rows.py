@@ -22,7 +22,7 @@ Place = Callable[[int], str]
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}([,.' \u00a0]\d{3})+([.,]\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
-_POINT_ZERO = re.compile(r"^(-?\d+)\.0+$")
+_POINT_ZERO = re.compile(r"^(?:-(?=0+\.0+$))?(-?\d+)\.0+$")
 _LARGEST = float(numpy.finfo(numpy.float32).max)
 
 
@@ -73,7 +73,7 @@ def inputs_of(table: Any, columns: TableColumns, place: Place) -> Tensor:
             if name in columns.numbers:
                 values, missing = numbers_in(table[name], name, place), columns.numbers[name]
             else:
-                values, missing = _indices(table[name], columns.categories[name]), 0.0
+                values, missing = _indices(table[name], columns.categories[name], name, place), 0.0
             gaps = numpy.isnan(values)
             if gaps.any():
                 if columns.missing != "mean":
@@ -92,7 +92,9 @@ def targets_of(table: Any, columns: TableColumns, classes: Sequence[str] | None,
     """Classes int64 (N,), or numbers float32 (N, T). Raises Problems for missing values and unknown classes."""
     problems, parts = [], []
     for name in columns.targets:
-        values = numbers_in(table[name], name, place) if classes is None else _indices(table[name], classes) - 1
+        numbers = classes is None
+        column = table[name]
+        values = numbers_in(column, name, place) if numbers else _indices(column, classes, name, place) - 1
         gaps = numpy.isnan(values)
         if gaps.any():
             problems.append(_gaps(name, gaps, place, "missing: drop leaves such rows out"))
@@ -128,15 +130,22 @@ def coded(column: Any) -> tuple[Any, list[str]]:
     """A column as texts: the code of each row's, int64 (N,) with -1 where it is missing, and the texts by code."""
     pyarrow = arrow()
     column = _decoded(column)
-    if pyarrow.types.is_floating(column.type):  # whole numbers beside missing values, as pandas has them
+    floating = pyarrow.types.is_floating(column.type)
+    if floating:
+        column = column.cast(pyarrow.float32()) if pyarrow.types.is_float16(column.type) else column
         column = pyarrow.compute.if_else(pyarrow.compute.is_nan(column), None, column)
-        whole = pyarrow.compute.all(pyarrow.compute.equal(column, pyarrow.compute.floor(column))).as_py()
-        column = column.cast(pyarrow.int64()) if whole else column
-    texts = column.cast(pyarrow.string()).combine_chunks().dictionary_encode()
-    codes = texts.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(numpy.int64)
+    else:
+        column = column.cast(pyarrow.string())
+    encoded = column.combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(numpy.int64)
+    texts = encoded.dictionary.cast(pyarrow.string()).to_pylist()
+    if floating:  # whole numbers beside missing values, as pandas has them; and one text for 0.0 and -0.0
+        values = encoded.dictionary.to_pylist()
+        pairs = zip(texts, values, strict=True)
+        texts = [str(int(v)) if abs(v) < 2**63 and v.is_integer() else text for text, v in pairs]
     # Spaces around a text are no part of it, so two codes may stand for one.
     position: dict[str, int] = {}
-    merged = [position.setdefault(text.strip(), len(position)) for text in texts.dictionary.to_pylist()]
+    merged = [position.setdefault(text.strip(), len(position)) for text in texts]
     return numpy.array([*merged, -1])[codes], list(position)
 
 
@@ -148,9 +157,19 @@ def _decoded(column: Any) -> Any:
     return pyarrow.chunked_array([c.dictionary_decode() for c in column.chunks], type=column.type.value_type)
 
 
-def _indices(column: Any, values: Sequence[str]) -> Any:
-    """The place of each row's text among `values`, from 1; 0 where it is none of them, NaN where it is missing."""
+def _indices(column: Any, values: Sequence[str], name: str, place: Place) -> Any:
+    """The place of each row's text among `values`, from 1; 0 where it is none of them, NaN where it is missing.
+
+    Raises UsageError for numbers that are infinite.
+    """
     codes, texts = coded(column)
+    infinite = [code for code, text in enumerate(texts) if text in ("inf", "-inf")]
+    if infinite and kind_of(column.type) == "numbers":
+        first = int(numpy.isin(codes, infinite).argmax())
+        raise UsageError(
+            f"{place(first)}: {name!r} is {texts[codes[first]]}, which is no class or category; mend it, or leave the "
+            "row out"
+        )
     exactly = {value: index for index, value in enumerate(values, 1)}
     # A whole number is written 1 in one file, and 1.0 in another where it stood beside missing values.
     position = {_POINT_ZERO.sub(r"\1", value): index for value, index in exactly.items()} | exactly
