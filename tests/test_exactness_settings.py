@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -9,15 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from fit_arguments import fit_arguments
+from fit_arguments import Heard, fit_arguments
 from test_exactness import samples
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from surefoot.checkpoint import ConditionsChanged, code_of, environment
+from surefoot.artifacts import read_info
+from surefoot.checkpoint import Checkpointer, ConditionsChanged, code_of, environment
 from surefoot.errors import UsageError
 from surefoot.schedules import LinearWarmup, Schedule
+from surefoot.tracking.validation import read_validation
 from surefoot.training import Checkpoints, EarlyStopping, fit
+from surefoot.training.evaluation import evaluate_on
 
 
 def train(run: Path | None, epochs: int, *, lr=0.1, optimizer=None, schedule=None, p=0.0, loss=None, **given):
@@ -155,6 +159,41 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_had_it
     epochs = [(tmp_path / run / "metrics.jsonl").read_text().count('"kind": "epoch"') for run in ("run", "new")]
     model = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "new")]
     assert epochs[0] == epochs[1] and model[0] == model[1] and inexact(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("then", ["best", "not best", "trained again"])
+def test_what_was_written_after_the_checkpoint_that_a_resume_has_is_not_taken_for_this_runs(
+    tmp_path, monkeypatch, then
+):
+    """Killed after model/best and validation.json, before the checkpoint of their epoch."""
+    run, epochs, said = tmp_path / "run", 3 if then == "trained again" else 2, Heard()
+    # The best value is that of the second epoch, or of the first, and after that of the one which is lost.
+    values = iter([2.0, 1.0 if then != "not best" else 3.0, 0.5, 0.5])
+
+    def measured(*arguments, **given):
+        result = evaluate_on(*arguments, **given)
+        return dataclasses.replace(result, metrics={**result.metrics, "loss": next(values)})
+
+    def killed(saver, values=None):
+        if saver.epochs == 2:
+            raise KeyboardInterrupt
+        return at_end(saver, values)
+
+    at_end = Checkpointer.epoch
+    monkeypatch.setattr("surefoot.training.loop.evaluate_on", measured)
+    keeps = {"checkpoints": Checkpoints(keep_best="val/loss")}
+    with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+        kill.setattr(Checkpointer, "epoch", killed)
+        train(run, 3, **keeps)
+    assert read_info(run / "model" / "best").metrics["val/loss"] == 0.5 and read_validation(run)["epoch"] == 2
+    train(run, epochs, progress=said, **keeps)
+    best = run / "model" / "best"
+    expected = {"best": 1.0, "trained again": 0.5, "not best": None}[then]
+    assert (read_info(best).metrics["val/loss"] if best.exists() else None) == expected
+    assert read_validation(run).get("epoch") == (2 if then == "trained again" else None)
+    (line,) = [text for text in said.messages if "model/best" in text]
+    assert ("is removed" if then == "not best" else "of epoch 2 again") in line
+    assert not list((run / "model").glob(".*"))
 
 
 def test_the_best_of_another_metric_is_not_this_ones(tmp_path):

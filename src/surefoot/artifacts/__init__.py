@@ -16,7 +16,7 @@ _HOMES = {
     "model_dir": "load_model needs_trust read_info save_model",
     "opening": "LoadedModel open_model",
     "weight_files": "read_state",
-    "swap": "remove_leftovers",
+    "swap": "remove_directory remove_leftovers",
 }
 
 __all__ = [name for names in _HOMES.values() for name in names.split()]

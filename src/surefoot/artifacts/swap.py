@@ -30,6 +30,12 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
+def remove_directory(target: Path) -> None:
+    """Take a directory away as a whole: at every instant its name holds all of it or nothing."""
+    with scratch_directory(target) as temporary:
+        files.system.rename(target, temporary / target.name)
+
+
 @contextlib.contextmanager
 def scratch_directory(target: Path) -> Iterator[Path]:
     """A temporary directory beside `target`, gone when the block ends; what a kill leaves of it, the next removes."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..artifacts import save_model
+from ..artifacts import read_info, remove_directory, save_model
 from ..artifacts.info import DTYPES, is_shape
 from ..artifacts.pretrained import pretrained_spec
 from ..artifacts.weights import plain
 from ..data import Loader, StreamSource, TensorSource
+from ..errors import UsageError
 from ..losses import Objective, WeightedSum
 from ..losses.conventions import describe
 from ..losses.objectives import models_own
 from ..losses.torch_losses import family
 from ..preprocessing import Preprocessing
 from ..table_columns import TableColumns
+from ..tracking.validation import FILE, read_validation
 from .records import Recorder
+from .state import RunState
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,30 @@ def save_model_of(
         averaged=averaged,
         history=recorder.journal.history(),
     )
+
+
+def cut_back(run_dir: Path, state: RunState, metrics: Mapping[str, Any], say: Callable[[str], None]) -> bool:
+    """Take away validation.json and model/best where they are of what came after the checkpoint that was restored.
+
+    `metrics` are that checkpoint's. Returns whether its model is the best, for the caller to write; else the best of
+    the epochs before is in a checkpoint of its own.
+    """
+    if read_validation(run_dir).get("step", 0) > state.step:
+        (run_dir / FILE).unlink()
+    best, directory = state.best, run_dir / "model" / "best"
+    try:
+        value = read_info(directory).metrics.get(best.metric or "")
+    except (UsageError, OSError):  # none, or one that tells nothing
+        return False
+    if best.value is None or best.epoch is None or value is None or value == best.value:
+        return False
+    again = bool(metrics.get(best.metric or "") == best.value)
+    what = (
+        f"is of epoch {best.epoch + 1} again"
+        if again
+        else f"is removed; that of epoch {best.epoch + 1} is a checkpoint"
+    )
+    say(f"model/best was of an epoch that the newest checkpoint does not have: it {what}")
+    if not again:
+        remove_directory(directory)
+    return again

@@ -33,7 +33,7 @@ from ..tracking.trackers import Feeds
 from ..tracking.validation import MOST_CLASSES
 from ..world import World
 from ..wrapping import whole
-from .about import completed, save_model_of
+from .about import completed, cut_back, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
 from .evaluation import evaluation_loader, training_loader
@@ -322,6 +322,10 @@ def fit(
             save_best=save and save_best,
             last_validation=last_validation,
         )
+        if run_dir is not None and restored is not None:
+            back = functools.partial(cut_back, run_dir, state, restored.metrics, progress.message)
+            if world.agree(back, on=0):
+                save_best(loop.evaluated_model, restored.metrics)
         loop.run()
         if save is not None:
             assert checkpointer is not None and run_dir is not None
