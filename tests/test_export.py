@@ -259,6 +259,20 @@ GENERAL = {
 }
 
 
+def test_one_memory_in_two_dtypes_is_no_pth_and_says_which(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("numbers", torch.arange(4.0))
+    model.register_buffer("bits", model.numbers.view(torch.int32)[1:])
+    said = "^bits: shares its memory with numbers, as torch.int32 where that is torch.float32, .* export a .safetensors"
+    with pytest.raises(UsageError, match=said):
+        export(model, tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
+    export(model, tmp_path / "model.safetensors")
+    model.bits = model.bits.clone()
+    export(model, tmp_path / "model.pth")
+    assert torch.equal(torch.load(tmp_path / "model.pth", weights_only=True)["bits"], model.bits)
+
+
 @pytest.mark.parametrize("ending", ["pt2", "onnx", "safetensors", "pth"])
 @pytest.mark.parametrize("name", GENERAL)
 def test_models_of_every_kind_are_exported_and_run(name, ending, tmp_path):

@@ -255,6 +255,14 @@ def _weights_file(ending: str, module: nn.Module, info: ModelInfo) -> Iterable[b
     if ending == ".safetensors":
         described = info.to_json() | {"tied": collected.tied}
         return safe_tensors.chunks(collected.tensors, info=described, metadata={"format": "pt"})
+    state, owners = module.state_dict(), dict[int, str]()
+    for name, tensor in state.items():
+        owner = owners.setdefault(tensor.untyped_storage().data_ptr(), name) if tensor.numel() else name
+        if (dtype := state[owner].dtype) != tensor.dtype:
+            raise UsageError(
+                f"{name}: shares its memory with {owner}, as {tensor.dtype} where that is {dtype}, which torch.save "
+                "refuses; export a .safetensors, or give one of them a copy (tensor.clone())"
+            )
     buffer = io.BytesIO()
-    torch.save(module.state_dict(), buffer)
+    torch.save(state, buffer)
     return [buffer.getbuffer()]
