@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
+import signal
 import sys
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from torch.optim import lr_scheduler as schedulers
 
 from surefoot.artifacts import read_info
 from surefoot.checkpoint import Checkpointer, ConditionsChanged, code_of, environment
-from surefoot.errors import UsageError
+from surefoot.errors import Stopped, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
+from surefoot.tracking import Progress
 from surefoot.tracking.validation import read_validation
 from surefoot.training import Checkpoints, EarlyStopping, fit
 from surefoot.training.evaluation import evaluate_on
@@ -159,6 +162,27 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_had_it
     epochs = [(tmp_path / run / "metrics.jsonl").read_text().count('"kind": "epoch"') for run in ("run", "new")]
     model = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "new")]
     assert epochs[0] == epochs[1] and model[0] == model[1] and inexact(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_resume_with_less_patience_than_is_spent_trains_nothing_more(tmp_path, part):
+    stop = lambda patience: {"early_stopping": EarlyStopping(patience=patience, min_delta=10.0)}  # noqa: E731
+    run, said, steps = tmp_path / "run", Heard(), math.ceil(len(samples()[1]) / 4)
+    if part:  # the weights hold a part of an epoch, which is trained to its end
+
+        class Stops(Progress):
+            def record(self, record):
+                if record["step"] == 3 * steps + 2:
+                    raise Stopped(signal.SIGTERM, "stopped")
+
+        with pytest.raises(Stopped):
+            train(run, 6, progress=Stops(), log_every=1, checkpoints=Checkpoints("1 steps"), **stop(5))
+    else:
+        train(run, 3, log_every=1, **stop(5))
+    train(run, 6, progress=said, log_every=1, **stop(2))
+    epochs = (run / "metrics.jsonl").read_text().count('"kind": "epoch", "split": "val"')
+    assert epochs == 3 + part
+    assert any("nothing to do: the run was stopped early, after epoch 3" in text for text in said.messages) != part
 
 
 @pytest.mark.parametrize("then", ["best", "not best", "trained again"])

@@ -267,6 +267,7 @@ def fit(
             if again:  # not before: a captured graph holds the addresses of what was loaded
                 use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
+                state.stopped_early = state.stopped_early and loader.position == 0
                 _report_restored(restored, state, epochs, progress)
                 world.first(lambda: write_texts(claim.run, about.files))
             elif run.start_epoch is not None:

@@ -138,8 +138,9 @@ class RunState:
                 mine.value, mine.epoch = state[name]["value"], state[name]["epoch"]
             elif name == "patience_best":  # the value of another metric says nothing about this one
                 self.stale_epochs = 0
-        # As a run that had this patience from the start.
-        self.stopped_early = self.stopped_early and self.patience is not None and self.stale_epochs >= self.patience
+        # As a run that had this patience from the start; an epoch that was begun is trained to its end.
+        spent = self.patience is not None and self.stale_epochs >= self.patience
+        self.stopped_early = spent and self.phase == "train"
         self.last = dict(state["last"])
         self.rates = list(state["rates"])
         self.wall_before = state["wall_s"]
