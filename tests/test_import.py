@@ -15,6 +15,7 @@ from torch import nn
 
 from surefoot.artifacts import import_weights, open_model, pickled, read_state, save_model
 from surefoot.artifacts.archive import archive_in, open_file
+from surefoot.artifacts.importing import start_weights
 from surefoot.errors import UsageError
 from surefoot.models import MLP, LeNet5, SmallResNet
 
@@ -193,6 +194,29 @@ def test_other_dtypes_are_taken_on_request(trained, tmp_path):
     with pytest.raises(UsageError, match="holds float64, the model float32"):
         import_weights(tmp_path / "w.pth", "LeNet5")
     assert fits(import_weights(tmp_path / "w.pth", "LeNet5", cast=True).model, trained)
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_a_cast_takes_no_complex_number_as_real_and_no_fraction_as_whole(tmp_path, cast):
+    model = nn.Linear(2, 1)
+    model.register_buffer("count", torch.tensor(3))
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    state = {"weight": torch.ones(1, 2) + 1j, "bias": torch.zeros(1), "count": torch.tensor(0.5)}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UsageError) as caught:
+        import_weights(tmp_path / "w.pth", model, cast=cast)
+    assert [line.split("w.pth: ")[-1] for line in str(caught.value).splitlines()[1:]] == [
+        "weight: it holds complex64, the model float32",
+        "count: it holds float32, the model int64",
+        "complex numbers are not taken as real ones, nor fractions as whole ones: convert the file's",
+    ]
+    with pytest.raises(UsageError, match="weight: it holds complex64, the model float32"):
+        start_weights(tmp_path / "w.pth", model)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    state = {"weight": torch.ones(1, 2).half(), "bias": torch.zeros(1), "count": torch.tensor(4.0)}
+    torch.save(state, tmp_path / "w.pth")
+    import_weights(tmp_path / "w.pth", model, cast=True)
+    assert (model.weight.tolist(), int(model.count)) == ([[1, 1]], 4)
 
 
 def test_a_file_for_a_very_different_model_does_not_fill_the_screen(tmp_path):

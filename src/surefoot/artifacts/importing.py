@@ -70,8 +70,9 @@ def import_weights(
     whole model) of any age, or a folder of Hugging Face's, shards included. `key` picks the entry where several
     hold weights (``"model.state_dict"``), `prefix` only the names that begin with it. Prefixes of wrappers
     (``module.``, ``_orig_mod.``) are taken off. Names that match a pattern of `except_` (``"fc.*"``) are not
-    taken: the model keeps its own. `cast` accepts other dtypes. With `trust_code` the class that the file itself names
-    is imported and called. The model comes back in eval mode.
+    taken: the model keeps its own. `cast` accepts other dtypes, but no complex numbers as real
+    ones and no fractions as whole ones. With `trust_code` the class that the file itself names is imported and called.
+    The model comes back in eval mode.
     Raises `UsageError` with every difference at once.
 
     >>> import tempfile
@@ -171,7 +172,7 @@ def _fill(
             raise Problems([f"{path}: no tensor fits {type(target).__name__}", *(f"{path}: {line}" for line in loose)])
         tensors = weights.completed(fitting, target)
     if cast and not adopt:
-        tensors = {n: t.to(wanted[n].dtype) if n in wanted else t for n, t in tensors.items()}
+        tensors = {n: _cast(t, wanted[n].dtype) if n in wanted else t for n, t in tensors.items()}
     try:
         weights.put(tensors, target, str(path), adopt_dtypes=adopt)
     except Problems as problems:
@@ -269,6 +270,15 @@ def _counters(tensors: dict[str, torch.Tensor], model: nn.Module) -> tuple[dict[
     return tensors | {n: own[n] for n in lacking}, [f"{n}: not in the file; {own[n].item()}" for n in lacking]
 
 
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in `dtype`; as it is where it is complex and that is not, and where values would be other ones."""
+    if tensor.is_complex() and not dtype.is_complex:
+        return tensor
+    converted = tensor.to(dtype)
+    same = dtype.is_floating_point or dtype.is_complex or torch.equal(converted.to(tensor.dtype), tensor)
+    return converted if same else tensor
+
+
 def _hints(
     state: State, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor],
     except_: Sequence[str], cast: bool,
@@ -276,8 +286,11 @@ def _hints(
     """What to say so that a file fits that does not."""
     hints = []
     both = [n for n in tensors if n in wanted]
-    if not cast and any(tensors[n].dtype != wanted[n].dtype for n in both):
+    others = [n for n in both if tensors[n].dtype != wanted[n].dtype]
+    if not cast and any(_cast(tensors[n], wanted[n].dtype) is not tensors[n] for n in others):
         hints.append("--cast (cast=True) takes its values in the model's dtype")
+    elif others:
+        hints.append("complex numbers are not taken as real ones, nor fractions as whole ones: convert the file's")
     if any(".lora_A." in name or ".base_layer." in name for name in state.tensors):
         hints.append("these names are of a model wrapped by PEFT: save model.merge_and_unload().state_dict() instead")
     ends = {name for name in state.tensors if name not in wanted}
