@@ -164,6 +164,18 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_had_it
     assert epochs[0] == epochs[1] and model[0] == model[1] and inexact(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize(("epochs", "by"), [(2, "step"), (3, "epoch")])
+def test_a_bare_scheduler_is_moved_by_the_unit_that_its_run_was_begun_with(tmp_path, epochs, by):
+    """It is as long as the run's first 2 epochs in steps, or as all 3: the second sitting alone says another unit."""
+    steps = math.ceil(len(samples()[1]) / 4)
+    bare = lambda o: schedulers.LinearLR(o, 0.1, 1.0, epochs * steps)  # noqa: E731
+    for name, schedule in (("run", bare), ("told", lambda o: Schedule(o, bare(o), by=by))):
+        for end in (2, 3):
+            train(tmp_path / name, end, schedule=schedule)
+    run, told = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "told")]
+    assert run == told
+
+
 @pytest.mark.parametrize("part", [False, True])
 def test_a_resume_with_less_patience_than_is_spent_trains_nothing_more(tmp_path, part):
     stop = lambda patience: {"early_stopping": EarlyStopping(patience=patience, min_delta=10.0)}  # noqa: E731

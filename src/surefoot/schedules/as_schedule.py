@@ -29,12 +29,14 @@ def as_schedule(
     steps_per_epoch: int | None,
     validates: bool,
     say: Callable[[str], None],
+    begun_by: str | None = None,
 ) -> Schedule:
     """A Schedule over `optimizer` from what was given: None, a Schedule, a scheduler of torch's, or a warmup.
 
-    A bare scheduler is moved by step where its length is that of the run in steps, else by the unit that is usual for
-    it (OneCycleLR and CyclicLR by step, the others by epoch); `say` receives a line that says which. Raises UsageError
-    for one with a function of the user's, whose unit cannot be seen, and for anything else, with the line that works.
+    A bare scheduler is moved as the run was begun (`begun_by`); else by step where its length is that of the run in
+    steps, else by the unit that is usual for it (OneCycleLR and CyclicLR by step, the others by epoch); `say` receives
+    a line that says which. Raises UsageError for one with a function of the user's, whose unit cannot be seen, and for
+    anything else, with the line that works.
     """
     if given is None:
         return Schedule(optimizer)
@@ -68,6 +70,8 @@ def as_schedule(
     by = SCHEDULERS[name].facts["by"] if name in SCHEDULERS else EPOCH
     if any(getattr(given, length, None) == total != epochs for length in _LENGTHS):
         by = STEP
+    if begun_by in (EPOCH, STEP):  # of more epochs, the length of the run says something else
+        by = begun_by
     split = "val" if validates else "train"
     monitor = f"{split}/{'accuracy' if getattr(given, 'mode', 'min') == 'max' else 'loss'}"
     watched = f", watching {monitor}" if isinstance(given, ReduceLROnPlateau) else ""

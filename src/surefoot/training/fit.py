@@ -171,6 +171,7 @@ def fit(
             steps_per_epoch=steps_per_epoch,
             validates=val is not None,
             say=progress.message,
+            begun_by=recorded.get("schedule_by"),
         )
 
         def look() -> tuple[RunningMetrics, Checkpoints, EarlyStopping | None]:
@@ -274,6 +275,7 @@ def fit(
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
             facts: dict[str, Any] = {"conditions": checkpointer.conditions, "execution": execution.to_json()}
+            facts["schedule_by"] = schedule.by
             if world.size > 1:
                 facts["processes"] = world.size
             if restored is not None:
