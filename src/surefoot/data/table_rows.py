@@ -92,9 +92,8 @@ def targets_of(table: Any, columns: TableColumns, classes: Sequence[str] | None,
     """Classes int64 (N,), or numbers float32 (N, T). Raises Problems for missing values and unknown classes."""
     problems, parts = [], []
     for name in columns.targets:
-        numbers = classes is None
         column = table[name]
-        values = numbers_in(column, name, place) if numbers else _indices(column, classes, name, place) - 1
+        values = numbers_in(column, name, place) if classes is None else _indices(column, classes, name, place) - 1
         gaps = numpy.isnan(values)
         if gaps.any():
             problems.append(_gaps(name, gaps, place, "missing: drop leaves such rows out"))
