@@ -16,7 +16,7 @@ from surefoot.checkpoint import read_about
 from surefoot.cli import main
 from surefoot.errors import RunFailed
 from surefoot.recipe import load_recipe
-from surefoot.tracking import RunRecords
+from surefoot.tracking import RunRecords, read_records
 from surefoot.tracking.event_files import EventFiles
 from surefoot.tracking.histograms import BINS, histograms_of
 
@@ -82,6 +82,28 @@ def test_a_resumed_run_has_the_histograms_of_one_that_never_stopped(every, steps
     assert points == points_of_parts and points["loss/val"] == [3, 6, 9]
     if every == "1 epoch":
         assert whole["weights/weight"][-1][1].max == model.weight.max().item()
+
+
+@pytest.mark.parametrize(("every", "steps"), [("1 epoch", [2]), ("2 steps", [2])])
+def test_an_epoch_whose_last_update_is_skipped_has_its_histogram_and_the_rates_of_its_last_update(
+    every, steps, tmp_path
+):
+    inputs = X.clone()
+    inputs[-1] = float("nan")
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    options = RunOptions(
+        progress=False, tensorboard={"histograms": every}, execution="plain", log_every=9, lint_off=["all"]
+    )
+    schedule = surefoot.Schedule(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5), by="step")
+    surefoot.fit(
+        model, nn.MSELoss(), optimizer, surefoot.Loader((inputs, X[:, :2]), 8, shuffle=False), epochs=1,
+        schedule=schedule, run_dir=tmp_path, step=surefoot.StepOptions(on_nonfinite="skip"),
+        run=options,
+    )  # fmt: skip
+    assert [step for step, _ in read(tmp_path)[0]["weights/weight"]] == [2]
+    (record,) = read_records(tmp_path / "metrics.jsonl")
+    assert record["step"] == 2 and record["lr"] == [0.5]
 
 
 def records_of_step(run, step, histogram):

@@ -67,6 +67,7 @@ class Loop:
         """The updates that are left of this epoch, and its record."""
         state, step, schedule, running, loader = self.state, self.step, self.schedule, self.running, self.loader
         checkpointer, log_every, batches = self.checkpointer, self.log_every, loader.length
+        any_is_last = batches is None or step.options.on_nonfinite == "skip"  # of the epoch's updates
         if self.unfreezing is not None:
             self.unfreezing.begin(state.epoch)
         # What has joined gets its rate before the first update, however that update is run.
@@ -85,7 +86,7 @@ class Loop:
             state.skipped_in_a_row = 0
             state.step += 1
             recorded = state.step % log_every == 0
-            if recorded or batches is None or loader.position == batches:
+            if recorded or any_is_last or loader.position == batches:
                 # A record tells the rates that its update was done with, not those of the next.
                 state.rates = schedule.lrs
             if result.updated:
@@ -101,8 +102,8 @@ class Loop:
             if checkpointer is not None:
                 checkpointer.step()
         self.require_finite_parameters()
-        if self.histograms is not None and batches is None and self.histograms.unit == "epochs":
-            self.record_histograms(self.histograms, whole_epoch=True)
+        if self.histograms is not None and batches is None:
+            self.record_epoch_histograms(self.histograms)
         means = running.result()
         self.record("epoch", "train", means)
         state.last = {f"train/{name}": value for name, value in means.items()}
@@ -125,6 +126,11 @@ class Loop:
         state = self.state
         if every.after_step(state.step, 0.0) or (whole_epoch and every.after_epoch(state.epoch + 1, 0.0)):
             self.recorder.histograms(self.step.model, state.epoch, state.step, state.wall_s())
+
+    def record_epoch_histograms(self, every: Every) -> None:
+        """Those due by epoch, where no update has shown that it was the epoch's last."""
+        if every.unit == "epochs":
+            self.record_histograms(every, whole_epoch=True)
 
     def require_finite_parameters(self) -> None:
         """End the run where a parameter is NaN or infinite, before anything is saved as good."""
@@ -204,6 +210,8 @@ class Loop:
         if self.state.skipped_in_a_row >= MOST_SKIPS_IN_A_ROW:
             self.fail_nonfinite(f"{what}, as on the {self.state.skipped_in_a_row - 1} batches before it")
         self.recorder.progress.message(f"{what}; this update is skipped")
+        if self.histograms is not None and self.loader.position == self.loader.length:
+            self.record_epoch_histograms(self.histograms)
         if self.checkpointer is not None:
             self.checkpointer.check_signals()
 
