@@ -187,7 +187,7 @@ def test_lenet_compiled_whole_has_eagers_gradients():
 def test_a_compiled_module_with_wrong_gradients_is_caught(monkeypatch):
     """As torch 2.13 on some processors, where both convolutions of a compiled LeNet-5 get zero gradients, silently."""
 
-    def miscompiled(model):
+    def miscompiled(model, options):
         def forward(x):
             wrong = {n: p.detach() + 0 * p for n, p in model.named_parameters() if n.startswith("conv")}
             return torch.func.functional_call(model, wrong, (x,))
@@ -198,7 +198,7 @@ def test_a_compiled_module_with_wrong_gradients_is_caught(monkeypatch):
     with lenets_bench() as bench:
         module = Trial(Execution(onednn=False, compile="module"))
         assert not bench.check(module)
-        norm = float(bench.expected()[0].gradients[0]["conv1.weight"].norm())
+        norm = float(bench.expected[0].gradients[0]["conv1.weight"].norm())
     assert module.refused == (
         f"it differs from eager by more than rounding: the gradient of conv1.weight is all zeros where eager has a "
         f"2-norm of {norm:.3g}"

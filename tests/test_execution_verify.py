@@ -114,7 +114,7 @@ def test_a_compiled_module_may_round_otherwise(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
     monkeypatch.setattr("surefoot.execution.backends.why_not", lambda *_: None)
-    monkeypatch.setattr(torch, "compile", lambda module: lambda x: module(x) * (1 + 2**-20))
+    monkeypatch.setattr(torch, "compile", lambda module, options: lambda x: module(x) * (1 + 2**-20))
     batch = torch.randn(8, 3), torch.randn(8, 1)
     settings = Execution(threads=torch.get_num_threads(), compile="module")
     with prepare(settings, model, step.optimizer):

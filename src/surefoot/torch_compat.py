@@ -163,12 +163,14 @@ def inductor_compile(
         return compiled
 
 
-def compile_for_one_shape(function: Callable[..., Any], forms: int) -> Callable[..., Any]:
+def compile_for_one_shape(
+    function: Callable[..., Any], forms: int, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """`torch.compile` of a method that is given tensors of one shape; `forms` objects may need code of their own."""
     import torch._dynamo.config as config
 
     make: Any = torch.compile
-    compiled, first = make(function, dynamic=False), True
+    compiled, first = make(function, dynamic=False, options=options), True
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         nonlocal first

@@ -15,7 +15,7 @@ from .captured import capture_step
 from .compiled import compile_step, why_not
 from .eager import EagerStep
 from .graph_step import CannotCompile, GraphStep
-from .settings import Execution
+from .settings import Execution, compile_options
 from .verify import verify
 
 Backend = Callable[[Sequence[Batch]], StepResult]
@@ -45,7 +45,7 @@ def make_backend(
     if execution.cuda_graph:
         return GraphStep(step, functools.partial(capture_step, step, example), say)
     if execution.compile == "module":
-        return EagerStep(step, torch.compile(step.model))
+        return EagerStep(step, torch.compile(step.model, options=compile_options(step.model)))
     if execution.compile == "none":
         return EagerStep(step)
 

@@ -23,7 +23,7 @@ from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
-from .settings import Execution, as_torch_would, supports_fused
+from .settings import Execution, as_torch_would, strided_alone, supports_fused
 
 # What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
 BUDGET_S = 1.0
@@ -155,6 +155,8 @@ def _kept(key: str, step: TrainStep, plain: Execution, say: Callable[[str], None
     choice = kept.load(key, plain, say)
     if choice is None or (choice.compile != "none" and why_not(step.model) is not None):
         return None
+    if choice.memory_format == "channels_last" and strided_alone(step.model):  # of an earlier version
+        return None
     return choice.to_json()
 
 
@@ -275,7 +277,8 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     would leave no time for the others, and where two are as fast, fewer threads disturb and are disturbed less.
     """
     formats = [plain.memory_format]
-    if "memory_format" not in fixed and any(p.dim() == 4 for p in model.parameters()):
+    unsound = plain.device == "cpu" and strided_alone(model)
+    if "memory_format" not in fixed and not unsound and any(p.dim() == 4 for p in model.parameters()):
         formats.append("channels_last")
     if plain.device != "cpu":
         return [replace(plain, memory_format=f) for f in formats]

@@ -22,7 +22,7 @@ from .backends import make_backend
 from .machine import free_bytes, ranks_here
 from .parts import make_part
 from .settings import Execution, freed_memory_kept, prepare
-from .verify import Observed, arithmetic, cloned, first_difference, record
+from .verify import Observed, cloned, compared, record
 
 # A step that another beats by less than this is not beaten: the simpler one stays.
 MARGIN = 0.03
@@ -54,9 +54,9 @@ class Bench:
 
     The copies' learning rate is 0, so that what is timed is always the same work on sound numbers. Several ranks time
     the same candidate at the same time, each its own micro-batches without what goes between ranks, and take the
-    slowest's time as theirs; what fails on one is held against the candidate on all. Use it as a
-    context manager: random numbers, threads and oneDNN are as before when it is left. Raises UsageError where there
-    is no copy of the model.
+    slowest's time as theirs; what fails on one is held against the candidate on all. A batch that the plain step
+    refuses shows nothing of a candidate and is left out. Use it as a context manager: random numbers, threads and
+    oneDNN are as before when it is left. Raises UsageError where there is no copy of the model, or no batch is left.
     """
 
     def __init__(self, step: TrainStep, batches: Sequence[Any]):
@@ -66,13 +66,18 @@ class Bench:
         self.world = step.world
         self._copies: dict[Any, TrainStep] = {}
         self._backends: dict[Execution, Callable[[Any], Any]] = {}
-        self._expected: list[Observed] | None = None
+        self.expected: list[Observed] = []
 
     def __enter__(self) -> Bench:
         self.world.agree(self._make_first)
         self._random = rng.get_state()
         self._memory = freed_memory_kept()
         self._memory.__enter__()
+        try:
+            self.world.agree(self._expect)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,17 +143,14 @@ class Bench:
 
     def look(self, trial: Trial) -> None:
         """`check` on this rank, of which the others do not know yet."""
-        for index, batch in enumerate(self.batches):
+        for batch, expected in zip(self.batches, self.expected, strict=True):
             try:
-                if not (expected := self.expected()[index]).sound:
-                    trial.refused = f"it cannot be compared: {expected.refused or 'the loss is not finite'}"
-                    return
                 observed = self.observed(trial.execution, batch)
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"
                 return
-            if difference := first_difference(expected, observed, arithmetic(self.original)):
-                trial.refused = f"it differs from eager by more than rounding: {difference}"
+            if difference := compared(self.original, expected, observed, exact=False):
+                trial.refused = f"it {difference}"
                 return
 
     def _refused(self, act: Callable[[], None]) -> str | None:
@@ -162,15 +164,19 @@ class Bench:
     def _first(self, refused: str | None) -> str | None:
         return next((each for each in self.world.gather(refused) if each), None)
 
-    def expected(self) -> list[Observed]:
-        """The same updates by the plain step, as torch would run it."""
-        if self._expected is None:
-            step = self._copy(None)
-            self._expected = []
-            for batch in self.batches:
-                rng.set_state(self._random)
-                self._expected.append(self._one(step, step.plain, batch))
-        return self._expected
+    def _expect(self) -> None:
+        """An update (at a rate of 0) of each batch by the plain step, as torch would run it."""
+        step = self._copy(None)
+        for batch in self.batches:
+            rng.set_state(self._random)
+            try:
+                self.expected.append(self._one(step, step.plain, batch))
+            except Exception as error:  # the user's own forward: training will come to it and show its place
+                raise UsageError(f"the step fails: {first_line(error, kind=True)}") from error
+        sound = [pair for pair in zip(self.batches, self.expected, strict=True) if pair[1].sound]
+        if not sound:
+            raise UsageError(self.expected[0].refused or "the loss is not finite")
+        self.batches, self.expected = map(list, zip(*sound, strict=True))
 
     def observed(self, execution: Execution, batch: Any) -> Observed:
         """One update (at a rate of 0) of one batch as `execution` runs it."""

@@ -20,7 +20,7 @@ from ..untouched import untouched
 from ..wrapping import shared_out, unwrap
 from .compiled import CompiledGraph, compile_step, why_no_code, why_not
 from .graph_step import CannotCompile, fits, signature, target_place
-from .settings import Execution
+from .settings import Execution, compile_options
 from .verify import NOT_COMPARED, Observed, cloned, compared, record, verify
 
 
@@ -66,7 +66,9 @@ class ModulePart:
     def __init__(self, model: nn.Module, batch: Batch):
         inner = unwrap(model)
         blocks = sharding.blocks(inner) or [inner]
-        self._forwards = [(block, compile_for_one_shape(block.forward, 2 * len(blocks))) for block in blocks]
+        self._forwards = [
+            (block, compile_for_one_shape(block.forward, 2 * len(blocks), compile_options(block))) for block in blocks
+        ]
         self._signature = signature(batch)
 
     def fits(self, batch: Batch) -> bool:

@@ -21,6 +21,8 @@ MEMORY_FORMATS = ("contiguous", "channels_last")
 OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
 COMPILE = ("none", "gradients", "module")
 
+# Numbers of float32 that the widest registers of a CPU hold.
+LANES = 16
 _TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _IMPL_FLAGS = {
     "for_loop": {"foreach": False, "fused": False},
@@ -137,6 +139,13 @@ def prepare(
             torch_compat.set_onednn(execution.onednn)
             stack.enter_context(freed_memory_kept())
         if model is not None:
+            name = strided_alone(model)
+            if execution.memory_format == "channels_last" and execution.device == "cpu" and execution.onednn and name:
+                raise UsageError(
+                    f"execution: memory_format: channels_last cannot be used: {name} is a strided 1x1 convolution of "
+                    f"fewer than {LANES} channels, whose gradient oneDNN writes beyond its memory; give contiguous, or "
+                    f"onednn: false"
+                )
             formats = [(t, _format_of(t)) for t in (*model.parameters(), *model.buffers()) if _is_image(t)]
             stack.callback(_lay_out_again, formats, optimizer)
             set_layout(model, optimizer, execution.memory_format)
@@ -184,6 +193,24 @@ def _set_threads(count: int) -> None:
     # Setting what is set already is not free: OpenMP may rebuild its team.
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
+
+
+def strided_alone(model: nn.Module) -> str | None:
+    """The first strided 1x1 convolution of few channels, which is wrong on a CPU where images are channels_last.
+
+    oneDNN's backward pass for its weights (``jit_1x1:avx2``, torch 2.13: fewer than 8 channels, on processors without
+    AVX-512) writes beyond their memory: the process dies, or has other numbers in it.
+    """
+    for name, module in model.named_modules():
+        alone = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if alone and 0 < module.in_channels < LANES:  # none is known of a lazy one
+            return name or type(module).__name__
+    return None
+
+
+def compile_options(model: nn.Module) -> dict[str, Any] | None:
+    """What torch.compile has to be told for `model`: Inductor lays images out with their channels last by itself."""
+    return {"layout_optimization": False} if strided_alone(model) else None
 
 
 def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory_format: str) -> None:
