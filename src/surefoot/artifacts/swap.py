@@ -31,7 +31,7 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_directory(target: Path) -> None:
-    """Take a directory away as a whole: at every instant its name holds all of it or nothing."""
+    """Take the directory `target` away as a whole: at every instant its name holds all of it or nothing."""
     with scratch_directory(target) as temporary:
         files.system.rename(target, temporary / target.name)
 
