@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_a_command_that_fails_is_said_and_changes_nothing(command, told):
     with then(command, Path("run"), messages.append):
         pass
     assert len(messages) == 1 and told in messages[0]
+
+
+def test_an_input_that_is_refused_within_a_training_has_failed_it(monkeypatch):
+    """A file that cannot be read, found in its second epoch say; refused before the first step, nothing has ended."""
+
+    def refuse(*_):
+        raise UsageError("no such picture")
+
+    argv = ["train", "quickstart", "--run", "run", *SMALL, "execution=plain", "--quiet", f"on_end={json.dumps(TELL)}"]
+    with monkeypatch.context() as before:
+        before.setattr(importlib.import_module("surefoot.training.fit"), "look_over_first_batch", refuse)
+        assert main(argv) == 2
+    assert not Path("told.txt").exists()
+    monkeypatch.setattr("surefoot.training.loop.Loop.validate", refuse)
+    assert main(argv) == 2
+    assert Path("told.txt").read_text() == f"failed {Path.cwd()}/run\n"
 
 
 def test_of_a_training_and_of_its_resume_and_quiet_but_for_findings(capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from surefoot import trust
+from surefoot import files, trust
 from surefoot.checkpoint import RunDirectory
 from surefoot.cli import main
 from surefoot.errors import Problems, UsageError
@@ -177,6 +177,15 @@ def test_without_a_home_the_key_lies_in_a_directory_of_this_user_alone(tmp_path,
     with pytest.raises(UsageError, match="is not this user's alone; set HOME"):
         user_directory("state")
     assert not trust.holds(tmp_path, about, "import: 1")
+
+
+def test_the_key_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    done = []
+    monkeypatch.setattr(files.system, "fsync", lambda descriptor: done.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(os, "link", lambda *names, link=os.link: done.append("named") or link(*names))
+    trust.seals(tmp_path, {"id": "x"}, "import: 1")
+    assert done == [32, "named"]
 
 
 # ------------------------------------------------------------------------------------------ links

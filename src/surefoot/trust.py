@@ -84,6 +84,8 @@ def _key(*, make: bool) -> bytes | None:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(secrets.token_bytes(_KEY_BYTES))
+                file.flush()
+                files.system.fsync(descriptor)  # a name without its bytes would be no key, for good
             try:
                 with contextlib.suppress(FileExistsError):  # another process was first: its key counts
                     os.link(new, path)

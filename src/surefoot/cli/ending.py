@@ -14,8 +14,10 @@ _PATIENCE_S = 60.0
 
 
 @contextlib.contextmanager
-def then(command: str | None, run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Run `command` after the block: done, failed or stopped, but not where its input was refused.
+def then(
+    command: str | None, run_dir: Path, say: Callable[[str], None], begun: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Run `command` after the block: done, failed or stopped, but not where input was refused before it had `begun`.
 
     It reads the environment variables SUREFOOT_RUN (the directory) and SUREFOOT_STATUS (done, failed, interrupted).
     Where it fails, or takes more than a minute, a message says so and nothing else changes.
@@ -28,7 +30,7 @@ def then(command: str | None, run_dir: Path, say: Callable[[str], None]) -> Iter
         status = "interrupted"
         raise
     except Exception as error:  # also the user's own code, memory, the disk
-        status = None if isinstance(error, UsageError) else "failed"
+        status = None if isinstance(error, UsageError) and not begun() else "failed"
         raise
     finally:
         if command is not None and status is not None:

@@ -74,7 +74,8 @@ def _train(
 
     progress = make_progress(quiet=quiet) if world.rank == 0 else Progress()
     command = recipe.on_end if world.rank == 0 else None
-    with ending.then(command, run_dir, progress.message), contextlib.closing(progress):
+    begun = lambda: progress.info.epochs > 0  # noqa: E731
+    with ending.then(command, run_dir, progress.message, begun), contextlib.closing(progress):
         there = world.agree(lambda: _there(run_dir, resume or begun_by_this_job(run_dir)), on=0)
         built = world.agree(lambda: build(recipe, say=progress.message, started=there["weights"], world=world))
         built.schedule.on_horizon = horizon
