@@ -257,6 +257,12 @@ def test_what_is_stopped_says_how_to_go_on(capsys, monkeypatch):
         (("[0.01, 0.1]", "{low: 0.01, high: 0.1, setp: 1}"), "unknown key 'setp'"),
         (("[0.01, 0.1]", "{low: 0.01, high: 0.1, step: -1}"), "step -1 is not above 0"),
         (("[0.01, 0.1]", "{low: 0.01}"), "high: None is no finite number"),
+        (("[0.01, 0.1]", f"{{low: 1, high: 1{'0' * 400}}}"), f"high: 1{'0' * 29}...{'0' * 27} is no finite number"),
+        (("[0.01, 0.1]", "{low: -1.7e+308, high: 1.7e+308}"), "from low -1.7e+308 to high 1.7e+308 is more than"),
+        (("[0.01, 0.1]", "{low: 1e-320, high: 1.7e+308, step: 1e-320}"), "100,000 are the most"),
+        (("[0.01, 0.1]", "{low: 1, high: 10, log: 1}"), "log: 1 is not true or false"),
+        (("[0.01, 0.1]", "[1, 0.1, 1.0]"), "search.optimizer.lr: 1 and 1.0 are one setting; give it once"),
+        (("optimizer.lr: [0.01, 0.1]", "data: [{name: garments}, {name: garments}]"), "are one setting; give it once"),
         (("[0.01, 0.1]", "{low: 0.01, high: 0.1}"), "a grid needs values"),
         (("optimizer.lr: [0.01, 0.1]", "seed: [1, 2]"), "`seeds` trains each setting"),
         (("sampler: grid", "sampler: tpe"), "trials: missing; tpe needs to know"),
@@ -272,8 +278,20 @@ def test_mistakes_are_told_with_their_place(change, told):
     assert "s.yaml:" in str(caught.value) or "none.yaml" in str(caught.value)
 
 
+def test_values_that_are_equal_in_python_are_tried_as_themselves():
+    text = GRID.replace("[epochs=2]", """['model={"import": "net:Net"}']""")
+    text = text.partition("search:")[0] + "search: {model.width: LIST}"
+    plan = parse_plan(text.replace("LIST", "[true, 1, [1], [true], 0]"))
+    claims = [Study(plan, Path("runs/s")).claim() for _ in range(5)]
+    assert str([claim.values["model.width"] for claim in claims]) == "[True, 1, [1], [True], 0]"
+    with pytest.raises(UsageError, match="begun with another search"):
+        Study(parse_plan(text.replace("LIST", "[1, true, [1], [true], 0]")), Path("runs/s"))
+
+
 def test_a_range_of_whole_numbers_or_steps():
     assert Between(1, 7, 3).grid() == (1, 4, 7) and Between(0.1, 0.3, 0.1).grid() == (0.1, 0.2, 0.3)
+    assert Between(123456789012.5, 123456789013.5, 0.5).grid() == (123456789012.5, 123456789013.0, 123456789013.5)
+    assert Between(-0.3, 0.0, 0.1).grid()[-1] == 0.0 and Between(10**30, 10**30 + 1, 1).grid()[-1] == 10**30 + 1
     assert Between(1, 10).whole and not Between(1.0, 10).whole and Between(1, 10).grid() == ()
 
 

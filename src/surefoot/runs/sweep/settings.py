@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ...recipe.nodes import Entries, Items, Problem, Refused, Scalar
 from ...recipe.reading import INVALID, Reading
 from ...recipe.sections import Keyed, key
 from ...recipe.yaml_source import read_text, read_tree
+from ...text import shortened
 from ..record import settings_of_text
 
 MOST_TRIALS = 100_000
@@ -37,8 +40,8 @@ class Values:
     values: tuple[Any, ...]
 
     def grid(self) -> tuple[Any, ...]:
-        """Every value."""
-        return self.values
+        """What stands for each value in Optuna: its place, since values may be lists, and equal (true and 1)."""
+        return tuple(range(len(self.values)))
 
     def ends(self) -> tuple[Any, ...]:
         """The values that a check tries."""
@@ -63,10 +66,11 @@ class Between:
         """The values a `step` apart; () without a step."""
         if self.step is None:
             return ()
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        values = [self.low + index * self.step for index in range(min(count, MOST_TRIALS + 1))]
-        # Nine digits: 0.1 + 2 * 0.1 is 0.3.
-        return tuple(values) if self.whole else tuple(float(f"{value:.9g}") for value in values)
+        if self.whole:
+            return tuple(range(int(self.low), int(self.high) + 1, int(self.step))[: MOST_TRIALS + 1])
+        low, high, step = (Decimal(repr(number)) for number in (self.low, self.high, self.step))
+        count = int(min((high - low) / step, Decimal(MOST_TRIALS))) + 1
+        return tuple(float(low + index * step) for index in range(count))  # 0.1 + 2 * 0.1 is 0.3
 
     def ends(self) -> tuple[Any, ...]:
         """Both ends."""
@@ -106,11 +110,14 @@ class Space(Kind):
             return reading.refuse(path, f"unknown key {unknown[0]!r}; a range has {', '.join(_BETWEEN)}")
         low, high, step, log = (given.get(name) for name in _BETWEEN)  # type: Any, Any, Any, Any
         for name, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                return reading.refuse(path, f"{name}: {value!r} is no finite number; give low and high")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+                shown = shortened(repr(value))
+                return reading.refuse(path, f"{name}: {shown} is no finite number; give low and high")
         if not low < high:
             return reading.refuse(path, f"low {low} is not below high {high}")
-        if log not in (None, True, False):
+        if not high - low <= sys.float_info.max:
+            return reading.refuse(path, f"from low {low:g} to high {high:g} is more than a number can hold")
+        if log is not None and not isinstance(log, bool):
             return reading.refuse(path, f"log: {log!r} is not true or false")
         if log and (low <= 0 or step is not None):
             return reading.refuse(path, "log needs a low above 0 and no step")
@@ -122,7 +129,7 @@ class Space(Kind):
         return {
             name: list(each.values)
             if isinstance(each, Values)
-            else {key: part for key, part in vars(each).items() if part not in (None, False)}
+            else {key: part for key, part in vars(each).items() if part is not None and part is not False}
             for name, each in value.items()
         }
 
@@ -156,7 +163,7 @@ class Sweep(Keyed):
     )
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the values, the last key varying fastest."""
+        """Every combination, as Optuna's parameters, the last key varying fastest."""
         axes = [each.grid() for each in self.search.values()]
         return [dict(zip(self.search, values, strict=True)) for values in itertools.product(*axes)]
 
@@ -230,11 +237,14 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
             raise wrong(
                 f"search.{key_name}", "is nothing to search over; `seeds` trains each setting with several seeds"
             )
-        for value in each.ends():
+        tried: dict[str, str] = {}
+        for value in map(as_override, each.ends()):
             try:
-                load_recipe(recipe, [*sweep.overrides, f"{key_name}={as_override(value)}"])
+                setting = _known(load_recipe(recipe, [*sweep.overrides, f"{key_name}={value}"]))
             except UsageError as error:
                 raise wrong(f"search.{key_name}", str(error).partition("\n")[0]) from None
+            if (twin := tried.setdefault(setting, value)) is not value:
+                raise wrong(f"search.{key_name}", f"{twin} and {value} are one setting; give it once")
     metric, mode = _metric(sweep, base, wrong)
     storage = sweep.storage
     if storage is not None and "://" not in storage:
@@ -247,6 +257,16 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     settings = settings_of_text(recipe.brief_yaml())
     kept = {key: value for key, value in settings.items() if key.split(".")[0] not in _NO_RESULT}
     return dict(json.loads(json.dumps(kept, default=str)))
+
+
+def _known(recipe: Recipe) -> str:
+    """A text that is equal for equal recipes: 1 and 1.0 are one value, 1 and true are two."""
+    plain = json.dumps(settings_of_text(recipe.to_yaml()), default=str)
+
+    def number(text: str) -> str:
+        return f"number {Decimal(text).normalize()}"
+
+    return str(json.loads(plain, parse_int=number, parse_float=number))
 
 
 def _metric(sweep: Sweep, recipe: Recipe, wrong: Any) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import socket
@@ -74,8 +75,8 @@ class Study:
         if _PLAN not in self.study.user_attrs:
             self.study.set_user_attr(_PLAN, identity)
         kept = self.study.user_attrs[_PLAN]
-        if kept != identity:
-            changed = sorted(name for name in identity if kept.get(name) != identity[name])
+        # As texts: true is another value than 1, and 1.0 to 2 another range than 1 to 2.
+        if changed := sorted(name for name in identity if json.dumps(kept.get(name)) != json.dumps(identity[name])):
             raise UsageError(
                 f"{self.directory}: this sweep was begun with another {', '.join(changed)}; bring it back, or begin a "
                 "new sweep with --dir (trials: may be raised)"
@@ -84,7 +85,7 @@ class Study:
         if _RECIPE not in self.study.user_attrs:
             self.study.set_user_attr(_RECIPE, settings)
         kept = self.study.user_attrs[_RECIPE]
-        if changed := sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key)):
+        if changed := sorted(k for k in {*kept, *settings} if json.dumps(kept.get(k)) != json.dumps(settings.get(k))):
             raise UsageError(
                 f"{self.directory}: this sweep was begun with another {', '.join(changed[:5])} in {self.plan.recipe}: "
                 "trials of both could not be compared; bring it back, or begin a new sweep with --dir"
@@ -245,7 +246,7 @@ def _sampler(plan: Plan, number: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both are called experimental
         if plan.sweep.sampler == "grid":
-            return optuna.samplers.PartialFixedSampler(_as_parameters(plan, plan.sweep.grid()[number]), random)
+            return optuna.samplers.PartialFixedSampler(plan.sweep.grid()[number], random)
         # `constant_liar`: what others are trying just now is not tried again beside them.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True) if plan.sweep.sampler == "tpe" else random
 
@@ -293,13 +294,6 @@ def _suggested(trial: Any, name: str, each: Values | Between) -> Any:
 def _from_parameter(each: Values | Between, parameter: Any) -> Any:
     """Optuna keeps the place of a listed value: values may be lists, and equal as numbers."""
     return each.values[parameter] if isinstance(each, Values) else parameter
-
-
-def _as_parameters(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: each.values.index(values[name]) if isinstance(each, Values) else values[name]
-        for name, each in plan.sweep.search.items()
-    }
 
 
 def _kept(directory: Path, name: str, text: str) -> str:
