@@ -230,3 +230,13 @@ def test_on_a_gpu_the_graph_trains_as_the_plain_step_does():
             step([batch])
         results.append({name: value.cpu() for name, value in model.state_dict().items()})
     assert close(*results)
+
+
+def test_a_part_in_another_mode_than_at_the_capture_runs_eagerly():
+    model, optimizer = made(OPTIMIZERS["SGD"])
+    graphs = Remembered()
+    fast = captured(model, optimizer, graphs)
+    for training, replays in ((False, 0), (True, 1)):
+        model[1].train(training)
+        fast([batches(4)[0]])
+        assert graphs.replays == replays

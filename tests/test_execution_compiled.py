@@ -98,6 +98,17 @@ def test_other_shapes_several_micro_batches_and_evaluation_mode_run_eagerly():
     assert fast([batches()[0]]).samples == 6
 
 
+def test_a_part_in_another_mode_than_the_graph_was_made_in_runs_eagerly():
+    model, optimizer = made()
+    fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0])
+    for training in (False, True):  # frozen after it was compiled, and freed again
+        model.norm.train(training)
+        assert fast.graph.fits(batches()[0]) == training
+        before = model.norm.running_mean.clone()
+        fast([batches()[0]])
+        assert torch.equal(before, model.norm.running_mean) != training
+
+
 def test_a_parameter_unfrozen_later_is_trained_by_a_graph_made_anew():
     loss = nn.CrossEntropyLoss()
     model, _ = made()

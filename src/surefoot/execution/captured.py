@@ -18,7 +18,7 @@ from ..losses import conventions
 from ..modes import AUTOCAST
 from ..step import Batch, TrainStep
 from ..untouched import Snapshot
-from .graph_step import CannotCompile, GraphResult, fits, signature, soundness
+from .graph_step import CannotCompile, GraphResult, Modes, fits, signature, soundness
 from .settings import laid_out_like
 
 WARM_UPS = 3
@@ -56,7 +56,7 @@ class CapturedGraph:
     """
 
     def __init__(self, step: TrainStep, example: Batch, graphs: Graphs):
-        self.step, self.signature = step, signature(example)
+        self.step, self.signature, self._modes = step, signature(example), Modes(step.model, step.loss)
         self.parameters = self._trained()
         self.inputs = [part.clone() for part in example]
         parts = [part for part in (step.model, step.loss) if isinstance(part, nn.Module)]
@@ -76,7 +76,7 @@ class CapturedGraph:
 
     def fits(self, batch: Batch) -> bool:
         """Whether the graph is one for this batch, and for the tensors that are there now."""
-        return self.step.model.training and fits(batch, self.signature) and self._addresses() == self._held
+        return fits(batch, self.signature) and self._modes.hold() and self._addresses() == self._held
 
     def __call__(self, batch: Batch) -> GraphResult:
         """Loss and outputs are copies: the next replay writes over what this one filled, the gradients too."""

@@ -25,7 +25,7 @@ from ..modes import autocast
 from ..step import TrainStep
 from ..untouched import Snapshot
 from ..wrapping import replicating
-from .graph_step import CannotCompile, GraphResult, fits, signature, soundness
+from .graph_step import CannotCompile, GraphResult, Modes, fits, signature, soundness
 from .pools import written_out
 from .settings import laid_out_like
 
@@ -70,7 +70,7 @@ class CompiledGraph:
         self.guard = step.checks
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
-        self.signature = signature(batch)
+        self.signature, self._modes = signature(batch), Modes(model, loss)
         self._like = tuple(torch.ones((), dtype=torch.float64) for _ in range(shares))
         self._graph: Callable[..., Any] | None = None
         self._output_spec: Any = None
@@ -127,7 +127,7 @@ class CompiledGraph:
 
     def fits(self, batch: Sequence[Any]) -> bool:
         """Whether the graph is one for this batch and for what is trained now."""
-        if not self.bundle.model.training or not fits(batch, self.signature):
+        if not fits(batch, self.signature) or not self._modes.hold():
             return False
         return all(p.requires_grad for p in self.parameters) and not any(p.requires_grad for p in self._frozen)
 

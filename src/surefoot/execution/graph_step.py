@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import batches
 from ..errors import SurefootError
@@ -108,6 +108,18 @@ class GraphStep:
     def _trainable(self) -> tuple[int, ...]:
         groups = self.step.optimizer.param_groups
         return tuple(id(p) for group in groups for p in group["params"] if p.requires_grad)
+
+
+class Modes:
+    """The modes in which the modules of model and loss are now: a graph made of them has these for good."""
+
+    def __init__(self, *parts: Any):
+        modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+        self._modes = [(module, module.training) for module in modules]
+
+    def hold(self) -> bool:
+        """Whether each is in the mode in which it was."""
+        return all([module.training is training for module, training in self._modes])
 
 
 def signature(batch: Sequence[Tensor]) -> list[tuple[Any, ...]]:
