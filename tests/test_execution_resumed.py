@@ -130,9 +130,10 @@ def test_a_form_that_cannot_be_made_again_says_how_to_go_on(tmp_path, monkeypatc
         raise CannotCompile("another compiler")
 
     monkeypatch.setattr(CompiledGraph, "compile", refuses)
+    about = (run / "run.json").read_text()
     with pytest.raises(UsageError, match="cannot be made again here: another compiler; go on without it") as raised:
         train(run, Net, "gradients", 2, about=surefoot.training.About(files={"notes.txt": "longer"}))
-    assert (run / "notes.txt").read_text() == "begun"
+    assert (run / "notes.txt").read_text() == "begun" and (run / "run.json").read_text() == about
     told = str(raised.value)
     allowed = ast.literal_eval(told[told.index("allow=") + len("allow=") :].rstrip(")"))
     result, _ = train(run, Net, False, 2, allow=allowed)

@@ -23,6 +23,8 @@ from .ranks import job
 
 RECIPE = "recipe.yaml"
 MOST_RESUMES = 1000
+# What a Checkpointer's resume changes of run.json.
+_OF_A_SITTING = ("status", "conditions", "inexact")
 
 
 class Claim:
@@ -81,7 +83,7 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
     existed = path.exists()
     by: dict[str, Any] = {} if (this := job()) is None else {"job": this}
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted", **by)
-    claim = Claim(run)
+    claim, before = Claim(run), dict(run.about)
     try:
         remove_leftovers(path / "model")
         # Also for a run that was killed before it had them.
@@ -92,6 +94,9 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
         if not claim.begun:
             if not there:
                 _discard(path, texts, whole=not existed)
+            elif before.get("id") is not None:  # it was taken up, and could not go on
+                with contextlib.suppress(OSError):
+                    run.record(**{name: before[name] for name in _OF_A_SITTING if name in before})
         else:
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             with contextlib.suppress(OSError):  # the first error is the one to tell
