@@ -46,7 +46,7 @@ def interpreted(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("surefoot.execution.compiled.by_inductor", lambda graph, arguments: graph)
     monkeypatch.setattr("surefoot.execution.compiled.compiler", lambda: "g++")
-    monkeypatch.setattr("torch.compile", lambda model: model)
+    monkeypatch.setattr("torch.compile", lambda model, options: model)
 
 
 def train(run_dir, kind, compile, epochs, **options):

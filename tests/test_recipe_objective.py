@@ -162,7 +162,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(monkeypatch):
 
 def test_the_model_alone_is_compiled_beside_an_objective(monkeypatch):
     compiled = []
-    monkeypatch.setattr("torch.compile", lambda model: compiled.append(model) or torch.nn.Sequential(model))
+    monkeypatch.setattr("torch.compile", lambda model, options: compiled.append(model) or torch.nn.Sequential(model))
     monkeypatch.setattr("surefoot.execution.backends.why_not", lambda *_: None)
     for form in ("none", "module"):
         assert main(["train", "recipe.yaml", "--run", form, f"execution.compile={form}"]) == 0

@@ -12,6 +12,7 @@ from torch.utils.data import ChainDataset, DataLoader, IterableDataset, get_work
 
 import surefoot
 from surefoot import rng
+from surefoot.cli import main
 from surefoot.data import Loader, StreamSource, as_source
 from surefoot.data.torch_loader import loader_of
 from surefoot.errors import UsageError
@@ -332,6 +333,20 @@ class Sized(Plain):
 
     def __len__(self):
         return self.said
+
+
+def two_streams():
+    return Sized(8, 8), Plain(7)
+
+
+def test_a_recipe_of_streams_is_checked(tmp_path, capsys):
+    data = f"{{import: '{__name__}:two_streams', batch_size: 4, num_samples: 8}}"
+    (tmp_path / "r.yaml").write_text(
+        "model: {name: MLP, in_features: 1, hidden: [4], classes: 3}\n"
+        f"data: {data}\nloss: CrossEntropyLoss\noptimizer: {{name: SGD, lr: 0.1}}\nepochs: 1\n"
+    )
+    assert main(["check", str(tmp_path / "r.yaml")]) == 0
+    assert "data    8 samples to train, a stream to validate" in capsys.readouterr().out
 
 
 def test_a_stream_that_is_not_as_long_as_it_says_is_told():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..text import counted, say
 from .recipes import add_recipe_arguments, named_recipe
+
+if TYPE_CHECKING:
+    from ..data import Loader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in (*findings, *mistakes(built.schedule, built.steps_per_epoch, loaded.epochs)):
         say(finding)
     parameters = sum(p.numel() for p in built.model.parameters())
-    validation = f"{built.val.samples:,} to validate" if built.val is not None else "none to validate"
+    training, validation = map(_amount, (built.train, built.val))
     fatal = any(loaded.strict or finding.severity == "error" for finding in findings)
     verdict = "it cannot be trained as it is" if fatal else "the recipe is sound"
     say(f"{loaded.name}: {verdict}")
     say(f"  model   {loaded.model.part.name}, {counted(parameters, 'parameter')}")
-    say(f"  data    {counted(built.train.samples, 'sample')} to train, {validation}")
+    say(f"  data    {training} to train, {validation} to validate")
     say(f"  run     {counted(loaded.epochs, 'epoch')} of {counted(built.steps_per_epoch, 'step')}")
     say(f"  check   {counted(len(findings), 'finding')} on the first batch")
     return 2 if fatal else 0
+
+
+def _amount(loader: Loader | None) -> str:
+    """How many samples an epoch has."""
+    if loader is None:
+        return "none"
+    return "a stream" if loader.samples is None else counted(loader.samples, "sample")
