@@ -176,6 +176,21 @@ def test_a_bare_scheduler_is_moved_by_the_unit_that_its_run_was_begun_with(tmp_p
     assert run == told
 
 
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: schedulers.ChainedScheduler([s])])
+def test_a_cycle_that_ends_before_the_run_is_refused_before_it_begins(tmp_path, wrap):
+    steps = math.ceil(len(samples()[1]) / 4)
+    cycle = lambda o: Schedule(o, wrap(schedulers.OneCycleLR(o, 0.1, 2 * steps)), by="step")  # noqa: E731
+    begun = f"total_steps is {2 * steps}, but the run calls it {3 * steps} times \\(by step\\)"
+    with pytest.raises(UsageError, match=begun):
+        train(tmp_path / "new", 3, schedule=cycle)
+    assert not (tmp_path / "new").exists()
+    train(tmp_path / "run", 2, schedule=cycle)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(UsageError, match=begun):
+        train(tmp_path / "run", 3, schedule=cycle)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("part", [False, True])
 def test_a_resume_with_less_patience_than_is_spent_trains_nothing_more(tmp_path, part):
     stop = lambda patience: {"early_stopping": EarlyStopping(patience=patience, min_delta=10.0)}  # noqa: E731

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR
 
 from ..errors import UsageError
 from ..text import counted
@@ -45,6 +45,22 @@ def asked(saved: dict[str, Any], mine: dict[str, Any], choice: str | None) -> bo
 def calls_of(horizon: dict[str, Any]) -> int:
     """How often the scheduler is called in such a run."""
     return int(horizon["epochs"] * (horizon["steps_per_epoch"] if horizon["by"] == "step" else 1))
+
+
+def refuse_too_short(scheduler: Any, calls: int, unit: str) -> None:
+    """Raise UsageError where torch would stop a OneCycleLR with an error within so many more `calls`.
+
+    Parts of a SequentialLR are not looked at: when each is called is its affair.
+    """
+    if isinstance(scheduler, ChainedScheduler):
+        for part in scheduler._schedulers:
+            refuse_too_short(part, calls, unit)
+    if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + calls > scheduler.total_steps:
+        total, needed = scheduler.total_steps, scheduler.last_epoch + calls
+        raise UsageError(
+            f"OneCycleLR: total_steps is {total}, but the run calls it {counted(needed, 'time')} (by {unit}), and "
+            f"torch stops it with an error after {total}; give total_steps={needed}, or fewer epochs"
+        )
 
 
 def stretch(scheduler: Any, built: dict[str, int], before: dict[str, int], ratio: float) -> None:

@@ -25,6 +25,8 @@ from ..modes import autocast, enter_training
 from ..schedules import Schedule
 from ..schedules.as_schedule import as_schedule
 from ..schedules.rebasing import overwritten, owns_rates
+from ..schedules.registry import STEP
+from ..schedules.run_length import refuse_too_short
 from ..sharding import alike_anywhere
 from ..step import StepOptions, TrainStep
 from ..text import counted
@@ -265,6 +267,7 @@ def fit(
             restored = checkpointer.resume(
                 functools.partial(_before_loading, epochs, run.allow, schedule, loader, unfreezing)
             )
+            world.agree(lambda: _refuse_too_short(schedule, state, loader, epochs, options))
             if again:  # not before: a captured graph holds the addresses of what was loaded
                 use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
@@ -282,6 +285,8 @@ def fit(
                 facts |= claim.resumed_at(state.step)
             world.first(lambda: claim.begin(**facts))
             feeds.start()
+        else:
+            world.agree(lambda: _refuse_too_short(schedule, state, loader, epochs, options))
         progress.start(
             RunInfo(
                 about.name,
@@ -404,6 +409,17 @@ def _described(
     if checkpoints.keep_best is not None:
         conditions |= {"checkpoint.keep_best": checkpoints.keep_best, "checkpoint.mode": checkpoints.mode}
     return conditions
+
+
+def _refuse_too_short(schedule: Schedule, state: RunState, loader: Loader, epochs: int, options: StepOptions) -> None:
+    left = 0 if state.stopped_early else epochs - state.epoch
+    if schedule.by == STEP:
+        if loader.length is None:
+            return
+        begun = loader.position if state.phase == "train" else loader.length
+        left = left * math.ceil(loader.length / options.grad_accum_steps) - math.ceil(begun / options.grad_accum_steps)
+    if schedule.hold_after is None:
+        refuse_too_short(schedule.scheduler, left, schedule.by)
 
 
 def _report_restored(restored: Restored, state: RunState, epochs: int, progress: Progress) -> None:
