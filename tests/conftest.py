@@ -98,6 +98,23 @@ def _environment_stays() -> Iterator[None]:
     assert found() == before
 
 
+@pytest.fixture(scope="session")
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads(_threads: int) -> Iterator[None]:
+    """Each test, and each fixture, begins with the number of threads that the tests were begun with."""
+    import torch
+
+    torch.set_num_threads(_threads)  # a fixture may have changed it
+    yield
+    torch.set_num_threads(_threads)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A path for a run directory that does not exist yet."""
