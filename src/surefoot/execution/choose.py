@@ -23,7 +23,7 @@ from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
-from .settings import Execution, as_torch_would, strided_alone, supports_fused
+from .settings import Execution, as_torch_would, supports_fused, unsafe_layout
 
 # What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
 BUDGET_S = 1.0
@@ -155,7 +155,7 @@ def _kept(key: str, step: TrainStep, plain: Execution, say: Callable[[str], None
     choice = kept.load(key, plain, say)
     if choice is None or (choice.compile != "none" and why_not(step.model) is not None):
         return None
-    if choice.memory_format == "channels_last" and strided_alone(step.model):  # of an earlier version
+    if unsafe_layout(choice, step.model):  # a choice of an earlier version
         return None
     return choice.to_json()
 
@@ -277,8 +277,7 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     would leave no time for the others, and where two are as fast, fewer threads disturb and are disturbed less.
     """
     formats = [plain.memory_format]
-    unsound = plain.device == "cpu" and strided_alone(model)
-    if "memory_format" not in fixed and not unsound and any(p.dim() == 4 for p in model.parameters()):
+    if "memory_format" not in fixed and any(p.dim() == 4 for p in model.parameters()):
         formats.append("channels_last")
     if plain.device != "cpu":
         return [replace(plain, memory_format=f) for f in formats]
@@ -294,7 +293,9 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     made = [
         replace(plain, threads=t, onednn=o, memory_format=f) for t in sorted(threads) for f in formats for o in onednn
     ]
-    return [e for e in made if e.onednn or e.memory_format == "contiguous" or "memory_format" in fixed]
+    if "memory_format" in fixed:
+        return made
+    return [e for e in made if (e.onednn or e.memory_format == "contiguous") and not unsafe_layout(e, model)]
 
 
 def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable[[str], None]) -> Trial | None:

@@ -139,8 +139,7 @@ def prepare(
             torch_compat.set_onednn(execution.onednn)
             stack.enter_context(freed_memory_kept())
         if model is not None:
-            name = strided_alone(model)
-            if execution.memory_format == "channels_last" and execution.device == "cpu" and execution.onednn and name:
+            if (name := unsafe_layout(execution, model)) is not None:
                 raise UsageError(
                     f"execution: memory_format: channels_last cannot be used: {name} is a strided 1x1 convolution of "
                     f"fewer than {LANES} channels, whose gradient oneDNN writes beyond its memory; give contiguous, or "
@@ -195,22 +194,30 @@ def _set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def strided_alone(model: nn.Module) -> str | None:
-    """The first strided 1x1 convolution of few channels, which is wrong on a CPU where images are channels_last.
-
-    oneDNN's backward pass for its weights (``jit_1x1:avx2``, torch 2.13: fewer than 8 channels, on processors without
-    AVX-512) writes beyond their memory: the process dies, or has other numbers in it.
-    """
-    for name, module in model.named_modules():
-        alone = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
-        if alone and 0 < module.in_channels < LANES:  # none is known of a lazy one
-            return name or type(module).__name__
-    return None
+def unsafe_layout(execution: Execution, model: nn.Module) -> str | None:
+    """The module that oneDNN's backward pass may not be given in the layout of `execution`, or None."""
+    if execution.memory_format != "channels_last" or execution.device != "cpu" or not execution.onednn:
+        return None
+    return _unsafe_in_channels_last(model)
 
 
 def compile_options(model: nn.Module) -> dict[str, Any] | None:
-    """What torch.compile has to be told for `model`: Inductor lays images out with their channels last by itself."""
-    return {"layout_optimization": False} if strided_alone(model) else None
+    """Options for torch.compile: on a CPU Inductor otherwise puts every convolution in channels_last."""
+    return {"layout_optimization": False} if _unsafe_in_channels_last(model) else None
+
+
+def _unsafe_in_channels_last(model: nn.Module) -> str | None:
+    """The first strided 1x1 convolution of few channels on the CPU.
+
+    oneDNN's backward pass for its weights (``jit_1x1:avx2``, torch 2.13: fewer than 8 channels, on processors without
+    AVX-512) writes beyond their memory in channels_last: the process crashes, or other tensors change.
+    """
+    for name, module in model.named_modules():
+        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        # A lazy convolution has no channels yet.
+        if strided and 0 < module.in_channels < LANES and module.weight.device.type == "cpu":
+            return name or type(module).__name__
+    return None
 
 
 def set_layout(model: nn.Module, optimizer: torch.optim.Optimizer | None, memory_format: str) -> None:

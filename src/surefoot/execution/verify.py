@@ -60,7 +60,7 @@ def verify(
 ) -> str | None:
     """What of two updates by `backend` differs from two by the plain step, in words; None where nothing does.
 
-    They are made of the first of `batches` whose updates are finite; without one, nothing is compared, which is told.
+    They use the first of `batches` whose updates are finite; where there is none, the answer is `NOT_COMPARED`.
     Both begin from the same weights, state and random numbers and leave no trace. With `exact` every bit is compared,
     else up to rounding; by default every bit where the backend is an eager one.
     """

@@ -13,7 +13,7 @@ from ..errors import Problems, UsageError
 from ..registry import argument_problems
 from ..text import counted
 from .registry import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
-from .run_length import horizons
+from .run_length import horizons, too_short
 from .schedule import Schedule
 
 
@@ -133,10 +133,7 @@ def _refuse_too_short(spec: SchedulerSpec, calls: int, unit: str) -> None:
         args = spec.args
         total = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
         if isinstance(total, int) and 0 < total < calls:
-            raise UsageError(
-                f"OneCycleLR: total_steps is {total}, but the run calls it {counted(calls, 'time')} (by {unit}), and "
-                f"torch stops it with an error after {total}; leave total_steps out, then it is {calls}"
-            )
+            raise too_short(total, calls, unit, f"leave total_steps out, then it is {calls}")
     for child, part in zip(spec.children, _parts(spec, calls), strict=True):
         _refuse_too_short(child, part, unit)
 

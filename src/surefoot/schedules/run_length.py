@@ -55,12 +55,16 @@ def refuse_too_short(scheduler: Any, calls: int, unit: str) -> None:
     if isinstance(scheduler, ChainedScheduler):
         for part in scheduler._schedulers:
             refuse_too_short(part, calls, unit)
-    if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + calls > scheduler.total_steps:
-        total, needed = scheduler.total_steps, scheduler.last_epoch + calls
-        raise UsageError(
-            f"OneCycleLR: total_steps is {total}, but the run calls it {counted(needed, 'time')} (by {unit}), and "
-            f"torch stops it with an error after {total}; give total_steps={needed}, or fewer epochs"
-        )
+    if isinstance(scheduler, OneCycleLR) and (needed := scheduler.last_epoch + calls) > scheduler.total_steps:
+        raise too_short(scheduler.total_steps, needed, unit, f"give total_steps={needed}, or fewer epochs")
+
+
+def too_short(total: int, calls: int, unit: str, advice: str) -> UsageError:
+    """What to raise for a OneCycleLR of `total` calls in a run that makes more."""
+    return UsageError(
+        f"OneCycleLR: total_steps is {total}, but the run calls it {counted(calls, 'time')} (by {unit}), and "
+        f"torch stops it with an error after {total}; {advice}"
+    )
 
 
 def stretch(scheduler: Any, built: dict[str, int], before: dict[str, int], ratio: float) -> None:
