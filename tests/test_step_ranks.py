@@ -254,6 +254,7 @@ def wrapped_by_hand(world, parts):
 
 
 def test_a_model_given_as_ddp_trains_to_the_same_bits():
+    torch.set_num_threads(1)  # as each rank does
     alone = Run(World.alone(), "AdamW", 2).train(4, late=99).digest()
     for rank in run_ranks(2, wrapped_by_hand, 2):
         assert set(rank.values()) == {alone}, rank
