@@ -137,7 +137,7 @@ def misspelt(verb):
 def plan(verb, arguments):
     """The program to become, its arguments (with its own name), and the folder to run it in (None: this one)."""
     if verb == "test":
-        return PYTHON, [PYTHON, "-m", "pytest", *arguments], ROOT
+        return PYTHON, [PYTHON, "-m", "pytest", *processes(arguments), *arguments], ROOT
     if verb == "slow":
         return PYTHON, [PYTHON, "-m", "pytest", "-m", "slow", *arguments], ROOT
     if verb == "coverage":
@@ -149,6 +149,15 @@ def plan(verb, arguments):
         return (inside if os.path.exists(inside) else arguments[0]), arguments, None
     surefoot = os.path.join(VENV, "bin", "surefoot")
     return surefoot, [surefoot, verb, *arguments], None
+
+
+def processes(arguments):
+    """The whole suite runs in as many processes as there are cores, up to four; a chosen file or test in one."""
+    chosen = any(os.path.exists(os.path.join(ROOT, argument.split("::")[0])) for argument in arguments)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if chosen or cores < 2:
+        return []
+    return ["-n", str(min(cores, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def hand_over(program, command, folder, verb):

@@ -14,7 +14,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA_PLACES = (os.environ.get("SUREFOOT_DATA", ""), str(ROOT.parent / "shared" / "data"))
+
+# The tests run in several processes, and the first one has taken SUREFOOT_DATA away (below) when the others start.
+os.environ["TESTS_DATA"] = os.environ.get("SUREFOOT_DATA", os.environ.get("TESTS_DATA", ""))
+DATA_PLACES = (os.environ["TESTS_DATA"], str(ROOT.parent / "shared" / "data"))
 
 # Before torch is imported: bits must not depend on how many cores a machine has.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
