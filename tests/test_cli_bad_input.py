@@ -88,7 +88,7 @@ def test_a_run_directory_that_cannot_be(capsys, tmp_path):
 
 def idx(path: Path, array) -> None:
     head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    path.write_bytes(gzip.compress(head + array.tobytes()))
+    path.write_bytes(gzip.compress(head + array.tobytes(), mtime=0))
 
 
 @pytest.fixture
