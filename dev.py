@@ -152,12 +152,11 @@ def plan(verb, arguments):
 
 
 def processes(arguments):
-    """The whole suite runs in as many processes as there are cores, up to four; a chosen file or test in one."""
+    """pytest's options for the whole suite: a process a core, up to four; what is chosen by its path runs in one."""
     chosen = any(os.path.exists(os.path.join(ROOT, argument.split("::")[0])) for argument in arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if chosen or cores < 2:
-        return []
-    return ["-n", str(min(cores, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
+    # By files, so that what a file's tests share is made once, and in the order that --shuffle gives.
+    return [] if chosen or cores == 1 else ["-n", str(min(cores, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def hand_over(program, command, folder, verb):

@@ -136,7 +136,7 @@ def test_other_verbs_go_to_surefoot_where_the_user_stands_and_tests_run_at_the_r
     _, out, _ = call(ready, "eval", "runs/x", cwd=tmp_path)
     assert "args=eval runs/x " in out and f"in={tmp_path}\n" in out
     _, out, _ = call(ready, "test", "-k", "loop", cwd=tmp_path)
-    assert "args=-m pytest -k loop " in out and f"in={ready}\n" in out and "command= " in out
+    assert "args=-m pytest " in out and " -k loop " in out and f"in={ready}\n" in out and "command= " in out
     _, out, _ = call(ready, "slow", "-x", cwd=tmp_path)
     assert "args=-m pytest -m slow -x " in out and f"in={ready}\n" in out
     _, out, _ = call(ready, "coverage", "-x", cwd=tmp_path)
@@ -153,6 +153,18 @@ def test_other_verbs_go_to_surefoot_where_the_user_stands_and_tests_run_at_the_r
     # A folder of the PATH that may not be looked into would be told of instead.
     process, _, err = call(ready, "run", "no-such-tool", env=os.environ | {"PATH": os.defpath})
     assert process.returncode == 1 and err == "dev.py: no-such-tool: cannot be run: No such file or directory\n"
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, None), (2, "2"), (64, "4")])
+def test_the_whole_suite_runs_in_several_processes_and_a_chosen_file_in_one(ready, monkeypatch, cores, workers):
+    dev = load(ready)
+    monkeypatch.setattr(dev.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    (ready / "tests").mkdir()
+    (ready / "tests" / "test_it.py").touch()
+    for whole in ([], ["-x", "-k", "it"], ["--shuffle", "7"]):
+        assert dev.processes(whole)[:2] == (["-n", workers] if workers else [])
+    for chosen in (["tests/test_it.py", "-x"], ["tests/test_it.py::test_a[1]"]):
+        assert dev.processes(chosen) == []
 
 
 def test_a_finished_set_up_costs_no_process_no_lock_and_no_second_look(ready, monkeypatch):

@@ -58,7 +58,8 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         kept.append(value)
         yield place, value
         if depth < MAX_DEPTH and not isinstance(value, torch.Tensor | numpy.ndarray) and not is_generator(value):
-            waiting += [(f"{place}.{name}", item, depth + 1) for name, item in reversed(list(_inside(value)))]
+            inside = [(name, item) for name, item in _inside(value) if not isinstance(item, _LEAVES)]
+            waiting += [(f"{place}.{name}", item, depth + 1) for name, item in reversed(inside)]
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:

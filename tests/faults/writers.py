@@ -310,7 +310,7 @@ def catalogue() -> None:
     codes = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
     for writer, seen in reference()[1].items():
         assert seen, f"{writer} made no call"
-        for i, tier in enumerate(spread(len(seen), tests=2, fast=6)):
+        for i, tier in enumerate(spread(len(seen), tests=1, fast=6)):
             name = f"SIGKILL before {seen[i]}, call {i + 1} of {len(seen)} for {writer}"
             add("writers", name, _killed(writer, i), tier)
         for i, tier in enumerate(spread(len(seen), tests=1, fast=4)):

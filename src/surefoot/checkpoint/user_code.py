@@ -36,18 +36,19 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     digests: dict[str, str] = {}
     files: dict[str, str] = {}
     parts = list(parts)
-    for code in _definitions(parts):
+    reachable = [value for _, value in walk({str(number): part for number, part in enumerate(parts)})]
+    for code in _definitions(parts, reachable):
         if code.__module__ == _MAIN:
             _main(code, digests, files)
         else:
             _file(code.__module__, files)
-    return digests | files | {f"versions.{name}": version for name, version in _libraries(parts)}
+    return digests | files | {f"versions.{name}": version for name, version in _libraries(reachable)}
 
 
-def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
+def _definitions(parts: Iterable[Any], reachable: Iterable[Any]) -> Iterator[Any]:
     """The classes and functions behind objects and behind all that these hold."""
     done: set[int] = set()
-    for _, value in walk({str(number): part for number, part in enumerate(parts)}):
+    for value in reachable:
         functions = isinstance(value, types.FunctionType | types.MethodType)
         kinds = [value] if functions else type(value).__mro__
         for kind in kinds:
@@ -59,9 +60,9 @@ def _definitions(parts: Iterable[Any]) -> Iterator[Any]:
             yield from (kind for kind in part.__mro__ if is_own(kind.__module__))
 
 
-def _libraries(parts: Iterable[Any]) -> Iterator[tuple[str, str]]:
+def _libraries(reachable: Iterable[Any]) -> Iterator[tuple[str, str]]:
     """The libraries, with their versions, that parts with a state, and functions, come from."""
-    for _, value in walk({str(number): part for number, part in enumerate(parts)}):
+    for value in reachable:
         if isinstance(value, types.FunctionType):
             modules = [value.__module__]
         elif callable(getattr(type(value), "load_state_dict", None)):
@@ -103,15 +104,21 @@ def _file(module: str, files: dict[str, str]) -> None:
     if name in files:
         return
     try:
-        tree = ast.parse(path.read_bytes())
+        files[name], imports = _parsed(path.read_bytes(), module if package else module.rpartition(".")[0])
     except (OSError, SyntaxError, ValueError):
         files[name] = "no source"
         return
-    files[name] = hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
-    home = module if package else module.rpartition(".")[0]
-    for imported in _imports(tree, home):
+    for imported in imports:
         if imported in sys.modules and is_own(imported):
             _file(imported, files)
+
+
+@functools.lru_cache(maxsize=256)  # a run asks several times, and parsing is slow
+def _parsed(source: bytes, home: str) -> tuple[str, tuple[str, ...]]:
+    """SHA-256 of what a file means, and the modules that it may import into the package `home`."""
+    tree = ast.parse(source)
+    digest = hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+    return digest, tuple(dict.fromkeys(_imports(tree, home)))
 
 
 def _imports(tree: ast.Module, home: str) -> Iterator[str]:
