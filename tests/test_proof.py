@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -104,12 +105,26 @@ def test_a_killed_run_is_proved_identical(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_cannot_be_repeated_is_caught(tmp_path, monkeypatch, capsys):
     """A loss with noise that no seed governs: every promise of exactness is void, and verify must say so."""
-    monkeypatch.chdir(tmp_path)
+    looked_for = []
+    monkeypatch.setattr("surefoot.proof.drive.find_culprits", lambda *_, **__: looked_for.append(1) or ["the reason"])
+    assert main(_noisy(tmp_path, monkeypatch)) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"(?m)^DIFFERENT.*: metrics\.jsonl, entry 1: .*\n  the reason$", out) and looked_for == [1]
+
+
+@pytest.mark.slow  # six more runs
+def test_the_line_that_makes_a_run_unrepeatable_is_named(tmp_path, monkeypatch, capsys):
+    assert main(_noisy(tmp_path, monkeypatch)) == 1
+    assert f"{tmp_path}/noisy.py:4: os.urandom()" in capsys.readouterr().out
+
+
+def _noisy(folder: Path, monkeypatch) -> list[str]:
+    """`surefoot verify` of a recipe whose loss has noise that no seed governs."""
+    monkeypatch.chdir(folder)
     Path("noisy.py").write_text(
         "import os\nfrom torch.nn import functional as F\n"
         "def loss(outputs, targets):\n"
         "    return F.cross_entropy(outputs, targets) * (1 + int.from_bytes(os.urandom(2), 'big') / 2**20)\n"
     )
     words = ["loss={import: 'noisy:loss'}", "checkpoint.keep_best=val/loss", "--kills", "1"]
-    assert main(["verify", "quickstart", *SMALL, *PLAIN, *words]) == 1
-    assert "DIFFERENT" in capsys.readouterr().out
+    return ["verify", "quickstart", *SMALL, *PLAIN, *words]

@@ -307,13 +307,13 @@ def _nonfinite(mode: str):
 
 def catalogue() -> None:
     """Add the cases of this file."""
-    for i, tier in enumerate(spread(40, tests=4, fast=12)):
+    for i, tier in enumerate(spread(40, tests=2, fast=12)):
         name = f"SIGKILL at a random instant, {i}"
         add("surefoot train", name, _killed(name, 1, signal.SIGKILL), tier)
     for i, tier in enumerate(spread(5, tests=1, fast=2)):
         name = f"SIGKILL four times in a row, {i}"
         add("surefoot train", name, _killed(name, 4, signal.SIGKILL), tier)
-    for i, tier in enumerate(spread(10, tests=2, fast=4)):
+    for i, tier in enumerate(spread(10, tests=1, fast=4)):
         signum = (signal.SIGTERM, signal.SIGINT)[i % 2]
         name = f"{signal.Signals(signum).name} at a random instant, {i}"
         add("surefoot train", name, _killed(name, 1, signum), tier)

@@ -166,10 +166,10 @@ def _strace(syscall: str, when: int):
 
 def catalogue() -> None:
     """Add the cases of this file."""
-    for i, tier in enumerate(spread(60, tests=5, fast=20)):
+    for i, tier in enumerate(spread(60, tests=2, fast=20)):
         name = f"at a random instant, saving in the background, {i}"
         add("SIGKILL", name, _at_random(name, kills=1, background=True), tier)
-    for i, tier in enumerate(spread(50, tests=4, fast=15)):
+    for i, tier in enumerate(spread(50, tests=2, fast=15)):
         name = f"at a random instant, {i}"
         add("SIGKILL", name, _at_random(name, kills=1, background=False), tier)
     for i, tier in enumerate(spread(12, tests=1, fast=4)):
@@ -179,7 +179,7 @@ def catalogue() -> None:
     add("SIGKILL", name, _at_random(name, kills=10, background=True), FAST)
     for at_step, title in ((0, "first save"), (4, "save and retention")):
         listed = operations(at_step)
-        for i, tier in enumerate(spread(len(listed), tests=4, fast=12)):
+        for i, tier in enumerate(spread(len(listed), tests=3, fast=12)):
             what = f"before operation {i + 1} of {len(listed)} ({listed[i]}) of a {title}"
             add("SIGKILL", what, _before(i, at_step, background=False), tier)
     for i in range(0, len(operations(4)), 4):
