@@ -8,6 +8,7 @@ import sys
 
 import numpy
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
