@@ -148,6 +148,8 @@ class Machine:
     def _do(self, name: str, argument: Any) -> None:
         stack = self.stack
         match name:
+            case _ if name in _TEXTS:  # first, since a match compares one after the other, and most are these
+                stack.append(argument)
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
@@ -219,8 +221,6 @@ class Machine:
                 if isinstance(target, Opaque):
                     target.state = state
                 # An attribute of a dictionary (a state_dict's `_metadata`) or of a tensor has no use here.
-            case _ if name in _TEXTS:
-                stack.append(argument)
             case _:
                 raise self._bad(f"the operation {name}, which torch.save does not write")
 
