@@ -152,8 +152,8 @@ def plan(verb, arguments):
 
 
 def processes(arguments):
-    """pytest's options for the whole suite: a process a core, up to four; what is chosen by its path runs in one."""
-    chosen = any(os.path.exists(os.path.join(ROOT, argument.split("::")[0])) for argument in arguments)
+    """pytest's options: a process per core, up to four, or none where a test file is given: that runs in one."""
+    chosen = any(os.path.isfile(os.path.join(ROOT, argument.split("::")[0])) for argument in arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # By files, so that what a file's tests share is made once, and in the order that --shuffle gives.
     return [] if chosen or cores == 1 else ["-n", str(min(cores, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]

@@ -161,7 +161,7 @@ def test_the_whole_suite_runs_in_several_processes_and_a_chosen_file_in_one(read
     monkeypatch.setattr(dev.os, "sched_getaffinity", lambda _: range(cores), raising=False)
     (ready / "tests").mkdir()
     (ready / "tests" / "test_it.py").touch()
-    for whole in ([], ["-x", "-k", "it"], ["--shuffle", "7"]):
+    for whole in ([], ["-x", "-k", "it"], ["--shuffle", "7"], ["tests"]):
         assert dev.processes(whole)[:2] == (["-n", workers] if workers else [])
     for chosen in (["tests/test_it.py", "-x"], ["tests/test_it.py::test_a[1]"]):
         assert dev.processes(chosen) == []
