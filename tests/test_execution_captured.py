@@ -152,7 +152,7 @@ def test_a_state_that_was_loaded_is_the_one_that_is_trained(loaded):
 @pytest.mark.parametrize("part", ["a frozen parameter", "a buffer", "a weight of the loss"])
 def test_what_is_put_elsewhere_retires_the_graph(part):
     model, _ = made(OPTIMIZERS["SGD"])
-    model[0].weight.requires_grad_(False)
+    model[:3].requires_grad_(False)
     loss = nn.CrossEntropyLoss(weight=torch.ones(3))
     graphs = Remembered()
     update = captured(model, torch.optim.SGD(model[3].parameters(), lr=0.1), graphs, loss)

@@ -153,6 +153,9 @@ def test_what_a_graph_would_leave_out_is_not_compiled():
     wrapped = TrainStep(nn.DataParallel(model), loss, optimizer)
     with pytest.raises(CannotCompile, match="DataParallel would leave out"):
         make_backend(Execution(compile="gradients"), wrapped, batches()[0])
+    of_two = TrainStep(model, loss, torch.optim.SGD([p for n, p in model.named_parameters() if n != "first.weight"]))
+    with pytest.raises(CannotCompile, match=r"first.weight asks for a gradient and is in no parameter group"):
+        compile_step(of_two, batches()[0])
     in_place = TrainStep(model, loss, optimizer, StepOptions(set_to_none=False))
     with pytest.raises(CannotCompile, match="set_to_none"):
         make_backend(Execution(compile="gradients"), in_place, batches()[0])

@@ -45,7 +45,7 @@ def test_compiling_is_not_begun_where_it_cannot_pay_unless_it_is_asked_for(monke
     batch = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
     assert forms_of(model, batch, 0.06) == []
     assert forms_of(model, batch, 0.001)
-    assert forms_of(model, batch, 0.06, {"compile": "compiled"})
+    assert forms_of(model, batch, 0.06, {"compile": True})
 
 
 def test_recurrent_layers_are_not_compiled_and_the_reason_names_the_layer(monkeypatch):

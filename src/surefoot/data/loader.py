@@ -37,7 +37,8 @@ class Loader:
     - `shuffle`, `seed`: the order is ``epoch_order(N, seed, epoch)``, or the data's own.
     - `weights`: samples are drawn by weight, with replacement: one for each sample, one for each class, the name of a
       column, or ``"balanced"`` (each class as often as any other).
-    - `num_samples`: samples in an epoch, where it is not one of each; of a stream, where it is not one pass.
+    - `num_samples`: samples in an epoch, where it is not one of each; of a stream, where it is not one pass,
+      as many batches as would hold them: a pass may end with a shorter one.
     - `lengths`: batches are made of samples of like length (see Bucketed): a length for each sample, the name of a
       part of the samples, a function of a sample, or ``"auto"`` (the first part). With `max_tokens` a batch has as many
       samples as fit, at most `batch_size`, each counted as long as the longest.

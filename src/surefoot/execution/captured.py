@@ -18,7 +18,7 @@ from ..losses import conventions
 from ..modes import AUTOCAST
 from ..step import Batch, TrainStep
 from ..untouched import Snapshot
-from .graph_step import CannotCompile, GraphResult, Modes, fits, signature, soundness
+from .graph_step import CannotCompile, GraphResult, Modes, fits, refuse_gradients_of_others, signature, soundness
 from .settings import laid_out_like
 
 WARM_UPS = 3
@@ -57,6 +57,7 @@ class CapturedGraph:
 
     def __init__(self, step: TrainStep, example: Batch, graphs: Graphs):
         self.step, self.signature, self._modes = step, signature(example), Modes(step.model, step.loss)
+        refuse_gradients_of_others(step)
         self.parameters = self._trained()
         self.inputs = [part.clone() for part in example]
         parts = [part for part in (step.model, step.loss) if isinstance(part, nn.Module)]

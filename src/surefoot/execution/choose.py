@@ -19,7 +19,7 @@ from ..untouched import is_lazy, untouched
 from ..wrapping import replicating
 from . import cache as kept
 from .compiled import why_not
-from .forms import COMPILED, compile_seconds, compiled_forms, most_seconds
+from .forms import compile_seconds, compiled_forms, most_seconds
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
@@ -85,8 +85,9 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
         check = Arguments("execution: ")
         fixed["threads"] = check.whole("threads", fixed["threads"], low=1)
         check.done()
-    if isinstance(fixed.get("compile"), bool):
-        fixed["compile"] = COMPILED if fixed["compile"] else "none"
+    if fixed.get("compile") is False:
+        fixed["compile"] = "none"
+    Execution(**{k: v for k, v in fixed.items() if (k, v) != ("compile", True)})  # refuses what cannot be
     return fixed
 
 

@@ -25,7 +25,7 @@ from ..modes import autocast
 from ..step import TrainStep
 from ..untouched import Snapshot
 from ..wrapping import replicating
-from .graph_step import CannotCompile, GraphResult, Modes, fits, signature, soundness
+from .graph_step import CannotCompile, GraphResult, Modes, fits, refuse_gradients_of_others, signature, soundness
 from .pools import written_out
 from .settings import laid_out_like
 
@@ -60,6 +60,7 @@ class CompiledGraph:
         self.parameters = [named[name] for name in self.names]
         frozen = {name: p for name, p in named.items() if id(p) not in trained}
         self._frozen = list(frozen.values())
+        refuse_gradients_of_others(step)
         # Where each buffer stands: an eager step or a load may put another tensor in its place.
         self._buffers = [
             (self.bundle.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])

@@ -18,9 +18,6 @@ LONGEST_COMPILE_S = 600.0
 # About what a step spends outside of torch's kernels, for each parameter.
 DISPATCH_S_PER_PARAMETER = 20e-6
 
-# What a recipe's `compile: true` stands for: whichever form suits.
-COMPILED = "compiled"
-
 
 def compiled_forms(
     fixed: Mapping[str, Any],
@@ -47,7 +44,7 @@ def compiled_forms(
             return []
         if _left_to_libraries(model, best.seconds):
             return []
-    if asked not in (None, COMPILED):
+    if asked not in (None, True):
         return [{"compile": asked}]
     forms: list[dict[str, object]] = []
     # Pools are written out only where images are contiguous; eager, such a model may prefer its channels last.

@@ -17,7 +17,7 @@ from ..step import Batch, TrainStep
 from ..step_result import StepResult
 from .direct import DirectUpdate
 from .eager import EagerStep
-from .verify import record, verify
+from .verify import of_no_optimizer, record, verify
 
 # Where a batch holds its targets, by the convention that the loss is called in.
 _TARGETS_AT = {"pair": 1, "gaussian": 1, "adaptive": 1, "two inputs": 2, "triplet": None}
@@ -135,6 +135,16 @@ def fits(batch: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> bool:
         if part.shape != shape or part.dtype != dtype or part.stride() != stride:
             return False
     return True
+
+
+def refuse_gradients_of_others(step: TrainStep) -> None:
+    """Raise CannotCompile where the plain step makes a gradient that a graph, which makes those of the optimizer's
+    parameters, would not."""
+    if (name := next((name for name, _ in of_no_optimizer(step)), None)) is not None:
+        raise CannotCompile(
+            f"{name} asks for a gradient and is in no parameter group of the optimizer: put it in one, or freeze it "
+            "by requires_grad_(False)"
+        )
 
 
 def target_place(loss: Callable[..., Tensor]) -> int | None:

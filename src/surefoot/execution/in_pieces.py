@@ -10,7 +10,6 @@ import torch
 from ..errors import UsageError
 from ..sharding import fused_in_pieces
 from .choose import asked_for
-from .forms import COMPILED
 from .settings import Execution
 
 
@@ -23,7 +22,7 @@ def asked_in_pieces(spec: Mapping[str, Any] | str | None, optimizer: torch.optim
     fixed = asked_for(spec)
     if fixed.get("plain"):
         return spec
-    if fixed.get("compile") == COMPILED:
+    if fixed.get("compile") is True:
         fixed["compile"] = "module"
     given = {"memory_format": "contiguous", "compile": "none", "optimizer_impl": "default", **fixed}
     if reason := _why_not(given, optimizer):

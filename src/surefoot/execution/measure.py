@@ -19,6 +19,7 @@ from ..modes import set_mode
 from ..step import TrainStep
 from ..untouched import is_lazy
 from .backends import make_backend
+from .graph_step import CannotCompile
 from .machine import free_bytes, ranks_here
 from .parts import make_part
 from .settings import Execution, freed_memory_kept, prepare
@@ -146,6 +147,9 @@ class Bench:
         for batch, expected in zip(self.batches, self.expected, strict=True):
             try:
                 observed = self.observed(trial.execution, batch)
+            except CannotCompile as error:
+                trial.refused = str(error)
+                return
             except Exception as error:
                 trial.refused = f"it fails: {first_line(error, kind=True)}"
                 return

@@ -101,6 +101,8 @@ def record(
         stack.callback(setattr, step.divided, "updates", seeded)
         stack.enter_context(untouched(step.model, step.loss, step.optimizer))
         set_mode(step.optimizer, training=True)
+        for _, parameter in of_no_optimizer(step):
+            parameter.grad = None  # no update sets it to zero, so that it would tell how often a copy ran
         observed.begin = dict(_tensors(step))
         for number in range(updates):
             try:
@@ -123,6 +125,15 @@ def cloned(batch: Any) -> Any:
     if isinstance(batch, MicroBatches):
         return MicroBatches(map(cloned, batch), batch.rows, batch.numbers, batch.samples, batch.parts, batch.whole)
     return tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
+
+
+def of_no_optimizer(step: TrainStep) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of model and loss that ask for a gradient and are in no group of the optimizer, by name."""
+    trained = set(map(id, step.trained()))
+    for prefix, part in _named(step):
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad and id(parameter) not in trained:
+                yield prefix + name, parameter
 
 
 def _named(step: TrainStep) -> Iterator[tuple[str, nn.Module]]:
