@@ -14,6 +14,8 @@ from .rng import fold
 MAX_DEPTH = 12
 # Of a list or dict so many entries are looked at: generators stand in attributes, not in a million samples.
 MAX_ITEMS = 64
+# What the classes and functions of these refer to is not the user's. No file of a user's can stand in their place.
+_HOUSE = ("torch", "surefoot", "builtins", "numpy", "random", "collections", "functools", "typing", "abc", "weakref")
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 
 
@@ -75,8 +77,9 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("self", value.__self__), ("func", value.__func__))
     elif isinstance(value, types.FunctionType):
         yield from _of_function(value)
+    module = isinstance(value, torch.nn.Module)
     for name, item in (getattr(value, "__dict__", None) or {}).items():
-        yield from item.items() if isinstance(value, torch.nn.Module) and _table(name, item) else [(name, item)]
+        yield from item.items() if module and _table(name, item) else [(name, item)]
     for name in _slots(type(value)):
         if (item := getattr(value, name, None)) is not None:
             yield name, item
@@ -120,7 +123,7 @@ def names_of(code: types.CodeType) -> Iterator[str]:
 
 
 def _house(module: str | None) -> bool:
-    return (module or "builtins").partition(".")[0] in ("torch", "surefoot", "builtins", "numpy", "random")
+    return (module or "builtins").partition(".")[0] in _HOUSE
 
 
 def seed_each(all_generators: Sequence[Any], seed: int) -> None:
