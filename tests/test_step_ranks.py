@@ -184,7 +184,7 @@ def test_any_number_of_ranks_gives_the_bits_of_one_process_stopped_or_not(parts)
     alone = digests(World.alone(), parts, cases)
     assert len(set(alone.values())) == len(cases)
     for size in (2, 4) if parts == 4 else (3,):
-        for kind in (digests, digests_by_sockets):
+        for kind in (digests, digests_by_sockets) if size < 4 else (digests,):
             for rank in run_ranks(size, kind, parts, cases):
                 assert rank == alone, kind.__name__
 

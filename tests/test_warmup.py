@@ -13,7 +13,7 @@ import surefoot.schedules as schedules
 from surefoot.errors import UsageError
 from surefoot.schedules import LinearWarmup, Schedule
 
-STEPS = 1000
+STEPS = 400
 WARMUP_NAMES = [name for name in WARM if name != "none"]
 
 
