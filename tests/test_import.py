@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import math
 import pickle
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 import safetensors.torch
 import torch
@@ -208,7 +210,8 @@ def test_a_cast_takes_no_complex_number_as_real_and_no_fraction_as_whole(tmp_pat
     assert [line.split("w.pth: ")[-1] for line in str(caught.value).splitlines()[1:]] == [
         "weight: it holds complex64, the model float32",
         "count: it holds float32, the model int64",
-        "complex numbers are not taken as real ones, nor fractions as whole ones: convert the file's",
+        "complex numbers are not taken as real ones, nor fractions as whole ones, nor numbers that the model's dtype "
+        "is too narrow for: convert the file's",
     ]
     with pytest.raises(UsageError, match="weight: it holds complex64, the model float32"):
         start_weights(tmp_path / "w.pth", model)
@@ -217,6 +220,22 @@ def test_a_cast_takes_no_complex_number_as_real_and_no_fraction_as_whole(tmp_pat
     torch.save(state, tmp_path / "w.pth")
     import_weights(tmp_path / "w.pth", model, cast=True)
     assert (model.weight.tolist(), int(model.count)) == ([[1, 1]], 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [[7e4, 1.0], [70_000, 1], [-1e300, 1.0]])
+def test_a_cast_makes_no_number_infinite(tmp_path, value, dtype):
+    model = nn.Module()
+    model.register_buffer("a", torch.zeros(2).to(dtype))
+    torch.save({"a": torch.from_numpy(numpy.array(value))}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="nor numbers that the model's dtype is too narrow for"):
+        import_weights(tmp_path / "w.pth", model, cast=True)
+    with pytest.raises(UsageError, match="a: it holds"):
+        start_weights(tmp_path / "w.pth", model)
+    for held in (torch.tensor([5e4, math.inf]), torch.tensor([True, False]), torch.tensor([1, 2])):
+        torch.save({"a": held}, tmp_path / "w.pth")
+        import_weights(tmp_path / "w.pth", model, cast=True)
+        assert torch.equal(model.a.to(torch.complex64), held.to(dtype).to(torch.complex64))
 
 
 def test_a_file_for_a_very_different_model_does_not_fill_the_screen(tmp_path):

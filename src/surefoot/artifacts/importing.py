@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -71,7 +72,8 @@ def import_weights(
     hold weights (``"model.state_dict"``), `prefix` only the names that begin with it. Prefixes of wrappers
     (``module.``, ``_orig_mod.``) are taken off. Names that match a pattern of `except_` (``"fc.*"``) are not
     taken: the model keeps its own. `cast` accepts other dtypes, but no complex numbers as real
-    ones and no fractions as whole ones. With `trust_code` the class that the file itself names is imported and called.
+    ones, no fractions as whole ones and none that would become infinite. With `trust_code` the class that the file
+    itself names is imported and called.
     The model comes back in eval mode.
     Raises `UsageError` with every difference at once.
 
@@ -275,8 +277,20 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if tensor.is_complex() and not dtype.is_complex:
         return tensor
     converted = tensor.to(dtype)
-    same = dtype.is_floating_point or dtype.is_complex or torch.equal(converted.to(tensor.dtype), tensor)
+    if not dtype.is_floating_point and not dtype.is_complex:
+        same = torch.equal(converted.to(tensor.dtype), tensor)
+    else:  # beyond the largest number of a narrower dtype all is infinite
+        same = _largest(dtype) >= _largest(tensor.dtype) or torch.equal(_finite(converted), _finite(tensor))
     return converted if same else tensor
+
+
+def _largest(dtype: torch.dtype) -> float:
+    floats = dtype.is_floating_point or dtype.is_complex
+    return torch.finfo(dtype).max if floats else math.inf if dtype is not torch.bool else 1.0
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()  # float8 has no such question
 
 
 def _hints(
@@ -290,7 +304,10 @@ def _hints(
     if not cast and any(_cast(tensors[n], wanted[n].dtype) is not tensors[n] for n in others):
         hints.append("--cast (cast=True) takes its values in the model's dtype")
     elif others:
-        hints.append("complex numbers are not taken as real ones, nor fractions as whole ones: convert the file's")
+        hints.append(
+            "complex numbers are not taken as real ones, nor fractions as whole ones, nor numbers that the model's dtype "
+            "is too narrow for: convert the file's"
+        )
     if any(".lora_A." in name or ".base_layer." in name for name in state.tensors):
         hints.append("these names are of a model wrapped by PEFT: save model.merge_and_unload().state_dict() instead")
     ends = {name for name in state.tensors if name not in wanted}
