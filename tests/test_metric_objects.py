@@ -128,6 +128,7 @@ def test_a_resumed_run_measures_what_an_untouched_one_does(tmp_path):
         ({"a/b": F1()}, "'a/b' is taken or no name"),
         ([torchmetrics.F1Score(task="multiclass", num_classes=2)], "F1Score cannot be computed from outputs"),
         ([lambda o, t: "high"], "it returned str, which is no number"),
+        ([lambda o, t: 10**400], "int too large to convert to float"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_first_step(metrics, message):

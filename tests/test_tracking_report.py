@@ -7,13 +7,17 @@ import hashlib
 import json
 import math
 import re
+import sys
 import xml.etree.ElementTree as xml
 from html import unescape
 
+import numpy
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from surefoot.charts import interactive
-from surefoot.charts.scale import Axis
+from surefoot.charts.scale import Axis, axis_for
 from surefoot.charts.svg import Line, line_chart
 from surefoot.charts.thinning import Curve
 from surefoot.errors import RunFailed, UsageError
@@ -179,6 +183,28 @@ def test_ticks_are_round_few_and_inside(low, high):
     found = Axis.around([low, high]).ticks()
     low, high = Axis.around([low, high]).low, Axis.around([low, high]).high
     assert 1 <= len(found) <= 7 and all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+
+
+LARGEST, SMALLEST = sys.float_info.max, 5e-324
+ODD = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+    [LARGEST, -LARGEST, 1e300, SMALLEST, -SMALLEST]
+)
+
+
+@pytest.mark.filterwarnings("error")
+@given(st.lists(ODD, min_size=1, max_size=4))
+@example([LARGEST, -LARGEST])
+@example([SMALLEST, -SMALLEST])
+@example([SMALLEST, LARGEST])
+def test_any_numbers_have_a_place_on_an_axis(values):
+    curve = numpy.array(values)
+    axes = [Axis.around(values), Axis.around(values, margin=0.05), axis_for([curve])]
+    if min(values) > 0:
+        axes.append(Axis.around(values, log=True, margin=0.05))
+    for axis in axes:
+        places = axis.place(numpy.sort(curve))
+        assert ((places >= 0) & (places <= 1)).all() and (numpy.diff(places) >= 0).all()
+        assert len(axis.ticks()) < 20 and all(map(math.isfinite, axis.ticks()))
 
 
 def test_the_page_tells_how_the_run_ended_and_what_is_damaged(run_dir):

@@ -305,8 +305,8 @@ def _hints(
         hints.append("--cast (cast=True) takes its values in the model's dtype")
     elif others:
         hints.append(
-            "complex numbers are not taken as real ones, nor fractions as whole ones, nor numbers that the model's dtype "
-            "is too narrow for: convert the file's"
+            "complex numbers are not taken as real ones, nor fractions as whole ones, nor numbers that the model's "
+            "dtype is too narrow for: convert the file's"
         )
     if any(".lora_A." in name or ".base_layer." in name for name in state.tensors):
         hints.append("these names are of a model wrapped by PEFT: save model.merge_and_unload().state_dict() instead")

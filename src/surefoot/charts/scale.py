@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# An axis ends there: the width of a longer one, or the logarithm of a part of a shorter one, is no number.
+MOST, LEAST = 1e300, 1e-300
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -20,17 +23,18 @@ class Axis:
     @classmethod
     def around(cls, values: Sequence[float], *, log: bool = False, margin: float = 0.0) -> Axis:
         """The axis from the lowest of finite `values` to the highest and a `margin`, a part of it, at both ends."""
-        low, high = float(min(values)), float(max(values))
+        low, high = map(float, _shown(np.array([min(values), max(values)])))
         if log:
-            low, high = math.log10(low), math.log10(high)
-        alike = high - low <= 1e-12 * max(abs(low), abs(high))
+            low, high = math.log10(max(low, LEAST)), math.log10(max(high, LEAST))
+        alike = high - low <= max(1e-12 * max(abs(low), abs(high)), LEAST)
         pad = (abs(low) * 0.05 or 0.5) if alike else (high - low) * margin
-        return cls(10 ** (low - pad), 10 ** (high + pad), log) if log else cls(low - pad, high + pad)
+        return cls(10 ** max(low - pad, -305), 10 ** min(high + pad, 305), log) if log else cls(low - pad, high + pad)
 
     def place(self, value: np.ndarray) -> np.ndarray:
         """0 at the bottom, 1 at the top; what is outside is put on the edge."""
+        value = np.clip(value, self.low, self.high)
         if self.log:
-            value = np.log10(np.maximum(value, self.low))
+            value = np.log10(value)
             low, high = math.log10(self.low), math.log10(self.high)
         else:
             low, high = self.low, self.high
@@ -59,7 +63,7 @@ class Axis:
 
 def axis_for(curves: Sequence[np.ndarray]) -> Axis:
     """An axis on which `curves` show: logarithmic where on a linear one most of the run would lie on the floor."""
-    every = [curve for curve in (curve[np.isfinite(curve)] for curve in curves) if len(curve)]
+    every = [_shown(curve) for curve in (curve[np.isfinite(curve)] for curve in curves) if len(curve)]
     top = max((float(curve.max()) for curve in every), default=1.0)
     bottom = min((float(curve.min()) for curve in every), default=0.0)
     if top <= 0 or not every:
@@ -72,3 +76,8 @@ def axis_for(curves: Sequence[np.ndarray]) -> Axis:
         low = max(min(float(curve.min()) for curve in positive if len(curve)), 1e-7 * top)
         return Axis(min(low, top / 10), top * 1.05, log=True)
     return Axis(min(0.0, bottom), top * 1.04)
+
+
+def _shown(values: np.ndarray) -> np.ndarray:
+    """The values within what an axis has; what is nearly 0 as 0."""
+    return np.where(np.abs(values) < LEAST, 0.0, np.clip(values, -MOST, MOST))

@@ -80,7 +80,7 @@ class MetricObjects:
                 metric.to(outputs.device)
             try:
                 metric.update(given, wanted)
-            except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            except (ValueError, RuntimeError, TypeError, IndexError, OverflowError) as error:
                 raise UsageError(
                     f"metrics: {name} cannot be computed from outputs {form(given)} and targets {form(wanted)}: "
                     f"{first_line(error)}"
