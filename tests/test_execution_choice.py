@@ -119,13 +119,36 @@ def test_what_a_recipe_fixes_is_kept():
         choose({"threads": 0})
 
 
-def test_a_parameter_that_no_optimizer_has_is_held_against_nothing():
-    made = work()
-    step = made["step"]
-    optimizer = torch.optim.SGD([p for p in step.model.parameters() if p.dim() == 1], lr=0.01)
-    plan, said = choose(step=TrainStep(step.model, step.loss, optimizer))
-    # Its gradient adds up from update to update, and a candidate that was timed has made more of them.
-    assert said == [] and plan != Execution(plain=True)
+class Moves(nn.Module):
+    """Each update in training moves what the next one is made of: a codebook among its buffers, a counter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.updates = nn.Linear(784, 16), nn.Linear(16, 10), 0
+        self.register_buffer("book", torch.ones(16))
+
+    def forward(self, images):
+        self.updates += 1
+        hidden = self.first(images.flatten(1)) - self.book * math.sin(self.updates)
+        with torch.no_grad():
+            self.book.mul_(0.9).add_(hidden.mean(0), alpha=0.1)
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("what", ["a parameter of no optimizer", "a state of its own", "spectral norm"])
+def test_what_updates_move_is_held_against_nothing(what):
+    """A copy that was timed has made other updates than the one that it is compared with."""
+    torch.manual_seed(0)
+    model = Moves() if what == "a state of its own" else MODELS.build("LeNet5", {})
+    if what == "spectral norm":
+        for name in ("fc1", "fc2"):
+            torch.nn.utils.parametrizations.spectral_norm(getattr(model, name))
+    parameters = [p for p in model.parameters() if p.dim() == 1 or what != "a parameter of no optimizer"]
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(parameters, lr=0.01))
+    made = work() | {"step": step}
+    said = []
+    table = tune({"compile": False}, **made, budget_s=0.5, thorough=True, say=said.append)
+    assert said == [] and not [row.verdict for row in table.rows if "thrown out" in row.verdict]
 
 
 def test_compiling_is_tried_where_it_is_asked_for_and_falls_back_with_a_word(monkeypatch):

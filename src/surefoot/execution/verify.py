@@ -101,8 +101,6 @@ def record(
         stack.callback(setattr, step.divided, "updates", seeded)
         stack.enter_context(untouched(step.model, step.loss, step.optimizer))
         set_mode(step.optimizer, training=True)
-        for _, parameter in of_no_optimizer(step):
-            parameter.grad = None  # no update sets it to zero, so that it would tell how often a copy ran
         observed.begin = dict(_tensors(step))
         for number in range(updates):
             try:
