@@ -221,6 +221,14 @@ OTHER_CALLS = {
         "this one is a mapping with 'x', 'z'; call the target one of labels, label, targets",
     ),
     "fit, texts": (lambda: fitted(data=[("text", 0)] * 8), "the inputs are texts: encode them"),
+    "fit, lists": (
+        lambda: fitted(data=[([0.0] * 4, 0)] * 8),
+        "samples hold lists of numbers, of which a batch has a list of columns: give torch.tensor(values)",
+    ),
+    "fit, a rate that is no number": (
+        lambda: fitted(optimizer=sgd(net(), math.nan)),
+        "optimizer: the lr of group 0 is nan; give a finite rate",
+    ),
     "fit, a model without return": (lambda: fitted(Returns(lambda x: None)), "the model returns None"),
     "fit, a model of two outputs": (lambda: fitted(Returns(lambda x: (x, x))), "loss_function(outputs[0], targets)"),
     "Loader, seek": (lambda: Loader((X, Y), 8).seek("a"), "data: epoch: 'a' is not a whole number"),

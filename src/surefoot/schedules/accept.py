@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..arguments import Arguments
+from ..arguments import Arguments, as_number
 from ..errors import UsageError
 from ..monitor import contradiction
 from .composite import leaves
@@ -62,6 +63,10 @@ def check_optimizer(check: Arguments, optimizer: Any) -> None:
         inspect.isclass(optimizer) or not all(hasattr(optimizer, n) for n in ("param_groups", "step", "state_dict"))
     ):
         check.instance("optimizer", optimizer, Optimizer, like)
+    else:
+        for number, group in enumerate(optimizer.param_groups):  # torch refuses a rate below 0, and no other
+            if not math.isfinite(rate := as_number(group.get("lr", 0.0)) or 0.0):
+                check.refuse("optimizer", f"the lr of group {number} is {rate}; give a finite rate, e.g. lr=0.1")
 
 
 def check_scheduler(check: Arguments, name: str, scheduler: Any) -> None:

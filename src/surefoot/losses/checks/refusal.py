@@ -28,10 +28,19 @@ def refused_by_model(error: Exception, stack: list[Layer], model: nn.Module, bat
     line = _users_line(error)
     if line:
         message += f" (at {line})"
-    texts = next((part for part in batch if isinstance(part, list | tuple) and part and isinstance(part[0], str)), None)
-    advice = "the inputs are texts: encode them as numbers first" if texts else _advice(inner, text)
+    advice = _of_lists(batch, text) or _advice(inner, text)
     advice = advice or f"the batch is {form(whole(batch))} and the model takes {signature(model)}: make them fit"
     return UsageError(f"{message}; {advice}")
+
+
+def _of_lists(batch: Any, text: str) -> str:
+    """What to do about a part of the batch that torch's default collate left, or made, a list."""
+    for part in batch:
+        if isinstance(part, list | tuple) and part and isinstance(part[0], str):
+            return "the inputs are texts: encode them as numbers first"
+        if isinstance(part, list) and "not list" in text and all(isinstance(column, Tensor) for column in part):
+            return "samples hold lists of numbers, of which a batch has a list of columns: give torch.tensor(values)"
+    return ""
 
 
 def _where(layer: Layer) -> str:
