@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from . import torch_compat
 from .errors import UsageError, first_line
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 # Lists and dicts of more are taken for data.
 _MOST_COPIED = 64
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def copied(value: T, model: nn.Module) -> T:
@@ -22,8 +24,31 @@ def copied(value: T, model: nn.Module) -> T:
 
     Raises UsageError, naming the attribute, where there is no copy.
     """
+    return _copied(value, model, _memo(model))
+
+
+def twins(model: M, loss: Any, optimizer: Any) -> tuple[M, Any, Any]:
+    """Copies, as `copied` makes them, of a model, its loss and its optimizer, which hold each other's parts.
+
+    What torch leaves out of an optimizer's copy is copied too: the attributes that a class has beside its state.
+    """
+    torch_compat.give_hooks(optimizer)
+    memo = _memo(model)
+    made = _copied((model, loss, optimizer), model, memo)
+    for name, value in vars(optimizer).items():
+        # A scheduler's wrapper around `step`, and what a schedule has put there, are of the original.
+        if name in vars(made[2]) or name == "step" or name.startswith("_surefoot"):
+            continue
+        try:
+            setattr(made[2], name, copy.deepcopy(value, memo))
+        except Exception as error:
+            raise UsageError(f"the optimizer cannot be copied: its {name}: {first_line(error, kind=True)}") from error
+    return made
+
+
+def _copied(value: T, model: nn.Module, memo: dict[int, Any]) -> T:
     try:
-        return copy.deepcopy(value, _memo(model))
+        return copy.deepcopy(value, memo)
     except Exception as error:  # a user's own `__deepcopy__` may raise anything
         raise UsageError(
             f"the model cannot be copied: {_culprit(model)}{first_line(error, kind=True)}; give the class of what "

@@ -8,12 +8,14 @@ import inspect
 import math
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 Hook = Callable[..., Any]
 
@@ -183,6 +185,19 @@ def compile_for_one_shape(
             return compiled(*arguments, **keywords)
 
     return call
+
+
+def give_hooks(optimizer: Any) -> None:
+    """Give an optimizer whose class did not call torch's constructor (a wrapper of another) what hooks are kept in.
+
+    From the first copy of such an optimizer on, torch's wrapper of `step` asks every instance of the class for them.
+    """
+    if not isinstance(optimizer, Optimizer) or "_optimizer_step_pre_hooks" in vars(optimizer):
+        return
+    Optimizer.__setstate__(optimizer, {})
+    for name in vars(optimizer):
+        if re.fullmatch("_optimizer_.*_hooks", name) and not hasattr(type(optimizer), name):
+            setattr(type(optimizer), name, OrderedDict())
 
 
 def scripted_class(module: torch.nn.Module) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import files, safe_tensors
+from ..copying import copied
 from ..errors import RunFailed, UsageError
 from ..safe_tensors import BadFile
 from ..text import counted
@@ -160,7 +160,7 @@ def _copied(model: nn.Module, info: ModelInfo) -> nn.Module:
     What torch.jit made a program of is made again with its weights: torch exports no such program.
     """
     if not isinstance(model, torch.jit.ScriptModule):
-        return copy.deepcopy(model).cpu()
+        return copied(model, model).cpu()
     plain = build(info.model, "export", trust_code=True)  # the caller has imported its class
     weights.put(model.state_dict(), plain, "export", adopt_dtypes=True)
     weights.cast_buffers(plain, info.buffer_dtypes)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import rng
-from ..copying import copied
+from ..copying import twins
 from ..errors import UsageError, first_line
 from ..micro_batches import MicroBatches
 from ..modes import set_mode
@@ -231,7 +231,7 @@ class Bench:
             key = (of.memory_format, of.optimizer_impl, of.compile, of.cuda_graph)
         if key not in self._copies:
             step = self.original
-            model, loss, optimizer = copied((step.model, step.loss, step.optimizer), step.model)
+            model, loss, optimizer = twins(step.model, step.loss, step.optimizer)
             set_mode(optimizer, training=True)
             for group in optimizer.param_groups:
                 if isinstance(group.get("lr"), float):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..copying import twins
 from ..errors import UsageError
 from ..modes import set_mode
 from ..nonfinite import NonFinite
@@ -60,9 +60,7 @@ def lr_find(
         stack.enter_context(untouched(model, loss, optimizer))
         if place is not None:
             stack.callback(loader.load_state_dict, place)
-        memo: dict[int, Any] = {}  # shared, so that the copy's optimizer holds the copy's parameters
-        twin, twin_loss = copy.deepcopy((model, loss), memo)
-        twin_optimizer = _copied(optimizer, memo)
+        twin, twin_loss, twin_optimizer = twins(model, loss, optimizer)
         twin.train()
         set_mode(twin_optimizer, training=True)
         update = TrainStep(twin, twin_loss, twin_optimizer, options)
@@ -148,17 +146,6 @@ def _suggested(rates: list[float], losses: list[float], smoothed: np.ndarray) ->
     slope = np.gradient(smoothed, np.log(rates)[: len(smoothed)])
     steepest = settled + int(slope[settled : lowest + 1].argmin())
     return min(rates[steepest], rates[lowest] / _BELOW_HIGHEST), rates[lowest]
-
-
-def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
-    """A copy with its state; torch's own leaves out what a class keeps besides it (L-BFGS's list of parameters)."""
-    twin = copy.deepcopy(optimizer, memo)
-    left_out = {k: v for k, v in vars(optimizer).items() if k not in vars(twin)}
-    for name, value in left_out.items():
-        # A scheduler's wrapper around `step`, and what a schedule has put there, are of the original.
-        if name != "step" and not name.startswith("_surefoot"):
-            setattr(twin, name, copy.deepcopy(value, memo))
-    return twin
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -59,9 +59,7 @@ def check_optimizer(check: Arguments, optimizer: Any) -> None:
             "groups (surefoot.optimizers.param_groups), or keep your own loop and give each by name to "
             "surefoot.Checkpointer",
         )
-    elif not isinstance(optimizer, Optimizer) and (
-        inspect.isclass(optimizer) or not all(hasattr(optimizer, n) for n in ("param_groups", "step", "state_dict"))
-    ):
+    elif not isinstance(optimizer, Optimizer):
         check.instance("optimizer", optimizer, Optimizer, like)
     else:
         for number, group in enumerate(optimizer.param_groups):  # torch refuses a rate below 0, and no other

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from .. import torch_compat
 from ..arguments import Arguments
 from ..errors import UsageError
 
@@ -365,6 +366,7 @@ def watch(optimizer: Optimizer, adopt: weakref.WeakMethod[Callable[[], None]]) -
         if method is not None:
             method()
 
+    torch_compat.give_hooks(optimizer)
     return _tied(optimizer, adopt, optimizer.register_step_pre_hook(before_step))
 
 
