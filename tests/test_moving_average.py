@@ -21,6 +21,7 @@ class Positions(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("position_ids", torch.arange(64))
+        self.register_buffer("packed", torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn))
         self.register_buffer("mask", torch.ones(1, 4).expand(3, 4))
         self.register_buffer("seen", torch.zeros(1), persistent=False)
         self.norm = nn.BatchNorm1d(4)
@@ -30,7 +31,7 @@ class Positions(nn.Module):
         return self.norm(x) * self.mask[0]
 
 
-def test_whole_numbers_are_copied_and_the_rest_is_torchs_average():
+def test_whole_and_8_bit_numbers_are_copied_and_the_rest_is_torchs_average():
     model = Positions()
     theirs = torch.optim.swa_utils.AveragedModel(
         nn.BatchNorm1d(4), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
@@ -43,6 +44,7 @@ def test_whole_numbers_are_copied_and_the_rest_is_torchs_average():
         ours.update_parameters(model)
         theirs.update_parameters(model.norm)
     assert ours.module.position_ids.tolist() == list(range(64))
+    assert ours.module.packed.float().tolist() == [1.5, -2.0]
     assert int(ours.module.norm.num_batches_tracked) == 5
     assert torch.equal(ours.module.norm.weight, theirs.module.weight)
     assert ours.module.seen.item() > 0

@@ -50,7 +50,9 @@ class MovingAverage(AveragedModel):
         else:
             averaged = []
             for pair in zip(mine, theirs, strict=True):
-                if pair[0].is_floating_point() or pair[0].is_complex():
+                # Whole numbers have no mean, and numbers of 8 bits no arithmetic.
+                floats = pair[0].is_floating_point() or pair[0].is_complex()
+                if floats and pair[0].dtype.itemsize > 1:
                     averaged.append(pair)
                 else:
                     pair[0].copy_(pair[1])
