@@ -193,6 +193,30 @@ def test_what_several_processes_cannot_do_is_said_by_all(tmp_path):
     assert "already holds a run" in str(run_ranks(2, functools.partial(_refused, resume=False), run))
 
 
+def _split_without_a_seed(world, run):
+    """What each rank is told where each has drawn a split of its own, as without a seed; the weights are the same."""
+    torch.manual_seed(world.rank)
+    data = torch.utils.data.TensorDataset(torch.arange(60.0).reshape(20, 3), torch.arange(20) % 3)
+    train, val = torch.utils.data.random_split(data, [16, 4])
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    quiet = surefoot.RunOptions(world=world, progress=False)
+    with pytest.raises(UsageError) as caught:
+        surefoot.fit(
+            model, nn.CrossEntropyLoss(), optimizer, train, val=val, epochs=1, batch_size=8, run_dir=run, run=quiet
+        )
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ranks_with_other_data_are_refused_with_a_run_directory_and_without(tmp_path, kept):
+    run = str(tmp_path / "run") if kept else None
+    first, second = run_ranks(2, _split_without_a_seed, run)
+    assert first == second and first.startswith("rank 1 would train something else than rank 0:\n  data.loader: ")
+    assert "\n  data.val: " in first and not os.path.exists(tmp_path / "run")
+
+
 def _raises(world, run):
     """An exception in one rank's data; what each rank is told."""
 

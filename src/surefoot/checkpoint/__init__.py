@@ -9,7 +9,7 @@ from ..lazy import lazily
 if TYPE_CHECKING:
     from .checkpointer import Checkpointer, Restored
     from .conditions import Change, ConditionsChanged, compare, environment, flatten, require_same
-    from .description import describe
+    from .description import describe, run_conditions
     from .policy import Every, Keep
     from .run import RunDirectory, holder, read_about, refuse_links, scan
     from .store import CheckpointStatus
@@ -33,6 +33,7 @@ __all__ = [
     "read_about",
     "refuse_links",
     "require_same",
+    "run_conditions",
     "scan",
 ]
 
@@ -42,7 +43,7 @@ __getattr__ = lazily(
     {
         "checkpointer": "Checkpointer Restored",
         "conditions": "Change ConditionsChanged compare environment flatten require_same",
-        "description": "describe",
+        "description": "describe run_conditions",
         "policy": "Every Keep",
         "run": "RunDirectory holder read_about refuse_links scan",
         "store": "CheckpointStatus",

@@ -23,8 +23,8 @@ from ..text import say
 from ..world import World
 from . import journals, object_states
 from .arguments import check_arguments
-from .conditions import Change, require_alike, require_same
-from .description import comparable, initial_options, own_conditions, use_changed
+from .conditions import Change, require_same
+from .description import comparable, initial_options, run_conditions, use_changed
 from .finite import require_finite
 from .newest import Newest, newest, random_state, require_new, resumed, try_random_state
 from .policy import Every, Keep, check_when_busy
@@ -119,9 +119,7 @@ class Checkpointer:
         self._initial_options = initial_options(self._objects)
         self._snapshots = Snapshots(self._objects, self._world)
         self._snapshots.check()  # what cannot be saved is refused now, not at the first checkpoint
-        self.conditions = plain({**own_conditions(self._objects, self._world, conditions or {}), **(conditions or {})})
-        self._world.ask_anew()
-        self._world.agree(lambda: require_alike(self._world.gather(self.conditions)))
+        self.conditions = run_conditions(self._objects, self._world, conditions or {})
         self._owns_run = not isinstance(run, RunDirectory)
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
         self._writer = self._world.agree(lambda: self._make_writer(journal))

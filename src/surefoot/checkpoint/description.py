@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import plain
 from ..data import Loader
 from ..fingerprint import Fingerprint
 from ..schedules.rebasing import cycled, rebase
 from ..world import World
 from ..wrapping import own_classes, submodules
-from .conditions import environment
+from .conditions import environment, require_alike
 from .user_code import code_of
 
 # What schedulers write into the groups; it follows from the rate that was given.
@@ -37,6 +38,14 @@ def own_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str,
         for key, value in objects.items():
             if isinstance(value, Loader):
                 conditions[f"data.{key}"] = value.source.fingerprint()
+    return conditions
+
+
+def run_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All conditions of a run, as plain values. Raises UsageError where the ranks would not train the same."""
+    conditions: dict[str, Any] = plain({**own_conditions(objects, world, given), **given})
+    world.ask_anew()
+    world.agree(lambda: require_alike(world.gather(conditions)))
     return conditions
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import generators, rng
-from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten, read_about
+from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten, read_about, run_conditions
 from ..data import DataSplits, Loader
 from ..errors import UsageError
 from ..execution import Execution, prepare
@@ -220,6 +220,16 @@ def fit(
         stack.enter_context(prepare(execution, model, optimizer))
         if not again:
             execution = use_settings(execution, train_step, loader, progress.message)
+
+        def conditions() -> dict[str, Any]:
+            return {
+                **_described(loss, val_loader, checkpoints, running),
+                **division,
+                **about.conditions,
+                **flatten("fit", settings),
+                **flatten("execution", execution.to_json()),
+            }
+
         checkpointer = None
         recorder = Recorder(None, tensorboard=False, progress=progress)
         if run_dir is not None:
@@ -240,13 +250,7 @@ def fit(
                 Checkpointer(
                     claim.run,
                     **vars(checkpoints),
-                    conditions={
-                        **_described(loss, val_loader, checkpoints, running),
-                        **division,
-                        **about.conditions,
-                        **flatten("fit", settings),
-                        **flatten("execution", execution.to_json()),
-                    },
+                    conditions=conditions(),
                     allow=run.allow,
                     journal=recorder.journal,
                     say=progress.message,
@@ -287,6 +291,9 @@ def fit(
             feeds.start()
         else:
             world.agree(lambda: _refuse_too_short(schedule, state, loader, epochs, options))
+            if world.size > 1:  # as with a run directory: an unseeded split gives each rank its own
+                held = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader}
+                run_conditions(held, world, conditions())
         progress.start(
             RunInfo(
                 about.name,
