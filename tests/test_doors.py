@@ -250,6 +250,15 @@ def test_every_public_function_refuses_what_cannot_be(call, message, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_a_caller_that_wants_no_gradients_trains_all_the_same():
+    model = net()
+    before = [p.clone() for p in model.parameters()]
+    with torch.no_grad():
+        fitted(model)
+        assert not torch.is_grad_enabled()
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
 METRIC_VALUES = {
     "float32": (np.float32(0.5), 0.5),
     "float64": (np.float64(0.5), 0.5),

@@ -245,6 +245,32 @@ def test_a_step_that_somebody_patched_is_called_under_a_scheduler_too():
         assert called == [optimizer] and same(before, model.state_dict())
 
 
+class OwnZero(torch.optim.SGD):
+    """Counts how often its gradients are dropped."""
+
+    dropped = 0
+
+    def zero_grad(self, set_to_none=True):
+        self.dropped += 1
+        super().zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("settings", [{}, {"compile": "gradients"}], ids=str)
+def test_a_zero_grad_of_ones_own_is_called(settings, monkeypatch):
+    monkeypatch.setattr("surefoot.execution.compiled.by_inductor", lambda graph, arguments: graph)
+    monkeypatch.setattr("surefoot.execution.compiled.compiler", lambda: "here")
+    model, batch = lenet(), batches()[0]
+    patched = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls, torchs = [], patched.zero_grad
+    patched.zero_grad = lambda set_to_none=True: (calls.append(1), torchs(set_to_none))
+    for optimizer in (OwnZero(model.parameters(), lr=0.1), patched):
+        step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+        step.backend = make_backend(Execution(**settings), step, batch)
+        for _ in range(3):
+            step([batch])
+        assert (len(calls) if optimizer is patched else optimizer.dropped) == 3
+
+
 def test_bf16_takes_inputs_of_any_shape():
     class ByName(nn.Linear):
         def forward(self, batch):

@@ -31,7 +31,7 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        super().__init__(nn.Identity(), use_buffers=True)
+        super().__init__(nn.Identity(), device=torch.device("cpu"), use_buffers=True)
         self.decay = decay
         self.module = _followed(model)
 

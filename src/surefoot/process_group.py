@@ -41,8 +41,8 @@ def make_process_group(wait: timedelta, prefix: str) -> None:
 
 def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
     """What each rank of a gloo group gave, in rank order."""
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
-    dist.all_gather(sizes, torch.tensor([len(data)]), group=group)
+    sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(group.size())]
+    dist.all_gather(sizes, torch.tensor([len(data)], device="cpu"), group=group)
     longest = max(int(size) for size in sizes)
     mine = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
     parts = [torch.empty_like(mine) for _ in sizes]

@@ -380,4 +380,4 @@ def _tensor_from_list(value: Any, target: Callable[..., Any], argument: str) -> 
         return value
     import torch
 
-    return torch.tensor(value, dtype=torch.get_default_dtype())
+    return torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu")

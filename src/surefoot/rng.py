@@ -80,7 +80,7 @@ def get_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "python": {
             "version": version,
-            "state": torch.tensor(internal, dtype=torch.int64),
+            "state": torch.tensor(internal, dtype=torch.int64, device="cpu"),
             "gauss": gauss,
         },
         "numpy": {
@@ -144,8 +144,8 @@ def from_plain(plain: Mapping[str, Any]) -> dict[str, Any]:
 
     python, np = plain["python"], plain["numpy"]
     return {
-        "python": {**python, "state": torch.tensor(python["state"], dtype=torch.int64)},
-        "numpy": {**np, "keys": torch.tensor(np["keys"], dtype=torch.int64)},
-        "torch": torch.tensor(plain["torch"], dtype=torch.uint8),
-        "cuda": [torch.tensor(generator, dtype=torch.uint8) for generator in plain["cuda"]],
+        "python": {**python, "state": torch.tensor(python["state"], dtype=torch.int64, device="cpu")},
+        "numpy": {**np, "keys": torch.tensor(np["keys"], dtype=torch.int64, device="cpu")},
+        "torch": torch.tensor(plain["torch"], dtype=torch.uint8, device="cpu"),
+        "cuda": [torch.tensor(generator, dtype=torch.uint8, device="cpu") for generator in plain["cuda"]],
     }

@@ -227,7 +227,7 @@ def load(path: str | Path) -> Loaded:
         tensors: dict[str, torch.Tensor] = {}
         for entry in header.entries:
             try:
-                tensor = torch.empty(entry.shape, dtype=entry.torch_dtype)
+                tensor = torch.empty(entry.shape, dtype=entry.torch_dtype, device="cpu")
             except (RuntimeError, AttributeError) as error:  # sizes or a dtype beyond this torch
                 raise BadFile(path, f"tensor {_shown(entry.name)} cannot be made: {error}") from error
             if tensor.numel():

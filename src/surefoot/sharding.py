@@ -325,7 +325,7 @@ def limit_pieces(
         norm = _total_norm(world, grads)
         finite = not looks or bool(norm.isfinite())
     elif looks:
-        finite = not world.sum(torch.tensor(float(not torch_compat.all_finite(list(map(local, grads))))))
+        finite = not world.sum(torch.tensor(float(not torch_compat.all_finite(list(map(local, grads)))), device="cpu"))
     if not finite:
         refuse_gradients(model, parameters, world)
     clip(parameters, norm, max_grad_norm, clip_value)

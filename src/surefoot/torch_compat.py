@@ -58,7 +58,11 @@ def _fused_check() -> Callable[[Sequence[Tensor]], bool] | None:
             kernel(tensors, found, one)
         return not found.item()
 
-    probe = torch.tensor([1.5, -0.0]), torch.tensor([1.0, math.nan]), torch.tensor([math.inf])
+    probe = (
+        torch.tensor([1.5, -0.0], device="cpu"),
+        torch.tensor([1.0, math.nan], device="cpu"),
+        torch.tensor([math.inf], device="cpu"),
+    )
     try:
         sound = check([probe[0]]) and not check(list(probe[:2])) and not check([probe[2]])
         sound = sound and probe[0].tolist() == [1.5, -0.0]
@@ -79,10 +83,10 @@ def run_backward() -> Callable[[Tensor, Tensor], None]:
         run((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     try:
-        leaf = torch.tensor(2.0, requires_grad=True)
+        leaf = torch.tensor(2.0, requires_grad=True, device="cpu")
         with torch.enable_grad():
             loss = leaf * 3
-        direct(loss, torch.ones(()))
+        direct(loss, torch.ones((), device="cpu"))
         expected = leaf.grad is not None and leaf.grad.item() == 3
     except (TypeError, RuntimeError):
         expected = False
@@ -107,7 +111,7 @@ def fused(name: str) -> Callable[..., None] | None:
 @functools.cache
 def _fused_as_expected(name: str) -> bool:
     kernel = getattr(torch, f"_fused_{name}_")
-    one = [[torch.ones(2)] for _ in range(4)]
+    one = [[torch.ones(2, device="cpu")] for _ in range(4)]
     numbers = {"lr": 0.1, "weight_decay": 0.0, "maximize": False}
     try:
         if name == "sgd":
@@ -115,7 +119,7 @@ def _fused_as_expected(name: str) -> bool:
             kernel(one[0], one[1], [], **numbers, **rest)
         else:
             rest = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "amsgrad": False}
-            kernel(one[0], one[1], one[2], one[3], [], [torch.ones(())], **numbers, **rest)
+            kernel(one[0], one[1], one[2], one[3], [], [torch.ones((), device="cpu")], **numbers, **rest)
     except (RuntimeError, TypeError, NotImplementedError):
         return False
     return bool((one[0][0] < 1).all())

@@ -220,7 +220,7 @@ class _Ranks(World):
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.group = dist.group.WORLD
         self._leaves_group = leaves_group
-        self._side = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self._side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._common: BaseException | None = None  # an error that the other ranks know of
         self._broken: RankFailed | None = None
         self._question: Callable[[], list[int]] | None = None
@@ -301,7 +301,7 @@ class _Ranks(World):
     def _begin_asking(self, numbers: list[int]) -> Callable[[], list[int]]:
         if (memory := self._memory) is not None:
             return memory.ask(numbers, self._others.watch)
-        tensor = torch.tensor(numbers)
+        tensor = torch.tensor(numbers, device="cpu")
         with self._reaching():
             work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
         assert work is not None

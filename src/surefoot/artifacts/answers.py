@@ -162,7 +162,7 @@ def shown(answer: Mapping[str, Any]) -> list[str]:
     if "values" in answer:
         if isinstance(answer["values"], Mapping):
             return ["  ".join(f"{name} {_number(value)}" for name, value in answer["values"].items())]
-        values = torch.as_tensor(answer["values"], dtype=torch.float64).flatten()
+        values = torch.as_tensor(answer["values"], dtype=torch.float64, device="cpu").flatten()
         numbers = "  ".join(_number(v) for v in values[:8].tolist())
         if len(values) <= 8:
             return [numbers]
@@ -192,7 +192,7 @@ def flat(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "values" in answer:
         if isinstance(answer["values"], Mapping):
             return [{**beside, **answer["values"]}]
-        values = torch.as_tensor(answer["values"], dtype=torch.float64).flatten().tolist()
+        values = torch.as_tensor(answer["values"], dtype=torch.float64, device="cpu").flatten().tolist()
         return [beside | {f"value_{i}": value for i, value in enumerate(values)}]
     none = [] if answer["predictions"] else [{"class": None, "probability": None}]
     chosen = [{k: v for k, v in each.items() if k != "index"} for each in answer["predictions"]]

@@ -177,8 +177,8 @@ def _random_batch(info: ModelInfo, to: Path) -> torch.Tensor:
     shape = (16, *info.input_shape)
     dtype = getattr(torch, info.input_dtype or "float32")
     if dtype.is_floating_point:
-        return torch.rand(shape, generator=generator).to(dtype)
-    return torch.randint(0, 256 if dtype is torch.uint8 else 2, shape, generator=generator).to(dtype)
+        return torch.rand(shape, generator=generator, device="cpu").to(dtype)
+    return torch.randint(0, 256 if dtype is torch.uint8 else 2, shape, generator=generator, device="cpu").to(dtype)
 
 
 def _form_of(info: ModelInfo, batch: tuple[Tensor, ...] | None) -> ModelInfo:

@@ -28,7 +28,7 @@ def traced(model: nn.Module, batch: Sequence[Tensor]) -> torch.export.ExportedPr
     """
     # Zeros of two samples: example inputs are stored in the file, and a user's data is private; a
     # batch of one would be taken for a fixed size.
-    example = tuple(torch.zeros((2, *part.shape[1:]), dtype=part.dtype) for part in batch)
+    example = tuple(torch.zeros((2, *part.shape[1:]), dtype=part.dtype, device="cpu") for part in batch)
     size = {0: torch.export.Dim("batch", min=1)}
     shapes: dict[str, Any] = {"raw": size}
     if len(example) > 1:
@@ -75,7 +75,7 @@ def read_pt2(path: Path, trust_code: bool) -> tuple[Callable[..., Any], ModelInf
         )
     extra = {EXTRA: ""}
     try:
-        with quiet():
+        with quiet(), torch.device("cpu"):
             program = torch.export.load(path, extra_files=extra)
             run = program.module()
     except Exception as error:  # torch raises many kinds for one thing: a file that it cannot read

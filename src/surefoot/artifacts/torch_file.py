@@ -56,7 +56,7 @@ class TorchFile:
 
     def _read(self, storage: pickled.Storage) -> torch.Tensor:
         record = self.blocks[storage.key]
-        raw = torch.empty(record.size, dtype=torch.uint8)
+        raw = torch.empty(record.size, dtype=torch.uint8, device="cpu")
         record.read_into(self.path, self.file, raw.numpy().data)
         if self.swapped and record.size:
             size = pickled.dtype_bytes(storage.dtype) // (2 if storage.dtype.startswith("complex") else 1)

@@ -316,7 +316,7 @@ class Checkpointer:
     # ------------------------------------------------------------------------------------------ beginning
 
     def _take(self, path: Path) -> RunDirectory:
-        about = {"adopt_journal": self._journal is not None, "conditions": self.conditions}
+        about: dict[str, Any] = {"adopt_journal": self._journal is not None, "conditions": self.conditions}
         return RunDirectory.of_first(self._world, path, functools.partial(RunDirectory.take, path, **about))
 
     def _make_writer(self, journal: Any) -> Writer:

@@ -315,7 +315,7 @@ class Decoder:
             stride = node["stride"]
             if not isinstance(stride, list) or not is_dense(tuple(tensor.shape), stride):
                 raise Corrupt(f"tensor {name[:80]!r} has impossible strides")
-            tensor = torch.empty_strided(tuple(tensor.shape), stride, dtype=tensor.dtype).copy_(tensor)
+            tensor = torch.empty_strided(tuple(tensor.shape), stride, dtype=tensor.dtype, device="cpu").copy_(tensor)
         self._made[name] = tensor
         return tensor
 

@@ -42,7 +42,10 @@ def own_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str,
 
 
 def run_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All conditions of a run, as plain values. Raises UsageError where the ranks would not train the same."""
+    """All conditions of a run, as plain values: what is `given`, and what follows from its `objects`, by name.
+
+    Raises UsageError where the ranks of `world` would not train the same.
+    """
     conditions: dict[str, Any] = plain({**own_conditions(objects, world, given), **given})
     world.ask_anew()
     world.agree(lambda: require_alike(world.gather(conditions)))

@@ -58,7 +58,7 @@ class FileImage:
     def _block(self) -> torch.Tensor:
         # Pinning takes its time: where copies are set aside it is done by the thread that writes.
         size = sum(tensor.numel() * tensor.element_size() for _, tensor in self._ordered)
-        return torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu and torch.cuda.is_available())
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu and torch.cuda.is_available(), device="cpu")
 
     @functools.cached_property
     def tensors(self) -> dict[str, torch.Tensor]:

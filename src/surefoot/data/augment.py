@@ -104,7 +104,7 @@ class RandomCrop(ImageTransform):
         if self.padding_mode == "reflect" and padding >= whole:
             raise UsageError(f"RandomCrop: reflecting {padding} pixels needs more than the image's {whole}")
         first = draws.integers(0, room + 1) - padding
-        lines = first[:, None] + torch.arange(size)
+        lines = first[:, None] + torch.arange(size, device="cpu")
         if self.padding_mode == "reflect":
             lines = lines.abs()
             lines = (whole - 1) - ((whole - 1) - lines).abs()
@@ -136,7 +136,7 @@ class RandomErasing(ImageTransform):
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
         chosen = draws.happens(self.p)
-        tall = torch.zeros(len(images), dtype=torch.int64)
+        tall = torch.zeros(len(images), dtype=torch.int64, device="cpu")
         wide = tall.clone()
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(self._TRIES):
@@ -147,8 +147,8 @@ class RandomErasing(ImageTransform):
             tall, wide = torch.where(fits, rows, tall), torch.where(fits, columns, wide)
         top = (draws.uniform() * (height - tall + 1)).long()
         left = (draws.uniform() * (width - wide + 1)).long()
-        row = torch.arange(height)
-        column = torch.arange(width)
+        row = torch.arange(height, device="cpu")
+        column = torch.arange(width, device="cpu")
         in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
         in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
         erased = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
@@ -196,7 +196,7 @@ class RandomAffine(ImageTransform):
         scale = draws.uniform(*self.scale)
         slant_x, slant_y = draws.uniform(*self.shear_x), draws.uniform(*self.shear_y)
         numbers = torch.stack([turn, scale, slant_x, slant_y], dim=1).tolist()
-        inverses = torch.tensor([_inverse(*sample) for sample in numbers], dtype=torch.float64)
+        inverses = torch.tensor([_inverse(*sample) for sample in numbers], dtype=torch.float64, device="cpu")
         a, b, c, d = (_a_sample(number, images)[:, 0] for number in inverses.unbind(1))
         # Where does each pixel come from?
         y = torch.arange(height, dtype=torch.float64, device=images.device) - (height - 1) / 2
@@ -243,7 +243,7 @@ def _a_sample(values: Tensor, images: Tensor) -> Tensor:
 
 def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
     """`function` of each number. Vectorised exponentials may differ in the last bit with a number's place."""
-    return torch.tensor([function(value) for value in values.tolist()], dtype=torch.float64)
+    return torch.tensor([function(value) for value in values.tolist()], dtype=torch.float64, device="cpu")
 
 
 def _inverse(turn: float, scale: float, slant_x: float, slant_y: float) -> tuple[float, float, float, float]:

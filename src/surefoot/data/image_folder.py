@@ -123,7 +123,7 @@ def _source(
 ) -> TensorSource | DatasetSource:
     paths = [path for name in classes for path in files.get(name, ())]
     labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
-    return kept_in_memory(Pictures(paths, labels, shape), shape, torch.tensor(labels), classes)
+    return kept_in_memory(Pictures(paths, labels, shape), shape, torch.tensor(labels, device="cpu"), classes)
 
 
 def kept_in_memory(
@@ -137,7 +137,7 @@ def kept_in_memory(
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if len(targets) * math.prod(shape) + targets.nbytes > min(MEMORY_BYTES, memory // 4):
         return DatasetSource(pictures, classes=classes)
-    images = torch.empty((len(targets), *shape), dtype=torch.uint8)
+    images = torch.empty((len(targets), *shape), dtype=torch.uint8, device="cpu")
     problems: list[str] = []
 
     def read(index: int) -> None:

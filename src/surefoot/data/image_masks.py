@@ -50,7 +50,7 @@ def image_masks(
     pairs = [(str(pictures[name]), str(wanted[name])) for name in pictures]
     with ThreadPoolExecutor(8) as pool:
         values = numpy.unique(numpy.concatenate(list(pool.map(_values, (mask for _, mask in pairs)))))
-    table = torch.arange(256)
+    table = torch.arange(256, device="cpu")
     table[_VOID] = 1 if set(values.tolist()) <= {0, _VOID} else _IGNORED
     count = int(table[torch.from_numpy(values).long()].max()) + 1
     names = tuple(map(str, range(count))) if classes is None else tuple(classes)
@@ -85,7 +85,7 @@ def _values(mask: str) -> numpy.ndarray:
 def _source(
     pairs: Sequence[tuple[str, str]], table: Tensor, shape: tuple[int, int, int], classes: tuple[str, ...]
 ) -> TensorSource | DatasetSource:
-    targets = torch.zeros((len(pairs), *shape[1:]), dtype=torch.int64)
+    targets = torch.zeros((len(pairs), *shape[1:]), dtype=torch.int64, device="cpu")
     return kept_in_memory(Masked(pairs, table, shape), shape, targets, classes)
 
 

@@ -86,7 +86,7 @@ def _worthwhile(inputs: Tensor, normalize_once: bool | str) -> bool:
 
 def _preprocessed(inputs: Tensor, preprocessing: Any) -> Tensor:
     """All inputs preprocessed, a block at a time: no second copy of the whole is ever needed."""
-    out = torch.empty(inputs.shape, dtype=torch.float32)
+    out = torch.empty(inputs.shape, dtype=torch.float32, device="cpu")
     block = max(1, (1 << 22) // max(1, inputs[0].numel()))
     for first in range(0, len(inputs), block):
         out[first : first + block] = preprocessing(inputs[first : first + block])

@@ -20,7 +20,7 @@ def tensors_of(data: Any) -> tuple[Tensor, ...] | None:
     if type(data) is TensorDataset:
         return data.tensors
     if type(data) is Subset and (tensors := tensors_of(data.dataset)) is not None:
-        indices = torch.as_tensor(data.indices, dtype=torch.int64)
+        indices = torch.as_tensor(data.indices, dtype=torch.int64, device="cpu")
         return tuple(tensor[indices] for tensor in tensors)
     if type(data) is ConcatDataset:
         parts = [tensors_of(part) for part in data.datasets]
@@ -34,7 +34,7 @@ def targets_of(dataset: Any) -> Tensor | None:
     """The `targets` that a data set keeps, or those of the data sets that it is a Subset or ConcatDataset of."""
     if isinstance(dataset, Subset):
         whole = targets_of(dataset.dataset)
-        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64, device="cpu")]
     if isinstance(dataset, ConcatDataset):
         parts = [targets_of(part) for part in dataset.datasets]
         targets = [part for part in parts if part is not None]

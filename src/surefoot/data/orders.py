@@ -29,7 +29,7 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     >>> epoch_order(5, seed=0, epoch=1).tolist() == epoch_order(5, seed=0, epoch=1).tolist()
     True
     """
-    return torch.randperm(samples, generator=generator_of(seed, epoch))
+    return torch.randperm(samples, generator=generator_of(seed, epoch), device="cpu")
 
 
 def held_out(samples: int, share: float, seed: int, number: int = 0) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class Shuffled(Order):
     """
 
     def __init__(self, count: int, seed: int, shuffle: bool, samples: int | None = None, indices: Any = None):
-        self._indices = None if indices is None else torch.as_tensor(indices, dtype=torch.int64).clone()
+        self._indices = None if indices is None else torch.as_tensor(indices, dtype=torch.int64, device="cpu").clone()
         self._count = count if self._indices is None else len(self._indices)
         self._seed, self._shuffle = seed, shuffle
         self.samples = self._count if samples is None else samples
@@ -87,10 +87,10 @@ class Shuffled(Order):
         if self._shuffle:
             generator = generator_of(self._seed, epoch)
             rounds = -(-self.samples // self._count)
-            permutations = [torch.randperm(self._count, generator=generator) for _ in range(rounds)]
+            permutations = [torch.randperm(self._count, generator=generator, device="cpu") for _ in range(rounds)]
             order = permutations[0] if rounds == 1 else torch.cat(permutations)
         else:
-            order = torch.arange(self.samples) % self._count
+            order = torch.arange(self.samples, device="cpu") % self._count
         order = order[: self.samples]
         return order if self._indices is None else self._indices[order]
 
@@ -112,12 +112,12 @@ class Weighted(Order):
         generator = generator_of(self._seed, epoch)
         if self.repeats:
             sums = self._weights.cumsum(0)
-            draws = torch.rand(self.samples, dtype=torch.float64, generator=generator) * sums[-1]
+            draws = torch.rand(self.samples, dtype=torch.float64, generator=generator, device="cpu") * sums[-1]
             # A draw may round up to the last sum, and must not give a sample of weight 0.
             last = int(self._weights.nonzero()[-1])
             return torch.searchsorted(sums, draws, right=True).clamp_(max=last)
         # The smallest of exponential times, each at its weight as the rate (Efraimidis and Spirakis, 2006).
-        draws = torch.rand(len(self._weights), dtype=torch.float64, generator=generator)
+        draws = torch.rand(len(self._weights), dtype=torch.float64, generator=generator, device="cpu")
         return (-torch.log1p(-draws) / self._weights).argsort(stable=True)[: self.samples]
 
     def settings(self) -> dict[str, Any]:
@@ -162,13 +162,13 @@ class Bucketed(Order):
         generator = generator_of(self._seed, epoch)
         made: list[Tensor] = []
         for bucket, size in self._buckets:
-            mixed = bucket[torch.randperm(len(bucket), generator=generator)] if self._shuffle else bucket
+            mixed = bucket[torch.randperm(len(bucket), generator=generator, device="cpu")] if self._shuffle else bucket
             made += torch.split(mixed, size)
         if self._dropped:
             made.pop()
         if not self._shuffle:
             return made
-        return [made[place] for place in torch.randperm(len(made), generator=generator).tolist()]
+        return [made[place] for place in torch.randperm(len(made), generator=generator, device="cpu").tolist()]
 
     def settings(self) -> dict[str, Any]:
         lengths = {"lengths": Fingerprint.of(self._lengths)[:16]}
@@ -184,5 +184,5 @@ def occurrences(order: Tensor) -> Tensor:
     values, places = order.sort(stable=True)
     first = torch.searchsorted(values, values)
     counts = torch.empty_like(order)
-    counts[places] = torch.arange(len(order)) - first
+    counts[places] = torch.arange(len(order), device="cpu") - first
     return counts

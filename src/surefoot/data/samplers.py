@@ -36,7 +36,7 @@ def order_of(sampler: Any, count: int, seed: int) -> Order:
     if kind is RandomSampler and not sampler.replacement:
         return Shuffled(count, seed, shuffle=True, samples=sampler.num_samples)
     if kind is RandomSampler:
-        return Weighted(torch.ones(count, dtype=torch.float64), sampler.num_samples, seed)
+        return Weighted(torch.ones(count, dtype=torch.float64, device="cpu"), sampler.num_samples, seed)
     if kind is SubsetRandomSampler:
         return Shuffled(
             count, seed, shuffle=True, indices=_indices(list(sampler.indices), count, "SubsetRandomSampler")
@@ -119,7 +119,7 @@ class OwnSampler(Order):
         for kept in (self._states, self._digests):
             for old in sorted(kept)[:-3]:
                 del kept[old]
-        return items if self.batches else torch.tensor(items)
+        return items if self.batches else torch.tensor(items, device="cpu")
 
     def _size(self, batches: int | None, samples: int) -> str:
         return (f"{counted(batches, 'batch')} of " if batches else "") + counted(samples, "sample")
@@ -250,7 +250,7 @@ def _classes(source: Source) -> Tensor:
 
 def _numbers(values: Any, name: str = "weights") -> Tensor:
     try:
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(numpy.asarray(values))
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(numpy.asarray(values), device="cpu")
         return tensor.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
@@ -273,7 +273,7 @@ def _checked(weights: Any, count: int) -> Tensor:
 
 def _indices(items: list[Any], count: int, name: str) -> Tensor:
     try:
-        indices = torch.tensor([int(item) for item in items], dtype=torch.int64)
+        indices = torch.tensor([int(item) for item in items], dtype=torch.int64, device="cpu")
     except (TypeError, ValueError):
         raise UsageError(
             f"data: sampler: {name} gives {type(items[0]).__name__} and not the index of a sample"

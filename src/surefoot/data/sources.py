@@ -205,7 +205,7 @@ class DatasetSource(Source):
             parts = sample if isinstance(sample, tuple | list) else batches.pair((sample,))
             if parts is None or len(parts) < 2:
                 raise UsageError("data: a sample is no (inputs, targets) pair; there are no targets to read")
-            targets.append(torch.as_tensor(parts[-1]))
+            targets.append(torch.as_tensor(parts[-1], device="cpu"))
         return as_tensor(targets)
 
     def samples(self) -> Iterator[Any]:

@@ -149,7 +149,7 @@ class Streamed:
         )
 
     def _finished(self, batch: Any, epoch: int, position: int) -> Any:
-        keys = torch.arange(position * self._size, (position + 1) * self._size)
+        keys = torch.arange(position * self._size, (position + 1) * self._size, device="cpu")
         if isinstance(batch, MicroBatches):
             each = zip(batch, self._division.cut(batch.samples), strict=True)
             return self._division.given(

@@ -72,7 +72,7 @@ class CompiledGraph:
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
         self.signature, self._modes = signature(batch), Modes(model, loss)
-        self._like = tuple(torch.ones((), dtype=torch.float64) for _ in range(shares))
+        self._like = tuple(torch.ones((), dtype=torch.float64, device="cpu") for _ in range(shares))
         self._graph: Callable[..., Any] | None = None
         self._output_spec: Any = None
         self._single = False

@@ -153,6 +153,11 @@ def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer).__module__.startswith("torch.optim.") and not optimizer.defaults.get("differentiable")
 
 
+def drops_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its `zero_grad` is torch's own, which does no more than that."""
+    return type(optimizer).zero_grad is torch.optim.Optimizer.zero_grad and "zero_grad" not in vars(optimizer)
+
+
 def _is_patched(optimizer: torch.optim.Optimizer) -> bool:
     """Whether somebody put another `step` on the optimizer; a torch scheduler's wrapper of the class's own is none."""
     own = vars(optimizer).get("step")

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import torch_compat
 from ..step import Batch, TrainStep
 from ..step_result import StepResult, result_of
-from .direct import DirectUpdate
+from .direct import DirectUpdate, drops_gradients
 
 
 class EagerStep:
@@ -31,12 +31,12 @@ class EagerStep:
         if len(micro_batches) != 1:
             return step.plain(micro_batches)
         batch = micro_batches[0]
-        if step.options.set_to_none:
+        if step.options.set_to_none and drops_gradients(step.optimizer):
             for group in step.optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
         else:
-            step.optimizer.zero_grad(set_to_none=False)
+            step.optimizer.zero_grad(set_to_none=step.options.set_to_none)
         value = step.forward(batch, model=self.model)
         loss = value.loss
         ones = self._ones

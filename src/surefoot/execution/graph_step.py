@@ -15,7 +15,7 @@ from ..losses import conventions
 from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
-from .direct import DirectUpdate
+from .direct import DirectUpdate, drops_gradients
 from .eager import EagerStep
 from .verify import of_no_optimizer, record, verify
 
@@ -80,6 +80,8 @@ class GraphStep:
             if self.graph is None or not self.graph.fits(batch):
                 return self.eager(micro_batches)
         step, graph = self.step, self.graph
+        if not drops_gradients(step.optimizer):
+            step.optimizer.zero_grad(set_to_none=True)
         result = graph(batch)
         sound = not step.checks or math.isfinite(result.sound.item())
         if not sound and not math.isfinite(number := result.loss.item()):

@@ -93,7 +93,7 @@ def shares_of(share: Any) -> tuple[Tensor, ...]:
     """A share, or one of each part of a sum of losses, as tensors of one number (float64)."""
     each = share if isinstance(share, tuple) else (share,)
     known = [one() if callable(one) else 1.0 if one is None else one for one in each]
-    return tuple(torch.as_tensor(one, dtype=torch.float64) for one in known)
+    return tuple(torch.as_tensor(one, dtype=torch.float64, device="cpu") for one in known)
 
 
 def make_part(execution: Execution, step: TrainStep, example: Batch) -> Part | None:

@@ -132,7 +132,7 @@ def _forward_ctc(model: Any, batch: Any) -> tuple[Any, Any]:
     if len(batch) == 4:
         return log_probs, (batch[1], batch[2], batch[3])
     samples = log_probs.shape[1] if log_probs.dim() == 3 else 1
-    lengths = torch.full((samples,), log_probs.shape[0], dtype=torch.long)
+    lengths = torch.full((samples,), log_probs.shape[0], dtype=torch.long, device="cpu")
     return log_probs, (batch[1], lengths if log_probs.dim() == 3 else lengths[0], batch[2])
 
 

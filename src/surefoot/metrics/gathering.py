@@ -34,7 +34,7 @@ def gathered(world: World, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     sizes = [[math.prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in own] for own in about]
     # Each begins where any dtype may lie.
     padded = [[-(-size // 16) * 16 for size in own] for own in sizes]
-    mine = torch.zeros(max(map(sum, padded)), dtype=torch.uint8)
+    mine = torch.zeros(max(map(sum, padded)), dtype=torch.uint8, device="cpu")
     places = itertools.accumulate(padded[world.rank], initial=0)
     for tensor, place, size in zip(tensors, places, sizes[world.rank], strict=False):
         mine[place : place + size] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

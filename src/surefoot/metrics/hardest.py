@@ -250,9 +250,9 @@ def _residuals(columns: Sequence[Tensor], stride: int) -> Iterator[dict[str, Any
         low, high = max(lowest, first - 4 * (last - first)), min(highest, last + 4 * (last - first))
         if high <= low:
             low, high = low - (abs(low) * 1e-6 or 0.5), high + (abs(high) * 1e-6 or 0.5)
-        edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)
+        edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64, device="cpu")
         place = torch.bucketize(errors, edges[1:-1])
-        counts = (place[:, None] == torch.arange(_BINS)).sum(0)
+        counts = (place[:, None] == torch.arange(_BINS, device="cpu")).sum(0)
         few = slice(None, None, -(-len(x) // _POINTS))
         order = x[few].argsort(stable=True)
         yield {

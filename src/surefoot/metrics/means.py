@@ -54,7 +54,7 @@ class Unread:
         self.rows: list[Row] = []
         self.own: dict[str, list[Tensor]] = {}
         self.answers: list[Pair] = []
-        self.matrix = torch.zeros(classes, classes, dtype=torch.long)
+        self.matrix = torch.zeros(classes, classes, dtype=torch.long, device="cpu")
         self.right = self.seen = 0
 
 

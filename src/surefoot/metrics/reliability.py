@@ -50,7 +50,7 @@ class Reliability:
     def result(self, world: World) -> dict[str, list[Any]] | None:
         """By part: ``samples``, how many were ``right``, and the mean ``confidence``; None where nothing was added."""
         none = self._sums is None
-        sums = torch.zeros(3, BINS, dtype=torch.long) if self._sums is None else self._sums.cpu()
+        sums = torch.zeros(3, BINS, dtype=torch.long, device="cpu") if self._sums is None else self._sums.cpu()
         if world.size > 1:
             sums, none = world.sum(sums), False
         if none or not sums[0].any():

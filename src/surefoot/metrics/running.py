@@ -110,7 +110,7 @@ class RunningMetrics:
         self._here = Unread(self.confusion or 0)
         self._epoch = Sums()
         self._window = Sums()
-        self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long)
+        self._matrix = torch.zeros(self.confusion or 0, self.confusion or 0, dtype=torch.long, device="cpu")
         self.own.load({})
         if self.objects is not None:
             self.objects.reset()
@@ -346,7 +346,7 @@ class RunningMetrics:
         self._epoch = Sums(**state["epoch"])
         self._window = Sums(**state["window"])
         if self.confusion:
-            self._matrix = torch.tensor(state["matrix"], dtype=torch.long)
+            self._matrix = torch.tensor(state["matrix"], dtype=torch.long, device="cpu")
 
     def _weigh(self, outputs: Any, targets: Any) -> Any:
         assert self.weigh is not None

@@ -34,7 +34,7 @@ class Counts:
 
     def __init__(self, kind: str, ignore_index: int, state: Sequence[Sequence[int]] = ()):
         self.kind, self.ignore_index = kind, ignore_index
-        self._counts = torch.tensor(state, dtype=torch.long) if state else None
+        self._counts = torch.tensor(state, dtype=torch.long, device="cpu") if state else None
         # What was counted since `of_ranks`.
         self._new: Tensor | None = None
         self._held: list[Pair] = []
@@ -77,7 +77,7 @@ class Counts:
         new, self._new = self._new, None
         for each in world.gather(None if new is None else new.tolist()):
             if each is not None:
-                self._counts = _sum(self._counts, torch.tensor(each))
+                self._counts = _sum(self._counts, torch.tensor(each, device="cpu"))
 
     def _all(self) -> Tensor | None:
         self._count()
@@ -112,7 +112,7 @@ class Errors:
 
     def __init__(self, state: Sequence[Sequence[float]] = ()):
         # A row each: samples, sum of errors, of squared errors, mean of the targets, their squared distances from it.
-        self._sums = torch.tensor(state, dtype=torch.float64) if state else None
+        self._sums = torch.tensor(state, dtype=torch.float64, device="cpu") if state else None
 
     def rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """The sums of each batch, float64 (5, D)."""
@@ -141,7 +141,9 @@ class Errors:
         found = torch.stack(sums).reshape(len(samples), 4, -1).cpu()
         found[:, 1] *= found[:, 1]
         found[:, 3] *= found[:, 3]
-        count = torch.tensor(samples, dtype=torch.float64).reshape(-1, 1, 1).expand(-1, 1, found.shape[-1])
+        count = (
+            torch.tensor(samples, dtype=torch.float64, device="cpu").reshape(-1, 1, 1).expand(-1, 1, found.shape[-1])
+        )
         return list(torch.cat([count, found], 1))
 
     def add(self, rows: Sequence[Tensor]) -> None:

@@ -40,7 +40,7 @@ class LabelCounts(_Counted):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.counts = torch.zeros(3, 0, dtype=torch.long)
+        self.counts = torch.zeros(3, 0, dtype=torch.long, device="cpu")
 
     def update(self, outputs: Any, targets: Any) -> None:
         """One batch."""

@@ -242,7 +242,7 @@ class BaseWarmup:
     def _take_in(self, index: int, lr: Any) -> None:
         written, now = self._written[index], float(lr)
         if isinstance(lr, torch.Tensor):
-            written = torch.tensor(written, dtype=lr.dtype).item()
+            written = torch.tensor(written, dtype=lr.dtype, device="cpu").item()
             self._tensors[index] = (lr, lr._version)
         else:
             self._tensors[index] = None

@@ -33,7 +33,7 @@ def without_weights(group: dict[str, Any]) -> dict[str, Any]:
     """A param group with the same hyperparameters and one parameter of one number."""
     kept = {k: v for k, v in group.items() if k not in ("params", "param_names", MARK)}
     kept["lr"] = float(kept["lr"])
-    return {"params": [torch.nn.Parameter(torch.zeros(1))], **kept}
+    return {"params": [torch.nn.Parameter(torch.zeros(1, device="cpu"))], **kept}
 
 
 def copied(scheduler: Any, optimizer: Optimizer, stand_in: Optimizer) -> Any:

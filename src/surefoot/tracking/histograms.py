@@ -64,7 +64,7 @@ def _histogram(tensor: Tensor) -> Histogram | None:
         return None
     low, high = values.min().item(), values.max().item()
     bins = 1 if low == high else BINS
-    counts = values.histc(bins, low, high) if bins > 1 else torch.tensor([float(values.numel())])
+    counts = values.histc(bins, low, high) if bins > 1 else torch.tensor([float(values.numel())], device="cpu")
     return Histogram(
         low,
         high,

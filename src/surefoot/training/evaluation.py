@@ -220,7 +220,7 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precis
         autocast(device, precision),
     ):
         if not isinstance(loader.source, StreamSource):
-            places = torch.arange(len(loader.source))
+            places = torch.arange(len(loader.source), device="cpu")
             if not torch.equal(loader.order(loader.epoch), places):
                 raise UsageError(
                     "data: this loader reads its samples shuffled, drawn or in part, so the outputs would not be those "

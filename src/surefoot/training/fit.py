@@ -131,6 +131,7 @@ def fit(
     16
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())  # whatever the caller has asked for
         options = StepOptions() if step is None else step
         run = RunOptions() if run is None else run
         world = stack.enter_context(World.here()) if run.world is None else run.world

@@ -106,7 +106,7 @@ def _cross_entropy(name: str | None, loss: Any, outputs: Tensor) -> Iterator[Fin
 def _floor(classes: int) -> float:
     """The least cross entropy of outputs within 0 and 1: -log(e / (e + C - 1))."""
     e = torch.e
-    return float(torch.log(torch.tensor((e + classes - 1) / e)))
+    return float(torch.log(torch.tensor((e + classes - 1) / e, device="cpu")))
 
 
 def _relu(name: str | None) -> Iterator[Finding]:

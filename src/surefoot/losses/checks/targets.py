@@ -251,7 +251,7 @@ def _ctc(
 ) -> Iterator[Finding]:
     blank = option(loss, "blank", 0)
     count = log_probs.shape[-1]
-    inputs, lengths = (torch.as_tensor(n).reshape(-1).tolist() for n in (input_lengths, target_lengths))
+    inputs, lengths = (torch.as_tensor(n, device="cpu").reshape(-1).tolist() for n in (input_lengths, target_lengths))
     rows = _ctc_rows(targets, lengths)
     labels = torch.cat(rows) if rows else targets.new_zeros(0)
     if labels.numel():
