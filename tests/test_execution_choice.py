@@ -117,6 +117,8 @@ def test_what_a_recipe_fixes_is_kept():
         choose({"compile": "step"})
     with pytest.raises(UsageError, match="threads: 0 is not a whole number of 1 or more"):
         choose({"threads": 0})
+    with pytest.raises(UsageError, match="compile: 1 is not one of"):
+        choose({"compile": 1})
 
 
 class Moves(nn.Module):

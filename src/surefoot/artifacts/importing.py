@@ -290,7 +290,7 @@ def _largest(dtype: torch.dtype) -> float:
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()  # float8 has no such question
+    return (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()  # torch has none of float8
 
 
 def _hints(

@@ -87,7 +87,7 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
         check.done()
     if fixed.get("compile") is False:
         fixed["compile"] = "none"
-    Execution(**{k: v for k, v in fixed.items() if (k, v) != ("compile", True)})  # refuses what cannot be
+    Execution(**{k: v for k, v in fixed.items() if k != "compile" or v is not True})  # refuses what cannot be
     return fixed
 
 

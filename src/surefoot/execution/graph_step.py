@@ -140,8 +140,7 @@ def fits(batch: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> bool:
 
 
 def refuse_gradients_of_others(step: TrainStep) -> None:
-    """Raise CannotCompile where the plain step makes a gradient that a graph, which makes those of the optimizer's
-    parameters, would not."""
+    """Raise CannotCompile where a parameter of no optimizer asks for a gradient, which a graph would not make."""
     if (name := next((name for name, _ in of_no_optimizer(step)), None)) is not None:
         raise CannotCompile(
             f"{name} asks for a gradient and is in no parameter group of the optimizer: put it in one, or freeze it "

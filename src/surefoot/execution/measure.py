@@ -225,7 +225,7 @@ class Bench:
         return backend
 
     def _copy(self, execution: Execution | None) -> TrainStep:
-        """A copy for each layout, kind of state and kind of optimizer; None is the one that is never set up."""
+        """A copy for each layout, kind of state and kind of optimizer; None is the one that is never timed."""
         key: tuple[object, ...] | None = None
         if (of := execution) is not None:
             key = (of.memory_format, of.optimizer_impl, of.compile, of.cuda_graph)
