@@ -67,6 +67,12 @@ def test_the_better_one_is_named_by_the_direction_of_its_metric():
     assert "equally good" in compared("a", "c").verdict(False)[0]
     make_run(Path("d"), [])
     assert "only a has a value" in compared("a", "d").verdict(False)[0]
+    make_run(Path("e"), [math.nan, math.nan])
+    for order in (("a", "e"), ("e", "a")):
+        assert "only a has a value" in compared(*order).verdict(False)[0]
+    for order in (("d", "e"), ("e", "e2")):
+        make_run(Path("e2"), [math.nan])
+        assert "no run has a value of val/accuracy that is a number" in compared(*order).verdict(False)[0]
 
 
 def test_a_metric_whose_direction_one_recipe_says_is_judged_so_in_all():
@@ -88,6 +94,19 @@ def test_seeds_are_a_group_whatever_machine_they_ran_on():
     (line,) = comparison.verdict(True)
     assert "runs/fast0 (3 seeds) against runs/slow0 (3 seeds)" in line and line.endswith("larger than seeds make")
     assert "not" not in line
+
+
+def test_what_changes_no_result_of_a_run_sets_no_seed_apart():
+    """How it is watched, where its data lie, on what it ran: what a resume lets change without a word."""
+    others = (
+        {"trackers": ["mlflow"]}, {"on_end": "say done"}, {"tensorboard": {"histograms": "1 epoch"}},
+        {"device": "cuda"}, {"execution": {"threads": 2}}, {"parallel": "none"}, {"data": {"workers": 4}},
+    )  # fmt: skip
+    for seed, settings in enumerate(({}, *others)):
+        make_run(Path(f"runs/{seed}"), [0.9], settings={"seed": seed, **settings})
+    assert [len(group.runs) for group in compared("runs").groups()] == [8]
+    make_run(Path("runs/longer"), [0.9], planned=7)
+    assert sorted(len(group.runs) for group in compared("runs").groups()) == [1, 8]
 
 
 def test_seeds_of_runs_from_python_are_a_group():

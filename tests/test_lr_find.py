@@ -165,6 +165,8 @@ def test_the_chart_keeps_to_its_width_and_shows_the_suggestion(width, unicode, t
         assert f"suggested {found.suggestion:.2g}" in (tmp_path / "a.svg").read_text()
         with pytest.raises(UsageError, match=r"give .*a\.svg"):
             found.save_svg(tmp_path / "a.png")
+        with pytest.raises(UsageError, match="is a directory"):
+            found.save_svg(".")
 
 
 def test_a_test_that_saw_no_loss_has_a_picture_all_the_same(tmp_path):

@@ -94,6 +94,9 @@ def test_results_show_themselves(tmp_path):
     model, result = job(run_dir=tmp_path / "run", run=surefoot.RunOptions(progress=False))
     shown = result._repr_html_()
     assert "val/accuracy" in shown and "%" in shown and "image/svg+xml" in shown
+    with (tmp_path / "run/metrics.jsonl").open("ab") as journal:
+        journal.write(b'no record\n{"kind": "epoch"}\n')
+    assert result._repr_html_() == shown, "lines that are no records are left out, as everywhere"
     x = torch.randn(32, 4)
     evaluation = surefoot.evaluate(model, torch.nn.CrossEntropyLoss(), (x, (x.sum(1) > 0).long()), confusion=2)
     assert "accuracy" in evaluation._repr_html_() and "confusion" in evaluation._repr_html_()

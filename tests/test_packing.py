@@ -54,6 +54,20 @@ def test_every_byte_comes_back(ending):
     assert to.read_bytes() == first, "the same run is the same file"
 
 
+def test_what_a_kill_left_of_a_writer_is_no_part_of_the_pack():
+    run = small_run()
+    before = content(run)
+    for left in ("model/.best.0123abcd.new/model.safetensors", "model/.model.json.0123abcd.tmp"):
+        (run / left).parent.mkdir(exist_ok=True)
+        (run / left).write_text("half")
+    pack(run, Path("run.tar"))
+    unpack(Path("run.tar"), Path("back"))
+    assert content(Path("back")) == before
+    (run / "model" / ".hidden").write_text("somebody's")
+    with pytest.raises(UsageError, match="hidden: its name cannot be packed"):
+        pack(run, Path("other.tar"))
+
+
 @pytest.mark.parametrize("note", ["", "new", "a longer note"])
 def test_what_is_written_while_it_is_packed_is_told_and_makes_no_pack(note, monkeypatch):
     run, described = make_run(Path("run"), [0.5]), packing._described

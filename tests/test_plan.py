@@ -14,6 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim import lr_scheduler
 
 from surefoot.charts.scale import Axis, axis_for
 from surefoot.charts.terminal import drawn, envelope
@@ -62,6 +63,26 @@ def marked(report):
 )  # fmt: skip
 def test_what_happens_is_marked_where_it_happens(spec, warm, expected):
     assert marked(planned(spec, warm)) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=7.5), [(8, "bottom"), (15, "peak")]),
+        (lambda o: lr_scheduler.StepLR(o, step_size=2.5), [(5, "milestone"), (10, "milestone"), (15, "milestone")]),
+        (lambda o: lr_scheduler.StepLR(o, step_size=7.1), []),
+        (lambda o: lr_scheduler.LinearLR(o, total_iters=2.5), [(3, "end")]),
+    ],
+    ids=["cosine", "steps", "never", "linear"],
+)
+def test_lengths_that_are_fractions_are_marked_too(make, expected):
+    """torch takes ``T_max=len(loader) / 2``."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    report = plan_report(Schedule(optimizer, make(optimizer), by="step"), 20, 1)
+    assert marked(report) == expected and all(type(event.step) is int for event in report.events)
+    if expected and expected[0][1] == "milestone":
+        changed = np.flatnonzero(np.diff(report.run.rates())) + 1
+        assert [step for step, _ in expected] == changed.tolist()
 
 
 def test_marks_lie_where_the_rate_changes():

@@ -80,6 +80,7 @@ def test_sorted_by_the_best_value_of_a_metric_or_by_any_key(capsys):
         ("status=done", {"low", "mid", "high"}),
         ("epochs==2", {"low"}),
         ("created<2026-01-02", {"high"}),
+        ("created>2026", {"low", "mid", "high"}),
         ("model.name=LeNet5", {"low", "mid", "high"}),
         ("optimizer.lr>text", set()),
     ],
@@ -87,6 +88,14 @@ def test_sorted_by_the_best_value_of_a_metric_or_by_any_key(capsys):
 def test_conditions(condition, found, capsys):
     three()
     assert set(names(capsys, "--where", condition)) == found
+
+
+@pytest.mark.parametrize("tag", ["1e-3", "true", "null", "0010", "2026"])
+def test_a_tag_that_looks_like_a_number_is_found_as_it_is_written(tag, capsys):
+    three()
+    labels.tagged("runs/low", [tag])
+    assert names(capsys, "--where", f"tags={tag}") == ["low"]
+    assert set(names(capsys, "--where", f"tags!={tag}")) == {"mid", "high"}
 
 
 def test_conditions_are_joined_and_read_the_recipe_where_run_json_is_silent(capsys):
@@ -118,6 +127,11 @@ def test_conditions_are_joined_and_read_the_recipe_where_run_json_is_silent(caps
         (("prune",), "give --keep-best N"),
         (("prune", "--keep-best", "0"), "1 or more"),
         (("prune", "--keep-best", "1"), "give --yes"),
+        (("rm", "runs/low", "--where", "status=failed", "--yes"), "--where belongs to `surefoot runs [DIR]` and `sure"),
+        (("rm", "runs/low", "--keep-best", "1", "--yes"), "--keep-best belongs to `surefoot runs prune`"),
+        (("prune", "--keep-best", "1", "--sort", "epochs", "--yes"), "--sort belongs to `surefoot runs [DIR]`"),
+        (("tag", "runs/low", "x", "--yes"), "--yes belongs to `surefoot runs rm` and `surefoot runs prune`"),
+        (("--remove",), "--remove belongs to `surefoot runs tag`"),
     ],
 )
 def test_bad_input_is_answered_with_what_to_give(argv, told, capsys, monkeypatch):
@@ -234,6 +248,13 @@ def test_removed_is_what_was_named_once_the_user_says_yes(capsys, monkeypatch):
     assert "nothing was removed" in shown(capsys, "rm", "runs/low", code=1)
     assert shown(capsys, "rm", "runs/low", "runs/mid", "--yes") == "removed 2 runs\n"
     assert sorted(os.listdir("runs")) == ["high"]
+
+
+def test_a_command_whose_input_is_closed_asks_nobody(capsys, monkeypatch):
+    three()
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it under <&-
+    assert "give --yes, and nothing was removed" in refused(capsys, "runs", "rm", "runs/low")
+    assert sys.stdin is None and len(os.listdir("runs")) == 3
 
 
 def test_a_run_that_is_named_twice_is_removed_once_and_the_others_too(capsys):

@@ -140,6 +140,38 @@ def test_runs_of_another_sweep_are_never_taken_for_a_trials_own(values):
     assert [path.name for path, _ in launch.begun] == ["trial-00000"]
 
 
+def kept_as_trial(search: str, overrides: list[str], directory: str) -> Study:
+    """A sweep in whose first trial's place lies a run of these overrides."""
+    begin = """recipe: quickstart\noverrides: [epochs=2, 'model={"import": "net:Net"}']\nsampler: grid\n"""
+    study = Study(parse_plan(begin + "search: " + search), Path(directory))
+    run = make_run(Path(directory, "trial-00000"), [0.3, 0.4])
+    whole = load_recipe("quickstart", ["epochs=2", 'model={"import": "net:Net"}', *overrides])
+    (run / "recipe.yaml").write_text(whole.to_yaml())
+    return study
+
+
+@pytest.mark.parametrize(
+    ("search", "override", "told"),
+    [
+        ("{model.width: [true]}", "model.width=1", "model.width 1, and this trial has true"),
+        ("{model.width: [[1]]}", "model.width=[true]", r"model.width \[true\], and this trial has \[1\]"),
+        ("{scheduler: [null]}", "scheduler={name: StepLR, step_size: 1}", "scheduler.name StepLR, and .* has null"),
+        ("{scheduler: [{name: StepLR, step_size: 1}]}", "scheduler=null", "scheduler.name null, and .* has StepLR"),
+        ("{model.width: [1]}", "model.width=1.0", ""),
+        ("{scheduler: [{name: StepLR, step_size: 1}]}", "scheduler={step_size: 1, name: StepLR}", ""),
+    ],
+)
+def test_a_kept_run_is_a_trials_own_where_its_settings_are_those_that_it_tries(search, override, told):
+    study, launch = kept_as_trial(search, [override], "runs/s"), Trainings()
+    if told:
+        with pytest.raises(UsageError, match=told):
+            run_trials(study, 1, launch, lambda line: None, wait=lambda: None)
+    else:
+        run_trials(study, 1, launch, lambda line: None, wait=lambda: None)
+        assert study.trials()[0].value == 0.4
+    assert not launch.begun
+
+
 def test_seeds_train_each_setting_so_often_and_their_mean_counts():
     launch = Trainings(curve=lambda settings: [settings["optimizer.lr"] + settings["seed"]])
     study, _ = swept(GRID + "seeds: 3\n", launch)
@@ -191,8 +223,9 @@ def test_a_training_that_fails_is_a_failed_trial_and_three_at_first_end_the_swee
         swept(launch=Trainings(code=1), directory="runs/other")
 
 
-def test_a_training_that_is_killed_is_resumed_twice_then_given_up():
-    launch = Trainings(code=-9)
+@pytest.mark.parametrize("code", [-9, 129, 143])
+def test_a_training_that_is_killed_is_resumed_twice_then_given_up(code):
+    launch = Trainings(code=code)
     with pytest.raises(RunFailed, match="was killed 3 times"):
         swept(launch=launch)
     assert [path.name for path, _ in launch.begun[:4]] == ["trial-00000"] * 3 + ["trial-00001"]
@@ -265,6 +298,7 @@ def test_what_is_stopped_says_how_to_go_on(capsys, monkeypatch):
         (("optimizer.lr: [0.01, 0.1]", "data: [{name: garments}, {name: garments}]"), "are one setting; give it once"),
         (("[0.01, 0.1]", "{low: 0.01, high: 0.1}"), "a grid needs values"),
         (("optimizer.lr: [0.01, 0.1]", "seed: [1, 2]"), "`seeds` trains each setting"),
+        (("16}", "16}\n  optimizer: [{name: Adam, lr: 1}]"), "takes the place of optimizer.lr, which stands before it"),
         (("sampler: grid", "sampler: tpe"), "trials: missing; tpe needs to know"),
         (("sampler: grid", "sampler: grid\nseeds: 0"), "seeds: 0 is below 1"),
         (("sampler: grid", "sampler: grid\nmetric: val/spread"), "metric: "),
@@ -286,6 +320,20 @@ def test_values_that_are_equal_in_python_are_tried_as_themselves():
     assert str([claim.values["model.width"] for claim in claims]) == "[True, 1, [1], [True], 0]"
     with pytest.raises(UsageError, match="begun with another search"):
         Study(parse_plan(text.replace("LIST", "[1, true, [1], [true], 0]")), Path("runs/s"))
+
+
+def test_values_of_any_characters_reach_the_recipe():
+    text = GRID.replace("[epochs=2]", """['model={"import": "net:Net"}']""").partition("search:")[0]
+    plan = parse_plan(text + 'search: {model.names: [["\U0001f600", "\u00e9"], [b]]}')
+    arguments = plan.arguments({"model.names": ["\U0001f600", "\u00e9"]}, 0)
+    assert load_recipe("quickstart", arguments).model.part.arguments()["names"] == ["\U0001f600", "\u00e9"]
+
+
+def test_a_range_whose_last_step_ends_below_its_end_is_tried_without_a_word_of_optunas(recwarn):
+    text = "recipe: quickstart\nsampler: random\ntrials: 3\nsearch: {data.batch_size: {low: 16, high: 40, step: 16}}\n"
+    study, _ = swept(text, Trainings(curve=lambda settings: [0.1]))
+    assert {study.values_of(trial)["data.batch_size"] for trial in study.trials()} == {16, 32}
+    assert not [warning for warning in recwarn if "divisible" in str(warning.message)]
 
 
 def test_a_range_of_whole_numbers_or_steps():
@@ -352,8 +400,27 @@ def test_bad_input_of_the_command(capsys, monkeypatch):
     Path("broken/.sweep").mkdir(parents=True)
     Path("broken/.sweep/sweep.db").write_text("this is no database at all" * 100)
     assert "cannot be used" in refused(capsys, "sweep", "s.yaml", "--dir", "broken")
+    assert "has a '?' in its path" in refused(capsys, "sweep", "s.yaml", "--dir", "why?")
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install 'surefoot[sweep]'" in refused(capsys, "sweep", "s.yaml", "--dir", "new")
+
+
+def test_a_storage_that_fails_in_the_midst_is_one_message(capsys, monkeypatch):
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import OperationalError
+
+    def full(*args, **kwargs):
+        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database or disk is full"))
+
+    Path("lr.yaml").write_text(GRID)
+    launch = Trainings()
+    monkeypatch.setattr(trainings, "launch", lambda *args, threads: launch(*args))
+    monkeypatch.setattr(trainings, "_POLL_S", 0.0)
+    monkeypatch.setattr(RDBStorage, "set_trial_intermediate_value", full)
+    assert main(["sweep", "lr.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert "runs/lr: the storage of the trials fails: " in told and "database or disk is full; mend it" in told
+    assert "Traceback" not in told
 
 
 def test_a_sweep_trains_for_real(capsys):

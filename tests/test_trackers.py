@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -252,6 +254,40 @@ def test_the_command_tells_what_was_sent(run, capsys, monkeypatch):
     append(run, 15)
     assert main(["track", str(run), "--to", "mlflow"]) == 1
     assert "did not take the records: ConnectionError: down" in capsys.readouterr().err
+
+
+def test_mlflow_is_told_only_names_that_it_takes(run, monkeypatch):
+    """One name with another character, and it refuses the whole batch (mlflow.utils.validation)."""
+    sent: list[tuple[str, int]] = []
+
+    class Client:
+        def get_metric_history(self, run_id, name):
+            return [types.SimpleNamespace(step=5)] if name == "hit_10/val" else []
+
+        def log_batch(self, run_id, *, metrics=(), params=()):
+            sent.extend((each[0], each[-1]) for each in (*metrics, *params))
+
+    entities = types.ModuleType("mlflow.entities")
+    entities.Metric = entities.Param = lambda *fields: fields
+    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    tracker = trackers._Mlflow.__new__(trackers._Mlflow)
+    tracker._client, tracker._id, tracker._steps = Client(), "1", {}
+    assert tracker.has("hit@10/val", 5) and not tracker.has("hit@10/val", 6)
+    tracker.send([("hit@10/val", 0.5, 6, 0.0), ("f1 (%)/val", 0.5, 6, 0.0), ("genauigkeit-\u00e4/val", 0.5, 6, 0.0)])
+    tracker._tell_settings({"conditions": {"recipe.model.of": 1, "recipe.model.a@b": 2}})
+    assert sent == [
+        *(("hit_10/val", 6), ("f1 ___/val", 6), ("genauigkeit-\u00e4/val", 6)),
+        *(("model.of", "1"), ("model.a_b", "2")),
+    ]
+
+
+def test_a_trackers_files_are_never_written_through_a_link(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trackers, "open_tracker", lambda name: Server())
+    (tmp_path / "elsewhere").mkdir()
+    (run / "trackers").symlink_to(tmp_path / "elsewhere")
+    assert "trackers: is a symbolic link" in refused(capsys, "track", str(run), "--to", "mlflow")
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_bad_input(tmp_path, run, capsys, monkeypatch):

@@ -190,12 +190,17 @@ def test_the_key_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------ links
 
+PLACE_OF_A_LOG = "trackers/mlflow.log"
 PLACES = ("run.json", "LOCK", "checkpoints", "metrics.jsonl", "tensorboard", "model", "model/best", "recipe.yaml")
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
 @pytest.mark.parametrize(
-    "place", [*PLACES, "report.html", "validation.json", "tensorboard/events.out.tfevents.1.surefoot.000000"]
+    "place",
+    [
+        *(*PLACES, "report.html", "validation.json", "tensorboard/events.out.tfevents.1.surefoot.000000"),
+        *("trackers", "trackers/wandb", PLACE_OF_A_LOG),
+    ],
 )
 def test_a_place_in_a_run_that_leads_elsewhere_is_refused_before_anything_changes(run, capsys, place, kind):
     target, path = Path("target").absolute(), run / place
@@ -209,7 +214,7 @@ def test_a_place_in_a_run_that_leads_elsewhere_is_refused_before_anything_change
         path.symlink_to(target)
     elif kind == "pipe":
         os.mkfifo(path)
-    elif target.is_dir() or place not in ("LOCK", "metrics.jsonl") and "tensorboard/" not in place:
+    elif target.is_dir() or (place not in ("LOCK", "metrics.jsonl", PLACE_OF_A_LOG) and "tensorboard/" not in place):
         pytest.skip("a hard link there is replaced, never written to")
     else:
         os.link(target, path)

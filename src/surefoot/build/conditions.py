@@ -19,7 +19,7 @@ STARTED = "model.weights"
 # What may differ between two sittings of one run without a bit of the result being another. `execution`, `device` and
 # `micro_batches` are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the
 # run stops.
-_HARMLESS = (
+HARMLESS = (
     "name",
     "epochs",
     "checkpoint",
@@ -47,6 +47,11 @@ _HARMLESS = (
 )
 
 
+def is_harmless(key: str) -> bool:
+    """Whether a recipe's dotted key may differ between two sittings of one run."""
+    return key in HARMLESS or key.startswith(("execution.", "tensorboard."))
+
+
 def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) -> dict[str, Any]:
     """What a resume must find unchanged: the recipe, key by key, the data and the user's own code."""
     from ..checkpoint import code_of, flatten
@@ -54,7 +59,7 @@ def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) 
     values = flatten("recipe", recipe.plain())
     for name in list(values):
         key = name.removeprefix("recipe.")
-        if key in _HARMLESS or key.startswith(("execution.", "tensorboard.")):
+        if is_harmless(key):
             del values[name]
     values["data.train"] = splits.train.fingerprint()
     if splits.val is not None:

@@ -180,8 +180,9 @@ class RunDirectory:
 
 
 # What a run writes to, below its directory: places that are directories, and files.
-_FOLDERS = (CHECKPOINTS, "tensorboard", "model", "model/best")
-_FILES = (RUN, LOCK, JOURNAL, VALIDATION, "recipe.yaml", "report.html")
+_FOLDERS = (CHECKPOINTS, "tensorboard", "model", "model/best", "trackers", "trackers/wandb")
+_LOGS = ("trackers/mlflow.log", "trackers/wandb.log")
+_FILES = (RUN, LOCK, JOURNAL, VALIDATION, "recipe.yaml", "report.html", *_LOGS)
 
 
 def refuse_links(path: Path) -> None:
@@ -194,7 +195,7 @@ def refuse_links(path: Path) -> None:
     for name in _FOLDERS:
         problems += _wrong(path / name, stat.S_ISDIR, "a directory")
     for name in _FILES:
-        problems += _wrong(path / name, stat.S_ISREG, "a plain file", alone=name in (LOCK, JOURNAL))
+        problems += _wrong(path / name, stat.S_ISREG, "a plain file", alone=name in (LOCK, JOURNAL, *_LOGS))
     for folder, folders, names in os.walk(path / "tensorboard"):
         for name in sorted((*folders, *names)):
             is_right = stat.S_ISDIR if name in folders else stat.S_ISREG

@@ -15,7 +15,10 @@ from ..text import counted, duration, figure, printable, say
 if TYPE_CHECKING:
     from ..runs.record import Run
 
-ACTIONS = ("tag", "note", "rm", "prune")
+# Of each action, the options that it takes.
+ACTIONS = {"tag": {"remove"}, "note": set[str](), "rm": {"yes"}, "prune": {"best", "where", "keep_best", "yes"}}
+_LISTING = {"best", "where", "sort", "reverse", "json"}
+_OPTIONS = {*_LISTING, *(option for options in ACTIONS.values() for option in options)}
 _MOST_NAMED = 5
 
 
@@ -47,17 +50,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """List, or do what the first word says."""
     words: list[str] = arguments.words
-    if words and words[0] in ACTIONS:
+    action = words[0] if words and words[0] in ACTIONS else ""
+    _refuse_others(arguments, action)
+    if action:
         actions = {"tag": _tag, "note": _note, "rm": _rm, "prune": _prune}
-        return actions[words[0]](arguments, words[1:])
+        return actions[action](arguments, words[1:])
     return _list(arguments, words)
 
 
-def _list(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+def _refuse_others(arguments: argparse.Namespace, action: str) -> None:
+    """Raise UsageError for an option that the action would pass over: `rm --where` would remove what it leaves out."""
     from ..errors import UsageError
 
-    if arguments.keep_best is not None or arguments.remove:
-        raise UsageError("--keep-best belongs to `surefoot runs prune`, --remove to `surefoot runs tag`")
+    for option in sorted(_OPTIONS - ACTIONS.get(action, _LISTING)):
+        if getattr(arguments, option) not in (None, False, []):
+            takers = [f"runs {name}" for name, options in ACTIONS.items() if option in options]
+            takers = ["runs [DIR]", *takers] if option in _LISTING else takers
+            raise UsageError(
+                f"--{option.replace('_', '-')} belongs to {' and '.join(f'`surefoot {taker}`' for taker in takers)}"
+            )
+
+
+def _list(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     runs = _chosen(arguments, words)
     if arguments.json:
         say(json.dumps([run.to_json(arguments.best) for run in runs], indent=2))
@@ -187,7 +201,7 @@ def _prune(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     for run in rest:
         require_removable(run.path)
     if not rest:
-        say(f"nothing to remove: there are {len(chosen) - len(unjudged)} runs to judge, and {keep} stay")
+        say(f"nothing to remove: {counted(len(chosen) - len(unjudged), 'run')} to judge, and {keep} stay")
         return 0
     for line in _table(rest, arguments.best):
         say(line)

@@ -41,10 +41,12 @@ def patient() -> Iterator[Patient | None]:
     Yields None where somebody has replaced sys.stdout already (a test, a notebook): it is theirs.
     """
     hold_closed()
-    before = sys.stdout, sys.stderr
-    for stream in before:
+    before = sys.stdin, sys.stdout, sys.stderr
+    for stream in before[1:]:
         if stream is not None:
             stream.flush()
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
     out = err = None
     if sys.stdout is None or sys.stdout is sys.__stdout__:
         out = Patient(1, "w", closefd=False)
@@ -58,7 +60,7 @@ def patient() -> Iterator[Patient | None]:
         for mine, stream in ((out, sys.stdout), (err, sys.stderr)):
             if mine is not None and stream is not None:
                 stream.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdin, sys.stdout, sys.stderr = before
 
 
 def hold_closed() -> None:

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..errors import RunFailed, UsageError
     from ..runs.sweep.result import Result
     from ..runs.sweep.settings import load_plan
-    from ..runs.sweep.study import Study
+    from ..runs.sweep.study import Study, storage_errors
     from ..runs.sweep.trainings import launch, run_trials
     from ..runs.table import width_of_terminal
     from ..tracking.journal import encode
@@ -42,18 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
         study = Study(plan, directory)
     except OSError as error:
         raise UsageError(f"{directory}: cannot be used for a sweep: {error.strerror}") from error
-    if arguments.take_over:
-        study.take_over()
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs if hasattr(os, "sched_getaffinity") else 1)
     tell = functools.partial(say, error=arguments.json)
     try:
-        run_trials(study, arguments.jobs, functools.partial(launch, threads=threads), tell)
+        with storage_errors(directory):
+            if arguments.take_over:
+                study.take_over()
+            run_trials(study, arguments.jobs, functools.partial(launch, threads=threads), tell)
+            result = Result(study)
     except KeyboardInterrupt:
         where = ["--dir", directory] if arguments.dir else []
         again = typed("surefoot", "sweep", Path(arguments.sweep), *where)
         say(f"{directory}: the trials that ran have been saved; go on with `{again}`", error=True)
         raise
-    result = Result(study)
     if result.best is None:
         raise RunFailed(
             f"{directory}: no trial was completed; what each said is in {directory}/.sweep/logs", code="sweep-failed"

@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Catch up once, or follow."""
+    from ..checkpoint.run import refuse_links
     from ..errors import RunFailed, first_line
     from ..runs.record import open_run
     from ..tracking.trackers import Feed, follow, open_tracker
 
     run_dir = open_run(arguments.run_dir).path
+    refuse_links(run_dir)
     with contextlib.closing(Feed(Path(run_dir), arguments.to, open_tracker(arguments.to))) as feed:
         if arguments.follow:
             follow(feed, functools.partial(say, error=True), _input_ends)

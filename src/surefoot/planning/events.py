@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def events(run: Simulation, always: Simulation | None = None) -> list[Event]:
         by_step = schedule.by == "step"
         calls = run.steps if by_step else run.epochs
         for call, kind, label in _scheduler(schedule.scheduler, 0, calls):
+            call = math.ceil(call)  # lengths may be fractions in Python: T_max=len(loader) / 2
             if 0 < call < calls:
                 marked.append(Event(call if by_step else call * run.steps_per_epoch, kind, label))
     if always is not None:
@@ -97,7 +99,7 @@ def _warmup(run: Simulation) -> Iterator[Event]:
             yield Event(step, "warmup", f"warmup done{full}" + (f" in {run.names[group]}" if several else ""))
 
 
-def _scheduler(scheduler: Any, begin: int, calls: int) -> Iterator[tuple[int, str, str]]:
+def _scheduler(scheduler: Any, begin: int, calls: int) -> Iterator[tuple[float, str, str]]:
     """(call, kind, label) of what a scheduler does that starts at call `begin` of a run of `calls`."""
     left = calls - begin
     if is_constant(scheduler):
@@ -113,13 +115,15 @@ def _scheduler(scheduler: Any, begin: int, calls: int) -> Iterator[tuple[int, st
         for part in scheduler._schedulers:
             yield from _scheduler(part, begin, calls)
     elif isinstance(scheduler, t.StepLR):
-        for call in range(scheduler.step_size, min(left, _MOST_EDGES * scheduler.step_size), scheduler.step_size):
+        # A fraction is met where its multiple is a whole number.
+        size = Fraction(scheduler.step_size).numerator
+        for call in range(size, min(left, _MOST_EDGES * size), size):
             yield begin + call, "milestone", f"x {scheduler.gamma:g}"
     elif isinstance(scheduler, t.MultiStepLR):
         for call, times in scheduler.milestones.items():
             yield begin + call, "milestone", f"x {scheduler.gamma**times:g}"
     elif isinstance(scheduler, t.CosineAnnealingLR):
-        for turn in range(1, min(left // scheduler.T_max, _MOST_EDGES) + 1):
+        for turn in range(1, int(min(left // scheduler.T_max, _MOST_EDGES)) + 1):
             kind = "bottom" if turn % 2 else "peak"
             yield begin + turn * scheduler.T_max, kind, "eta_min" if turn % 2 else "the first rate again"
     elif isinstance(scheduler, t.CosineAnnealingWarmRestarts):

@@ -52,10 +52,10 @@ def picture_path(text: str | Path) -> Path:
     """The path of the picture that `text` asks for; raises UsageError where it cannot be one, before anything is
     drawn."""
     path = Path(text)
-    if path.suffix.lower() != ".svg":
-        raise UsageError(f"{path}: pictures are written as SVG; give {path.with_suffix('.svg')}")
     if path.is_dir():
         raise UsageError(f"{path}: is a directory; give a file's name")
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"{path}: pictures are written as SVG; give {path.with_suffix('.svg')}")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist")
     return path

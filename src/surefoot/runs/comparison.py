@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..build.conditions import is_harmless
 from ..checkpoint.run import RunDirectory, read_about
 from ..errors import UsageError
 from ..metrics.by_class import by_class
@@ -27,8 +28,9 @@ _PARTS = (
     ("machine", ("device.", "threads", "flags.", "parallel.", "execution.", "variables.")),
 )
 _FROM_RECIPE = ("recipe.", "fit.", "loader.", "val.", "optimizer.", "checkpoint.", "metrics.")
-# Not what a run is, but what it is called and how it is watched.
-_NO_SETTING = ("name", "tensorboard", "seed", "fit.seed", "loader.seed", "val.seed")
+_SEEDS = ("seed", "fit.seed", "loader.seed", "val.seed")
+# How long a run is may change at a resume, and is nothing that seeds do.
+_LENGTHS = ("epochs", "early_stopping.patience")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Comparison:
         kinds: dict[str, list[int]] = {}
         for index, (settings, conditions) in enumerate(zip(self.settings, self.conditions, strict=True)):
             others = _starting(conditions, tuple(b for part, names in _PARTS if part != "machine" for b in names))
-            kept = {name: value for name, value in settings.items() if name not in _NO_SETTING}
+            kept = {name: value for name, value in settings.items() if _sets_a_run_apart(name)}
             kinds.setdefault(json.dumps([kept, others], sort_keys=True, default=str), []).append(index)
         values = self.values(self.metric)
         groups = []
@@ -143,7 +145,9 @@ class Comparison:
         values, order = self.values(self.metric), self.order()
         best, second = order[0], order[1]
         first, other = values[best], values[second]
-        if first is None or other is None:
+        if first is None or math.isnan(first):
+            return [f"no run has a value of {self.metric} that is a number: there is nothing to compare"]
+        if other is None or math.isnan(other):
             return [f"only {self.runs[best].path} has a value of {self.metric}: there is nothing to compare it with"]
         what = f"{figure(self.metric, first)} against {figure(self.metric, other)}"
         if first == other:
@@ -211,6 +215,11 @@ def runs_named(paths: Sequence[str], passed_over: Callable[[str], None]) -> list
                 raise UsageError(f"{path}: holds no run, nor does any directory below it", code="run-missing")
         runs |= {str(run.path.resolve()): run for run in found}
     return list(runs.values())
+
+
+def _sets_a_run_apart(key: str) -> bool:
+    """Whether runs that differ in this setting differ in more than the seed, the machine and how they are watched."""
+    return key not in _SEEDS and (key in _LENGTHS or not is_harmless(key))
 
 
 def _starting(conditions: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:

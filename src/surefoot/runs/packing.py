@@ -23,7 +23,7 @@ from .. import files, safe_tensors
 from ..checkpoint.run import CHECKPOINTS, LOCK, RUN, Lock, read_about, refuse_links, scan
 from ..errors import RunFailed, UsageError
 from .record import open_run
-from .removing import PARTS
+from .removing import PARTS, TEMPORARY
 
 MANIFEST, FORMAT, VERSION = "PACK.json", "surefoot-pack", 1
 ENDINGS = (".tar.zst", ".tar.gz", ".tar")
@@ -64,7 +64,9 @@ def _described(run: Path) -> dict[str, Any]:
     names = [name for name in sorted(PARTS - {LOCK, CHECKPOINTS}) if (run / name).is_file()]
     for folder in ("tensorboard", "model"):
         paths = (path for path in (run / folder).rglob("*") if path.is_file() and not path.is_symlink())
-        names += sorted(path.relative_to(run).as_posix() for path in paths)
+        parts = (path.relative_to(run) for path in paths)
+        # What a kill left of a writer is no part of the run.
+        names += sorted(part.as_posix() for part in parts if not any(map(TEMPORARY.fullmatch, part.parts)))
     whole = [status for status in scan(run) if status.valid]
     if not whole and read_about(run) is None:
         raise UsageError(f"{run}: has nothing to go on with: its {RUN} is lost or damaged, and no checkpoint is whole")

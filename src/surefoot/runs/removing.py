@@ -32,7 +32,7 @@ PARTS = {
     "started_from.txt",
     "trackers",
 }
-_TEMPORARY = re.compile(r"\.(.+)\.(?:\d+-)?[0-9a-f]{8}\.(tmp|new|old)")
+TEMPORARY = re.compile(r"\.(.+)\.(?:\d+-)?[0-9a-f]{8}\.(tmp|new|old)")
 _REMOVED = re.compile(r"\..+\.[0-9a-f]{8}\.removed")
 
 
@@ -45,7 +45,7 @@ def require_removable(path: Path) -> None:
         raise UsageError(
             f"{path}: this run is in use by {run.held_by}; wait until it ends, or stop it first", code="run-in-use"
         )
-    foreign = sorted(name for name in os.listdir(path) if name not in PARTS and not _TEMPORARY.fullmatch(name))
+    foreign = sorted(name for name in os.listdir(path) if name not in PARTS and not TEMPORARY.fullmatch(name))
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise UsageError(f"{path}: holds what is no part of a run: {shown}; move it elsewhere, then remove the run")

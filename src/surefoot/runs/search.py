@@ -27,13 +27,16 @@ _NOTHING = object()
 class Condition:
     """One condition on a run's column, metric (its best value) or recipe key.
 
+    A text is compared with what is written, which may look like a number: ``tags=1e-3``.
+
     >>> Condition.parse("optimizer.lr > 1e-2")
-    Condition(key='optimizer.lr', sign='>', value=0.01)
+    Condition(key='optimizer.lr', sign='>', value=0.01, text='1e-2')
     """
 
     key: str
     sign: str
     value: Any
+    text: str
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -44,7 +47,9 @@ class Condition:
                 f"--where {text!r}: is not KEY=VALUE with one of = != < <= > >=, e.g. 'optimizer.lr>0.01' "
                 "(in quotes: a shell takes < and > for itself)"
             )
-        return cls(match["key"], match["sign"].replace("==", "="), _value(match["value"]))
+        value = _value(match["value"])
+        text = value if isinstance(value, str) else match["value"]
+        return cls(match["key"], match["sign"].replace("==", "="), value, text)
 
     def holds(self, run: Run) -> bool:
         """Whether it is so of `run`; False where the run has no such key."""
@@ -52,11 +57,20 @@ class Condition:
         if found is _NOTHING:
             return False
         if self.sign in ("=", "!="):
-            return _same(found, self.value) == (self.sign == "=")
+            return self._same(found) == (self.sign == "=")
         try:
-            return bool(_OPERATORS[self.sign](found, self.value))
+            return bool(_OPERATORS[self.sign](found, self.text if isinstance(found, str) else self.value))
         except TypeError:  # a text and a number
             return False
+
+    def _same(self, found: Any) -> bool:
+        if isinstance(found, list) and not isinstance(self.value, list):
+            return any(map(self._same, found))
+        if isinstance(found, str):
+            return found == self.text
+        if isinstance(found, bool) or isinstance(self.value, bool):
+            return found is self.value
+        return bool(found == self.value)
 
 
 def _value(text: str) -> Any:
@@ -64,14 +78,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _same(found: Any, wanted: Any) -> bool:
-    if isinstance(found, list) and not isinstance(wanted, list):
-        return any(_same(item, wanted) for item in found)
-    if isinstance(found, bool) or isinstance(wanted, bool):
-        return found is wanted
-    return bool(found == wanted) or (isinstance(found, str) and found == str(wanted))
 
 
 def value_of(run: Run, key: str) -> Any:
@@ -82,7 +88,7 @@ def value_of(run: Run, key: str) -> Any:
         return best[1]
     name = key.removeprefix("recipe.")
     for settings in (run.content.settings, {"epochs": run.content.planned}):
-        if settings.get(name) is not None or name in settings:
+        if name in settings:
             return settings[name]
     return run.recipe.get(name, run.recipe.get(f"{name}.name", _NOTHING))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..charts.figure import figure, image
 from ..text import figure as figure_of
 from .confusion import confusion_table
-from .journal import read_records
+from .journal import metrics_of, run_records
 from .page import html_table
 
 
@@ -19,8 +19,9 @@ def result_html(metrics: Mapping[str, float], run_dir: str | os.PathLike[str] | 
     rows = [(name, figure_of(name.rpartition("/")[2], value)) for name, value in metrics.items()]
     curves: dict[str, list[tuple[float, float]]] = {}
     if run_dir is not None and (Path(run_dir) / "metrics.jsonl").exists():
-        for record in read_records(Path(run_dir) / "metrics.jsonl"):
-            if record["kind"] == "epoch" and "loss" in record:
+        records = run_records(Path(run_dir) / "metrics.jsonl", lambda message: None, only=b'"kind": "epoch"')
+        for record in records:
+            if "loss" in metrics_of(record):
                 points = curves.setdefault(f"{record['split']} loss", [])
                 points.append((float(record["epoch"]) + 1, float(record["loss"])))
     return html_table(["metric", "value"], rows) + (

@@ -12,6 +12,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -200,6 +201,15 @@ def open_tracker(name: str) -> Callable[[Mapping[str, Any], Path], Tracker]:
     return _Mlflow if name == "mlflow" else _Wandb
 
 
+def mlflow_name(name: str) -> str:
+    """A metric's or setting's name as MLflow takes it: one batch with another name, and it refuses all of the batch.
+
+    >>> mlflow_name("hit@10/val")
+    'hit_10/val'
+    """
+    return re.sub(r"[^\w./ -]", "_", name)[:250]
+
+
 class _Mlflow:
     """A run in MLflow, found again by the run's id; where, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say."""
 
@@ -229,21 +239,21 @@ class _Mlflow:
 
         conditions = about.get("conditions")
         settings = settings_of(conditions if isinstance(conditions, dict) else {})
-        parameters = [Param(key[:250], str(value)[:500]) for key, value in settings.items()]
+        parameters = [Param(mlflow_name(key), str(value)[:500]) for key, value in settings.items()]
         for begin in range(0, len(parameters), 100):
             self._client.log_batch(self._id, params=parameters[begin : begin + 100])
 
     def has(self, name: str, step: int) -> bool:
         """Whether it has the point already; a metric's history is asked for once."""
         if name not in self._steps:
-            self._steps[name] = {point.step for point in self._client.get_metric_history(self._id, name)}
+            self._steps[name] = {point.step for point in self._client.get_metric_history(self._id, mlflow_name(name))}
         return step in self._steps[name]
 
     def send(self, points: Sequence[tuple[str, float, int, float]]) -> None:
         """Points, at most 1,000 a request."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, value, int(1000 * at), step) for name, value, step, at in points]
+        metrics = [Metric(mlflow_name(name), value, int(1000 * at), step) for name, value, step, at in points]
         for begin in range(0, len(metrics), 1000):
             self._client.log_batch(self._id, metrics=metrics[begin : begin + 1000])
 

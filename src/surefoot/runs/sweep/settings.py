@@ -50,7 +50,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Between:
-    """A number from `low` to `high`, both included; whole numbers where both ends are, unless `log`."""
+    """A number from `low` to `high`, both included; whole numbers where both ends are."""
 
     low: float
     high: float
@@ -202,7 +202,7 @@ def as_override(value: Any) -> str:
     >>> as_override({"name": "StepLR", "step_size": 1}), as_override(0.01), as_override(None)
     ('{"name": "StepLR", "step_size": 1}', '0.01', 'null')
     """
-    return json.dumps(value) if isinstance(value, dict | list) else flow(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else flow(value)
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
@@ -232,7 +232,11 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
 
     recipe = sweep.recipe if sweep.recipe in packaged_names() else str(Path(name).parent / sweep.recipe)
     base = load_recipe(recipe, [*sweep.overrides])
+    before: list[str] = []
     for key_name, each in sweep.search.items():
+        if lost := [name for name in before if name.startswith(f"{key_name}.")]:
+            raise wrong(f"search.{key_name}", f"takes the place of {lost[0]}, which stands before it; put it first")
+        before.append(key_name)
         if key_name in ("name", "seed", "device") or key_name.split(".")[0] in ("checkpoint", "tensorboard"):
             raise wrong(
                 f"search.{key_name}", "is nothing to search over; `seeds` trains each setting with several seeds"
@@ -240,10 +244,10 @@ def parse_plan(text: str, name: str = "sweep.yaml") -> Plan:
         tried: dict[str, str] = {}
         for value in map(as_override, each.ends()):
             try:
-                setting = _known(load_recipe(recipe, [*sweep.overrides, f"{key_name}={value}"]))
+                loaded = load_recipe(recipe, [*sweep.overrides, f"{key_name}={value}"])
             except UsageError as error:
                 raise wrong(f"search.{key_name}", str(error).partition("\n")[0]) from None
-            if (twin := tried.setdefault(setting, value)) is not value:
+            if (twin := tried.setdefault(known(settings_of_text(loaded.to_yaml())), value)) is not value:
                 raise wrong(f"search.{key_name}", f"{twin} and {value} are one setting; give it once")
     metric, mode = _metric(sweep, base, wrong)
     storage = sweep.storage
@@ -259,9 +263,9 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def _known(recipe: Recipe) -> str:
-    """A text that is equal for equal recipes: 1 and 1.0 are one value, 1 and true are two."""
-    plain = json.dumps(settings_of_text(recipe.to_yaml()), default=str)
+def known(settings: Mapping[str, Any]) -> str:
+    """A text that is equal for equal settings: 1 and 1.0 are one value, 1 and true are two."""
+    plain = json.dumps(settings, default=str, sort_keys=True)
 
     def number(text: str) -> str:
         return f"number {Decimal(text).normalize()}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import files
-from ...errors import UsageError
+from ...errors import RunFailed, UsageError
 from ..listing import SWEEP
 from .settings import Between, Plan, Values
 
@@ -49,6 +49,8 @@ class Study:
             # What the directory was called at first: once it is renamed, the same trials are in it.
             name = _kept(directory, "name", directory.resolve().name)
         url = plan.storage or f"sqlite:///{(directory / PRIVATE / 'sweep.db').resolve()}"
+        if plan.storage is None and "?" in url:
+            raise UsageError(f"{directory}: has a '?' in its path, which ends a database's address; give another --dir")
         direction = "minimize" if plan.mode == "min" else "maximize"
         try:
             with self._alone():
@@ -156,7 +158,9 @@ class Study:
         # The choice depends on the trials before it and on the sweep's seed: killed here, it is made again.
         self.study.sampler = _sampler(self.plan, number)
         trial = optuna.trial.Trial(self.study, self._identifier(number))
-        values = {name: _suggested(trial, name, each) for name, each in self.plan.sweep.search.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a range whose last step ends below `high`
+            values = {name: _suggested(trial, name, each) for name, each in self.plan.sweep.search.items()}
         return Claimed(self, trial, values, lock)
 
     def finished(self) -> bool:
@@ -219,6 +223,23 @@ class Claimed:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+@contextlib.contextmanager
+def storage_errors(directory: Path) -> Iterator[None]:
+    """Raise RunFailed for what a storage raises within the block: its disk is full, its server has gone."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("optuna", "sqlalchemy", "redis"):
+            raise
+        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
+        raise RunFailed(
+            _without_password(
+                f"{directory}: the storage of the trials fails: {reason}; mend it, then go on by the same command"
+            ),
+            code="sweep-failed",
+        ) from error
 
 
 def _without_password(text: str) -> str:

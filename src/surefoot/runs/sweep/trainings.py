@@ -20,12 +20,13 @@ from ...recipe import load_recipe
 from ...text import counted, figure
 from ...tracking.journal import metrics_of, run_records
 from ..record import open_run, recipe_settings, settings_of_text
+from .settings import as_override, known
 from .study import PRIVATE, Claimed, Study
 
 _MOST_LAUNCHES = 3
 _MOST_FAILURES = 3
 _POLL_S = 0.25
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_STOPPED = (128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 _LEAVING_S = 60.0
 
 
@@ -126,12 +127,20 @@ class Work:
         if not kept:
             return
         recipe = load_recipe(plan.recipe, plan.arguments(self.claimed.values, len(self.values)))
-        for name, value in settings_of_text(recipe.to_yaml()).items():
-            searched = any(name == key or name.startswith(f"{key}.") for key in (*self.claimed.values, "seed"))
-            if searched and kept.get(name, value) != value:
+        tried = settings_of_text(recipe.to_yaml())
+        for key in (*self.claimed.values, "seed"):
+            # All that stands at the key: a scheduler that is null has none of the keys that another one has.
+            theirs, ours = (
+                {name: value for name, value in settings.items() if name == key or name.startswith(f"{key}.")}
+                for settings in (kept, tried)
+            )
+            if theirs and known(theirs) != known(ours):
+                differing = (n for n in {**theirs, **ours} if known({n: theirs.get(n)}) != known({n: ours.get(n)}))
+                name = next(differing, key)
                 raise UsageError(
-                    f"{directory}: was trained with {name} {kept[name]}, and this trial has {value}: the run is of "
-                    "another sweep; move it elsewhere, or begin a new sweep with --dir"
+                    f"{directory}: was trained with {name} {as_override(theirs.get(name))}, and this trial has "
+                    f"{as_override(ours.get(name))}: the run is of another sweep; move it elsewhere, or begin a new "
+                    "sweep with --dir"
                 )
 
     def _follow(self, directory: Path) -> None:
