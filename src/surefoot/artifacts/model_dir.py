@@ -108,7 +108,8 @@ def load_model(directory: str | Path, model: nn.Module | None = None, trust_code
     weights.put(state, built, where, adopt_dtypes=True)
     weights.cast_buffers(built, info.buffer_dtypes)
     if info.memory_format == "channels_last":
-        built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        untyped: Any = built  # torch 2.13 does not declare `Module.to(memory_format=...)`, 2.14 does
+        untyped.to(memory_format=torch.channels_last)
     return built.eval()
 
 
