@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,9 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let --fuzz choose its examples anew."""
+    """Let --fuzz choose its examples anew; all others are the same whatever was imported before."""
     if config.getoption("fuzz"):
         settings.load_profile("fuzz")
+    else:  # Hypothesis tries the constants of the modules that are there by then, which hang on the order of the tests
+        providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -81,10 +81,17 @@ class Lookahead(torch.optim.Optimizer):
                     parameter.copy_(kept.lerp_(parameter, 0.5))
 
 
+def lookahead(parameters):
+    class Own(Lookahead):  # a class of which nothing was made before: torch changes one at its first instance's use
+        step = Lookahead.step
+
+    return Own(torch.optim.SGD(list(parameters), lr=0.1))
+
+
 OPTIMIZERS = {
     "torch's": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "with attributes": Counting,
-    "a wrapper": lambda parameters: Lookahead(torch.optim.SGD(list(parameters), lr=0.1)),
+    "a wrapper": lambda parameters: lookahead(parameters),
 }
 
 

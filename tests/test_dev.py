@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = '#!/bin/sh\necho "pid=$$ args=$* command=$SUREFOOT_COMMAND data=$SUREFOOT_DATA in=$PWD"\nexit 7\n'
@@ -521,3 +523,17 @@ def test_the_indexes_are_those_that_pip_is_told_of(clone, monkeypatch, tmp_path)
     assert dev.indexes() == ["https://a.example/simple", "file:///b", "file:///c"]
     monkeypatch.setenv("PIP_INDEX_URL", "https://d.example/simple")
     assert dev.indexes()[0] == "https://d.example/simple"
+
+
+def test_the_examples_of_property_tests_do_not_hang_on_what_was_imported(tmp_path, monkeypatch):
+    def examples():
+        drawn = []
+        given(st.integers(), st.text())(lambda number, text: drawn.append((number, text)))()
+        return drawn
+
+    before = examples()
+    (tmp_path / "of_others.py").write_text(f"NUMBERS = {list(range(70_000, 71_000))}\nTEXT = 'of others'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("of_others")
+    assert examples() == before
+    del sys.modules["of_others"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from surefoot.errors import UsageError
@@ -15,7 +15,7 @@ from surefoot.recipe.dump import to_yaml
 
 # The characters that YAML can hold, the awkward ones often.
 CHARACTERS = st.one_of(
-    st.sampled_from("\t\n\r :#&*!|>'\"%@`-?[]{},~=<.0123456789eE+xnotrue\x85\u2028\u2029\ufeff\\é✓"),
+    st.sampled_from("\t\n\r :#&*!|>'\"%@`-?[]{},~=<.0123456789eE+xnotrue\x85\u2028\u2029\ufeff\\é✓：，、“”（）【】"),
     st.characters(blacklist_categories=("Cs",)),
 )
 TEXTS = st.text(CHARACTERS, min_size=0, max_size=12)
@@ -119,7 +119,11 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
+OWN = {"import": "pkg.mod:Name"}
+
+
 @given(RECIPES)
+@example({"epochs": 10, "model": OWN, "data": OWN, "loss": OWN, "optimizer": {"name": "SGD", "：": {}}})
 def test_what_is_read_is_dumped_and_read_back_equal(given_recipe):
     recipe = parse_recipe(to_yaml(given_recipe), "r.yaml", registries={})
     again = parse_recipe(recipe.to_yaml(), "other.yaml", registries={})

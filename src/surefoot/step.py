@@ -20,6 +20,7 @@ from .nonfinite import NonFinite
 from .scaler import Scaler
 from .step_options import StepOptions as StepOptions
 from .step_result import StepResult, result_of, together
+from .torch_compat import give_hooks
 from .untouched import Buffers, put_back_on
 from .world import World
 from .wrapping import replicating, shared_out
@@ -51,6 +52,7 @@ class TrainStep:
     ):
         self.world = World.alone() if world is None else world
         self.model, self.loss, self.optimizer = model, loss, optimizer
+        give_hooks(optimizer)
         self.options = options = options if options is not None else StepOptions()
         if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
             raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")

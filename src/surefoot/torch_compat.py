@@ -194,7 +194,8 @@ def compile_for_one_shape(
 def give_hooks(optimizer: Any) -> None:
     """Give an optimizer whose class did not call torch's constructor (a wrapper of another) what hooks are kept in.
 
-    From the first copy of such an optimizer on, torch's wrapper of `step` asks every instance of the class for them.
+    From the first `zero_grad` or copy of such an optimizer on, torch's wrapper of `step` asks every instance of the
+    class for them.
     """
     if not isinstance(optimizer, Optimizer) or "_optimizer_step_pre_hooks" in vars(optimizer):
         return

@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
-from .yaml_source import resolve
+from .yaml_source import WIDE, resolve
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that YAML 1.1 (PyYAML's own rules) or YAML 1.2 would take for something else; uses no aliases."""
+    """Quotes a text that YAML 1.1 (PyYAML's own rules) or YAML 1.2 would take for something else, and one with
+    full-width signs, which are refused in a bare key; uses no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -20,7 +21,7 @@ def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
     style = None
     if not value.isprintable():
         style = '"'  # line breaks of every kind (YAML 1.1 folds NEL and U+2028) as escapes
-    elif not isinstance(_resolved(value), str):
+    elif WIDE.search(value) or not isinstance(_resolved(value), str):
         style = "'"  # 1e-3 and 0o17 are text in YAML 1.1, so PyYAML would leave them bare
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 

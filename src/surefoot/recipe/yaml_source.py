@@ -182,9 +182,9 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
     """PyYAML's words, put plainly, with the remedy where one is known."""
     problem, mark = error.problem or "it cannot be read", error.problem_mark
     lines = text.splitlines()
-    wide = _WIDE.search(lines[mark.line]) if mark and mark.line < len(lines) else None
+    wide = WIDE.search(lines[mark.line]) if mark and mark.line < len(lines) else None
     if wide is None:
-        wide = _WIDE.search(lines[mark.line - 1]) if mark and 0 < mark.line <= len(lines) else None
+        wide = WIDE.search(lines[mark.line - 1]) if mark and 0 < mark.line <= len(lines) else None
     if wide:
         return f"not valid YAML: {_wide_remedy(wide.group())}"
     before = lines[mark.line][: mark.column + 1] if mark and mark.line < len(lines) else ""
@@ -209,7 +209,7 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str) -> str:
 
 
 # Full-width signs, as a Chinese or Japanese keyboard gives them.
-_WIDE = re.compile("[\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011]")
+WIDE = re.compile("[\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011]")
 _NARROW = dict(
     zip(
         "\uff1a\uff0c\u3001\u201c\u201d\uff08\uff09\u3010\u3011",
@@ -246,7 +246,7 @@ class _Builder:
                 root, _ = self.node(event, events, 0)
         if isinstance(root, Scalar) and root.text == "" and root.value is None:
             return None
-        if isinstance(root, Scalar) and isinstance(root.value, str) and (wide := _WIDE.search(root.text)):
+        if isinstance(root, Scalar) and isinstance(root.value, str) and (wide := WIDE.search(root.text)):
             raise Refused(root.where, _wide_remedy(wide.group()))
         return root
 
@@ -351,7 +351,7 @@ class _Builder:
             self.broken(where, f"the key {node.text or 'null'} is not text; put it in quotation marks")
             return None
         bare = isinstance(event, yaml.ScalarEvent) and event.style is None
-        if bare and (wide := _WIDE.search(node.value)):
+        if bare and (wide := WIDE.search(node.value)):
             self.broken(where, _wide_remedy(wide.group()))
             return None
         return node.value
