@@ -319,6 +319,44 @@ def state_after_a_step(name, model):
     return expected_before, held
 
 
+class Counting(torch.optim.Optimizer):
+    """With an attribute of its own, which no copy of an optimizer has, and one buffer a parameter."""
+
+    def __init__(self, parameters, lr=0.1):
+        super().__init__(parameters, {"lr": lr})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                kept = self.state[parameter].setdefault("kept", torch.zeros_like(parameter))
+                parameter.sub_(kept.add_(parameter.grad), alpha=group["lr"])
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Moves what the optimizer in it holds, and has no state itself."""
+
+    def __init__(self, base):
+        self.base = base
+        super().__init__(base.param_groups, {})
+
+    def step(self, closure=None):
+        self.base.step()
+
+
+def test_the_memory_of_an_optimizer_of_ones_own_is_told_and_nothing_is_moved():
+    model = nn.Linear(3, 2)
+    memory = memory_of(model, Counting(model.parameters()))
+    assert memory.optimizer == memory.parameters
+    model(torch.randn(4, 3)).sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    wrapper = Wrapper(torch.optim.Adam(model.parameters(), lr=0.1))
+    assert memory_of(model, wrapper).optimizer > 0 and not wrapper.base.state
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS.names() if n not in ("LBFGS", "SparseAdam")])
 def test_the_optimizers_memory_is_what_it_takes(name):
     model = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Linear(40, 20, bias=False))

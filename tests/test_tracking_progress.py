@@ -250,6 +250,11 @@ def test_hints_are_shown_as_this_user_has_to_type_them(monkeypatch):
     ]
 
 
+def test_a_small_loss_is_no_row_of_zeros():
+    record = {"kind": "epoch", "split": "val", "epoch": 0, "step": 1, "loss": 3.2171e-06, "mae": 0.00125, "r2": 0.0}
+    assert epoch_line(RunInfo("mine", 2, 1), None, record) == "epoch 1/2  val loss 3.217e-06 mae 0.0013 r2 0.0000"
+
+
 def test_an_epoch_without_validation_and_with_many_rates_is_one_line():
     (train, _) = epoch_records()
     line = epoch_line(INFO, train | {"lr": [0.1, 0.2, 0.3, 0.4]}, None)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from surefoot.charts import interactive
 from surefoot.charts.scale import Axis, axis_for
 from surefoot.charts.svg import Line, line_chart
+from surefoot.charts.terminal import framed
 from surefoot.charts.thinning import Curve
 from surefoot.errors import RunFailed, UsageError
 from surefoot.tracking import JournalFile, write_report
@@ -134,6 +135,22 @@ def test_a_report_that_cannot_be_written_is_told(run_dir):
     (run_dir / "report.html").mkdir()
     with pytest.raises(RunFailed, match=r"report\.html: the report cannot be written"):
         write_report(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("values", "percent"),
+    [((12345.1, 12345.9), False), ((104231.0, 104259.0), False), ((0.9999, 0.99996), True), ((0.0, 1.0), True)],
+)
+def test_no_two_values_of_an_axis_are_written_alike(values, percent):
+    picture = line_chart([Line("a", list(enumerate(values)))], x_label="x", y_label="y", percent=percent)
+    shown = re.findall(r'text-anchor="end">([^<]*\d[^<]*)</text>', picture)
+    assert len(shown) > 2 and len({*shown}) == len(shown)
+    lines, margin = framed(
+        [numpy.array(values)], Axis.around(values), 80, label="y", marks=(), scale=lambda columns: "", unicode=False,
+        colour=False,
+    )  # fmt: skip
+    written = [line[:margin].strip() for line in lines if re.match(r" *\S+\+", line[: margin + 1])]
+    assert len(written) > 1 and len({*written}) == len(written) and len({*map(float, written)}) == len(written)
 
 
 def test_a_lines_corners_stand_where_its_values_are():

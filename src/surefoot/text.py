@@ -164,12 +164,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def figure(name: str, value: float) -> str:
-    """A metric's value for people: accuracies in percent.
+    """A metric's value for people: accuracies in percent, other numbers so that four of their digits are seen.
 
-    >>> figure("val/accuracy", 0.9123), figure("loss", 0.5)
-    ('91.23 %', '0.5000')
+    >>> figure("val/accuracy", 0.9123), figure("loss", 0.5), figure("loss", 3.217e-06)
+    ('91.23 %', '0.5000', '3.217e-06')
     """
-    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
+    if name.endswith("accuracy"):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 1e12 or not value else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -61,6 +61,15 @@ class Axis:
         return [round(index * step, digits) for index in range(first, last + 1)]
 
 
+def digits_of(values: Sequence[float]) -> int:
+    """With how many digits to write the values of an axis: as many as tell them apart, and 4 at least.
+
+    >>> digits_of([0.5, 1.0]), digits_of([12345.2, 12345.4])
+    (4, 6)
+    """
+    return next((n for n in range(4, 17) if len({f"{value:.{n}g}" for value in values}) == len(values)), 17)
+
+
 def axis_for(curves: Sequence[np.ndarray]) -> Axis:
     """An axis on which `curves` show: logarithmic where on a linear one most of the run would lie on the floor."""
     every = [_shown(curve) for curve in (curve[np.isfinite(curve)] for curve in curves) if len(curve)]

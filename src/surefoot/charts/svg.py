@@ -10,7 +10,7 @@ from html import escape
 
 import numpy as np
 
-from .scale import Axis
+from .scale import Axis, digits_of
 from .thinning import Curve, Point
 
 WIDTH, HEIGHT = 720, 300
@@ -114,16 +114,21 @@ def line_chart(
         parts.append(f'<text x="{_LEFT}" y="42">{escape(subtitle)}</text>')
     if title is not None:
         parts.append(f'<text x="4" y="{top - 11}">{escape(y_label)}</text>')
-    for value in up.ticks():
+    heights = up.ticks()
+    digits = digits_of([100 * value for value in heights] if percent else heights)
+    for value in heights:
         at = base - float(up.place(np.array(value))) * (base - top)
-        text = f"{100 * value:.4g} %" if percent else _number(value)
+        text = f"{100 * value:.{digits}g} %" if percent else _number(value, digits)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
-    for value in across.ticks(8):
+    steps = across.ticks(8)
+    for value in steps:
         at = _LEFT + float(across.place(np.array(value))) * (WIDTH - _LEFT - _RIGHT)
         parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{base + 18}" text-anchor="middle">{_number(value)}</text>')
+        parts.append(
+            f'<text x="{at:.1f}" y="{base + 18}" text-anchor="middle">{_number(value, digits_of(steps))}</text>'
+        )
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{base + 36}" text-anchor="end">{escape(x_label)}</text>')
     parts += _marked(marks, lines, across, up, top, base)
     for line in lines:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .scale import Axis
+from .scale import Axis, digits_of
 
 # The dots of a braille cell by (row, column), as bits above U+2800.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -49,7 +49,8 @@ def framed(
     tall = _ROWS * (4 if unicode else 1)
     ticks = axis.ticks(5)
     rows = (axis.place(np.array(ticks)) * (tall - 1)).round().astype(int) * _ROWS // tall
-    labels = {_ROWS - 1 - int(row): f"{tick:.4g}" for row, tick in zip(rows, ticks, strict=True)}
+    digits = digits_of(ticks)
+    labels = {_ROWS - 1 - int(row): f"{tick:.{digits}g}" for row, tick in zip(rows, ticks, strict=True)}
     margin = max(map(len, labels.values()), default=1) + 1
     columns = width - margin - 1
     bar, tee, corner, floor, up = "\u2502\u2524\u2514\u2500\u252c" if unicode else "|++-+"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..text import printable, say, typed
+from ..text import figure, printable, say, typed
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointStatus
@@ -62,6 +62,6 @@ def _line(status: CheckpointStatus, resumed: bool) -> str:
     if not status.valid:
         return f"step {status.step:>9,}  damaged  {printable(status.reason)}"
     numbers = {printable(name): value for name, value in status.metrics.items() if isinstance(value, float)}
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    metrics = "  ".join(f"{name} {figure(name, value)}" for name, value in numbers.items())
     line = f"step {status.step:>9,}  whole    {status.bytes / 1e6:8.2f} MB  {printable(status.created)}  {metrics}"
     return line.rstrip() + ("  <- would be resumed" if resumed else "")

@@ -121,8 +121,11 @@ def state_bytes(optimizer: Optimizer) -> int:
             key: torch.empty_like(value, device="meta") if torch.is_tensor(value) else copy.copy(value)
             for key, value in optimizer.state.get(parameter, {}).items()
         }
-    # Most make their state before they read a tensor; what is there when one cannot be read is the state.
-    with contextlib.suppress(RuntimeError, NotImplementedError):
+    # A copy of an optimizer has torch's attributes only. Objects stay behind: a wrapper would move what it wraps.
+    vars(twin).update({k: v for k, v in vars(optimizer).items() if isinstance(v, int | float | str | None)})
+    # Most make their state before they read a tensor; what is there when one cannot be read, or is missing in a class
+    # of one's own, is the state.
+    with contextlib.suppress(Exception):
         twin.step()
     if any(twin.state.values()):
         return _bytes(

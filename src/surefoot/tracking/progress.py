@@ -108,7 +108,7 @@ class Progress:
 
     def _live_figures(self, record: Mapping[str, Any]) -> list[str]:
         """The changing figures of a run, in the order shown."""
-        parts = [f"loss {record['loss']:.4f}"] if "loss" in record else []
+        parts = [f"loss {figure('loss', record['loss'])}"] if "loss" in record else []
         if record.get("lr"):
             parts.append("lr " + _rates(record["lr"]))
         if self._seconds_per_step > 0:

@@ -6,12 +6,21 @@
   const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const make = (tag, into, properties = {}) => Object.assign(into.appendChild(document.createElement(tag)), properties);
 
-  function figure(value, percent) {
+  function figure(value, percent, digits = 5) {
     if (value == null) return "";
     if (percent) return (100 * value).toFixed(2) + " %";
     const size = Math.abs(value);
     if (Number.isInteger(value) && size < 1e9) return value.toLocaleString("en");
-    return size >= 1e6 || (size && size < 1e-3) ? value.toExponential(3) : String(+value.toPrecision(5));
+    return size >= 1e6 || (size && size < 1e-3) ? value.toExponential(digits - 2) : String(+value.toPrecision(digits));
+  }
+
+  // The values of an axis, with as many digits as tell them apart.
+  function labels(values, percent) {
+    const text = digits => values.map(value =>
+      percent && value != null ? +(100 * value).toPrecision(digits) + " %" : figure(value, false, digits));
+    let digits = percent ? 4 : 5;
+    while (digits < 16 && new Set(text(digits)).size < new Set(values).size) digits += 1;
+    return text(digits);
   }
 
   // ------------------------------------------------------------------------------------------------- charts
@@ -84,7 +93,6 @@
       this.buttons.firstChild.setAttribute("aria-pressed", String(view.log));
       const axis = { stroke: css("--dim"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 } };
       axis.font = "12px system-ui, sans-serif";
-      const shown = (u, splits) => splits.map(value => (value == null ? "" : spec.percent ? +(100 * value).toPrecision(4) + " %" : figure(value)));
       const count = data[0].length;
       this.whole = spec.across || [data[0][0], data[0][count - 1]];
       this.plot = new uPlot(
@@ -104,8 +112,8 @@
             y: { distr: view.log ? 3 : 1, range: view.log ? undefined : spec.up || undefined },
           },
           axes: [
-            { ...axis, label: spec.x, labelFont: axis.font, labelSize: 18, size: 34, values: (u, splits) => splits.map(value => figure(value)) },
-            { ...axis, size: 64, values: shown },
+            { ...axis, label: spec.x, labelFont: axis.font, labelSize: 18, size: 34, values: (u, splits) => labels(splits) },
+            { ...axis, size: 64, values: (u, splits) => labels(splits, spec.percent) },
           ],
           series: [{}, ...spec.lines.map(line => this.series(line, count))],
           hooks: {
