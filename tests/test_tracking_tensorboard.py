@@ -159,10 +159,18 @@ def test_files_do_not_pile_up_over_many_resumes(tmp_path):
 
 
 def test_other_peoples_files_stay(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with TensorBoard(written(tmp_path, run_records(1))) as board:
+    others = [tmp_path / name for name in ("notes.txt", "events.out.tfevents.1000000000.host.12.0")]
+    for path in others:  # the second as SummaryWriter calls it, which may write beside the run's
+        path.write_text("mine")
+    with TensorBoard(tmp_path) as board:
+        for record in run_records(1):
+            mark = board.begin()
+            board.write(record)
+        assert board.cut(mark, board.mark(), 1, 0), "what others write is no damage"
         board.rebuild([])
-    assert (tmp_path / "notes.txt").read_text() == "mine" and points(tmp_path) == {}
+    assert [path.read_text() for path in others] == ["mine", "mine"]
+    others[1].unlink()
+    assert points(tmp_path) == {}
 
 
 def test_failures_are_told(tmp_path, monkeypatch):

@@ -384,6 +384,30 @@ def test_a_mistake_is_told_and_leaves_nothing_behind(data, run_dir, arguments, t
     assert not run_dir.exists()
 
 
+def test_what_lay_in_a_runs_directory_stays_there_where_the_run_is_refused(data, run_dir):
+    (run_dir / "tensorboard").mkdir(parents=True)
+    kept = [run_dir / "tensorboard" / "mine.txt", run_dir / "notes.md"]
+    for path in kept:
+        path.write_text("years of work")
+    optimizer = sgd(model := make_model())
+    schedule = Schedule(optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3), by="step")
+    with pytest.raises(UsageError, match="total_steps is 3"):
+        fit(model, nn.CrossEntropyLoss(), optimizer, data, epochs=1, batch_size=10, run_dir=run_dir, schedule=schedule)
+    assert sorted(path for path in run_dir.rglob("*") if path.is_file()) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "model", "report.html", "validation.json"])
+def test_what_a_run_would_write_over_is_refused(data, run_dir, name):
+    run_dir.mkdir()
+    (run_dir / name).write_text("# by hand")
+    about = RunOptions(about=About(name="mine", files={"recipe.yaml": "epochs: 1\n"}))
+    model = make_model()
+    job = (model, nn.CrossEntropyLoss(), sgd(model), data)
+    with pytest.raises(UsageError, match=f"{name}: is there already, and a run keeps its own"):
+        fit(*job, epochs=1, batch_size=10, run_dir=run_dir, run=about)
+    assert [path.read_text() for path in run_dir.iterdir()] == ["# by hand"]
+
+
 def test_a_directory_that_holds_a_run_is_not_taken_over(data, run_dir):
     model = make_model()
     fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, batch_size=10, run_dir=run_dir)

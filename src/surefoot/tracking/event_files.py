@@ -105,7 +105,8 @@ class EventFiles:
             self._fd = -1
 
     def _paths(self) -> list[Path]:
-        return sorted(self.directory.glob("events.out.tfevents.*"))
+        # Not those of other writers, which are theirs.
+        return sorted(self.directory.glob("events.out.tfevents.*.surefoot.*"))
 
     def _begin_after(self, paths: list[Path], sizes: list[int], step: int) -> None:
         self.close()
@@ -165,7 +166,7 @@ def _cut_file(path: Path, size: int) -> None:
 
 
 def _number_of(path: Path) -> int:
-    """The running number at the end of an event file's name; 0 for files of other writers."""
+    """The running number at the end of an event file's name; 0 where it has none."""
     last = path.name.rpartition(".")[2]
     return int(last) if last.isdigit() else 0
 

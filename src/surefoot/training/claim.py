@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ import torch
 from .. import files, trust
 from ..artifacts import remove_leftovers
 from ..checkpoint import RunDirectory
+from ..checkpoint.run import JOURNAL, LOCK, RUN
 from ..errors import RunFailed, Stopped, UsageError
 from ..text import typed
+from ..tracking.validation import FILE as VALIDATION
 from ..world import World
 from .ranks import job
 
 RECIPE = "recipe.yaml"
 MOST_RESUMES = 1000
+# What a run writes under these names would take the place of what somebody else keeps there.
+_OWN = ("model", "report.html", VALIDATION)
 # What a Checkpointer's resume changes of run.json.
 _OF_A_SITTING = ("status", "conditions", "inexact")
 
@@ -80,7 +84,13 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
         # The command goes on with a run that has a recipe, else fit's own argument.
         way_on = f"`{typed('surefoot', 'resume', path)}`" if (path / RECIPE).is_file() else "in Python: resume=True"
         raise UsageError(f"{path}: already holds a run; go on with it ({way_on}) or name another directory")
+    if taken := [name for name in (*texts, *_OWN) if not there and os.path.lexists(path / name)]:
+        raise UsageError(
+            f"{path / taken[0]}: is there already, and a run keeps its own under this name; name another directory",
+            code="run-directory",
+        )
     existed = path.exists()
+    lay_there = {*path.glob("*"), *path.glob("tensorboard/*")}
     by: dict[str, Any] = {} if (this := job()) is None else {"job": this}
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted", **by)
     claim, before = Claim(run), dict(run.about)
@@ -93,7 +103,7 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
     except BaseException as error:
         if not claim.begun:
             if not there:
-                _discard(path, texts, whole=not existed)
+                _discard(path, texts, lay_there, whole=not existed)
             elif before.get("id") is not None:  # it was taken up, and could not go on
                 with contextlib.suppress(OSError):
                     run.record(**{name: before[name] for name in _OF_A_SITTING if name in before})
@@ -131,13 +141,13 @@ def write_texts(run: RunDirectory, texts: Mapping[str, str]) -> None:
         files.write_durably(run.path / file, data)
 
 
-def _discard(path: Path, texts: Mapping[str, str], *, whole: bool) -> None:
-    """Take away what a run that never began has made; in a directory that was there before, nothing else."""
-    if whole:
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    for file in ("run.json", "metrics.jsonl", "LOCK", *texts):
-        with contextlib.suppress(OSError):
-            (path / file).unlink(missing_ok=True)
-    for folder in ("tensorboard", "checkpoints"):
-        shutil.rmtree(path / folder, ignore_errors=True)
+def _discard(path: Path, texts: Mapping[str, str], before: Collection[Path], *, whole: bool) -> None:
+    """Take away what a run that never began has made, and nothing that lay in its directory `before`."""
+    names = (RUN, JOURNAL, LOCK, *texts, "checkpoints", "tensorboard")
+    made = [place for place in (*path.glob("tensorboard/*"), *map(path.joinpath, names)) if place not in before]
+    for place in [path] if whole else made:
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
