@@ -360,6 +360,20 @@ def test_a_picture_that_cannot_be_is_told_before_any_work(verb, path, told, caps
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "key"),
+    [("StepLR", "optimizer.lr"), ("{name: OneCycleLR, max_lr: 0.1}", "scheduler.max_lr"), ("null", "optimizer.lr")],
+)
+def test_lr_find_advises_the_key_that_decides_the_rate(scheduler, key, capsys, monkeypatch):
+    from surefoot.planning import LrFind
+
+    found = LrFind([0.001, 0.1], [1.0, 0.5], [1.0, 0.5], 0.02, 0.1, None)
+    monkeypatch.setattr("surefoot.planning.lr_find", lambda *objects, **settings: found)
+    scheduler = scheduler.replace("StepLR", "{name: StepLR, step_size: 1}")
+    assert main(["lr-find", "quickstart", *SMALL, f"scheduler={scheduler}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f" {key}=0.02")
+
+
 def test_training_follows_the_plan_bit_for_bit(small_run):
     from surefoot.build import build
     from surefoot.planning import plan_report

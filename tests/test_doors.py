@@ -33,6 +33,7 @@ from surefoot import (
     predict,
 )
 from surefoot.data import DatasetSource
+from surefoot.planning import lr_find, mistakes, plan_report
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -236,6 +237,17 @@ OTHER_CALLS = {
     "Schedule, a metric": (lambda: _plateau("val/loss").epoch("low"), "schedule: the metric is 'low', which is no"),
     "execution, threads": (lambda: fitted(execution={"threads": np.ones(2)}), "execution: threads: an object of numpy"),
     "execution, a key": (lambda: fitted(execution={1: 2}), "execution: unknown key 1"),
+    "plan_report": (lambda: plan_report(Schedule(sgd(net())), 8 / 2, 0), "plan: steps_per_epoch: 4.0 is not a whole"),
+    "plan_report, a scheduler": (
+        lambda: plan_report(lr_scheduler.StepLR(sgd(net()), 2), 4, 1),
+        "plan: schedule: an ob",
+    ),
+    "mistakes": (
+        lambda: mistakes(Schedule(sgd(net())), 4, "3"),
+        "plan: epochs: '3' is not a whole number of 1 or more",
+    ),
+    "lr_find": (lambda: lr_find(net(), nn.MSELoss(), sgd(net()), [], start="x"), "lr-find: start: 'x' is not a number"),
+    "lr_find, steps": (lambda: lr_find(net(), nn.MSELoss(), sgd(net()), [], steps=1e2), "lr-find: steps: 100.0 is not"),
     "warmup, last_step": (lambda: surefoot.LinearWarmup(sgd(net()), 2, last_step="x"), "last_step: 'x' is not"),
     "warmup": (lambda: surefoot.LinearWarmup(sgd(net()), 2.5), "warmup_period 2.5 is not a whole number"),
 }

@@ -22,7 +22,8 @@ from surefoot.charts.svg import Line, line_chart
 from surefoot.charts.terminal import framed
 from surefoot.charts.thinning import Curve
 from surefoot.errors import RunFailed, UsageError
-from surefoot.tracking import JournalFile, write_report
+from surefoot.tracking import JournalFile, TensorBoard, write_report
+from surefoot.tracking.journal import run_records
 from surefoot.tracking.report import render_report
 from surefoot.tracking.run_numbers import RunNumbers
 from surefoot.training.last_validation import _MOST_PICTURES
@@ -129,6 +130,23 @@ def test_only_the_journal_has_to_be_there(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(UsageError, match="cannot be read"):
         write_report(tmp_path)
+
+
+def test_a_number_that_no_float_holds_is_left_out(tmp_path):
+    """JSON has such, and a journal of somebody's making may."""
+    huge = 10**400
+    with JournalFile(tmp_path / "metrics.jsonl") as journal:
+        for record in records(epochs=1):
+            journal.append(record)
+        for change in ({"loss": huge, "other": huge}, {"lr": [huge]}, {"wall_s": huge}):
+            for kind in ("step", "epoch"):
+                at = {"kind": kind, "split": "train", "epoch": 1, "step": 200, "lr": [0.1], "wall_s": 30.0}
+                journal.append(at | change)
+    page = write_report(tmp_path).read_text()
+    assert page.count("is no list of numbers") == page.count("is no number of seconds") == 2 and str(huge) not in page
+    board = TensorBoard(tmp_path / "tensorboard")
+    board.rebuild(run_records(tmp_path / "metrics.jsonl", lambda message: None))
+    board.close()
 
 
 def test_a_report_that_cannot_be_written_is_told(run_dir):

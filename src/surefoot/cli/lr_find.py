@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..text import say, typed
 from .recipes import add_chart_arguments, add_recipe_arguments, named_recipe, show_chart
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     show_chart(result, chart, as_json=arguments.json)
     if result.suggestion is not None and not arguments.json:
-        rate = f"optimizer.lr={result.suggestion:.2g}"
+        rate = f"{_rate_key(loaded)}={result.suggestion:.2g}"
         say(f"\ntry: {typed('surefoot', 'train', Path(arguments.recipe), *arguments.overrides, rate)}")
     return 0
+
+
+def _rate_key(recipe: Recipe) -> str:
+    """The key that decides the rate: a cycle begins and ends by its own max_lr, whatever the optimizer has."""
+    for path, section in recipe.scheduler.walk() if recipe.scheduler else ():
+        if section.part.name in ("OneCycleLR", "CyclicLR"):
+            return f"{path}.max_lr"
+    return "optimizer.lr"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..arguments import Arguments
 from ..copying import twins
 from ..errors import UsageError
 from ..modes import set_mode
@@ -52,7 +53,7 @@ def lr_find(
     >>> 1e-3 < found.suggestion < found.highest < 10
     True
     """
-    _check(start, end, steps)
+    start, end, steps = _checked(start, end, steps)
     options = replace(options or StepOptions(), ema_decay=None)
     loader: Any = batches if hasattr(batches, "state_dict") else None
     place = loader.state_dict() if loader is not None else None
@@ -87,7 +88,7 @@ def range_test(step: Callable[[float], float], start: float = START, end: float 
 
     Ends early where the loss is not finite or has diverged.
     """
-    _check(start, end, steps)
+    start, end, steps = _checked(start, end, steps)
     rates: list[float] = []
     losses: list[float] = []
     stopped = None
@@ -158,8 +159,13 @@ def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise UsageError("lr-find: there are no batches; give data with at least one")
 
 
-def _check(start: float, end: float, steps: int) -> None:
-    if not 0 < start < end < math.inf:
+def _checked(start: float, end: float, steps: int) -> tuple[float, float, int]:
+    check = Arguments("lr-find: ")
+    start, end = check.number("start", start), check.number("end", end)
+    steps = check.whole("steps", steps)
+    check.done()
+    if not 0 < start < end:
         raise UsageError(f"lr-find: the rates must rise from start to end, both above 0; found {start:g} to {end:g}")
     if steps < _FEWEST:
         raise UsageError(f"lr-find: steps: {steps} is too few to see a slope; give at least {_FEWEST}")
+    return start, end, steps

@@ -9,6 +9,7 @@ import numpy as np
 from torch.optim import RAdam
 from torch.optim import lr_scheduler as t
 
+from ..arguments import Arguments
 from ..finding import Finding
 from ..schedules.composite import is_constant, leaves
 from ..schedules.registry import STEP
@@ -52,6 +53,7 @@ def mistakes(
     arguments are checked, since training must not wait; `plan_report` then computes the rates all the same and finds
     rate-vanishes, rate-negative and scheduler-fails.
     """
+    steps_per_epoch, epochs = checked(schedule, steps_per_epoch, epochs)
     steps = steps_per_epoch * epochs
     by_step = (schedule.scheduler is not None and schedule.by == STEP) or (
         schedule.warmup is not None and schedule.warmup_by == STEP and not schedule.warmup.stays_at_one
@@ -61,6 +63,15 @@ def mistakes(
     else:
         run = simulate_schedule(schedule, steps_per_epoch, epochs, plateau=NEVER, later=later)
     return list(findings_in(run, schedule))
+
+
+def checked(schedule: Schedule, steps_per_epoch: int, epochs: int) -> tuple[int, int]:
+    """The length of a run as plain numbers. Raises Problems for what is none, and for no Schedule."""
+    check = Arguments("plan: ")
+    check.instance("schedule", schedule, Schedule, "Schedule(optimizer, scheduler, warmup)")
+    length = check.whole("steps_per_epoch", steps_per_epoch, low=1), check.whole("epochs", epochs, low=1)
+    check.done()
+    return length
 
 
 def findings_in(run: Simulation, schedule: Schedule) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from ..schedules.schedule import Schedule
 from ..schedules.simulation import ALWAYS, NEVER, LaterGroup, Show, Simulation, simulate_schedule
 from .cost import memory_of, seconds_a_step
 from .events import events
-from .mistakes import findings_in, mistakes
+from .mistakes import checked, findings_in, mistakes
 from .numbers import GroupPlan, PlanNumbers
 from .pictures import drawn, save
 from .terminal import rendered
@@ -90,7 +90,7 @@ def plan_report(
     done, of how many. Nothing live is changed: parameters, buffers, optimizer, schedule and random number generators
     stay as they are.
     """
-    whole = (steps_per_epoch, epochs)
+    whole = steps_per_epoch, epochs = checked(schedule, steps_per_epoch, epochs)
     steps_per_epoch = min(steps_per_epoch, LONGEST_DRAWN)
     epochs = min(epochs, max(1, LONGEST_DRAWN // steps_per_epoch))
     later = [joins for joins in later if joins.epoch < epochs]

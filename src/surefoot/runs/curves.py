@@ -23,7 +23,7 @@ def epoch_curves(run: Path) -> dict[str, list[Point]]:
                 name = f"{record['split']}/{name}"[:100]
                 if name in curves or len(curves) < _MOST_METRICS:
                     curves.setdefault(name, Curve()).add(record["epoch"] + 1, float(value))
-    except (UsageError, OverflowError):
+    except UsageError:
         return {}
     return {name: curve.points() for name, curve in curves.items()}
 

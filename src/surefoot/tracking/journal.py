@@ -25,6 +25,9 @@ from .mending import Sums, mend
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 NOT_METRICS = frozenset({"kind", "split", "epoch", "step", "lr", "wall_s"})
+# Whole numbers from here on no float holds; JSON has them, and so may a journal of somebody's making.
+OUT_OF_RANGE = 2**1023
+_MOST_SECONDS = 1e15
 _DECODER = json.JSONDecoder()
 _scan = make_scanner(cast(Any, _DECODER))
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -284,23 +287,28 @@ def not_a_record(record: Mapping[str, Any]) -> str:
         return "lacks 'epoch', a whole number of 0 or more"
     if type(step) is not int or not 0 <= step < 2**63:
         return "lacks 'step', a whole number of 0 or more"
-    if type(wall_s) not in (int, float) or wall_s - wall_s != 0:
+    if type(wall_s) not in (int, float) or not abs(wall_s) < _MOST_SECONDS:
         return "'wall_s' is no number of seconds"
     if rates != () and type(rates) is not list:
         return "'lr' is no list of numbers"
     for rate in rates:
-        if type(rate) not in (int, float):
+        if type(rate) is not float and (type(rate) is not int or abs(rate) >= OUT_OF_RANGE):
             return "'lr' is no list of numbers"
     return ""
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a record by name: loss, accuracy and whatever else is a number.
+    """The metrics of a record by name: loss, accuracy and whatever else is a number that a float holds.
 
     >>> metrics_of({"kind": "epoch", "split": "val", "epoch": 0, "step": 9, "lr": [0.1], "loss": 0.5, "note": "x"})
     {'loss': 0.5}
     """
-    return {key: value for key, value in record.items() if key not in NOT_METRICS and isinstance(value, (int, float))}
+    return {
+        key: value
+        for key, value in record.items()
+        if key not in NOT_METRICS
+        and (isinstance(value, float) or (isinstance(value, int) and abs(value) < OUT_OF_RANGE))
+    }
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

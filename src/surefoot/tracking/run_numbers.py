@@ -10,7 +10,7 @@ from ..charts.interactive import MOST_POINTS
 from ..charts.thinning import Curve, Point
 from ..monitor import better
 from .epochs import Epochs
-from .journal import metrics_of
+from .journal import OUT_OF_RANGE, metrics_of
 
 DRAWN = ("loss", "accuracy", "grad_norm")
 # Further metrics are drawn epoch by epoch, so many of them.
@@ -71,7 +71,7 @@ class RunNumbers:
             curves = self._curves
             for key in DRAWN:
                 number = record.get(key)
-                if type(number) is float or type(number) is int:
+                if type(number) is float or (type(number) is int and abs(number) < OUT_OF_RANGE):
                     (curves.get((kind, split, key)) or self._curve(kind, split, key)).add(step, number)
             self._add_speed(step, record.get("wall_s"))
         if split == "train" and record.get("lr"):
