@@ -303,6 +303,36 @@ def test_a_metric_has_one_direction_in_all_runs_whichever_of_them_says_it(capsys
     assert os.listdir("runs") == ["silent"]
 
 
+def test_the_metric_that_a_run_from_python_keeps_its_best_model_by_is_the_one_it_is_judged_by(capsys):
+    """fit(..., run=RunOptions(checkpoints=Checkpoints(keep_best="val/reward", mode="max")))."""
+    for name, rewards in (("a", [1.0, 9.0]), ("b", [2.0, 3.0])):
+        run = make_run(Path(f"runs/{name}"), rewards, metric="val/reward")
+        about = json.loads((run / "run.json").read_text())
+        kept = {"checkpoint.keep_best": "val/reward", "checkpoint.mode": "max", "fit.seed": 0}
+        with RunDirectory.open(run) as opened:
+            opened.record(conditions=kept if name == "a" else {"fit.seed": 0})
+        assert about["conditions"] != kept
+        (run / "recipe.yaml").unlink()
+    assert "val/reward 9.0000 in epoch 2" in shown(capsys)
+    assert names(capsys, "--best", "val/reward") == ["a", "b"]
+    assert "removed 1 run\n" in shown(capsys, "prune", "--keep-best", "1", "--best", "val/reward", "--yes")
+    assert os.listdir("runs") == ["a"]
+
+
+def test_where_nobody_says_which_values_are_better_none_is_removed_and_a_guess_is_told(capsys):
+    for name, reward in (("a", 1.0), ("b", 9.0)):
+        make_run(Path(f"runs/{name}"), [reward], metric="val/reward")
+    told = refused(capsys, "runs", "prune", "--keep-best", "1", "--best", "val/reward", "--yes")
+    assert "neither a run nor the name of val/reward says which values are better" in told
+    assert sorted(os.listdir("runs")) == ["a", "b"]
+    for argv in (["runs", "--best", "val/reward"], ["compare", "runs", "--best", "val/reward"]):
+        assert main(argv) == 0
+        captured = capsys.readouterr()
+        assert "the lower are taken for it" in " ".join((captured.out + captured.err).split())
+    assert main(["compare", "runs", "--best", "val/loss"]) == 0
+    assert "neither" not in capsys.readouterr().out
+
+
 def test_the_index_is_used_and_never_believed(capsys, monkeypatch):
     for number in range(25):
         make_run(Path(f"runs/r{number:02d}"), [0.5])

@@ -30,6 +30,7 @@ from .labels import LABELS, Labels, read_labels
 RECIPE = "recipe.yaml"
 # A run's metric without a direction of its own is shown by the first of these that it has.
 USUAL_METRICS = ("val/accuracy", "val/loss", "train/loss")
+_KEPT_BY = ("checkpoint.keep_best", "checkpoint.mode")
 _MOST_RECIPE_BYTES = 4 * 1024 * 1024
 _MOST_SETTINGS = 5000
 _MOST_METRICS = 200
@@ -108,17 +109,22 @@ class Run:
 
     def monitored(self, metric: str | None = None) -> tuple[str, str] | None:
         """The metric that this run is judged by, or `metric`, with "min" or "max"; None where it has no such."""
-        own, mode = self.own_metric
-        for name in (metric,) if metric else (own, *USUAL_METRICS):
+        for name in (metric,) if metric else (self.own_metric[0], *USUAL_METRICS):
             if isinstance(name, str) and name in self.content.metrics:
-                direction = self.directions.get(name) or (mode if name == own else None) or better(name)
-                return name, direction if direction in MODES else "min"
+                return name, self.direction(name) or "min"
         return None
+
+    def direction(self, metric: str) -> str | None:
+        """Which values of a metric are better, "min" or "max"; None where neither a run nor its name says so."""
+        own, mode = self.own_metric
+        found = self.directions.get(metric) or (mode if metric == own else None) or better(metric)
+        return found if found in MODES else None
 
     @property
     def own_metric(self) -> tuple[Any, Any]:
-        """The metric that the recipe keeps the best model by, and its mode, as the recipe has them."""
-        return self.content.settings.get("checkpoint.keep_best"), self.content.settings.get("checkpoint.mode")
+        """The metric that the run keeps the best model by, and its mode."""
+        metric, mode = (self.content.settings.get(key) for key in _KEPT_BY)
+        return metric, mode
 
     def best(self, metric: str | None = None) -> tuple[str, float, int] | None:
         """Name, best value and epoch (from 0) of the metric that `monitored` gives."""
@@ -149,13 +155,19 @@ class Run:
 
 
 def judged_alike(runs: Iterable[Run]) -> list[Run]:
-    """The same runs, a metric having one direction in all of them: that of the first recipe that gives it one."""
+    """The same runs, a metric having one direction in all of them: that of the first run that gives it one."""
     runs, directions = list(runs), dict[str, str]()
     for run in runs:
         own, mode = run.own_metric
         if isinstance(own, str) and mode in MODES:
             directions.setdefault(own, mode)
     return [replace(run, directions=directions) for run in runs]
+
+
+def unsaid(runs: Iterable[Run], metric: str) -> str:
+    """What is to be told where nothing says which values of a metric are better; "" where something does."""
+    said = any(run.direction(metric) for run in runs)
+    return "" if said else f"neither a run nor the name of {metric} says which values are better"
 
 
 def seen_status(status: str, held_by: str | None) -> str:
@@ -217,6 +229,9 @@ def _of_about(about: Mapping[str, Any]) -> Content:
     name, created = (about[key][:200] if isinstance(about.get(key), str) else "" for key in ("name", "created"))
     status = about.get("status")
     inexact = about.get("inexact")
+    settings = {key.removeprefix("recipe."): value for key, value in conditions.items() if key.startswith("recipe.")}
+    # What they came to; of a run from Python they are all that there is.
+    settings |= {key: conditions[key] for key in _KEPT_BY if key in conditions}
     return Content(
         id=str(about["id"])[:80],
         name=name,
@@ -224,7 +239,7 @@ def _of_about(about: Mapping[str, Any]) -> Content:
         status=status if status in STATUSES else "damaged",
         version=str(conditions.get("versions.surefoot", ""))[:40],
         inexact=[str(item)[:200] for item in inexact] if isinstance(inexact, list) else [],
-        settings={k.removeprefix("recipe."): v for k, v in conditions.items() if k.startswith("recipe.")},
+        settings=settings,
         problems=[] if status in STATUSES else [f"{RUN}: its status is none that this version knows"],
     )
 

@@ -14,7 +14,7 @@ from ..checkpoint.run import CHECKPOINTS, JOURNAL, LOCK, RUN, Lock
 from ..errors import RunFailed, UsageError
 from ..tracking.validation import FILE as VALIDATION
 from .labels import LABELS
-from .record import RECIPE, Run, open_run
+from .record import RECIPE, Run, open_run, unsaid
 from .search import in_order
 
 # What a run's directory holds. Whatever else lies there was put there by somebody, and is not ours to delete.
@@ -85,5 +85,10 @@ def surplus(runs: Sequence[Run], keep: int, metric: str | None) -> tuple[list[Ru
     names = {best[0] for best in bests.values() if best is not None}
     if len(names) > 1:
         raise UsageError(f"the runs are judged by different metrics ({', '.join(sorted(names))}); give --best METRIC")
+    for name in names:
+        if reason := unsaid(judged, name):
+            raise UsageError(
+                f"{reason}, so none is known to be the best; remove runs by name: surefoot runs rm RUN ..."
+            )
     ordered = in_order(judged, best=next(iter(names))) if judged else []
     return ordered[keep:], [run for run in runs if run not in judged]
