@@ -210,6 +210,7 @@ def test_the_command_prints_writes_and_gives_machines_the_same(capsys):
         (("a", "b", "--best", "val/x"), "none has the metric 'val/x'; they have"),
         (("young", "other"), "none has finished an epoch"),
         (("a", "b", "--html", "none/x.html"), "cannot be written"),
+        (("a", "b", "--html", "."), "--html .: cannot be written: Is a directory"),
     ],
 )
 def test_bad_input_is_answered_with_what_to_give(argv, told, capsys):

@@ -367,6 +367,29 @@ def test_the_optimizers_memory_is_what_it_takes(name):
         assert expected == held
 
 
+class Neighbours(nn.Module):
+    """A layer over a graph, whose neighbours are a sparse matrix."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, inputs):
+        return self.matrix @ self.layer(inputs)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_sparse_tensors_take_what_they_have(layout):
+    sparse = getattr(torch.eye(100), layout)()
+    model, inputs = Neighbours(sparse), torch.randn(100, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = memory_of(model, optimizer, (inputs, sparse), lambda model, batch: model(batch[0]).sum())
+    assert 1000 < told.buffers < 3000 and told.batch == told.buffers + 1600
+    assert 0 <= told.activations < 2000
+
+
 def test_activations_are_those_that_autograd_keeps():
     model, batch = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10)), (torch.randn(8, 100),)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -186,6 +186,8 @@ def write_atomically(path: str | Path, data: bytes) -> Written:
 
 
 def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool) -> Written:
+    if not path.name:  # "." and "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     remove_unfinished(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     mark = -1

@@ -123,7 +123,7 @@ class Encoder:
         if is_spread(tensor):
             return self._spread(tensor, path)
         refuse = None
-        if tensor.layout in _SPARSE and type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        if tensor.layout in SPARSE and type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             return self._sparse(tensor.detach(), path)
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             refuse = f"a tensor of class {type(tensor).__name__}"
@@ -207,20 +207,20 @@ class Encoder:
         node: dict[str, Any] = {"$": "sparse", "layout": layout, "shape": list(tensor.shape)}
         if tensor.layout is torch.sparse_coo:
             node["coalesced"] = tensor.is_coalesced()
-        for name in _SPARSE[tensor.layout]:
+        for name in SPARSE[tensor.layout]:
             node[name] = self._tensor(getattr(tensor, name)(), f"{path}/{name}")
         return node
 
 
 # The parts of a sparse tensor, in the order in which its maker takes them.
-_SPARSE = {
+SPARSE = {
     torch.sparse_coo: ("_indices", "_values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
     torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
     torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
     torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
 }
-_LAYOUTS = {str(layout).removeprefix("torch."): layout for layout in _SPARSE}
+_LAYOUTS = {str(layout).removeprefix("torch."): layout for layout in SPARSE}
 
 
 def _end(tensor: torch.Tensor) -> int:
@@ -334,7 +334,7 @@ class Decoder:
 
     def _sparse(self, node: dict[str, Any], depth: int) -> torch.Tensor:
         layout = _LAYOUTS[node["layout"]]
-        parts = [self.decode(node[name], depth + 1) for name in _SPARSE[layout]]
+        parts = [self.decode(node[name], depth + 1) for name in SPARSE[layout]]
         if not all(isinstance(part, torch.Tensor) for part in parts):
             raise Corrupt("a sparse tensor without its parts")
         with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import batches
+from ..checkpoint.codec import SPARSE
 from ..untouched import is_lazy, untouched
 
 # State per parameter of the optimizers that cannot be tried on tensors without storage.
@@ -74,15 +75,15 @@ def activation_bytes(
 ) -> int:
     """Bytes that autograd keeps for the backward pass, without parameters, buffers and the batch itself."""
     held = (*model.parameters(), *model.buffers(), *batches.tensors(batch))
-    before = {t.untyped_storage().data_ptr() for t in held if not is_lazy(t)}
+    before = {part.untyped_storage().data_ptr() for tensor in held for part in _parts(tensor)}
     kept: dict[int, int] = {}
     alive = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in before:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(storage)  # so that an address is not given away twice
+        for storage in (part.untyped_storage() for part in _parts(tensor)):
+            if storage.data_ptr() not in before:
+                kept[storage.data_ptr()] = storage.nbytes()
+                alive.append(storage)  # so that an address is not given away twice
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
@@ -106,7 +107,7 @@ def state_bytes(optimizer: Optimizer) -> int:
     for group in optimizer.param_groups:
         hollow = {k: copy.copy(v) for k, v in group.items() if k not in ("params", "param_names")}
         hollow |= {k: False for k in ("foreach", "fused", "capturable") if k in hollow}
-        hollow["lr"] = float(hollow["lr"])
+        hollow |= {"lr": float(hollow["lr"])} if "lr" in hollow else {}
         hollow["params"] = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"]]
         groups.append(hollow)
     twin = copy.copy(optimizer)
@@ -155,4 +156,13 @@ def seconds_a_step(step: Callable[[], Any]) -> float:
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if not is_lazy(tensor))
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in _parts(tensor))
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What has a tensor's memory: of a sparse one its indices and values; nothing of one that has none yet."""
+    if is_lazy(tensor):
+        return []
+    if tensor.layout is torch.strided:
+        return [tensor]
+    return [getattr(tensor.detach(), name)() for name in SPARSE.get(tensor.layout, ())]
