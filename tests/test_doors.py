@@ -236,6 +236,7 @@ OTHER_CALLS = {
     "Loader, another device": (lambda: setattr(Loader((X, Y), 8), "device", "gpu"), "data: device: 'gpu' is no"),
     "Schedule, a metric": (lambda: _plateau("val/loss").epoch("low"), "schedule: the metric is 'low', which is no"),
     "execution, threads": (lambda: fitted(execution={"threads": np.ones(2)}), "execution: threads: an object of numpy"),
+    "execution, many": (lambda: fitted(execution={"threads": 10**20}), f"threads: {10**20} is above 4096"),
     "execution, a key": (lambda: fitted(execution={1: 2}), "execution: unknown key 1"),
     "plan_report": (lambda: plan_report(Schedule(sgd(net())), 8 / 2, 0), "plan: steps_per_epoch: 4.0 is not a whole"),
     "plan_report, a scheduler": (

@@ -130,6 +130,7 @@ LINES = [
     ("device: gpu", "8:9: device: the text 'gpu' is not auto, cpu, cuda, cuda:N or mps; a GPU is cuda"),
     ("execution: fast", "8:12: execution: the text 'fast' is not auto, plain or a mapping"),
     ("execution: {threads: 0}", "8:22: execution.threads: 0 is below 1; give at least one"),
+    ("execution: {threads: 99999999999999999999}", "8:22: execution.threads: 99999999999999999999 is above 4096"),
     ("execution: {onednn: no}", "8:21: execution.onednn: the text 'no' is not auto or true or false; write false"),
     ("freeze: [1]", "8:10: freeze.0: 1 is not a pattern of parameter names such as '*.bias'"),
     ("freeze: {a: b}", "8:9: freeze: a mapping is not a pattern of parameter names"),

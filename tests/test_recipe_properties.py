@@ -112,7 +112,7 @@ RECIPES = st.fixed_dictionaries(
         "early_stopping": st.none() | modes("monitor"),
         "checkpoint": st.none() | modes("keep_best"),
         "execution": st.just("auto")
-        | optional(threads=COUNTS, onednn=st.booleans(), memory_format=st.just("contiguous")),
+        | optional(threads=st.integers(1, 4096), onednn=st.booleans(), memory_format=st.just("contiguous")),
         "log_every": st.none() | COUNTS,
         "strict": st.booleans(),
     },

@@ -110,6 +110,7 @@ def test_conditions_are_joined_and_read_the_recipe_where_run_json_is_silent(caps
     [
         (("--where", "optimiser.lr>1"), "no run has this key; did you mean 'optimizer.lr'?"),
         (("--where", "optimizer.lr"), "in quotes"),
+        (("--best", ""), "no run has this metric; there are train/loss"),
         (("--best", "val/acuracy"), "no run has this metric; did you mean 'val/accuracy'?"),
         (("nowhere",), "no such directory"),
         (("a", "b"), "one directory is listed at a time"),

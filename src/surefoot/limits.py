@@ -13,3 +13,4 @@ EMA_DECAY = Range(low=0, high=1, high_open=True, hint="give a decay such as 0.99
 LAYER_DECAY = Range(low=0, high=1, low_open=True, hint="give a factor such as 0.9")
 MIN_DELTA = Range(low=0, hint="give 0 or more")
 MOST_SEED = 2**63 - 1
+MOST_THREADS = 4096

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..arguments import Arguments
 from ..errors import UsageError
+from ..limits import MOST_THREADS
 from ..micro_batches import MicroBatches
 from ..step import TrainStep
 from ..untouched import is_lazy, untouched
@@ -83,7 +84,7 @@ def asked_for(spec: Mapping[str, Any] | str | None) -> dict[str, Any]:
     fixed = {name: value for name, value in spec.items() if not (isinstance(value, str) and value == "auto")}
     if "threads" in fixed:
         check = Arguments("execution: ")
-        fixed["threads"] = check.whole("threads", fixed["threads"], low=1)
+        fixed["threads"] = check.whole("threads", fixed["threads"], low=1, high=MOST_THREADS)
         check.done()
     if fixed.get("compile") is False:
         fixed["compile"] = "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..limits import MIN_DELTA, WHEN_BUSY
+from ..limits import MIN_DELTA, MOST_THREADS, WHEN_BUSY
 from .kinds import Choice, Flag, Maybe, Monitor, Number, Or, Text, Whole
 from .sections import Keyed, key
 
@@ -55,7 +55,9 @@ class CheckpointSection(Keyed):
 class ExecutionSection(Keyed):
     """How a step runs on this machine; what is auto is measured."""
 
-    threads: int | str = key(Or(AUTO, Whole(1, "give at least one")), "Threads of one operation on the CPU.", "auto")
+    threads: int | str = key(
+        Or(AUTO, Whole(1, "give at least one", MOST_THREADS)), "Threads of one operation on the CPU.", "auto"
+    )
     onednn: bool | str = key(Or(AUTO, Flag()), "Whether convolutions use oneDNN.", "auto")
     memory_format: str = key(Choice(("auto", "contiguous", "channels_last")), "How images lie in memory.", "auto")
     optimizer_impl: str = key(

@@ -68,7 +68,7 @@ class Comparison:
         ]
         monitored = next((found for run in runs if (found := run.monitored(metric)) is not None), None)
         if monitored is None:
-            what = f"none has the metric {metric!r}" if metric else "none has finished an epoch"
+            what = "none has finished an epoch" if metric is None else f"none has the metric {metric!r}"
             there = sorted({name for run in runs for name in run.content.metrics})
             raise UsageError(f"compare: {what}" + (f"; they have {', '.join(there[:12])}" if there else ""))
         self.metric, self.mode = monitored

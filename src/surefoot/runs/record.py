@@ -109,7 +109,7 @@ class Run:
 
     def monitored(self, metric: str | None = None) -> tuple[str, str] | None:
         """The metric that this run is judged by, or `metric`, with "min" or "max"; None where it has no such."""
-        for name in (metric,) if metric else (self.own_metric[0], *USUAL_METRICS):
+        for name in (self.own_metric[0], *USUAL_METRICS) if metric is None else (metric,):
             if isinstance(name, str) and name in self.content.metrics:
                 return name, self.direction(name) or "min"
         return None
