@@ -568,3 +568,36 @@ def test_a_row_is_called_by_the_line_at_which_it_begins(tmp_path, end):
         csv(str(path), "y", drop="note", val_share=0)
     with pytest.raises(UsageError, match="t.csv: line 7: 'a' has no value"):
         rows(path, TableColumns({"a": 0.0}, {}, ("y",), False))
+
+
+def test_dates_and_times_where_numbers_were_are_told(tmp_path):
+    text = "a,c,y\n1.5,u,2.5\n2.5,v,3.5\n"
+    columns = csv(written(tmp_path, text), "y", val_share=0).train.columns
+    for value, shown in (("2020-01-01", "2020-01-01"), ("12:30:00", "12:30:00")):
+        path = written(tmp_path, f"a,c,y\n,u,1\n{value},u,1\n", "new.csv")
+        with pytest.raises(UsageError, match=f"new.csv: line 3: 'a' is {shown}, which is no number"):
+            rows(path, columns)
+        with pytest.raises(UsageError, match=f"new.csv: line 3: 'a' is {shown}, which is no number"):
+            csv(written(tmp_path, text), "y", val=path)
+        path = written(tmp_path, f"a,c,y\n1,u,{value}\n", "new.csv")
+        with pytest.raises(UsageError, match=f"new.csv: line 2: 'y' is {shown}, which is no number"):
+            labelled_rows(path, columns, None)
+    pyarrow.parquet.write_table(pyarrow.table({"a": ["1", "2"], "c": ["u", "v"]}), tmp_path / "new.parquet")
+    with pytest.raises(UsageError, match="row 1: 'a' is '1', which is no number"):
+        rows(tmp_path / "new.parquet", columns)
+
+
+@pytest.mark.parametrize("values", [["50", "60", "70"], ["1_000", "2_000", "3_000"]])
+def test_texts_that_are_written_as_numbers_are_told(values):
+    numbers, message = [1.5, 2, 3], f"row 1: '.' is '{values[0]}', a text that is written as a number; give numbers"
+    with pytest.raises(UsageError, match=f"{message}.*categories"):
+        table({"a": values, "y": numbers}, "y")
+    with pytest.raises(UsageError, match=f"{message}.*of a target task: classes"):
+        table({"a": numbers, "y": values}, "y")
+    assert len(table({"a": numbers, "y": values}, "y", task="classes").classes) == 3
+    assert table({"a": values, "y": numbers}, "y", categories="a").train.columns.cardinalities[0] > 2
+
+
+def test_numbers_too_small_for_float32_are_told():
+    with pytest.raises(UsageError, match="'a' differs by .*e-51 around .*, which float32 cannot tell .* another unit"):
+        table({"a": [0, 1e-50, 2e-50], "y": [1.5, 2, 3]}, "y", val_share=0)

@@ -111,11 +111,16 @@ def targets_of(table: Any, columns: TableColumns, classes: Sequence[str] | None,
 def numbers_in(column: Any, name: str, place: Place) -> Any:
     """A column as float64 (N,), NaN where a value is missing. Raises UsageError for what is no number."""
     pyarrow = arrow()
-    if kind_of(column.type) == "texts":
-        codes, values = coded(column)
-        wrong = numpy.array([not is_number(value) for value in values])
-        first = int(numpy.isin(codes, wrong.nonzero()[0]).argmax())
-        raise UsageError(f"{place(first)}: {name!r} is {column[first].as_py()!r}, which is no number")
+    if (kind := kind_of(column.type)) not in ("numbers", "null"):
+        wrong = column.is_valid().to_numpy()
+        if kind == "texts":
+            codes, values = coded(column)
+            others = [code for code, value in enumerate(values) if not is_number(value)]
+            wrong = numpy.isin(codes, others) if others else wrong
+        first = int(wrong.argmax())
+        value = column[first].as_py()
+        shown = repr(value) if isinstance(value, str) else value
+        raise UsageError(f"{place(first)}: {name!r} is {shown}, which is no number")
     numbers = _decoded(column).combine_chunks().cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
     numbers = numbers if numbers.flags.writeable else numbers.copy()
     over = numpy.abs(numbers) > _LARGEST
@@ -207,6 +212,11 @@ def disguised(column: Any, name: str, place: Place) -> str | None:
         return f"{first(commas.__contains__)}, with a decimal comma; give decimal: ','"
     if thousands and len(thousands) + len(numbers) == len(texts):
         return f"{first(thousands.__contains__)}, a number with thousands separators; write it without them"
+    if numbers and len(numbers) == len(texts):
+        return (
+            f"{first(is_number)}, a text that is written as a number; give numbers (of a frame: astype(float)), or say "
+            "that the column holds texts (categories, of a target task: classes)"
+        )
     if numbers and 2 * len(numbers) >= len(texts):
         return (
             f"{first(lambda text: not is_number(text))}, in a column of numbers; mend it, call it missing (nulls: "

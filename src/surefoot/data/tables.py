@@ -27,6 +27,7 @@ _FILL = "give missing: mean"
 _TASKS = ("auto", "classes", "numbers")
 # Of a column whose standard deviation is a smaller share of its mean, float32 keeps too little.
 _SPREAD = 1e-5
+_SMALLEST = float(numpy.finfo(numpy.float32).tiny)
 
 Missing = Literal["refuse", "mean", "drop"]
 Task = Literal["auto", "classes", "numbers"]
@@ -308,10 +309,10 @@ def _statistics(table: Any, names: Sequence[str], rows: Any, place: Place) -> di
             continue
         # Of equal numbers the computed mean may be another by rounding.
         mean, std = float(values.mean()), float(values.std()) if (values != values[0]).any() else 0.0
-        if 0 < std < _SPREAD * abs(mean):
+        if 0 < std < max(_SPREAD * abs(mean), _SMALLEST):
             problems.append(
-                f"column {name!r} differs by {std:.3g} around {mean:.6g}, which float32 cannot tell apart; take away a "
-                f"number from it, or leave it out (drop: [{name}])"
+                f"column {name!r} differs by {std:.3g} around {mean:.6g}, which float32 cannot tell apart; take a "
+                f"number away from it, give it in another unit, or leave it out (drop: [{name}])"
             )
         statistics[name] = mean, std or 1.0
     if problems:
