@@ -122,3 +122,26 @@ def test_a_recipe_trains_on_arrays_and_resumes_exactly(tmp_path, kind):
     assert read_info(tmp_path / "run" / "model").model["args"] | {"hidden": 0} == {
         "in_features": 3, "classes": 1, "hidden": 0, "dropout": 0.0
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("read, name", [(npz, "data.npz"), (safetensors, "data.safetensors")])
+def test_arrays_that_validate_are_matched_by_name_whatever_their_order(tmp_path, read, name):
+    rows = {"clean_val": X + 100, "noisy_val": X, "clean": X + 100, "noisy": X}
+    splits = read(saved(tmp_path, name, **rows), inputs="noisy", targets="clean")
+    for source in (splits.train, splits.val):
+        assert torch.equal(source.tensors[0] + 100, source.tensors[1])
+    splits = read(saved(tmp_path, "other" + name[4:], x=X, y=Y, test_label=Y[:2], test_image=X[:2]))
+    assert (splits.train.tensors[0].shape, splits.val.tensors[0].shape) == ((20, 3), (2, 3))
+    rows = {"clean": X, "noisy": X, "a_val": X, "b_val": X}
+    with pytest.raises(UsageError, match="which of a_val and b_val goes with which of noisy and clean"):
+        read(saved(tmp_path, "third" + name[4:], **rows), inputs="noisy", targets="clean")
+
+
+def test_arrays_beside_those_named_may_hold_anything(tmp_path):
+    others = {"names": numpy.array(["cat", "dog"]), "seed": 5, "meta": numpy.array({"a": 1}, dtype=object)}
+    path = saved(tmp_path, x=X, y=Y, **others)
+    assert len(npz(path, inputs="x", targets="y").train) == 18
+    with pytest.raises(UsageError, match=r"holds x .* names \(no array of numbers\), .*; say which is which"):
+        npz(path)
+    with pytest.raises(UsageError, match="data.npz: 'names': an array of str.* is no array of numbers"):
+        npz(path, inputs="names", targets="y")

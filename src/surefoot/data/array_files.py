@@ -22,6 +22,9 @@ from .table_files import nearest, ordinary_file
 # Whole numbers from 0 to below this are classes.
 MOST_CLASSES = 10_000
 _VALIDATING = ({"val", "valid", "validation"}, {"test"})
+_SPLITS = {"train", "training"}.union(*_VALIDATING)
+# By name; in the place of what is no array of numbers, why it is none.
+Arrays = Mapping[str, Tensor | UsageError]
 
 
 def npz(
@@ -62,26 +65,36 @@ def safetensors(
     return _splits(path, first, second, inputs, targets, val_share, seed)
 
 
-def _read_npz(path: str) -> dict[str, Tensor]:
+def _read_npz(path: str) -> Arrays:
     file = ordinary_file(path)
     try:
         with open(file, "rb") as stream:
             loaded = numpy.load(stream, allow_pickle=False)
             if isinstance(loaded, numpy.ndarray):
                 raise UsageError("is one array; write several with numpy.savez(path, x=inputs, y=targets)")
-            return {name: as_tensor(loaded[name]) for name in loaded.files}
+            return {name: _tensor(loaded, name, f"path: {file}: {name!r}") for name in loaded.files}
     except UsageError as error:
-        raise UsageError(f"path: {file}: {str(error).removeprefix('data: ')}") from error
+        raise UsageError(f"path: {file}: {error}") from error
     except (ValueError, OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
-        objects = "allow_pickle" in str(error)
-        what = "it holds Python objects, which are never read; save arrays of numbers" if objects else first_line(error)
-        raise UsageError(f"path: {file}: cannot be read as an .npz file: {what}") from error
+        raise UsageError(f"path: {file}: cannot be read as an .npz file: {first_line(error)}") from error
+
+
+def _tensor(loaded: Mapping[str, numpy.ndarray], name: str, where: str) -> Tensor | UsageError:
+    """An array as a tensor, or why it is none: beside inputs and targets a file may hold anything."""
+    try:
+        return as_tensor(loaded[name])
+    except UsageError as error:
+        return UsageError(f"{where}: {str(error).removeprefix('data: ')}")
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        return UsageError(f"{where}: it holds Python objects, which are never read; save arrays of numbers")
 
 
 def _splits(
     path: str,
-    first: Mapping[str, Tensor],
-    second: Mapping[str, Tensor] | None,
+    first: Arrays,
+    second: Arrays | None,
     inputs: str | None,
     targets: str | None,
     share: float,
@@ -100,7 +113,7 @@ def _splits(
             "many, a second file (val: FILE), or other names"
         )
     elif len(beside) == len(names):
-        val = _source(path, first, sorted(beside, key=_is_target), train)
+        val = _source(path, first, _like(path, names, beside), train)
     else:
         training, validating = held_out(len(train), share, seed)
         whole, val = train, train.subset(validating) if len(validating) else None
@@ -117,7 +130,20 @@ def _is_target(name: str) -> bool:
     return bool(_words(name) & set(TARGET_NAMES))
 
 
-def _pair(path: str, arrays: Mapping[str, Tensor], inputs: str | None, targets: str | None) -> list[str]:
+def _like(path: str, names: list[str], beside: list[str]) -> list[str]:
+    """Those `beside` in the order of `names`: by what names say but for the split, else by which are targets."""
+    pairs = [(one, other) for one in names for other in beside if _words(one) - _SPLITS == _words(other) - _SPLITS]
+    if [one for one, _ in pairs] == names:
+        return [other for _, other in pairs]
+    if len(set(map(_is_target, beside))) != len(beside):
+        raise UsageError(
+            f"path: {path}: which of {' and '.join(beside)} goes with which of {' and '.join(names)}? give them names "
+            "that differ in the split only (x_train, x_val), or a second file (val: FILE)"
+        )
+    return sorted(beside, key=_is_target)
+
+
+def _pair(path: str, arrays: Arrays, inputs: str | None, targets: str | None) -> list[str]:
     """The names of inputs and targets; of the inputs alone where there are no targets."""
     for key, name in (("inputs", inputs), ("targets", targets)):
         if name is not None and name not in arrays:
@@ -126,22 +152,28 @@ def _pair(path: str, arrays: Mapping[str, Tensor], inputs: str | None, targets: 
     targets = targets or _only([name for name in free if _is_target(name)])
     inputs = inputs or _only([name for name in free if name != targets and not _is_target(name)])
     if inputs is None or (targets is None and len(arrays) > 1):
-        there = ", ".join(f"{name} {form(tensor)}" for name, tensor in list(arrays.items())[:12])
+        there = ", ".join(f"{name} {_form(array)}" for name, array in list(arrays.items())[:12])
         raise UsageError(f"path: {path} holds {there or 'no arrays'}; say which is which: inputs: NAME, targets: NAME")
     return [inputs] if targets is None else [inputs, targets]
+
+
+def _form(array: Tensor | UsageError) -> str:
+    return form(array) if isinstance(array, Tensor) else "(no array of numbers)"
 
 
 def _only(names: list[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _source(
-    path: str, arrays: Mapping[str, Tensor], names: list[str], train: TensorSource | None = None
-) -> TensorSource:
+def _source(path: str, arrays: Arrays, names: list[str], train: TensorSource | None = None) -> TensorSource:
     if lacking := [name for name in names if name not in arrays]:
         raise UsageError(f"val: has no array {lacking[0]!r}{nearest(lacking[0], list(arrays), 'arrays')}")
-    tensors = [arrays[name] for name in names]
-    for name, tensor in zip(names, tensors, strict=True):
+    tensors: list[Tensor] = []
+    for name in names:
+        tensor = arrays[name]
+        if isinstance(tensor, UsageError):
+            raise tensor
+        tensors.append(tensor)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             wrong = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1)
             count = f"{int(wrong.sum())} of {len(tensor)} samples"
