@@ -25,6 +25,18 @@ def images(count: int = 200, height: int = 6, width: int = 5, channels: int = 2)
     return numbers.view(count, channels, height, width)
 
 
+class Batched:
+    """A transform of whole batches that does what a function of images says."""
+
+    batched = True
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, images, draws):
+        return self.function(images)
+
+
 def draws(count: int = 200, seed: int = 0, epoch: int = 0) -> Draws:
     return Draws(seed, epoch, torch.arange(count))
 
@@ -200,6 +212,26 @@ def test_the_registry_builds_transforms_that_the_loader_takes():
 def test_what_is_no_image_is_told(transform):
     with pytest.raises(UsageError, match=r"takes images \(N, C, H, W\), the inputs have the shape \(4, 784\)"):
         next(iter(Loader((torch.zeros(4, 784), torch.arange(4)), 4, augment=[transform])))
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (RandomCrop(padding=2, fill=-1), "RandomCrop: fill: -1 is no pixel of torch.uint8 images"),
+        (RandomAffine(10, fill=300), "RandomAffine: fill: 300 is no pixel"),
+        (RandomErasing(value=0.5), "RandomErasing: value: 0.5 is no pixel"),
+        (RandomErasing(value="random"), "RandomErasing: value: 'random' is no pixel"),
+        (RandomCrop(padding=2, fill=(1, 2, 3)), r"RandomCrop: fill: \(1, 2, 3\) is no pixel"),
+        (lambda image: None, "<lambda> makes NoneType of inputs; give a tensor of each, all of one shape"),
+        (lambda image: image[:, : int(image.max())], r"<lambda> makes \(1, ., 4\) uint8 and \(1, ., 4\) uint8"),
+        (Batched(lambda images: None), "Batched makes NoneType of 3 inputs; give one tensor"),
+        (Batched(lambda images: images[1:]), r"Batched makes \(2, 1, 4, 4\) uint8 of 3 inputs"),
+    ],
+)
+def test_what_no_picture_can_be_made_with_is_told(transform, message):
+    raw = torch.arange(1, 4, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 4, 4)
+    with pytest.raises(UsageError, match=f"data: augment: {message}"):
+        next(iter(Loader((raw, torch.arange(3)), 3, augment=[transform])))
 
 
 def python_mix(value: int) -> int:

@@ -7,6 +7,7 @@ is worked out on the CPU, by operations that round the same for one number as fo
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -35,6 +36,18 @@ class ImageTransform:
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """The changed images, in memory of their own."""
         raise NotImplementedError
+
+    def painted(self, name: str, images: Tensor) -> Tensor:
+        """The number of that name as a pixel of the images. Raises UsageError for one that no pixel can be."""
+        number = getattr(self, name)
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):
+            pixel = torch.tensor(number, dtype=images.dtype, device="cpu")
+            if not pixel.dim() and (pixel.is_floating_point() or pixel.item() == number):
+                return pixel.to(images.device)
+        raise UsageError(
+            f"data: augment: {type(self).__name__}: {name}: {number!r} is no pixel of {images.dtype} images; give one "
+            "of raw values, before normalisation"
+        )
 
 
 class RandomHorizontalFlip(ImageTransform):
@@ -91,7 +104,7 @@ class RandomCrop(ImageTransform):
         if self.padding_mode != "constant" or self.padding == (0, 0):
             return out
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        return torch.where(inside[:, None], out, torch.tensor(self.fill, dtype=images.dtype, device=images.device))
+        return torch.where(inside[:, None], out, self.painted("fill", images))
 
     def _lines(self, whole: int, size: int, padding: int, draws: Draws) -> Tensor:
         """The rows (or columns) that each sample's window shows, (N, size); outside 0 .. whole - 1 lies the fill."""
@@ -152,8 +165,7 @@ class RandomErasing(ImageTransform):
         in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
         in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
         erased = (in_rows[:, :, None] & in_columns[:, None, :] & chosen[:, None, None])[:, None]
-        value = torch.tensor(self.value, dtype=images.dtype, device=images.device)
-        return torch.where(batches.moved(erased, images.device), value, images)
+        return torch.where(batches.moved(erased, images.device), self.painted("value", images), images)
 
 
 class RandomAffine(ImageTransform):
@@ -213,7 +225,7 @@ class RandomAffine(ImageTransform):
         height, width = images.shape[-2:]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         out = _pixels(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
-        return torch.where(inside[:, None], out, torch.tensor(self.fill, dtype=images.dtype, device=images.device))
+        return torch.where(inside[:, None], out, self.painted("fill", images))
 
     def _between(self, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """The weighted mean of the four nearest pixels, rounded again where pixels are whole numbers."""

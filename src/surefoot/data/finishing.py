@@ -12,6 +12,7 @@ from .. import batches
 from ..errors import UsageError
 from ..preprocessing import Preprocessing
 from ..rng import fold
+from ..text import counted
 from .arrays import as_float32
 from .draws import Draws
 from .workers import apply_to_each
@@ -48,6 +49,11 @@ class Finishing:
             seed = fold(self.seed, number)
             if getattr(transform, "batched", False):
                 inputs = transform(inputs, Draws(seed, epoch, keys))
+                if not isinstance(inputs, Tensor) or inputs.shape[:1] != keys.shape:
+                    raise UsageError(
+                        f"data: augment: {type(transform).__name__} makes {batches.form(inputs)} of "
+                        f"{counted(len(keys), 'input')}; give one tensor (N, ...) of as many"
+                    )
             else:
                 inputs = apply_to_each(transform, inputs, keys.tolist(), seed, epoch)
         if self.preprocessing is not None:

@@ -57,7 +57,14 @@ def apply_to_each(
         for index, item in zip(indices, items, strict=True):
             seed_all(fold(seed, epoch, index))
             results.append(function(item))
-    return torch.stack(results)
+    try:
+        return torch.stack(results)
+    except (TypeError, RuntimeError) as error:
+        forms = list(dict.fromkeys(map(batches.form, results)))
+        raise UsageError(
+            f"data: augment: {getattr(function, '__name__', type(function).__name__)} makes {' and '.join(forms[:3])} "
+            "of inputs; give a tensor of each, all of one shape"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -149,7 +156,7 @@ def collated(
     if collate is None or collate is default_collate:
         try:
             batch = batches.stacked(samples)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise UsageError(_uncollatable(samples, indices, error)) from error
     else:
         with seeded(collate) as seed_all:
