@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -100,6 +101,7 @@ def test_lengths_are_read_from_wherever_they_are():
     orders.append(Loader(DatasetSource(rows, collate=pairs), 10, lengths="ids").order(0).tolist())
     columns = {"x": torch.zeros(500), "n": torch.tensor(LENGTHS)}
     orders.append(Loader(columns, 10, lengths="n").order(0).tolist())
+    orders.append(Loader(columns, 10, lengths=numpy.array(LENGTHS)).order(0).tolist())
     orders.append(
         Loader(DatasetSource([[1] * n for n in LENGTHS], collate=pairs), 10, lengths="auto").order(0).tolist()
     )

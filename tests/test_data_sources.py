@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from surefoot.data import DATA, DatasetSource, DataSplits, TensorSource, as_source
+from surefoot.data import DATA, DatasetSource, DataSplits, Loader, TensorSource, as_source
 from surefoot.errors import UsageError
 from surefoot.preprocessing import Preprocessing
 
@@ -68,6 +69,8 @@ def test_whatever_holds_samples_becomes_a_source():
         ((torch.zeros(0, 2), torch.zeros(0)), "the data set is empty"),
         ((torch.zeros(3, 2), torch.zeros(4)), "tensors hold 3 and 4 samples"),
         ((torch.zeros(()),), "a tensor of one number has no samples"),
+        (Loader((torch.zeros(3),), 3), r"a Loader was given; give its source \(loader.source\)"),
+        ([torch.zeros(3)] * 4, r"a list of 4 arrays may be samples or columns; give \(torch.stack\(samples\),\)"),
     ],
 )
 def test_what_is_no_data_is_refused(data, message):
@@ -95,6 +98,33 @@ def test_labels_outside_the_classes_are_refused_everywhere(labels, message):
 def test_splits_without_classes_take_any_targets():
     source = TensorSource(torch.zeros(3, 1), torch.rand(3))
     assert DataSplits(source, None, None, Preprocessing()).val is None
+    with pytest.raises(UsageError, match="classes: 2 is not a list of names"):
+        DataSplits(source, None, 2, None)
+    with pytest.raises(UsageError, match="2 columns and 1 names; give one each"):
+        TensorSource(torch.zeros(3), torch.zeros(3), names=["x"])
+
+
+def test_unsigned_tensors_become_what_torch_has_operations_for():
+    for name, wider in (("uint16", torch.int32), ("uint32", torch.int64), ("uint64", torch.int64)):
+        source = TensorSource(torch.tensor([[7], [9]]).to(getattr(torch, name)))
+        assert source.tensors[0].dtype == wider and source.tensors[0].tolist() == [[7], [9]]
+
+
+@dataclasses.dataclass
+class Part:
+    x: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([{"a": 1, "b": 2}, {"a": 1}], "sample 0 is {a: int, b: int} and sample 1 is {a: int}; make them alike"),
+        ([Part(torch.zeros(1)), (1, 2)], r"sample 0 is Part{x: \(1,\) float32} and sample 1 is \[int, int\]"),
+    ],
+)
+def test_samples_of_other_parts_are_told(samples, message):
+    with pytest.raises(UsageError, match=f"the samples cannot be joined in a batch: {message}"):
+        next(iter(Loader(samples, 2, shuffle=False)))
 
 
 def test_targets_are_read_from_wherever_they_are():

@@ -133,7 +133,9 @@ def test_a_sample_that_comes_again_is_augmented_in_another_way():
         ([1.0, -1.0, 0.0], "number 1 is -1; give finite weights of 0 or more"),
         ([1.0, float("nan"), 0.0], "number 1 is nan"),
         ("balance", "'balance' is neither balanced nor a column; these data have no columns by name"),
-        ({"a": 1}, "dict is no list of numbers"),
+        ({"a": 1}, "a mapping is no list of numbers"),
+        (["a", "b"], r"the list \['a', 'b'\] is no list of numbers"),
+        (0.5, "0.5 is no list of numbers"),
         (torch.ones(300, 2), r"\(300, 2\) were given"),
     ],
 )
@@ -144,6 +146,10 @@ def test_weights_that_cannot_be_are_told(weights, message):
         Loader((torch.zeros(4, 1), torch.zeros(4)), 2, weights="balanced")
     with pytest.raises(UsageError, match="did you mean 'often'.; its columns are x, often"):
         Loader({"x": torch.zeros(4), "often": torch.ones(4)}, 2, weights="offen")
+    with pytest.raises(UsageError, match="an array of str.* is no array of numbers; encode it"):
+        Loader([(torch.zeros(1), "cat"), (torch.ones(1), "dog")], 2, weights="balanced")
+    with pytest.raises(UsageError, match="1 of 3 labels lie outside the 2 classes"):
+        Loader(DatasetSource([(0.0, k) for k in range(3)], classes=["a", "b"]), 2, weights=[1, 2])
 
 
 def test_a_state_of_other_weights_is_refused():
@@ -223,6 +229,12 @@ def test_torchs_samplers_are_taken_by_their_meaning():
     assert once.tolist() != again.tolist()
     with pytest.raises(UsageError, match="only 100 have a weight above 0"):
         order(WeightedRandomSampler([0.0] * 200 + [1.0] * 100, 101, replacement=False))
+    assert order(SequentialSampler(range(5))).tolist() == [0, 1, 2, 3, 4]
+    assert sorted(order(RandomSampler(range(5))).tolist()) == [0, 1, 2, 3, 4]
+    some = order(RandomSampler(range(5), replacement=True, num_samples=400))
+    assert len(some) == 400 and some.unique().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UsageError, match="RandomSampler gives index 300; the data have 300 samples"):
+        order(RandomSampler(range(301)))
 
 
 def test_weighted_draws_without_replacement_prefer_heavy_samples():
@@ -299,6 +311,8 @@ def test_a_batch_sampler_of_ones_own_makes_the_batches():
         (["a"], "list gives str and not the index of a sample"),
         ([300], "list gives index 300; the data have 300 samples"),
         ([], "list gives no samples"),
+        (SubsetRandomSampler([]), "SubsetRandomSampler gives no samples"),
+        (SequentialSampler([]), "SequentialSampler gives no samples"),
     ],
 )
 def test_a_sampler_that_cannot_be_is_told(sampler, message):
@@ -477,3 +491,28 @@ class Changed(Dataset):
 def test_targets_are_those_that_samples_have():
     assert DatasetSource(Changed()).targets().tolist() == [1, 1, 1, 0]
     assert DatasetSource(Subset(Changed(), [0, 3])).targets().tolist() == [1, 0]
+
+
+def weighed():
+    """Data for a recipe: training and validation samples with a column to draw by."""
+    inputs, labels = torch.rand(40, 3), torch.arange(40) % 2
+    columns = {"x": inputs, "often": (labels == 1).float(), "label": labels}
+    return columns, {name: column[:10] for name, column in columns.items()}
+
+
+def test_a_column_of_weights_is_no_input_of_validation_either(monkeypatch):
+    from surefoot.build import build
+    from surefoot.recipe import parse_recipe
+
+    monkeypatch.setattr("surefoot.build.imports.import_object", lambda path: weighed)
+    monkeypatch.setattr("surefoot.build.conditions.import_object", lambda path: weighed)
+    text = """
+        model: {name: MLP, in_features: 3, hidden: [4], classes: 2}
+        data: {import: "my.data:weighed", batch_size: 8, weights: often}
+        loss: CrossEntropyLoss
+        optimizer: {name: SGD, lr: 0.1}
+        epochs: 1
+    """
+    built = build(parse_recipe(text))
+    (batch,), (validated,) = next(iter(built.train)), next(iter(built.val))
+    assert set(batch) == set(validated) == {"x", "label"} and set(batch["label"].tolist()) == {1}

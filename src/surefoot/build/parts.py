@@ -43,6 +43,9 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
             train, val = splits if _is_pair(splits) else (splits, None)
             source = as_source(train)
             splits = DataSplits(source, None if val is None else as_source(val), source.classes, None)
+        # A column to draw by is no input, of samples to validate and to evaluate on either.
+        named = {key: part for key in ("train", "val") if _has_column(part := getattr(splits, key), weights)}
+        splits = replace(splits, **{key: part.without(weights) for key, part in named.items()})
     normalize = recipe.data.normalize
     if isinstance(normalize, str):  # auto
         return splits
@@ -291,6 +294,12 @@ def _quarters(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
             say(f"downloading {name}: {25 * quarter} % of {total / 1e6:.1f} MB")
 
     return progress
+
+
+def _has_column(source: Any, name: Any) -> bool:
+    from ..data import TensorSource
+
+    return isinstance(source, TensorSource) and isinstance(name, str) and name in source.names
 
 
 def _is_pair(data: Any) -> bool:

@@ -33,6 +33,8 @@ def as_tensor(value: Any) -> Tensor:
         if value.is_nested or value.layout != torch.strided:
             raise UsageError("data: a sparse or nested tensor cannot be read by index; give tensor.to_dense()")
         tensor = value.detach()
+        if str(tensor.dtype).removeprefix("torch.") in _WIDER:
+            tensor = _from_numpy(tensor.cpu().numpy())
     elif isinstance(value, list | tuple):
         tensor = _from_list(value)
     elif isinstance(value, numpy.ndarray):

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .arrays import TABLE, is_array
 from .nested import tensors_of
 from .sources import DatasetSource, Source, TensorSource
-from .streams import StreamSource, is_stream
+from .streams import READ_ONCE, StreamSource, is_stream
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSource | DatasetSource | StreamSource:
@@ -29,6 +29,11 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
     """
     if isinstance(data, TensorSource | DatasetSource | StreamSource):
         return data
+    if isinstance(data, list) and len(data) > 3 and all(map(is_array, data)):
+        raise UsageError(
+            f"data: a list of {len(data)} arrays may be samples or columns; give (torch.stack(samples),), or "
+            "tuple(columns)"
+        )
     if isinstance(data, tuple | list) and data:
         if all(map(is_array, data)) or (len(data) == 2 and all(_is_column(d, data) for d in data)):
             return TensorSource(*data, classes=classes)
@@ -41,13 +46,15 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None) -> TensorSourc
     if type(data).__module__.startswith("datasets.") and getattr(data, "format", {}).get("type", "torch") is None:
         # Of lists torch's collate makes lists of columns; as tensors the samples are what a model takes.
         data = data.with_format("torch")
+    if hasattr(data, "batch_at") and isinstance(getattr(data, "source", None), Source):
+        raise UsageError(
+            "data: a Loader was given; give its source (loader.source); fit and evaluate take a Loader as it is"
+        )
     if is_stream(data):
         plain = type(data).__module__.startswith("datasets.") and getattr(data, "_formatting", 0) is None
         return StreamSource(data.with_format("torch") if plain else data, classes=classes)
     if inspect.isgenerator(data):
-        raise UsageError(
-            "data: a generator can be read only once; give an IterableDataset, whose __iter__ makes it for each pass"
-        )
+        raise UsageError(f"data: a generator {READ_ONCE}")
     if (tensors := tensors_of(data)) is not None:
         return TensorSource(*tensors, classes=classes)
     if isinstance(data, DataLoader):

@@ -16,11 +16,11 @@ from .. import batches
 from ..copying import with_data_shared
 from ..errors import UsageError
 from ..fingerprint import Fingerprint
-from ..registry import did_you_mean
+from ..registry import describe, did_you_mean
 from ..rng import fold
 from ..text import counted
 from .orders import Order, Shuffled, Weighted
-from .sources import Source, TensorSource
+from .sources import Source, TensorSource, check_labels
 from .workers import seeded
 
 
@@ -31,12 +31,16 @@ def order_of(sampler: Any, count: int, seed: int) -> Order:
     Raises UsageError for what is no sampler.
     """
     kind = type(sampler)
-    if kind is SequentialSampler:
-        return Shuffled(count, seed, shuffle=False)
-    if kind is RandomSampler and not sampler.replacement:
-        return Shuffled(count, seed, shuffle=True, samples=sampler.num_samples)
-    if kind is RandomSampler:
-        return Weighted(torch.ones(count, dtype=torch.float64, device="cpu"), sampler.num_samples, seed)
+    if kind in (SequentialSampler, RandomSampler):
+        # Those that the sampler was made for, where they are not all.
+        size = len(sampler.data_source)
+        some = None if size == count else _indices(list(range(size)), count, kind.__name__)
+        if kind is SequentialSampler:
+            return Shuffled(count, seed, shuffle=False, indices=some)
+        if not sampler.replacement:
+            return Shuffled(count, seed, shuffle=True, samples=sampler.num_samples, indices=some)
+        drawn = torch.arange(count, device="cpu") < size
+        return Weighted(drawn.to(torch.float64), sampler.num_samples, seed)
     if kind is SubsetRandomSampler:
         return Shuffled(
             count, seed, shuffle=True, indices=_indices(list(sampler.indices), count, "SubsetRandomSampler")
@@ -76,8 +80,6 @@ class OwnSampler(Order):
         self._digests: dict[int, str] = {}
         trial = with_data_shared(sampler)
         first = self._ask(trial, 0)
-        if not first:
-            raise UsageError(f"data: sampler: {self._name} gives no samples")
         self.remembers = _digest(self._ask(trial, 0)) != _digest(first)
         batched = isinstance(first[0], Tensor)
         self.batches = len(first) if batched else None
@@ -196,6 +198,7 @@ def weights_of(source: Source, weights: Any) -> Tensor:
             f"data: weights: {len(numbers)} were given; give one for each of {counted(count, 'sample')}, or for each "
             f"of {counted(classes, 'class')}"
         )
+    check_labels(targets, classes)
     return _checked(_checked(numbers, classes)[targets], count)
 
 
@@ -206,7 +209,12 @@ def lengths_of(source: Source, lengths: Any) -> Tensor:
     What must be read from samples is read once. Raises UsageError where lengths cannot be.
     """
     count = len(source)
-    if isinstance(source, TensorSource) and lengths in source.names and source.column(lengths).dim() == 1:
+    if (
+        isinstance(source, TensorSource)
+        and isinstance(lengths, str)
+        and lengths in source.names
+        and source.column(lengths).dim() == 1
+    ):
         lengths = source.column(lengths)
     elif callable(lengths) or isinstance(lengths, str):
         lengths = [_length(sample, lengths, number) for number, sample in enumerate(source.samples())]
@@ -251,11 +259,11 @@ def _classes(source: Source) -> Tensor:
 def _numbers(values: Any, name: str = "weights") -> Tensor:
     try:
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(numpy.asarray(values), device="cpu")
+        if not tensor.dim():
+            raise TypeError("one number")
         return tensor.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"data: {name}: {type(values).__name__} is no list of numbers; give one for each sample"
-        ) from error
+        raise UsageError(f"data: {name}: {describe(values)} is no list of numbers; give one for each sample") from error
 
 
 def _checked(weights: Any, count: int) -> Tensor:
@@ -272,6 +280,8 @@ def _checked(weights: Any, count: int) -> Tensor:
 
 
 def _indices(items: list[Any], count: int, name: str) -> Tensor:
+    if not items:
+        raise UsageError(f"data: sampler: {name} gives no samples")
     try:
         indices = torch.tensor([int(item) for item in items], dtype=torch.int64, device="cpu")
     except (TypeError, ValueError):

@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    IterableDataset,
-)
+from torch.utils.data import IterableDataset
 
 from .. import batches
 from ..arguments import Arguments
@@ -21,6 +19,7 @@ from ..batches import TARGET_NAMES
 from ..errors import UsageError
 from ..fingerprint import Fingerprint, hash_bytes
 from ..table_columns import TableColumns
+from ..text import counted
 from .arrays import as_float32, as_tensor
 from .nested import attribute_of, held_in_memory, targets_of
 from .workers import fetch
@@ -80,6 +79,8 @@ class TensorSource(Source):
         self.tensors = tuple(as_tensor(tensor) for tensor in tensors)
         self.names = tuple(map(str, names))
         self.aside: dict[str, Tensor] = {}  # columns (N,) that are no part of a sample, as weights to draw by
+        if self.names and len(self.names) != len(self.tensors):
+            raise UsageError(f"data: {counted(len(self.tensors), 'column')} and {len(self.names)} names; give one each")
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) > 1:
             labels = [f"{name!r} {n}" for name, n in zip(self.names, lengths, strict=True)] if names else lengths
@@ -87,7 +88,7 @@ class TensorSource(Source):
             raise UsageError(f"data: {what} hold {' and '.join(map(str, labels))} samples; give as many of each")
         if not lengths[0]:
             raise UsageError("data: the data set is empty; give at least one sample")
-        self.classes, self.columns = _names(classes), columns
+        self.classes, self.columns = class_names(classes), columns
         if self.classes is not None and (targets := self._targets()) is not None:
             check_labels(targets, len(self.classes))
         self._fingerprint: str | None = None
@@ -121,9 +122,11 @@ class TensorSource(Source):
         return self.aside[name] if name in self.aside else self.tensors[self.names.index(name)]
 
     def without(self, name: str) -> TensorSource:
-        """The same source without that column."""
+        """The same source with that column aside, no part of a sample."""
         kept = [other for other in self.names if other != name]
-        return TensorSource(*map(self.column, kept), classes=self.classes, names=kept)
+        source = TensorSource(*map(self.column, kept), classes=self.classes, names=kept)
+        source.aside = {**self.aside, name: self.column(name)}
+        return source
 
     def targets(self) -> Tensor:
         if (targets := self._targets()) is None:
@@ -188,7 +191,7 @@ class DatasetSource(Source):
             check.done()
         self.dataset = dataset
         self.collate = collate
-        names = _names(classes) if classes is not None else attribute_of(dataset, "classes")
+        names = class_names(classes) if classes is not None else attribute_of(dataset, "classes")
         self.classes = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) else None
         self.notes: list[str] = []
         self._fingerprint: str | None = None
@@ -205,7 +208,7 @@ class DatasetSource(Source):
             parts = sample if isinstance(sample, tuple | list) else batches.pair((sample,))
             if parts is None or len(parts) < 2:
                 raise UsageError("data: a sample is no (inputs, targets) pair; there are no targets to read")
-            targets.append(torch.as_tensor(parts[-1], device="cpu"))
+            targets.append(parts[-1].cpu() if isinstance(parts[-1], Tensor) else parts[-1])
         return as_tensor(targets)
 
     def samples(self) -> Iterator[Any]:
@@ -250,7 +253,7 @@ class DatasetSource(Source):
         return self._fingerprint
 
 
-def _names(classes: Any) -> tuple[str, ...] | None:
+def class_names(classes: Any) -> tuple[str, ...] | None:
     """The names of classes as texts."""
     if classes is None:
         return None

@@ -15,7 +15,7 @@ from ..preprocessing import Preprocessing
 from ..registry import parameters_of
 from .conversion import as_source
 from .loader import Loader
-from .sources import Source, TensorSource, check_labels
+from .sources import Source, TensorSource, check_labels, class_names
 from .streams import StreamSource
 
 
@@ -43,13 +43,13 @@ class DataSplits:
         check = Arguments("data: ")
         check.instance("preprocessing", self.preprocessing, Preprocessing, "Preprocessing()", none=True)
         check.done()
-        if self.classes is None:
+        if (names := class_names(self.classes)) is None:
             return
-        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        object.__setattr__(self, "classes", names)
         for source in (self.train, self.val):
             # A Dataset's targets may have to be read one by one from disk: the loss meets them soon enough.
             if isinstance(source, TensorSource):
-                check_labels(source.targets(), len(self.classes))
+                check_labels(source.targets(), len(names))
 
     def sizes_for(self, model: Callable[..., Any]) -> dict[str, Any]:
         """Those arguments of a model's class that these data decide, as a recipe fills them in.

@@ -23,9 +23,10 @@ from ..micro_batches import Division
 from ..rng import fold
 from ..text import counted
 from .nested import attribute_of
-from .sources import Source
+from .sources import Source, class_names
 from .workers import collated, seeded
 
+READ_ONCE = "can be read only once; give an IterableDataset, whose __iter__ makes it for each pass"
 # How many samples are read, twice, to see whether a stream's state leads back to where it was taken.
 _TRIED_SAMPLES = 4
 # Of each tensor of a batch so many numbers count in the digest of what was read.
@@ -54,7 +55,9 @@ class StreamSource(Source):
     def __init__(self, stream: Any, *, classes: Sequence[str] | None = None, collate: Callable[..., Any] | None = None):
         self.stream, self.collate = stream, collate
         self.name = type(stream).__qualname__
-        names = classes if classes is not None else attribute_of(stream, "classes")
+        if isinstance(stream, type) or not (hasattr(stream, "__iter__") or hasattr(stream, "__getitem__")):
+            raise UsageError(f"data: {self.name} cannot be iterated over; give an object with __iter__ as a stream")
+        names = class_names(classes) if classes is not None else attribute_of(stream, "classes")
         self.classes = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) else None
 
     def __len__(self) -> int:
@@ -200,7 +203,10 @@ class StreamReader:
     def _start(self, number: int) -> None:
         """Be at the start of a pass."""
         self._pass, self._batches, self._digest, self._ended = number, 0, "", False
-        self._stream = with_data_shared(self._given)
+        try:
+            self._stream = with_data_shared(self._given)
+        except TypeError as error:
+            raise UsageError(f"data: a {self._name} {READ_ONCE} ({first_line(error)})") from error
         self._iterator: Any = None
         if hasattr(self._stream, "set_epoch"):
             self._stream.set_epoch(number)
