@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -285,6 +286,23 @@ def test_a_state_of_another_number_of_workers_is_refused_though_it_is_allowed():
         Loader(Stateful(), 4).load_state_dict(state, allow={"workers"})
 
 
+def test_batches_of_another_size_go_on_from_a_state_where_the_stream_has_one():
+    numbers = list(range(23))
+    random.Random(0).shuffle(numbers)
+    for kind in (Stateful, Plain):
+        saved = Loader(kind(), 4)
+        for _ in range(3):
+            taken(saved, 1)
+            state = saved.state_dict()
+        loader = Loader(kind(), 3)
+        if kind is Plain:
+            with pytest.raises(UsageError, match="was read in batches of 4 and has no state of its own"):
+                loader.load_state_dict(state, allow={"batch_size"})
+        else:
+            loader.load_state_dict(state, allow={"batch_size"})
+            assert [int(number) for batch in taken(loader) for number in batch] == numbers[12:]
+
+
 def test_a_state_that_cannot_be_saved_is_not_relied_on():
     class Odd(Stateful):
         def state_dict(self):
@@ -536,3 +554,19 @@ def test_a_recipe_reads_a_stream_and_asks_for_its_length(tmp_path, monkeypatch):
         UsageError, match=r"r.yaml:3:\d+: data: the length of the stream Flow is not known; .*num_samples"
     ):
         build(load_recipe(recipe))
+
+
+def test_what_can_be_read_only_once_is_no_stream():
+    with open(__file__) as file:
+        for stream in (file, (number for number in range(9))):
+            with pytest.raises(UsageError, match="can be read only once; give an IterableDataset"):
+                next(iter(Loader(StreamSource(stream, collate=len), 3)))
+    for nothing in (5, Plain):
+        with pytest.raises(UsageError, match="cannot be iterated over"):
+            StreamSource(nothing)
+
+
+def test_the_classes_of_a_stream_may_be_in_any_list():
+    assert StreamSource(Plain(), classes=numpy.array(["a", "b"])).classes == ("a", "b")
+    with pytest.raises(UsageError, match="classes: 2 is not a list of names"):
+        StreamSource(Plain(), classes=2)

@@ -253,5 +253,17 @@ class Streamed:
                     code="resume-data",
                 )
             self._pass, self._turn, self._states = reading["pass"], reading["turn"], list(reading["workers"])
+            if state["batch_size"] != self._size:
+                self._forget_batches(state["batch_size"])
         elif position or (epoch and self._num_samples):
             self._place = _NOWHERE  # so that it is gone to
+
+    def _forget_batches(self, size: int) -> None:
+        """Go on from states of a stream that was read in batches of another `size`: digests are of such batches."""
+        if not self.source.stateful:
+            raise UsageError(
+                f"loader state: the stream {self.source.name} was read in batches of {size} and has no state of its "
+                "own to go on from; no other batch_size can find the place",
+                code="resume-data",
+            )
+        self._states = [None if state is None else {**state, "before": None} for state in self._states]
