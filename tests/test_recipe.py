@@ -169,6 +169,7 @@ LINES = [
     ("model: {import: a.b.C}", "2:17: model.import: 'a.b.C' has no colon; write a.b:C"),
     ("model: {import: a/b.py:C}", "2:17: model.import: 'a/b.py:C' is a file; give the module and the name in it"),
     ("model: {import: 'a b:C'}", "2:17: model.import: 'a b:C' is not of the form module:Name"),
+    ("model: {import: 'a:B', config: {import: torch}}", "2:32: model.config: 'torch' is not of the form module:Name"),
     ("model: {import: 3}", "2:17: model.import: 3 is not a text module:Name"),
     ("data: {name: garments, normalize: {mean: [0.1, 0.2], std: 1}}", "3:35: data.normalize: mean has 2 numbers and"),
     ("data: {name: garments, normalize: {std: 0}}", "3:41: data.normalize.std: 0 is not above 0; give a deviation"),

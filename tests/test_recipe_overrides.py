@@ -57,6 +57,14 @@ def test_list_items_are_reached_by_index():
     assert [group.args for group in recipe.optimizer.groups] == [{}, {"lr": 2}]
 
 
+@pytest.mark.parametrize(("word", "together"), [("true", False), ("together", True)])
+def test_a_word_that_stands_for_a_section_becomes_one(word, together):
+    board = read(BASE + f"tensorboard: {word}\n", "tensorboard.histograms=1 epoch").tensorboard
+    assert (board.histograms, board.together) == ("1 epoch", together)
+    resolved = read(read(BASE).to_yaml(), "tensorboard.histograms=2 epochs", "execution.threads=1")
+    assert (resolved.tensorboard.histograms, resolved.execution.threads) == ("2 epochs", 1)
+
+
 def test_an_override_of_an_aliased_value_changes_that_place_only():
     text = BASE.replace("lr: 0.1", "groups:\n  - &g {match: a, lr: 1}\n  - *g")
     recipe = read(text, "optimizer.groups.1.lr=2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,3 +179,11 @@ def test_windows_are_a_source_like_any_other():
     assert inputs[0].tolist() == [5, 6, 7, 8, 9] and targets[1].tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(UsageError, match="weights: 'rare' is neither balanced nor a column"):
         Loader(windows, 2, weights="rare")
+
+
+def test_arguments_given_in_python_are_checked_as_a_recipes_are(book):
+    with pytest.raises(UsageError, match="data.tokens: 'words' is not one of characters, bytes\ndata.length: 0 is not"):
+        text(book, tokens="words", length=0)
+    with pytest.raises(UsageError, match="data.stride: 0 is not a whole .*\ndata.val_share: 1.5 is above 1"):
+        text(book, stride=0, val_share=1.5)
+    assert text(Path(book), length=8).train.fingerprint() == text(str(book), length=8).train.fingerprint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..arguments import Arguments
 from ..errors import UsageError
 from ..files import read_bounded
 from ..fingerprint import hash_bytes
+from ..registry import Range
 from ..text import counted
 from .sources import TensorSource
 from .splits import DataSplits
@@ -55,7 +58,7 @@ class TokenWindows(TensorSource):
 
 
 def text(
-    path: str | Sequence[str] | None = None,
+    path: str | os.PathLike[str] | Sequence[str] | None = None,
     tokens: Literal["characters", "bytes"] = "characters",
     length: int = 64,
     stride: int | None = None,
@@ -70,7 +73,13 @@ def text(
 
     Raises UsageError for a path that is no file, a file that is empty or not UTF-8, and a text shorter than a window.
     """
-    paths = [path] if isinstance(path, str) else path
+    check = Arguments("data.")
+    check.choice("tokens", tokens, ("characters", "bytes"))
+    length = check.whole("length", length, low=1)
+    stride = check.whole("stride", stride, low=1, none=True)
+    val_share = check.number("val_share", val_share, Range(low=0, high=1, high_open=True))
+    check.done()
+    paths = [path] if isinstance(path, str | os.PathLike) else path
     if paths is not None and not paths:
         raise UsageError("data.path: an empty list; give at least one file")
     as_bytes = tokens == "bytes"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..registry import imports_in
 from ..text import shortened
 from .frozen import Frozen
 from .kinds import Argument, Kind
@@ -200,6 +201,10 @@ def _part(name: str, imported: bool, args: dict[str, Any], path: str, place: str
     if importable and not imported:
         message = f"{name!r} is not a registered name; to use your own, write {{import: {name}}}"
         return reading.refuse(place, message, reading.values.get(join(path, "name")))
+    for key, value in args.items():
+        for text in imports_in(value):
+            if not re.fullmatch(IMPORT_PATTERN, text):
+                args[key] = reading.refuse(join(path, key), _import_message(text))
     if any(value is INVALID for value in args.values()):
         return INVALID
     return Part(name, Frozen(args), imported, path)

@@ -77,6 +77,10 @@ def _as_mapping(node: Scalar, keys: list[str], at: int, where: Where) -> Entries
         return Entries({}, where)
     if node.value in ("auto", "plain"):  # execution, data.normalize
         return Entries({}, where)
+    if path == "tensorboard" and node.value is True:
+        return Entries({}, where)
+    if path == "tensorboard" and node.value == "together":
+        return Entries({"together": Scalar(True, node.where, "true")}, where)
     part = keys[0] in _PARTS and (at == 1 or keys[at - 1].isdigit())
     if part and isinstance(node.value, str) and not keys[at].isdigit():
         return Entries({"name": node}, node.where, {"name": node.where})
