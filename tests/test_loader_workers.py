@@ -114,6 +114,56 @@ def test_a_dataset_is_gone_on_with_in_mid_epoch(workers):
     assert same(given, whole)
 
 
+class AnewEachEpoch(Dataset):
+    """Makes its generator when its epoch is set."""
+
+    generator: numpy.random.Generator | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = numpy.random.default_rng(epoch)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int):
+        return torch.tensor([self.generator.random()]), index
+
+
+class AtFirstUse(AnewEachEpoch):
+    """Makes its generator, with a seed of the machine's, when its first sample is read."""
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def __getitem__(self, index: int):
+        self.generator = self.generator or numpy.random.default_rng()
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", [AnewEachEpoch, AtFirstUse])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_that_a_dataset_makes_later_are_found(kind, workers):
+    def read(state=None, until=(2, 0)):
+        loader = Loader(kind(), 4, workers=workers)
+        loader.source.dataset.set_epoch(0)
+        loader.source.fingerprint()
+        assert not loader.notes
+        if state is not None:
+            loader.load_state_dict(state)
+        given = []
+        while (loader.epoch, loader.position) < until:
+            loader.source.dataset.set_epoch(loader.epoch)
+            for batch in loader:
+                given.append(tuple(t.clone() for t in batch))
+                if (loader.epoch, loader.position) == until:
+                    break
+        loader.close()
+        return given, loader.state_dict()
+
+    part, state = read(until=(1, 1))
+    assert same(part + read(state)[0], read()[0])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_global_generators_are_left_alone(workers):
     rng.seed_all(5)

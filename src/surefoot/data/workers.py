@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import multiprocessing.connection
 import os
 import random
@@ -33,14 +34,15 @@ _PR_SET_PDEATHSIG = 1
 Key = tuple[int, Sequence[int]]
 
 
-def fetch(dataset: Any, keys: Iterable[int], seed: int, epoch: int) -> list[Any]:
+def fetch(dataset: Any, keys: Iterable[int], seed: int, epoch: int, moment: Any = None) -> list[Any]:
     """The samples of `keys`, each read with Python's, NumPy's and torch's generators seeded for it.
 
     So are the generators that the data set has (`generators.held_by`). The seed is a function of (seed, epoch, key),
-    the index is the key modulo the number of samples; all generators are afterwards as they were.
+    the index is the key modulo the number of samples; all generators are afterwards as they were. For `moment` see
+    `seeded`.
     """
     count = len(dataset)
-    with seeded(dataset) as seed_all:
+    with seeded(dataset, moment) as seed_all:
         samples = []
         for key in keys:
             seed_all(fold(seed, epoch, key))
@@ -52,7 +54,7 @@ def apply_to_each(
     function: Callable[[Any], Any], items: Tensor, indices: Sequence[int], seed: int, epoch: int
 ) -> Tensor:
     """Stack ``function(item)`` of each item, called under the random numbers of its index."""
-    with seeded(function) as seed_all:
+    with seeded(function, epoch) as seed_all:
         results = []
         for index, item in zip(indices, items, strict=True):
             seed_all(fold(seed, epoch, index))
@@ -68,11 +70,14 @@ def apply_to_each(
 
 
 @contextlib.contextmanager
-def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
-    """Gives a function that seeds the process's generators and those of `holder`; all are restored at the end."""
+def seeded(holder: Any, moment: Any = None) -> Iterator[Callable[[int], None]]:
+    """Gives a function that seeds the process's generators and those of `holder`; all are restored at the end.
+
+    At another `moment` (an epoch, say) `holder` may have made others than before.
+    """
     # Not rng.get_state: CUDA's generators are not touched here, and reading them would wait for the device.
     states = random.getstate(), numpy.random.get_state(), torch.default_generator.get_state()
-    held = list(_generators_of(holder).values())
+    held = list(_generators_of(holder, moment).values())
     before = [generators.state_of(generator) for generator in held]
 
     def seed_all(seed: int) -> None:
@@ -92,15 +97,21 @@ def seeded(holder: Any) -> Iterator[Callable[[int], None]]:
             generators.put_state(generator, state)
 
 
-_GENERATORS: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+# Of each object the last moment at which it was searched, how often, and what was found.
+_GENERATORS: weakref.WeakKeyDictionary[Any, tuple[Any, int, dict[str, Any]]] = weakref.WeakKeyDictionary()
+_readers = itertools.count()
 
 
-def _generators_of(holder: Any) -> dict[str, Any]:
-    # Searched once per object: this runs at every batch.
+def _generators_of(holder: Any, moment: Any) -> dict[str, Any]:
+    # This runs at every batch, and a search takes milliseconds. There are two at each moment: the first finds what a
+    # `set_epoch` has made, the second what is made when the first sample is read.
     try:
-        if holder not in _GENERATORS:
-            _GENERATORS[holder] = generators.held_by(data=holder)
-        return _GENERATORS[holder]
+        last, searches, held = _GENERATORS.get(holder, (moment, 0, {}))
+        searches = searches if last == moment else 0
+        if searches < 2:
+            held = generators.held_by(data=holder)
+            _GENERATORS[holder] = moment, searches + 1, held
+        return held
     except TypeError:  # not hashable, or without weak references
         return generators.held_by(data=holder)
 
@@ -116,11 +127,12 @@ class BatchReader:
         self.dataset = dataset
         self.seed = seed
         self.collate = collate
+        self._number = next(_readers)
 
     def __getitem__(self, key: Key) -> tuple[Any, ...] | UsageError:
         epoch, keys = key
         try:
-            samples = fetch(self.dataset, keys, self.seed, epoch)
+            samples = fetch(self.dataset, keys, self.seed, epoch, (self._number, epoch))
             return collated(samples, self.collate, self._indices(keys), self.seed, epoch, *keys)
         except UsageError as error:
             return UsageError(str(error), code=error.code)
@@ -159,7 +171,7 @@ def collated(
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise UsageError(_uncollatable(samples, indices, error)) from error
     else:
-        with seeded(collate) as seed_all:
+        with seeded(collate, seed[1]) as seed_all:
             seed_all(fold(*seed))
             batch = collate(samples)
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
