@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from surefoot.artifacts.images import read_images
+from surefoot.build import build
 from surefoot.cli import main
 from surefoot.data import DATA, Loader
 from surefoot.data import image_folder as module
 from surefoot.data.image_folder import image_folder
 from surefoot.errors import Problems, UsageError
 from surefoot.pictures import decode_picture
+from surefoot.recipe import parse_recipe
 
 
 def picture(path, *, seed=0, size=(12, 10), mode="RGB"):
@@ -146,6 +148,24 @@ def test_arguments_that_cannot_be_are_refused(folder):
     for arguments in ({"channels": 2}, {"size": 0}, {"size": [1, 2, 3]}, {"size": [0, 4]}, {"val_share": 1}):
         with pytest.raises(UsageError):
             DATA.build("image_folder", {"dir": str(folder), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("dir: nowhere", "r.yaml:1:33: data.dir: nowhere is no directory"),
+        ("dir: ., size: [8, 8, 8]", "r.yaml:1:42: data.size: .* is not one or two whole numbers"),
+        ("dir: ., channels: 2", "r.yaml:1:46: data.channels: 2 is not 3"),
+    ],
+)
+def test_a_recipes_message_points_at_the_key(argument, message):
+    recipe = parse_recipe(
+        f"data: {{name: image_folder, {argument}}}\nepochs: 1\nmodel: LeNet5\nloss: CrossEntropyLoss\n"
+        "optimizer: {name: SGD, lr: 0.1}\n",
+        "r.yaml",
+    )
+    with pytest.raises(UsageError, match=f"^{message}"):
+        build(recipe)
 
 
 def test_a_recipe_trains_on_a_folder_and_its_model_tells_a_picture(folder, tmp_path, capsys, monkeypatch):

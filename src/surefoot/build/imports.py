@@ -87,7 +87,8 @@ def at(recipe: Recipe, path: str) -> Iterator[None]:
 def _placed(recipe: Recipe, path: str, text: str) -> str:
     """`text` with its place: that of the key below `path` that it begins with, where it does."""
     text = text.removeprefix(f"{path}: ")
-    key, colon, rest = text.partition(": ")
-    if colon and f"{path}.{key}" in recipe.places:
+    below = text.removeprefix(f"{path}.")
+    key, colon, rest = below.partition(": ")
+    if colon and (below != text or f"{path}.{key}" in recipe.places):
         return recipe.problem(f"{path}.{key}", rest)
     return recipe.problem(path, text)
