@@ -89,7 +89,7 @@ def test_what_is_no_pair_is_named(tmp_path):
         of(tmp_path)
     pair(tmp_path, "a", [0, 1])
     (tmp_path / "images" / "b.png").write_bytes((tmp_path / "images" / "a.png").read_bytes())
-    with pytest.raises(UsageError, match=r"images/b\.png has no mask of that name; 1 files lack theirs"):
+    with pytest.raises(UsageError, match=r"images/b\.png has no mask of that name$"):
         of(tmp_path)
     (tmp_path / "masks" / "b.png").write_bytes((tmp_path / "images" / "a.png").read_bytes())
     with pytest.raises(UsageError, match=r"masks/b\.png: is no mask \(mode RGB\): each pixel is one value"):
@@ -105,6 +105,24 @@ def test_what_is_no_pair_is_named(tmp_path):
     (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(Problems, match=r"images/b\.png: cannot be read as a picture"):
         of(tmp_path)
+
+
+def test_a_mask_that_lies_across_its_picture_is_refused(tmp_path, monkeypatch):
+    pair(tmp_path, "a", [0, 1])
+    picture = Image.open(tmp_path / "images" / "a.png")
+    exif = picture.getexif()
+    for orientation in (6, 3):
+        exif[0x0112] = orientation
+        picture.save(tmp_path / "images" / "a.png", exif=exif)
+        if orientation == 3:
+            assert len(of(tmp_path).train) == 1
+            continue
+        with pytest.raises(Problems, match=r"masks/a\.png: is 6x4 and its picture 4x6 \(as EXIF data turn it\)"):
+            of(tmp_path)
+        monkeypatch.setattr(image_folder, "MEMORY_BYTES", 1)
+        with pytest.raises(UsageError, match=r"masks/a\.png: is 6x4 and its picture 4x6"):
+            of(tmp_path).train.dataset[0]
+        monkeypatch.undo()
 
 
 RECIPE = """

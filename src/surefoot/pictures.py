@@ -91,6 +91,13 @@ def decode_picture(path: Path, data: bytes, shape: tuple[int, ...]) -> tuple[np.
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), notes
 
 
+def shown_size(path: Path, data: bytes) -> tuple[int, int]:
+    """Width and height of a picture as its EXIF data turn it; raises `BadFile`, which names `path`."""
+    with opened(path, data) as picture:
+        width, height = picture.size
+        return (height, width) if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
+
+
 def decode_mask(path: Path, data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     """The values of a grey, palette or black-and-white PNG, uint8 (height, width): the class of each pixel.
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UsageError
-from ..pictures import PICTURE_ENDINGS, decode_mask, files_below
+from ..pictures import PICTURE_ENDINGS, decode_mask, decode_picture, files_below, shown_size
+from ..safe_tensors import BadFile
 from .augment import picture_shape
-from .image_folder import bytes_of, kept_in_memory, picture_in
+from .image_folder import bytes_of, kept_in_memory
 from .orders import held_out
 from .sources import DatasetSource, TensorSource
 from .splits import DataSplits, image_preprocessing
@@ -39,14 +40,16 @@ def image_masks(
     are resized to the nearest pixel, pictures as in `image_folder`. `classes` names the values in order. A `val_share`
     of the pairs validates, drawn by `seed`.
 
-    Raises UsageError for pictures without a mask, and the reverse, and for files that cannot be read.
+    Raises UsageError for pictures without a mask, and the reverse, for files that cannot be read, and for a mask that
+    lies across its picture.
     """
     shape = picture_shape(size, channels)
     pictures, wanted = (_by_name(key, folder) for key, folder in (("images", images), ("masks", masks)))
     if alone := sorted(set(pictures) ^ set(wanted)):
         lacks = "mask" if alone[0] in pictures else "picture"
         there = pictures.get(alone[0]) or wanted[alone[0]]
-        raise UsageError(f"data.masks: {there} has no {lacks} of that name; {len(alone)} files lack theirs")
+        more = f"; {len(alone)} files lack theirs" if len(alone) > 1 else ""
+        raise UsageError(f"data.masks: {there} has no {lacks} of that name{more}")
     pairs = [(str(pictures[name]), str(wanted[name])) for name in pictures]
     with ThreadPoolExecutor(8) as pool:
         values = numpy.unique(numpy.concatenate(list(pool.map(_values, (mask for _, mask in pairs)))))
@@ -100,6 +103,14 @@ class Masked(Dataset[tuple[Tensor, Tensor]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        height, width = self.shape[1:]
-        mask = decode_mask(Path(self.masks[index]), bytes_of(self.masks[index]), (height, width))
-        return picture_in(self.files[index], self.shape), self.table[torch.from_numpy(mask.astype(numpy.int64))]
+        files = [Path(self.files[index]), Path(self.masks[index])]
+        contents = list(map(bytes_of, files))
+        (width, height), (across, down) = map(shown_size, files, contents)
+        if (width, height) == (down, across) and width != height:
+            raise BadFile(
+                files[1],
+                f"is {across}x{down} and its picture {width}x{height} (as EXIF data turn it); turn one of them",
+            )
+        pixels, _ = decode_picture(files[0], contents[0], self.shape)
+        mask = decode_mask(files[1], contents[1], (self.shape[1], self.shape[2]))
+        return torch.from_numpy(pixels.copy()), self.table[torch.from_numpy(mask.astype(numpy.int64))]
