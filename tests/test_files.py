@@ -153,6 +153,17 @@ def test_a_new_file_never_replaces_or_follows_what_is_there(tmp_path):
     assert victim.read_bytes() == b"keep"
 
 
+@pytest.mark.parametrize("write", [files.write_durably, files.write_atomically])
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="is a pipe, not a regular file"):
+            write(tmp_path / name, b"x")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"] and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_size_and_hash_are_told(tmp_path):
     written = files.write_new(tmp_path / "a", [b"ab", memoryview(bytearray(b"c"))])
     assert written.bytes == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -146,6 +147,7 @@ def test_a_file_of_answers_is_there_as_a_whole_or_not_at_all(here, capsys):
         (("--out", "answers.txt"), "say --json or --csv, or give a name that ends in"),
         (("--out", "no/where.csv"), "there is no directory no; name a file in a directory that exists"),
         (("--out", ".", "--csv"), "--out .: is a directory"),
+        (("--out", "pipe", "--csv"), "--out pipe: is no regular file"),
         (("empty",), "empty: holds no files that can be read"),
         (("two.npz",), "two.npz: holds 2 arrays (a, b); give one of them as .npy"),
         (("bad.npz",), "bad.npz: cannot be read as .npz"),
@@ -156,6 +158,7 @@ def test_a_file_of_answers_is_there_as_a_whole_or_not_at_all(here, capsys):
 def test_what_cannot_be_is_one_message(here, words, message, capsys):
     save(mlp(3), loss="CrossEntropyLoss")
     (here / "empty").mkdir()
+    os.mkfifo(here / "pipe")
     np.savez("two.npz", a=np.zeros((1, 4), "float32"), b=np.zeros((1, 4), "float32"))
     (here / "bad.npz").write_bytes((here / "two.npz").read_bytes()[:100])
     assert message in refused(capsys, "x.npy", *words)

@@ -193,6 +193,7 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
     mark = -1
     with naming(path):
         try:
+            _refuse_special(path)
             descriptor = _made(temporary)
             # Held until the name is changed: distinguishes a file that is being written from one that a kill left.
             mark = os.dup(descriptor)
@@ -212,6 +213,16 @@ def _replace(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool)
     if durable:
         fsync_directory(path.parent)
     return written
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise `NotRegular` for a device, a pipe or a socket: /dev/null would be a plain file from then on."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # there is nothing
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise NotRegular(errno.EINVAL, f"is {_kind(mode)}, not a regular file", str(path))
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:

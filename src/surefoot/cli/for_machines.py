@@ -34,8 +34,9 @@ def output_form(arguments: argparse.Namespace) -> str:
     form = forms[0] if forms else out.suffix.lower().removeprefix(".")
     if form not in ("json", "csv"):
         raise UsageError(f"--out {out}: say --json or --csv, or give a name that ends in .json or .csv")
-    if out.is_dir() or not out.parent.is_dir():
-        reason = "is a directory" if out.is_dir() else f"there is no directory {out.parent}"
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
+        there = "is a directory" if out.is_dir() else "is no regular file"
+        reason = there if out.exists() else f"there is no directory {out.parent}"
         raise UsageError(f"--out {out}: {reason}; name a file in a directory that exists")
     return form
 
