@@ -201,6 +201,22 @@ def test_arguments_that_cannot_be_are_told(name, arguments, message):
         AUGMENTATIONS.build(name, arguments)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomErasing(scale=0.5), "scale: 0.5 is no pair of rising numbers"),
+        (lambda: RandomErasing(ratio="ab"), "ratio: 'ab' is no pair of rising numbers"),
+        (lambda: RandomAffine(5, translate=1), "translate: 1 is no pair of shares"),
+        (lambda: RandomAffine(None), "degrees: None is no pair of rising numbers"),
+        (lambda: RandomHorizontalFlip("x"), "p: 'x' is not a probability between 0 and 1"),
+        (lambda: RandomCrop(size=2.5), "size: 2.5 is not one or two whole numbers"),
+    ],
+)
+def test_arguments_given_in_python_are_checked_too(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
 def test_the_registry_builds_transforms_that_the_loader_takes():
     augment = [AUGMENTATIONS.build("RandomCrop", {"padding": 2}), AUGMENTATIONS.build("RandomHorizontalFlip")]
     raw = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from surefoot.cli import main
 from surefoot.data import DATA
+from surefoot.data.hugging_face import hugging_face
 from surefoot.errors import UsageError
 
 RECIPE = """
@@ -33,6 +35,8 @@ def test_a_missing_library_is_one_message_with_the_command(tmp_path, monkeypatch
 def test_a_path_that_is_not_there_is_no_name_of_the_hub(path):
     with pytest.raises(UsageError, match="there is no such directory or file"):
         DATA.build("hugging_face", {"path": path, "inputs": "image"})
+    with pytest.raises(UsageError, match="there is no such directory or file"):
+        hugging_face(Path("nowhere/at/all", path), "image")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ def test_it_comes_back_from_json_exactly(scale, constants):
         {"scale": True, "mean": [0.5], "std": [0.5]},
         {"scale": 1, "mean": ["a"], "std": [0.5]},
         {"scale": 1, "mean": [0.5], "std": [0]},
+        {"scale": 1, "mean": [0.5], "std": [1e-60]},
+        {"scale": 1, "mean": [1e60], "std": [0.5]},
         {"scale": 1, "mean": [0.5, 1], "std": [0.5]},
         {"scale": 1, "mean": [], "std": []},
         {"scale": 0, "mean": [0.5], "std": [0.5]},

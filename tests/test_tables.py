@@ -601,3 +601,8 @@ def test_texts_that_are_written_as_numbers_are_told(values):
 def test_numbers_too_small_for_float32_are_told():
     with pytest.raises(UsageError, match="'a' differs by .*e-51 around .*, which float32 cannot tell .* another unit"):
         table({"a": [0, 1e-50, 2e-50], "y": [1.5, 2, 3]}, "y", val_share=0)
+
+
+def test_a_tables_columns_may_be_tensors():
+    splits = table({"a": torch.arange(4), "y": torch.rand(4, requires_grad=True)}, "y", val_share=0)
+    assert splits.train.tensors[0].flatten().tolist() == [0, 1, 2, 3] and splits.classes is None

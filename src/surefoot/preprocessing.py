@@ -16,6 +16,8 @@ from .errors import UsageError
 from .registry import Range
 from .text import counted
 
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -47,11 +49,11 @@ class Preprocessing:
                     raise TypeError
             except (TypeError, ValueError):
                 raise UsageError(f"preprocessing: {name}: {value!r} is not a number or a list of numbers") from None
-            if not numbers or not all(map(math.isfinite, numbers)):
+            if not numbers or not all(abs(number) <= _LARGEST for number in numbers):
                 raise UsageError(f"preprocessing: {name}: {value!r}; give one finite number, or one a channel")
             object.__setattr__(self, name, numbers)
-        if min(self.std) <= 0:
-            raise UsageError(f"preprocessing: std: {min(self.std)} is not above 0")
+        if min(self.std) < _SMALLEST:
+            raise UsageError(f"preprocessing: std: {min(self.std)} is not above 0{' in float32' * (min(self.std) > 0)}")
         if len(self.mean) != len(self.std):
             raise UsageError(
                 f"preprocessing: mean has {counted(len(self.mean), 'number')} and std "

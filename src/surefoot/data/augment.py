@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .. import batches
+from ..arguments import as_number
 from ..errors import UsageError
 from .draws import Draws
 
@@ -186,7 +187,7 @@ class RandomAffine(ImageTransform):
         fill: float = 0,
     ):
         self.degrees = _symmetric("degrees", degrees)
-        self.translate = tuple(translate) if translate is not None else (0.0, 0.0)
+        self.translate = _numbers(translate if translate is not None else (0.0, 0.0))
         if len(self.translate) != 2 or not all(0 <= t <= 1 for t in self.translate):
             raise UsageError(f"translate: {translate!r} is no pair of shares between 0 and 1")
         self.scale = _range("scale", scale if scale is not None else (1.0, 1.0), low=1e-6, high=math.inf)
@@ -268,15 +269,22 @@ def _inverse(turn: float, scale: float, slant_x: float, slant_y: float) -> tuple
     return d / scale, -b / scale, -c / scale, a / scale
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    """One number or several as plain ones; none where something among them is no number."""
+    items = value if isinstance(value, Iterable) else [value]
+    numbers = [as_number(item) for item in items]
+    return tuple(number for number in numbers if number is not None and None not in numbers)
+
+
 def _probability(p: float) -> float:
-    if not 0 <= p <= 1:
+    if (number := as_number(p)) is None or not 0 <= number <= 1:
         raise UsageError(f"p: {p!r} is not a probability between 0 and 1")
-    return p
+    return number
 
 
 def whole_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """`value` as two whole numbers of at least `least`; one number stands for both."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Iterable) else (value, value)
     if len(pair) == 1:
         pair *= 2
     if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
@@ -292,10 +300,10 @@ def picture_shape(size: int | Sequence[int], channels: int) -> tuple[int, int, i
 
 
 def _range(name: str, value: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    pair = tuple(value)
+    pair = _numbers(value)
     if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
         raise UsageError(f"{name}: {value!r} is no pair of rising numbers between {low:g} and {high:g}")
-    return pair
+    return pair[0], pair[1]
 
 
 def _symmetric(name: str, value: float | Sequence[float]) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def hugging_face(
     and a hub that cannot be reached.
     """
     shape = picture_shape(size, channels)
-    splits = _loaded(path, config)
+    splits = _loaded(str(path), config)
     for key, name in (("train", train), ("val", val)):
         if name is not None and name not in splits:
             meant = did_you_mean(name, splits) or f"; there are {', '.join(map(str, splits))}"

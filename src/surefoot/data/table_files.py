@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import UsageError, first_line
 from ..registry import did_you_mean, not_there
 
@@ -58,6 +60,8 @@ def as_table(data: Any) -> Any:
     try:
         # By its own way polars gives types that pyarrow can compute with.
         data = data.to_arrow() if hasattr(data, "to_arrow") else data
+        if isinstance(data, Mapping):
+            data = {name: c.detach().cpu().numpy() if isinstance(c, Tensor) else c for name, c in data.items()}
         table = data if isinstance(data, pyarrow.Table) else pyarrow.table(data)
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
         raise UsageError(f"data: {type(data).__name__} is no table: {first_line(error)}") from error
