@@ -112,7 +112,7 @@ def encoded(path: str | Path, classes: Sequence[str]) -> Tensor:
     return _numbered(_read(path, tuple(classes) == BYTE_NAMES), tuple(classes), path)
 
 
-def _read(path: str | Path, as_bytes: bool) -> bytes:
+def _read(path: str | os.PathLike[str], as_bytes: bool) -> bytes:
     path = Path(path).expanduser()
     if path.is_dir():
         raise UsageError(f"{path} is a directory; give its files, e.g. [{path / 'a.txt'}, ...]")
