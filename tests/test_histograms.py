@@ -18,7 +18,7 @@ from surefoot.errors import RunFailed
 from surefoot.recipe import load_recipe
 from surefoot.tracking import RunRecords, read_records
 from surefoot.tracking.event_files import EventFiles
-from surefoot.tracking.histograms import BINS, histograms_of
+from surefoot.tracking.histograms import BINS, _histogram, histograms_of
 
 X = torch.linspace(-1, 1, 96).reshape(24, 4)
 
@@ -54,6 +54,13 @@ def test_a_histogram_counts_every_value_between_the_lowest_and_the_highest():
     assert weights.number == sum(weights.counts) == 1200 and len(weights.counts) == len(weights.limits()) == BINS
     assert weights.total == pytest.approx(model.weight.sum().item(), abs=1e-4) and weights.limits()[-1] == weights.high
     assert found["gradients/weight"].counts == (1200.0,) and found["gradients/weight"].squares == 4800.0
+
+
+def test_more_values_in_a_bin_than_float32_counts_are_counted():
+    values = torch.zeros(2**24 + 9)
+    values[-1] = 1.0
+    histogram = _histogram(values)
+    assert histogram.counts[0] == 2**24 + 8 and sum(histogram.counts) == histogram.number == 2**24 + 9
 
 
 def test_what_is_not_finite_is_left_out_and_sparse_gradients_and_complex_weights_are_counted():

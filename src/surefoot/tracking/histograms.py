@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BINS = 30  # as many as TensorBoard shows
+# torch counts in float32, which ends at so many.
+_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def _histogram(tensor: Tensor) -> Histogram | None:
     if not values.numel():
         return None
     low, high = values.min().item(), values.max().item()
-    bins = 1 if low == high else BINS
-    counts = values.histc(bins, low, high) if bins > 1 else torch.tensor([float(values.numel())], device="cpu")
+    counts = torch.full((1,), values.numel(), dtype=torch.float64, device="cpu")
+    if low != high:
+        counts = torch.stack([piece.histc(BINS, low, high).double() for piece in torch.split(values, _PIECE)]).sum(0)
     return Histogram(
         low,
         high,

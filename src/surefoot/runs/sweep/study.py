@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import files
 from ...errors import RunFailed, UsageError
-from ..listing import SWEEP
+from ..listing import SWEEP, SWEPT
 from .settings import Between, Plan, Values
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class Study:
     def __init__(self, plan: Plan, directory: Path):
         self.plan, self.directory = plan, directory
         optuna = _optuna()
+        taken = [path for path in (directory / name for name in SWEPT) if os.path.lexists(path)]
+        if taken and not (directory / PRIVATE).exists():
+            raise UsageError(
+                f"{taken[0]}: is there already, and a sweep writes its own under this name; give another --dir"
+            )
         (directory / PRIVATE / "locks").mkdir(parents=True, exist_ok=True)
         with self._alone():
             self._home = _kept(
