@@ -303,6 +303,21 @@ def test_the_digest_sees_one_bit():
     assert digest({"model": model}) != before
 
 
+def test_a_frozen_weight_that_is_tied_is_frozen_after_a_resume(tmp_path):
+    def tied() -> nn.Module:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        net[0].weight.requires_grad_(False)
+        net[1].weight = net[0].weight
+        return net
+
+    with Checkpointer(tmp_path / "run", model=tied()) as saver:
+        saver.step()
+    net = tied()
+    with Checkpointer(tmp_path / "run", model=net) as saver:
+        assert saver.resume() is not None
+    assert [name for name, tensor in net.named_parameters() if not tensor.requires_grad] == ["0.weight"]
+
+
 def test_tensors_of_a_plain_dict_that_overlap_in_memory_do_so_after_a_resume(tmp_path):
     def overlapping() -> dict[str, torch.Tensor]:
         block = torch.zeros(6)

@@ -15,8 +15,9 @@ import pytest
 import torch
 from saving import model, saver_for, steps_of
 
-from surefoot import files
+from surefoot import files, safe_tensors
 from surefoot.checkpoint import Checkpointer, RunDirectory, scan, store
+from surefoot.checkpoint.run import Lock
 from surefoot.errors import RunFailed, Stopped, UsageError
 from surefoot.tracking import JournalFile
 
@@ -64,6 +65,17 @@ def test_nothing_half_made_is_left(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="No space left"):
         RunDirectory.create(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_another_process_that_was_faster_keeps_its_name(tmp_path, monkeypatch):
+    def taken(_):
+        (tmp_path / "run" / "LOCK").touch()
+        raise UsageError("this run is in use by another process")
+
+    monkeypatch.setattr(Lock, "take", taken)
+    with pytest.raises(UsageError, match="in use"):
+        RunDirectory.create(tmp_path / "run")
+    assert (tmp_path / "run" / "LOCK").exists()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"id": "other", "sha256": "0"}'])
@@ -333,6 +345,16 @@ def test_an_error_in_the_loop_marks_the_run_failed_and_is_the_one_raised(run_dir
     assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"
 
 
+def test_a_run_whose_last_save_fails_has_failed(run_dir, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunFailed, match="could not be written"), saver_for(run_dir, every=None) as saver:
+        saver.step()
+        monkeypatch.setattr(store, "begin", full)
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"
+
+
 def test_the_tutorials_loop_needs_at_most_five_lines():
     text = (ROOT / "examples/hand_loop.py").read_text()
     assert sum(line.rstrip().endswith("# (+)") for line in text.splitlines()) <= 5
@@ -358,6 +380,13 @@ def test_the_tutorials_loop_resumes_exactly(tmp_path, monkeypatch):
             hand_loop.main(str(tmp_path / "run"), 2, images=64)
     resumed = hand_loop.main(str(tmp_path / "run"), 2, images=64).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_more_tensors_than_can_be_read_back_are_refused_before_the_first_step(run_dir, monkeypatch):
+    monkeypatch.setattr(safe_tensors, "MAX_TENSORS", 10)
+    with pytest.raises(UsageError, match="at most 10 tensors"):
+        saver_for(run_dir, losses={"values": [torch.zeros(()) for _ in range(20)]})
+    assert not run_dir.exists()
 
 
 def test_a_state_of_more_brackets_than_can_be_read_back_is_refused_before_the_first_step(run_dir, monkeypatch):

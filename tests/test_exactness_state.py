@@ -117,6 +117,17 @@ class Grown(nn.Module):
         return x * self.scale + 0.01 * self.seen if self.scale is not None else x
 
 
+class Made(nn.Module):
+    """A buffer that the first forward pass makes."""
+
+    def forward(self, x):
+        if not hasattr(self, "seen"):
+            self.register_buffer("seen", torch.zeros(10), persistent=False)
+        if self.training:
+            self.seen = 0.5 * self.seen + 0.1 * x.detach().mean(0)
+        return x - self.seen
+
+
 class Drawing(Dataset):
     """Samples with noise out of `draw`."""
 
@@ -179,6 +190,7 @@ CASES = {
     "class weights": plain(loss=lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))),
     "buffers that are not persistent, averaged": plain(layers=lambda: [Counting()], fit={"ema_decay": 0.9}),
     "buffers that the first pass sets": plain(layers=lambda: [Grown()]),
+    "a buffer that the first pass makes": plain(layers=lambda: [Made()]),
     "an optimizer of somebody else's": plain(optimizer=PerOptimizer),
 } | {
     f"a generator in the {where}: {kind}": made(kind)

@@ -162,7 +162,7 @@ def layout(
     if len(text) > MAX_HEADER_BYTES or len(ordered) > MAX_TENSORS:
         raise UsageError(
             f"{len(ordered)} tensors with a header of {len(text)} bytes: at most {MAX_TENSORS} tensors and "
-            f"{MAX_HEADER_BYTES} bytes can be read back; split them over several files"
+            f"{MAX_HEADER_BYTES} bytes can be read back; make one tensor of many small ones, or several files"
         )
     return len(text).to_bytes(8, "little") + text, ordered
 

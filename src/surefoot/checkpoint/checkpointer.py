@@ -294,9 +294,8 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        status = (
-            "done" if error is None else "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        )
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        status = "done" if error is None else "interrupted" if stopped else "failed"
         try:
             if error is None:
                 self.finish()
@@ -306,6 +305,11 @@ class Checkpointer:
                 self._writer.abandon()
             if self._owns_run and self._begun:
                 self._end(status, error)
+        except SurefootError as failure:  # the last save
+            error = failure
+            if self._owns_run:
+                self._end("failed", failure)
+            raise
         finally:
             if error is None:
                 self.close()

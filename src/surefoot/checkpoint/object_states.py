@@ -7,8 +7,9 @@ they alone cannot refuse any more: no parameter has changed when anything else f
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -105,10 +106,12 @@ def set_state(objects: Mapping[str, Any], tree: Tree) -> None:
                     _restore_optimizer(value, tree[section][key], names)
                 else:
                     _put(value, tree[section][key])
-            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            except Exception as error:  # it may be the user's own, which refuses by whatever it likes
                 for other, before in changed:
-                    _put(other, before)
-                raise UsageError(f"{key}: its load_state_dict refused the checkpoint's state: {error}") from error
+                    with contextlib.suppress(Exception):  # that one may refuse its own as well
+                        _put(other, before)
+                why = str(error) or type(error).__name__
+                raise UsageError(f"{key}: its load_state_dict refused the checkpoint's state: {why}") from error
     for key, value in objects.items():
         if isinstance(value, nn.Module):
             _restore_module(value, tree["objects" if isinstance(value, AveragedModel) else "modules"][key])
@@ -185,7 +188,16 @@ def _capture_module(module: nn.Module) -> Tree:
             name for name, tensor in kept.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
         ],
         "extra": {name: child.get_extra_state() for name, child in _extra_states(module).items()},
+        "transient": sorted(_transient(module)),
     }
+
+
+def _transient(module: nn.Module) -> Iterator[str]:
+    """Names of the non-persistent buffers that are there: a forward pass may have made them."""
+    for prefix, child in submodules(module):
+        for name in child._non_persistent_buffers_set:
+            if child._buffers.get(name) is not None:
+                yield f"{prefix}.{name}" if prefix else name
 
 
 def _volatile(module: nn.Module) -> set[str]:
@@ -209,7 +221,8 @@ def _described(tensor: torch.Tensor) -> str:
 
 
 def _module_problems(module: nn.Module, saved: Any) -> list[str]:
-    if not _has(saved, tensors=dict, tied=dict, frozen=list, extra=dict):
+    named = isinstance(saved, dict) and _are_names(saved.get("frozen")) and _are_names(saved.get("transient", []))
+    if not named or not _has(saved, tensors=dict, tied=dict, extra=dict):
         return ["its state is not that of a module"]
     here = _capture_module(module)
     volatile = _volatile(module)
@@ -220,7 +233,8 @@ def _module_problems(module: nn.Module, saved: Any) -> list[str]:
         elif name in volatile:
             continue
         elif name not in here["tensors"]:
-            texts.append(f"{name!r} is in the checkpoint and not in the model")
+            if not _can_be_made(name, module, saved):
+                texts.append(f"{name!r} is in the checkpoint and not in the model")
         elif _described(tensor) != _described(live := here["tensors"][name]):
             texts.append(f"{name!r} is {_described(tensor)} in the checkpoint and {_described(live)} in the model")
     texts += [
@@ -235,6 +249,15 @@ def _module_problems(module: nn.Module, saved: Any) -> list[str]:
     if unknown := set(saved["frozen"]) - {name for name, t in tensors(module) if isinstance(t, nn.Parameter)}:
         texts.append(f"frozen parameters unknown here: {sorted(map(str, unknown))}")
     return texts
+
+
+def _can_be_made(name: str, module: nn.Module, saved: Tree) -> bool:
+    """Whether this is a non-persistent buffer that a module here has not made yet, as it does in its first forward."""
+    owner, _, leaf = name.rpartition(".")
+    if name not in saved.get("transient", []):  # which earlier versions lack
+        return False
+    child = dict(submodules(module)).get(owner)
+    return child is not None and not hasattr(child, leaf)
 
 
 def _restore_module(module: nn.Module, saved: Tree) -> None:
@@ -256,7 +279,7 @@ def _restore_module(module: nn.Module, saved: Tree) -> None:
             else:  # memory order decides in which order sums are taken, so it is part of the state
                 target.data = tensor.to(target.device, copy=True)
     for name, tensor in live.items():
-        if isinstance(tensor, nn.Parameter):
+        if isinstance(tensor, nn.Parameter) and name not in saved["tied"]:
             tensor.requires_grad_(name not in frozen)
     for name, child in _extra_states(module).items():
         child.set_extra_state(saved["extra"][name])
@@ -270,7 +293,7 @@ def _set_buffer(owners: Mapping[str, nn.Module], name: str, tensor: torch.Tensor
         parameter.data = tensor.clone()
         return
     if leaf not in module._buffers:
-        module.register_buffer(leaf, None)
+        module.register_buffer(leaf, None, persistent=False)
     expanded = tensor.layout is torch.strided and 0 in tensor.stride()
     module._buffers[leaf] = tensor if expanded else tensor.clone()
 
@@ -314,7 +337,7 @@ def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Map
     texts = []
     shapes: dict[str, torch.Size] = {}
     for g, (group, live) in enumerate(zip(saved["groups"], optimizer.param_groups, strict=True)):
-        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        if not isinstance(group, dict) or not _are_names(group.get("params")):
             return [f"group {g} is not a parameter group"]
         if set(group["params"]) != set(here[g]) or len(group["params"]) != len(here[g]):
             other = sorted(map(str, set(group["params"]) ^ set(here[g])))
@@ -417,6 +440,10 @@ def _object_problems(value: Any, saved: Any) -> list[str]:
         other = sorted(map(str, set(here) ^ set(saved))) if isinstance(saved, dict) else ["everything"]
         return [f"scheduler state differs from {type(value).__name__}'s in: {', '.join(other)}"]
     return []
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _has(saved: Any, **kinds: type) -> bool:

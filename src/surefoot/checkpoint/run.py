@@ -108,13 +108,13 @@ class RunDirectory:
             return run
         except BaseException as error:
             if lock is not None:
-                lock.release()
-            if made:
-                with contextlib.suppress(OSError):
-                    (path / LOCK).unlink(missing_ok=True)
-                for directory in made:
+                if made:  # before it is given back: another's would be no lock without its name
                     with contextlib.suppress(OSError):
-                        directory.rmdir()
+                        (path / LOCK).unlink(missing_ok=True)
+                lock.release()
+            for directory in made:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
             if isinstance(error, OSError):
                 raise unusable(path, error) from error
             raise

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import rng
+from .. import rng, safe_tensors
 from ..errors import RunFailed, UsageError
 from ..world import World
 from ..wrapping import local, shared_out
@@ -86,10 +86,13 @@ class Snapshots:
 
     def check(self) -> None:
         """Raise `UsageError` for what could not be saved, without copying anything."""
+        state, *encoders = self._encode()
         try:
-            state_json(self._encode()[0], "the state")
+            state_json(state, "the state")
         except RunFailed as error:
             raise UsageError(str(error)) from error
+        for encoder in encoders:
+            safe_tensors.layout(_own(encoder, 0))
 
     def take(
         self,
