@@ -9,7 +9,8 @@ import torch
 from saving import model, saver_for
 from torch import nn
 
-from surefoot.checkpoint import Checkpointer, ConditionsChanged, code_of, scan
+from surefoot.arguments import plain
+from surefoot.checkpoint import Change, Checkpointer, ConditionsChanged, code_of, object_states, scan
 from surefoot.checkpoint.conditions import compare, environment, require_same
 from surefoot.errors import UsageError
 
@@ -60,6 +61,39 @@ def test_a_dtype_that_differs_is_refused(run_dir):
         saver.step()
     with saver_for(run_dir, model().double()) as saver, pytest.raises(UsageError, match=r"float32 .* float64"):
         saver.resume()
+
+
+def test_a_state_that_an_object_refuses_in_its_own_way_leaves_all_as_they_were(run_dir):
+    class Counter:
+        def __init__(self, count):
+            self.count = count
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            if state["count"] != self.count:
+                raise AssertionError
+
+    with saver_for(run_dir, box={"a": 1}, counter=Counter(2)) as saver:
+        saver.step()
+    box = {"a": 5}
+    with saver_for(run_dir, box=box, counter=Counter(3)) as saver:
+        with pytest.raises(UsageError, match="counter: its load_state_dict refused the checkpoint's state: Assertion"):
+            saver.resume()
+        assert box == {"a": 5}
+
+
+@pytest.mark.parametrize("place", ["groups", "frozen"])
+def test_names_that_are_none_are_refused(place):
+    net = model()
+    objects = {"model": net, "optimizer": torch.optim.SGD(net.parameters(), lr=0.1)}
+    tree = object_states.get_state(objects)
+    if place == "groups":
+        tree["optimizers"]["optimizer"]["groups"][0]["params"] = [[1], [2]]
+    else:
+        tree["modules"]["model"]["frozen"] = [[1]]
+    assert len(object_states.problems(objects, tree)) == 1
 
 
 def test_missing_and_surplus_objects_are_refused(run_dir):
@@ -115,6 +149,7 @@ def test_untied_weights_are_refused(run_dir):
         ({"thing": object()}, "has no state_dict"),
         ({"box": {"f": len}}, "objects/box/f: a builtins.builtin_function"),
         ({"model": nn.LazyLinear(2)}, "run one batch"),
+        ({"box": {}, "conditions": {"a": [object()]}}, "conditions: a: ..object object at .* is no plain value"),
     ],
 )
 def test_what_cannot_be_saved_is_told_before_anything_is_written(run_dir, objects, told):
@@ -140,6 +175,16 @@ def test_changed_conditions_are_refused_field_by_field_and_allowed_by_name(run_d
     assert about["inexact"] == ["data: was abc, is abd", "recipe.seed: was 0, is 1"]
     with saver_for(run_dir, conditions=now) as saver:  # once allowed, these are the run's conditions
         saver.resume()
+
+
+def test_a_set_among_the_conditions_has_one_order():
+    assert plain({"a": {"y", "x", "z"}, "b": frozenset({2, 1})}) == {"a": ["x", "y", "z"], "b": [1, 2]}
+
+
+def test_what_to_type_is_quoted_for_a_shell():
+    assert "--allow 'code.__main__:main.<locals>.Net'" in str(
+        ConditionsChanged([Change("code.__main__:main.<locals>.Net", "a", "b")])
+    )
 
 
 def test_threads_are_a_condition(run_dir):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -17,8 +18,9 @@ from test_exactness import samples
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
+import surefoot
 from surefoot.artifacts import read_info
-from surefoot.checkpoint import Checkpointer, ConditionsChanged, code_of, environment
+from surefoot.checkpoint import Checkpointer, ConditionsChanged, code_of, describe, environment
 from surefoot.errors import Stopped, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
 from surefoot.tracking import Progress
@@ -82,6 +84,39 @@ def test_a_change_is_refused_by_name_and_marked_where_it_is_allowed(tmp_path, na
     assert any(change.name == name for change in refused.value.changes), str(refused.value)
     train(tmp_path / "run", 2, **CHANGES[name], allow=[change.name for change in refused.value.changes])
     assert any(text.startswith(f"{name}: was") for text in inexact(tmp_path / "run"))
+
+
+def test_arguments_of_functions_and_of_what_a_transform_holds_are_settings():
+    class Often:
+        def __init__(self, transforms, p=0.5):
+            self.transforms, self.p = transforms, p
+
+        def __call__(self, x):
+            return x
+
+    class Act(nn.Module):
+        def extra_repr(self):
+            return f"fn={nn.functional.relu}"
+
+    def described(value):
+        return describe({"it": value})["it"]
+
+    def smoothed(value):
+        return functools.partial(nn.functional.cross_entropy, label_smoothing=value)
+
+    assert described(smoothed(0.5)) == "partial(torch.nn.functional.cross_entropy, label_smoothing=0.5)"
+    different = [
+        *(smoothed(value) for value in (0.1, 0.2)),
+        *(functools.partial(max, value) for value in (1, 2)),
+        *(surefoot.objective(smoothed(value)) for value in (0.1, 0.2)),
+        *(Often([Often([], value), nn.Dropout(0.1), print]) for value in (0.1, 0.2)),
+        *(nn.TransformerEncoderLayer(4, 2, 8, activation=name) for name in ("relu", "gelu")),
+    ]
+    assert len({described(value) for value in different}) == len(different)
+    itself = Often([])
+    itself.transforms.append(itself)
+    assert described(itself).count("Often") < 20
+    assert " at 0x" not in described(Act()), "where something lies is another place in each process"
 
 
 @pytest.mark.parametrize("changed", [{"max_grad_norm": 1.0}, {"grad_accum_steps": 2}, {"ema_decay": 0.9}])
@@ -281,7 +316,7 @@ def project(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import helper, net, rates, warm  # noqa: E401, F401, I001
+    import net, rates, warm  # noqa: E401, I001
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     schedule = Schedule(optimizer, schedulers.LambdaLR(optimizer, rates.rate), warm.Own(optimizer, warmup_period=2))
@@ -294,6 +329,7 @@ def project(tmp_path, monkeypatch):
 def test_code_that_changed_is_seen_file_by_file(project, file):
     folder, parts = project
     before = code_of(parts)
+    assert "helper" not in sys.modules, "it is imported when forward() is called"
     assert {f"code.{name}" for name in FILES} <= set(before)
     (folder / file).write_text(FILES[file] + "# a comment is no change\n")
     assert code_of(parts) == before

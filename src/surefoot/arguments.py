@@ -216,7 +216,7 @@ def as_number(value: Any) -> float | int | None:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON would give it back: tuples as lists, numbers that are not finite as words, the rest as text.
+    """A value as JSON gives it back: tuples and sets as lists, numbers that are not finite as words, the rest as text.
 
     >>> plain({"loss": float("nan"), "betas": (0.9, 1)})
     {'loss': 'nan', 'betas': [0.9, 1]}
@@ -227,6 +227,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):  # whose order differs from process to process
+        return sorted(map(plain, value), key=repr)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from ..arguments import Arguments
+from ..arguments import Arguments, plain
+from ..text import shortened
 from .run import RunDirectory
 
 
@@ -19,6 +22,13 @@ def check_arguments(
     check.flag("background", background)
     check.flag("signals", signals)
     check.mapping("conditions", conditions, none=True)
+    for name, value in conditions.items() if isinstance(conditions, Mapping) else ():
+        if not isinstance(value, str) and re.search(r" at 0x[0-9a-f]+>", str(plain(value))):
+            check.refuse(
+                f"conditions: {name}",
+                f"{shortened(str(value))} is no plain value, and another one in each process: "
+                "give what of it counts, as numbers or texts",
+            )
     check.texts("allow", allow)
     if say is not None:
         check.function("say", say, "print")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class ConditionsChanged(UsageError):
     def __init__(self, changes: list[Change]):
         self.changes = tuple(changes)
         lines = "\n".join(f"  {change}" for change in changes)
-        names = " ".join(f"--allow {change.name}" for change in changes[:3])
+        names = " ".join(f"--allow {shlex.quote(change.name)}" for change in changes[:3])
         more = " ..." if len(changes) > 3 else ""
         super().__init__(
             f"this run was made under other conditions, so it would not go on exactly:\n{lines}\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +24,8 @@ from .user_code import code_of
 _SCHEDULERS = ("params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "name")
 # A model of more parts is compared as a whole.
 _MOST_PARTS = 300
+# So deep is looked into callables that hold others: a list of transforms, say.
+_MOST_DEEP = 5
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -151,29 +155,50 @@ def _module(key: str, module: nn.Module) -> dict[str, Any]:
     return parts
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, depth: int = 0) -> str:
     """``Dropout(p=0.5)``: a class with the constructor arguments that an object shows or keeps as attributes."""
     kind = type(value)
-    if inspect.isroutine(value):
+    if inspect.isroutine(value) or isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     shown = value.extra_repr() if isinstance(value, nn.Module) else ""
-    kept = [f"{name}={_shown(item)}" for name, item in _arguments(value) if f"{name}=" not in shown]
-    return f"{kind.__qualname__}({', '.join([shown] * bool(shown) + kept)})"
+    if isinstance(value, functools.partial):
+        given = [*enumerate(value.args), *value.keywords.items()]
+        shown = ", ".join([_text(value.func, depth), *(f"{n}={_shown(_setting(item, depth))}" for n, item in given)])
+    arguments = () if isinstance(value, functools.partial) else _arguments(value, depth)
+    kept = [f"{name}={_shown(item)}" for name, item in arguments if f"{name}=" not in shown]
+    text = f"{kind.__qualname__}({', '.join([shown] * bool(shown) + kept)})"
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # where an object lies differs from process to process
 
 
-def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
+def _arguments(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     try:
         names = inspect.signature(type(value).__init__).parameters
     except (TypeError, ValueError):
         return
     for name in names:
         item = getattr(value, name, None) if name != "self" else None
-        if isinstance(item, _PLAIN) and item is not None:
-            yield name, item
-        elif isinstance(item, torch.Tensor) and not isinstance(item, nn.Parameter):
-            yield name, f"{tuple(item.shape)} {Fingerprint.of(item)[:16]}"
-        elif isinstance(item, list | tuple) and all(isinstance(inner, _PLAIN) for inner in item):
-            yield name, list(item)
+        if isinstance(value, nn.Module) and isinstance(item, nn.Module):
+            continue  # a part, described as such
+        if (setting := _setting(item, depth)) is not None:
+            yield name, setting
+
+
+def _setting(item: Any, depth: int) -> Any:
+    """What of an argument is compared; None for one that computes nothing itself (a configuration, a mapping)."""
+    if isinstance(item, _PLAIN):
+        return item
+    if depth > _MOST_DEEP:
+        return type(item).__qualname__
+    if isinstance(item, torch.Tensor):
+        return None if isinstance(item, nn.Parameter) else f"{tuple(item.shape)} {Fingerprint.of(item)[:16]}"
+    if isinstance(item, list | tuple):
+        if len(item) > _MOST_PARTS and not all(isinstance(inner, _PLAIN) for inner in item):
+            return None
+        settings = [_setting(inner, depth + 1) for inner in item]
+        return (
+            None if any(s is None and inner is not None for s, inner in zip(settings, item, strict=True)) else settings
+        )
+    return _text(item, depth + 1) if callable(item) else None
 
 
 def _shown(value: Any) -> Any:

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,23 @@ def is_own(module: str | None) -> bool:
 
 
 def _path(module: str | None) -> Path | None:
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+    else:
+        file = getattr(_found(module) if module else None, "origin", None)
     return Path(file).resolve() if file and file.endswith(".py") else None
+
+
+def _found(module: str) -> ModuleSpec | None:
+    """Where a module is that is not imported yet, as one is within a function: found without importing it."""
+    package = module.rpartition(".")[0]
+    inside = None
+    if package:
+        known = sys.modules.get(package)
+        inside = getattr(known or _found(package), "__path__" if known else "submodule_search_locations", None)
+        if inside is None:
+            return None
+    return PathFinder.find_spec(module, inside)
 
 
 def _file(module: str, files: dict[str, str]) -> None:
@@ -109,7 +125,7 @@ def _file(module: str, files: dict[str, str]) -> None:
         files[name] = "no source"
         return
     for imported in imports:
-        if imported in sys.modules and is_own(imported):
+        if (imported in sys.modules or _found(imported)) and is_own(imported):
             _file(imported, files)
 
 
