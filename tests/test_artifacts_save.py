@@ -71,10 +71,14 @@ def test_any_dtype_comes_back(dtype, tmp_path):
     assert same(model, load_model(tmp_path / "model"))
 
 
-def test_channels_last_comes_back(tmp_path):
+@pytest.mark.parametrize("ending", ["", ".safetensors"])
+def test_channels_last_comes_back(tmp_path, ending):
     model = SmallResNet(width=4).to(memory_format=torch.channels_last)
-    save_model(model, tmp_path / "model")
-    again = load_model(tmp_path / "model")
+    if ending:
+        export(model, tmp_path / "model.safetensors")
+    else:
+        save_model(model, tmp_path / "model")
+    again = open_model(tmp_path / f"model{ending}").module
     assert same(model, again)
     weight = again.stages[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
@@ -214,6 +218,12 @@ def test_a_class_of_ones_own_is_imported_only_when_trusted(tmp_path, monkeypatch
             load_model(tmp_path / "own")
     model = my_models.Mine(3)
     assert load_model(tmp_path / "model", model=model) is model
+    save_model(model, tmp_path / "run/model/best")
+    shutil.copytree(tmp_path / "run/model/best", tmp_path / "run/model/others")
+    save_model(my_models.Mine(4), tmp_path / "run/model")  # which then is another directory
+    assert load_model(tmp_path / "run/model/best").in_features == 3
+    with pytest.raises(UsageError, match="--trust-code"):
+        load_model(tmp_path / "run/model/others")
 
 
 def test_trusted_code_that_is_not_there_is_told(tmp_path):
@@ -325,6 +335,25 @@ def test_replacing_keeps_what_else_is_there(tmp_path):
     assert same(load_model(tmp_path / "model" / "best"), one)
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == ["model"]
+
+
+def test_directories_that_are_made_for_a_model_are_on_the_disk_with_it(tmp_path, monkeypatch):
+    synced, fsync_directory = [], files.fsync_directory
+    monkeypatch.setattr(files, "fsync_directory", lambda path: synced.append(Path(path)) or fsync_directory(path))
+    save_model(nn.Linear(1, 1), tmp_path / "a/b/model")
+    assert {tmp_path, tmp_path / "a", tmp_path / "a/b"} <= set(synced)
+
+
+def test_plots_of_one_name_are_refused_and_one_of_our_name_is_taken(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "loss.svg").write_text(folder)
+    with pytest.raises(UsageError, match="plots: two of them have one name"):
+        save_model(nn.Linear(1, 1), tmp_path / "m", plots=[tmp_path / "a/loss.svg", tmp_path / "b/loss.svg"])
+    history = [{"kind": "epoch", "split": "train", "epoch": epoch, "loss": 1.0} for epoch in range(3)]
+    save_model(nn.Linear(1, 1), tmp_path / "m", plots=[tmp_path / "a/loss.svg"], history=history)
+    assert (tmp_path / "m/plots/loss.svg").read_text() == "a"
+    assert (tmp_path / "m/README.md").read_text().count("plots/loss.svg") == 1
 
 
 def test_a_directory_of_other_things_is_not_taken_over(tmp_path):

@@ -344,3 +344,46 @@ def test_a_model_directory_takes_a_class_by_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     save_model(nn.Linear(3, 2), tmp_path / "m")
     assert open_model(tmp_path / "m", "named_net:Net").predict(torch.zeros(1, 3)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", [":Net", "./net.py:Net", "..:Net", "net:"])
+def test_what_is_no_module_and_name_is_told(trained, tmp_path, name):
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="is not module:Name; give a file models/net.py as models.net:Name"):
+        import_weights(tmp_path / "w.pth", name)
+
+
+@pytest.mark.parametrize("name", ["math:pi", "object_net:net"])
+def test_an_object_by_name_is_no_way_to_make_a_model(trained, tmp_path, monkeypatch, name):
+    (tmp_path / "object_net.py").write_text("import torch\n\nnet = torch.nn.Linear(3, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=f"{name}: is an object of .*; name the class"):
+        import_weights(tmp_path / "w.pth", name)
+
+
+def test_names_that_the_file_alone_has_are_not_counted_as_taken_nor_as_missing(tmp_path):
+    torch.save({**nn.Linear(2, 2).state_dict(), "head.a": torch.ones(1), "head.b": torch.ones(1)}, tmp_path / "w.pth")
+    imported = import_weights(tmp_path / "w.pth", nn.Linear(2, 2), except_=["head.*"])
+    assert imported.tensors == 2 and len(imported.kept) == 2
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_modules_add_to_their_state_is_none_of_the_weights(tmp_path, strict):
+    class Counting(nn.Linear):
+        calls = 3
+
+        def get_extra_state(self):
+            return {"calls": self.calls}
+
+        def set_extra_state(self, state):
+            self.calls = state["calls"]
+
+    model = nn.Sequential(Counting(2, 2), nn.Linear(2, 5))
+    torch.save(nn.Sequential(Counting(2, 2), nn.Linear(2, 5 if strict else 4)).state_dict(), tmp_path / "w.pth")
+    if strict:
+        assert import_weights(tmp_path / "w.pth", model, except_=["0.*"]).tensors == 2
+        assert import_weights(tmp_path / "w.pth", model).tensors == 4
+    else:
+        assert len(start_weights(tmp_path / "w.pth", model, strict=False).lines) == 3
+    assert model[0].calls == 3

@@ -405,6 +405,14 @@ def test_an_own_class_or_a_recipe_says_what_the_weights_are_for(tmp_path, monkey
     assert open_model("l").classes[0] == "T-shirt/top" and open_model("l").info.preprocessing_known
 
 
+def test_a_model_that_a_module_holds_ready_made_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("ready_net.py").write_text("import torch\n\nnet = torch.nn.Linear(3, 2)\n")
+    torch.save(nn.Linear(3, 2).state_dict(), "w.pth")
+    assert main(["import", "w.pth", "--model", "ready_net:net"]) == 2
+    assert "ready_net:net: is an object of Linear" in capsys.readouterr().err
+
+
 def run_printed(capsys) -> list[str]:
     """Run the commands that `import` printed, as pasted, on two.npy; what they printed."""
     said = capsys.readouterr().out.splitlines()

@@ -519,3 +519,18 @@ def test_an_epoch_that_was_begun_counts_among_those_that_were_done(data, run_dir
     with pytest.raises(UsageError, match="epochs: 1 is below the 1 and a part of one more .* epochs=N of 2 or more"):
         run(1, resume=True)
     assert run(2, resume=True) == 10
+
+
+def test_a_model_that_could_not_be_saved_at_its_end_is_refused_before_the_first_step(data, run_dir):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = Extra(FEATURES, CLASSES)
+    before = model.weight.clone()
+    with pytest.raises(UsageError, match="_extra_state: .*without pickle"):
+        fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, run_dir=run_dir)
+    assert torch.equal(model.weight, before) and not run_dir.exists()

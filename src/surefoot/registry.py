@@ -228,6 +228,11 @@ def import_object(path: str) -> Any:
     user's module itself raises comes through.
     """
     module_name, _, attribute = path.partition(":")
+    if not attribute or not all(module_name.split(".")):
+        raise UsageError(
+            f"import: {path!r} is not module:Name; give a file models/net.py as models.net:Name, run where models is",
+            code="own-import",
+        )
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

@@ -40,7 +40,7 @@ def model_card(
     """
     title = _line(info.title or info.model_name)
     chart = _loss_chart(history)
-    drawn = {"loss.svg": chart} if chart else {}
+    drawn = {"loss.svg": chart} if chart and "loss.svg" not in pictures else {}
     front = [
         "---",
         "library_name: surefoot",

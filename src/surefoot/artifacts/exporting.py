@@ -163,7 +163,7 @@ def _copied(model: nn.Module, info: ModelInfo) -> nn.Module:
         return copied(model, model).cpu()
     plain = build(info.model, "export", trust_code=True)  # the caller has imported its class
     weights.put(model.state_dict(), plain, "export", adopt_dtypes=True)
-    weights.cast_buffers(plain, info.buffer_dtypes)
+    weights.take_form(plain, info.buffer_dtypes, info.memory_format)
     return plain
 
 

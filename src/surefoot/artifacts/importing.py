@@ -111,7 +111,7 @@ def import_weights(
         raise UsageError("arguments: are for a model that is named; the instance has its own", code="argument")
     lines, count, taken = _fill(state, model, except_=except_, cast=cast, adopt=adopt)
     if adopt and state.info is not None:
-        weights.cast_buffers(model, state.info.buffer_dtypes)
+        weights.take_form(model, state.info.buffer_dtypes, state.info.memory_format)
     return Imported(
         model.eval(),
         path,
@@ -162,17 +162,17 @@ def _fill(
     weights.give_shapes(tensors, target)
     if shapeless := [name for name, own in target.state_dict().items() if is_lazy(own)]:
         raise UsageError(f"{path}: holds nothing for {shapeless[0]}, which has no shape yet: give it one in the model")
-    tensors, kept = _except(tensors, target, except_, path)
-    tensors, filled = _counters(tensors, target)
-    count = len(tensors) - len(kept) - len(filled)
-    wanted = target.state_dict()
+    taken, kept = _except(tensors, target, except_, path)
+    count = sum(name not in kept for name in tensors)
+    tensors, filled = _counters(taken, target)
+    wanted = weights.own_tensors(target)
     loose = [] if strict else weights.differences(tensors, target, dtypes=False)
     if loose:
         fitting = {n: t for n, t in tensors.items() if n in wanted and t.shape == wanted[n].shape}
         count = len(fitting) - len(filled)
         if not count:
             raise Problems([f"{path}: no tensor fits {type(target).__name__}", *(f"{path}: {line}" for line in loose)])
-        tensors = weights.completed(fitting, target)
+        tensors = {n: t for n, t in weights.completed(fitting, target).items() if n in wanted}
     if cast and not adopt:
         tensors = {n: _cast(t, wanted[n].dtype) if n in wanted else t for n, t in tensors.items()}
     try:
@@ -183,7 +183,7 @@ def _fill(
             [f"{path}: does not fit {type(target).__name__}; the model is as it was", *problems.problems]
             + [f"{path}: {hint}" for hint in hints]
         ) from None
-    return (*kept, *filled, *loose), count, prefix
+    return (*kept.values(), *filled, *loose), count, prefix
 
 
 def build_named(
@@ -199,6 +199,12 @@ def build_named(
         if ":" not in name:
             return MODELS.build(name, arguments), None
         constructor = import_object(name)
+        if isinstance(constructor, nn.Module) or not callable(constructor):
+            raise UsageError(
+                f"{name}: is an object of {type(constructor).__name__}; name the class, or a function that makes one, "
+                "or in Python give the object itself",
+                code="own-import",
+            )
         theirs = (described or {}).get("args") or {}
         takes = name.startswith("transformers:") or "config" in inspect.signature(constructor).parameters
         if "config" in theirs and takes:
@@ -247,9 +253,9 @@ def without_prefix(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> tup
 
 def _except(
     tensors: dict[str, torch.Tensor], model: nn.Module, patterns: Sequence[str], path: Path
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors with the model's own under each name that a pattern matches, and a line for each such name."""
-    own = model.state_dict()
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors with the model's own under each name that a pattern matches, and for each such name a line."""
+    own = weights.own_tensors(model)
     kept: dict[str, str] = {}
     for pattern in patterns:
         matched = [name for name in dict.fromkeys([*own, *tensors]) if fnmatchcase(name, pattern)]
@@ -260,7 +266,7 @@ def _except(
             sides = [f"{side} {weights.form(found[name])}" for side, found in both if name in found]
             kept[name] = f"{name}: not taken; {', '.join(sides)}"
     taken = {name: t for name, t in tensors.items() if name not in kept}
-    return taken | {name: own[name] for name in kept if name in own}, list(kept.values())
+    return taken | {name: own[name] for name in kept if name in own}, kept
 
 
 def _counters(tensors: dict[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:

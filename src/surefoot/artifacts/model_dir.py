@@ -21,7 +21,7 @@ from . import weights
 from .arguments import check_model, checked
 from .card import config_json, model_card
 from .info import ModelInfo, describe_model
-from .swap import is_temporary, new_directory
+from .swap import carry_over, is_temporary, new_directory
 
 WEIGHTS = "model.safetensors"
 INFO = "model.json"
@@ -58,7 +58,10 @@ def save_model(
     bare, _ = weights.plain(model)
     collected = weights.collect(bare)
     info = describe_model(model, **about)
-    pictures = {Path(p).name: Path(p) for p in plots}
+    paths = list(map(Path, plots))
+    pictures = {path.name: path for path in paths}
+    if len(pictures) < len(paths):
+        raise UsageError("plots: two of them have one name; give each a name of its own", code="argument")
     directory = Path(directory)
     refuse_foreign(directory)
     with new_directory(directory) as new:
@@ -84,7 +87,22 @@ def save_model(
         for name, text in drawn.items():
             files.write_new(new / "plots" / name, [text.encode()])
         files.write_new(new / "README.md", [card.encode(errors="backslashreplace")])
+        for inner in directory.glob(f"*/{INFO}"):
+            _keep_sealed(inner.parent, new / inner.parent.name)
     return directory
+
+
+def _keep_sealed(old: Path, new: Path) -> None:
+    """Let a model of this user's that lies in another one (a run's best) stay theirs: a seal is of one directory."""
+    try:
+        info, described = read_described(old)
+    except BadFile:
+        return
+    if trust.holds_model(old, spec := info.to_json()["model"], described["seal"]):
+        new.mkdir()
+        data = safe_tensors.read_json(old / INFO, max_bytes=_JSON_LIMIT)
+        write_json(new / INFO, data | {"seal": trust.model_seal(new, spec)})
+        carry_over(old, new)
 
 
 def load_model(directory: str | Path, model: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
@@ -106,10 +124,7 @@ def load_model(directory: str | Path, model: nn.Module | None = None, trust_code
         return model.eval()
     built = build(info.model, directory / INFO, trust_code=trust_code or not needs_trust(directory))
     weights.put(state, built, where, adopt_dtypes=True)
-    weights.cast_buffers(built, info.buffer_dtypes)
-    if info.memory_format == "channels_last":
-        untyped: Any = built  # torch 2.13 does not declare `Module.to(memory_format=...)`, 2.14 does
-        untyped.to(memory_format=torch.channels_last)
+    weights.take_form(built, info.buffer_dtypes, info.memory_format)
     return built.eval()
 
 

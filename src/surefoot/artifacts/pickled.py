@@ -24,7 +24,7 @@ MAX_OBJECTS = 500_000
 _DTYPE_BYTES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1, "uint16": 2, "uint32": 4, "uint64": 8,
-    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
 }  # fmt: skip
 _STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
@@ -324,7 +324,9 @@ class Machine:
     def tensor(self, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> Stored:
         """A checked view of a storage. Raises `BadFile` for one that reaches beyond it."""
         good = type(shape) is tuple and type(stride) is tuple and len(shape) == len(stride) <= 64
-        if not good or not _whole((offset, *shape, *stride)) or dtype not in _DTYPE_BYTES:
+        if dtype not in _DTYPE_BYTES:
+            raise self._bad(f"a tensor of {dtype[:40]!r}, which is none of the dtypes that are read")
+        if not good or not _whole((offset, *shape, *stride)):
             raise self._bad("a tensor whose shape is not made of whole numbers")
         size = _DTYPE_BYTES[storage.dtype]
         elements = storage.length * size // _DTYPE_BYTES[dtype]

@@ -69,11 +69,14 @@ def new_directory(target: Path) -> Iterator[Path]:
     the block ends; the names are made so here. After an error, or a kill, `target` is as it was.
     """
     target = Path(os.path.abspath(target))
+    missing = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
+    for parent in missing:
+        files.fsync_directory(parent.parent)
     with scratch_directory(target) as temporary:
         yield temporary
         if target.is_dir():
-            _carry_over(target, temporary)
+            carry_over(target, temporary)
         for folder, _, _ in os.walk(temporary):
             files.fsync_directory(folder)
         _put_in_place(temporary, target)  # after an exchange, `temporary` is the old directory
@@ -107,7 +110,8 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _carry_over(old: Path, new: Path) -> None:
+def carry_over(old: Path, new: Path) -> None:
+    """Let `new` have what only `old` holds: the files themselves, by second names where the file system has such."""
     for entry in os.scandir(old):
         place = new / entry.name
         if os.path.lexists(place) or is_temporary(entry.name):
@@ -116,7 +120,7 @@ def _carry_over(old: Path, new: Path) -> None:
             os.symlink(os.readlink(entry.path), place)
         elif entry.is_dir(follow_symlinks=False):
             os.mkdir(place)
-            _carry_over(Path(entry.path), place)
+            carry_over(Path(entry.path), place)
         elif entry.is_file(follow_symlinks=False):
             try:
                 os.link(entry.path, place)

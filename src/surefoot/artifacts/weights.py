@@ -52,12 +52,8 @@ def collect(model: nn.Module) -> Weights:
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     names: dict[tuple[Any, ...], str] = {}
-    problems = []
+    refuse_unsavable(model)
     for name, value in model.state_dict().items():
-        reason = _unsavable(value)
-        if reason:
-            problems.append(f"{name}: {reason}")
-            continue
         memory = _memory(value)
         if memory in names:
             tied[name] = names[memory]
@@ -65,20 +61,30 @@ def collect(model: nn.Module) -> Weights:
         if memory is not None:
             names[memory] = name
         tensors[name] = value
-    if problems:
-        raise Problems(problems)
     return Weights(tensors, tied)
+
+
+def refuse_unsavable(model: nn.Module) -> None:
+    """Raise Problems for a model whose state_dict holds what no file of ours can."""
+    reasons = {name: _unsavable(value) for name, value in model.state_dict().items()}
+    if problems := [f"{name}: {reason}" for name, reason in reasons.items() if reason]:
+        raise Problems(problems)
+
+
+def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model's state_dict, without what `get_extra_state` gives that is none."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def differences(state: Mapping[str, torch.Tensor], model: nn.Module, *, dtypes: bool = True) -> list[str]:
     """Why `state` does not fit `model`, every reason at once; empty when it does.
 
     Names, shapes and (with `dtypes`) dtypes are compared. A name that the model ties to another one may be
-    absent; tied names that are both there must agree.
+    absent, and so may what modules add by `get_extra_state`; tied names that are both there must agree.
     """
-    wanted = model.state_dict()
+    wanted = own_tensors(model)
     groups = tie_groups(wanted)
-    absent = [name for name in wanted if name not in state]
+    absent = [name for name in wanted if name not in state and not name.endswith("_extra_state")]
     missing = [name for name in absent if not any(twin in state for twin in groups.get(name, ()))]
     unexpected = [name for name in state if name not in wanted]
     lines = _listed(
@@ -117,7 +123,7 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
         for own, buffer in module._buffers.items():
             if buffer is not None and not is_lazy(buffer) and 0 in buffer.stride() and buffer.numel() > 1:
                 module._buffers[own] = buffer.contiguous()  # of what was expanded, several elements are one
-    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in own_tensors(model).items()}
     if adopt_dtypes:
         take_dtypes(state, model)
     try:
@@ -126,7 +132,7 @@ def put(state: Mapping[str, torch.Tensor], model: nn.Module, where: str, *, adop
         if adopt_dtypes:
             take_dtypes(before, model)
         with torch.no_grad():
-            for name, value in model.state_dict().items():
+            for name, value in own_tensors(model).items():
                 value.copy_(before[name])
         raise UsageError(f"{where}: {type(model).__name__} refused the weights: {error}") from error
 
@@ -138,10 +144,10 @@ def give_shapes(state: Mapping[str, torch.Tensor], model: nn.Module) -> None:
             tensor.materialize(state[name].shape)
 
 
-def completed(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """A tensor for each name of `model`: that of `state`, else that of a name tied to it, else the model's own."""
+def completed(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, Any]:
+    """An entry for each name of `model`: that of `state`, else that of a name tied to it, else the model's own."""
     own = model.state_dict()
-    groups = tie_groups(own)
+    groups = tie_groups(own_tensors(model))
     found = {name: next((twin for twin in (name, *groups.get(name, ())) if twin in state), None) for name in own}
     return {name: own[name] if twin is None else state[twin] for name, twin in found.items()}
 
@@ -150,7 +156,7 @@ def tie_groups(state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
     """For each name that shares its memory, all names of that memory."""
     by_memory: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, value in state.items():
-        if isinstance(value, torch.Tensor) and (memory := _memory(value)) is not None:
+        if (memory := _memory(value)) is not None:
             by_memory[memory].append(name)
     return {name: names for names in by_memory.values() if len(names) > 1 for name in names}
 
@@ -237,8 +243,10 @@ def buffer_dtypes(model: nn.Module) -> dict[str, str]:
     }
 
 
-def cast_buffers(model: nn.Module, dtypes: Mapping[str, str]) -> None:
-    """Give the buffers of a newly built model the `dtypes` that they had (`buffer_dtypes`); no file has them."""
+def take_form(model: nn.Module, dtypes: Mapping[str, str], layout: str) -> None:
+    """Give a newly built model what its file says: the `dtypes` of its `buffer_dtypes`, and its `memory_format`."""
+    if layout == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     built = buffer_dtypes(model)
     for name, dtype in dtypes.items():
         if built.get(name, dtype) != dtype:

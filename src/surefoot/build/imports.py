@@ -41,8 +41,13 @@ def function_of(part: Part, registry: Registry, given: int) -> Any:
 
 def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
     """A user's own class or function, called; the arguments are checked by its signature first."""
+    from torch import nn
+
     from ..checkpoint.user_code import is_own
 
+    if isinstance(target, nn.Module):
+        what = f"is an object of {type(target).__name__}, made when its module is imported"
+        raise UsageError(f"{name}: {what}; name the class, or a function that makes one", code="own-import")
     _check(target, name, arguments)
     try:
         return target(**arguments)

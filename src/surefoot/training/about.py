@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..artifacts import read_info, remove_directory, save_model
 from ..artifacts.info import DTYPES, is_shape
 from ..artifacts.pretrained import pretrained_spec
-from ..artifacts.weights import plain
+from ..artifacts.weights import plain, refuse_unsavable
 from ..data import Loader, StreamSource, TensorSource
 from ..errors import UsageError
 from ..losses import Objective, WeightedSum
@@ -100,6 +100,12 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
     return shape if same and is_shape(shape) else None, dtype if dtype in DTYPES else None
 
 
+def require_savable(model: nn.Module, run_dir: Any) -> None:
+    """Raise Problems, before anything is spent, for a model that its run could not save at its end."""
+    if run_dir is not None:
+        refuse_unsavable(plain(model)[0])
+
+
 def save_model_of(
     about: About,
     averaged: bool,
@@ -110,7 +116,6 @@ def save_model_of(
     metrics: Mapping[str, float],
 ) -> None:
     """Write the model, with all that is needed to use it, to a directory below the run's."""
-    (run_dir / where).parent.mkdir(exist_ok=True)
     assert recorder.journal is not None, "a model is saved in a run directory, which has a journal"
     recorder.journal.sync()
     same = ("preprocessing", "classes", "input_shape", "input_dtype", "recipe_digest", "dataset", "columns", "source")

@@ -35,7 +35,7 @@ from ..tracking.trackers import Feeds
 from ..tracking.validation import MOST_CLASSES
 from ..world import World
 from ..wrapping import whole
-from .about import completed, cut_back, save_model_of
+from .about import completed, cut_back, require_savable, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
 from .evaluation import evaluation_loader, training_loader
@@ -183,6 +183,7 @@ def fit(
                     model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
                 )
                 give_shapes(model, loss, loader)
+                require_savable(model, run_dir)
                 return measuring(
                     model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping, world
                 )
