@@ -521,6 +521,35 @@ def test_an_epoch_that_was_begun_counts_among_those_that_were_done(data, run_dir
     assert run(2, resume=True) == 10
 
 
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"classes": ["a", "b", "b"]}, "classes: 'b' stands twice"),
+        ({"classes": ["a", "b", "c"], "input_dtype": "float33"}, "input_dtype: 'float33' is not one of"),
+        ({"loss_name": object()}, "loss: .* is not made of numbers, text, lists and mappings"),
+        ({"classes": 3}, "classes: 3 is not a list of names"),
+        ({"input_shape": (0,)}, "input_shape: 0 is not a whole number"),
+        ({"source": "net:Net"}, "source: 'net:Net' is not a pair"),
+        ({"name": 3}, "name: 3 is not a text"),
+        ({"conditions": [3]}, "conditions: .* is not a mapping"),
+    ],
+)
+def test_what_could_not_be_saved_with_the_model_is_refused_before_the_first_step(data, run_dir, about, said):
+    model = make_model()
+    before = model[0].weight.clone()
+    with pytest.raises(UsageError, match=said):
+        fit(
+            model,
+            nn.CrossEntropyLoss(),
+            sgd(model),
+            data,
+            epochs=1,
+            run_dir=run_dir,
+            run=RunOptions(about=About(**about)),
+        )
+    assert torch.equal(model[0].weight, before) and not run_dir.exists()
+
+
 def test_a_model_that_could_not_be_saved_at_its_end_is_refused_before_the_first_step(data, run_dir):
     class Extra(nn.Linear):
         def get_extra_state(self):

@@ -67,7 +67,9 @@ def _instance(kind: type, like: str) -> Callable[[Arguments, str, Any], Any]:
 
 _CHECKS: dict[str, Callable[[Arguments, str, Any], Any]] = {
     **dict.fromkeys(("path", "directory", "to"), Arguments.path),
-    **dict.fromkeys(("key", "title", "prefix", "dataset"), functools.partial(Arguments.text, none=True)),
+    **dict.fromkeys(
+        ("key", "title", "prefix", "dataset", "recipe_digest"), functools.partial(Arguments.text, none=True)
+    ),
     **dict.fromkeys(("metrics", "arguments"), functools.partial(Arguments.mapping, none=True)),
     **dict.fromkeys(("cast", "averaged", "trust_code"), Arguments.flag),
     **dict.fromkeys(("plots", "history"), _listed("a list")),

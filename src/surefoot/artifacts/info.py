@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,8 +202,8 @@ def describe_model(
         raise UsageError(f"input_dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     if classes is not None:
         classes = tuple(str(name) for name in classes)
-        if len(set(classes)) != len(classes):
-            raise UsageError("classes: a name stands twice")
+        if twice := [name for name, count in Counter(classes).items() if count > 1]:
+            raise UsageError(f"classes: {twice[0]!r} stands twice; give each class a name of its own")
     metrics = metrics and {k: v if as_metric(v) is None else as_metric(v) for k, v in metrics.items()}
     for name, value in (("loss", loss), ("metrics", metrics)):
         if not _is_plain(value):

@@ -53,12 +53,10 @@ def save_model(
     ...     load_model(where)(torch.zeros(1, 4)).shape
     torch.Size([1, 2])
     """
-    checked({"directory": directory, "plots": plots, "history": history, **about})
-    check_model(model, none=False)
-    bare, _ = weights.plain(model)
-    collected = weights.collect(bare)
-    info = describe_model(model, **about)
-    paths = list(map(Path, plots))
+    checked({"directory": directory, "plots": plots, "history": history})
+    info = info_of(model, **about)
+    collected = weights.collect(weights.plain(model)[0])
+    paths = list(map(Path, plots or ()))
     pictures = {path.name: path for path in paths}
     if len(pictures) < len(paths):
         raise UsageError("plots: two of them have one name; give each a name of its own", code="argument")
@@ -79,7 +77,7 @@ def save_model(
             described["seal"] = trust.model_seal(new, described["model"])
         write_json(new / INFO, described)
         write_json(new / "config.json", config_json(info))
-        card, drawn = model_card(info, described["weights"], history, sorted(pictures))
+        card, drawn = model_card(info, described["weights"], history or (), sorted(pictures))
         if pictures or drawn:
             (new / "plots").mkdir()
         for name, path in pictures.items():
@@ -90,6 +88,14 @@ def save_model(
         for inner in directory.glob(f"*/{INFO}"):
             _keep_sealed(inner.parent, new / inner.parent.name)
     return directory
+
+
+def info_of(model: nn.Module, **about: Any) -> ModelInfo:
+    """What is saved of `model`, by `describe_model`. Raises UsageError for what `save_model` would refuse."""
+    checked(about)
+    check_model(model, none=False)
+    weights.refuse_unsavable(weights.plain(model)[0])
+    return describe_model(model, **about)
 
 
 def _keep_sealed(old: Path, new: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import Arguments
 from ..artifacts import read_info, remove_directory, save_model
+from ..artifacts.arguments import checked
 from ..artifacts.info import DTYPES, is_shape
 from ..artifacts.pretrained import pretrained_spec
-from ..artifacts.weights import plain, refuse_unsavable
+from ..artifacts.weights import plain
 from ..data import Loader, StreamSource, TensorSource
 from ..errors import UsageError
 from ..losses import Objective, WeightedSum
@@ -55,6 +57,20 @@ class About:
     columns: TableColumns | None = None
     dataset: str | None = None
     brief: str = ""
+
+    def __post_init__(self) -> None:
+        check = Arguments()
+        check.text("name", self.name)
+        for name in ("files", "conditions", "details"):
+            check.mapping(name, getattr(self, name))
+        check.done()
+        checked(vars(self))
+
+    def of_model(self) -> dict[str, Any]:
+        """What is saved with the model, by the names of `save_model`."""
+        same = ("preprocessing", "classes", "input_shape", "input_dtype", "recipe_digest", "dataset", "columns")
+        told = {name: getattr(self, name) for name in same}
+        return {**told, "source": self.source, "loss": self.loss_name, "title": self.name}
 
 
 def completed(about: About, model: nn.Module, loader: Loader, loss: Any) -> About:
@@ -100,12 +116,6 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
     return shape if same and is_shape(shape) else None, dtype if dtype in DTYPES else None
 
 
-def require_savable(model: nn.Module, run_dir: Any) -> None:
-    """Raise Problems, before anything is spent, for a model that its run could not save at its end."""
-    if run_dir is not None:
-        refuse_unsavable(plain(model)[0])
-
-
 def save_model_of(
     about: About,
     averaged: bool,
@@ -118,17 +128,8 @@ def save_model_of(
     """Write the model, with all that is needed to use it, to a directory below the run's."""
     assert recorder.journal is not None, "a model is saved in a run directory, which has a journal"
     recorder.journal.sync()
-    same = ("preprocessing", "classes", "input_shape", "input_dtype", "recipe_digest", "dataset", "columns", "source")
-    save_model(
-        model,
-        run_dir / where,
-        **{name: getattr(about, name) for name in same},
-        loss=about.loss_name,
-        metrics=dict(metrics),
-        title=about.name,
-        averaged=averaged,
-        history=recorder.journal.history(),
-    )
+    history = recorder.journal.history()
+    save_model(model, run_dir / where, **about.of_model(), metrics=dict(metrics), averaged=averaged, history=history)
 
 
 def cut_back(run_dir: Path, state: RunState, metrics: Mapping[str, Any], say: Callable[[str], None]) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import generators, rng
+from ..artifacts.model_dir import info_of
 from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten, read_about, run_conditions
 from ..data import DataSplits, Loader
 from ..errors import UsageError
@@ -35,7 +36,7 @@ from ..tracking.trackers import Feeds
 from ..tracking.validation import MOST_CLASSES
 from ..world import World
 from ..wrapping import whole
-from .about import completed, cut_back, require_savable, save_model_of
+from .about import completed, cut_back, save_model_of
 from .checks import checked, give_shapes, look_over_first_batch, measuring
 from .claim import claimed, write_texts
 from .evaluation import evaluation_loader, training_loader
@@ -183,7 +184,8 @@ def fit(
                     model, loss, optimizer, loader, about.classes, run.lint_off, run.strict, progress, val_loader
                 )
                 give_shapes(model, loss, loader)
-                require_savable(model, run_dir)
+                if run_dir is not None:  # not only once it is trained
+                    info_of(model, **about.of_model())
                 return measuring(
                     model, loss, loader, val_loader, metrics, schedule, run.checkpoints, run.early_stopping, world
                 )
