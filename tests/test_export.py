@@ -259,6 +259,24 @@ GENERAL = {
 }
 
 
+@pytest.mark.parametrize("ending", ["pt2", "safetensors"])
+@pytest.mark.parametrize(
+    "batch",
+    [torch.randn(5, 3, dtype=torch.complex64), torch.ones(5, 3, dtype=torch.uint16), torch.randn(5, 3, *[1] * 8)],
+    ids=["complex", "uint16", "nine dimensions"],
+)
+def test_a_form_of_input_that_no_description_holds_is_left_out(ending, batch, tmp_path):
+    class Any(nn.Linear):
+        def forward(self, x):
+            return super().forward((x.real if x.is_complex() else x.float()).flatten(1))
+
+    model = Any(3, 2)
+    export(model, tmp_path / f"m.{ending}", batch=batch)
+    opened = open_model(tmp_path / f"m.{ending}", None if ending == "pt2" else Any(3, 2), trust_code=True)
+    assert torch.allclose(opened(batch), model(batch))
+    assert opened.info.input_dtype == ("float32" if batch.dtype is torch.float32 else None)
+
+
 def test_one_memory_in_two_dtypes_is_no_pth_and_says_which(tmp_path):
     model = nn.Linear(2, 2)
     model.register_buffer("numbers", torch.arange(4.0))

@@ -105,6 +105,17 @@ def test_another_rate_is_told_as_the_recipe_has_it_before_its_warmup():
     assert any(line.endswith("lr 0.5 (the file has 0.02)") for line in lines)
 
 
+def test_other_betas_are_told_and_the_same_ones_are_not():
+    recipe = written("AdamW")
+    tutorials("AdamW")
+    for betas, told in (("[0.8, 0.9]", True), ("[0.9, 0.999]", False)):
+        built = build(load_recipe(recipe, [f"optimizer.betas={betas}"]))
+        lines = []
+        objects = (built.model, built.optimizer, built.schedule, built.train)
+        start_from("checkpoint.pt", *objects, steps_per_epoch=built.steps_per_epoch, say=lines.append)
+        assert any("betas" in line and "(the file has (0.9, 0.999))" in line for line in lines) is told, lines
+
+
 def test_the_schedule_goes_on_at_the_files_epoch():
     recipe = written("SGD", "scheduler: {name: StepLR, step_size: 1, gamma: 0.5}\n")
     tutorials("SGD")

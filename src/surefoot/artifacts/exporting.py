@@ -21,7 +21,7 @@ from ..text import counted
 from . import weights
 from .arguments import checked
 from .importing import import_weights
-from .info import ModelInfo, describe_model
+from .info import DTYPES, ModelInfo, describe_model, is_shape
 from .model_dir import build
 from .opening import LoadedModel, Ready, open_model
 from .pt2 import to_pt2, traced
@@ -182,12 +182,13 @@ def _random_batch(info: ModelInfo, to: Path) -> torch.Tensor:
 
 
 def _form_of(info: ModelInfo, batch: tuple[Tensor, ...] | None) -> ModelInfo:
-    """The info with the form of the input that was really used; a model of several inputs has no one form."""
+    """The info with the form of the input that was used, unless there are several, or one that no description holds."""
     if batch is None:
         return info
     if len(batch) > 1:
         return replace(info, input_shape=None, input_dtype=None)
-    return replace(info, input_shape=tuple(batch[0].shape[1:]), input_dtype=str(batch[0].dtype).removeprefix("torch."))
+    shape, dtype = tuple(batch[0].shape[1:]), str(batch[0].dtype).removeprefix("torch.")
+    return replace(info, input_shape=shape if is_shape(shape) else None, input_dtype=dtype if dtype in DTYPES else None)
 
 
 _Expected = list[tuple[tuple[Tensor, ...], object]]

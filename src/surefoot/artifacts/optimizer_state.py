@@ -27,6 +27,11 @@ def is_optimizer(value: Any) -> bool:
     return isinstance(value, dict) and {"state", "param_groups"} <= set(value)
 
 
+def _is_plain(setting: Any) -> bool:
+    """Whether a setting is a number, or several (Adam's betas)."""
+    return all(isinstance(item, int | float) for item in (setting if isinstance(setting, tuple | list) else [setting]))
+
+
 def read_optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerState:
     """The state under one entry of a file by torch.save, checked. Raises `BadFile`."""
 
@@ -63,8 +68,7 @@ def read_optimizer(content: TorchFile, saved: Mapping[str, Any]) -> OptimizerSta
         position, _, entry = name.partition(".")
         read[int(position)][entry] = tensor.clone()
     plain = tuple(
-        {n: v for n, v in group.items() if n not in ("params", "param_names") and isinstance(v, int | float | bool)}
-        for group in groups
+        {n: v for n, v in group.items() if n not in ("params", "param_names") and _is_plain(v)} for group in groups
     )
     whole = len(names) == len(flat) and all(isinstance(name, str) for name in names)
     return OptimizerState(read, plain, tuple(positions), tuple(names) if whole else None)

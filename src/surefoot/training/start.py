@@ -110,6 +110,10 @@ def _positioned(
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
+def _same_form(setting: Any) -> Any:
+    return tuple(setting) if isinstance(setting, list) else setting
+
+
 def _settings(saved: OptimizerState, optimizer: torch.optim.Optimizer, schedule: Schedule) -> list[str]:
     """A line where the file's settings are not the recipe's, which are used."""
     lines = []
@@ -118,7 +122,7 @@ def _settings(saved: OptimizerState, optimizer: torch.optim.Optimizer, schedule:
         differing = [
             f"{name} {mine[name]} (the file has {value})"
             for name, value in theirs.items()
-            if name in mine and name != "initial_lr" and mine[name] != value
+            if name in mine and name != "initial_lr" and _same_form(mine[name]) != _same_form(value)
         ]
         if differing:
             lines.append(f"group {number}: this recipe's settings are used: {', '.join(differing)}")
