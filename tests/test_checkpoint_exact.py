@@ -7,8 +7,10 @@ import random
 import numpy
 import pytest
 import torch
+import torchmetrics
 from checkpoint_helpers import BATCH, EPOCHS, SAMPLES, Net, Run, assert_exact, digest
 from torch import nn
+from torchmetrics.aggregation import CatMetric
 
 from surefoot import Checkpointer, files
 from surefoot.optimizers import OPTIMIZERS, build_optimizer
@@ -316,6 +318,59 @@ def test_a_frozen_weight_that_is_tied_is_frozen_after_a_resume(tmp_path):
     with Checkpointer(tmp_path / "run", model=net) as saver:
         assert saver.resume() is not None
     assert [name for name, tensor in net.named_parameters() if not tensor.requires_grad] == ["0.weight"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_metrics_have_added_up_is_part_of_the_state(tmp_path, inside):
+    """Alone, in a collection whose metrics share what they count, of lists; named, or a part of the model."""
+
+    def made():
+        accuracy = {
+            name: torchmetrics.Accuracy("multiclass", num_classes=3, average=name) for name in ("micro", "macro")
+        }
+        parts = {"all": torchmetrics.MetricCollection(accuracy), "mean": torchmetrics.MeanMetric(), "cat": CatMetric()}
+        net = nn.Linear(1, 1)
+        return (nn.ModuleDict({"net": net, **parts}), {}) if inside else (net, parts)
+
+    def train(run, steps):
+        net, named = made()
+        parts = net if inside else named
+        with Checkpointer(run, model=net, every="1 step", **named) as saver:
+            saver.resume()
+            for step in steps:
+                parts["all"].update(torch.tensor([step % 3, 0]), torch.tensor([0, 2]))
+                parts["mean"].update(float(step))
+                parts["cat"].update(torch.tensor([float(step)]))
+                saver.step()
+        return [parts[name].compute() for name in ("all", "mean", "cat")]
+
+    untouched = train(tmp_path / "untouched", range(5))
+    train(tmp_path / "resumed", range(3))
+    all_, mean, cat = train(tmp_path / "resumed", range(3, 5))
+    assert all_ == untouched[0] and mean == untouched[1] and torch.equal(cat, untouched[2])
+
+
+def test_what_a_module_adds_to_its_own_state_dict_is_part_of_the_state(tmp_path):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.count = nn.Linear(1, 1), 0
+
+        def state_dict(self, *args, **kwargs):
+            return {**self.inner.state_dict(), "count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+            return self.inner.load_state_dict({name: state[name] for name in ("weight", "bias")})
+
+    first = Counting()
+    with Checkpointer(tmp_path / "run", model=first) as saver:
+        first.count = 3
+        saver.step()
+    net = Counting()
+    with Checkpointer(tmp_path / "run", model=net) as saver:
+        saver.resume()
+    assert net.count == 3 and torch.equal(net.inner.weight, first.inner.weight)
 
 
 def test_tensors_of_a_plain_dict_that_overlap_in_memory_do_so_after_a_resume(tmp_path):

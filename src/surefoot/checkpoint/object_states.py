@@ -20,6 +20,7 @@ from ..errors import UsageError
 from ..sharding import piece_of
 from ..text import counted
 from ..wrapping import is_spread, local, submodules, tensors
+from . import beside_tensors
 
 Tree = dict[str, Any]
 
@@ -157,14 +158,6 @@ def parameter_names(objects: Mapping[str, Any]) -> dict[int, str]:
 # ---------------------------------------------------------------------------------------------- modules
 
 
-def _extra_states(module: nn.Module) -> dict[str, nn.Module]:
-    return {
-        name: child
-        for name, child in submodules(module)
-        if type(child).get_extra_state is not nn.Module.get_extra_state
-    }
-
-
 def _capture_module(module: nn.Module) -> Tree:
     kept: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
@@ -187,8 +180,8 @@ def _capture_module(module: nn.Module) -> Tree:
         "frozen": [
             name for name, tensor in kept.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
         ],
-        "extra": {name: child.get_extra_state() for name, child in _extra_states(module).items()},
         "transient": sorted(_transient(module)),
+        **beside_tensors.capture(module, kept.values()),
     }
 
 
@@ -244,8 +237,7 @@ def _module_problems(module: nn.Module, saved: Any) -> list[str]:
     ]
     if here["tied"] != saved["tied"]:
         texts.append(f"tied names are {saved['tied']} in the checkpoint and {here['tied']} in the model")
-    if set(here["extra"]) != set(saved["extra"]):
-        texts.append("other submodules have an extra state than in the checkpoint")
+    texts += beside_tensors.problems(module, saved)
     if unknown := set(saved["frozen"]) - {name for name, t in tensors(module) if isinstance(t, nn.Parameter)}:
         texts.append(f"frozen parameters unknown here: {sorted(map(str, unknown))}")
     return texts
@@ -281,8 +273,7 @@ def _restore_module(module: nn.Module, saved: Tree) -> None:
     for name, tensor in live.items():
         if isinstance(tensor, nn.Parameter) and name not in saved["tied"]:
             tensor.requires_grad_(name not in frozen)
-    for name, child in _extra_states(module).items():
-        child.set_extra_state(saved["extra"][name])
+    beside_tensors.restore(module, saved)
 
 
 def _set_buffer(owners: Mapping[str, nn.Module], name: str, tensor: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from .. import rng, safe_tensors
 from ..errors import RunFailed, UsageError
 from ..world import World
 from ..wrapping import local, shared_out
-from . import object_states, store
+from . import beside_tensors, object_states, store
 from .codec import Corrupt, Decoder, Encoder, storable
 from .file_image import FileCopies, FileImage
 from .pieces import Pieces, file_name
@@ -143,8 +143,8 @@ class Snapshots:
                 name: model.encode(tensor, name if key == plain else f"{key}.{name}")
                 for name, tensor in part["tensors"].items()
             }
-            extra = other.encode(part["extra"], f"modules/{key}/extra")
-            modules[key] = {**part, "tensors": tensors, "extra": extra}
+            beside = {n: other.encode(part[n], f"modules/{key}/{n}") for n in beside_tensors.PARTS if n in part}
+            modules[key] = {**part, "tensors": tensors, **beside}
         state = {
             "modules": modules,
             "optimizers": other.encode(tree["optimizers"], "optimizers"),
@@ -193,11 +193,8 @@ def decode(content: store.Content) -> dict[str, Any]:
         for key, part in state["modules"].items():
             if not isinstance(part, dict):
                 raise Corrupt(f"module {key[:80]!r} is no table")
-            modules[key] = {
-                **part,
-                "tensors": model.decode(part.get("tensors")),
-                "extra": other.decode(part.get("extra")),
-            }
+            beside = {name: other.decode(part[name]) for name in beside_tensors.PARTS if name in part}
+            modules[key] = {**part, "tensors": model.decode(part.get("tensors")), **beside}
         decoded = {key: other.decode(state[key]) for key in ("optimizers", "objects", "rng", "rngs")}
     except Corrupt as error:
         raise store.Damaged(path, str(error)) from error
