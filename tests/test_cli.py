@@ -265,6 +265,20 @@ def test_checkpoints_are_listed_and_damage_is_named(small_run, tmp_path, capsys)
     assert (run / weights).read_bytes() == (small_run / weights).read_bytes()
 
 
+def test_a_checkpoint_that_knows_of_records_that_were_lost_is_not_said_to_be_resumed(small_run, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    journal = run / "metrics.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-1])
+    assert main(["checkpoints", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "of the journal, which holds" in told and "goes on from step 10" in told
+    assert main(["resume", str(run)]) == 0
+    assert "step-000000020: needs" in capsys.readouterr().out
+
+
 def test_longer_training_is_asked_for_its_horizon(small_run, tmp_path, capsys):
     import shutil
 

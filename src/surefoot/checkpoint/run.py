@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files, safe_tensors
 from ..errors import Problems, UsageError
 from ..text import typed
+from ..tracking.journal import end_of_last_line
 from ..tracking.validation import FILE as VALIDATION
 from . import store
 from .store import CheckpointStatus
@@ -232,7 +234,10 @@ def read_about(path: str | Path) -> dict[str, Any] | None:
 
 
 def scan(run: str | Path) -> Iterator[CheckpointStatus]:
-    """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use."""
+    """Every checkpoint of a run, oldest first, verified to the last byte; the run may be in use.
+
+    One that knows of more records than the run's journal has is not valid: a resume steps over it.
+    """
     about = read_about(run)
     try:
         statuses = store.listed(Path(run) / CHECKPOINTS)
@@ -240,8 +245,25 @@ def scan(run: str | Path) -> Iterator[CheckpointStatus]:
         raise UsageError(f"{Path(run) / CHECKPOINTS}: cannot be read: {error.strerror or error}") from error
     for status in statuses:
         looked_at = store.verified(status, about["id"] if about else None)
+        if looked_at.valid and (reason := _lacks_records(status.path, Path(run) / JOURNAL)):
+            looked_at = replace(looked_at, valid=False, reason=reason)
         if looked_at.valid or os.path.lexists(status.path):  # else a run that goes on has removed it meanwhile
             yield looked_at
+
+
+def _lacks_records(checkpoint: Path, journal: Path) -> str:
+    """Why a checkpoint that is whole cannot be gone on from: the run's journal was cut; "" where it was not."""
+    limits = {"max_bytes": store.MAX_STATE_BYTES, "max_containers": store.MAX_STATE_CONTAINERS}
+    try:
+        state = safe_tensors.read_json(checkpoint / store.STATE, **limits)
+        with os.fdopen(files.open_regular(journal), "rb") as file:
+            held = end_of_last_line(file.fileno())
+    except (OSError, safe_tensors.BadFile):  # none: the journal of a hand-written loop may lie elsewhere
+        return ""
+    needed = state.get("journal") if isinstance(state, dict) and state.get("marks") else None
+    if type(needed) is not int or needed <= held:
+        return ""
+    return f"{checkpoint}: needs {needed} bytes of the journal, which holds {held}: it was cut"
 
 
 def _own_hash(about: dict[str, Any]) -> str:
