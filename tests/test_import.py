@@ -310,6 +310,16 @@ def test_an_archive_that_was_cut_or_changed_is_refused_wherever_it_happened(trai
     assert survived < len(data) / 13 / 2
 
 
+def test_a_file_that_was_saved_without_checksums_is_read(trained, tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(trained.state_dict(), tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert fits(import_weights(tmp_path / "w.pth", "LeNet5").model, trained)
+
+
 def test_zip64_archives_are_read(tmp_path):
     # Python's zipfile can be told to write the long form; torch writes it for files above 4 GB.
     torch.save({"w": torch.arange(5.0)}, tmp_path / "w.pth")

@@ -88,6 +88,7 @@ def archive_in(path: Path, file: io.BufferedReader) -> Archive:
     records: dict[str, Record] = {}
     root, position = None, 0
     ends = [entry.header_offset for entry in entries[1:]] + [directory]
+    summed = any(entry.CRC for entry in entries)  # torch leaves all out under set_crc32_options(False)
     for entry, end in zip(entries, ends, strict=True):
         name = entry.orig_filename
         if entry.header_offset != position:
@@ -103,7 +104,8 @@ def archive_in(path: Path, file: io.BufferedReader) -> Archive:
             raise _bad(path, f"{name[:80]!r} is not a name inside its folder {root[:80]!r}")
         if rest in records:
             raise _bad(path, f"{name[:80]} is there twice")
-        records[rest] = Record(rest, _begin(path, file, entry, end), entry.file_size, entry.CRC)
+        begin = _begin(path, file, entry, end)
+        records[rest] = Record(rest, begin, entry.file_size, entry.CRC if summed else None)
         position = end
     if not entries:
         raise _bad(path, "it is empty")
