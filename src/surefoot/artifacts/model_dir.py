@@ -85,8 +85,9 @@ def save_model(
         for name, text in drawn.items():
             files.write_new(new / "plots" / name, [text.encode()])
         files.write_new(new / "README.md", [card.encode(errors="backslashreplace")])
-        for inner in directory.glob(f"*/{INFO}"):
-            _keep_sealed(inner.parent, new / inner.parent.name)
+        for inner in (path.parent for path in directory.glob(f"*/{INFO}")):
+            if not inner.is_symlink() and not is_temporary(inner.name):
+                _keep_sealed(inner, new / inner.name)
     return directory
 
 
