@@ -96,7 +96,7 @@ def test_info_is_one_string_under_one_key(tmp_path):
 
 def test_a_header_is_read_without_its_tensors(tmp_path):
     safe_tensors.save(tmp_path / "a", {"t": torch.ones(2, 3, dtype=torch.float16)})
-    entry = safe_tensors.read_header(tmp_path / "a")["t"]
+    (entry,) = safe_tensors.read_header(tmp_path / "a").entries
     assert entry.torch_dtype is torch.float16 and entry.shape == (2, 3) and entry.end - entry.begin == 12
 
 

@@ -91,9 +91,6 @@ class Header:
     info: Any
     bytes: int
 
-    def __getitem__(self, name: str) -> Entry:
-        return next(entry for entry in self.entries if entry.name == name)
-
 
 @dataclass(frozen=True)
 class Loaded:
