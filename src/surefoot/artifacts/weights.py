@@ -246,7 +246,8 @@ def buffer_dtypes(model: nn.Module) -> dict[str, str]:
 def take_form(model: nn.Module, dtypes: Mapping[str, str], layout: str) -> None:
     """Give a newly built model what its file says: the `dtypes` of its `buffer_dtypes`, and its `memory_format`."""
     if layout == "channels_last":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        untyped: Any = model  # torch 2.13 does not declare `Module.to(memory_format=...)`, 2.14 does
+        untyped.to(memory_format=torch.channels_last)
     built = buffer_dtypes(model)
     for name, dtype in dtypes.items():
         if built.get(name, dtype) != dtype:
