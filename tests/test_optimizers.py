@@ -349,3 +349,14 @@ def test_an_optimizer_of_ones_own():
 def test_limits_name_arguments_that_some_optimizer_has():
     every = {n for entry in OPTIMIZERS for n in entry.parameters()}
     assert all(set(entry.limits) <= every for entry in OPTIMIZERS)
+
+
+def test_a_class_of_ones_own_may_be_called_as_one_of_torchs():
+    class AdamW(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.1, trust=1.0):
+            super().__init__(params, {"lr": lr, "trust": trust})
+
+    optimizer = build_optimizer(AdamW, {}, nn.Linear(2, 2), groups=[{"match": "bias", "trust": 2.0}])
+    assert [group["trust"] for group in optimizer.param_groups] == [1.0, 2.0]
+    with pytest.raises(UsageError, match="AdamW has no argument 'betas'"):
+        build_optimizer(AdamW, {}, nn.Linear(2, 2), groups=[{"match": "bias", "betas": [0.9, 0.99]}])

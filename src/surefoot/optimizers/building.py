@@ -45,7 +45,7 @@ def build_optimizer(
     if not made:
         raise UsageError(f"{title}: the model has no trainable parameter; unfreeze some or check requires_grad")
     check_groups(target, title, groups or ())
-    if title == "LBFGS" and len(made) > 1:
+    if target is torch.optim.LBFGS and len(made) > 1:
         raise UsageError("LBFGS takes one parameter group; leave groups, no_decay and layer_decay out")
     made = [{key: _tuple_as(target, key, value) for key, value in group.items()} for group in made]
     if isinstance(name, str):
@@ -64,7 +64,7 @@ def check_groups(target: Callable[..., Any], title: str, groups: Sequence[Mappin
     required = [n for n, p in signature if p.default is inspect.Parameter.empty and n not in ("params", "self")]
     for index, group in enumerate(groups):
         given = {k: v for k, v in group.items() if k not in ("match", "name", "params")}
-        if title in OPTIMIZERS:
+        if title in OPTIMIZERS and OPTIMIZERS[title].load() is target:
             found = OPTIMIZERS[title].problems(given)
         else:
             found = argument_problems(title, target, {"params": [], **given})

@@ -62,7 +62,7 @@ def beta_problems(arguments: Mapping[str, Any]) -> list[ArgumentProblem]:
         for index, beta in enumerate(betas):
             if type_violation(beta, float) is None and (wrong := _FRACTION.violation(beta)):
                 problems.append(ArgumentProblem("betas", f"betas[{index}]: {wrong}"))
-    elif len(betas) != 2:
+    else:
         problems.append(ArgumentProblem("betas", f"{describe(betas)} is not a list of 2 numbers"))
     return problems
 
