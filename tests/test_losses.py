@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -340,3 +341,62 @@ def test_the_first_batch_with_classes_last_is_looked_over_as_any_other():
     batch = torch.arange(24).reshape(4, 6) % 9, torch.arange(24).reshape(4, 6) % 7
     found = losses.lint(model, nn.CrossEntropyLoss(), None, batch, classes=9)
     assert [finding.name for finding in found] == ["softmax-before-cross-entropy"]
+
+
+@pytest.mark.parametrize("args", [{}, {"label_smoothing": 0.1}])
+def test_a_class_that_is_ignored_needs_no_samples_to_be_balanced(args):
+    targets = torch.tensor([0, 0, 1, 2, 2, 2])
+    outputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    args = {"weight": "balanced", "ignore_index": 0, **args}
+    loss = losses.build_loss("CrossEntropyLoss", args, targets=targets, classes=3)
+    assert loss.weight.tolist() == pytest.approx([0, 4 / (2 * 1), 4 / (2 * 3)])
+    assert math.isfinite(loss(outputs, targets))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5), (4, 2, 3, 5)])
+def test_positives_of_masks_weigh_alike_wherever_they_lie(shape):
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(shape, generator=generator) > 0.8).float()
+    loss = losses.build_loss("BCEWithLogitsLoss", {"pos_weight": "balanced"}, targets=targets)
+    each = [targets] if len(shape) == 3 else list(targets.unbind(1))
+    assert loss.pos_weight.flatten().tolist() == pytest.approx([float((1 - t).sum() / t.sum()) for t in each])
+    assert loss(torch.zeros(shape), targets).isfinite()
+
+
+class Scores(nn.Module):
+    """A model in the manner of transformers': keywords in, an object with `logits` out."""
+
+    def __init__(self, size=1):
+        super().__init__()
+        self.layer = nn.Linear(3, size)
+
+    def forward(self, tokens, mask=None):
+        return {"logits": self.layer(tokens).squeeze(-1)}
+
+
+def test_losses_of_several_inputs_call_the_model_as_others_do():
+    model = Scores()
+    a, b, c = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0))
+    first, second, third = ({"tokens": each, "mask": each} for each in (a, b, c))
+    loss, signs = nn.MarginRankingLoss(), torch.ones(4)
+    expected = loss(*(model(each)["logits"] for each in (a, b)), signs)
+    assert losses.apply(loss, model, (first, second, signs)).loss == expected
+    wide = Scores(5)
+    loss = nn.TripletMarginLoss()
+    expected = loss(*(wide(each)["logits"] for each in (a, b, c)))
+    assert losses.apply(loss, wide, (first, second, third)).loss == expected
+
+
+def test_ctc_takes_the_logits_of_an_object_and_names_a_tuple():
+    class Steps(nn.Module):
+        def forward(self, x):
+            return (x.log_softmax(-1), len(x)) if self.lengths else {"logits": x.log_softmax(-1)}
+
+    model = Steps()
+    batch = (torch.randn(6, 2, 4), torch.tensor([[1, 2], [3, 1]]), torch.tensor([2, 2]))
+    model.lengths = False
+    assert losses.apply(nn.CTCLoss(), model, batch).loss.isfinite()
+    model.lengths = True
+    for given in (batch, (*batch[:2], torch.tensor([6, 6]), batch[2])):
+        with pytest.raises(UsageError, match=r"returns log-probabilities \(T, N, C\); this one returned \[\(6, 2, 4\)"):
+            losses.lint(model, nn.CTCLoss(), None, given)

@@ -117,18 +117,26 @@ def _three(batch: Any, meaning: str) -> tuple[Any, Any, Any]:
 
 
 def _forward_triplet(model: Any, batch: Any) -> tuple[Any, Any]:
-    return tuple(map(model, _three(batch, TRIPLET.batch))), None
+    return tuple(_scores_of(model, part) for part in _three(batch, TRIPLET.batch)), None
 
 
 def _forward_two_inputs(model: Any, batch: Any) -> tuple[Any, Any]:
     first, second, targets = _three(batch, TWO_INPUTS.batch)
-    return (model(first), model(second)), targets
+    return (_scores_of(model, first), _scores_of(model, second)), targets
+
+
+def _scores_of(model: Any, inputs: Any) -> Any:
+    return batches.scores(batches.call(model, inputs))
 
 
 def _forward_ctc(model: Any, batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Tensor) or len(batch) not in (3, 4):
         raise _unfit(batch, "3 or 4", CTC.batch)
-    log_probs = model(batch[0])
+    if not isinstance(log_probs := _scores_of(model, batch[0]), Tensor):
+        raise UsageError(
+            f"CTCLoss needs a model that returns log-probabilities (T, N, C); this one returned "
+            f"{batches.form(log_probs)}; return them alone, or give an objective: surefoot.objective"
+        )
     if len(batch) == 4:
         return log_probs, (batch[1], batch[2], batch[3])
     samples = log_probs.shape[1] if log_probs.dim() == 3 else 1
