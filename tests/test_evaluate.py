@@ -243,3 +243,20 @@ def test_numbers_of_an_objective_are_measured_and_its_run_promises_no_matrix(her
     assert main(["eval", "run"]) == 0
     out = capsys.readouterr().out
     assert "  mae " in out and "  loss " in out and "confusion" not in out
+
+
+def test_targets_and_labels_whose_number_changes_are_counted_as_one():
+    errors, labels = TargetErrors(), LabelCounts(0)
+    for width in (3, 1, 2):
+        errors.update(torch.full((4, width), 2.0), torch.arange(4.0 * width).reshape(4, width))
+        labels.update(torch.ones(4, width), torch.ones(4, width))
+    (row,), (label,) = errors.rows(()), labels.rows(())
+    assert row["samples"] == label["samples"] == 24 and label["f1"] == 1
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1e6 / 3])
+def test_targets_that_never_change_have_no_r2(value):
+    errors = TargetErrors()
+    for count in (7, 10, 3):
+        errors.update(torch.zeros(count, dtype=torch.float64), torch.full((count,), value, dtype=torch.float64))
+    assert errors.rows(())[0]["r2"] is None

@@ -313,3 +313,40 @@ def test_eval_names_the_samples_that_are_worst(tmp_path, capsys, monkeypatch):
     true, predicted = (found["classes"][first[key]] for key in ("true", "predicted"))
     assert re.search(rf"{first['index']} +{true} +{predicted} ", told)
     assert "--worst 0: give how many, 1 or more" in refused(capsys, "eval", "run", "--worst", "0")
+
+
+@pytest.mark.parametrize("kind", ["logits", None])
+def test_rows_of_several_widths_are_found_without_their_lists(kind):
+    hardest = Hardest(kind, size=4)
+    for batch, width in enumerate((3, 1, 5, 3)):
+        outputs = torch.full((4, width), float(batch - 2))
+        hardest.add(outputs, torch.ones(4, width), batch)
+    found = hardest.result(World.alone())
+    assert found.wrong[0]["sample"] == (0, 0) and not any("true" in entry for entry in found.wrong)
+    assert found.residuals == []
+
+
+def test_an_answer_that_is_no_number_is_the_most_wrong():
+    hardest = Hardest("logits", size=2)
+    hardest.add(torch.tensor([[9.0], [torch.nan]]), torch.tensor([[0.0], [1.0]]), 0)
+    found = hardest.result(World.alone())
+    assert [entry["sample"] for entry in found.wrong] == [(0, 1), (0, 0)]
+
+
+def test_rows_that_are_no_samples_of_the_data_are_passed_over(tmp_path):
+    """Two views of each sample: row 5 of a batch of 4 is no sample."""
+
+    def views(samples):
+        x, y = torch.stack([x for x, _ in samples] * 2), torch.tensor([y for _, y in samples] * 2)
+        return x, y
+
+    data = [(torch.randn(3), index % 2) for index in range(8)]
+    loader = lambda: Loader(DatasetSource(data, collate=views), 4)  # noqa: E731
+    model = nn.Linear(3, 2)
+    run = surefoot.RunOptions(progress=False, execution="plain", lint_off=["all"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    surefoot.fit(
+        model, nn.CrossEntropyLoss(), optimizer, loader(), val=loader(), epochs=1, run_dir=tmp_path / "run", run=run
+    )
+    found = read_validation(tmp_path / "run")
+    assert found["samples"] == 16 and "wrong" not in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import torchmetrics
@@ -144,3 +145,56 @@ def test_a_step_only_holds_what_is_measured_later():
     assert not calls
     running.window()
     assert len(calls) == 5
+
+
+class Own:
+    """A metric of one's own that gives `value`."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def update(self, outputs, targets):
+        pass
+
+    def compute(self):
+        return self.value() if callable(self.value) else self.value
+
+    def reset(self):
+        pass
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def refuse():
+    raise ValueError("only one class is present")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (refuse, "q cannot be computed from one batch: only one class is present"),
+        (None, "q cannot be computed from one batch: it gave NoneType, which is no number"),
+        ("high", "it gave str, which is no number"),
+    ],
+)
+def test_a_metric_that_gives_no_number_is_refused_before_the_first_step(value, message):
+    with pytest.raises(UsageError, match=message):
+        trained({"q": Own(value)})
+
+
+def test_arrays_and_numbers_of_numpys_are_values():
+    _, result = trained({"q": Own(np.array([0.25, 0.5])), "p": Own(np.float32(0.5)), "f": lambda o, t: np.float32(2)})
+    assert {name: result.metrics[f"val/{name}"] for name in ("q.0", "q.1", "p", "f")} == {
+        "q.0": 0.25, "q.1": 0.5, "p": 0.5, "f": 2.0,
+    }  # fmt: skip
+
+
+def test_the_mean_of_a_function_is_over_samples_also_where_targets_are_no_tensor():
+    running = RunningMetrics(objects={"f": lambda o, t: t["boxes"].mean()})
+    for count, value in ((8, 1.0), (2, 0.0)):
+        running.add(torch.tensor(1.0), {"y": torch.zeros(count)}, {"boxes": torch.full((count, 4), value)}, count)
+    assert running.result()["f"] == 0.8

@@ -159,3 +159,13 @@ def test_wrong_arguments_are_told():
         RunningMetrics(kind="top5")
     with pytest.raises(UsageError, match="confusion"):
         RunningMetrics(kind="logits", confusion=2)
+
+
+@pytest.mark.parametrize(
+    "held", [{"own": ("mae",)}, {"own": (), "weigh_many": lambda some: [len(each) for each in some]}]
+)
+def test_outputs_in_a_tuple_and_targets_alone_are_bounded_too(held):
+    running = RunningMetrics(hold_bytes=10_000, **held)
+    for _ in range(50):
+        running.add(torch.tensor(1.0), (torch.zeros(4, 100), torch.ones(4, 100)), torch.zeros(4, 100), 4)
+        assert len(running._held) < 8

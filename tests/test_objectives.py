@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import UserDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset
 
 import surefoot
 from surefoot import batches
-from surefoot.data import DatasetSource
+from surefoot.data import DatasetSource, Loader
 from surefoot.errors import Problems, UsageError
 from surefoot.losses import averaging
 from surefoot.step import StepOptions, TrainStep
@@ -306,3 +308,50 @@ def test_tensors_of_a_batch_are_moved_whatever_holds_them():
     found = [moved[0], moved[1]["a"][0], moved[1]["a"][1][0], moved[2].nodes, moved[3]["a"]]
     assert {tensor.device.type for tensor in found} == {"meta"}
     assert moved[1]["a"][1][1] == "text" and moved[2].num_graphs == 1
+
+
+def test_numbers_of_numpys_are_recorded():
+    model, result = trained(surefoot.objective(lambda m, b: {"loss": m(b[0]).mean(), "share": np.float32(0.5)}))
+    assert result.metrics["val/share"] == 0.5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_number_of_one_mode_is_watched_in_that_mode(training):
+    @surefoot.objective
+    def sometimes(model, batch):
+        number = {"extra": 0.5} if model.training == training else {}
+        return {"loss": model(batch[0]).square().mean(), **number}
+
+    of, other = ("train", "val") if training else ("val", "train")
+    watched = lambda split: {"checkpoints": Checkpoints(keep_best=f"{split}/extra", mode="min")}  # noqa: E731
+    _, result = trained(sometimes, run=watched(of))
+    assert result.metrics[f"{of}/extra"] == 0.5 and f"{other}/extra" not in result.metrics
+    with pytest.raises(Problems, match=f"'{other}/extra' is not measured in this run"):
+        trained(sometimes, run=watched(other))
+
+
+def test_a_stretch_without_any_weight_ends_no_run():
+    """Sequences of padding alone between two records."""
+
+    @surefoot.objective
+    def counted(model, batch):
+        inputs, weights = batch
+        losses = model(inputs).square().mean(1) * weights
+        return {"loss": losses.sum() / weights.sum().clamp(min=1), "weight": weights.sum()}
+
+    x, _ = tensors()
+    weights = torch.ones(N)
+    weights[4:8] = 0
+    data = Loader((x, weights), 4, shuffle=False)
+    _, result = trained(counted, data, batch_size=None, epochs=1, run={"log_every": 1})
+    assert result.steps == 6 and math.isfinite(result.metrics["train/loss"])
+
+
+def test_a_number_beside_the_inputs_of_a_batch_is_looked_over():
+    @surefoot.objective
+    def scaled(model, batch):
+        outputs = model(batch["inputs"]) * batch["scale"]
+        return {"loss": outputs.square().mean(), "outputs": outputs, "targets": batch["inputs"]}
+
+    batch = ({"scale": torch.tensor(2.0), "inputs": tensors()[0]},)
+    assert surefoot.losses.lint(network(), scaled, None, batch) == []

@@ -219,6 +219,7 @@ def test_micro_batches_of_several_shapes_count_as_their_parts():
         ),
         (nn.CTCLoss(), "mae", "CTCLoss has no mae"),
         (nn.PoissonNLLLoss(), "mae", "PoissonNLLLoss has no mae"),
+        (nn.BCEWithLogitsLoss(), "perplexity", "BCEWithLogitsLoss has no perplexity"),
         (nn.CrossEntropyLoss(), "f1", "unknown metric 'f1'"),
     ],
 )
@@ -292,3 +293,131 @@ def test_a_model_that_returns_its_loss_is_measured_by_its_labels():
     assert set(names(1, torch.randn(8))) == {"train/loss", "train/mae", "train/r2"}
     tokens = names(5, torch.randint(5, (8, 6)), 6)
     assert tokens == {"train/loss": tokens["train/loss"], "train/perplexity": math.exp(tokens["train/loss"])}
+
+
+def test_a_model_that_returns_its_loss_of_masks_is_measured_by_pixels():
+    class Masks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 3, 1)
+
+        def forward(self, inputs, labels):
+            logits = self.layer(inputs)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    x, y = torch.randn(8, 1, 4, 5, generator=G), torch.randint(3, (8, 4, 5), generator=G)
+    model, run = Masks(), RunOptions(progress=False, lint_off=["all"], execution="plain")
+    data = {"inputs": x, "labels": y}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    surefoot.fit(model, None, optimizer, data, epochs=1, batch_size=4, run=run)
+    found, expected = (surefoot.evaluate(*what).metrics for what in ((model, None, data), (model.layer, CE, (x, y))))
+    assert found == expected and set(found) == {"loss", "accuracy", "iou"}
+
+
+CE = nn.CrossEntropyLoss()
+# Sequences of one length in a batch, and of others in the next.
+NAMES_OF_CLASSES = ["accuracy", "f1_macro"]
+LENGTHS = (5, 3, 7, 3, 1, 7)
+
+
+def sequences(loss, metrics, targets_of):
+    running = running_of(loss, metrics)
+    pairs = []
+    for length in LENGTHS:
+        outputs = torch.randn(4, length, generator=G)
+        pairs.append((outputs, targets_of(outputs)))
+        running.add(loss(*pairs[-1]), *pairs[-1], 4)
+        state, running = running.state_dict(), running_of(loss, metrics)
+        running.load_state_dict(json.loads(json.dumps(state)))
+    return running.result(), pairs
+
+
+def test_numbers_of_sequences_whose_length_changes_are_one_column():
+    found, pairs = sequences(nn.MSELoss(), ["mae", "r2"], lambda outputs: torch.randn(outputs.shape, generator=G))
+    o, t = (torch.cat([pair[k].flatten() for pair in pairs]) for k in (0, 1))
+    expected = measured(nn.MSELoss(), o, t)
+    assert {k: found[k] for k in ("mae", "r2")} == pytest.approx({k: expected[k] for k in ("mae", "r2")}, rel=1e-12)
+
+
+def test_labels_of_sequences_whose_length_changes_are_one_label():
+    loss = nn.BCEWithLogitsLoss()
+    found, pairs = sequences(
+        loss, NAMES_OF_CLASSES, lambda outputs: (torch.rand(outputs.shape, generator=G) > 0.5).float()
+    )
+    o, t = (torch.cat([pair[k].flatten() for pair in pairs]) for k in (0, 1))
+    expected = measured(loss, o, t)
+    assert (found["accuracy"], found["f1_macro"]) == (expected["accuracy"], expected["f1_macro"])
+
+
+def test_positions_to_choose_from_may_be_more_in_one_batch_than_in_the_next():
+    loss = nn.CrossEntropyLoss()
+    found, pairs = sequences(loss, NAMES_OF_CLASSES, lambda outputs: torch.randint(outputs.shape[1], (4,), generator=G))
+    confusion = torch.zeros(7, 7)
+    for outputs, targets in pairs:
+        confusion.index_put_((targets, outputs.argmax(1)), torch.ones(4), accumulate=True)
+    assert found["f1_macro"] == pytest.approx(f1(confusion))
+
+
+def own_loss(outputs, targets):
+    return outputs.square().mean()
+
+
+def test_a_loss_of_ones_own_is_measured_where_only_one_reading_fits():
+    scores, classes = torch.randn(6, 4, generator=G), torch.randint(4, (6,), generator=G)
+    names = ["accuracy", "f1_macro", "perplexity"]
+    expected = measured(CE, scores, classes, names)
+    column = measured(own_loss, scores, classes[:, None], names)
+    assert {k: column[k] for k in names} == pytest.approx({k: expected[k] for k in names})
+    tokens, words = torch.randn(6, 5, 4, generator=G), torch.randint(4, (6, 5), generator=G)
+    expected = measured(CE, tokens.movedim(-1, 1), words, names)
+    last = measured(own_loss, tokens, words, names)
+    assert {k: last[k] for k in names} == pytest.approx({k: expected[k] for k in names})
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "metric", "told"),
+    [
+        (
+            torch.zeros(4, 1),
+            torch.ones(4, 1),
+            "accuracy",
+            r"outputs \(4, 1\) float32 .*: expected a score for each class",
+        ),
+        (torch.zeros(4), torch.ones(4), "f1_macro", "expected a score for each class"),
+        (torch.zeros(4, 3), torch.ones(4, 3), "iou", "expected classes, or probabilities that sum to 1"),
+        (torch.zeros(4, 2), torch.full((4, 2), 0.5), "perplexity", "expected classes"),
+        (torch.zeros(4, 3), torch.zeros(4, 2).long(), "accuracy", r"expected targets \(4,\) beside these outputs"),
+        ((torch.zeros(4, 3), 1), torch.zeros(4).long(), "accuracy", "expected tensors, scores"),
+        (torch.zeros(4, 2), torch.zeros(4, 1), "mae", "mae cannot be computed .*: expected as many numbers"),
+        ({"y": torch.zeros(4)}, torch.zeros(4), "r2", r"outputs {y: \(4,\) float32}"),
+    ],
+)
+def test_a_loss_of_ones_own_whose_outputs_can_be_read_otherwise_is_refused_on_the_first_batch(
+    outputs, targets, metric, told
+):
+    with pytest.raises(UsageError, match=told):
+        running_of(own_loss, [metric]).add(torch.tensor(1.0), outputs, targets, 4)
+
+
+def test_it_is_refused_before_anything_is_spent(tmp_path):
+    model = nn.Linear(3, 1)
+    data, run = (torch.randn(8, 3, generator=G), torch.ones(8, 1)), RunOptions(progress=False, lint_off=["all"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="expected a score for each class"):
+        surefoot.fit(
+            model, own_loss, optimizer, data, epochs=1, metrics=["accuracy"], run=run, run_dir=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_any_part_of_a_sum_leaves_out_is_left_out(turned):
+    parts = [(1.0, own_loss), (1.0, nn.CrossEntropyLoss(ignore_index=2))]
+    loss = losses.WeightedSum(parts[::-1] if turned else parts)
+    targets = torch.tensor([0, 2, 2, 1])
+    assert measured(loss, torch.eye(3)[[0, 1, 1, 1]], targets, ["accuracy"])["accuracy"] == 1
+
+
+def test_a_set_of_names_has_one_order_in_every_process():
+    names = ["perplexity", "iou", "f1_macro", "accuracy"]
+    assert running_of(CE, set(names)).own_names == running_of(CE, frozenset(names)).own_names == tuple(sorted(names))

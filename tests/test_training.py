@@ -13,7 +13,7 @@ from fit_arguments import Heard, fit_arguments
 from torch import nn
 
 from surefoot import RunOptions, StepOptions
-from surefoot.data import Loader
+from surefoot.data import DatasetSource, Loader
 from surefoot.data.orders import epoch_order
 from surefoot.errors import RunFailed, Stopped, UsageError
 from surefoot.schedules import LinearWarmup, Schedule
@@ -373,6 +373,7 @@ def test_a_run_whose_every_batch_is_nan_does_not_go_on_for_ever(data):
         ({"early_stopping": EarlyStopping()}, "early_stopping.monitor: 'val/loss' is not measured"),
         ({"checkpoints": Checkpoints(keep_best="val/acc")}, "checkpoint.keep_best: 'val/acc' is not measured"),
         ({"unfreeze": [(1, "head.*")]}, "'head.*' (epoch 1) matches no frozen parameter"),
+        ({"start_epoch": 3, "epochs": 3}, "epochs: 3 is not above the 3 epochs that are done already"),
     ],
 )
 def test_a_mistake_is_told_and_leaves_nothing_behind(data, run_dir, arguments, told):
@@ -406,6 +407,27 @@ def test_what_a_run_would_write_over_is_refused(data, run_dir, name):
     with pytest.raises(UsageError, match=f"{name}: is there already, and a run keeps its own"):
         fit(*job, epochs=1, batch_size=10, run_dir=run_dir, run=about)
     assert [path.read_text() for path in run_dir.iterdir()] == ["# by hand"]
+
+
+def test_a_plateau_that_goes_by_step_is_refused_before_the_first_step(data, run_dir):
+    model = make_model()
+    optimizer = sgd(model)
+    schedule = Schedule(optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), by="step")
+    with pytest.raises(UsageError, match="ReduceLROnPlateau watches val/loss, which is known once an epoch; leave by"):
+        fit(model, nn.CrossEntropyLoss(), optimizer, data, val=data, epochs=1, schedule=schedule, run_dir=run_dir)
+    assert not run_dir.exists()
+
+
+def test_a_collate_function_may_need_more_than_one_sample(data):
+    def pairs(samples):
+        halves = [torch.stack([x for x, _ in samples[k::2]]) for k in (0, 1)]
+        return (halves[0] - halves[1]), torch.tensor([int(y) for _, y in samples[::2]])
+
+    inputs, targets = data
+    model = make_model()
+    samples = list(zip(inputs, targets, strict=True))
+    source = DatasetSource(samples, collate=pairs)
+    assert fit(model, nn.CrossEntropyLoss(), sgd(model), Loader(source, 10), epochs=1).steps == 5
 
 
 def test_a_directory_that_holds_a_run_is_not_taken_over(data, run_dir):

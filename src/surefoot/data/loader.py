@@ -239,6 +239,10 @@ class Loader:
         """The data set indices of one batch, int64 (n,)."""
         return self._indexed().indices(epoch, position)
 
+    def samples_at(self, position: int) -> int | None:
+        """The number of samples of the data set in a batch of this epoch; None of a stream."""
+        return None if isinstance(self._batches, Streamed) else len(self.indices_at(self.epoch, position))
+
     def describe(self, epoch: int, positions: Iterable[int]) -> str:
         """Batches as a message names them: by their samples, or by their numbers in a stream."""
         if isinstance(self._batches, Streamed):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import batches
+from ..arguments import as_number
 from ..errors import UsageError
 from ..metrics.registry import can_be_called
 from .conventions import Convention, LossValue, describe, scalar
@@ -73,8 +74,8 @@ class Objective:
         """A number or a tensor of one, without its graph."""
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
             return value.detach().reshape(())
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return value
+        if not isinstance(value, Tensor) and (number := as_number(value)) is not None:
+            return number
         if name == "weight":
             raise UsageError(f"the objective {describe(self)} returned weight {value!r}; it must be one number")
         raise UsageError(
@@ -126,8 +127,9 @@ def models_own(model: Any, batch: Any) -> dict[str, Any]:
         values["weight"] = (counted[..., 1:] if _is_causal(model) else counted).sum()
         if _is_causal(model) and logits is not None:
             values["outputs"], values["targets"] = logits[..., :-1, :], labels[..., 1:]
-        if isinstance(values["outputs"], Tensor) and values["outputs"].dim() > 2:
-            values["outputs"] = values["outputs"].movedim(-1, 1)  # classes second, as torch's losses have them
+        outputs = values["outputs"]
+        if isinstance(outputs, Tensor) and outputs.dim() > 2 and outputs.shape[:-1] == values["targets"].shape:
+            values["outputs"] = outputs.movedim(-1, 1)  # classes second, as torch's losses have them
     return values
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..metrics.objects import is_metric, name_of
 from ..metrics.registry import OWN, can_be_called, metric_of
+from ..metrics.sums import comparable, unreadable
 from .averaging import is_summed, many_weights, sample_weight, weighs_by
 from .composite import WeightedSum
 from .conventions import describe
@@ -94,10 +95,15 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     wanted, objects = _wanted(metrics)
     auto, wanted = "auto" in wanted, tuple(name for name in wanted if name != "auto")
     names, kind = families(loss), accuracy_kind(loss)
+    # An objective's metrics, and whether one's own loss has outputs that can be read, the first batch tells.
+    chosen = functools.partial(_chosen, loss, wanted, auto)
+    later = auto and (kind is not None or None not in names or isinstance(loss, Objective))
     for name in wanted:
         # A user's own loss is believed to be what the metric is for; one of torch's that has no right answers is not.
         values = name in ("mae", "r2")
-        if None not in names and (values == (kind is not None) or (values and not set(names) <= set(_REGRESSIONS))):
+        likely = kind == "classes" or (kind is not None and name != "perplexity")
+        fits = set(names) <= set(_REGRESSIONS) if values else likely
+        if None not in names and not fits:
             raise UsageError(
                 f"metrics: {describe(loss)} has no {name}; leave it out, or use a loss of "
                 f"{'numbers, MSELoss say' if values else 'classes'}"
@@ -106,7 +112,7 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
         "summed": is_summed(loss),
         "ignore_index": _ignored(loss),
         "kind": kind or "classes",
-        "own": functools.partial(_chosen, loss, wanted) if auto else wanted,
+        "own": chosen if later or (wanted and _unknown(loss)) else wanted,
         "logs": names == ["NLLLoss"],
         "from_loss": _is_mean_likelihood(loss),
     }
@@ -121,9 +127,36 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     return options
 
 
-def _chosen(loss: Any, wanted: Sequence[str], outputs: Any, targets: Any) -> tuple[str, ...]:
-    """The metrics that suit the loss, and those that are `wanted` beside them, each once."""
-    return tuple(dict.fromkeys([*default_metrics(loss, targets, outputs), *wanted]))
+def _chosen(loss: Any, wanted: Sequence[str], auto: bool, outputs: Any, targets: Any) -> tuple[str, ...]:
+    """The metrics that suit the loss, if `auto`, and those that are `wanted` beside them, each once."""
+    if wanted and _unknown(loss):
+        _require_readable(wanted, outputs, targets)
+    return tuple(dict.fromkeys([*(default_metrics(loss, targets, outputs) if auto else ()), *wanted]))
+
+
+def _unknown(loss: Any) -> bool:
+    """Whether a loss is one's own, so that nobody knows what its outputs are."""
+    return accuracy_kind(loss) is None and None in families(loss)
+
+
+def _require_readable(wanted: Sequence[str], outputs: Any, targets: Any) -> None:
+    """Raise UsageError where metrics would take the outputs of a loss of one's own for what they are not."""
+    if outputs is None:
+        return  # an objective may return them in one mode only
+    values = [name for name in wanted if name in ("mae", "r2")]
+    of_classes = [name for name in wanted if name not in values]
+    if values:
+        of = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs  # a mean and its variance
+        if not isinstance(of, Tensor) or not isinstance(targets, Tensor) or of.numel() != targets.numel():
+            raise unreadable(values[0], outputs, targets, "as many numbers in one tensor as in the other")
+    if not of_classes:
+        return
+    scores, classes = comparable(outputs, targets)
+    if scores.dim() < 2 or scores.shape[1] < 2:
+        raise unreadable(of_classes[0], outputs, targets, "a score for each class, (N, C, ...)")
+    are_probabilities = classes.is_floating_point() and classes.shape == scores.shape
+    if are_probabilities and ("perplexity" in of_classes or bool(((classes.sum(1) - 1).abs() > 1e-2).any())):
+        raise unreadable(of_classes[0], outputs, targets, "classes, or probabilities that sum to 1")
 
 
 def _is_mean_likelihood(loss: Any) -> bool:
@@ -171,8 +204,12 @@ def _wanted(metrics: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _listed(metrics: Any) -> Sequence[Any]:
-    return tuple(metrics) if isinstance(metrics, list | tuple | set | frozenset) else (metrics,)
+    if isinstance(metrics, set | frozenset):  # in an order that is the same in each process
+        return sorted(metrics, key=lambda metric: metric if isinstance(metric, str) else name_of(metric))
+    return tuple(metrics) if isinstance(metrics, list | tuple) else (metrics,)
 
 
 def _ignored(loss: Any) -> int:
-    return _ignored(loss.parts[0]) if isinstance(loss, WeightedSum) else ignored(loss)
+    """Of a sum, what the first part leaves out that leaves out any."""
+    parts = loss.parts if isinstance(loss, WeightedSum) else (loss,)
+    return next((ignored(part) for part in parts if option(part, "ignore_index") is not None), -100)

@@ -68,14 +68,16 @@ class Hardest:
         self._numbers: list[tuple[Tensor, ...]] = []
         self._stride = 1
 
-    def add(self, outputs: Any, targets: Any, batch: int) -> None:
-        """One batch, by its number in the pass."""
+    def add(self, outputs: Any, targets: Any, batch: int, samples: int | None = None) -> None:
+        """One batch, by its number in the pass; passed over where it has not one row for each of its `samples`."""
         outputs = scores(outputs)
         if isinstance(outputs, list | tuple) and self.kind is None and outputs:
             outputs = outputs[0]  # a mean and its variance
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not targets.dim() or not len(targets):
             return
-        if outputs.dim() == 0 or len(outputs) != len(targets) or outputs.numel() > _MOST_NUMBERS * len(outputs):
+        if outputs.dim() == 0 or not len(outputs) == len(targets) == (samples or len(outputs)):
+            return
+        if outputs.numel() > _MOST_NUMBERS * len(outputs):
             return
         outputs = outputs.detach().float()
         if self.kind == "classes" or (self.kind is None and outputs.numel() != targets.numel()):
@@ -89,7 +91,7 @@ class Hardest:
         self._count += len(outputs)
         if self._count > _HELD:
             self._keep_hardest()
-        if found[3].is_floating_point() and found[3].shape[1]:
+        if found[3].is_floating_point():
             self._numbers.append(self._selected((rows, *found[3:])))
             self._thin()
 
@@ -97,7 +99,7 @@ class Hardest:
         """Of what is held, only what may be in the result."""
         if not self._held:
             return
-        columns = [torch.cat(each) for each in zip(*self._held, strict=True)]
+        columns = _joined(self._held)
         some = torch.cat([self._order(columns, wrong)[: self.most] for wrong in (True, False)])
         kept = torch.tensor(sorted({*some.tolist()}), dtype=torch.long, device=some.device)
         self._held, self._count = [tuple(column[kept] for column in columns)], len(kept)
@@ -120,8 +122,7 @@ class Hardest:
         """Of the numbers an even selection, by a stride that depends only on how many there are."""
         while sum(len(columns[0]) for columns in self._numbers) > _HELD:
             self._stride *= 2
-            joined = [torch.cat(each) for each in zip(*self._numbers, strict=True)]
-            self._numbers = [self._selected(joined)]
+            self._numbers = [self._selected(_joined(self._numbers))]
 
     def result(self, world: World) -> Answers | None:
         """What was found on all ranks; None where nothing was added anywhere."""
@@ -146,13 +147,21 @@ class Hardest:
 
 def _of_all(world: World, held: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """What all ranks hold as one, in order of batches and rows."""
-    joined = [torch.cat(each) for each in zip(*held, strict=True)] if held else []
+    joined = _joined(held) if held else []
     ranks = [each for each in gathered(world, joined) if each] if world.size > 1 else [joined] if joined else []
     if not ranks:
         return []
-    columns = [torch.cat(each) for each in zip(*ranks, strict=True)]
+    columns = _joined(ranks)
     order = columns[0].argsort()
     return [tuple(column[order] for column in columns)]
+
+
+def _joined(held: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The columns of several stretches as one; where true and predicted have several widths, both have none."""
+    columns = [list(each) for each in zip(*held, strict=True)]
+    if len({each.shape[1] for each in columns[-1]}) > 1:
+        columns[-2:] = [[each[:, :0] for each in column] for column in columns[-2:]]
+    return list(map(torch.cat, columns))
 
 
 # Each of these gives of a batch: the samples' losses (n,), confidence (n,), the share that is right (n,), what is true
@@ -191,7 +200,8 @@ def _of_labels(kind: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...
     true = targets > (0 if kind == "signs" else 0.5)
     sure = outputs if kind == "probabilities" else outputs.sigmoid()
     predicted = sure > 0.5
-    losses = functional.binary_cross_entropy(sure.clamp(0, 1), true.float(), reduction="none")
+    losses = functional.binary_cross_entropy(sure.nan_to_num().clamp(0, 1), true.float(), reduction="none")
+    losses = losses.where(~sure.isnan(), torch.nan)
     columns = (losses, torch.maximum(sure, 1 - sure), (predicted == true).float())
     means = _means(columns, torch.ones_like(true))
     if true.shape[1] > _MOST_ANSWERS:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batches import tensors
 from .sums import Pair
 
 # Of a batch: its loss, what that is a mean over, its samples, further numbers, whether the objective itself said what
@@ -29,6 +30,13 @@ def parts_of(value: Any) -> Sequence[Any]:
 def data_of(value: Any) -> Any:
     """A tensor without its graph; anything else as it is."""
     return value.data if isinstance(value, Tensor) else value
+
+
+def bytes_of(value: Any) -> int:
+    """What the tensors in a value hold."""
+    if isinstance(value, Tensor) or value is None:
+        return 0 if value is None else value.nbytes
+    return sum(tensor.nbytes for tensor in tensors(value))
 
 
 def pairs_of(held: Sequence[tuple[Any, ...]]) -> list[Pair]:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import form
+from ..arguments import as_metric, as_number
+from ..batches import form, tensors
 from ..errors import UsageError, first_line
 
 _NEEDED = ("update", "compute", "reset", "state_dict", "load_state_dict")
 # torchmetrics' F1Score(task="multiclass") makes a MulticlassF1Score; it is known by the name that one wrote.
+_REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, OverflowError)
 _TASKS = ("Binary", "Multiclass", "Multilabel")
 
 
@@ -80,17 +82,27 @@ class MetricObjects:
                 metric.to(outputs.device)
             try:
                 metric.update(given, wanted)
-            except (ValueError, RuntimeError, TypeError, IndexError, OverflowError) as error:
+            except _REFUSALS as error:
                 raise UsageError(
                     f"metrics: {name} cannot be computed from outputs {form(given)} and targets {form(wanted)}: "
                     f"{first_line(error)}"
                 ) from error
 
     def result(self) -> dict[str, float]:
-        """The values since `reset`, by name; one that gives several has a name for each (``NAME.0``, ``NAME.key``)."""
+        """The values since `reset`, by name; one that gives several has a name for each (``NAME.0``, ``NAME.key``).
+
+        Raises UsageError where a metric cannot be computed, or gives no number.
+        """
         if not self._updates:
             return dict.fromkeys(self._metrics, math.nan)
-        return {k: v for name, metric in self._metrics.items() for k, v in _flat(name, metric.compute()).items()}
+        values: dict[str, float] = {}
+        for name, metric in self._metrics.items():
+            try:
+                values |= _flat(name, metric.compute())
+            except _REFUSALS as error:
+                batches = "one batch" if self._updates == 1 else f"{self._updates} batches"
+                raise UsageError(f"metrics: {name} cannot be computed from {batches}: {first_line(error)}") from error
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has been counted."""
@@ -127,11 +139,11 @@ class _Mean:
         value = self.function(outputs, targets)
         if isinstance(value, Tensor):
             value = value.double().mean().item() if value.numel() else math.nan
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if (number := as_number(value)) is None:
             raise TypeError(f"it returned {type(value).__name__}, which is no number")
-        first = targets if isinstance(targets, Tensor) else outputs
-        samples = len(first) if isinstance(first, Tensor) and first.dim() else 1
-        self.total += float(value) * samples
+        first = next(tensors((targets, outputs)), None)
+        samples = len(first) if first is not None and first.dim() else 1
+        self.total += float(number) * samples
         self.samples += samples
 
     def compute(self) -> float:
@@ -159,8 +171,11 @@ def _as_object(name: str, metric: Any) -> Any:
 def _flat(name: str, value: Any) -> dict[str, float]:
     if isinstance(value, Mapping):
         return {k: v for key, item in value.items() for k, v in _flat(f"{name}.{key}", item).items()}
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return {f"{name}.{i}": float(item) for i, item in enumerate(value.reshape(-1).tolist())}
+    if hasattr(value, "reshape") and hasattr(value, "tolist"):  # a tensor, or an array of NumPy's
+        value = value.reshape(-1).tolist()
+        value = value[0] if len(value) == 1 else value
     if isinstance(value, Sequence) and not isinstance(value, str):
         return {k: v for i, item in enumerate(value) for k, v in _flat(f"{name}.{i}", item).items()}
-    return {name: float(value)}
+    if (number := as_metric(value)) is None:
+        raise TypeError(f"it gave {type(value).__name__}, which is no number")
+    return {name: float(number)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ from ..errors import UsageError
 from ..text import counted
 from ..world import World
 from .gathering import gathered, in_order
-from .means import Parts, Row, Sums, Unread, data_of, numbers_of, pairs_of, parts_of, plain
+from .means import Parts, Row, Sums, Unread, bytes_of, data_of, numbers_of, pairs_of, parts_of, plain
 from .objects import MetricObjects
 from .registry import OWN
-from .sums import OwnMetrics, Pair, answers_of
+from .sums import OwnMetrics, Pair, answers_of, comparable
 
 _KINDS = ("classes", "logits", "probabilities", "signs")
 
@@ -155,15 +156,13 @@ class RunningMetrics:
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.
         if self._keeps_outputs:
             outputs = Parts(map(data_of, outputs)) if isinstance(outputs, Parts) else data_of(outputs)
-            self._held_bytes += sum(getattr(part, "nbytes", 0) for part in parts_of(outputs)) + 512
         elif self.weigh is not None:
             weighed, outputs = self._weigh(outputs, targets), None
-            self._held_bytes += 512
         else:
             outputs = None
-            self._held_bytes += 512
         if not self._keeps_targets:
             targets = None
+        self._held_bytes += bytes_of(outputs) + bytes_of(targets) + 512
         self._held.append((loss.data, outputs, targets, n, weighed, part))
         return 1
 
@@ -195,7 +194,7 @@ class RunningMetrics:
                 weighed = self._weigh(outputs, targets)
             targets = targets if self.weigh_many is not None else None
             kept.append((loss, None, targets, n, weighed, part))
-            self._held_bytes += sum(getattr(each, "nbytes", 0) for each in parts_of(targets)) + 512
+            self._held_bytes += bytes_of(targets) + 512
         self._held = kept
         return 2 * self._held_bytes < self.hold_bytes
 
@@ -293,9 +292,9 @@ class RunningMetrics:
         return means | self.own.values(means["loss"]) | others
 
     def window(self) -> dict[str, float]:
-        """Means over what was added since the last call of `window` (or `reset`)."""
+        """Means since the last call of `window` (or `reset`); `has_weight` says whether any of it has weight."""
         self.flush()
-        means = self._window.means(self.accuracy)
+        means, self.has_weight = self._window.means(self.accuracy), self._window.weight > 0
         self._window = Sums()
         return means
 
@@ -367,7 +366,7 @@ class RunningMetrics:
             return
         # Batches of one shape (but for their length) are counted as one; counts are whole numbers, so nothing changes.
         groups: dict[Any, list[Pair]] = {}
-        for i, (o, t) in enumerate(pairs):
+        for i, (o, t) in enumerate(itertools.starmap(comparable, pairs) if self.kind == "classes" else pairs):
             key = (*o.shape[1:], t.dtype, *t.shape[1:]) if o.dim() and t.dim() else i
             groups.setdefault(key, []).append((o, t))
         for some in groups.values():

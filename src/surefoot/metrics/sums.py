@@ -6,6 +6,7 @@ and added in order, so that when it is done changes no bit.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn import functional
 
+from ..batches import form
 from ..errors import UsageError
 from ..world import World
 
@@ -50,6 +52,8 @@ class Counts:
             shape = (-1, size)
             if outputs.dim() == 4:
                 answers, truth = answers.movedim(1, -1), truth.movedim(1, -1)
+        if size != self._size:
+            self._count()
         self._size = size
         self._held.append((answers.reshape(shape), truth.reshape(shape)))
         self._elements += answers.numel()
@@ -68,8 +72,7 @@ class Counts:
             rows = [torch.bincount(of, minlength=self._size) for of in (truth, answers, truth[truth == answers])]
         else:
             rows = [truth.sum(0), answers.sum(0), (answers & truth).sum(0)]
-        found = torch.stack(rows).cpu()
-        self._new = _sum(self._new, found)
+        self._new = self._sum(self._new, torch.stack(rows).cpu())
 
     def of_ranks(self, world: World) -> None:
         """Put together what each rank has counted since this was done last."""
@@ -77,11 +80,21 @@ class Counts:
         new, self._new = self._new, None
         for each in world.gather(None if new is None else new.tolist()):
             if each is not None:
-                self._counts = _sum(self._counts, torch.tensor(each, device="cpu"))
+                self._counts = self._sum(self._counts, torch.tensor(each, device="cpu"))
 
     def _all(self) -> Tensor | None:
         self._count()
-        return self._counts if self._new is None else _sum(self._counts, self._new)
+        return self._counts if self._new is None else self._sum(self._counts, self._new)
+
+    def _sum(self, before: Tensor | None, more: Tensor) -> Tensor:
+        """Of more classes than before, the others were not there; labels that come and go count as one."""
+        if before is None or before.shape == more.shape:
+            return more if before is None else before + more
+        if self.kind == "classes":
+            wide = max(before.shape[1], more.shape[1])
+            before, more = (functional.pad(each, (0, wide - each.shape[1])) for each in (before, more))
+            return before + more
+        return before.sum(1, keepdim=True) + more.sum(1, keepdim=True)
 
     def values(self) -> dict[str, float]:
         """``f1_macro`` and ``iou``, macro averages as torchmetrics defines them.
@@ -107,7 +120,8 @@ class Counts:
 class Errors:
     """Sums of errors: for ``mae`` (over all elements) and ``r2``.
 
-    R2 is scikit-learn's with ``uniform_average`` over the outputs of (N, D); outputs of more dimensions count as one.
+    R2 is scikit-learn's with ``uniform_average`` over the outputs of (N, D); outputs of more dimensions (or of
+    several D) count as one.
     """
 
     def __init__(self, state: Sequence[Sequence[float]] = ()):
@@ -120,6 +134,8 @@ class Errors:
         samples = []
         for outputs, targets in pairs:
             outputs = outputs[0] if isinstance(outputs, list | tuple) else outputs  # a mean and its variance
+            if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+                raise unreadable("mae or r2", outputs, targets, "two tensors of numbers")
             if outputs.dtype in (torch.bfloat16, torch.float16):
                 outputs = outputs.float()
             if not targets.is_floating_point():
@@ -138,6 +154,8 @@ class Errors:
                 mean,
                 vector_norm(targets.double() - mean, 2, 0),
             ]
+        if len({len(each) for each in sums}) > 1:  # of several widths
+            return [self.rows([pair])[0] for pair in pairs]
         found = torch.stack(sums).reshape(len(samples), 4, -1).cpu()
         found[:, 1] *= found[:, 1]
         found[:, 3] *= found[:, 3]
@@ -156,7 +174,7 @@ class Errors:
         if self._sums is None:
             return {"mae": math.nan, "r2": math.nan}
         count, errors, squared_errors, mean, about_mean = self._sums
-        constant = about_mean <= count * (1e-14 * mean) ** 2  # what rounding leaves of targets that are all alike
+        constant = about_mean <= rounding(count, mean)
         r2 = torch.where(constant, (squared_errors == 0).double(), 1 - squared_errors / about_mean)
         few = count < 2
         return {"mae": (errors.sum() / count.sum()).item(), "r2": math.nan if few.any() else r2.mean().item()}
@@ -178,6 +196,7 @@ class Likelihood:
 
     def _of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum and number of positions of one batch, on its device."""
+        outputs, targets = comparable(outputs, targets)
         if targets.is_floating_point():
             raise UsageError("metrics: perplexity needs class indices as targets; these are probabilities")
         logs = outputs.float() if self.logs else outputs.float().log_softmax(1 if outputs.dim() > 1 else 0)
@@ -202,12 +221,13 @@ class Likelihood:
         return [self._total, self._count]
 
 
-def _sum(before: Tensor | None, more: Tensor) -> Tensor:
-    return more if before is None else before + more
-
-
 def merged(one: Tensor, other: Tensor) -> Tensor:
-    """The sums of two stretches as one, where row 0 counts, 3 is a mean and 4 the squared distances from it."""
+    """The sums of two stretches as one, where row 0 counts, 3 is a mean and 4 the squared distances from it.
+
+    Columns that come and go become one.
+    """
+    if one.shape != other.shape:
+        one, other = (functools.reduce(merged, each.split(1, dim=1)) for each in (one, other))
     count = one[0] + other[0]
     apart = other[3] - one[3]
     total = one + other
@@ -216,9 +236,39 @@ def merged(one: Tensor, other: Tensor) -> Tensor:
     return total
 
 
+def rounding(count: Any, mean: Any) -> Any:
+    """What rounding leaves of the squared distances of `count` targets that are all alike from their `mean`."""
+    return count * (1e-14 * mean) ** 2
+
+
 def perplexity(mean: float) -> float:
     """The exponential of a mean negative log-likelihood; infinite where that is beyond floats."""
     return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
+
+
+def comparable(outputs: Any, targets: Any) -> Pair:
+    """Scores (N, C, ...) and the classes (N, ...), or their probabilities (N, C, ...), that they are compared with.
+
+    Scores (N, ..., C) and classes (N, 1) are brought into this form, where only this fits. Raises UsageError else.
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.dim():
+        raise unreadable("accuracy and the like", outputs, targets, "tensors, scores (N, C, ...) and classes (N, ...)")
+    shape = outputs.shape[:1] + outputs.shape[2:] if outputs.dim() > 1 else outputs.shape[:0]
+    if targets.shape == shape or (targets.is_floating_point() and targets.shape == outputs.shape):
+        return outputs, targets
+    if outputs.dim() > 2 and targets.shape == outputs.shape[:-1]:
+        return outputs.movedim(-1, 1), targets
+    if [size for size in targets.shape if size != 1] != [size for size in shape if size != 1]:
+        raise unreadable("accuracy and the like", outputs, targets, f"targets {tuple(shape)} beside these outputs")
+    return outputs, targets.reshape(shape)
+
+
+def unreadable(what: str, outputs: Any, targets: Any, expected: str) -> UsageError:
+    """What to raise where a metric of ours cannot be computed from outputs and targets."""
+    return UsageError(
+        f"metrics: {what} cannot be computed from outputs {form(outputs)} and targets {form(targets)}: expected "
+        f"{expected}; leave it out, or give a function of (outputs, targets): metrics={{'accuracy': function}}"
+    )
 
 
 def answers_of(kind: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batches import leaves
 from .by_class import of_counts
-from .sums import merged
+from .sums import merged, rounding
 
 
 class _Counted:
@@ -49,6 +49,8 @@ class LabelCounts(_Counted):
         outputs, targets = outputs.reshape(len(outputs), -1), targets.reshape(len(outputs), -1)
         held, true = outputs > self.threshold, targets > 0.5
         counts = torch.stack([(held & true).sum(0), held.sum(0), true.sum(0)]).cpu()
+        if self.counts.numel() and self.counts.shape != counts.shape:  # labels that come and go count as one
+            self.counts, counts = self.counts.sum(1, keepdim=True), counts.sum(1, keepdim=True)
         self.counts = counts + self.counts if self.counts.numel() else counts
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -92,9 +94,9 @@ class TargetErrors(_Counted):
         for part, sums in self.sums.items():
             columns = sums.shape[1]
             numbers = [str(i) for i in range(columns)] if columns > 1 else [""]
-            for number, (count, absolute, square, _, spread) in zip(numbers, sums.T.tolist(), strict=True):
+            for number, (count, absolute, square, mean, spread) in zip(numbers, sums.T.tolist(), strict=True):
                 label = ".".join(word for word in (part, number) if word)
-                r2 = 1 - square / spread if spread else None
+                r2 = None if spread <= rounding(count, mean) else 1 - square / spread
                 figures = {"mae": absolute / count, "rmse": math.sqrt(square / count), "r2": r2}
                 rows.append({"target": label or "target", "samples": int(count), **figures})
         for row, name in zip(rows, names if len(names) == len(rows) else (), strict=False):

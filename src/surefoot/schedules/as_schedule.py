@@ -43,6 +43,10 @@ def as_schedule(
     if isinstance(given, Schedule):
         if given.optimizer is not optimizer:
             raise UsageError("schedule: it was made for another optimizer; make it for the one that is trained with")
+        if given.needs_step_metric:
+            raise UsageError(
+                f"schedule: ReduceLROnPlateau watches {given.monitor}, which is known once an epoch; leave by out"
+            )
         return given
     if isinstance(given, BaseWarmup):
         return Schedule(optimizer, warmup=given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,8 +108,12 @@ def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
         samples = [next(iter(batch)) for batch in Loader(source, 1).first_batches(2)]
     else:
         each = Loader(source, 1, shuffle=False)
-        samples = [each.batch_at(0, place)[0] for place in sorted({0, len(source) - 1})]
-    if not all(isinstance(sample, Tensor) for sample in samples):
+        # A user's function may need more samples than one to make a batch.
+        alone = contextlib.nullcontext() if getattr(source, "collate", None) is None else contextlib.suppress(Exception)
+        samples = []
+        with alone:
+            samples = [each.batch_at(0, place)[0] for place in sorted({0, len(source) - 1})]
+    if not samples or not all(isinstance(sample, Tensor) for sample in samples):
         return None, None
     dtype = str(samples[0].dtype).removeprefix("torch.")
     same = len({sample.shape for sample in samples}) == 1

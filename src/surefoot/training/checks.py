@@ -19,14 +19,16 @@ from ..errors import Problems, UsageError, first_line
 from ..limits import MOST_SEED
 from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
+from ..losses.scoring import families
 from ..metrics import RunningMetrics
-from ..modes import evaluating
+from ..modes import enter_training, evaluating
 from ..monitor import settled
 from ..registry import did_you_mean
 from ..schedules import Schedule
 from ..schedules.accept import check_optimizer
 from ..schedules.composite import leaves
 from ..step import StepOptions
+from ..text import counted
 from ..tracking import Progress
 from ..untouched import is_lazy, untouched
 from ..world import World
@@ -55,6 +57,13 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
         check.whole("seed", arguments["seed"], low=0, high=MOST_SEED),
         check.flag("resume", arguments["resume"]),
     ]
+    begun = run.start_epoch if isinstance(run, RunOptions) else None
+    if begun is not None and not check.problems and begun >= values[0]:
+        check.refuse(
+            "epochs",
+            f"{values[0]} is not above the {counted(begun, 'epoch')} that are done already (start_epoch, or those of "
+            "the file that training starts from: --epochs-done 0 counts anew); give more",
+        )
     check.done()
     return values
 
@@ -87,11 +96,13 @@ def measuring(
     Raises Problems for a monitored metric that this run will never have, and for a mode that is the wrong way round.
     """
     options = metric_options(loss, metrics)
-    names, own = measured(model, loss, loader, options)
+    names, own, numbers = measured(model, loss, loader, options)
     running = RunningMetrics(**options | {"own": own, "world": world})
     checkpoints = Checkpoints(every=None) if checkpoints is None else checkpoints
-    splits = ["train"] + (["val"] if val_loader is not None else [])
-    available = [f"{split}/{name}" for split in splits for name in names]
+    available = [f"train/{name}" for name in names]
+    if val_loader is not None:
+        others = [name for name in names if name not in numbers]
+        available += [f"val/{name}" for name in [*others, *numbers_in_validation(model, loss, val_loader)]]
     problems: list[str] = []
 
     def mode_of(where: str, metric: str | None, mode: str, later: bool = False) -> str:
@@ -123,22 +134,32 @@ def measuring(
 
 def measured(
     model: nn.Module, loss: Any, loader: Loader, options: Mapping[str, Any]
-) -> tuple[list[str], Sequence[str]]:
-    """The names of all that an epoch measures, and of our own among them.
+) -> tuple[list[str], Sequence[str], Sequence[str]]:
+    """The names of all that an epoch measures, of our own among them, and of an objective's numbers.
 
-    Objects and objectives tell theirs on one batch, which goes through the model without a trace.
+    Objects, objectives and losses of one's own tell theirs on one batch, which goes through the model without a trace.
     """
     batch, own = loader.peek(), options["own"]
-    if "objects" not in options and not isinstance(loss, Objective):
+    asks = callable(own) and None in families(loss)
+    if "objects" not in options and not isinstance(loss, Objective) and not asks:
         pair = batches.pair(batch)
         own = own(None, pair and pair[1]) if callable(own) else own
-        return ["loss", *own], own
+        return ["loss", *own], own, ()
     running = RunningMetrics(**options)
     with untouched(model, loss), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a metric of a single batch may warn
+        enter_training(model)
         value = apply(loss, unwrap(model), batch)
         running.add(*value[:3], batches.size(batch), value.weight, value.numbers)
-        return list(running.result()), running.own_names
+        return list(running.result()), running.own_names, tuple(value.numbers)
+
+
+def numbers_in_validation(model: nn.Module, loss: Any, val_loader: Loader) -> Sequence[str]:
+    """The names of the numbers that an objective returns in evaluation mode, where it may return others."""
+    if not isinstance(loss, Objective):
+        return ()
+    with untouched(model, loss), evaluating(model), torch.no_grad():
+        return tuple(apply(loss, unwrap(model), val_loader.apart().peek(most=4)).numbers)
 
 
 def give_shapes(model: nn.Module, loss: Any, loader: Loader) -> None:

@@ -122,7 +122,8 @@ def evaluate_on(
             if own and reliability is not None:
                 reliability.add(value[1], value[2])
             if own and hardest:
-                kept.add(value[1], value[2], turn * world.size + world.rank)
+                number = turn * world.size + world.rank
+                kept.add(value[1], value[2], number, loader.samples_at(number))
             if between is not None:
                 between()
     matrix = running.matrix() if "confusion" in options else None

@@ -116,7 +116,7 @@ class Loop:
         if grad_norm is not None:
             means["grad_norm"] = float(grad_norm)
         self.record("step", "train", means)
-        if not math.isfinite(means["loss"]):
+        if not math.isfinite(means["loss"]) and self.running.has_weight:  # else it is 0 / 0
             self.fail_nonfinite(f"the mean loss up to step {self.state.step} is {means['loss']}")
         if not self.step.checks:  # a gradient that was NaN under a finite loss shows here
             self.require_finite_parameters()

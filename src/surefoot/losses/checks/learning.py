@@ -137,7 +137,8 @@ def _dead(evidence: Evidence) -> Iterator[Finding]:
     if outputs is None or outputs.dim() < 2 or not inputs or convention_of(evidence.loss).name == "ctc":
         return
     batch = inputs[0]
-    if len(outputs) < 4 or len(batch) != len(outputs) or not outputs.is_floating_point() or outputs.grad_fn is None:
+    paired = len(outputs) >= 4 and batch.shape[:1] == outputs.shape[:1]
+    if not paired or not outputs.is_floating_point() or outputs.grad_fn is None:
         return
     # A weight that is all zeros is a usual way to begin (a last layer, a residual branch), and no fault.
     zeros = any(p.dim() > 1 and not bool(p.detach().any()) for p in evidence.parameters.values())
