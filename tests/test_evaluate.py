@@ -260,3 +260,11 @@ def test_targets_that_never_change_have_no_r2(value):
     for count in (7, 10, 3):
         errors.update(torch.zeros(count, dtype=torch.float64), torch.full((count,), value, dtype=torch.float64))
     assert errors.rows(())[0]["r2"] is None
+
+
+def test_a_mean_beside_its_variance_has_the_figures_of_the_mean():
+    mean, targets = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [3.0], [4.0]])
+    alone, both = TargetErrors(), TargetErrors()
+    alone.update(mean, targets)
+    both.update((mean, torch.ones(3, 1)), targets)
+    assert both.rows(()) == alone.rows(()) != []

@@ -258,6 +258,8 @@ def test_a_sum_moves_with_its_parts_and_is_called_as_they_are():
         ([], "at least one"),
         ([(float("nan"), nn.MSELoss())], "not a finite number"),
         ([(1.0, 3)], "is not a loss"),
+        ([(nn.MSELoss(), 1.0)], r"a pair \(factor, loss\), not \(MSELoss\(\), 1.0\)"),
+        ([nn.MSELoss()], r"a pair \(factor, loss\), not MSELoss\(\)"),
         ([(1.0, nn.MSELoss()), (1.0, nn.TripletMarginLoss())], "must take the same batch"),
     ],
 )

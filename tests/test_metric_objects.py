@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -198,3 +199,10 @@ def test_the_mean_of_a_function_is_over_samples_also_where_targets_are_no_tensor
     for count, value in ((8, 1.0), (2, 0.0)):
         running.add(torch.tensor(1.0), {"y": torch.zeros(count)}, {"boxes": torch.full((count, 4), value)}, count)
     assert running.result()["f"] == 0.8
+
+
+def test_a_metric_that_cannot_be_copied_is_named():
+    metric = Own(1.0)
+    metric.lock = threading.Lock()
+    with pytest.raises(UsageError, match="metrics: q cannot be copied: cannot pickle"):
+        trained({"q": metric})

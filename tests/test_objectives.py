@@ -355,3 +355,14 @@ def test_a_number_beside_the_inputs_of_a_batch_is_looked_over():
 
     batch = ({"scale": torch.tensor(2.0), "inputs": tensors()[0]},)
     assert surefoot.losses.lint(network(), scaled, None, batch) == []
+
+
+@pytest.mark.parametrize("metrics", [["accuracy"], ["f1_macro"], {"extra": lambda outputs, targets: 0.0}])
+def test_a_number_that_is_called_as_a_metric_is_refused(metrics):
+    @surefoot.objective
+    def twice(model, batch):
+        return {**classify(model, batch), "accuracy": 7.0, "f1_macro": 7.0, "extra": 7.0}
+
+    name = next(iter(metrics))
+    with pytest.raises(UsageError, match=f"metrics: {name} is a number of the objective too"):
+        trained(twice, metrics=metrics)

@@ -299,6 +299,7 @@ def test_unfreezing_suits_an_optimizer_without_names():
         ({"no_decay": ["zzz"]}, "'zzz' matches no parameter"),
         ({"layer_decay": 0}, "layer_decay: 0 is not above 0"),
         ({"layer_decay": "0.9"}, "layer_decay: the text '0.9' is not a number"),
+        ({"no_decay": 3}, "no_decay: 3 is not a list of texts"),
     ],
 )
 def test_bad_groups_are_told(how, told):
@@ -320,6 +321,7 @@ def test_bad_groups_are_told(how, told):
         ("SGD", {"lr": 0.1, "nesterov": True}, {}, "SGD: Nesterov momentum requires"),
         ("LBFGS", {}, {"groups": [{"match": "head.*", "lr": 0.1}]}, "LBFGS takes one parameter group"),
         ("Rprop", {}, {"no_decay": "norm_and_bias"}, "Rprop has no weight_decay"),
+        ("SGD", {"lr": "fast"}, {"layer_decay": 0.9}, "layer_decay needs .* and the text 'fast' is no number; give lr"),
         ("Muon", {}, {}, "Muon"),
     ],
 )

@@ -421,3 +421,13 @@ def test_what_any_part_of_a_sum_leaves_out_is_left_out(turned):
 def test_a_set_of_names_has_one_order_in_every_process():
     names = ["perplexity", "iou", "f1_macro", "accuracy"]
     assert running_of(CE, set(names)).own_names == running_of(CE, frozenset(names)).own_names == tuple(sorted(names))
+
+
+def test_perplexity_of_probabilities_is_refused_before_anything_is_spent(tmp_path):
+    model, run = nn.Linear(3, 2), RunOptions(progress=False, lint_off=["all"])
+    data = (torch.randn(8, 3, generator=G), torch.full((8, 2), 0.5))
+    optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(label_smoothing=0.1)
+    where = {"run": run, "run_dir": tmp_path / "run"}
+    with pytest.raises(UsageError, match="perplexity needs class indices"):
+        surefoot.fit(model, loss, optimizer, data, epochs=1, metrics=["perplexity"], **where)
+    assert not (tmp_path / "run").exists()

@@ -61,6 +61,24 @@ def test_a_scheduler_of_ones_own_is_planned_too():
     assert run.rates().tolist() == [1.0, 0.5, 0.25, 0.125]
 
 
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "OneCycleLR", "SequentialLR"])
+def test_a_scheduler_of_ones_own_may_be_called_as_one_of_torchs(name):
+    def get_lr(self):
+        return [base * 0.5**self.last_epoch for base in self.base_lrs]
+
+    spec = SchedulerSpec(type(name, (torch.optim.lr_scheduler.LRScheduler,), {"get_lr": get_lr}))
+    assert simulate(adam((1.0,)), spec, None, 2, 2).rates().tolist() == [1.0, 1.0, 0.5, 0.5]
+    theirs = SchedulerSpec(torch.optim.lr_scheduler.OneCycleLR, {"max_lr": 0.1})
+    assert build_schedule(adam((1.0,)), theirs, None, 5, 4).scheduler.total_steps == 20, "torch's own, imported"
+
+
+def test_schedulers_in_a_chain_cannot_wait_for_a_warmup():
+    chain = SchedulerSpec("ChainedScheduler", children=(SchedulerSpec("StepLR", {"step_size": 1}),) * 2)
+    warm = WarmupSpec("LinearWarmup", {"warmup_period": 6}, then="scheduler")
+    with pytest.raises(UsageError, match="then: scheduler` cannot delay a ChainedScheduler"):
+        build_schedule(adam(), chain, warm, 5, 4)
+
+
 @pytest.mark.parametrize("by", ["step", "epoch"])
 @pytest.mark.parametrize(
     "name", ["StepLR", "CosineAnnealingLR", "LinearLR", "ReduceLROnPlateau", "OneCycleLR", "SWALR"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import as_number
 from ..errors import UsageError
 from .conventions import PAIR, Convention, convention_of, describe, value_of, weighed
 
@@ -30,7 +31,10 @@ class WeightedSum(nn.Module):
         super().__init__()
         if not parts:
             raise UsageError("a sum of losses needs at least one loss")
-        for factor, loss in parts:
+        for part in parts:
+            if not isinstance(part, tuple | list) or len(part) != 2 or as_number(part[0]) is None:
+                raise UsageError(f"a part of a sum of losses is a pair (factor, loss), not {part!r}")
+            factor, loss = part
             if not math.isfinite(factor):
                 raise UsageError(f"the factor {factor} of {describe(loss)} is not a finite number")
             if not callable(loss):

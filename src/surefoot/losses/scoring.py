@@ -95,9 +95,10 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
     wanted, objects = _wanted(metrics)
     auto, wanted = "auto" in wanted, tuple(name for name in wanted if name != "auto")
     names, kind = families(loss), accuracy_kind(loss)
-    # An objective's metrics, and whether one's own loss has outputs that can be read, the first batch tells.
+    # What an objective has, and whether outputs of one's own loss and targets can be read, the first batch tells.
     chosen = functools.partial(_chosen, loss, wanted, auto)
     later = auto and (kind is not None or None not in names or isinstance(loss, Objective))
+    later = later or (bool(wanted) and _unknown(loss))
     for name in wanted:
         # A user's own loss is believed to be what the metric is for; one of torch's that has no right answers is not.
         values = name in ("mae", "r2")
@@ -112,7 +113,7 @@ def metric_options(loss: Any, metrics: Any = "auto") -> dict[str, Any]:
         "summed": is_summed(loss),
         "ignore_index": _ignored(loss),
         "kind": kind or "classes",
-        "own": chosen if later or (wanted and _unknown(loss)) else wanted,
+        "own": chosen if later else wanted,
         "logs": names == ["NLLLoss"],
         "from_loss": _is_mean_likelihood(loss),
     }

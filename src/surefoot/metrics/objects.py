@@ -158,7 +158,10 @@ class _Mean:
 
 def _as_object(name: str, metric: Any) -> Any:
     if all(callable(getattr(metric, part, None)) for part in _NEEDED):
-        metric = copy.deepcopy(metric)
+        try:
+            metric = copy.deepcopy(metric)
+        except Exception as error:  # whatever an object of the user's raises: a lock, an open file
+            raise UsageError(f"metrics: {name} cannot be copied: {first_line(error)}; give it __deepcopy__") from error
         if callable(getattr(metric, "persistent", None)):
             metric.persistent(True)  # else torchmetrics leaves its counts out of the state
         for part in metric.modules() if isinstance(metric, torch.nn.Module) else ():

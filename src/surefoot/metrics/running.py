@@ -151,6 +151,9 @@ class RunningMetrics:
         if not n:
             return 0
         if weight is not None or numbers:
+            for name in numbers or ():
+                if name in self.own_names or (self.objects is not None and name in self.objects.given):
+                    raise UsageError(f"metrics: {name} is a number of the objective too; call one of the two otherwise")
             self._reported.append((len(self._held), weight, dict(numbers or {})))
         weighed = None
         # `.data` and not `.detach()`: it is a third of the cost, and the graph is let go just the same.

@@ -197,8 +197,7 @@ class Likelihood:
     def _of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum and number of positions of one batch, on its device."""
         outputs, targets = comparable(outputs, targets)
-        if targets.is_floating_point():
-            raise UsageError("metrics: perplexity needs class indices as targets; these are probabilities")
+        require_indices(targets)
         logs = outputs.float() if self.logs else outputs.float().log_softmax(1 if outputs.dim() > 1 else 0)
         losses = functional.nll_loss(logs, targets.long(), ignore_index=self.ignore_index, reduction="none")
         return torch.stack([losses.sum(dtype=torch.float64), (targets.long() != self.ignore_index).sum().double()])
@@ -261,6 +260,12 @@ def comparable(outputs: Any, targets: Any) -> Pair:
     if [size for size in targets.shape if size != 1] != [size for size in shape if size != 1]:
         raise unreadable("accuracy and the like", outputs, targets, f"targets {tuple(shape)} beside these outputs")
     return outputs, targets.reshape(shape)
+
+
+def require_indices(targets: Any) -> None:
+    """Raise UsageError for targets of which no perplexity can be computed."""
+    if isinstance(targets, Tensor) and targets.is_floating_point():
+        raise UsageError("metrics: perplexity needs class indices as targets; these are probabilities")
 
 
 def unreadable(what: str, outputs: Any, targets: Any, expected: str) -> UsageError:

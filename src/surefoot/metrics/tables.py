@@ -73,6 +73,8 @@ class TargetErrors(_Counted):
 
     def update(self, outputs: Any, targets: Any) -> None:
         """One batch."""
+        if isinstance(outputs, list | tuple) and outputs and isinstance(targets, Tensor):
+            outputs = outputs[0]  # a mean and its variance
         parts = dict(leaves(outputs))
         for name, true in leaves(targets):
             output = parts.get(name)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import Arguments, as_number
 from ..errors import Problems, UsageError
 from ..limits import LAYER_DECAY
 from ..registry import describe, did_you_mean
@@ -182,7 +183,10 @@ def _exempt(no_decay: str | Sequence[str] | None, model: nn.Module, aliases: Map
     if no_decay == NORM_AND_BIAS:
         return _norm_and_bias(model, aliases)
     problems, found = [], set()
-    for pattern in [no_decay] if isinstance(no_decay, str) else no_decay:
+    check = Arguments()
+    patterns = check.texts("no_decay", no_decay)
+    check.done()
+    for pattern in patterns:
         hits = _hits(pattern, aliases)
         if not hits:
             meant = did_you_mean(pattern, [NORM_AND_BIAS])
@@ -242,5 +246,6 @@ def _check_layer_decay(layer_decay: float, lr: float | None) -> None:
     wrong = LAYER_DECAY.violation(layer_decay)
     if wrong:
         raise UsageError(f"layer_decay: {wrong}; give a factor above 0 and at most 1, e.g. 0.9")
-    if lr is None:
-        raise UsageError("layer_decay needs the optimizer's lr, which it scales; give lr")
+    if as_number(lr) is None:
+        given = "" if lr is None else f", and {describe(lr)} is no number"
+        raise UsageError(f"layer_decay needs the optimizer's lr, which it scales{given}; give lr")

@@ -85,8 +85,13 @@ def delayed(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
         return spec
     parts: tuple[SchedulerSpec, ...] = (spec,)
     milestones: list[int] = []
-    if spec.title == "SequentialLR":
+    if spec.known == "SequentialLR":
         parts, milestones = spec.children, [calls + m for m in spec.args.get("milestones") or ()]
+    if any(part.children for part in parts):
+        raise UsageError(
+            "warmup: `then: scheduler` cannot delay a ChainedScheduler, since torch cannot start one at a milestone; "
+            "leave then out, or give one scheduler or a SequentialLR"
+        )
     still = SchedulerSpec("ConstantLR", {"factor": 1.0, "total_iters": 0})
     args = {"milestones": [calls, *milestones]}
     return SchedulerSpec("SequentialLR", args, spec.unit, spec.monitor, (still, *parts))
@@ -111,7 +116,7 @@ def _calls_before(warmup: WarmupSpec, unit: str, steps_per_epoch: int) -> int:
 def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
     """`spec` with the arguments that the number of `calls` answers, its parts' too."""
     args = dict(spec.args)
-    for argument in FILLED_IN.get(spec.title, ()):
+    for argument in FILLED_IN.get(spec.known, ()):
         is_given = argument in args or (argument == "total_steps" and {"epochs", "steps_per_epoch"} <= set(args))
         if not is_given:
             args[argument] = max(1, calls)
@@ -121,7 +126,7 @@ def filled_in(spec: SchedulerSpec, calls: int) -> SchedulerSpec:
 
 def _parts(spec: SchedulerSpec, calls: int) -> list[int]:
     """How many calls each part of a composite gets."""
-    if spec.title != "SequentialLR":
+    if spec.known != "SequentialLR":
         return [calls] * len(spec.children)
     edges = [0, *(spec.args.get("milestones") or ()), calls]
     lengths = [max(1, b - a) for a, b in zip(edges, edges[1:], strict=False)]
@@ -129,7 +134,7 @@ def _parts(spec: SchedulerSpec, calls: int) -> list[int]:
 
 
 def _refuse_too_short(spec: SchedulerSpec, calls: int, unit: str) -> None:
-    if spec.title == "OneCycleLR":
+    if spec.known == "OneCycleLR":
         args = spec.args
         total = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
         if isinstance(total, int) and 0 < total < calls:
@@ -139,7 +144,7 @@ def _refuse_too_short(spec: SchedulerSpec, calls: int, unit: str) -> None:
 
 
 def _built(spec: SchedulerSpec, optimizer: Optimizer) -> Any:
-    if spec.title in COMPOSITES:
+    if spec.known in COMPOSITES:
         if not spec.children:
             raise UsageError(f"{spec.title} needs 'schedulers', the list of its parts")
         parts = [_built(child, optimizer) for child in spec.children]

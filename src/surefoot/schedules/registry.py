@@ -173,13 +173,21 @@ class SchedulerSpec:
         return _title(self.name)
 
     @property
+    def known(self) -> str:
+        """The name in `SCHEDULERS`; "" for a class of one's own, which may be called so too."""
+        theirs = isinstance(self.name, str) or str(getattr(self.name, "__module__", "")).startswith(
+            ("torch.", __package__)
+        )
+        return self.title if theirs else ""
+
+    @property
     def unit(self) -> str:
         """``"step"`` or ``"epoch"``: `by`, or what is usual for this scheduler (for a composite: its parts)."""
         if self.by is not None:
             return self.by
-        if self.children and self.title in COMPOSITES:
+        if self.children and self.known in COMPOSITES:
             return STEP if any(child.unit == STEP for child in self.children) else EPOCH
-        return SCHEDULERS[self.title].facts["by"] if self.title in SCHEDULERS else EPOCH
+        return SCHEDULERS[self.known].facts["by"] if self.known in SCHEDULERS else EPOCH
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..losses.scoring import families
 from ..metrics import RunningMetrics
+from ..metrics.sums import require_indices
 from ..modes import enter_training, evaluating
 from ..monitor import settled
 from ..registry import did_you_mean
@@ -144,6 +145,8 @@ def measured(
     if "objects" not in options and not isinstance(loss, Objective) and not asks:
         pair = batches.pair(batch)
         own = own(None, pair and pair[1]) if callable(own) else own
+        if pair is not None and "perplexity" in own and not options["from_loss"]:
+            require_indices(pair[1])
         return ["loss", *own], own, ()
     running = RunningMetrics(**options)
     with untouched(model, loss), torch.enable_grad(), warnings.catch_warnings():
