@@ -34,6 +34,7 @@ from surefoot import (
 )
 from surefoot.data import DatasetSource
 from surefoot.planning import lr_find, mistakes, plan_report
+from surefoot.schedules.as_schedule import as_schedule
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -431,6 +432,25 @@ def test_a_scheduler_of_torch_is_taken_by_its_usual_unit():
             assert [g["lr"] for g in optimizer.param_groups] == pytest.approx(rates)
         else:
             assert any("OneCycleLR moves once a step" in message for message in heard.messages)
+
+
+@pytest.mark.parametrize(
+    ("make", "by"),
+    [
+        (lambda o: [lr_scheduler.LinearLR(o, total_iters=4), lr_scheduler.CosineAnnealingLR(o, T_max=8)], "step"),
+        (lambda o: [lr_scheduler.LinearLR(o, total_iters=4), lr_scheduler.CosineAnnealingLR(o, T_max=6)], "epoch"),
+        (lambda o: [lr_scheduler.LinearLR(o, total_iters=12), lr_scheduler.ExponentialLR(o, 0.9)], "epoch"),
+        (lambda o: [lr_scheduler.ConstantLR(o), lr_scheduler.CyclicLR(o, 0.1, 0.2)], "step"),
+    ],
+)
+def test_schedulers_in_a_sequence_are_taken_by_the_length_of_the_whole_or_the_unit_of_any(make, by):
+    optimizer = sgd(net())
+    sequence = lr_scheduler.SequentialLR(optimizer, make(optimizer), milestones=[4])
+    for steps in (4, None):
+        schedule = as_schedule(
+            sequence, optimizer, epochs=3, steps_per_epoch=steps, validates=False, say=lambda text: None
+        )
+        assert schedule.by == (by if steps or "CyclicLR" in str(sequence._schedulers) else "epoch")
 
 
 WRONG_SCHEDULES = {

@@ -366,3 +366,14 @@ def test_a_number_that_is_called_as_a_metric_is_refused(metrics):
     name = next(iter(metrics))
     with pytest.raises(UsageError, match=f"metrics: {name} is a number of the objective too"):
         trained(twice, metrics=metrics)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_outputs_may_be_returned_in_evaluation_only(steps):
+    @surefoot.objective
+    def sparing(model, batch):
+        returned = classify(model, batch)
+        return {"loss": returned["loss"]} if model.training else returned
+
+    _, result = trained(sparing, metrics=["accuracy"], step=StepOptions(grad_accum_steps=steps))
+    assert math.isnan(result.metrics["train/accuracy"]) and result.metrics["val/accuracy"] > 0

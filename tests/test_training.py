@@ -212,9 +212,11 @@ def test_unfrozen_parameters_learn_from_their_epoch_on(data):
     before = model[0].weight.clone()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     settings = {"batch_size": 10, "unfreeze": [(2, "0.*")]}
-    fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=2, **settings))
+    heard = Heard()
+    fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=2, progress=heard, **settings))
     assert torch.equal(model[0].weight, before)
     assert len(optimizer.param_groups) == 1
+    assert "unfreeze: epoch 2 of '0.*' never comes: epochs are counted from 0 and the run has 2" in heard.messages
 
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=3, **settings))

@@ -46,8 +46,8 @@ def pairs_of(held: Sequence[tuple[Any, ...]]) -> list[Pair]:
     return [
         pair
         for _, outputs, targets, *_ in held
-        if outputs is not None
         for pair in zip(parts_of(outputs), parts_of(targets), strict=True)
+        if pair[0] is not None
     ]
 
 

@@ -34,9 +34,9 @@ def as_schedule(
     """A Schedule over `optimizer` from what was given: None, a Schedule, a scheduler of torch's, or a warmup.
 
     A bare scheduler is moved as the run was begun (`begun_by`); else by step where its length is that of the run in
-    steps, else by the unit that is usual for it (OneCycleLR and CyclicLR by step, the others by epoch); `say` receives
-    a line that says which. Raises UsageError for one with a function of the user's, whose unit cannot be seen, and for
-    anything else, with the line that works.
+    steps, else by the unit that is usual for it (OneCycleLR and CyclicLR, also as a part, by step, the others by
+    epoch); `say` receives a line that says which. Raises UsageError for one with a function of the user's, whose unit
+    cannot be seen, and for anything else, with the line that works.
     """
     if given is None:
         return Schedule(optimizer)
@@ -71,9 +71,9 @@ def as_schedule(
             'of transformers do) or epochs; give surefoot.Schedule(optimizer, scheduler, by="step") or by="epoch"'
         )
     name, total = type(given).__name__, epochs * (steps_per_epoch or 0)
-    by = SCHEDULERS[name].facts["by"] if name in SCHEDULERS else EPOCH
-    if any(getattr(given, length, None) == total != epochs for length in _LENGTHS):
-        by = STEP
+    names = {type(part).__name__ for part in leaves(given)}
+    usual = [entry.facts["by"] for entry in SCHEDULERS if entry.name in names]
+    by = STEP if STEP in usual or (total not in (0, epochs) and total in _lengths(given)) else EPOCH
     if begun_by in (EPOCH, STEP):  # of more epochs, the length of the run says something else
         by = begun_by
     split = "val" if validates else "train"
@@ -85,3 +85,13 @@ def as_schedule(
         f'surefoot.Schedule(optimizer, scheduler, by="{STEP if by == EPOCH else EPOCH}") says it otherwise'
     )
     return Schedule(optimizer, given, by=by, monitor=monitor)
+
+
+def _lengths(scheduler: Any) -> set[int]:
+    """How many calls the arguments of a scheduler are made for; in a sequence the last part begins at a milestone."""
+    parts = getattr(scheduler, "_schedulers", None)
+    if parts is None:
+        return {getattr(scheduler, length) for length in _LENGTHS if isinstance(getattr(scheduler, length, None), int)}
+    milestones = getattr(scheduler, "_milestones", ())
+    begin, parts = (milestones[-1], parts[-1:]) if milestones else (0, parts)
+    return {begin + length for part in parts for length in _lengths(part)}

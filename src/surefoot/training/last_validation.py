@@ -63,7 +63,7 @@ class LastValidation:
 
     def _names(self, answers: Answers) -> Sequence[str]:
         count = len(answers.residuals)
-        return self.targets if len(self.targets) == count else [f"target {i}" for i in range(count)][: count or 1]
+        return self.targets if len(self.targets) == count else [f"target {i}" for i in range(count)]
 
     def _shown(self, indices: Sequence[int]) -> dict[str, dict[str, Any]]:
         self._drawn = {index: self._drawn[index] if index in self._drawn else self._read(index) for index in indices}

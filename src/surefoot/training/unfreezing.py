@@ -57,6 +57,14 @@ class Unfreezing:
                 parameters[name].requires_grad_(False)
         return groups
 
+    def never(self, epochs: int) -> list[str]:
+        """What to tell of the entries whose epoch a run of so many `epochs` does not have."""
+        return [
+            f"unfreeze: epoch {epoch} of {pattern!r} never comes: epochs are counted from 0 and the run has {epochs}"
+            for epoch, pattern in self.plan
+            if epoch >= epochs
+        ]
+
     def begin(self, epoch: int) -> None:
         """Thaw what is due by the start of `epoch`; later calls for the same epoch do nothing."""
         self._thaw(sum(1 for due, _ in self.plan if due <= epoch))
