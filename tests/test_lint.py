@@ -179,3 +179,16 @@ def test_check_says_where_a_recipe_cannot_be_trained(capsys):
     assert main(["check", *small, "loss=NLLLoss", "strict=true"]) == 2
     assert main(["check", *small, "loss=NLLLoss", "lint_off=[all]"]) == 0
     assert "raw-logits-to-nll" not in capsys.readouterr().out.split("quickstart: ")[-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "inputs", "targets"),
+    [
+        (nn.Conv2d(1, 3, 1), nn.CrossEntropyLoss(), torch.rand(4, 1, 3, 3), torch.zeros(4, 3, 3, dtype=torch.uint8)),
+        (nn.Linear(3, 3), nn.MultiLabelMarginLoss(), torch.rand(4, 3), torch.zeros(4, 3, dtype=torch.float64)),
+    ],
+)
+def test_indices_of_another_type_are_to_be_made_int64(model, loss, inputs, targets):
+    torch.manual_seed(0)
+    findings = {finding.name: finding for finding in lint(model, loss, None, (inputs, targets))}
+    assert findings["target-dtype"].fix == "give `targets.long()`"

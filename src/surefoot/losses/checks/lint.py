@@ -192,7 +192,7 @@ def _refused_by_loss(evidence: Evidence, refusal: Exception) -> Finding:
     )
     if all(name is not None for name, _ in evidence.parts) and "weight" not in text:
         if _TYPES.search(text) and targets:
-            wanted = "long" if "Long" in text and "found Float" in text else "float"
+            wanted = "long" if "type Long but found" in text else "float"
             return error("target-dtype", f"{message}: {text}", f"give `targets.{wanted}()`")
         if _SHAPES.search(text):
             fix = "give outputs and targets the shapes that docs/losses.md names"
