@@ -14,6 +14,7 @@ from torch import nn
 
 from surefoot import Preprocessing, evaluate, save_model
 from surefoot.cli import main
+from surefoot.errors import UsageError
 from surefoot.metrics.by_class import by_class
 from surefoot.metrics.tables import LabelCounts, TargetErrors
 from surefoot.models import MODELS
@@ -268,3 +269,9 @@ def test_a_mean_beside_its_variance_has_the_figures_of_the_mean():
     alone.update(mean, targets)
     both.update((mean, torch.ones(3, 1)), targets)
     assert both.rows(()) == alone.rows(()) != []
+
+
+def test_wrong_arguments_of_evaluate_are_told_at_once():
+    data = (torch.zeros(4, 3), torch.zeros(4).long())
+    with pytest.raises(UsageError, match=r"(?s)hardest: 0 .*world: 3 was given; .*between: 3 was given"):
+        evaluate(nn.Linear(3, 2), nn.CrossEntropyLoss(), data, hardest=0, world=3, between=3)

@@ -13,6 +13,7 @@ from fit_arguments import Heard, fit_arguments
 from torch import nn
 
 from surefoot import RunOptions, StepOptions
+from surefoot.artifacts import read_info
 from surefoot.data import DatasetSource, Loader
 from surefoot.data.orders import epoch_order
 from surefoot.errors import RunFailed, Stopped, UsageError
@@ -39,6 +40,17 @@ def make_model(*, dropout: float = 0.0) -> nn.Module:
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+class Counted(Heard):
+    """Notes each record."""
+
+    def __init__(self, records):
+        super().__init__()
+        self.records = records
+
+    def record(self, record):
+        self.records.append(record)
 
 
 def steps_of(run: Path) -> list[dict]:
@@ -409,6 +421,43 @@ def test_what_a_run_would_write_over_is_refused(data, run_dir, name):
     with pytest.raises(UsageError, match=f"{name}: is there already, and a run keeps its own"):
         fit(*job, epochs=1, batch_size=10, run_dir=run_dir, run=about)
     assert [path.read_text() for path in run_dir.iterdir()] == ["# by hand"]
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"classes": ["a", "a"]}, "classes: a name stands twice"),
+        ({"classes": 5}, "classes: 5 is not a list of names"),
+        ({"name": 3}, "title: 3 is not a text"),
+        ({"input_shape": 4}, "input_shape: 4 is not a list of sizes"),
+        ({"input_dtype": "double"}, "input_dtype: 'double' is not one of uint8"),
+        ({"loss_name": object()}, "is not made of numbers, text"),
+        ({"details": [1]}, "about: details: the list [1] is not a mapping"),
+    ],
+)
+def test_what_no_saved_model_can_say_is_refused_before_the_first_step(data, run_dir, about, told):
+    model, steps = make_model(), []
+    with pytest.raises(UsageError) as caught:
+        settings = {"epochs": 1, "batch_size": 10, "run_dir": run_dir, "progress": Counted(steps)}
+        fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(about=About(**about), **settings))
+    assert told in str(caught.value)
+    assert not steps and not run_dir.exists()
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(data, run_dir):
+    model = make_model()
+    model.register_buffer("near", torch.eye(3).to_sparse())
+    with pytest.raises(UsageError, match="near: "):
+        fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, run_dir=run_dir)
+    assert not run_dir.exists()
+    fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1)
+
+
+def test_names_of_classes_may_be_numbers(data, run_dir):
+    model = make_model()
+    settings = {"epochs": 1, "batch_size": 10, "val": data, "run_dir": run_dir, "about": About(classes=range(2))}
+    fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(**settings))
+    assert read_info(run_dir / "model").classes == ("0", "1")
 
 
 def test_a_plateau_that_goes_by_step_is_refused_before_the_first_step(data, run_dir):

@@ -75,7 +75,13 @@ class About:
 
 
 def completed(about: About, model: nn.Module, loader: Loader, loss: Any) -> About:
-    """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss."""
+    """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss.
+
+    Raises Problems for what a saved model cannot say.
+    """
+    checked(about.of_model())
+    if about.classes is not None:
+        about = replace(about, classes=tuple(map(str, about.classes)))
     # Now, since forward() of transformers changes it: a run that only saves again would write another one.
     if (spec := pretrained_spec(plain(model)[0], about.classes or loader.source.classes)) is not None:
         about = replace(about, source=(spec["class"], spec["args"]))

@@ -60,7 +60,7 @@ def evaluate(
     data: Any,
     *,
     batch_size: int = EVAL_BATCH,
-    metrics: tuple[str, ...] | str = "auto",
+    metrics: Any = "auto",
     precision: str = "float32",
     confusion: int | None = None,
     between: Callable[[], None] | None = None,
@@ -85,6 +85,9 @@ def evaluate(
     check.choice("precision", precision, PRECISIONS)
     confusion = check.whole("confusion", confusion, low=1, none=True)
     hardest = check.whole("hardest", hardest, low=1, none=True)
+    check.instance("world", world, World, "surefoot.World.join()", none=True)
+    if between is not None:
+        check.function("between", between, "lambda: None")
     batch_size = check.whole("batch_size", batch_size, low=1)
     check.done()
     with contextlib.closing(evaluation_loader(data, batch_size, model)) as loader:
