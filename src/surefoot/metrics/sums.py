@@ -226,7 +226,7 @@ def merged(one: Tensor, other: Tensor) -> Tensor:
     Columns that come and go become one.
     """
     if one.shape != other.shape:
-        one, other = (functools.reduce(merged, each.split(1, dim=1)) for each in (one, other))
+        one, other = (functools.reduce(merged, each.chunk(each.shape[1], dim=1)) for each in (one, other))
     count = one[0] + other[0]
     apart = other[3] - one[3]
     total = one + other

@@ -149,8 +149,8 @@ def fit(
             progress = Progress()
         elif isinstance(progress, bool):
             progress = make_progress() if progress else Progress()
-        for message in unfreezing.never(epochs) if unfreezing else ():
-            progress.message(message)
+        for late in unfreezing.never(epochs) if unfreezing else ():
+            progress.message(late)
         rng.seed_all(seed)
         loader = training_loader(data, batch_size, seed, model, progress.message)
         resume = resume or world.agree(lambda: begun_by_this_job(run_dir), on=0)
