@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -192,3 +193,9 @@ def test_indices_of_another_type_are_to_be_made_int64(model, loss, inputs, targe
     torch.manual_seed(0)
     findings = {finding.name: finding for finding in lint(model, loss, None, (inputs, targets))}
     assert findings["target-dtype"].fix == "give `targets.long()`"
+
+
+def test_the_number_of_classes_may_be_numpys():
+    batch = (torch.randn(8, 3), torch.tensor([0, 1] * 4))
+    (finding,) = lint(nn.Linear(3, 2), nn.CrossEntropyLoss(), None, batch, classes=np.int64(5))
+    assert finding.name == "too-few-outputs" and "the data has 5 classes" in finding.message

@@ -72,6 +72,13 @@ def test_a_scheduler_of_ones_own_may_be_called_as_one_of_torchs(name):
     assert build_schedule(adam((1.0,)), theirs, None, 5, 4).scheduler.total_steps == 20, "torch's own, imported"
 
 
+@pytest.mark.parametrize("milestones", [500, "2", [2, 1]])
+def test_milestones_that_are_none_are_told(milestones):
+    parts = (SchedulerSpec("StepLR", {"step_size": 1}), SchedulerSpec("CosineAnnealingLR"))
+    with pytest.raises(UsageError, match="milestones: .* is not "):
+        build_schedule(adam(), SchedulerSpec("SequentialLR", {"milestones": milestones}, children=parts), None, 5, 4)
+
+
 def test_schedulers_in_a_chain_cannot_wait_for_a_warmup():
     chain = SchedulerSpec("ChainedScheduler", children=(SchedulerSpec("StepLR", {"step_size": 1}),) * 2)
     warm = WarmupSpec("LinearWarmup", {"warmup_period": 6}, then="scheduler")

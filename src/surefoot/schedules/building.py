@@ -41,6 +41,8 @@ def build_schedule(
         raise UsageError(
             f"a run of {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} has nothing to schedule"
         )
+    if scheduler is not None:
+        _check_arguments(scheduler)
     unit = scheduler.unit if scheduler is not None else EPOCH
     calls = epochs if unit == EPOCH else epochs * steps_per_epoch
     homes = [group["lr"] for group in optimizer.param_groups]
@@ -73,6 +75,14 @@ def build_schedule(
     schedule.given_rates = given
     schedule.horizon = {"by": unit, "steps_per_epoch": steps_per_epoch, "epochs": epochs, "lengths": horizons(made)}
     return schedule
+
+
+def _check_arguments(spec: SchedulerSpec) -> None:
+    """Raise Problems for arguments that the length of the run is about to be added to."""
+    if isinstance(spec.name, str) and (problems := SCHEDULERS.problems(spec.name, spec.args)):
+        raise Problems([*map(str, problems)])
+    for part in spec.children:
+        _check_arguments(part)
 
 
 def delayed(spec: SchedulerSpec, calls: int) -> SchedulerSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from typing import Any
 
 import torch
@@ -65,9 +65,7 @@ def lint(
     if "all" in off:
         return []
     model = unwrap(model)
-    evidence = Evidence(
-        model, loss, batch, optimizer, classes if classes is None or isinstance(classes, int) else len(classes)
-    )
+    evidence = Evidence(model, loss, batch, optimizer, len(classes) if isinstance(classes, Sized) else classes)
     evidence.parameters = dict(model.named_parameters())
     if isinstance(loss, nn.Module):
         evidence.parameters |= {f"loss.{n}": p for n, p in loss.named_parameters()}
