@@ -320,6 +320,16 @@ def test_a_frozen_weight_that_is_tied_is_frozen_after_a_resume(tmp_path):
     assert [name for name, tensor in net.named_parameters() if not tensor.requires_grad] == ["0.weight"]
 
 
+def test_a_dict_that_holds_a_loss_with_its_graph_is_resumed(tmp_path):
+    net = nn.Linear(1, 1)
+    state = {"loss": net(torch.ones(1, 1)).sum()}
+    for _ in range(2):  # a cell that is run twice
+        with Checkpointer(tmp_path / "run", model=net, state=state, every="1 step") as saver:
+            saver.resume()
+            saver.step()
+    assert saver.steps == 2 and not state["loss"].requires_grad
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_metrics_have_added_up_is_part_of_the_state(tmp_path, inside):
     """Alone, in a collection whose metrics share what they count, of lists; named, or a part of the model."""

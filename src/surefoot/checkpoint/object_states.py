@@ -101,7 +101,9 @@ def set_state(objects: Mapping[str, Any], tree: Tree) -> None:
         for key, value in sections[section].items():
             if isinstance(value, AveragedModel):
                 continue
-            changed.append((value, copy.deepcopy(_state_of(value))))
+            # What a dict holds is put in its place and not changed; a loss with its graph cannot be copied.
+            state = _state_of(value)
+            changed.append((value, state if isinstance(value, dict) else copy.deepcopy(state)))
             try:
                 if section == "optimizers":
                     _restore_optimizer(value, tree[section][key], names)
