@@ -279,6 +279,12 @@ def test_a_checkpoint_that_knows_of_records_that_were_lost_is_not_said_to_be_res
     assert "step-000000020: needs" in capsys.readouterr().out
 
 
+def test_a_name_that_is_too_long_is_told(small_run, tmp_path, capsys):
+    assert main(["export", str(small_run), "--to", str(tmp_path / f"{'x' * 248}.pth")]) == 1
+    told = capsys.readouterr().err
+    assert "File name too long; give a shorter name" in told and "Traceback" not in told
+
+
 def test_longer_training_is_asked_for_its_horizon(small_run, tmp_path, capsys):
     import shutil
 

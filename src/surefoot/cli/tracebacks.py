@@ -30,6 +30,8 @@ _NUMBERS = {
     errno.ENFILE: "close some programs: the machine has no more open files to give",
     errno.EROFS: "name a directory on a disk that can be written",
     errno.EACCES: "you may not use it; name another place",
+    errno.EPERM: "you may not use it; name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
     errno.EIO: "check the disk",
 }
 _TEXTS = {
