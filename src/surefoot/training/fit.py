@@ -287,13 +287,8 @@ def fit(
             elif run.start_epoch is not None:
                 # What came from elsewhere is in the run from now on, wherever it is stopped.
                 checkpointer.begin_at(state.step, state.epoch)
-            facts = {
-                "conditions": checkpointer.conditions,
-                "execution": execution.to_json(),
-                "schedule_by": schedule.by,
-            }
-            if world.size > 1:
-                facts["processes"] = world.size
+            facts: dict[str, Any] = {"conditions": checkpointer.conditions, "execution": execution.to_json()}
+            facts |= {"schedule_by": schedule.by} | ({"processes": world.size} if world.size > 1 else {})
             if restored is not None:
                 facts |= claim.resumed_at(state.step)
             world.first(lambda: claim.begin(**facts))
