@@ -426,13 +426,13 @@ def test_what_a_run_would_write_over_is_refused(data, run_dir, name):
 @pytest.mark.parametrize(
     ("about", "told"),
     [
-        ({"classes": ["a", "a"]}, "classes: a name stands twice"),
+        ({"classes": ["a", "a"]}, "classes: 'a' stands twice"),
         ({"classes": 5}, "classes: 5 is not a list of names"),
-        ({"name": 3}, "title: 3 is not a text"),
+        ({"name": 3}, "name: 3 is not a text"),
         ({"input_shape": 4}, "input_shape: 4 is not a list of sizes"),
         ({"input_dtype": "double"}, "input_dtype: 'double' is not one of uint8"),
         ({"loss_name": object()}, "is not made of numbers, text"),
-        ({"details": [1]}, "about: details: the list [1] is not a mapping"),
+        ({"details": [1]}, "details: the list [1] is not a mapping"),
     ],
 )
 def test_what_no_saved_model_can_say_is_refused_before_the_first_step(data, run_dir, about, told):

@@ -247,7 +247,7 @@ def scan(run: str | Path) -> Iterator[CheckpointStatus]:
         looked_at = store.verified(status, about["id"] if about else None)
         if looked_at.valid and (reason := _lacks_records(status.path, Path(run) / JOURNAL)):
             looked_at = replace(looked_at, valid=False, reason=reason)
-        if looked_at.valid or os.path.lexists(status.path):  # else a run that goes on has removed it meanwhile
+        if os.path.lexists(status.path):  # else a run that goes on has removed it meanwhile
             yield looked_at
 
 
