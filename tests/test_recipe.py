@@ -157,6 +157,10 @@ LINES = [
         "8:45: checkpoint.mode: min would take the worst val/accuracy for the best; leave mode out, or give max",
     ),
     ("early_stopping: {mode: max}", "8:24: early_stopping.mode: max would take the worst val/loss for the best"),
+    (
+        f"early_stopping: {{patience: {10**400}}}",
+        f"8:28: early_stopping.patience: 1{'0' * 29}...{'0' * 27} is above 9223372036854775807",
+    ),
     ("early_stopping: {patience: 0}", "8:28: early_stopping.patience: 0 is below 1; give at least one epoch"),
     ("model:", "2:7: model: an empty value is not the name of a model, or a mapping with it, e.g. LeNet5"),
     ("model: {classes: 3}", "2:8: model: no model is named; give its name, e.g. LeNet5"),

@@ -379,6 +379,7 @@ def test_a_run_whose_every_batch_is_nan_does_not_go_on_for_ever(data):
     ("arguments", "told"),
     [
         ({"epochs": 0}, "epochs: 0"),
+        ({"epochs": 10**400}, "is above 9223372036854775807"),
         ({"grad_accum_steps": 0}, "grad_accum_steps: 0"),
         ({"log_every": 0}, "log_every: 0"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite: 'ignore'"),

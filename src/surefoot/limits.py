@@ -12,5 +12,6 @@ CLIPPING = Range(low=0, low_open=True, hint="give None for no limit")
 EMA_DECAY = Range(low=0, high=1, high_open=True, hint="give a decay such as 0.999")
 LAYER_DECAY = Range(low=0, high=1, low_open=True, hint="give a factor such as 0.9")
 MIN_DELTA = Range(low=0, hint="give 0 or more")
-MOST_SEED = 2**63 - 1
+# Of any whole number: what is computed with it stays a finite float.
+MOST = 2**63 - 1
 MOST_THREADS = 4096

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..limits import MOST
 from ..registry import Range, describe, did_you_mean
 from .frozen import thaw
 from .nodes import Broken, Entries, Items, Node, Scalar
@@ -69,7 +70,7 @@ class Whole(Kind):
 
     low: int
     hint: str = ""
-    high: int | None = None
+    high: int = MOST
 
     @property
     def expected(self) -> str:
@@ -82,12 +83,12 @@ class Whole(Kind):
             return self.mismatch(node, path, reading, f"; write {value:.0f}" if near else number_remedy(node))
         if value < self.low:
             return reading.refuse(path, f"{value} is below {self.low}; {self.hint}")
-        if self.high is not None and value > self.high:
+        if value > self.high:
             return reading.refuse(path, f"{describe(value)} is above {self.high}")
         return value
 
     def schema(self, builder: Any) -> dict[str, Any]:
-        return {"type": "integer", "minimum": self.low} | ({} if self.high is None else {"maximum": self.high})
+        return {"type": "integer", "minimum": self.low, "maximum": self.high}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from ..limits import (
     CLIPPING,
     EMA_DECAY,
     LAYER_DECAY,
-    MOST_SEED,
     ON_NONFINITE,
     PARALLEL,
     PRECISIONS,
@@ -219,9 +218,7 @@ class Recipe(Keyed):
         "What the run's directory is called: `runs/NAME/TIMESTAMP`.",
         shown="the file's name",
     )
-    seed: int = key(
-        Whole(0, "give 0 or more", high=MOST_SEED), "Where every random draw starts: weights, order, dropout.", 0
-    )
+    seed: int = key(Whole(0, "give 0 or more"), "Where every random draw starts: weights, order, dropout.", 0)
     epochs: int = key(Whole(1, "give at least one epoch"), "Passes over the training data.")
     model: ModelSection = key(Section(lambda: ModelSection), "The model, its arguments and the weights it begins with.")
     data: DataSection = key(Section(lambda: DataSection), "The data and how it is served.")

@@ -16,7 +16,6 @@ from .. import batches
 from ..arguments import Arguments
 from ..data import Loader
 from ..errors import Problems, UsageError, first_line
-from ..limits import MOST_SEED
 from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..losses.scoring import families
@@ -55,7 +54,7 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
     values = [
         check.whole("epochs", arguments["epochs"], low=1),
         check.whole("batch_size", arguments["batch_size"], low=1, none=True),
-        check.whole("seed", arguments["seed"], low=0, high=MOST_SEED),
+        check.whole("seed", arguments["seed"], low=0),
         check.flag("resume", arguments["resume"]),
     ]
     begun = run.start_epoch if isinstance(run, RunOptions) else None

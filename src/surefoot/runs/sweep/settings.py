@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import Problems, UsageError
-from ...limits import MOST_SEED
 from ...recipe import Recipe, load_recipe, packaged_names
 from ...recipe.dump import flow
 from ...recipe.frozen import Frozen
@@ -154,7 +153,7 @@ class Sweep(Keyed):
     seeds: int = key(
         Whole(1, "give at least one", 1000), "How often each setting is trained, with seeds of its own.", 1
     )
-    seed: int = key(Whole(0, "give 0 or more", MOST_SEED), "Where the choice of values starts.", 0)
+    seed: int = key(Whole(0, "give 0 or more"), "Where the choice of values starts.", 0)
     metric: str | None = key(Maybe(Monitor()), "What is made best.", None)
     mode: str | None = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None)
     pruner: str = key(Choice(("none", "median", "hyperband")), "What ends a trial that is behind the others.", "none")
