@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any
 
 from .errors import Problems
-from .limits import MOST
 from .registry import Range, describe, did_you_mean
 
 
@@ -45,7 +44,9 @@ class Arguments:
         if self.problems:
             raise Problems(self.problems)
 
-    def whole(self, name: str, value: Any, *, low: int | None = None, high: int = MOST, none: bool = False) -> Any:
+    def whole(
+        self, name: str, value: Any, *, low: int | None = None, high: int | None = None, none: bool = False
+    ) -> Any:
         """A whole number; NumPy's and a tensor of one are taken."""
         if none and value is None:
             return None
@@ -57,7 +58,7 @@ class Arguments:
         if number is None or (low is not None and number < low):
             self.refuse(name, f"{_label(value)} is not a whole number{limits}{' (or None)' if none else ''}")
             return value
-        if number > high:
+        if high is not None and number > high:
             self.refuse(name, f"{_label(value)} is above {high}")
             return value
         return number

@@ -16,6 +16,7 @@ from .. import batches
 from ..arguments import Arguments
 from ..data import Loader
 from ..errors import Problems, UsageError, first_line
+from ..limits import MOST
 from ..losses import Objective, apply, lint, metric_options
 from ..losses.checks.lint import check_validation
 from ..losses.scoring import families
@@ -52,9 +53,9 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
     if arguments["resume"] is True and run_dir is None:
         check.refuse("resume", "there is no run_dir to go on in; name one")
     values = [
-        check.whole("epochs", arguments["epochs"], low=1),
+        check.whole("epochs", arguments["epochs"], low=1, high=MOST),
         check.whole("batch_size", arguments["batch_size"], low=1, none=True),
-        check.whole("seed", arguments["seed"], low=0),
+        check.whole("seed", arguments["seed"], low=0, high=MOST),
         check.flag("resume", arguments["resume"]),
     ]
     begun = run.start_epoch if isinstance(run, RunOptions) else None
