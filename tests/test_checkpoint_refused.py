@@ -84,6 +84,21 @@ def test_a_state_that_an_object_refuses_in_its_own_way_leaves_all_as_they_were(r
         assert box == {"a": 5}
 
 
+def test_what_an_object_of_ours_refuses_is_told_in_its_own_words(run_dir):
+    class Ours:
+        def state_dict(self):
+            return {"count": 1}
+
+        def load_state_dict(self, state):
+            raise UsageError("the run had 1 epoch", code="resume-length")
+
+    with saver_for(run_dir, ours=Ours()) as saver:
+        saver.step()
+    with saver_for(run_dir, ours=Ours()) as saver, pytest.raises(UsageError) as caught:
+        saver.resume()
+    assert str(caught.value) == "the run had 1 epoch" and caught.value.code == "resume-length"
+
+
 @pytest.mark.parametrize("place", ["groups", "frozen"])
 def test_names_that_are_none_are_refused(place):
     net = model()

@@ -113,6 +113,8 @@ def set_state(objects: Mapping[str, Any], tree: Tree) -> None:
                 for other, before in changed:
                     with contextlib.suppress(Exception):  # that one may refuse its own as well
                         _put(other, before)
+                if isinstance(error, UsageError):  # of ours, which says it all
+                    raise
                 why = str(error) or type(error).__name__
                 raise UsageError(f"{key}: its load_state_dict refused the checkpoint's state: {why}") from error
     for key, value in objects.items():
