@@ -1,56 +1,31 @@
-"""The loop: plain torch bit for bit, records that are means over samples, mistakes told before anything is spent."""
+"""The loop: plain torch bit for bit, records that are means over samples, losses that are not finite."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from fit_arguments import Heard, fit_arguments
 from torch import nn
+from training_job import CLASSES, FEATURES, SAMPLES, make_data, make_model, sgd
 
 from surefoot import RunOptions, StepOptions
 from surefoot.artifacts import read_info
 from surefoot.data import DatasetSource, Loader
 from surefoot.data.orders import epoch_order
-from surefoot.errors import RunFailed, Stopped, UsageError
+from surefoot.errors import RunFailed
 from surefoot.schedules import LinearWarmup, Schedule
 from surefoot.step import TrainStep
 from surefoot.tracking import read_records
 from surefoot.training import About, Checkpoints, EarlyStopping, evaluate, fit, predict
 
-SAMPLES, FEATURES, CLASSES = 50, 6, 3
-
 
 @pytest.fixture
 def data():
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
-    targets = (inputs @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
-    return inputs, targets
-
-
-def make_model(*, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(FEATURES, 12), nn.ReLU(), nn.Dropout(dropout), nn.Linear(12, CLASSES))
-
-
-def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-
-
-class Counted(Heard):
-    """Notes each record."""
-
-    def __init__(self, records):
-        super().__init__()
-        self.records = records
-
-    def record(self, record):
-        self.records.append(record)
+    return make_data()
 
 
 def steps_of(run: Path) -> list[dict]:
@@ -372,102 +347,11 @@ def test_a_run_whose_every_batch_is_nan_does_not_go_on_for_ever(data):
         )
 
 
-# ------------------------------------------------------------------------------------------ mistakes
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ({"epochs": 0}, "epochs: 0"),
-        ({"epochs": 10**400}, "is above 9223372036854775807"),
-        ({"grad_accum_steps": 0}, "grad_accum_steps: 0"),
-        ({"log_every": 0}, "log_every: 0"),
-        ({"on_nonfinite": "ignore"}, "on_nonfinite: 'ignore'"),
-        ({"batch_size": 51}, "larger than the data set of 50"),
-        ({"precision": "int8"}, "precision: 'int8'"),
-        ({"early_stopping": EarlyStopping()}, "early_stopping.monitor: 'val/loss' is not measured"),
-        ({"checkpoints": Checkpoints(keep_best="val/acc")}, "checkpoint.keep_best: 'val/acc' is not measured"),
-        ({"unfreeze": [(1, "head.*")]}, "'head.*' (epoch 1) matches no frozen parameter"),
-        ({"start_epoch": 3, "epochs": 3}, "epochs: 3 is not above the 3 epochs that are done already"),
-    ],
-)
-def test_a_mistake_is_told_and_leaves_nothing_behind(data, run_dir, arguments, told):
-    model = make_model()
-    with pytest.raises(UsageError) as caught:
-        settings = {"epochs": 1, "batch_size": 10, **arguments}
-        fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(run_dir=run_dir, **settings))
-    assert told in str(caught.value)
-    assert not run_dir.exists()
-
-
-def test_what_lay_in_a_runs_directory_stays_there_where_the_run_is_refused(data, run_dir):
-    (run_dir / "tensorboard").mkdir(parents=True)
-    kept = [run_dir / "tensorboard" / "mine.txt", run_dir / "notes.md"]
-    for path in kept:
-        path.write_text("years of work")
-    optimizer = sgd(model := make_model())
-    schedule = Schedule(optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3), by="step")
-    with pytest.raises(UsageError, match="total_steps is 3"):
-        fit(model, nn.CrossEntropyLoss(), optimizer, data, epochs=1, batch_size=10, run_dir=run_dir, schedule=schedule)
-    assert sorted(path for path in run_dir.rglob("*") if path.is_file()) == sorted(kept)
-
-
-@pytest.mark.parametrize("name", ["recipe.yaml", "model", "report.html", "validation.json"])
-def test_what_a_run_would_write_over_is_refused(data, run_dir, name):
-    run_dir.mkdir()
-    (run_dir / name).write_text("# by hand")
-    about = RunOptions(about=About(name="mine", files={"recipe.yaml": "epochs: 1\n"}))
-    model = make_model()
-    job = (model, nn.CrossEntropyLoss(), sgd(model), data)
-    with pytest.raises(UsageError, match=f"{name}: is there already, and a run keeps its own"):
-        fit(*job, epochs=1, batch_size=10, run_dir=run_dir, run=about)
-    assert [path.read_text() for path in run_dir.iterdir()] == ["# by hand"]
-
-
-@pytest.mark.parametrize(
-    ("about", "told"),
-    [
-        ({"classes": ["a", "a"]}, "classes: 'a' stands twice"),
-        ({"classes": 5}, "classes: 5 is not a list of names"),
-        ({"name": 3}, "name: 3 is not a text"),
-        ({"input_shape": 4}, "input_shape: 4 is not a list of sizes"),
-        ({"input_dtype": "double"}, "input_dtype: 'double' is not one of uint8"),
-        ({"loss_name": object()}, "is not made of numbers, text"),
-        ({"details": [1]}, "details: the list [1] is not a mapping"),
-    ],
-)
-def test_what_no_saved_model_can_say_is_refused_before_the_first_step(data, run_dir, about, told):
-    model, steps = make_model(), []
-    with pytest.raises(UsageError) as caught:
-        settings = {"epochs": 1, "batch_size": 10, "run_dir": run_dir, "progress": Counted(steps)}
-        fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(about=About(**about), **settings))
-    assert told in str(caught.value)
-    assert not steps and not run_dir.exists()
-
-
-def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(data, run_dir):
-    model = make_model()
-    model.register_buffer("near", torch.eye(3).to_sparse())
-    with pytest.raises(UsageError, match="near: "):
-        fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, run_dir=run_dir)
-    assert not run_dir.exists()
-    fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1)
-
-
 def test_names_of_classes_may_be_numbers(data, run_dir):
     model = make_model()
     settings = {"epochs": 1, "batch_size": 10, "val": data, "run_dir": run_dir, "about": About(classes=range(2))}
     fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(**settings))
     assert read_info(run_dir / "model").classes == ("0", "1")
-
-
-def test_a_plateau_that_goes_by_step_is_refused_before_the_first_step(data, run_dir):
-    model = make_model()
-    optimizer = sgd(model)
-    schedule = Schedule(optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), by="step")
-    with pytest.raises(UsageError, match="ReduceLROnPlateau watches val/loss, which is known once an epoch; leave by"):
-        fit(model, nn.CrossEntropyLoss(), optimizer, data, val=data, epochs=1, schedule=schedule, run_dir=run_dir)
-    assert not run_dir.exists()
 
 
 def test_a_collate_function_may_need_more_than_one_sample(data):
@@ -480,15 +364,6 @@ def test_a_collate_function_may_need_more_than_one_sample(data):
     samples = list(zip(inputs, targets, strict=True))
     source = DatasetSource(samples, collate=pairs)
     assert fit(model, nn.CrossEntropyLoss(), sgd(model), Loader(source, 10), epochs=1).steps == 5
-
-
-def test_a_directory_that_holds_a_run_is_not_taken_over(data, run_dir):
-    model = make_model()
-    fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, batch_size=10, run_dir=run_dir)
-    before = (run_dir / "metrics.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="already holds a run"):
-        fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, batch_size=10, run_dir=run_dir)
-    assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------ evaluation and prediction
@@ -549,91 +424,3 @@ def test_a_run_is_described_in_its_directory(data, run_dir):
     assert json.loads((run_dir / "model" / "model.json").read_text())["classes"] == ["a", "b", "c"]
     assert "<html" in (run_dir / "report.html").read_text()
     assert list((run_dir / "tensorboard").iterdir())
-
-
-def test_fewer_epochs_than_were_done_are_refused_and_change_nothing(data, run_dir):
-    def run(epochs: int, **more) -> None:
-        model = make_model()
-        about = About(files={"recipe.yaml": f"epochs: {epochs}\n"})
-        fit(
-            model,
-            nn.CrossEntropyLoss(),
-            sgd(model),
-            data,
-            **fit_arguments(epochs=epochs, batch_size=10, run_dir=run_dir, about=about, **more),
-        )
-
-    run(3)
-    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name != "LOCK"}
-    with pytest.raises(UsageError, match="epochs: 2 is below the 3"):
-        run(2, resume=True)
-    after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name != "LOCK"}
-    # A board that was opened has a file of its own; it holds no point yet.
-    changed = {p.relative_to(run_dir).parts[0] for p in before | after if after.get(p) != before.get(p)}
-    assert changed <= {"tensorboard"}
-
-
-@pytest.mark.parametrize(("call", "step"), [(12, 7), (16, 10)])  # of the loss, in the second epoch and its validation
-def test_an_epoch_that_was_begun_counts_among_those_that_were_done(data, run_dir, call, step):
-    """Its updates are in the weights, and the first epoch's metrics would be told of them."""
-    calls = iter(range(1000))
-
-    def loss(outputs, targets):
-        if next(calls) == call:
-            signal.raise_signal(signal.SIGTERM)
-        return nn.functional.cross_entropy(outputs, targets)
-
-    def run(epochs: int, **more) -> int:
-        model = make_model()
-        more |= {"batch_size": 10, "run_dir": run_dir, "val": Loader(data, 10, shuffle=False), "lint_off": ["all"]}
-        return fit(model, loss, sgd(model), data, **fit_arguments(epochs=epochs, execution="plain", **more)).steps
-
-    with pytest.raises(Stopped, match=f"after step {step};"):
-        run(2)
-    with pytest.raises(UsageError, match="epochs: 1 is below the 1 and a part of one more .* epochs=N of 2 or more"):
-        run(1, resume=True)
-    assert run(2, resume=True) == 10
-
-
-@pytest.mark.parametrize(
-    ("about", "said"),
-    [
-        ({"classes": ["a", "b", "b"]}, "classes: 'b' stands twice"),
-        ({"classes": ["a", "b", "c"], "input_dtype": "float33"}, "input_dtype: 'float33' is not one of"),
-        ({"loss_name": object()}, "loss: .* is not made of numbers, text, lists and mappings"),
-        ({"classes": 3}, "classes: 3 is not a list of names"),
-        ({"input_shape": (0,)}, "input_shape: 0 is not a whole number"),
-        ({"source": "net:Net"}, "source: 'net:Net' is not a pair"),
-        ({"name": 3}, "name: 3 is not a text"),
-        ({"conditions": [3]}, "conditions: .* is not a mapping"),
-    ],
-)
-def test_what_could_not_be_saved_with_the_model_is_refused_before_the_first_step(data, run_dir, about, said):
-    model = make_model()
-    before = model[0].weight.clone()
-    with pytest.raises(UsageError, match=said):
-        fit(
-            model,
-            nn.CrossEntropyLoss(),
-            sgd(model),
-            data,
-            epochs=1,
-            run_dir=run_dir,
-            run=RunOptions(about=About(**about)),
-        )
-    assert torch.equal(model[0].weight, before) and not run_dir.exists()
-
-
-def test_a_model_that_could_not_be_saved_at_its_end_is_refused_before_the_first_step(data, run_dir):
-    class Extra(nn.Linear):
-        def get_extra_state(self):
-            return {"calls": 1}
-
-        def set_extra_state(self, state):
-            pass
-
-    model = Extra(FEATURES, CLASSES)
-    before = model.weight.clone()
-    with pytest.raises(UsageError, match="_extra_state: .*without pickle"):
-        fit(model, nn.CrossEntropyLoss(), sgd(model), data, epochs=1, run_dir=run_dir)
-    assert torch.equal(model.weight, before) and not run_dir.exists()

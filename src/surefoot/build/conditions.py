@@ -19,7 +19,7 @@ STARTED = "model.weights"
 # What may differ between two sittings of one run without a bit of the result being another. `execution`, `device` and
 # `micro_batches` are compared as what they came to; on_nonfinite only counts where a loss is not finite, and then the
 # run stops.
-HARMLESS = (
+_HARMLESS = (
     "name",
     "epochs",
     "checkpoint",
@@ -49,7 +49,7 @@ HARMLESS = (
 
 def is_harmless(key: str) -> bool:
     """Whether a recipe's dotted key may differ between two sittings of one run."""
-    return key in HARMLESS or key.startswith(("execution.", "tensorboard."))
+    return key in _HARMLESS or key.startswith(("execution.", "tensorboard."))
 
 
 def conditions(recipe: Recipe, model: nn.Module, loss: Any, splits: DataSplits) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _chosen(arguments: argparse.Namespace, words: Sequence[str]) -> list[Run]:
     """The runs that the directory and the conditions name, in order; what was passed over is printed."""
     from ..errors import UsageError
     from ..runs.listing import list_runs
-    from ..runs.record import unsaid
+    from ..runs.record import no_direction
     from ..runs.search import Condition, in_order, select
 
     if len(words) > 1:
@@ -103,7 +103,7 @@ def _chosen(arguments: argparse.Namespace, words: Sequence[str]) -> list[Run]:
     if arguments.best and arguments.sort:
         raise UsageError("--best sorts by itself; leave --sort out")
     runs = in_order(select(listing.runs, conditions), best=arguments.best, key=arguments.sort)
-    if arguments.best and runs and (reason := unsaid(runs, arguments.best)):
+    if arguments.best and runs and (reason := no_direction(runs, arguments.best)):
         say(f"{reason}; the lower are taken for it", error=True)
     return runs[::-1] if arguments.reverse else runs
 

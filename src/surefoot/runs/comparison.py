@@ -16,7 +16,7 @@ from ..metrics.by_class import by_class
 from ..text import counted, figure
 from .curves import epoch_curves, last_confusion
 from .listing import list_runs
-from .record import Run, judged_alike, open_run, unsaid
+from .record import Run, judged_alike, no_direction, open_run
 from .seeds import Difference, Spread, difference
 
 MOST_RUNS = 40
@@ -139,7 +139,7 @@ class Comparison:
 
     def verdict(self, seeds: bool) -> list[str]:
         """Which is better, in sentences."""
-        reason = unsaid(self.runs, self.metric)
+        reason = no_direction(self.runs, self.metric)
         guessed = [f"{reason}; the lower are taken for it."] if reason else []
         return [*guessed, *(self._of_groups() if seeds else self._of_runs())]
 

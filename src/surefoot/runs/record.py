@@ -117,8 +117,8 @@ class Run:
     def direction(self, metric: str) -> str | None:
         """Which values of a metric are better, "min" or "max"; None where neither a run nor its name says so."""
         own, mode = self.own_metric
-        found = self.directions.get(metric) or (mode if metric == own else None) or better(metric)
-        return found if found in MODES else None
+        direction = self.directions.get(metric) or (mode if metric == own else None) or better(metric)
+        return direction if direction in MODES else None
 
     @property
     def own_metric(self) -> tuple[Any, Any]:
@@ -164,10 +164,10 @@ def judged_alike(runs: Iterable[Run]) -> list[Run]:
     return [replace(run, directions=directions) for run in runs]
 
 
-def unsaid(runs: Iterable[Run], metric: str) -> str:
-    """What is to be told where nothing says which values of a metric are better; "" where something does."""
-    said = any(run.direction(metric) for run in runs)
-    return "" if said else f"neither a run nor the name of {metric} says which values are better"
+def no_direction(runs: Iterable[Run], metric: str) -> str:
+    """The message that nothing says which values of a metric are better; "" where a run or its name does."""
+    known = any(run.direction(metric) for run in runs)
+    return "" if known else f"neither a run nor the name of {metric} says which values are better"
 
 
 def seen_status(status: str, held_by: str | None) -> str:

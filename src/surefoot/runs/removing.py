@@ -14,7 +14,7 @@ from ..checkpoint.run import CHECKPOINTS, JOURNAL, LOCK, RUN, Lock
 from ..errors import RunFailed, UsageError
 from ..tracking.validation import FILE as VALIDATION
 from .labels import LABELS
-from .record import RECIPE, Run, open_run, unsaid
+from .record import RECIPE, Run, no_direction, open_run
 from .search import in_order
 
 # What a run's directory holds. Whatever else lies there was put there by somebody, and is not ours to delete.
@@ -86,7 +86,7 @@ def surplus(runs: Sequence[Run], keep: int, metric: str | None) -> tuple[list[Ru
     if len(names) > 1:
         raise UsageError(f"the runs are judged by different metrics ({', '.join(sorted(names))}); give --best METRIC")
     for name in names:
-        if reason := unsaid(judged, name):
+        if reason := no_direction(judged, name):
             raise UsageError(
                 f"{reason}, so none is known to be the best; remove runs by name: surefoot runs rm RUN ..."
             )

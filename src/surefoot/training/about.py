@@ -70,16 +70,12 @@ class About:
     def of_model(self) -> dict[str, Any]:
         """What is saved with the model, by the names of `save_model`."""
         same = ("preprocessing", "classes", "input_shape", "input_dtype", "recipe_digest", "dataset", "columns")
-        told = {name: getattr(self, name) for name in same}
-        return {**told, "source": self.source, "loss": self.loss_name, "title": self.name}
+        arguments = {name: getattr(self, name) for name in (*same, "source")}
+        return {**arguments, "loss": self.loss_name, "title": self.name}
 
 
 def completed(about: About, model: nn.Module, loader: Loader, loss: Any) -> About:
-    """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss.
-
-    Raises Problems for what a saved model cannot say.
-    """
-    checked(about.of_model())
+    """`about` with what data and loss tell: classes, preprocessing, the shape and dtype of a raw sample, the loss."""
     if about.classes is not None:
         about = replace(about, classes=tuple(map(str, about.classes)))
     # Now, since forward() of transformers changes it: a run that only saves again would write another one.
