@@ -53,12 +53,12 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MOST_LINES = 450
 
 
-@pytest.fixture(params=FILES, ids=NAMES)
+@pytest.fixture(scope="module", params=FILES, ids=NAMES)
 def path(request) -> Path:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # pytest runs the tests of a file one after the other, so each is parsed once
 def tree(path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

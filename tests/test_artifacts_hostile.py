@@ -25,12 +25,15 @@ MEGABYTES = 260
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> dict[str, dict]:
     """What happened to each case, by name."""
-    folder = tmp_path_factory.mktemp("hostile")
+    return open_all(tmp_path_factory.mktemp("hostile"))
+
+
+def open_all(folder: Path, *options: str) -> dict[str, dict]:
     canary = folder / "canary"
     (folder / "hostile_module.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass Evil: pass\n")
     tests = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "hostile.open_all", str(folder), str(canary)],
+        [sys.executable, "-W", "ignore", "-m", "hostile.open_all", str(folder), str(canary), *options],
         capture_output=True,
         text=True,
         cwd=tests,
@@ -56,7 +59,18 @@ def test_the_canary_would_sing(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_refused(name, opened):
-    result = opened[name]
+    check_refused(opened[name])
+
+
+@pytest.mark.slow
+def test_each_is_refused_within_the_readers_own_limits(tmp_path):
+    results = open_all(tmp_path, "--whole")
+    assert list(results) == NAMES
+    for result in results.values():
+        check_refused(result)
+
+
+def check_refused(result: dict) -> None:
     assert result["error"] in ("BadFile", "UsageError", "Problems"), result
     assert result["said"], result["message"][:500]
     assert not result["changed"] and result["events"] == []

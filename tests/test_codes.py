@@ -17,15 +17,15 @@ from surefoot.recipe import parse_recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs" / "site"))
 
-from messages import ANOTHERS, OWN, TREES, by_code, module, raised  # noqa: E402
+from messages import ANOTHERS, OWN, PATHS, by_code, module, raised, tree_of  # noqa: E402
 
 REFUSALS = [name for name, (page, _) in sections().items() if page == "refusals"]
 
 
-@pytest.mark.parametrize("path", [path for path in TREES if any(raised(TREES[path]))], ids=module)
+@pytest.mark.parametrize("path", PATHS, ids=module)
 def test_no_error_is_raised_without_a_code_that_is_explained(path):
     explained = sections()
-    for call, code in raised(TREES[path]):
+    for call, code in raised(tree_of(path)):
         code = code_of_module(module(path)) if code is None else code
         assert code in explained or code is ANOTHERS, (
             f"{path.name}:{call.lineno}: {code or 'no code'}: give code= with a name of explanations/refusals.md, "
@@ -42,13 +42,13 @@ def test_an_error_of_a_module_without_a_code_would_be_found():
 def test_no_explanation_is_of_nothing():
     words = {
         node.value
-        for path, tree in TREES.items()
+        for path in PATHS
         if path.name != "errors.py"
-        for node in ast.walk(tree)
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     used = {*OWN.values()} | {
-        code_of_module(module(path)) for path, tree in TREES.items() if any(code is None for _, code in raised(tree))
+        code_of_module(module(path)) for path in PATHS if any(code is None for _, code in raised(tree_of(path)))
     }
     assert [name for name in REFUSALS if name not in words | used] == []
 
@@ -62,7 +62,7 @@ def test_the_messages_of_each_code_are_found():
 
 
 def test_every_place_of_the_table_is_there():
-    modules = {module(path) for path in TREES}
+    modules = {module(path) for path in PATHS}
     assert [name for name in CODES if name not in modules] == []
 
 

@@ -122,14 +122,7 @@ def test_a_linear_model_stays_under_85_percent(tensors, decay):
     assert 0.7 < train(model, tensors, optimizer, epochs=10, batch=128) < 0.85
 
 
-def test_lenet_passes_95_percent_in_four_epochs(tensors):
-    torch.manual_seed(0)
-    model = LeNet5()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    assert train(model, tensors, optimizer, epochs=4, batch=64) > 0.95
-
-
-@pytest.mark.slow
+@pytest.mark.slow  # from one start, tests/test_packaged_recipes.py trains it by the quickstart
 @pytest.mark.parametrize("seed", range(5))
 def test_lenet_passes_95_percent_from_any_start(tensors, seed):
     torch.manual_seed(seed)

@@ -56,12 +56,6 @@ def test_the_gpt_gets_to_a_perplexity_of_four(run_dir):
     assert losses(run_dir)[5][1] < 1.40
 
 
-@pytest.mark.real_data
-def test_the_tutorials_job_begins_as_the_tutorial_did(run_dir, fashion_mnist_dir):
-    train("fashion_mnist", "epochs=1", f"data.dir={fashion_mnist_dir}", run=run_dir)
-    assert check_against_tutorial(run_dir) == 1
-
-
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_thirteen_epochs_of_the_tutorials_job(run_dir, fashion_mnist_dir):

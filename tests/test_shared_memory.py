@@ -58,20 +58,20 @@ def tree(parts):
     return parts[0]
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("ranks", [2, 3, 5, 8])
 def test_a_sum_is_the_tree_of_neighbours_for_every_dtype_and_size(ranks):
     """Also in several pieces, and one sum after the other: nobody writes what another still reads."""
     sizes = [0, 1, ranks - 1, 1000, shared_memory._place(ranks) // 4 + 3]
 
     def act(member, rank):
-        return [member.sum(numbers(rank + n, n, dtype), patient) for dtype in DTYPES for n in sizes for _ in range(3)]
+        return [member.sum(numbers(rank + n, n, dtype), patient) for dtype in DTYPES for n in sizes for _ in range(2)]
 
     found = together(ranks, act)
     expected = [
         tree([numbers(rank + n, n, dtype) for rank in range(ranks)])
         for dtype in DTYPES
         for n in sizes
-        for _ in range(3)
+        for _ in range(2)
     ]
     for mine in found:
         assert all(map(torch.equal, mine, expected))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import surefoot
 from surefoot.errors import code_of_module
 
 PACKAGE = Path(surefoot.__file__).parent
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+PATHS = sorted(PACKAGE.rglob("*.py"))
 # Errors that set their code themselves; and what stands for `code=error.code`.
 OWN = {"BadFile": "file-refused", "Refused": "recipe-yaml", "RankFailed": "rank-failed"}
 ANOTHERS = "another error's"
@@ -26,12 +27,19 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The parsed source of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def _error_classes() -> set[str]:
     """The names of our error classes but `Stopped`, which is no mistake."""
     bases = {
         node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-        for tree in TREES.values()
-        for node in ast.walk(tree)
+        for path in PATHS
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ClassDef)
     }
     found = {"SurefootError"}
@@ -40,14 +48,12 @@ def _error_classes() -> set[str]:
     return found - {"Stopped"}
 
 
-CLASSES = _error_classes()
-
-
 def raised(tree: ast.AST) -> Iterator[tuple[ast.Call, str | None]]:
     """Each error of ours that is made, with the code that is given there; None for its module's."""
+    classes = _error_classes()
     for node in ast.walk(tree):
         name = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
-        if name in CLASSES:
+        if name in classes:
             given = next((word.value for word in node.keywords if word.arg == "code"), None)
             code = OWN.get(name) if given is None else getattr(given, "value", ANOTHERS)
             yield node, code if code is None or isinstance(code, str) else ANOTHERS
@@ -56,7 +62,8 @@ def raised(tree: ast.AST) -> Iterator[tuple[ast.Call, str | None]]:
 def by_code() -> dict[str, list[str]]:
     """The messages of each code, in the order of the source."""
     found: dict[str, dict[str, None]] = {}
-    for path, tree in TREES.items():
+    for path in PATHS:
+        tree = tree_of(path)
         values, scopes = _assigned(tree)
         default = "recipe-together" if module(path) == "recipe.check" else code_of_module(module(path))
         for call, code in [*raised(tree), *_collected(tree)]:

@@ -7,6 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+# Of the reader, while the files are opened: a tenth of its own, which `open_all --whole` takes instead.
+LIMITS = {"MAX_OPERATIONS": 200_000, "MAX_OBJECTS": 50_000}
+
+
+def share(tenths: float, limit: str) -> int:
+    """So many tenths of a limit."""
+    return round(tenths / 10 * LIMITS[limit])
+
 
 @dataclass(frozen=True)
 class Case:

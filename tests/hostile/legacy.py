@@ -23,7 +23,7 @@ from .building import (
     torch_file,
     tup,
 )
-from .case import Case, payload
+from .case import Case, payload, share
 
 HUGE = 2**60
 
@@ -103,17 +103,18 @@ def tar_file(storages: bytes = b"", kind: bytes = b"0", claimed: bytes | None = 
 
 
 def bombs(canary: Path) -> Iterator[Case]:
-    """A few bytes that want much memory or time."""
+    """A few bytes that want much memory or time, most of them as close to the limits of a reader as they get."""
 
     def case(kind: str, body: bytes, said: str) -> Iterator[Case]:
         yield Case(f"bomb/{kind}.pth", torch_file(body), said)
         yield Case(f"bomb/legacy_{kind}.pth", legacy_file(body, keys=pickle(b"]"), data=b""), said)
 
-    yield from case("dicts", pickle(b"}" * 600_000), "more than")
-    yield from case("sets", pickle(b"\x8f" * 600_000), "more than|operation")
-    yield from case("numbers", pickle(b"](" + b"M\xff\x7f" * 2_100_000 + b"e"), "more than")
-    yield from case("calls", pickle(name("a.b") + b"q\0" + b"h\0)R" * 700_000), "more than")
-    yield from case("memo", pickle(b"}" + b"".join(b"r" + struct.pack("<I", i) for i in range(1_100_000))), "more than")
+    yield from case("dicts", pickle(b"}" * share(12, "MAX_OBJECTS")), "more than")
+    yield from case("sets", pickle(b"\x8f" * share(12, "MAX_OBJECTS")), "more than|operation")
+    yield from case("numbers", pickle(b"](" + b"M\xff\x7f" * share(10.5, "MAX_OPERATIONS") + b"e"), "more than")
+    yield from case("calls", pickle(name("a.b") + b"q\0" + b"h\0)R" * share(14, "MAX_OBJECTS")), "more than")
+    memo = (b"r" + struct.pack("<I", i) for i in range(share(22, "MAX_OBJECTS")))
+    yield from case("memo", pickle(b"}" + b"".join(memo)), "more than")
     laughter = b"}q\0" + b"".join(
         b"}q%c(" % (i + 1) + text("a") + b"h%c" % i + text("b") + b"h%cu" % i for i in range(100)
     )
@@ -126,14 +127,23 @@ def bombs(canary: Path) -> Iterator[Case]:
     yield from case("module_in_itself", pickle(inside), "nested too deeply, or inside itself")
     long = b"\x8b" + struct.pack("<i", 9_000) + b"\x7f" * 9_000
     yield from case("long_number", pickle(b"}", long, b"Ns"), "no state_dict")
-    yield from case("deep_lists", pickle(b"]" * 400_000 + b"a" * 399_999), "not a state_dict|damaged|more than")
-    yield from case("deep_dicts", pickle((b"}" + text("a")) * 300_000 + b"N" + b"s" * 300_000), "no state_dict")
-    wide = pickle(b"}(" + b"".join(text(f"k{i}") + b"}" for i in range(200_000)) + b"u")
+    yield from case(
+        "deep_lists",
+        pickle(b"]" * share(8, "MAX_OBJECTS") + b"a" * (share(8, "MAX_OBJECTS") - 1)),
+        "not a state_dict|damaged|more than",
+    )
+    deep = (b"}" + text("a")) * share(6, "MAX_OBJECTS") + b"N" + b"s" * share(6, "MAX_OBJECTS")
+    yield from case("deep_dicts", pickle(deep), "no state_dict")
+    wide = pickle(b"}(" + b"".join(text(f"k{i}") + b"}" for i in range(share(4, "MAX_OBJECTS"))) + b"u")
     yield from case("wide", wide, "no state_dict|inside itself")
     yield from case("wide_key", pickle(b"}", text("a" * 3_000_000), b"Ns"), "no state_dict")
     yield from case("set_state", pickle(call("os.system", text("x")), b"h\0b"), "damaged")
     many = tup(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4), b"N") + b"Q0"
-    yield Case("bomb/descriptions.pth", torch_file(pickle(many * 220_000, b"}")), "more than|no state_dict")
+    yield Case(
+        "bomb/descriptions.pth",
+        torch_file(pickle(many * share(1.1, "MAX_OPERATIONS"), b"}")),
+        "more than|no state_dict",
+    )
 
 
 def shards(canary: Path) -> Iterator[Case]:

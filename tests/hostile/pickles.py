@@ -26,7 +26,7 @@ from .building import (
     tup,
     weights,
 )
-from .case import Case, payload, touch
+from .case import Case, payload, share, touch
 
 
 def gadgets(canary: Path) -> Iterator[Case]:
@@ -154,8 +154,8 @@ def machine_tricks(canary: Path) -> Iterator[Case]:
     yield case("long_text_8", pickle(b"\x8d" + struct.pack("<Q", 2**62) + b"x"), "damaged|BINUNICODE8")
     yield case("long_number", pickle(b"\x8b" + struct.pack("<i", 2**31 - 1) + b"x"), "damaged|LONG4")
     yield case("negative_number", pickle(b"\x8b" + struct.pack("<i", -1)), "damaged|LONG4")
-    yield case("deep_tuples", pickle(b")" + b"\x85" * 300_000), "not a state_dict")
-    yield case("deep_marks", pickle(b"(" * 300_000), "damaged")
+    yield case("deep_tuples", pickle(b")" + b"\x85" * share(6, "MAX_OBJECTS")), "not a state_dict")
+    yield case("deep_marks", pickle(b"(" * share(1.5, "MAX_OPERATIONS")), "damaged")
     yield case(
         "laughter", pickle(b"]q\0" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(200))), "not a state_dict"
     )
