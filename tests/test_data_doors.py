@@ -78,6 +78,12 @@ def test_any_stride_and_order_in_memory_is_read_right():
     assert as_source((read_only, LABELS)).tensors[0].tolist() == NUMBERS.tolist()
 
 
+def test_an_array_on_the_disk_that_may_be_written_in_memory_stays_there(tmp_path):
+    np.save(tmp_path / "x.npy", NUMBERS.astype("float32"))
+    array = np.load(tmp_path / "x.npy", mmap_mode="c")
+    assert as_source((array, LABELS)).tensors[0].data_ptr() == array.ctypes.data
+
+
 def test_lists_of_numbers_are_read_as_torch_reads_them():
     for data in ((NUMBERS.astype(float).tolist(), LABELS.tolist()), [NUMBERS.astype(float).tolist(), LABELS.tolist()]):
         inputs, targets = as_source(data).tensors

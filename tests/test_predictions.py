@@ -156,6 +156,28 @@ def test_an_output_object_gives_its_logits_and_one_without_is_named(tmp_path):
         open_model(tmp_path / "m", layer).predict(x)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32"), ("float16", "float32")],
+)
+def test_predictions_are_as_precise_as_the_models_outputs(tmp_path, dtype, expected):
+    model = nn.Linear(4, 2).to(getattr(torch, dtype))
+    save_model(model, tmp_path / "m", input_shape=(4,), input_dtype=dtype, loss="MSELoss")
+    x = torch.randn(3, 4).to(getattr(torch, dtype))
+    found = open_model(tmp_path / "m", nn.Linear(4, 2).to(x.dtype)).predict(x)
+    assert found.dtype == getattr(torch, expected) and torch.equal(found, model(x).detach().to(found.dtype))
+
+
+class Numbered(nn.Linear):
+    def forward(self, x):
+        return torch.full((len(x), 1), 2**24 + 1)
+
+
+def test_whole_numbers_that_a_model_gives_stay_as_they_are(tmp_path):
+    save_model(Numbered(4, 1), tmp_path / "m", input_shape=(4,), input_dtype="float32", loss="MSELoss")
+    assert open_model(tmp_path / "m", Numbered(4, 1)).predict(torch.zeros(1, 4)).tolist() == [[2**24 + 1]]
+
+
 def test_a_confusion_matrix_fits_its_width_or_the_worst_confusions_are_told():
     small = matrix_lines(["cat", "dog"], [[9, 1], [0, 10]], 60)
     assert small[-2:] == ["  0 cat   9   1", "  1 dog   .  10"]

@@ -153,14 +153,22 @@ class LoadedModel:
                 )
         if isinstance(outputs, torch.Tensor):
             check_classes(self.info, outputs, self.path)
-        floats = batches.mapped(lambda value: value.float() if isinstance(value, torch.Tensor) else value, outputs)
-        return probabilities(self.info, floats)
+        return probabilities(self.info, batches.mapped(_wide, outputs))
 
     def describe(self) -> dict[str, Any]:
         """Plain data about the model, for people and for ``--json``."""
         described = self.info.to_json()
         del described["format"], described["format_version"]
         return {"path": str(self.path), "format": self.format, **described}
+
+
+def _wide(value: Any) -> Any:
+    """Numbers of half precision as float32, whole ones as float64, which holds all up to 2**53; others as they are."""
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        return value
+    if not value.is_floating_point():
+        return value.double()
+    return value.float() if value.element_size() < 4 else value
 
 
 def open_model(
