@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -552,6 +553,14 @@ def test_a_number_is_one_category_whatever_stands_beside_it(tmp_path, dtype):
     assert rows(written(tmp_path, "c\n-0.0\n1024.0\n0\n"), splits.train.columns).flatten().tolist() == [1, 3, 1]
     large = table({"c": [1e12, 0.5], "y": [0.5, 1]}, "y", categories="c", val_share=0).train.columns
     assert large.categories["c"] == ("0.5", "1000000000000")
+
+
+@pytest.mark.parametrize("values", [[["x"], ["y"]], [datetime.date(2026, 1, 2), None], [{"k": 1}, None], [b"x", b"y"]])
+def test_what_is_no_text_and_no_number_where_a_category_was_is_told(tmp_path, values):
+    columns = table({"c": ["x", "y"], "y": [0.5, 1]}, "y", val_share=0).train.columns
+    pyarrow.parquet.write_table(pyarrow.table({"c": values}), tmp_path / "new.parquet")
+    with pytest.raises(UsageError, match="row 1: 'c' holds .*; expected texts or whole numbers, as it was trained"):
+        rows(tmp_path / "new.parquet", columns)
 
 
 def test_a_name_of_two_lines_is_a_category_like_any_other(tmp_path):

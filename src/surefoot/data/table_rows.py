@@ -164,8 +164,10 @@ def _decoded(column: Any) -> Any:
 def _indices(column: Any, values: Sequence[str], name: str, place: Place) -> Any:
     """The place of each row's text among `values`, from 1; 0 where it is none of them, NaN where it is missing.
 
-    Raises UsageError for numbers that are infinite.
+    Raises UsageError for numbers that are infinite, and for what is neither numbers nor texts.
     """
+    if (kind := kind_of(column.type)) not in ("numbers", "texts", "null"):
+        raise UsageError(f"{place(0)}: {name!r} holds {kind}; expected texts or whole numbers, as it was trained with")
     codes, texts = coded(column)
     infinite = [code for code, text in enumerate(texts) if text in ("inf", "-inf")]
     if infinite and kind_of(column.type) == "numbers":
