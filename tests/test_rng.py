@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import numpy
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from surefoot import rng
 from surefoot.errors import UsageError
+from surefoot.generators import MAX_ITEMS, held_by
 
 
 def draws() -> tuple:
@@ -73,3 +75,53 @@ def test_gpus_that_drew_nothing_need_not_be_there(monkeypatch):
     here["count"] = 1
     with pytest.raises(UsageError, match="saved for 2 CUDA devices; this machine has 1"):
         rng.set_state(state)
+
+
+def _shadowing(first, second):
+    holder = type("Holder", (), {"draw": first})()
+    holder.draw = second
+    return holder
+
+
+def _overriding(first, second):
+    return type("Sub", (type("Base", (), {"draw": first}),), {"draw": second})()
+
+
+def _defaults(first, second):
+    def objective(model, batch, one=first, other=second):
+        return one, other
+
+    return objective
+
+
+def _keywords(first, second):
+    def objective(model, batch, *, one=first, other=second):
+        return one, other
+
+    return objective
+
+
+@pytest.mark.parametrize("hold", [_shadowing, _overriding, _defaults, _keywords])
+def test_of_two_generators_with_one_place_both_are_kept(hold):
+    first, second = random.Random(1), random.Random(2)
+    held = held_by(part=hold(first, second))
+    assert {id(generator) for generator in held.values()} == {id(first), id(second)}
+    assert [f"{place}-2" for place in held][0] in held
+
+
+def test_of_a_mapping_that_reads_its_values_from_somewhere_no_more_are_read_than_looked_at():
+    class Files(Mapping):
+        read = 0
+
+        def __len__(self):
+            return 1000
+
+        def __iter__(self):
+            return iter(range(1000))
+
+        def __getitem__(self, key):
+            Files.read += 1
+            return [key]
+
+    held_by(data=Files())
+    assert Files.read <= MAX_ITEMS + 1

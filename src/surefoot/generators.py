@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,14 @@ def held_by(**roots: Any) -> dict[str, Any]:
 
     Looked through are attributes, lists, tuples, dicts, closures, functools.partial, and the globals that functions
     and methods of the user's own refer to. Kinds: torch.Generator, random.Random, numpy's Generator and RandomState.
-    One that is held twice has one place.
+    One that is held twice has one place; of several with one place (an attribute and its class's, a function's
+    defaults) the second is ``PLACE-2``.
     """
     by_name: dict[str, Any] = {}
     for place, value in walk(roots):
         if is_generator(value):
-            by_name[place] = value
+            places = itertools.chain([place], (f"{place}-{number}" for number in itertools.count(2)))
+            by_name[next(each for each in places if each not in by_name)] = value
     return by_name
 
 
@@ -68,7 +71,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     import torch
 
     if isinstance(value, Mapping):
-        yield from ((str(key), item) for key, item in list(value.items())[:MAX_ITEMS])
+        yield from ((str(key), item) for key, item in itertools.islice(value.items(), MAX_ITEMS))
     elif isinstance(value, list | tuple | set | frozenset):
         yield from ((str(i), item) for i, item in zip(range(MAX_ITEMS), value, strict=False))
     elif isinstance(value, functools.partial):
@@ -105,7 +108,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
         except ValueError:
             continue  # not filled yet
-    for default in function.__defaults__ or ():
+    for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield "default", default
     if not _house(function.__module__):
         for name in names_of(function.__code__):
