@@ -36,6 +36,28 @@ class Stateful:
         return {"x": self._x, "me": self.me}
 
 
+class ArrayState:
+    """Whose __getstate__ returns an array."""
+
+    def __init__(self, x):
+        self._x = x
+
+    def __getstate__(self):
+        return self._x
+
+
+def family(n):
+    """A node with a set of nodes that refer back to it."""
+    parent = SimpleNamespace(children=set(), n=0)
+    parent.children |= {Child(parent, 3), Child(parent, n)}
+    return parent
+
+
+class Child:
+    def __init__(self, parent, n):
+        self.parent, self.n = parent, n
+
+
 @dataclasses.dataclass
 class Graph:
     """As a graph of torch_geometric: tensors by name."""
@@ -61,7 +83,7 @@ HOLDERS = {
     "a graph": lambda n: Graph(torch.tensor([[float(n)]]), torch.tensor([[0], [0]])),
     "a mapping": lambda n: Mapping(x=numpy.array([n])),
     "objects in an array": lambda n: numpy.array([{"n": n}], dtype=object),
-    "nested": lambda n: ([{"a": (Slotted([n]),)}],),
+    "in each other": lambda n: ([{"a": (Slotted([n]),)}],),
     "a set": lambda n: {"a", "b", n},
     "a deque": lambda n: collections.deque([n]),
     "a date": lambda n: datetime.date(2020, 1, n),
@@ -69,6 +91,9 @@ HOLDERS = {
     "conjugated": lambda n: torch.tensor([n + 1j]).conj(),
     "sparse": lambda n: torch.tensor([0.0, n]).to_sparse(),
     "complex": lambda n: complex(n, 1),
+    "a state that is an array": lambda n: ArrayState(numpy.array([1, n])),
+    "a set of what refers to it": lambda n: family(n),
+    "nested": lambda n: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(n, 3)], layout=torch.jagged),
 }
 
 
@@ -149,3 +174,7 @@ def test_what_cannot_be_seen_is_said():
     source = DatasetSource(Samples(lambda index: threading.Lock(), count=3))
     source.fingerprint()
     assert "_thread.lock in a sample holds cannot be seen" in source.notes[0]
+
+
+def test_what_cannot_be_seen_in_a_set_is_said_too():
+    assert "blind to _thread.lock" in Fingerprint.of({threading.Lock()})

@@ -7,8 +7,6 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-# Hashed in pieces: a piece is copied to one contiguous block, however the tensor lies in memory.
-_HASHED_AT_ONCE = 16 << 20
 # How an object without state of its own is copied: `copyreg.__newobj__(class)`.
 _NEW_OBJECT = object().__reduce_ex__(4)[0]
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
@@ -72,7 +70,7 @@ class Fingerprint:
             self._all(value)
         elif isinstance(value, set | frozenset):
             # A set iterates in another order in every process.
-            self._word("set", sorted(Fingerprint.of(item) for item in value))
+            self._word("set", sorted(map(self._apart, value)))
         elif type(value) is dict:
             self._word("mapping", len(value))
             for pair in value.items():
@@ -93,6 +91,15 @@ class Fingerprint:
         for value in values:
             self.add(value)
 
+    def _apart(self, item: Any) -> str:
+        """The digest of one item of a set, whichever were before it."""
+        part, before = Fingerprint(), len(self._places)
+        part._places, part.unseen = self._places, self.unseen  # it may refer to what it lies in
+        part.add(item)
+        while len(self._places) > before:
+            self._places.popitem()
+        return part._hash.hexdigest()
+
     def _word(self, *words: Any) -> None:
         text = repr(words).encode("utf-8", "surrogatepass")
         self._hash.update(b"%d:" % len(text) + text)
@@ -103,11 +110,15 @@ class Fingerprint:
 
     def _tensor(self, tensor: Any, torch: Any) -> None:
         tensor = tensor.detach()
+        if tensor.is_nested:  # its shape has another name each time
+            self._word("nested")
+            self._all(tensor.unbind())
+            return
         self._word("tensor", str(tensor.dtype), tuple(tensor.shape))
         if tensor.is_meta:
             return
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            tensor = tensor.to_dense() if not tensor.is_nested else tensor.to_padded_tensor(0.0)
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
         if tensor.is_quantized:
             self._word("quantized", str(tensor.qscheme()))
             tensor = tensor.int_repr()
@@ -135,7 +146,8 @@ class Fingerprint:
             self.add(dict(state) if isinstance(state, Mapping) else state)
             for items in rest[1:3]:
                 self.add(list(items) if items is not None else None)
-            if maker is _NEW_OBJECT and len(arguments) == 1 and not any(made[2:]) and _opaque(kind):
+            holds_nothing = len(arguments) == 1 and all(part is None for part in made[2:])
+            if maker is _NEW_OBJECT and holds_nothing and _opaque(kind):
                 self.unseen.add(name)
 
 
@@ -145,9 +157,7 @@ def hash_bytes(digest: Any, tensor: Any) -> None:
 
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if flat.numel():
-        octets = flat.view(torch.uint8).numpy()
-        for first in range(0, len(octets), _HASHED_AT_ONCE):
-            digest.update(octets[first : first + _HASHED_AT_ONCE])
+        digest.update(flat.view(torch.uint8).numpy())
 
 
 def _opaque(kind: type) -> bool:
