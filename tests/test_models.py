@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 from surefoot.artifacts import read_info
 from surefoot.cli import main
 from surefoot.errors import UsageError
-from surefoot.models import GPT, MLP, MODELS, LeNet5, SmallResNet, UNet, ViT, spec_of
+from surefoot.models import GPT, MLP, MODELS, LeNet5, SmallResNet, TabularMLP, UNet, ViT, spec_of
 
 
 class GarmentClassifier(nn.Module):
@@ -107,7 +109,9 @@ def test_the_parameters_that_the_list_shows_are_the_ones_there(name):
         ("SmallResNet", {"width": "wide"}, "whole number"),
         ("ViT", {"size": 30}, "size 30 x 30 is not a multiple of patch 4; give another patch"),
         ("ViT", {"width": 10}, "not a multiple of heads 4"),
-        ("ViT", {"size": [0, 4]}, "not a multiple"),
+        ("ViT", {"size": [0, 4]}, r"size \[0, 4\] is neither one number nor a height and a width of 1 or more"),
+        ("ViT", {"size": [-28, 28]}, "neither one number nor a height"),
+        ("ViT", {"size": [28]}, "neither one number nor a height"),
         ("UNet", {"depth": 9}, "above 8"),
         ("LeNet", {}, "did you mean 'LeNet5'"),
     ],
@@ -223,3 +227,38 @@ def test_what_an_installed_library_refuses_is_told_with_its_place(tmp_path, monk
     error = capsys.readouterr().err
     assert error.startswith("surefoot: r.yaml:1:8: model: torch.nn:Conv2d: ValueError: in_channels must be divisible")
     assert len(error.splitlines()) == 1
+
+
+def test_sizes_that_numpy_computed_are_recorded_as_numbers():
+    """A product of a shape is NumPy's; JSON does not take it, and a model could be trained and not saved."""
+    model = MLP(in_features=numpy.prod((4, 2)), hidden=numpy.array([8]), classes=3)
+    assert json.dumps(spec_of(model)["args"]) == '{"in_features": 8, "hidden": [8], "classes": 3, "dropout": 0.0}'
+    model = TabularMLP(numbers=2, outputs=2, target_mean=numpy.array([0.0, 2.0]), target_std=[1, 2])
+    assert model.arguments["target_mean"] == [0.0, 2.0] and model.mean.tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "section", ["model", "data", "loss", "objective", "optimizer", "scheduler", "warmup", "metrics", "weights"]
+)
+def test_arguments_for_what_cannot_be_called_are_refused(section, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "held", raising=False)
+    Path("held.py").write_text("class Held:\n    pass\n\n\nobject_of_mine = Held()\n")
+    parts = {
+        "model": "LeNet5",
+        "data": "{name: garments, train_size: 32, val_size: 16, batch_size: 16}",
+        "loss": "CrossEntropyLoss",
+        "optimizer": "AdamW",
+        "epochs": "1",
+    }
+    if section == "objective":
+        del parts["loss"]
+    given = "{import: 'held:object_of_mine', size: 3}"
+    if section == "weights":
+        section, given = "model", "{import: 'held:object_of_mine', weights: best}"
+    parts[section] = f"[{given}]" if section == "metrics" else given
+    Path("r.yaml").write_text("".join(f"{name}: {part}\n" for name, part in parts.items()))
+    assert main(["check", "r.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "held:object_of_mine: is an object of Held, which cannot be called; name a class or a function" in error
+    assert error.startswith("surefoot: r.yaml:") and len(error.splitlines()) == 1

@@ -22,8 +22,18 @@ def make(part: Part, registry: Registry, defaults: Mapping[str, Any] | None = No
     """
     if not part.imported:
         return registry.build(part.name, {**(defaults or {}), **resolved(part)}, **provided)
-    target = import_object(part.name)
+    target = imported(part)
     return call(target, part.name, {**(defaults or {}), **resolved(part)}) if callable(target) else target
+
+
+def imported(part: Part, *, called: bool = False) -> Any:
+    """What a part imports. Raises UsageError where it would be `called`, or has arguments, and cannot be called."""
+    target = import_object(part.name)
+    if not callable(target) and (called or part.arguments()):
+        advice = "name a class or a function" if called else "name a class or a function, or give no arguments"
+        what = f"is an object of {type(target).__name__}, which cannot be called; {advice}"
+        raise UsageError(f"{part.name}: {what}", code="own-import")
+    return target
 
 
 def function_of(part: Part, registry: Registry, given: int) -> Any:
@@ -31,7 +41,7 @@ def function_of(part: Part, registry: Registry, given: int) -> Any:
 
     The function is called with `given` arguments beside these (outputs and targets, model and batch).
     """
-    target = import_object(part.name) if part.imported else registry[part.name].load()
+    target = imported(part) if part.imported else registry[part.name].load()
     arguments = resolved(part)
     if inspect.isclass(target):
         return call(target, part.name, arguments)
@@ -69,7 +79,7 @@ def _check(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], 
 
 def named(part: Part) -> Any:
     """The class that a part imports, or its registered name."""
-    return import_object(part.name) if part.imported else part.name
+    return imported(part, called=True) if part.imported else part.name
 
 
 def resolved(part: Part) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError
-from ..registry import did_you_mean, import_object, parameters_of
+from ..registry import did_you_mean, parameters_of
 from ..text import counted
 from ..wrapping import named_parameters
 from .imports import at, function_of, make, named, resolved
@@ -88,7 +88,7 @@ def build_model(recipe: Recipe, splits: DataSplits | None = None) -> nn.Module:
 def takes_weights(recipe: Recipe) -> bool:
     """Whether the recipe's `weights` are an argument of what it imports, as torchvision's models have one."""
     part = recipe.model.part
-    return part.imported and recipe.model.weights is not None and "weights" in parameters_of(import_object(part.name))
+    return part.imported and recipe.model.weights is not None and "weights" in parameters_of(named(part))
 
 
 def load_weights(recipe: Recipe, model: nn.Module, say: Callable[[str], None]) -> str:

@@ -30,8 +30,14 @@ def keeps_arguments(kind: type[M]) -> type[M]:
         bound.apply_defaults()
         _, *values = bound.arguments.items()
         make(self, *given, **named)
-        plain = {name: list(v) if isinstance(v, tuple | list) else v for name, v in values}
-        object.__setattr__(self, "arguments", plain)
+        object.__setattr__(self, "arguments", {name: _as_json(value) for name, value in values})
 
     kind.__init__ = init  # type: ignore[method-assign, assignment]
     return kind
+
+
+def _as_json(value: Any) -> Any:
+    """Numbers and arrays of NumPy as Python's, tuples and ranges as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(map(_as_json, value)) if isinstance(value, tuple | list | range) else value

@@ -55,7 +55,10 @@ class TabularMLP(nn.Module):
         target_std: Sequence[float] | None = None,
     ):
         super().__init__()
-        mean, std = list(target_mean or [0.0] * outputs), list(target_std or [1.0] * outputs)
+        mean, std = (
+            [unit] * outputs if given is None else [float(number) for number in given]
+            for given, unit in ((target_mean, 0.0), (target_std, 1.0))
+        )
         if len(mean) != outputs or len(std) != outputs:
             raise ValueError(f"target_mean and target_std need {outputs} numbers, one an output, not {mean} and {std}")
         if min([1, *hidden, *cardinalities]) < 1 or not numbers + len(cardinalities):

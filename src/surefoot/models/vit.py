@@ -35,8 +35,11 @@ class ViT(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        height, length = (size, size) if isinstance(size, int) else size
-        if height % patch or length % patch or not height or not length:
+        sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+        if len(sizes) != 2 or min(sizes) < 1:
+            raise ValueError(f"size {size} is neither one number nor a height and a width of 1 or more")
+        height, length = sizes
+        if height % patch or length % patch:
             raise ValueError(f"size {height} x {length} is not a multiple of patch {patch}; give another patch")
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
