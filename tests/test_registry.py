@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol, TypedDict
+
 import pytest
 import torch
 
 from surefoot.errors import Problems, UsageError
-from surefoot.registry import Entry, Range, Registry, did_you_mean
+from surefoot.registry import Entry, Range, Registry, argument_problems, did_you_mean
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -73,3 +75,21 @@ def test_a_list_becomes_the_tensor_that_the_class_takes():
     losses = Registry("loss", "losses", [Entry("CrossEntropyLoss", "torch.nn:CrossEntropyLoss")])
     assert losses.build("CrossEntropyLoss", {"weight": [1, 2]}).weight.tolist() == [1.0, 2.0]
     assert losses.problems("CrossEntropyLoss", {"weight": ["a"]}) != []
+
+
+class Options(TypedDict):
+    size: int
+
+
+class Draws(Protocol):
+    def draw(self) -> float: ...
+
+
+@pytest.mark.parametrize("annotation", [[int], {"a": int}, Options, list[Draws] | None], ids=str)
+def test_an_annotation_that_says_nothing_of_values_lets_them_through(annotation):
+    """As users write them; only their own code can tell."""
+
+    def make(given): ...
+
+    make.__annotations__ = {"given": annotation}
+    assert argument_problems("make", make, {"given": [1]}) == []

@@ -57,8 +57,8 @@ def accepted(annotation: Any) -> Accepted:
             lambda value: any(value == option and type(value) is type(option) for option in inner),
             {"enum": list(inner)},
         )
-    if annotation in _SCALARS:
-        return _SCALARS[annotation]
+    if (scalar := next((s for kind, s in _SCALARS.items() if annotation is kind), None)) is not None:
+        return scalar
     plain = origin or annotation
     name = getattr(plain, "__name__", str(plain))
     if plain in (list, tuple) or name in ("Sequence", "Iterable"):
@@ -73,7 +73,14 @@ def accepted(annotation: Any) -> Accepted:
                 all(map(numbers.fits, value)) if isinstance(value, list | tuple) else isinstance(value, plain)
             ),
         )
-    return Accepted(f"a {name}", lambda value: not inspect.isclass(plain) or isinstance(value, plain))
+    return Accepted(f"a {name}", lambda value: not inspect.isclass(plain) or _is_a(value, plain))
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # of a TypedDict or a Protocol only its own code can tell
+        return True
 
 
 def _one_of(options: list[Accepted]) -> Accepted:
