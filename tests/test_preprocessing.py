@@ -94,6 +94,8 @@ def test_it_comes_back_from_json_exactly(scale, constants):
         {"scale": 1, "mean": [0.5, 1], "std": [0.5]},
         {"scale": 1, "mean": [], "std": []},
         {"scale": 0, "mean": [0.5], "std": [0.5]},
+        {"scale": 1e-320, "mean": [0.5], "std": [0.5]},
+        {"scale": 1e300, "mean": [0.5], "std": [0.5]},
         {"scale": float("inf"), "mean": [0.5], "std": [0.5]},
         {"scale": 1, "mean": [float("nan")], "std": [0.5]},
         {"scale": 1, "mean": None, "std": [0.5]},
@@ -116,3 +118,13 @@ def test_the_module_gives_the_same_bits_and_exports(mean):
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(module, (raw,), dynamic_shapes={"raw": {0: batch}})
     assert torch.equal(program.module()(raw[:1]), expected[:1])
+
+
+def test_one_that_was_first_used_for_inference_lets_gradients_through():
+    """Its constants are kept, and a tensor made in inference mode can be no part of a training."""
+    preprocessing = Preprocessing(scale=None, mean=0.25, std=0.7)
+    with torch.inference_mode():
+        preprocessing(torch.zeros(1, 1, 2, 2))
+    raw = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    preprocessing(raw).sum().backward()
+    assert torch.allclose(raw.grad, torch.full_like(raw, 1 / 0.7))

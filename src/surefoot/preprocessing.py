@@ -60,8 +60,10 @@ class Preprocessing:
                 f"{len(self.std)}; give as many of each"
             )
         check = Arguments("preprocessing: ")
-        scale = check.number("scale", self.scale, Range(low=0, low_open=True), none=True)
+        scale = check.number("scale", self.scale, Range(low=0, low_open=True, high=_LARGEST), none=True)
         check.done()
+        if scale is not None and scale < _SMALLEST:
+            raise UsageError(f"preprocessing: scale: {scale} is not above 0 in float32")
         object.__setattr__(self, "scale", scale)
 
     def __call__(self, raw: Tensor) -> Tensor:
@@ -149,7 +151,8 @@ def _constants(preprocessing: Preprocessing, device: torch.device) -> tuple[Tens
     def tensor(*numbers: float) -> Tensor:
         # One number stays 0-dim, so that it fits data of any shape.
         shape = (len(numbers), 1, 1) if len(numbers) > 1 else ()
-        return torch.tensor(numbers, dtype=torch.float32, device=device).view(shape)
+        with torch.inference_mode(False):  # they are kept, and may be part of a training later
+            return torch.tensor(numbers, dtype=torch.float32, device=device).view(shape)
 
     scale, mean, std = preprocessing.scale, preprocessing.mean, preprocessing.std
     # Dividing gives torchvision's bits where the scale is 1/n.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -69,27 +69,28 @@ class TableColumns:
         """The columns that `to_json` wrote. Raises UsageError for anything else."""
         if not isinstance(data, Mapping) or set(data) != {f.name for f in fields(cls)}:
             raise UsageError("columns: not the description of a table")
-        texts = [*_items(data["targets"], str, "targets")]
+        targets = tuple(_items(data["targets"], str, "targets"))
         if not isinstance(data["csv"], Mapping) or not set(data["csv"]) <= CSV.keys():
             raise UsageError("columns.csv: not how a text file is read")
         for name, value in data["csv"].items():
-            texts += _items(value if name == "nulls" else [value], str, "csv")
-        numbers = {c.get("name"): c.get("mean") for c in _items(data["numbers"], Mapping, "numbers")}
+            _items(value if name == "nulls" else [value], str, "csv")
+        numbers = {c["name"]: c.get("mean") for c in _items(data["numbers"], Mapping, "numbers")}
         categories = {
-            c.get("name"): tuple(_items(c.get("values"), str, "categories"))
+            c["name"]: tuple(_items(c.get("values"), str, "categories"))
             for c in _items(data["categories"], Mapping, "categories")
         }
-        names = [*numbers, *categories, *texts]
         whole = len(numbers) == len(data["numbers"]) and len(categories) == len(data["categories"])
-        means = all(type(m) in (int, float) and math.isfinite(m) for m in numbers.values())
-        if not (whole and means and all(isinstance(name, str) for name in names)) or numbers.keys() & categories:
-            raise UsageError("columns: a name or a mean is missing, or stands twice")
+        means = all(type(m) in (int, float) and abs(m) <= sys.float_info.max for m in numbers.values())
+        if not (whole and means) or numbers.keys() & categories:
+            raise UsageError("columns: a mean is missing, or a name stands twice")
         if type(data["classes"]) is not bool or data["missing"] not in MISSING:
             raise UsageError("columns: classes or missing is none of what they may be")
-        return cls(numbers, categories, tuple(data["targets"]), data["classes"], data["missing"], dict(data["csv"]))
+        return cls(numbers, categories, targets, data["classes"], data["missing"], dict(data["csv"]))
 
 
 def _items(value: Any, kind: type, where: str) -> list[Any]:
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+    """A list of texts, or of mappings that each have a name."""
+    right = isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    if not right or (kind is Mapping and not all(isinstance(item.get("name"), str) for item in value)):
         raise UsageError(f"columns.{where}: not a list of what belongs there")
     return value
