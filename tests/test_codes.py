@@ -11,9 +11,10 @@ import pytest
 
 from surefoot.cli import main
 from surefoot.cli.explain import LANGUAGES, sections
-from surefoot.errors import CODES, Problems, RunFailed, Stopped, SurefootError, UsageError, code_of_module
+from surefoot.errors import CODES, Problems, RankFailed, RunFailed, Stopped, SurefootError, UsageError, code_of_module
 from surefoot.rank_errors import described, raised_as
 from surefoot.recipe import parse_recipe
+from surefoot.safe_tensors import BadFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs" / "site"))
 
@@ -138,3 +139,15 @@ def test_a_code_comes_out_of_another_process(kind):
     assert pickle.loads(pickle.dumps(error)).code == "file-refused"
     if kind is UsageError:
         assert raised_as(1, described(error)).code == "file-refused"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Problems(["one", "two"], code="argument"), Stopped(15), RankFailed(1, "died"), BadFile("p", "is damaged")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_whole_from_another_process(error):
+    """As a ProcessPoolExecutor sends it; torch's DataLoader makes it again of its text."""
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+    assert str(Problems("one\ntwo")) == "one\ntwo"

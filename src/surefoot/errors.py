@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
 import signal as _signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 # The code of an error by the module that raises it, or by the package around that; `code=`, given where one is raised,
 # goes before. Each code has a section in explanations/refusals.md.
@@ -175,6 +177,10 @@ class SurefootError(Exception):
         super().__init__(*message)
         self.code = code or _code_of_caller()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, and not by its constructor, whose arguments are others: it may come from another process.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
+
     @property
     def with_reference(self) -> str:
         """The message, and the command that explains it."""
@@ -200,6 +206,7 @@ class Problems(UsageError):
 
     def __init__(self, problems: Sequence[object], *, code: str = ""):
         assert problems, "Problems without a problem"
+        problems = [problems] if isinstance(problems, str) else problems  # what a worker of torch's DataLoader sends
         self.problems = tuple(map(str, problems))
         codes = dict.fromkeys(filter(None, (getattr(problem, "code", "") for problem in problems)))
         super().__init__("\n".join(self.problems), code=code or " ".join(codes))
