@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from surefoot.cli import main
-from surefoot.proof import compare
+from surefoot.proof import compare, comparison
 
 SMALL = ["data.train_size=320", "data.val_size=80", "data.batch_size=16", "epochs=3", "warmup.warmup_period=5"]
 PLAIN = ["execution.threads=1", "execution.compile=false"]
@@ -128,3 +129,21 @@ def _noisy(folder: Path, monkeypatch) -> list[str]:
     )
     words = ["loss={import: 'noisy:loss'}", "checkpoint.keep_best=val/loss", "--kills", "1"]
     return ["verify", "quickstart", *SMALL, *PLAIN, *words]
+
+
+NAN = float("nan")
+GAPS = [
+    ([NAN, 1.0], [NAN, 3.0], torch.float32, "w: 1 of 2 values, by at most 2"),
+    ([0.0, 1.0], [-0.0, 1.0], torch.float32, "w: 1 of 2 values, by at most 0"),
+    ([float("inf"), 1.0], [0.0, 1.0], torch.float32, "w: 1 of 2 values, by at most inf"),
+    ([1j, 1.0], [4j, 1.0], torch.complex64, "w: 1 of 2 values, by at most 3"),
+]
+
+
+@pytest.mark.parametrize(("mine", "theirs", "dtype", "told"), GAPS, ids=lambda value: str(value)[:20])
+def test_values_are_counted_by_their_bytes(mine, theirs, dtype, told):
+    sides = [
+        comparison._Tensors(Path(), data=data, table={"w": torch.tensor(values, dtype=dtype)})
+        for data, values in ((b"mine", mine), (b"theirs", theirs))
+    ]
+    assert sides[0].difference(sides[1], comparison.SIDES) == told

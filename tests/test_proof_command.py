@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from surefoot.cli import main
-from surefoot.proof import Job, culprits, drive
+from surefoot.proof import Job, culprits, drive, watch
 from surefoot.proof.job import Running
 
 SCRIPT = """
@@ -178,6 +181,28 @@ def test_a_generator_without_a_seed_is_named_by_its_line(here, monkeypatch):
     assert found[1] == f"{path}:10: numpy.random.default_rng() without a seed"
 
 
+WATCHED = {
+    "sparse": lambda n: torch.tensor([0.0, n]).to_sparse(),
+    "conjugated": lambda n: torch.tensor([n + 1j]).conj(),
+    "a RandomState": numpy.random.RandomState,
+    "without data": lambda n: torch.empty(n, device="meta"),
+    "many numbers": lambda n: torch.full((2**20,), n),
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_variables_of_each_kind_are_told_apart(name):
+    make = WATCHED[name]
+    assert watch._state(make(1)) == watch._state(make(1)) != watch._state(make(2))
+
+
+def test_libraries_wherever_they_are_installed_are_not_the_users_code(here):
+    users = watch.Watch(here / "log", 0)._is_users
+    assert users("/home/me/train.py") and not users(torch.__file__) and not users(os.__file__)
+    assert not users("/home/me/.local/lib/python3.11/site-packages/numpy/__init__.py")
+    assert not users("/usr/lib/python3/dist-packages/numpy/__init__.py")
+
+
 # ------------------------------------------------------------------------------------------ mistakes
 
 MISTAKES = [
@@ -188,6 +213,8 @@ MISTAKES = [
     (["verify", "--", "python", "trian.py"], "trian.py: there is no such script; name it by its path"),
     (["verify", "--with", "nothing", "--", "true"], "--with nothing: there is no such file or directory"),
     (["verify", "--compare", "../x.png", "--", "true"], "--compare ../x.png: each run has a directory of its own"),
+    (["verify", "--compare", "", "--", "true"], "--compare: a name or a pattern is missing"),
+    (["verify", "--with", "/", "--with", "//", "--", "true"], "--with / --with //: each is linked where"),
     (["verify", "--", "true"], "the command ended well and left no run directory where it ran"),
 ]
 
@@ -209,7 +236,9 @@ def test_a_command_that_fails_is_shown_with_what_it_printed(here, capsys):
 def test_a_file_to_compare_that_is_not_there_is_named(here, capsys):
     program = "mkdir run; echo '{\"conditions\": {}}' > run/run.json"
     assert main(["verify", "--kills", "1", "--compare", "*.png", "--", "sh", "-c", program]) == 2
-    assert "--compare *.png: the command left no such file where it ran" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "--compare *.png: the command left no such file where it ran" in said.err
+    assert "now the same" not in said.out  # before any kill
 
 
 def test_files_of_a_command_are_found_from_where_it_runs(here):
@@ -220,6 +249,16 @@ def test_files_of_a_command_are_found_from_where_it_runs(here):
     with job.start(here / "home") as running:
         running.wait()
     assert (here / "home" / "data").resolve() == here / "data"
+
+
+def test_a_program_and_a_module_are_no_directories_of_their_names(here):
+    for name in ("python", "sh", "package"):
+        (here / name).mkdir()
+    (here / "train.py").write_text("")
+    assert Job.of_command(["python", "train.py"]).command == (sys.executable, str(here / "train.py"))
+    assert Job.of_command(["sh", "train.py"]).command == (shutil.which("sh"), str(here / "train.py"))
+    assert Job.of_command(["python", "-u", "-m", "package"]).command == (sys.executable, "-u", "-m", "package")
+    assert Job.of_command(["python", "train.py", "-m", "package"]).command[-1] == str(here / "package")
 
 
 def test_the_summary_has_the_culprits_below_it():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,18 +154,28 @@ class _Tensors:
         if mine[first].shape != theirs[first].shape or mine[first].dtype != theirs[first].dtype:
             shapes = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (mine[first], theirs[first])]
             return f"{first}: {_two(sides, *shapes)}{also}"
-        unequal = mine[first] != theirs[first]
-        gap = (mine[first].double() - theirs[first].double()).abs().nan_to_num(0.0).max().item()
+        unequal = (_octets(mine[first]) != _octets(theirs[first])).any(1)
+        gap = _gap(mine[first], theirs[first])
         return f"{first}: {int(unequal.sum())} of {counted(unequal.numel(), 'value')}, by at most {gap:.3g}{also}"
 
 
 def _same(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and bool((_octets(one) == _octets(other)).all())
+
+
+def _octets(tensor: Any) -> Any:
+    """The bytes of a tensor, a row for each value: NaN is itself there, and -0 is not 0."""
     import torch
 
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    raw = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return bool(torch.equal(*raw))
+    return tensor.contiguous().reshape(-1, 1).view(torch.uint8)
+
+
+def _gap(one: Any, other: Any) -> float:
+    """The largest difference of two values that are numbers."""
+    import torch
+
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    return float((one.to(wide) - other.to(wide)).abs().nan_to_num(0.0, posinf=math.inf).max())
 
 
 class _State:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunFailed
+from ..errors import RunFailed, first_line
 from . import watch
 from .job import KILLED, Job
 
@@ -62,7 +62,7 @@ def find_culprits(
         if not _killed_once(job, logs["killed"], folder / "killed"):
             return ["no reason was found: untouched runs are equal, and it saves only once, or is no Python program"]
     except RunFailed as error:
-        return [f"no reason was found: {str(error).splitlines()[0]}"]
+        return [f"no reason was found: {first_line(error)}"]
     lost = _lost_variables(*(_read(log) for log in logs.values()))
     return lost or [
         "untouched runs are equal, so a part of the run is in no checkpoint; it was not found by its name. Usual ones: "

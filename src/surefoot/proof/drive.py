@@ -124,6 +124,7 @@ class _Proof:
             if here == first:
                 self.seconds, self.printed = times[0], printed
                 self.job.runs(here)  # there is something to compare
+                _matching(self.job, here)
             else:
                 sides = (_has(self.processes[0]), _has(size))
                 difference, self.compared = _compare(self.job, first, here, sides)

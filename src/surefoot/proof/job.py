@@ -57,15 +57,18 @@ class Job:
     @classmethod
     def of_command(cls, command: Sequence[str], links: Sequence[str] = (), compared: Sequence[str] = ()) -> Job:
         """Any command. Words of it that name files of the current directory are made absolute, since it runs elsewhere,
-        and `python` is the one that runs this.
+        but for the module of ``python -m MODULE``, and `python` is the one that runs this.
 
-        Raises UsageError for a program or script that is not there, a link to what is not there and a file to compare
-        that lies outside the directory.
+        Raises UsageError for a program or script that is not there, a link to what is not there, two of one name, and
+        a file to compare that lies outside the directory.
         """
-        words = [
-            os.path.abspath(word) if os.path.exists(word) and not os.path.isabs(word) else word for word in command
-        ]
-        program = sys.executable if words[0] in ("python", "python3") else shutil.which(words[0])
+        words = [os.path.abspath(word) if os.path.exists(word) else word for word in command]
+        if command[0] in ("python", "python3"):
+            program: str | None = sys.executable
+            if "-m" in command[1:-1] and all(word.startswith("-") for word in command[1 : command.index("-m")]):
+                words[command.index("-m") + 1] = command[command.index("-m") + 1]
+        else:
+            program = shutil.which(words[0] if os.sep in command[0] else command[0])
         if program is None:
             raise UsageError(
                 f"{command[0]}: no such program; after -- comes a command as in a shell: -- python train.py"
@@ -80,7 +83,15 @@ class Job:
         for path in links:
             if not os.path.exists(path):
                 raise UsageError(f"--with {path}: there is no such file or directory")
+        targets = tuple(map(Path, dict.fromkeys(map(os.path.abspath, links))))
+        if len({path.name for path in targets}) < len(targets):
+            raise UsageError(
+                f"--with {' --with '.join(links)}: each is linked where the command runs by its last name, and two "
+                "have the same; give a directory that holds them"
+            )
         for pattern in compared:
+            if not pattern:
+                raise UsageError("--compare: a name or a pattern is missing, such as --compare out.png")
             if os.path.isabs(pattern) or ".." in Path(pattern).parts:
                 raise UsageError(
                     f"--compare {pattern}: each run has a directory of its own; name a file by its path in that, such "
@@ -91,7 +102,6 @@ class Job:
             for name in ("PYTHONPATH", "SUREFOOT_DATA")
             if (value := os.environ.get(name))
         }
-        targets = tuple(Path(path).absolute() for path in links)
         return cls((program, *words[1:]), links=targets, compared=tuple(compared), environment=relative)
 
     def under(self, *, python: Sequence[str] = (), **environment: str) -> Job:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 _MOST_ITEMS = 1000
+_MOST_NUMBERS = 2**20
 _RANDOM = "random randint randrange choice choices shuffle sample uniform gauss normalvariate getrandbits"
 _NUMPY = "rand randn randint random random_sample choice shuffle permutation normal uniform standard_normal"
 
@@ -37,11 +38,12 @@ class Watch:
         self._noted: set[tuple[str, str]] = set()
         self._seeded: set[str] = set()
         paths = sysconfig.get_paths()
-        package = str(Path(__file__).resolve().parents[1])
-        self._foreign = tuple({paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {package})
+        self._foreign = ("<", paths["stdlib"], paths["platstdlib"], str(Path(__file__).resolve().parents[1]))
 
     def _is_users(self, file: str | None) -> bool:
-        return bool(file) and not str(file).startswith(("<", *self._foreign))
+        if not file or str(file).startswith(self._foreign):
+            return False
+        return "/site-packages/" not in str(file) and "/dist-packages/" not in str(file)
 
     def _write(self, **record: Any) -> None:
         if os.environ.get("RANK", "0") != "0":
@@ -180,23 +182,20 @@ def _state(value: Any, depth: int = 0) -> bytes | None:
     import numpy
     import torch
 
+    from surefoot.fingerprint import Fingerprint
+    from surefoot.generators import is_generator, state_of
+
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value).encode()
-    if isinstance(value, numpy.random.Generator):
-        return repr(value.bit_generator.state).encode()
-    if isinstance(value, random.Random):
-        return repr(value.getstate()).encode()
-    if isinstance(value, torch.Generator):
-        return value.get_state().numpy().tobytes()
+    if is_generator(value):
+        return Fingerprint.of(state_of(value)).encode()
     if isinstance(value, torch.nn.Parameter):
         return None  # what a model holds is in the checkpoint
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().contiguous()
-        return (
-            None if value.numel() > 2**20 else repr(value.shape).encode() + bytes(value.reshape(-1).view(torch.uint8))
-        )
+        return Fingerprint.of(value).encode() if value.numel() <= _MOST_NUMBERS else None
     if isinstance(value, numpy.ndarray):
-        return None if value.size > 2**20 or value.dtype.hasobject else repr(value.shape).encode() + value.tobytes()
+        small = value.size <= _MOST_NUMBERS and not value.dtype.hasobject
+        return Fingerprint.of(value).encode() if small else None
     if isinstance(value, list | tuple | dict | set | frozenset) and len(value) <= _MOST_ITEMS and depth < 3:
         items = list(value.items()) if isinstance(value, dict) else list(value)
         states = [_state(item, depth + 1) for item in items]
