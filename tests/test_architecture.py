@@ -276,3 +276,12 @@ def test_only_one_module_prints(path, tree):
     calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
     printing = [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
     assert not printing or part_of(path) == "text"
+
+
+def test_type_checkers_know_every_public_name(path, tree):
+    """Of a package that shows them its names; one that is looked up at its first use only is Any to them."""
+    if path.name == "__init__.py" and "if TYPE_CHECKING:" in path.read_text(encoding="utf-8"):
+        imported = {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+        public = importlib.import_module(".".join(path.parent.relative_to(SRC).parts)).__all__
+        made = {t.id for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        assert set(public) <= imported | made

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .step import StepOptions
     from .training import About, Checkpoints, EarlyStopping, Journal, RunOptions, evaluate, predict
     from .training.fit import fit
+    from .world import World
 
 __all__ = [
     "About",

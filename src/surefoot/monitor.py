@@ -15,6 +15,8 @@ _HIGHER = re.compile(
     r"|bleu_?score|jaccard_?index|kappa|corr_?coef|specificity|explained_?variance|noise_?ratio|similarity)$"
 )
 _LOWER = re.compile(r"(loss|error|err|mse|mae|rmse|nll|perplexity|ppl|wer|cer|error_?rate|divergence|distance)$")
+# Words that end as a metric's name does, and are none or the reverse: power, cancer, heatmap.
+_OTHER = re.compile(r"(?<=[a-z])(wer|cer|map)$|(?<![a-z])(inaccuracy|imprecision|dissimilarity)$")
 # For these the other mode is always a mistake; for the rest the mode given is used.
 _CERTAIN = re.compile(r"(accuracy|loss)$")
 
@@ -22,10 +24,12 @@ _CERTAIN = re.compile(r"(accuracy|loss)$")
 def better(metric: str | None) -> str | None:
     """``"min"`` where lower values of `metric` are better by its name, ``"max"`` where higher are, else None.
 
-    >>> better("val/F1Score"), better("val/loss"), better("val/spread")
-    ('max', 'min', None)
+    >>> better("val/F1Score"), better("val/loss"), better("val/spread"), better("val/wer"), better("val/power")
+    ('max', 'min', None, 'min', None)
     """
     name = str(metric).lower()
+    if _OTHER.search(name):
+        return None
     return "max" if _HIGHER.search(name) else "min" if _LOWER.search(name) else None
 
 
