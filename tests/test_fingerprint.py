@@ -151,6 +151,15 @@ def test_one_number_that_changed_in_memory_is_seen():
     assert TensorSource(x).fingerprint() != before
 
 
+def test_a_part_that_knows_its_whole_is_data():
+    def part(number):
+        whole = Samples(float, torch.tensor([number]))
+        whole.part = Samples(float, whole)
+        return DatasetSource(whole.part).fingerprint()
+
+    assert part(1.0) == part(1.0) != part(2.0)
+
+
 def test_the_same_files_in_another_directory_are_the_same_data():
     assert of(lambda i: 0, ["/here/a.png"]) == of(lambda i: 0, ["/there/a.png"]) != of(lambda i: 0, ["/here/b.png"])
 

@@ -186,7 +186,6 @@ WATCHED = {
     "conjugated": lambda n: torch.tensor([n + 1j]).conj(),
     "a RandomState": numpy.random.RandomState,
     "without data": lambda n: torch.empty(n, device="meta"),
-    "many numbers": lambda n: torch.full((2**20,), n),
 }
 
 

@@ -57,17 +57,20 @@ def attribute_of(dataset: Any, name: str) -> Any:
     return None
 
 
-def held_in_memory(dataset: Any, place: str = "data") -> Iterator[tuple[str, str]]:
+def held_in_memory(dataset: Any, place: str = "data", around: tuple[Any, ...] = ()) -> Iterator[tuple[str, str]]:
     """Fingerprints of the arrays, tensors and lists of plain values that a data set has as attributes."""
+    if any(dataset is each for each in around):  # a part that knows its whole
+        return
+    around = (*around, dataset)
     for name, value in (getattr(dataset, "__dict__", None) or {}).items():
         where = f"{place}.{name}"
         if isinstance(value, Tensor | numpy.ndarray) or (isinstance(value, list | tuple) and _plain(value)):
             yield where, Fingerprint.of(_names_only(value))
         elif isinstance(value, Dataset):
-            yield from held_in_memory(value, where)
+            yield from held_in_memory(value, where, around)
         elif isinstance(value, list | tuple) and all(isinstance(item, Dataset) for item in value):
             for number, item in enumerate(value):
-                yield from held_in_memory(item, f"{where}.{number}")
+                yield from held_in_memory(item, f"{where}.{number}", around)
 
 
 def _plain(value: Any) -> bool:
