@@ -1,4 +1,4 @@
-"""What saving a large state costs: the stall of each save, waiting or skipping, and memory; figures of docs/saving.md.
+"""What saving a large state costs: the stall of each save, waiting or skipping, and memory (docs/reliability.md).
 
 python benchmarks/large_state.py [GB] [FOLDER]
 """
@@ -33,7 +33,7 @@ def main(gigabytes: float, folder: Path) -> None:
     for when_busy in ("wait", "skip"):
         run = folder / when_busy
         with Checkpointer(
-            run, every="1 step", keep_last=1, when_busy=when_busy, model=model, optimizer=optimizer, tell=lambda _: None
+            run, every="1 step", keep_last=1, when_busy=when_busy, model=model, optimizer=optimizer, say=lambda _: None
         ) as saver:
             saver.resume()
             stalls = []

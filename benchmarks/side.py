@@ -78,7 +78,7 @@ def start(args: Any) -> list[str]:
 
 
 def _first_record(surefoot: Path, run: Path) -> float:
-    """Seconds from the command to the first line of metrics.jsonl, some fifty steps into the quickstart."""
+    """Seconds from the command to the first line of metrics.jsonl, four steps into the quickstart."""
     began = time.perf_counter()
     process = subprocess.Popen([surefoot, "train", "--run", run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -50,6 +50,26 @@ def test_the_document_s_python_runs():
     assert printed.getvalue().startswith("0.01 64 argument 'optimizer.lr=0.01'\nname: quickstart\n")
 
 
+MISTAKEN = """\
+epochs: 10
+model: LeNet5
+precision: fp32
+optimizer:
+  name: SGD
+  lr: -0.1
+loss: CrossEntropyLoss
+data: garments
+batch_size: 64
+"""
+
+
+def test_mistakes_are_told_as_the_document_shows_them():
+    (shown,) = (block for block in blocks("text") if block.startswith("recipe.yaml:"))
+    with pytest.raises(ValueError) as refused:
+        parse_recipe(MISTAKEN, "recipe.yaml")
+    assert str(refused.value) == shown.strip()
+
+
 OVERRIDES = re.findall(r"^\| `'?([a-z_.0-9]+=.*?)'?` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
 
 

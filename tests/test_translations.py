@@ -51,6 +51,15 @@ def skeleton(text: str) -> list[str]:
     return found
 
 
+def paragraphs(text: str) -> list[set[str]]:
+    """What each paragraph, item of a list and row of a table names in code and by links, in order."""
+    parts = [part for part in re.split(r"\n\s*\n|\n(?=- |\|)", FENCE.sub(CODE, text)) if part.strip()]
+    return [
+        {" ".join(name.split()) for found in re.findall(r"`([^`]+)`|\]\(([^)]+)\)", part) for name in found}
+        for part in parts
+    ]
+
+
 def names(text: str) -> set[str]:
     prose = FENCE.sub("", text)
     return {" ".join(name.split()) for name in re.findall(r"`([^`]+)`|(\$[^$\n]+\$)", prose) for name in name}
@@ -65,6 +74,7 @@ def test_nothing_is_missing_in_a_translation(path):
     text, original = path.read_text(encoding="utf-8"), english(path).read_text(encoding="utf-8")
     assert not FENCE.search(text), f"write {CODE} for a block of code: it is the English page's"
     assert skeleton(text) == skeleton(original)
+    assert paragraphs(text) == paragraphs(original)
     assert FORMULA.findall(text) == FORMULA.findall(original)
     assert not (more := names(text) - names(original)), f"names that the English page has not: {more}"
     links = set(re.findall(r"\]\(([^)]+)\)", text)) - set(re.findall(r"\]\(([^)]+)\)", original))
@@ -82,6 +92,7 @@ def test_a_translation_is_chinese(path):
 def test_what_is_missing_would_be_found():
     original = "# A\n\n```python\nx\n```\n\n## `b`\n\n| `c` | d |\n"
     assert skeleton(original) == ["# []", CODE, "## ['b']", "row of 3: ['c']"]
+    assert paragraphs("a `b`\nc\n- `d` [e](f.md)\n- g") == [{"b", ""}, {"d", "", "f.md"}, set()]
     with pytest.raises(ValueError, match="1 blocks of code in English, 0 in the translation"):
         with_code_of(original, "# 甲\n")
 

@@ -70,11 +70,11 @@ figure(slopes, x="error", y="slope")
 
 # %% [markdown] lang="en"
 # **The trap: shapes.** Outputs of shape `(N, 1)` and targets of shape `(N,)` broadcast to `(N, N)`: every output is compared with every
-# target, and the model learns the mean of them all. torch warns; Surefoot stops before the first step.
+# target, and the model learns the mean of them all. torch warns; Surefoot names it before the first step (`strict=True` stops there).
 
 # %% [markdown] lang="zh"
 # **陷阱：形状。** 输出是 `(N, 1)`、目标是 `(N,)` 时会广播成 `(N, N)`：每个输出都与所有目标比较，
-# 模型学到的只是全体均值。torch 只给警告，Surefoot 在第一步之前就会停下。
+# 模型学到的只是全体均值。torch 只给警告，Surefoot 在第一步之前就会指出来（设了 `strict=True` 就停在那里）。
 
 # %%
 import warnings

@@ -155,14 +155,14 @@ for name, rate in after_plateau.items():
     print(f"{name:15} two reductions later: lr {rate:.4g}")
 
 # %% [markdown] lang="en"
-# The tutorial's loop does step its plateau inside of the block, but only from the tenth epoch on, by a condition that was written
-# for something else. Its reductions are kept by luck: move that line out of the block, and they are lost without a word.
+# The tutorial's loop does step its plateau inside of the block, but only from the end of the ninth epoch on, by a condition
+# that was written for something else. Its reductions are kept by luck: move that line out of the block, and they are lost without a word.
 #
 # **Second**: the warmup has a state. If a resumed run does not load it, the warmup starts again from its first step,
 # silently.
 
 # %% [markdown] lang="zh"
-# 教程的循环确实在代码块里调用 plateau，但要从第十轮起才这样做，而且是因为一个另有用途的条件。学习率得以降低，是碰巧：
+# 教程的循环确实在代码块里调用 plateau，但要从第九轮结束起才这样做，而且是因为一个另有用途的条件。学习率得以降低，是碰巧：
 # 把那一行移到代码块之外，降低就会无声无息地丢失。
 #
 # **第二**：预热有自己的状态。恢复训练时如果不加载它，预热会从第一步重新开始，而且不报错。

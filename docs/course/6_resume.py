@@ -236,7 +236,7 @@ figure({"untouched": whole[2], "resumed by surefoot": resumed[2]}, x="epoch", y=
 #
 # `surefoot verify quickstart --kills 3` trains a recipe twice, kills the second run three times with SIGKILL at random moments, and
 # compares every byte of both. `surefoot verify -- python my_loop.py` does so with a loop of your own. What is kept, and why it is enough:
-# [Saving, loading, exporting](../saving.md).
+# [Never lose a step](../reliability.md).
 
 # %% [markdown] lang="zh"
 # 不是接近，而是相等。用 `fit` 时只需一个参数 `resume=True`；用配方文件时是一条命令 `surefoot resume RUN`。
@@ -244,7 +244,7 @@ figure({"untouched": whole[2], "resumed by surefoot": resumed[2]}, x="epoch", y=
 # ## 不必相信，亲手杀掉试试
 #
 # `surefoot verify quickstart --kills 3` 把同一个配方训练两次，第二次在随机时刻用 SIGKILL 杀掉三次，然后逐字节比较。
-# 自己写的循环用 `surefoot verify -- python my_loop.py`。保存了什么、为什么足够，见[保存、加载与导出](../saving.md)。
+# 自己写的循环用 `surefoot verify -- python my_loop.py`。保存了什么、为什么足够，见[一步也不丢](../reliability.md)。
 
 # %% tags=["remove-cell"]
 assert by_template > 0.01 and by_surefoot == 0.0

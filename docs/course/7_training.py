@@ -2,13 +2,13 @@
 # # 7. The whole training
 #
 # The last chapter of most tutorials is a loop: epochs, batches, validation, a curve. Here it is, written out, on garments that Surefoot
-# draws itself. Then the same training as a recipe of ten lines, and a look at whether it is the same.
+# draws itself. Then the same training as a recipe of nine lines, and a look at whether it is the same.
 
 # %% [markdown] lang="zh"
 # # 7. 完整的训练
 #
 # 多数教程的最后一章都是一个循环：轮、批、验证、曲线。这里先把它写出来，数据是 Surefoot 自己画的服装图片。
-# 然后用十行配方做同一次训练，再看看两者是否真的相同。
+# 然后用九行配方做同一次训练，再看看两者是否真的相同。
 
 # %%
 import json
@@ -72,7 +72,7 @@ for epoch in range(EPOCHS):
 # the short last batch above it is not. Other things that it leaves to luck:
 #
 # - the name of the training loss is used before it has a value
-# - the plateau is stepped inside of the warmup's block from the tenth epoch on only because of a condition about the warmup
+# - the plateau is stepped inside of the warmup's block from the end of the ninth epoch on only because of a condition about the warmup
 # - the file of the best model is written in place: a kill at that moment loses the old one and the new one
 # - scheduler, warmup, random numbers and the place in the data are saved nowhere, so a run that stops starts over
 
@@ -81,7 +81,7 @@ for epoch in range(EPOCHS):
 # 教程还有几处靠的是运气：
 #
 # - 训练损失的名字在赋值之前就被使用
-# - plateau 从第十轮起在预热的代码块里调用，只是因为一个与预热有关的条件
+# - plateau 从第九轮结束起在预热的代码块里调用，只是因为一个与预热有关的条件
 # - 最佳模型的文件是原地覆盖的：如果正好在那时被杀，新旧两个都没了
 # - 调度器、预热、随机数和数据位置都没有保存，训练一停就得从头再来
 

@@ -18,7 +18,7 @@ STATED = 0.80  # accuracy of the nearest of 2,000 neighbours, on held-out garmen
 
 
 def view(images: torch.Tensor) -> torch.Tensor:
-    """Each picture shifted by up to three pixels, mirrored or not, brighter or darker, with noise."""
+    """All shifted by up to three pixels, each mirrored or not, brighter or darker, with noise."""
     rows, columns = torch.randint(7, (2,)).tolist()
     shifted = F.pad(images, (3, 3, 3, 3))[:, :, rows : rows + 28, columns : columns + 28]
     mirrored = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, shifted.flip(3), shifted)

@@ -1,7 +1,7 @@
 """Two networks against each other: a generator of garments and a discriminator (pytorch/examples: dcgan).
 
 Shows the pieces in a loop of one's own, which `fit` is not for: two models, two optimizers, noise whose generator is
-saved with them. Three lines make it resumable. Leaves generated.png.
+saved with them. Five lines make it resumable. Leaves generated.png.
 
     python dcgan.py [RUN]
 """

@@ -24,7 +24,7 @@ HEATING = {"gas": 0.0, "oil": -0.5, "district": 0.4, "heat pump": 1.2}
 
 
 def make(path: Path, rows: int = 4000) -> None:
-    """Flats with their monthly rents: area times a price by city, year and heating; one area in twenty is missing."""
+    """Flats with their monthly rents: area times a price by city, year and heating; one area in fifty is missing."""
     draw = random.Random(0)
     with path.open("w", newline="") as file:
         out = csv.writer(file)

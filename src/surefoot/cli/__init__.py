@@ -1,7 +1,7 @@
 """The command `surefoot`: argv to one verb, what is printed, exit codes.
 
-0 done, 2 bad input, 1 failed, 130 and 143 stopped by a signal. Each verb is a file of its own that imports what
-it needs when it runs, so that `surefoot --help` imports no torch.
+0 done, 2 bad input, 1 failed, 129, 130 and 143 stopped by a signal. Each verb is a file of its own that imports
+what it needs when it runs, so that `surefoot --help` imports no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VERBS = {
     "lr-find": ("lr_find", "range test: which learning rates this model can be trained with"),
     "tune": ("tune", "measure how a step runs fastest on this machine"),
     "eval": ("evaluate", "evaluate a run or a saved model on validation data"),
-    "predict": ("predict", "classify images with a saved model"),
+    "predict": ("predict", "tell what a saved model says of files: pictures, arrays, tables, texts"),
     "export": ("export", "write a model as .safetensors, .pth, .pt2 or .onnx"),
     "import": ("import_", "take in weights made elsewhere"),
     "push": ("push", "write a model as the Hugging Face hub takes it, and publish it"),
@@ -44,7 +44,7 @@ VERBS = {
     "unpack": ("unpack", "make a packed run a directory again"),
     "checkpoints": ("checkpoints", "list and verify a run's checkpoints"),
     "verify": ("verify", "prove on this machine that a killed run ends bit-identical"),
-    "list": ("listing", "list losses, optimizers, schedulers, warmups, models, data, recipes"),
+    "list": ("listing", "list what a recipe can name: losses, metrics, optimizers, schedulers, models, data and more"),
     "explain": ("explain", "explain a finding or a refusal by the name that is printed: cause and cure"),
     "schema": ("schema", "print the JSON Schema of a recipe"),
 }

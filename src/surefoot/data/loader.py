@@ -50,7 +50,7 @@ class Loader:
     - `workers`: processes that read a Dataset ahead; data in memory need none. No bit depends on it.
     - `device`: where batches are put. Data in memory that fit go there once.
     - `normalize_once`: keep the preprocessed data in memory instead of preprocessing at each use; same bits.
-      ``"auto"``: where there is no augmentation and they take at most 512 MiB.
+      ``"auto"``: where there is no augmentation and they take at most 512 MiB and an eighth of the memory.
     - `share`: ``(rank, size)`` or a World. `batch_size` stays that of all ranks together, and each rank is given its
       rows of each batch. `weight` is what the mean of the last batch given counts, so that the mean over ranks is that
       over all rows; where a rank has no row it is 0, and one row stands in.

@@ -303,7 +303,7 @@ class Recipe(Keyed):
     )
     device: str = key(
         Text("auto, cpu, cuda, cuda:N or mps", r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", "; a GPU is cuda"),
-        "Where it runs; auto takes a GPU where there is one.",
+        "Where it runs; auto takes a CUDA GPU where there is one.",
         "auto",
     )
     parallel: str = key(
@@ -324,7 +324,7 @@ class Recipe(Keyed):
     )
     checkpoint: CheckpointSection | None = key(
         Maybe(Section(lambda: CheckpointSection)),
-        "When the run is saved; null saves nothing but the model.",
+        "When the run is saved; null: only when it ends or is stopped, and no best model.",
         CheckpointSection(mode="min"),
         shown="its defaults",
     )

@@ -19,7 +19,7 @@ class EarlyStoppingSection(Keyed):
     monitor: str = key(Monitor(), "The metric.", "val/loss")
     mode: str = key(Maybe(Choice(("min", "max"))), "Which is better: lower or higher.", None, shown=_BETTER)
     patience: int = key(Whole(1, "give at least one epoch"), "Epochs without improvement before the end.", 5)
-    min_delta: float = key(Number(MIN_DELTA), "What does not count as improvement.", 0.0)
+    min_delta: float = key(Number(MIN_DELTA), "An improvement of at most this much does not count.", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,11 +100,11 @@ def fit(
     ``(inputs (N, ...), targets (N, ...))``, or a DataSplits, which is both. What is not a loader yet is read in batches
     of `batch_size` (by default 64, or all of fewer samples), in an order that is a pure function of `seed` and epoch.
     `schedule` is a surefoot Schedule (scheduler, warmup) over the same optimizer, or a scheduler of torch's, then moved
-    by its usual unit. `metrics` is ``"auto"`` (what suits the loss), or names of ours and of torchmetrics' classes,
-    ``{"name": "F1Score", ...}`` with arguments and ``"as"``, objects of torchmetrics, functions of (outputs, targets):
-    one, a list, or a mapping of names to them. `step` (a StepOptions) says how an update is made: gradient accumulation
-    and clipping, precision, moving average. `run` (a RunOptions) says the rest: early stopping, checkpoints, what is
-    shown, execution settings.
+    by step where its length is the run's in steps, else by its usual unit. `metrics` is ``"auto"`` (what suits the
+    loss), or names of ours and of torchmetrics' classes, ``{"name": "F1Score", ...}`` with arguments and ``"as"``,
+    objects of torchmetrics, functions of (outputs, targets): one, a list, or a mapping of names to them. `step` (a
+    StepOptions) says how an update is made: gradient accumulation and clipping, precision, moving average. `run` (a
+    RunOptions) says the rest: early stopping, checkpoints, what is shown, execution settings.
 
     A model that is in evaluation mode as a whole is put in training mode, with a message; one of which some modules are
     in training mode stays as it is, so that parts can be frozen in evaluation mode. Validation puts each module's mode

@@ -25,10 +25,11 @@ class RunOptions:
 
     `early_stopping` (an EarlyStopping) ends the run before its last epoch. `unfreeze` holds ``(epoch, pattern)`` pairs:
     frozen parameters whose names match join the optimizer at that epoch (0-based). `checkpoints` (a Checkpoints) says
-    when the run is saved; None saves only when it stops. `log_every` counts steps between two records (default: about
-    50 an epoch). `tensorboard` is True, False or ``"together"``. `progress` is shown on standard output: a live bar on
-    a terminal, plain lines off it. `strict` makes an error of every finding about the first batch; those named in
-    `lint_off` are not looked for. `about` (an About) holds what is saved with the model and the data cannot say.
+    when the run is saved; None only when it ends or is stopped. `log_every` counts steps between two records (default:
+    about 50 an epoch). `tensorboard` is True, False, ``"together"``, or a mapping with ``"histograms"`` (how often,
+    ``"1 epoch"``) and ``"together"``. `progress` is shown on standard output: a live bar on a terminal, plain lines off
+    it. `strict` makes an error of every finding about the first batch; those named in `lint_off` are not looked for.
+    `about` (an About) holds what is saved with the model and the data cannot say.
 
     How a step runs (threads, oneDNN, memory layout, compilation) is measured and checked where `execution` is
     ``"auto"``, recorded, and on resume taken as it was; a mapping fixes some of it, and ``"plain"`` runs the step as it

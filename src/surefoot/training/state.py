@@ -17,11 +17,11 @@ from ..monitor import AUTO, settled
 class Checkpoints:
     """When a run is saved and what is kept.
 
-    `every` is ``"1 epoch"``, ``"500 steps"`` or ``"10 min"``; None saves only when the run stops. `keep_last`
-    newest ones stay (None: all), and with `keep_best` (``"val/loss"``) the best one by that metric too. `mode` is
-    ``"min"``, ``"max"``, or ``"auto"``: as the metric or its name says. A save that is due while
-    the one before is still being written is awaited, or left out with ``when_busy="skip"``. Raises UsageError for
-    anything else, and for a mode that would take the worst for the best.
+    `every` is ``"1 epoch"``, ``"500 steps"`` or ``"10 min"``; None saves only when the run ends or is stopped. The
+    `keep_last` newest ones stay (None: all), and with `keep_best` (``"val/loss"``) the best one by that metric
+    too. `mode` is ``"min"``, ``"max"``, or ``"auto"``: as the metric or its name says. A save that is due while the one
+    before is still being written is awaited, or left out with ``when_busy="skip"``. Raises UsageError for anything
+    else, and for a mode that would take the worst for the best.
 
     >>> Checkpoints(keep_best="val/accuracy").mode
     'max'
