@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -100,3 +104,79 @@ def test_the_commands_of_the_pages_parse():
                 raise AssertionError(f"{page}: `{text}`") from ended
         tried += 1
     assert tried > 15
+
+
+# Of other programs: hf, torchrun, and an example of the gallery.
+THEIRS = {"--local-dir", "--nproc-per-node", "--max-restarts", "--fashion"}
+
+
+def test_the_options_that_pages_name_are_taken_by_a_command():
+    verbs = make_parser()._subparsers._group_actions[0].choices.values()
+    taken = {option for verb in verbs for action in verb._actions for option in action.option_strings} | THEIRS
+    places = ("benchmarks/*.py", "tests/*.py", "tests/faults/run.py", "docs/site/*.py", "dev.py")
+    text = "".join(path.read_text("utf-8") for place in places for path in ROOT.glob(place))
+    taken |= set(re.findall(r'"(--[a-z][\w-]*)[="]', text))
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text("utf-8")))
+        assert not (more := named - taken), f"{page}: {more}"
+
+
+def test_the_files_that_pages_name_are_there():
+    for page in [*PAGES, *COURSE, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
+        text = page.read_text("utf-8")
+        paths = re.findall(r"(?<![\w/.-])((?:tests|benchmarks|src|docs|examples)/[\w./-]*\w)", text)
+        missing = {path for path in paths if not (ROOT / path).exists()} - {"benchmarks/.venv"}
+        assert not missing, f"{page}: {missing}"
+
+
+def found(name: str) -> object:
+    """What a dotted name leads to."""
+    words = name.split(".")
+    for length in range(len(words), 0, -1):
+        try:
+            place = importlib.import_module(".".join(words[:length]))
+        except ImportError:
+            continue
+        for word in words[length:]:
+            place = getattr(place, word)
+        return place
+    raise AssertionError(name)
+
+
+def test_the_names_of_surefoot_that_pages_give_exist():
+    names = {
+        name
+        for page in [*PAGES, *COURSE]
+        for name in re.findall(r"\bsurefoot(?:\.[A-Za-z_]\w*)+", page.read_text("utf-8"))
+    }
+    assert len(names) > 40 and all(found(name) is not None for name in names)
+
+
+def test_calls_in_running_text_have_arguments_that_exist():
+    modules = [
+        surefoot,
+        *(
+            importlib.import_module(f"surefoot.{m.name}")
+            for m in pkgutil.iter_modules(surefoot.__path__)
+            if m.ispkg and m.name != "cli"
+        ),
+    ]
+    known = {
+        name: getattr(module, name) for module in modules[::-1] for name in dir(module) if not name.startswith("_")
+    }
+    tried = 0
+    for page in [*PAGES, *COURSE]:
+        for code in re.findall(r"`([^`\n]+\([^`]*)`", page.read_text("utf-8")):
+            plain = re.sub(r"=(?=[,)])", "=0", re.sub(r"\.\.\., |, \.\.\.(?=\))", "", " ".join(code.split())))
+            try:
+                calls = [node for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.Call)]
+            except SyntaxError:  # `(N, C, ...)` of a sentence
+                continue
+            for call in calls:
+                target = known.get(ast.unparse(call.func).rpartition(".")[2])
+                parameters = inspect.signature(target).parameters if callable(target) else {}
+                given = {word.arg for word in call.keywords if word.arg}
+                if given and parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                    assert given <= set(parameters), f"{page}: {code}"
+                    tried += 1
+    assert tried > 20
