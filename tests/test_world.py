@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 from types import SimpleNamespace
@@ -71,6 +72,91 @@ def _values(world):
 
 def test_values_travel_in_rank_order():
     assert run_ranks(3, _values) == [(0, 3, slice(0, 3)), (1, 3, slice(3, 6)), (2, 3, slice(6, 10))]
+
+
+def _of_every_dtype(world):
+    """By sockets, of which gloo knows few dtypes."""
+    world, found = by_sockets(world), []
+    for dtype in (torch.int16, torch.uint16, torch.float8_e4m3fn, torch.bool):
+        mine = torch.tensor([world.rank, 1 - world.rank]).to(dtype)
+        gathered = [part.float().tolist() for part in world.gathered(mine)]
+        world.take_from_first(mine)
+        found.append((gathered, mine.float().tolist()))
+    total = world.sum(torch.full((5000,), 1 + world.rank, dtype=torch.int16))
+    return found, total.dtype == torch.int16 and total.unique().tolist()
+
+
+def test_tensors_of_every_dtype_travel():
+    assert run_ranks(2, _of_every_dtype) == [([([[0, 1], [1, 0]], [0, 1])] * 4, [3])] * 2
+
+
+def _evaluated(world):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    data = torch.randn(32, 3), torch.randint(0, 2, (32,))
+    return surefoot.evaluate(model, torch.nn.CrossEntropyLoss(), data, batch_size=8, world=world).metrics
+
+
+def _in_a_group_for_gpus(world, store):
+    """What `init_process_group("nccl")` makes takes no tensor on the CPU. The first world is left after its group."""
+    torch.distributed.destroy_process_group()
+    store = torch.distributed.FileStore(store, 2)
+    torch.distributed.init_process_group("cuda:gloo", store=store, rank=world.rank, world_size=2)
+    with World.join() as world:
+        return _evaluated(by_sockets(world))
+
+
+def test_numbers_on_the_cpu_travel_where_the_process_group_is_for_gpus(tmp_path):
+    assert run_ranks(2, _in_a_group_for_gpus, str(tmp_path / "store")) == [_evaluated(World.alone())] * 2
+
+
+def _joins_again_and_again(world):
+    def held():
+        gc.collect()
+        return [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
+
+    def join():
+        with World.join() as again:
+            assert again.gather(again.rank) == [0, 1]
+
+    join()
+    before = held()
+    for _ in range(3):
+        join()
+    return before, held()
+
+
+@linux_on_x86
+def test_a_world_over_a_group_of_the_users_own_leaves_nothing_open():
+    for before, after in run_ranks(2, _joins_again_and_again):
+        assert before == after
+
+
+def _in_two_containers(world):
+    """Of one name, as containers on their host's network are: rank 1's number is nobody's where rank 0 is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if world.rank == 1:
+            patch.setattr(os, "getpid", lambda: 2**30)
+            patch.setattr(os, "readlink", lambda path: "pid:[1]")
+        world = World.join()
+    if world.rank == 1:
+        world.posted("asked", 0, lambda: False)
+        return world.post("answer", 5)
+    return world.posted("answer", 1, lambda: world.post("asked", True))
+
+
+def test_a_rank_whose_process_cannot_be_seen_is_not_taken_for_one_that_has_ended():
+    assert run_ranks(2, _in_two_containers) == [5, None]
+
+
+def test_a_rank_without_a_gpu_is_told_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    world = World.alone()
+    assert world.device == torch.device("cuda", 0)
+    world.local_rank = 1
+    with pytest.raises(UsageError, match="is number 2 on a machine with 1 GPU; start fewer, or set LOCAL_RANK=0 where"):
+        _ = world.device
 
 
 def _errors(world):

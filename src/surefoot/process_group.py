@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, UsageError, first_line
@@ -37,6 +38,11 @@ def make_process_group(wait: timedelta, prefix: str) -> None:
         )
     except RuntimeError as error:
         raise RankFailed(None, f"did not come to {environment['MASTER_ADDR']}:{port}: {first_line(error)}") from error
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor: bytes are what every backend can send, whatever the dtype."""
+    return tensor.detach().view(-1).view(torch.uint8)
 
 
 def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def raised_as(rank: int, error: dict[str, Any]) -> SurefootError:
     if error["kind"] == "Stopped":
         return Stopped(error["code"] - 128, f"rank {rank}: {error['text']}")
     return RankFailed(rank, error["text"])
+
+
+def process_place() -> tuple[str, int]:
+    """What sees this process under its number, and the number: containers of one name may have others each."""
+    names = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        names += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(names), os.getpid()
 
 
 def process_state(pid: int) -> str:

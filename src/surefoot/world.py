@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -19,9 +18,10 @@ from torch.distributed import distributed_c10d as c10d
 
 from .errors import RankFailed, SurefootError, UsageError, first_line
 from .other_ranks import OtherRanks
-from .process_group import gather_bytes, make_process_group
-from .rank_errors import described, raised_as
+from .process_group import as_bytes, gather_bytes, make_process_group
+from .rank_errors import described, process_place, raised_as
 from .shared_memory import SharedMemory, add_in_pairs
+from .text import counted
 from .torch_compat import default_store, gather_single
 
 T = TypeVar("T")
@@ -104,7 +104,8 @@ class World:
             return torch.device("cpu")
         if self.local_rank >= (here := torch.cuda.device_count()):
             raise UsageError(
-                f"rank {self.rank}: is number {self.local_rank + 1} on a machine with {here} GPUs; start fewer"
+                f"rank {self.rank}: is number {self.local_rank + 1} on a machine with {counted(here, 'GPU')}; start "
+                "fewer, or set LOCAL_RANK=0 where each process sees no GPU but its own"
             )
         return torch.device("cuda", self.local_rank)
 
@@ -126,11 +127,7 @@ class World:
 
     def first(self, act: Callable[[], object]) -> None:
         """Do `act` on rank 0 alone; what it returns stays there, its error is everybody's."""
-
-        def without_result() -> None:
-            act()
-
-        self.agree(without_result, on=0)
+        self.agree(lambda: (act(), None)[1], on=0)
 
     def ask(self, word: Sequence[int]) -> Sequence[int]:
         """The largest that any rank has lately said, number by number; zeros while there is no answer yet.
@@ -227,9 +224,10 @@ class _Ranks(World):
         self._apart = self._calls = 0
         self._asked_at = time.monotonic()
         self._left = False
-        host = socket.gethostname()
-        hosts, pids = self.gather(host), self.gather(os.getpid())
-        here = {rank: pid for rank, pid in enumerate(pids) if hosts[rank] == host}
+        # One that was made for GPUs alone has nothing that takes tensors on the CPU.
+        self._for_cpu = self.group if "cpu:" in dist.get_backend_config() else self._side
+        places = self.gather(process_place())
+        here = {rank: pid for rank, (machine, pid) in enumerate(places) if machine == places[self.rank][0]}
         store = c10d.PrefixStore(f"surefoot-{_joins}", store) if (store := default_store()) is not None else None
         self._others = OtherRanks(self.rank, self.size, here, store, timeout)
 
@@ -305,13 +303,7 @@ class _Ranks(World):
         with self._reaching():
             work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
         assert work is not None
-
-        def answer() -> list[int]:
-            work.wait()
-            largest: list[int] = tensor.tolist()
-            return largest
-
-        return answer
+        return lambda: (work.wait(), tensor.tolist())[1]
 
     def wait(self, works: Iterable[dist.Work]) -> None:
         with self._reaching():
@@ -330,18 +322,22 @@ class _Ranks(World):
     def _memory_for(self, tensor: Tensor) -> SharedMemory | None:
         return self._memory if tensor.device.type == "cpu" else None
 
+    def _group_for(self, tensor: Tensor) -> dist.ProcessGroup | None:
+        return self._for_cpu if tensor.device.type == "cpu" else self.group
+
     def take_from_first(self, flat: Tensor) -> None:
         with self._reaching():
             if (memory := self._memory_for(flat)) is not None:
                 memory.take_from_first(flat, self._others.watch)
             else:
-                dist.broadcast(flat, src=0, group=self.group)
+                dist.broadcast(as_bytes(flat), src=0, group=self._group_for(flat))
 
     def _begin_gathering(self, tensor: Tensor) -> Callable[[], list[Tensor]]:
         tensor = tensor.detach().contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         with self._reaching():
-            work = dist.all_gather(parts, tensor, group=self.group, async_op=True)
+            group = self._group_for(tensor)
+            work = dist.all_gather(list(map(as_bytes, parts)), as_bytes(tensor), group=group, async_op=True)
 
         def gathered() -> list[Tensor]:
             self.wait([work] if work is not None else [])
@@ -367,12 +363,13 @@ class _Ranks(World):
             if (memory := self._memory_for(own)) is not None:
                 memory.gather_into(whole, own, self._others.watch)
             else:
-                gather_single()(whole, own, group=self.group)
+                gather_single()(as_bytes(whole), as_bytes(own), group=self._group_for(own))
 
     def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
         parts = tensor.new_empty(sum(theirs))
         with self._reaching():
-            dist.all_to_all_single(parts, tensor, list(theirs), list(sizes), group=self.group)
+            widths = [[n * tensor.element_size() for n in numbers] for numbers in (theirs, sizes)]
+            dist.all_to_all_single(as_bytes(parts), as_bytes(tensor), *widths, group=self._group_for(tensor))
         return parts
 
     def sum_of_parts(self, tensor: Tensor) -> Tensor:
@@ -422,8 +419,10 @@ class _Ranks(World):
         self._left = True
         if together and self._broken is None:
             # The first to end would make torchrun end the others: at what they still have to do.
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, ValueError):  # ValueError: torch's groups have been destroyed
                 dist.monitored_barrier(self._side, timeout=timedelta(seconds=_LEAVING_S))
+                if not self._leaves_group:  # its own is all that this world has to give back
+                    dist.destroy_process_group(self._side)
         if (memory := vars(self).get("_memory")) is not None:
             memory.leave()
             self._memory = None  # a model in pieces may be used still, over a group that is not left
