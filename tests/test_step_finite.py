@@ -71,6 +71,25 @@ def test_running_statistics_are_those_before_the_batch_that_is_skipped_not_those
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+class OnGraph(nn.Linear):
+    """Spreads its outputs over the edges of a graph, a sparse buffer."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("graph", torch.eye(4).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.graph, super().forward(x))
+
+
+def test_a_model_with_a_sparse_buffer_is_told_of_a_loss_that_is_not_finite():
+    model = OnGraph()
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01))
+    with pytest.raises(NonFinite, match="the loss is nan"):
+        step([(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.long))])
+    assert torch.equal(model.graph.to_dense(), torch.eye(4))
+
+
 def test_a_run_stops_before_the_parameters_change_and_goes_on_after_the_batch(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(

@@ -51,6 +51,21 @@ class Margins(nn.Module):
         return nn.functional.cross_entropy(outputs * self.scale, targets)
 
 
+class Moving(Net):
+    """A buffer that each pass binds anew, one whose numbers all lie in one place, and one that torch does not send."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(6))
+        self.register_buffer("ones", torch.ones(1).expand(6), persistent=False)
+        self.register_buffer("passes", torch.zeros(1, dtype=torch.int16))
+
+    def forward(self, x):
+        self.passes += 1
+        self.centre = 0.9 * self.centre + 0.1 * x.mean(0)
+        return super().forward((x - self.centre) * self.ones)
+
+
 class Centred(nn.Module):
     """A loss with a buffer that each call moves."""
 
@@ -95,7 +110,7 @@ CASES = {
     "class weights, bf16": (Net, lambda: nn.CrossEntropyLoss(weight=WEIGHTS), sgd, {"precision": "bf16"}),
     "fp16": (Net, nn.CrossEntropyLoss, sgd, {"precision": "fp16"}),
     "loss with a parameter": (Net, Margins, adamw, {"clip_value": 0.1}),
-    "loss with a buffer": (Net, Centred, sgd, {}),
+    "buffers": (Moving, Centred, sgd, {}),
     "objective": (Net, lambda: surefoot.objective(whole), adamw, {}),
     "unused parameters": (lambda: Net(unused=True), nn.CrossEntropyLoss, adamw, {"set_to_none": False}),
     "L-BFGS": (Net, nn.CrossEntropyLoss, lbfgs, {}),
@@ -269,6 +284,13 @@ class Two(World):
 def test_a_model_that_shares_its_steps_otherwise_is_refused_before_anything_is_exchanged():
     model = nn.Sequential(nn.DataParallel(nn.Linear(2, 2)))
     with pytest.raises(UsageError, match="a DataParallel cannot be trained by several processes here"):
+        TrainStep(model, nn.MSELoss(), sgd(model.parameters()), world=Two())
+
+
+def test_a_sparse_buffer_is_refused_before_anything_is_exchanged():
+    model = nn.Linear(2, 2)
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(UsageError, match=r"its sparse buffer of shape \(3, 3\) cannot be shared by several processes"):
         TrainStep(model, nn.MSELoss(), sgd(model.parameters()), world=Two())
 
 

@@ -54,13 +54,14 @@ class Divided:
     def __init__(self, world: World, model: nn.Module, loss: Any, seed: int):
         self.world, self.model, self.loss, self.seed = world, model, loss, seed
         sharded, hidden = bool(shared_out(model)), list(hidden_state(loss, model).values())
-        for part in (model, *hidden):  # as DDP does: what each rank has made at random must be one model
+        self._holders = (model, *hidden)
+        for part in self._holders:  # as DDP does: what each rank has made at random must be one model
             parameters = [] if sharded and part is model else part.parameters()
             take_from_first(world, [*parameters, *part.buffers()])
         self._called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
         kind = ShardedReduction if sharded else Reduction
         self.reduction = kind(world, model, called_once=self._called_once)
-        self._with_buffers = [each for part in (model, *hidden) for each in part.modules() if each._buffers]
+        self._with_buffers = [each for part in self._holders for each in part.modules() if each._buffers]
         self.updates = 0
         self._whole: Any = None
         self._counts = False
@@ -90,11 +91,11 @@ class Divided:
         shares = averaging.shares(self.loss, parts, self.world, self._complete(parts))
         reduction, form = self.reduction, self.form
         reduction.begin()
-        buffers = FirstBuffers(self._buffers() if len(parts) > batches else [])
+        buffers = FirstBuffers(*self._holders) if len(parts) > batches else None
         values = []
         for place, (batch, number, share) in enumerate(zip(parts, parts.numbers, shares, strict=True)):
             last = place == len(parts) - 1
-            if place and place % batches == 0:
+            if buffers is not None and place and place % batches == 0:
                 buffers.next_rows()
             with rng.seeded(rng.fold(self.seed, self.updates, number), step.device):
                 model = reduction.called(last=last)
@@ -103,7 +104,8 @@ class Divided:
             if not last:
                 reduction.hold(trained, ends=place % batches == batches - 1)
         reduction.finish(trained)
-        buffers.finish()
+        if buffers is not None:
+            buffers.finish()
         take_from_first(self.world, self._buffers())  # each has seen micro-batches of its own
         for parameter in held:  # as zeros, which zero_grad would have left
             if parameter.grad is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .torch_compat import as_ddp
+from .untouched import Buffers
 from .world import World
 from .wrapping import named_parameters, wrapped
 
@@ -181,43 +182,52 @@ class Reduction:
 
 
 class FirstBuffers:
-    """The buffers of a model (running statistics), kept as the first of a batch's micro-batches leaves them.
+    """The buffers of modules (running statistics), kept as the first of a batch's micro-batches leaves them.
 
     Each begins with those of the update's start, as it does where it is the only one of its rank.
     """
 
-    def __init__(self, buffers: list[Tensor]):
-        self._buffers = buffers
-        self._begun = [buffer.clone() for buffer in self._buffers]
-        self._kept: list[Tensor] = []
+    def __init__(self, *modules: nn.Module):
+        self._begun, self._first = Buffers(*modules), Buffers(*modules)
+        self._begun.note(always=True)
+        self._kept = False
 
     def next_rows(self) -> None:
         """Before other rows of the batches go through the model, and after the last."""
         if not self._kept:
-            self._kept = [buffer.clone() for buffer in self._buffers]
-        self._put(self._begun)
+            self._first.note(always=True)
+            self._kept = True
+        self._begun.put_back()
 
     def finish(self) -> None:
         """After the last."""
         if self._kept:
-            self._put(self._kept)
-
-    def _put(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for buffer, value in zip(self._buffers, values, strict=True):
-                buffer.copy_(value)
+            self._first.put_back()
 
 
 def take_from_first(world: World, tensors: Iterable[Tensor]) -> None:
-    """Give all ranks rank 0's values of these tensors."""
+    """Give all ranks rank 0's values of these tensors. Raises UsageError for sparse ones."""
     if world.size == 1:
         return
     with torch.no_grad():
-        for same in _by_dtype(tensors):
+        for same in _by_dtype(map(_each_place_once, tensors)):
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
             world.take_from_first(flat)
             for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
+
+
+def _each_place_once(tensor: Tensor) -> Tensor:
+    """The same memory without the dimensions that were only expanded: such a tensor cannot be written to."""
+    if tensor.layout is not torch.strided:
+        raise UsageError(
+            f"model: its sparse buffer of shape {tuple(tensor.shape)} cannot be shared by several processes; register "
+            "it dense, or its indices and values as two buffers"
+        )
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _ddp_in(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:

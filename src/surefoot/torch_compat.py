@@ -214,10 +214,13 @@ def scripted_class(module: torch.nn.Module) -> str | None:
 
 
 def as_ddp(model: torch.nn.Module, group: Any) -> torch.nn.parallel.DistributedDataParallel:
-    """`model` shared over the ranks of `group`; its buffers are left alone, and gradients lie where they are summed."""
+    """`model`, the same on all ranks of `group`, shared over them; gradients lie where they are summed.
+
+    Its buffers are left alone: torch cannot send those of every dtype, nor those that are expanded.
+    """
     ddp: Any = torch.nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in inspect.signature(ddp).parameters
-    leave = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    leave = {"init_sync": False, "forward_sync_buffers" if newer else "broadcast_buffers": False}
     shared: torch.nn.parallel.DistributedDataParallel = ddp(
         model, process_group=group, gradient_as_bucket_view=True, **leave
     )

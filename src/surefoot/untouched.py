@@ -186,9 +186,8 @@ class Buffers:
                     continue
                 if tensor.shape != value.shape:
                     tensor.data = value.clone()
-                elif not torch.equal(tensor, value):
+                elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
                     tensor.copy_(value)
-        self._kept.clear()
 
 
 @contextlib.contextmanager
