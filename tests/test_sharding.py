@@ -29,13 +29,14 @@ def gathered(state):
 
 def trained(world, parts, case):
     run = Run(world, case, parts)
+    kind = type(run.model)
     if world.size > 1:
         run.step.shard()
     run.train(STEPS, late=3)
     loss = run.step.loss.state_dict() if isinstance(run.step.loss, nn.Module) else {}
     average = [] if run.step.ema is None else [gathered(run.step.ema.module.state_dict())]
     with whole(run.model):
-        assert type(run.model).__name__ == "Net" and all(type(p) is nn.Parameter for p in run.model.parameters())
+        assert type(run.model) is kind and all(type(p) is nn.Parameter for p in run.model.parameters())
         model = digest(run.model.state_dict())
     return model, digest(gathered(run.optimizer.state_dict()["state"]), loss, *average)
 
@@ -117,6 +118,11 @@ class Scaled(nn.Linear):
         (Scaled, torch.optim.SGD, "scale is a number without dimension"),
         (lambda: nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last), torch.optim.SGD, "weight does not lie"),
         (lambda: nn.Embedding(3, 2, sparse=True), torch.optim.SGD, "has sparse gradients"),
+        (
+            lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
+            torch.optim.SGD,
+            "0.weight is torch.float32, 1.weight is torch.float64, and torch gathers both at once",
+        ),
         (lambda: nn.Linear(2, 2), torch.optim.LBFGS, "LBFGS needs whole parameters"),
         (lambda: nn.Linear(2, 2), lambda p: torch.optim.SGD(p, fused=True), "no fused SGD for parameters in pieces"),
     ],

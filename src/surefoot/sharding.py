@@ -92,6 +92,16 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> N
 
 
 def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    names, met = {id(parameter): name for name, parameter in named_parameters(model)}, set[int]()
+    for part in [*blocks(model), model]:
+        trained = [p for _, p in named_parameters(part) if p.requires_grad and id(p) not in met]
+        met.update(map(id, trained))
+        for p in trained:
+            if p.dtype != trained[0].dtype:
+                raise UsageError(
+                    f"parallel: fsdp2 cannot be used: {names[id(trained[0])]} is {trained[0].dtype}, {names[id(p)]} is "
+                    f"{p.dtype}, and torch gathers both at once; give them one dtype, or train with parallel: ddp"
+                )
     for name, parameter in named_parameters(model):
         if not parameter.dim():
             raise UsageError(
@@ -259,7 +269,7 @@ class ShardedReduction(Reduction):
         else:
             agreed = place < len(self._order) and self._order[place] == mine
         if number is None:
-            lost = any(p not in self._done for p in held if p in set(self._whole.values()))
+            lost = bool(held.intersection(self._whole.values()) - self._done)
         else:
             lost = any(module[i] in held for i in lacking)
         if agreed and not lost:
