@@ -93,3 +93,10 @@ def test_an_annotation_that_says_nothing_of_values_lets_them_through(annotation)
 
     make.__annotations__ = {"given": annotation}
     assert argument_problems("make", make, {"given": [1]}) == []
+
+
+@pytest.mark.parametrize("weight", [[1, [2]], [[1, 2], [3]], [10**400]])
+def test_a_list_that_makes_no_tensor_is_a_usage_error(weight):
+    losses = Registry("loss", "losses", [Entry("CrossEntropyLoss", "torch.nn:CrossEntropyLoss")])
+    with pytest.raises(UsageError, match="^weight: the list .* is no tensor; give numbers, in lists of one length$"):
+        losses.build("CrossEntropyLoss", {"weight": weight})

@@ -385,4 +385,7 @@ def _tensor_from_list(value: Any, target: Callable[..., Any], argument: str) -> 
         return value
     import torch
 
-    return torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu")
+    try:
+        return torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UsageError(f"{argument}: {describe(value)} is no tensor; give numbers, in lists of one length") from error
