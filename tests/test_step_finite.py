@@ -71,6 +71,17 @@ def test_running_statistics_are_those_before_the_batch_that_is_skipped_not_those
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+def test_running_statistics_of_a_scripted_model_are_those_before_the_batch_too():
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01))
+    step([(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises(NonFinite):
+        step([(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.long))])
+    assert before["1.num_batches_tracked"] == 1
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 class OnGraph(nn.Linear):
     """Spreads its outputs over the edges of a graph, a sparse buffer."""
 
