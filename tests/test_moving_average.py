@@ -51,6 +51,57 @@ def test_whole_and_8_bit_numbers_are_copied_and_the_rest_is_torchs_average():
     assert ours.module.norm.running_mean.ne(model.norm.running_mean).all()
 
 
+class Masked(nn.Module):
+    """A mask and a frozen parameter with infinite numbers, and a buffer that the first pass makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        self.register_buffer("center", None)
+        self.bound = nn.Parameter(torch.tensor([torch.inf, 0.0]), requires_grad=False)
+
+    def forward(self, x):
+        if self.center is None:
+            self.center = x.detach().mean(0)
+        return self.layer(x - self.center).unsqueeze(1).add(self.mask).softmax(-1)[:, 1]
+
+
+def test_infinite_numbers_of_a_mask_are_copied_and_a_buffer_that_a_pass_makes_is_taken_over():
+    model = Masked()
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD([model.layer.weight], lr=0.1), StepOptions(ema_decay=0.9))
+    for _ in range(3):
+        step([(torch.randn(8, 3), torch.randn(8, 2))])
+    average = step.ema.module
+    assert torch.equal(average.mask, model.mask) and torch.equal(average.bound, model.bound)
+    assert torch.equal(average.center, model.center)
+    assert not torch.equal(average.layer.weight, model.layer.weight)
+
+
+def test_a_buffer_of_another_shape_does_not_begin_the_average_again():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.unused = nn.Linear(3, 2), nn.LazyLinear(2)
+            self.register_buffer("last", torch.zeros(0))
+
+        def forward(self, x):
+            self.last = x.detach()
+            return self.layer(x)
+
+    model = Keeps()
+    ours, expected = MovingAverage(model, 0.9), None
+    for rows in (8, 8, 5, 8):  # an epoch's last batch is shorter
+        model(torch.randn(rows, 3))
+        with torch.no_grad():
+            model.layer.weight.add_(1)
+        ours.update_parameters(model)
+        now = model.layer.weight.detach().clone()
+        expected = now if expected is None else expected.lerp(now, 1 - 0.9)
+        assert ours.module.last.shape == model.last.shape
+    assert torch.equal(ours.module.layer.weight, expected)
+
+
 def locked():
     model = nn.Linear(3, 2)
     model.lock, model.again = threading.Lock(), threading.RLock()

@@ -10,16 +10,16 @@ from . import torch_compat
 from .copying import copied
 from .errors import UsageError
 from .untouched import is_lazy
-from .wrapping import local
+from .wrapping import local, tensors
 
 
 class MovingAverage(AveragedModel):
     """`module` follows a model: ``average = decay * average + (1 - decay) * weight`` after each update.
 
     As torch's AveragedModel with ``get_ema_multi_avg_fn`` and ``use_buffers=True``, and beside it: buffers that are
-    no floating point numbers (counters, indices) are copied and not averaged; what the first forward pass makes (lazy
-    and resized parameters and buffers) is taken over; and models that hold locks, expanded buffers or the weight of
-    the older `weight_norm` can be followed. The first update copies the model.
+    no floating point numbers (counters, indices) and numbers of masks that are infinite are copied and not averaged;
+    what a forward pass makes or resizes (lazy parameters, buffers) is taken over; and models that hold locks, expanded
+    buffers or the weight of the older `weight_norm` can be followed. The first update copies the model.
 
     Raises UsageError, naming the attribute, for a model that cannot be copied.
 
@@ -39,30 +39,38 @@ class MovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the model by one update."""
         mine, theirs = _tensors(self.module), _tensors(model)
-        if any(map(is_lazy, theirs)):
-            return  # nothing was trained yet
-        if any(is_lazy(a) or a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
-            training = self.module.training
-            self.module = _followed(model).train(training)
-        elif not self.n_averaged:
-            for a, b in zip(mine, theirs, strict=True):
+        if _shapes(mine) != _shapes(theirs):
+            before = mine
+            self.module = _followed(model).train(self.module.training)
+            mine = _tensors(self.module)
+            for name, average in before.items():
+                if name in mine and mine[name].shape == average.shape:
+                    mine[name].copy_(average)
+        averaged = []
+        for name, b in theirs.items():
+            a = mine[name]
+            # Whole numbers have no mean, and numbers of 8 bits no arithmetic.
+            if self.n_averaged and (a.is_floating_point() or a.is_complex()) and a.dtype.itemsize > 1:
+                averaged.append((a, b))
+            else:
                 a.copy_(b)
-        else:
-            averaged = []
-            for pair in zip(mine, theirs, strict=True):
-                # Whole numbers have no mean, and numbers of 8 bits no arithmetic.
-                floats = pair[0].is_floating_point() or pair[0].is_complex()
-                if floats and pair[0].dtype.itemsize > 1:
-                    averaged.append(pair)
-                else:
-                    pair[0].copy_(pair[1])
-            if averaged:
-                torch_compat.lerp_all([a for a, _ in averaged], [b for _, b in averaged], 1 - self.decay)
+        # Infinite numbers (a mask's) have no mean either: of two the difference is NaN.
+        masks = [(a, b, a.isfinite()) for a, b in averaged if not b.requires_grad]
+        if averaged:
+            torch_compat.lerp_all([a for a, _ in averaged], [b for _, b in averaged], 1 - self.decay)
+        for a, b, finite in masks:
+            a.copy_(torch.where(finite, a, b))
         self.n_averaged += 1
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [local(tensor) for tensor in (*model.parameters(), *model.buffers())]
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a tied one once; not what still waits for a first batch."""
+    each = {id(tensor): (name, tensor) for name, tensor in tensors(model) if not is_lazy(tensor)}
+    return {name: local(tensor) for name, tensor in each.values()}
+
+
+def _shapes(named: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in named.items()}
 
 
 def _followed(model: nn.Module) -> nn.Module:
