@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from surefoot import RunOptions
+from surefoot import RunOptions, objective
 from surefoot.data import DatasetSource
 from surefoot.errors import UsageError
 from surefoot.nonfinite import NonFinite
@@ -266,3 +266,40 @@ def test_an_unknown_precision_is_told():
     model = nn.Linear(6, 4)
     with pytest.raises(UsageError, match="float64"):
         TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(precision="float64"))
+
+
+def test_numbers_of_some_micro_batches_are_means_over_those_and_what_has_no_weight_has_no_part():
+    @objective
+    def counted(model, batch):
+        some = batch[1] > 0
+        loss = (model(batch[0])[:, 0].square() * some).sum() / some.sum()
+        rest = {"first": 3.0} if batch[0][0, 0] == 0 else {}
+        return {"loss": loss, "weight": some.sum(), "share": some.double().sum() / some.sum(), **rest}
+
+    model = nn.Linear(6, 1)
+    step = TrainStep(model, counted, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(grad_accum_steps=3))
+    inputs = torch.ones(3, 8, 6)
+    inputs[0] = 0
+    targets = torch.tensor([1, 1, 0]).unsqueeze(1).expand(3, 8)
+    result = step(list(zip(inputs, targets, strict=True)))
+    assert {name: float(value) for name, value in result.numbers.items()} == {"share": 1.0, "first": 3.0}
+
+
+def test_an_update_in_fp16_for_which_no_micro_batch_has_any_weight_changes_nothing():
+    @objective
+    def weightless(model, batch):
+        return {"loss": model(batch[0]).mean(), "weight": 0.0}
+
+    model = nn.Linear(6, 4)
+    before = copy.deepcopy(model)
+    options = StepOptions(precision="fp16", grad_accum_steps=2, max_grad_norm=1.0)
+    step = TrainStep(model, weightless, torch.optim.SGD(model.parameters(), lr=0.1), options)
+    assert step(list(batches(2))).updated and same(model, before)
+
+
+def test_a_buffer_made_in_inference_mode_is_a_buffer():
+    model = small_model()
+    with torch.inference_mode():
+        model.register_buffer("table", torch.zeros(2))
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert all(step([batch]).updated for batch in batches(2))

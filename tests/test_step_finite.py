@@ -235,8 +235,24 @@ def test_sparse_gradients_are_looked_at_and_trained(capsys):
         results.append((result.metrics, model.weight))
     assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
     assert not all_finite([torch.sparse_coo_tensor([[0]], [torch.nan], (3,), check_invariants=True)])
-    optimizer = torch.optim.SparseAdam(bag().parameters(), lr=0.05)
-    step = TrainStep(bag(), nn.CrossEntropyLoss(), optimizer, StepOptions(max_grad_norm=1.0))
-    step.optimizer = torch.optim.SparseAdam(step.model.parameters(), lr=0.05)
-    with pytest.raises(surefoot.UsageError, match="torch cannot clip sparse gradients"):
-        step([(x, y)])
+    for limit in ("max_grad_norm", "clip_value"):
+        model = bag()
+        optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.05)
+        step = TrainStep(model, nn.CrossEntropyLoss(), optimizer, StepOptions(**{limit: 1.0}))
+        with pytest.raises(surefoot.UsageError, match=f"{limit}: torch cannot clip sparse gradients"):
+            step([(x, y)])
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, lambda p, lr: torch.optim.SGD(p, lr=lr, fused=True)])
+def test_a_gradient_that_is_nan_at_any_scale_of_fp16_is_no_overflow(optimizer):
+    model = Root()
+    with torch.no_grad():
+        model.layer.weight.zero_()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer(model.parameters(), 0.1), StepOptions(precision="fp16"))
+    batch = data()[0][:16], data()[1][:16]
+    updated = []
+    with pytest.raises(NonFinite, match="the gradient of layer.weight is not finite"):
+        while len(updated) < 60:
+            updated.append(step([batch]).updated)
+    assert len(updated) == 40 and not any(updated)  # the scale went from 2**16 to 2**-24 meanwhile
+    assert not model.layer.weight.any()

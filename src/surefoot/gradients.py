@@ -30,9 +30,10 @@ def limit_gradients(
     """
     grads = [grad for p in parameters if (grad := p.grad) is not None]
     norm, finite = None, True
+    if (max_grad_norm, clip_value) != (None, None) and any([grad.layout is not torch.strided for grad in grads]):
+        name = "clip_value" if max_grad_norm is None else "max_grad_norm"
+        raise UsageError(f"{name}: torch cannot clip sparse gradients; leave it out, or give sparse=False")
     if max_grad_norm is not None:
-        if any([grad.layout is not torch.strided for grad in grads]):
-            raise UsageError("max_grad_norm: torch cannot clip sparse gradients; leave it out, or give sparse=False")
         norm = nn.utils.get_total_norm(grads)
         finite = not looks or math.isfinite(norm)
     elif looks:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+# Gradients that overflow at such a scale too (fp16's smallest number) are not finite at any.
+LEAST_SCALE = 2.0**-24
+
 
 class Scaler(GradScaler):
     """torch's GradScaler, that says whether an update was done, and waits for the device once to know."""

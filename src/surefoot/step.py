@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from .divided import Divided
 from .errors import UsageError
+from .gradients import refuse_gradients
 from .losses import averaging, conventions
 from .losses.hidden import hidden_state
 from .micro_batches import MicroBatches
 from .modes import autocast
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
-from .scaler import Scaler
+from .scaler import LEAST_SCALE, Scaler
 from .step_options import StepOptions as StepOptions
 from .step_result import StepResult, result_of, together
 from .torch_compat import give_hooks
@@ -83,7 +84,8 @@ class TrainStep:
         try:
             result = (self.backend or self.plain)(micro_batches)
         except NonFinite:
-            self._buffers.put_back()
+            if self.checks:
+                self._buffers.put_back()
             raise
         if self.ema is not None and result.updated:
             self.ema.update_parameters(self.model)
@@ -94,15 +96,19 @@ class TrainStep:
         if isinstance(self.optimizer, torch.optim.LBFGS):
             return self._by_closure(micro_batches)
         result, scaler = self.gradients(micro_batches), self.scaler
-        if scaler is None:
+        # GradScaler takes no update without a gradient (no micro-batch had any weight).
+        if scaler is None or all(p.grad is None for p in self.trained()):
             norm = self.limit()
             self.optimizer.step()
             return result._replace(grad_norm=norm)
         if self.options.clips:
             scaler.unscale_(self.optimizer)
         norm, updated = self.limit(), scaler.update_with(self.optimizer)
-        if not updated and self.world.size > 1:
-            self.divided.agree()
+        if not updated:
+            if self.world.size > 1:
+                self.divided.agree()
+            if scaler.get_scale() < LEAST_SCALE:
+                refuse_gradients(self.model, self.trained(), self.world)
         return result._replace(grad_norm=norm, updated=updated)
 
     def _by_closure(self, micro_batches: Sequence[Any]) -> StepResult:

@@ -61,10 +61,10 @@ def together(results: Sequence[StepResult], parameters: Sequence[Tensor]) -> Ste
     if results[0].weight is None:
         return StepResult(loss, outputs, targets, samples)
     weight = sum(result.weight for result in results)
-    numbers = {
-        name: _over(sum(result.numbers[name] * result.weight for result in results), weight)
-        for name in results[0].numbers
-    }
+    numbers = {}
+    for name in dict.fromkeys(name for result in results for name in result.numbers):
+        each = [(result.numbers[name], result.weight) for result in results if name in result.numbers]
+        numbers[name] = _over(sum(_times(value, of) for value, of in each), sum(of for _, of in each))
     if isinstance(weight, Tensor) or weight != samples:
         factor = _over(samples, weight)
         loss = loss * (factor.to(loss) if isinstance(factor, Tensor) else factor)
@@ -94,6 +94,13 @@ def of_parts(
         for v, rows, weight in zip(values, micro_batches.rows, weights, strict=True)
     ]
     return StepResult(loss, None, None, samples, parts=parts)
+
+
+def _times(value: Any, weight: Any) -> Any:
+    """``value * weight``, and 0 where there is no weight, whatever the value is (a mean over nothing is NaN)."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, torch.zeros_like(weight), value * weight)
+    return value * weight if weight else 0.0
 
 
 def _over(value: Any, weight: Any) -> Any:
