@@ -163,3 +163,13 @@ def test_what_only_looks_like_an_optimizer_is_refused():
     wrapped = Wrapped(torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(UsageError, match="optimizer: an object of .*Wrapped was given; give an object, e.g. torch"):
         fit(model, nn.CrossEntropyLoss(), wrapped, (X, Y), epochs=1)
+
+
+def test_what_of_a_loss_cannot_be_copied_is_named_and_its_locks_are_shared():
+    loss, model = nn.CrossEntropyLoss(), nn.Linear(8, 3)
+    loss.lock = threading.Lock()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert twins(model, loss, optimizer)[1].lock is loss.lock
+    loss.locks = [threading.Lock()]
+    with pytest.raises(UsageError, match=r"the loss cannot be copied: loss\.locks: TypeError"):
+        twins(model, loss, optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 
 import numpy
@@ -214,3 +215,49 @@ def test_the_systems_own_randomness_has_no_state_to_put_back():
     with untouched(model) as looked:
         model(torch.ones(1, 2))
     assert looked.put_back() is None
+
+
+SHARED = torch.Generator()
+
+
+def with_teacher(model, batch, teacher, calls):
+    calls.append(1)
+    return (model(batch[0]) - teacher(batch[0])).square().mean()
+
+
+def drawing(model, batch, own=numpy.random.default_rng(0)):  # noqa: B008
+    return model(batch[0] + torch.rand(3, generator=SHARED) + own.random()).mean()
+
+
+@pytest.mark.parametrize("how", ["closure", "partial", "default", "a partial in a closure"])
+def test_what_an_objective_is_given_is_put_back(how):
+    teacher, calls = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), []
+    partial = functools.partial(with_teacher, teacher=teacher, calls=calls)
+    function = {
+        "closure": lambda model, batch: with_teacher(model, batch, teacher, calls),
+        "partial": partial,
+        "default": lambda model, batch, teacher=teacher, *, calls=calls: with_teacher(model, batch, teacher, calls),
+        "a partial in a closure": lambda model, batch: partial(model, batch),
+    }[how]
+    objective, model = surefoot.objective(function), nn.Linear(3, 2)
+    with untouched(model, objective) as looked:
+        objective(model, (torch.ones(4, 3),))
+        assert looked.put_back() is not None
+    assert teacher[1].num_batches_tracked == 0 and not calls
+
+
+def test_generators_that_an_objective_finds_elsewhere_are_put_back():
+    objective, model = surefoot.objective(drawing), nn.Linear(3, 2)
+    torchs, numpys = SHARED.get_state(), str(drawing.__defaults__[0].bit_generator.state)
+    with untouched(model, objective):
+        objective(model, (torch.ones(4, 3),))
+    assert torch.equal(SHARED.get_state(), torchs)
+    assert str(drawing.__defaults__[0].bit_generator.state) == numpys
+
+
+def test_an_array_that_nothing_can_write_to_is_left_alone():
+    model = nn.Linear(3, 2)
+    model.table = numpy.frombuffer(bytes(8), dtype=numpy.float32)
+    with untouched(model):
+        model(torch.ones(1, 3))
+    assert model.table.tolist() == [0, 0]

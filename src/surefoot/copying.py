@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ def copied(value: T, model: nn.Module) -> T:
 
     Raises UsageError, naming the attribute, where there is no copy.
     """
-    return _copied(value, model, _memo(model))
+    return _copied(value, {"model": model}, _memo(model))
 
 
 def twins(model: M, loss: Any, optimizer: Any) -> tuple[M, Any, Any]:
@@ -33,8 +34,9 @@ def twins(model: M, loss: Any, optimizer: Any) -> tuple[M, Any, Any]:
     What torch leaves out of an optimizer's copy is copied too: the attributes that a class has beside its state.
     """
     torch_compat.give_hooks(optimizer)
-    memo = _memo(model)
-    made = _copied((model, loss, optimizer), model, memo)
+    parts = {name: part for name, part in (("model", model), ("loss", loss)) if isinstance(part, nn.Module)}
+    memo = _memo(*parts.values())
+    made = _copied((model, loss, optimizer), parts, memo)
     for name, value in vars(optimizer).items():
         # A scheduler's wrapper around `step`, and what a schedule has put there, are of the original.
         if name in vars(made[2]) or name == "step" or name.startswith("_surefoot"):
@@ -46,13 +48,14 @@ def twins(model: M, loss: Any, optimizer: Any) -> tuple[M, Any, Any]:
     return made
 
 
-def _copied(value: T, model: nn.Module, memo: dict[int, Any]) -> T:
+def _copied(value: T, parts: dict[str, nn.Module], memo: dict[int, Any]) -> T:
     try:
         return copy.deepcopy(value, memo)
     except Exception as error:  # a user's own `__deepcopy__` may raise anything
+        culprit = next(filter(None, itertools.starmap(_culprit, parts.items())), "")
         raise UsageError(
-            f"the model cannot be copied: {_culprit(model)}{first_line(error, kind=True)}; give the class of what "
-            "cannot be copied a `__deepcopy__`"
+            f"the {culprit.partition('.')[0] or ' or its '.join(parts)} cannot be copied: {culprit}"
+            f"{first_line(error, kind=True)}; give the class of what cannot be copied a `__deepcopy__`"
         ) from error
 
 
@@ -72,9 +75,9 @@ def _is_data(value: Any) -> bool:
     return large or indexed or isinstance(value, Tensor) or type(value).__module__ == "numpy"
 
 
-def _memo(model: nn.Module) -> dict[int, Any]:
+def _memo(*parts: nn.Module) -> dict[int, Any]:
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    for module in (module for part in parts for module in part.modules()):
         for value in vars(module).values():
             if isinstance(value, _LOCKS):
                 memo[id(value)] = value
@@ -83,14 +86,14 @@ def _memo(model: nn.Module) -> dict[int, Any]:
     return memo
 
 
-def _culprit(model: nn.Module) -> str:
+def _culprit(part: str, whole: nn.Module) -> str:
     """``model.part.attribute: `` for the attribute that cannot be copied, or nothing where none is alone to blame."""
-    for name, module in model.named_modules():
+    for name, module in whole.named_modules():
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_modules") or isinstance(value, nn.Module):
                 continue
             try:
-                copy.deepcopy(value, _memo(model))
+                copy.deepcopy(value, _memo(whole))
             except Exception:
-                return f"{'.'.join(filter(None, ('model', name, attribute)))}: "
+                return f"{'.'.join(filter(None, (part, name, attribute)))}: "
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
+import functools
 import sys
 import types
 from collections import deque
@@ -23,8 +23,8 @@ _MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_ref
 _SMALL = 1 << 16
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _CONTAINERS = (list, dict, set, deque)
-# What is looked into where a function closes over it; the rest may be a whole data set.
-_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, torch.Generator, random.Random, *_CONTAINERS)
+# What is looked into where a function closes over it, or is given it; the rest may be a whole data set.
+_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, functools.partial, *_CONTAINERS)
 # What holds no state of its own, or is not ours to look into.
 _OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, *_PLAIN)
 
@@ -63,14 +63,17 @@ class Snapshot:
         self._generators: list[tuple[str | None, Any, Any]] = []
         self._met: dict[int, Any] = {}
         names = ("model", "loss", "optimizer")
-        todo: list[tuple[str | None, Any]] = []
-        for i, part in reversed(list(enumerate(parts))):
-            todo.append((names[i] if i < len(names) else f"part {i}", part))
+        roots = {names[i] if i < len(names) else f"part {i}": part for i, part in enumerate(parts)}
+        todo: list[tuple[str | None, Any]] = list(reversed(roots.items()))
         while todo:
             name, value = todo.pop()
             if not isinstance(value, _OPAQUE) and id(value) not in self._met:
                 self._met[id(value)] = value  # kept alive, so that no other object gets its id
                 todo += self._take(name, value)
+        for place, generator in generators.held_by(**roots).items():  # also those that functions find by global names
+            if id(generator) not in self._met:
+                self._met[id(generator)] = generator
+                self._generators.append((place, generator, generators.state_of(generator)))
 
     def _take(self, name: str | None, value: Any) -> list[tuple[str | None, Any]]:
         """Note one object; what it holds is to be looked at next. Without a name it is torch's own bookkeeping."""
@@ -90,8 +93,12 @@ class Snapshot:
             self._generators.append((name, value, generators.state_of(value)))
             return []
         if _is_array(value):
-            self._arrays.append((value, value.copy()))
+            if value.flags.writeable:
+                self._arrays.append((value, value.copy()))
             return []
+        if isinstance(value, functools.partial):
+            given = [item for item in (*value.args, *value.keywords.values()) if isinstance(item, _LOOKED_INTO)]
+            return [(name, item) for item in (value.func, *given)]
         if isinstance(value, types.MethodType):
             return [(name, value.__self__), (name, value.__func__)]
         if isinstance(value, types.FunctionType):
@@ -171,7 +178,7 @@ class Buffers:
         """
         for place, (buffers, name) in enumerate(self._places):
             tensor, kept = buffers[name] if name in buffers else None, self._kept.get(place)
-            version = -1 if tensor is None else tensor._version
+            version = -1 if tensor is None or tensor.is_inference() else tensor._version
             shaped = None if tensor is None or is_lazy(tensor) else tensor
             small = shaped is not None and shaped.numel() <= _SMALL
             if always or small or kept is None or kept[0] is not tensor or kept[1] != version:
@@ -277,6 +284,8 @@ def _refill(value: Any, before: Any) -> None:
 
 
 def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # a name that is not bound yet
             yield cell.cell_contents
