@@ -303,6 +303,17 @@ def test_everything_that_prepare_sets_is_put_back():
     assert [p.grad.stride() for p in model.parameters()] == strides
     assert [optimizer.state[p]["momentum_buffer"].stride() for p in model.parameters()] == strides
     assert [dict(group) for group in (optimizer.defaults, *optimizer.param_groups)] == flags
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer, StepOptions(precision="fp16"))
+    assert step([batches()[0]]).samples  # GradScaler asks whether it is a fused one
+
+
+def test_fused_is_refused_for_sparse_gradients_and_parameters_with_gaps():
+    model = nn.Sequential(nn.EmbeddingBag(5, 2, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="fused takes no sparse gradients, which 0 gives"):
+        prepare(Execution(optimizer_impl="fused"), model, optimizer).__enter__()
+    for part, fits in ((slice(0, 2), False), (slice(0, 4), True)):
+        assert supports_fused(torch.optim.SGD([nn.Parameter(torch.ones(4, 4)[:, part].t())], lr=0.1)) is fits
 
 
 def test_fused_is_refused_where_torch_has_none():

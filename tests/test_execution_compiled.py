@@ -124,6 +124,18 @@ def test_a_parameter_unfrozen_later_is_trained_by_a_graph_made_anew():
     assert fast.graph is not graph and not torch.equal(model.first.weight, weight)
 
 
+def test_a_parameter_that_a_loss_closes_over_is_no_constant():
+    model, _ = made()
+    scale = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.01)
+
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) * (-scale).exp() + scale
+
+    with pytest.raises(CannotCompile, match="the optimizer has a parameter that is in neither model nor loss"):
+        step_of(model, loss, optimizer, batches()[0])
+
+
 def test_a_graph_is_made_anew_on_a_batch_that_it_can_be_compared_on():
     model, _ = made()
     model.first.requires_grad_(False)
@@ -135,6 +147,8 @@ def test_a_graph_is_made_anew_on_a_batch_that_it_can_be_compared_on():
     inputs, targets = batches()[1]
     with pytest.raises(NonFinite):
         fast([(inputs * math.nan, targets)])
+    assert fast.graph is graph
+    fast([(inputs[:4], targets[:4])])  # of another shape, which goes round it
     assert fast.graph is graph
     fast([batches()[2]])
     assert fast.graph not in (graph, None)

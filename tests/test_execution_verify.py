@@ -10,6 +10,7 @@ import torch
 from graph_steps import RULES, batches, close, made, step_of, updater
 from torch import nn
 
+from surefoot import objective
 from surefoot.execution import CannotCompile, Execution, prepare, verified_backend, verify
 from surefoot.execution.eager import EagerStep
 from surefoot.execution.graph_step import GraphStep
@@ -38,6 +39,10 @@ def lie(what):
                         p.add_(p.grad, alpha=123)
                 elif what == "outputs":
                     result = result._replace(outputs=result.outputs + 1)
+                elif what == "NaN":
+                    result = result._replace(outputs=result.outputs * torch.nan)
+                elif what == "parameter":
+                    step.optimizer.param_groups[-1]["params"][0].zero_()
                 elif what == "loss":
                     result = result._replace(loss=result.loss * 1.1)
                 elif what == "buffer":
@@ -59,6 +64,8 @@ def lie(what):
     [
         ("update", "the loss is .* where eager has"),
         ("outputs", "its outputs are off"),
+        ("NaN", "its outputs are off"),
+        ("parameter", "parameter 5 of the optimizer is off by"),
         ("loss", "the loss is"),
         ("buffer", "buffer norm.running_mean is off by"),
         ("state", "last.weight is off by .* of its change after two updates"),
@@ -67,7 +74,9 @@ def lie(what):
 )
 def test_each_difference_from_the_plain_step_is_found(what, words):
     model, optimizer = made(RULES["Adam"])
-    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+    outside = nn.Parameter(torch.ones(()))
+    optimizer.add_param_group({"params": [outside]})
+    step = TrainStep(model, lambda o, t: nn.functional.cross_entropy(o, t) + outside * 0.01, optimizer)
     assert re.search(words, verify(step, lie(what)(step), [batches()[0]]))
     assert verify(step, lie("nothing")(step), [batches()[0]]) is None
 
@@ -146,3 +155,14 @@ def test_a_backend_is_not_accepted_on_a_batch_that_nothing_can_be_compared_on(re
     assert len(said) == (not rest and not compiled) and all("cannot be compared with eager" in line for line in said)
     # One that is wrong where all is finite.
     assert "the loss is" in (verify(step, lie("loss")(step), examples) or "")
+
+
+def test_a_forward_pass_may_write_into_batches_of_any_form():
+    @objective
+    def writes(model, batch):
+        return model(batch["x"].mul_(2)).mean()
+
+    model, batch = nn.Linear(3, 1), ({"x": torch.ones(4, 3)},)
+    step = TrainStep(model, writes, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert verify(step, EagerStep(step), [batch]) is None
+    assert torch.equal(batch[0]["x"], torch.ones(4, 3))

@@ -244,7 +244,7 @@ def tune(
             # It may come in the instant after the check.
             with contextlib.suppress(TookTooLong), limited(bound, "compiling") as clock:
                 bench.look(trial)
-            if clock.up and not trial.refused:
+            if clock.up:  # whatever was made of the interrupt
                 trial.refused = TOO_LONG
             bench.agree(trial)
             if trial.refused:

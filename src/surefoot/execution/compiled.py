@@ -58,6 +58,11 @@ class CompiledGraph:
         named = dict(self.bundle.named_parameters())
         self.names = [name for name, p in named.items() if id(p) in trained]
         self.parameters = [named[name] for name in self.names]
+        if trained - set(map(id, named.values())):
+            raise CannotCompile(
+                "the optimizer has a parameter that is in neither model nor loss, and that a graph would not train: "
+                "give the loss as an nn.Module that holds it"
+            )
         frozen = {name: p for name, p in named.items() if id(p) not in trained}
         self._frozen = list(frozen.values())
         refuse_gradients_of_others(step)

@@ -44,6 +44,11 @@ class Graph(Protocol):
         """What the gradients are of."""
         ...
 
+    @property
+    def signature(self) -> Sequence[tuple[Any, ...]]:
+        """Shapes, strides and types of the batches that it is for."""
+        ...
+
     def fits(self, batch: Batch) -> bool:
         """Whether the graph is one for this batch and for what is trained now."""
         ...
@@ -75,7 +80,8 @@ class GraphStep:
             return self.eager(micro_batches)
         batch = micro_batches[0]
         if not self.graph.fits(batch):
-            if self._trainable() != self._trained:
+            # What is made anew is compared on this batch, which must be one for it.
+            if self._trainable() != self._trained and fits(batch, self.graph.signature):
                 self._make_anew(batch)
             if self.graph is None or not self.graph.fits(batch):
                 return self.eager(micro_batches)

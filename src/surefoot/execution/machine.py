@@ -82,7 +82,7 @@ def describe_work(
         f"{n}:{None if is_lazy(p) else tuple(p.shape)}:{p.dtype}:{p.requires_grad}" for n, p in model.named_parameters()
     ]
     groups = [
-        {k: v if isinstance(v, bool | int | str | None) else bool(v) for k, v in g.items() if k != "params"}
+        {k: v if isinstance(v, bool | int | str | None) else _truth(v) for k, v in g.items() if k != "params"}
         | {"params": len(g["params"])}
         for g in optimizer.param_groups
     ]
@@ -102,6 +102,13 @@ def digest(*parts: Any) -> str:
     """A name for plain data: 32 hex digits."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _truth(value: Any) -> bool | str:
+    try:
+        return bool(value)
+    except (ValueError, RuntimeError):  # an array, or a tensor, of several numbers
+        return _kind(value)
 
 
 def _kind(thing: Any) -> str:

@@ -234,8 +234,8 @@ class Bench:
             model, loss, optimizer = twins(step.model, step.loss, step.optimizer)
             set_mode(optimizer, training=True)
             for group in optimizer.param_groups:
-                if isinstance(group.get("lr"), float):
-                    group["lr"] = 0.0
+                if group.get("lr") is not None:  # a number of any kind, or a tensor
+                    group["lr"] = group["lr"] * 0
             self._copies[key] = TrainStep(model, loss, optimizer, replace(step.options, ema_decay=None))
         return self._copies[key]
 

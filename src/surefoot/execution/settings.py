@@ -16,6 +16,7 @@ from .. import torch_compat
 from ..errors import Problems, UsageError
 from ..limits import PRECISIONS
 from ..untouched import is_lazy
+from ..wrapping import local
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 OPTIMIZER_IMPLS = ("default", "for_loop", "foreach", "fused")
@@ -145,6 +146,11 @@ def prepare(
                     f"fewer than {LANES} channels, whose gradient oneDNN writes beyond its memory; give contiguous, or "
                     f"onednn: false"
                 )
+            if execution.optimizer_impl == "fused" and (name := _sparse(model)) is not None:
+                raise UsageError(
+                    f"execution: optimizer_impl: fused takes no sparse gradients, which {name} gives; leave it at "
+                    "auto, or give the layer sparse=False"
+                )
             formats = [(t, _format_of(t)) for t in (*model.parameters(), *model.buffers()) if _is_image(t)]
             stack.callback(_lay_out_again, formats, optimizer)
             set_layout(model, optimizer, execution.memory_format)
@@ -155,6 +161,13 @@ def prepare(
         yield
 
 
+def _sparse(model: nn.Module) -> str | None:
+    """The first layer that makes sparse gradients, or None."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = (name or "the model" for name, m in model.named_modules() if isinstance(m, kinds) and m.sparse)
+    return next(sparse, None)
+
+
 def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [optimizer.defaults, *optimizer.param_groups]
 
@@ -162,7 +175,9 @@ def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 def _flag_again(optimizer: torch.optim.Optimizer, flags: list[tuple[Any, Any]], amp: bool | None) -> None:
     for group, before in flags:
         group.update(before)
-    if amp is not None:
+    if amp is None:
+        vars(optimizer).pop("_step_supports_amp_scaling", None)
+    else:
         optimizer._step_supports_amp_scaling = amp  # type: ignore[attr-defined]
 
 
@@ -288,7 +303,15 @@ def supports_fused(optimizer: torch.optim.Optimizer) -> bool:
     if any(group.get("differentiable") for group in optimizer.param_groups):
         return False
     devices = ("cuda", "cpu") if type(optimizer).__name__ != "Adagrad" else ("cpu",)
-    return all(p.is_floating_point() and p.device.type in devices and not p.is_sparse for p in parameters)
+    return all(
+        p.is_floating_point() and p.device.type in devices and (is_lazy(p) or _without_gaps(local(p.detach())))
+        for p in parameters
+    )
+
+
+def _without_gaps(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's numbers lie one after another, as fused kernels, which walk through flat memory, take them."""
+    return tensor.layout is torch.strided and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

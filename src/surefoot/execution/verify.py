@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..batches import mapped
 from ..errors import first_line
 from ..micro_batches import MicroBatches
 from ..modes import float32_products, set_mode
@@ -122,7 +123,7 @@ def cloned(batch: Any) -> Any:
     """A batch, or MicroBatches, in memory of its own."""
     if isinstance(batch, MicroBatches):
         return MicroBatches(map(cloned, batch), batch.rows, batch.numbers, batch.samples, batch.parts, batch.whole)
-    return tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
+    return mapped(lambda part: part.clone() if callable(getattr(part, "clone", None)) else part, batch)
 
 
 def of_no_optimizer(step: TrainStep) -> Iterator[tuple[str, nn.Parameter]]:
@@ -140,28 +141,36 @@ def _named(step: TrainStep) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
+def _parameters(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
+    """Those of model and loss by name, then what else the optimizer has."""
+    named = {prefix + name: p for prefix, part in _named(step) for name, p in part.named_parameters()}
+    yield from named.items()
+    held = set(map(id, named.values()))
+    for number, parameter in enumerate(step.trained()):
+        if id(parameter) not in held:
+            yield f"parameter {number} of the optimizer", parameter
+
+
 def _gradients(step: TrainStep) -> Iterator[tuple[str, Tensor | None]]:
-    for prefix, part in _named(step):
-        for name, parameter in part.named_parameters():
-            if parameter.requires_grad:
-                yield prefix + name, None if parameter.grad is None else _own(parameter.grad)
+    for name, parameter in _parameters(step):
+        if parameter.requires_grad:
+            yield name, None if parameter.grad is None else _own(parameter.grad)
 
 
 def _tensors(step: TrainStep) -> Iterator[tuple[str, Tensor]]:
     """Parameters, buffers and optimizer state by name, copied."""
-    names: dict[Tensor, str] = {}
+    names = {parameter: name for name, parameter in _parameters(step)}
+    for parameter, name in names.items():
+        if not is_lazy(parameter):
+            yield name, _own(parameter)
     for prefix, part in _named(step):
-        for name, parameter in part.named_parameters():
-            names[parameter] = prefix + name
-            if not is_lazy(parameter):
-                yield prefix + name, _own(parameter)
         for name, buffer in part.named_buffers():
             if not is_lazy(buffer):
                 yield f"buffer {prefix}{name}", buffer.detach().clone()
     for owner, state in step.optimizer.state.items():
         for key, value in state.items() if isinstance(state, Mapping) else ():
             if isinstance(value, Tensor):
-                yield f"{key} of {names.get(owner, 'a parameter outside the model')}", _own(value)
+                yield f"{key} of {names.get(owner, 'the optimizer')}", _own(value)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -201,7 +210,7 @@ def first_difference(
     for outputs, theirs in list(zip(expected.outputs, observed.outputs, strict=True))[: None if exact else 1]:
         if len(outputs) != len(theirs) or any(a.shape != b.shape for a, b in zip(outputs, theirs, strict=True)):
             return "its outputs have other shapes than eager's"
-        if any(_off(b, a) > tolerance * max(_norm(a), 1e-30) for a, b in zip(outputs, theirs, strict=True)):
+        if not all(_off(b, a) <= tolerance * max(_norm(a), 1e-30) for a, b in zip(outputs, theirs, strict=True)):
             return "its outputs are off"
     for name, after in expected.tensors.items():
         its, before = observed.tensors.get(name), expected.begin.get(name)
