@@ -12,6 +12,8 @@ from .errors import UsageError
 from .untouched import is_lazy
 from .wrapping import local, tensors
 
+_SMALL = 1 << 16
+
 
 class MovingAverage(AveragedModel):
     """`module` follows a model: ``average = decay * average + (1 - decay) * weight`` after each update.
@@ -39,38 +41,44 @@ class MovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the model by one update."""
         mine, theirs = _tensors(self.module), _tensors(model)
-        if _shapes(mine) != _shapes(theirs):
-            before = mine
-            self.module = _followed(model).train(self.module.training)
+        if [a.shape for a in mine] != [b.shape for b in theirs]:
+            self._make_again(model)
             mine = _tensors(self.module)
-            for name, average in before.items():
-                if name in mine and mine[name].shape == average.shape:
-                    mine[name].copy_(average)
         averaged = []
-        for name, b in theirs.items():
-            a = mine[name]
+        for a, b in zip(mine, theirs, strict=True):
             # Whole numbers have no mean, and numbers of 8 bits no arithmetic.
             if self.n_averaged and (a.is_floating_point() or a.is_complex()) and a.dtype.itemsize > 1:
                 averaged.append((a, b))
             else:
                 a.copy_(b)
-        # Infinite numbers (a mask's) have no mean either: of two the difference is NaN.
-        masks = [(a, b, a.isfinite()) for a, b in averaged if not b.requires_grad]
         if averaged:
             torch_compat.lerp_all([a for a, _ in averaged], [b for _, b in averaged], 1 - self.decay)
-        for a, b, finite in masks:
-            a.copy_(torch.where(finite, a, b))
+        _put_infinite([(a, b) for a, b in averaged if not b.requires_grad])
         self.n_averaged += 1
 
+    def _make_again(self, model: nn.Module) -> None:
+        """Take over what a forward pass has made, or given another shape; what was averaged stays."""
+        before = dict(tensors(self.module))
+        self.module = _followed(model).train(self.module.training)
+        for name, tensor in tensors(self.module):
+            old = before.get(name)
+            if old is not None and not is_lazy(tensor) and not is_lazy(old) and old.shape == tensor.shape:
+                local(tensor).copy_(local(old))
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a tied one once; not what still waits for a first batch."""
-    each = {id(tensor): (name, tensor) for name, tensor in tensors(model) if not is_lazy(tensor)}
-    return {name: local(tensor) for name, tensor in each.values()}
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, not what still waits for a first batch."""
+    return [local(tensor) for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
 
 
-def _shapes(named: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in named.items()}
+def _put_infinite(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Infinite numbers (a mask's) have no mean: of two the difference is NaN, and the number itself is taken."""
+    if all(a.device.type == "cpu" for a, _ in pairs):  # elsewhere looking would wait for the device
+        small = [a.reshape(-1) for a, _ in pairs if a.numel() <= _SMALL]
+        whole = not small or not torch.cat(small).isnan().any()
+        pairs = [(a, b) for a, b in pairs if (a.numel() > _SMALL or not whole) and a.isnan().any()]
+    for a, b in pairs:
+        a.copy_(torch.where(a.isnan(), b, a))
 
 
 def _followed(model: nn.Module) -> nn.Module:
