@@ -90,7 +90,10 @@ class TableColumns:
 
 def _items(value: Any, kind: type, where: str) -> list[Any]:
     """A list of texts, or of mappings that each have a name."""
-    right = isinstance(value, list) and all(isinstance(item, kind) for item in value)
-    if not right or (kind is Mapping and not all(isinstance(item.get("name"), str) for item in value)):
+    if (
+        not isinstance(value, list)
+        or not all(isinstance(item, kind) for item in value)
+        or (kind is Mapping and not all(isinstance(item.get("name"), str) for item in value))
+    ):
         raise UsageError(f"columns.{where}: not a list of what belongs there")
     return value

@@ -177,7 +177,8 @@ class Buffers:
         Those of torch's batch normalization never do, so that what is small is always copied.
         """
         for place, (buffers, name) in enumerate(self._places):
-            tensor, kept = buffers[name] if name in buffers else None, self._kept.get(place)
+            tensor = buffers[name] if name in buffers else None  # noqa: SIM401  (a scripted module's have no `get`)
+            kept = self._kept.get(place)
             version = -1 if tensor is None or tensor.is_inference() else tensor._version
             shaped = None if tensor is None or is_lazy(tensor) else tensor
             small = shaped is not None and shaped.numel() <= _SMALL

@@ -368,8 +368,8 @@ class _Ranks(World):
     def exchanged(self, tensor: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
         parts = tensor.new_empty(sum(theirs))
         with self._reaching():
-            widths = [[n * tensor.element_size() for n in numbers] for numbers in (theirs, sizes)]
-            dist.all_to_all_single(as_bytes(parts), as_bytes(tensor), *widths, group=self._group_for(tensor))
+            to, away = ([n * tensor.element_size() for n in numbers] for numbers in (theirs, sizes))
+            dist.all_to_all_single(as_bytes(parts), as_bytes(tensor), to, away, group=self._group_for(tensor))
         return parts
 
     def sum_of_parts(self, tensor: Tensor) -> Tensor:
