@@ -71,6 +71,7 @@ def test_running_statistics_are_those_before_the_batch_that_is_skipped_not_those
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*legacy TorchScript", "ignore:.*Profiler record")
 def test_running_statistics_of_a_scripted_model_are_those_before_the_batch_too():
     model = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
     step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01))
