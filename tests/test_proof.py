@@ -12,6 +12,7 @@ import torch
 
 from surefoot.cli import main
 from surefoot.proof import compare, comparison
+from surefoot.tracking.tensorboard import TensorBoard
 
 SMALL = ["data.train_size=320", "data.val_size=80", "data.batch_size=16", "epochs=3", "warmup.warmup_period=5"]
 PLAIN = ["execution.threads=1", "execution.compile=false"]
@@ -94,6 +95,14 @@ def test_a_point_that_appears_twice_in_tensorboard_is_a_difference(run, twin):
     (events,) = (twin / "tensorboard").iterdir()
     events.write_bytes(events.read_bytes() + events.read_bytes())
     assert compare(run, twin)[0].startswith("tensorboard")
+
+
+def test_the_points_of_runs_beside_one_another_in_tensorboard_are_compared(tmp_path):
+    """With `tensorboard: together` the mean losses are in two directories below, which TensorBoard shows as runs."""
+    board = TensorBoard(tmp_path / "tensorboard", started=0.0, together=True)
+    board.write({"kind": "epoch", "split": "val", "epoch": 0, "step": 90, "loss": 0.5, "wall_s": 2.5})
+    board.close()
+    assert ("Validation/Training vs. Validation Loss", 1, "0.5") in comparison._points(tmp_path)
 
 
 def test_a_killed_run_is_proved_identical(tmp_path, monkeypatch, capsys):

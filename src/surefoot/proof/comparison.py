@@ -225,9 +225,16 @@ def _exact(value: Any) -> Any:
 
 def _points(run: Path) -> list[tuple[str, int, Any]]:
     """Every point but those of speed, in the order written: one that appears twice is a difference."""
-    folder = run / "tensorboard"
-    if not folder.exists():
-        return []
+    board = run / "tensorboard"
+    folders = sorted({path.parent for path in board.rglob("events.out.tfevents.*")})
+    return [
+        ("/".join((*folder.relative_to(board).parts, tag)), step, value)
+        for folder in folders
+        for tag, step, value in _points_in(folder)
+    ]
+
+
+def _points_in(folder: Path) -> list[tuple[str, int, Any]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from ..tracking.tensorboard import SPEED
