@@ -20,7 +20,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 # From the ground up. A module imports from lower floors and from its own package only.
 FLOORS = (
     {"version", "errors", "text", "lazy", "annotations", "torch_compat"},
-    {"rank_errors", "process_group", "shared_memory"},
+    {"rank_errors", "process_group", "shared_memory", "asking"},
     {"other_ranks"},
     {"registry", "rng", "files", "signals", "places", "fingerprint", "wrapping", "finding", "charts", "world"},
     {"generators"},

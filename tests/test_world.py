@@ -197,7 +197,7 @@ def test_an_error_of_one_rank_is_everybodys_and_names_it():
 def _asks(world, seconds):
     """At which call each rank learns of what two ranks say from their third call on, twice; a call takes `seconds`."""
     learnt = []
-    clock = surefoot.world.time = SimpleNamespace(monotonic=lambda: 0.0)
+    clock = surefoot.asking.time = SimpleNamespace(monotonic=lambda: 0.0)
     world = World.join()
     for call in range(400):
         clock.monotonic = functools.partial(float, (1 + world.rank) * seconds * (call + 1))
@@ -224,7 +224,7 @@ def _questions(world, sockets):
         count += 1
         return real(*args, **kwargs)
 
-    clock = surefoot.world.time = SimpleNamespace(monotonic=lambda: 0.0)
+    clock = surefoot.asking.time = SimpleNamespace(monotonic=lambda: 0.0)
     world = by_sockets(World.join()) if sockets else World.join()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.distributed, "all_reduce", counted)

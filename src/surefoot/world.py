@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
+from .asking import Asking
 from .errors import RankFailed, SurefootError, UsageError, first_line
 from .other_ranks import OtherRanks
 from .process_group import as_bytes, gather_bytes, make_process_group
@@ -27,9 +27,6 @@ from .torch_compat import default_store, gather_single
 T = TypeVar("T")
 
 TIMEOUT_S = 600.0
-# Questions are put so far apart, in seconds, that they cost nothing; longer steps ask, and wait, at each.
-_APART_S = 0.2
-_MOST_STEPS_APART = 1000
 _LEAVING_S = 10.0
 # Below so many numbers a sum is made of all that each rank has.
 _SMALL_SUM = 1 << 12
@@ -127,7 +124,11 @@ class World:
 
     def first(self, act: Callable[[], object]) -> None:
         """Do `act` on rank 0 alone; what it returns stays there, its error is everybody's."""
-        self.agree(lambda: (act(), None)[1], on=0)
+
+        def acted() -> None:
+            act()
+
+        self.agree(acted, on=0)
 
     def ask(self, word: Sequence[int]) -> Sequence[int]:
         """The largest that any rank has lately said, number by number; zeros while there is no answer yet.
@@ -220,9 +221,7 @@ class _Ranks(World):
         self._side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._common: BaseException | None = None  # an error that the other ranks know of
         self._broken: RankFailed | None = None
-        self._question: Callable[[], list[int]] | None = None
-        self._apart = self._calls = 0
-        self._asked_at = time.monotonic()
+        self._asking = Asking(self._begin_asking, self.rank == 0)
         self._left = False
         # One that was made for GPUs alone has nothing that takes tensors on the CPU.
         self._for_cpu = self.group if "cpu:" in dist.get_backend_config() else self._side
@@ -269,41 +268,29 @@ class _Ranks(World):
         raise failure from error
 
     def ask(self, word: Sequence[int]) -> Sequence[int]:
-        self._calls += 1
-        none = [0] * len(word)
-        if self._calls < self._apart:
-            return none
-        answer = self._answer() or none
-        if any(answer):
-            return answer
-        now = time.monotonic()
-        each, self._asked_at = (now - self._asked_at) / self._calls, now
-        self._calls = 0
-        # How far apart the next questions are is rank 0's to say: the answer holds it last.
-        wish = min(int(_APART_S / each) if each > 0 else _MOST_STEPS_APART, _MOST_STEPS_APART) if self.rank == 0 else 0
-        self._question = self._begin_asking([*word, wish])
-        return none if self._apart else self._answer() or none
+        return self._asking.ask(word)
 
     def ask_anew(self) -> None:
-        self._answer()
-        self._calls = self._apart = 0
-
-    def _answer(self) -> list[int] | None:
-        if self._question is None:
-            return None
-        question, self._question = self._question, None
-        with self._reaching():
-            *answer, self._apart = question()
-        return answer
+        self._asking.anew()
 
     def _begin_asking(self, numbers: list[int]) -> Callable[[], list[int]]:
         if (memory := self._memory) is not None:
-            return memory.ask(numbers, self._others.watch)
-        tensor = torch.tensor(numbers, device="cpu")
-        with self._reaching():
-            work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
-        assert work is not None
-        return lambda: (work.wait(), tensor.tolist())[1]
+            question = memory.ask(numbers, self._others.watch)
+        else:
+            tensor = torch.tensor(numbers, device="cpu")
+            with self._reaching():
+                work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._side, async_op=True)
+            assert work is not None
+
+        def answer() -> list[int]:
+            with self._reaching():
+                if memory is not None:
+                    return question()
+                work.wait()
+            largest: list[int] = tensor.tolist()
+            return largest
+
+        return answer
 
     def wait(self, works: Iterable[dist.Work]) -> None:
         with self._reaching():
