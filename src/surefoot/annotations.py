@@ -1,12 +1,15 @@
-"""What an annotated argument takes of the values that YAML gives: a test of a value, its name, its JSON Schema."""
+"""What an annotated argument takes of the values that YAML gives, and the objects that some of them stand for."""
 
 from __future__ import annotations
 
+import enum
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
 
 
@@ -49,7 +52,7 @@ def accepted(annotation: Any) -> Accepted:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or isinstance(annotation, typing.TypeVar):
         return Accepted("any value", lambda value: True)
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(annotation):
         return _one_of([accepted(option) for option in inner])
     if origin is typing.Literal:
         return Accepted(
@@ -65,15 +68,92 @@ def accepted(annotation: Any) -> Accepted:
         return _list_of([accepted(item) for item in inner if item is not Ellipsis], plain is tuple and ... not in inner)
     if plain is dict or name == "Mapping":
         return Accepted("a mapping", lambda value: isinstance(value, Mapping), {"type": "object"})
+    if (of_text := _of_text(plain)) is not None:
+        return of_text
     if name == "Tensor":
         numbers = accepted(float | list)
         return Accepted(
-            "a Tensor",  # `build` makes one of a list
+            "a Tensor",  # `as_annotated` makes one of a list
             lambda value: (
                 all(map(numbers.fits, value)) if isinstance(value, list | tuple) else isinstance(value, plain)
             ),
         )
     return Accepted(f"a {name}", lambda value: not inspect.isclass(plain) or _is_a(value, plain))
+
+
+def as_annotated(value: Any, annotation: Any) -> Any:
+    """The object that a text or a list stands for, where the annotation takes such objects and `value` itself not.
+
+    That is a path, a device, a dtype, a member of an Enum, a tensor. All other values stay as they are. Raises
+    ValueError for a list of which no tensor can be made.
+
+    >>> as_annotated("data", Path | None), as_annotated("data", str | Path)
+    (PosixPath('data'), 'data')
+    """
+    if not isinstance(value, str | list | tuple):
+        return value
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    makers = {option: make for option in options if (make := _maker(option, type(value))) is not None}
+    if any(accepted(option).fits(value) for option in options if option not in makers):
+        return value
+    return next((made for make in makers.values() if (made := make(value)) is not None), value)
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _maker(annotation: Any, given: type) -> Callable[[Any], Any] | None:
+    """What makes the objects of a class of which YAML holds none: None, where it is given what stands for none."""
+    kind = typing.get_origin(annotation) or annotation
+    if not inspect.isclass(kind):
+        return None
+    if given is not str:
+        return _tensor if kind.__name__ == "Tensor" else None
+    if kind is os.PathLike or issubclass(kind, PurePath):
+        path: Any = Path if kind is os.PathLike else kind
+        return lambda text: path(text) if text else None
+    if issubclass(kind, enum.Enum):
+        return kind.__members__.get
+    if kind.__module__ == "torch" and kind.__name__ in ("device", "dtype"):
+        return _device if kind.__name__ == "device" else _dtype
+    return None
+
+
+def _tensor(numbers: Any) -> Any:
+    import torch
+
+    return torch.tensor(numbers, dtype=torch.get_default_dtype(), device="cpu")
+
+
+def _device(text: str) -> Any:
+    import torch
+
+    try:
+        return torch.device(text)
+    except RuntimeError:
+        return None
+
+
+def _dtype(text: str) -> Any:
+    import torch
+
+    found = getattr(torch, text.removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _of_text(kind: Any) -> Accepted | None:
+    """What is taken for a class whose objects are given as texts."""
+    if (make := _maker(kind, str)) is None:
+        return None
+
+    def fits(value: Any) -> bool:
+        return isinstance(make(value) if isinstance(value, str) else value, kind)
+
+    if issubclass(kind, enum.Enum):
+        return Accepted("one of " + ", ".join(kind.__members__), fits, {"enum": list(kind.__members__)})
+    name = "path" if kind is os.PathLike or issubclass(kind, PurePath) else f"torch.{kind.__name__}"
+    return Accepted(f"a {name}, as text", fits, {"type": "string"})
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -14,13 +14,12 @@ import inspect
 import math
 import os
 import sys
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .annotations import accepted, type_hints
+from .annotations import accepted, as_annotated, type_hints
 from .errors import Problems, UsageError
 from .text import shortened
 
@@ -168,7 +167,7 @@ class Registry:
         entry = self[name]
         if problems := entry.problems(arguments):
             raise Problems([*map(str, problems)])
-        arguments = {n: _tensor_from_list(v, entry.load(), n) for n, v in arguments.items()}
+        arguments = as_given(arguments, entry.load())
         try:
             return entry.load()(**provided, **arguments)
         except UsageError:
@@ -284,7 +283,7 @@ def with_imports(value: Any) -> Any:
     path = str(value["import"])
     target = import_object(path)
     try:
-        return target(**arguments) if arguments else target
+        return target(**as_given(arguments, target)) if arguments else target
     except _REFUSAL as error:
         raise UsageError(f"{path}: {error}", code="own-import") from error
 
@@ -318,9 +317,7 @@ def argument_problems(
                 meant = did_you_mean(argument, parameters) or f"; it takes: {', '.join(parameters) or 'none'}"
                 problems.append(ArgumentProblem(argument, f"{name} has no argument {argument!r}{meant}"))
             continue
-        parameter = parameters[argument]
-        expected = type_violation(value, hints.get(argument, parameter.annotation), parameter.default)
-        if expected:
+        if expected := type_violation(value, _annotation(parameters[argument], hints)):
             problems.append(ArgumentProblem(argument, f"{describe(value)} is not {expected}"))
         elif argument in limits and isinstance(value, int | float) and not isinstance(value, bool):
             limit = limits[argument]
@@ -352,18 +349,45 @@ def describe(value: Any) -> str:
     return shortened(repr(value))
 
 
-def type_violation(value: Any, annotation: Any, default: Any = inspect.Parameter.empty) -> str | None:
-    """What `value` should have been (``"a number"``), or None where it fits or nothing is known.
+def as_given(arguments: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:
+    """Checked arguments as `target` takes them: YAML has no paths and no tensors (`as_annotated`).
 
-    The annotation decides; where there is none, the default's own type does. Values are what YAML gives:
-    numbers, strings, booleans, null, lists and mappings. An int fits where a float is meant.
+    Raises UsageError for a list of which no tensor can be made.
     """
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
-        if default is inspect.Parameter.empty or default is None:
-            return None
-        annotation = type(default)
-        if annotation is tuple:
-            annotation = list
+    hints = type_hints(target)
+    given: dict[str, Any] = {}
+    try:
+        parameters = parameters_of(target)
+    except (TypeError, ValueError):  # a function of C, which has no signature
+        parameters = {}
+    for name, value in arguments.items():
+        annotation = _annotation(parameters[name], hints) if name in parameters else None
+        try:
+            given[name] = value if annotation is None else as_annotated(value, annotation)
+        except (ValueError, TypeError, OverflowError) as error:
+            what = f"{describe(value)} is no tensor; give numbers, in lists of one length"
+            raise UsageError(f"{name}: {what}", code="part-arguments") from error
+    return given
+
+
+def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    """What a parameter is annotated with, else its default's own type, else None."""
+    annotation = hints.get(parameter.name, parameter.annotation)
+    if annotation is not inspect.Parameter.empty and not isinstance(annotation, str):
+        return annotation
+    if parameter.default is inspect.Parameter.empty or parameter.default is None:
+        return None
+    return list if isinstance(parameter.default, tuple) else type(parameter.default)
+
+
+def type_violation(value: Any, annotation: Any) -> str | None:
+    """What `value` should have been (``"a number"``), or None where it fits or no annotation is known.
+
+    Values are what YAML gives: numbers, strings, booleans, null, lists and mappings. An int fits where a float is
+    meant.
+    """
+    if annotation is None:
+        return None
     expected = accepted(annotation)
     return None if expected.fits(value) else expected.name
 
@@ -373,19 +397,3 @@ def _load(path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
     maker: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return maker
-
-
-def _tensor_from_list(value: Any, target: Callable[..., Any], argument: str) -> Any:
-    """A list where the class takes only a tensor (class weights) becomes one; all else stays."""
-    if not isinstance(value, list | tuple):
-        return value
-    hint = type_hints(target).get(argument)
-    names = {getattr(option, "__name__", "") for option in (typing.get_args(hint) or (hint,))}
-    if "Tensor" not in names or names & {"float", "list", "tuple", "List", "Tuple"}:
-        return value
-    import torch
-
-    try:
-        return torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"{argument}: {describe(value)} is no tensor; give numbers, in lists of one length") from error

@@ -17,7 +17,7 @@ from .. import rng
 from ..errors import Problems, UsageError
 from ..fingerprint import Fingerprint
 from ..models import MODELS
-from ..registry import argument_problems, did_you_mean, import_object, with_imports
+from ..registry import argument_problems, as_given, did_you_mean, import_object, with_imports
 from ..text import counted
 from ..untouched import is_lazy
 from ..wrapping import unwrap
@@ -214,7 +214,7 @@ def build_named(
         problems = argument_problems(name, constructor, arguments)
         if problems:
             raise Problems([p.message for p in problems])
-        made = constructor(**arguments)
+        made = constructor(**as_given(arguments, constructor))
     finally:
         rng.set_state(before)
     if not isinstance(made, nn.Module):

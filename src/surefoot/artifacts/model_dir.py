@@ -14,7 +14,7 @@ from torch import nn
 from .. import files, safe_tensors, trust
 from ..errors import UsageError
 from ..models import MODELS
-from ..registry import import_object, with_imports
+from ..registry import as_given, import_object, with_imports
 from ..safe_tensors import BadFile
 from ..wrapping import unwrap
 from . import weights
@@ -209,7 +209,7 @@ def build(spec: Mapping[str, Any], where: str | Path, *, trust_code: bool = Fals
             where, f"{path} cannot be imported here ({error}); in Python, pass an instance as `model`"
         ) from error
     try:
-        built = target(**with_imports(args))
+        built = target(**as_given(with_imports(args), target))
     except (TypeError, ValueError, UsageError) as error:
         raise BadFile(where, f"{path} did not take the saved arguments: {error}") from error
     if not isinstance(built, nn.Module):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Problems, UsageError, first_line
-from ..registry import Registry, argument_problems, import_object, parameters_of, with_imports
+from ..registry import Registry, argument_problems, as_given, import_object, parameters_of, with_imports
 
 if TYPE_CHECKING:
     from ..recipe import Part, Recipe
@@ -46,7 +46,7 @@ def function_of(part: Part, registry: Registry, given: int) -> Any:
     if inspect.isclass(target):
         return call(target, part.name, arguments)
     _check(target, part.name, arguments, given)
-    return functools.partial(target, **arguments) if arguments else target
+    return functools.partial(target, **as_given(arguments, target)) if arguments else target
 
 
 def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
@@ -60,7 +60,7 @@ def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) ->
         raise UsageError(f"{name}: {what}; name the class, or a function that makes one", code="own-import")
     _check(target, name, arguments)
     try:
-        return target(**arguments)
+        return target(**as_given(arguments, target))
     except Exception as error:
         if isinstance(error, UsageError) or is_own(getattr(target, "__module__", None)):
             raise  # the user's own code is shown where it went wrong

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import Problems, UsageError
-from ..registry import argument_problems
+from ..registry import argument_problems, as_given
 from .groups import param_groups
 from .registry import OPTIMIZERS
 
@@ -54,7 +54,7 @@ def build_optimizer(
     problems = [p for p in argument_problems(title, target, {"params": made, **arguments}) if p.argument != "params"]
     if problems:
         raise Problems([p.message for p in problems])
-    return target(made, **arguments)
+    return target(made, **as_given(arguments, target))
 
 
 def check_groups(target: Callable[..., Any], title: str, groups: Sequence[Mapping[str, Any]]) -> None:

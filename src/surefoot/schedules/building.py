@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..errors import Problems, UsageError
-from ..registry import argument_problems
+from ..registry import argument_problems, as_given
 from ..text import counted
 from .registry import COMPOSITES, EPOCH, FILLED_IN, SCHEDULERS, STEP, WARMUPS, SchedulerSpec, WarmupSpec
 from .run_length import horizons, too_short
@@ -173,4 +173,4 @@ def _make(registry: Any, name: str | Callable[..., Any], args: Mapping[str, Any]
     problems = argument_problems(title, name, args, parameters)
     if problems:
         raise Problems([p.message for p in problems])
-    return name(optimizer, **args)
+    return name(optimizer, **as_given(args, name))
