@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -99,6 +100,23 @@ def test_a_failed_fsync_is_never_tried_again(tmp_path, faulty):
     with pytest.raises(OSError):
         files.write_durably(tmp_path / "a", b"data")
     assert system.calls.count("fsync") == 1
+
+
+@pytest.mark.parametrize(("answer", "written"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_where_directories_cannot_be_synced_a_file_is_written_all_the_same(tmp_path, faulty, answer, written):
+    """As on some network drives; but a disk that fails is an error there too."""
+    faulty("fsync", answer, nth=1)
+    with contextlib.nullcontext() if written else pytest.raises(OSError):
+        files.write_durably(tmp_path / "a", b"data")
+    assert (tmp_path / "a").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_that_cannot_be_synced_is_an_error_everywhere(tmp_path, faulty, answer):
+    faulty("fsync", answer)
+    with pytest.raises(OSError):
+        files.write_durably(tmp_path / "a", b"data")
+    assert os.listdir(tmp_path) == []
 
 
 def test_short_writes_are_gone_on_with(tmp_path, faulty):

@@ -152,14 +152,18 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 
 
 def fsync_directory(path: str | Path) -> None:
-    """Make the names in a directory durable.
+    """Make the names in a directory durable, as far as its file system can: some network drives sync no directories.
 
     >>> fsync_directory(".")
     """
     with naming(path):
         descriptor = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
         with _closed_after(descriptor):
-            system.fsync(descriptor)
+            try:
+                system.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
 
 
 def write_durably(path: str | Path, data: bytes) -> Written:
