@@ -128,6 +128,34 @@ def test_numbers_of_an_objective_are_means_over_its_weight_recorded_and_watched(
     assert [r["size"] for r in records if r["kind"] == "epoch" and r["split"] == "val"] == pytest.approx([mean] * 2)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_number_of_some_batches_is_a_mean_over_those_however_they_are_accumulated(steps, weighted):
+    inputs, targets = tensors()
+    targets[4:8] = targets[16:20] = 0  # two batches in which no sample is of class 1
+
+    @surefoot.objective
+    def at_times(model, batch):
+        outputs = model(batch[0])
+        of_class_1 = int((batch[1] == 1).sum())
+        returned = {"loss": functional.cross_entropy(outputs, batch[1])}
+        if of_class_1:
+            returned["rare"] = 10.0 * of_class_1
+        return returned | ({"weight": of_class_1 + 1} if weighted else {})
+
+    _, result = trained(
+        at_times, (inputs, targets), epochs=1, step=StepOptions(grad_accum_steps=steps), run={"log_every": 1}
+    )
+    order = surefoot.Loader((inputs, targets), batch_size=4, seed=0)
+    counts = [int((labels == 1).sum()) for _, labels in order]
+    assert 0 in counts and len(set(counts)) > 2
+    weights = [n + 1 if weighted else 4 for n in counts]
+    expected = sum(10.0 * n * w for n, w in zip(counts, weights, strict=True)) / sum(
+        w for n, w in zip(counts, weights, strict=True) if n
+    )
+    assert result.metrics["train/rare"] == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_run_with_an_objective_goes_on_to_the_bits_of_an_untouched_one(tmp_path):
     whole, expected = trained(classify, epochs=3, run_dir=tmp_path / "whole")
     trained(classify, epochs=1, run_dir=tmp_path / "part")

@@ -25,8 +25,9 @@ class StepResult(NamedTuple):
     as they were because a gradient overflowed in fp16. An objective may have given its `weight` (what its mean is over,
     in place of the samples) and further `numbers`, means over that weight.
 
-    Of `MicroBatches`, `parts` are this rank's, as `RunningMetrics.add_parts` takes them, and `loss` is what they add to
-    the mean over the `samples` of all ranks; outputs and targets are with the parts.
+    `parts` are the micro-batches as `RunningMetrics.add_parts` takes them, where an objective gave some of them other
+    `numbers` than others. Of `MicroBatches` they are always there, this rank's, and `loss` is what they add to the mean
+    over the `samples` of all ranks; outputs and targets are with the parts.
     """
 
     loss: Tensor
@@ -71,7 +72,10 @@ def together(results: Sequence[StepResult], parameters: Sequence[Tensor]) -> Ste
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-    return StepResult(loss, outputs, targets, samples, weight=weight, numbers=numbers)
+    # A number of some micro-batches alone is a mean over their weights, and not over the update's.
+    alike = all(result.numbers.keys() == numbers.keys() for result in results)
+    parts = () if alike else [(*r[:4], r.weight, r.numbers) for r in results]
+    return StepResult(loss, outputs, targets, samples, weight=weight, numbers=numbers, parts=parts)
 
 
 def of_parts(
