@@ -59,6 +59,16 @@ def test_what_lay_in_a_runs_directory_stays_there_where_the_run_is_refused(data,
     assert sorted(path for path in run_dir.rglob("*") if path.is_file()) == sorted(kept)
 
 
+def test_directories_that_were_made_for_a_run_go_with_it_where_it_is_refused(data, run_dir):
+    (run_dir / "kept").mkdir(parents=True)
+    optimizer = sgd(model := make_model())
+    schedule = Schedule(optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3), by="step")
+    job = {"epochs": 1, "batch_size": 10, "schedule": schedule}
+    with pytest.raises(UsageError, match="total_steps is 3"):
+        fit(model, nn.CrossEntropyLoss(), optimizer, data, run_dir=run_dir / "kept" / "new" / "er" / "run", **job)
+    assert [*run_dir.rglob("*")] == [run_dir / "kept"]
+
+
 @pytest.mark.parametrize("name", ["recipe.yaml", "model", "report.html", "validation.json"])
 def test_what_a_run_would_write_over_is_refused(data, run_dir, name):
     run_dir.mkdir()

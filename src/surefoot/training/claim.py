@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
             f"{path / taken[0]}: is there already, and a run keeps its own under this name; name another directory",
             code="run-directory",
         )
-    existed = path.exists()
+    missing = [place for place in (path, *path.parents) if not place.exists()]
     lay_there = {*path.glob("*"), *path.glob("tensorboard/*")}
     by: dict[str, Any] = {} if (this := job()) is None else {"job": this}
     run = RunDirectory.open(path) if there else RunDirectory.create(path, name=name, status="interrupted", **by)
@@ -103,7 +103,7 @@ def held_run(path: Path, *, resume: bool, texts: Mapping[str, str], name: str) -
     except BaseException as error:
         if not claim.begun:
             if not there:
-                _discard(path, texts, lay_there, whole=not existed)
+                _discard(path, texts, lay_there, missing)
             elif before.get("id") is not None:  # it was taken up, and could not go on
                 with contextlib.suppress(OSError):
                     run.record(**{name: before[name] for name in _OF_A_SITTING if name in before})
@@ -141,13 +141,19 @@ def write_texts(run: RunDirectory, texts: Mapping[str, str]) -> None:
         files.write_durably(run.path / file, data)
 
 
-def _discard(path: Path, texts: Mapping[str, str], before: Collection[Path], *, whole: bool) -> None:
-    """Take away what a run that never began has made, and nothing that lay in its directory `before`."""
+def _discard(path: Path, texts: Mapping[str, str], before: Collection[Path], missing: Sequence[Path]) -> None:
+    """Take away what a run that never began has made, and nothing that lay in its directory `before`.
+
+    Also the directories that were `missing`, deepest first, its own the first of them.
+    """
     names = (RUN, JOURNAL, LOCK, *texts, "checkpoints", "tensorboard")
     made = [place for place in (*path.glob("tensorboard/*"), *map(path.joinpath, names)) if place not in before]
-    for place in [path] if whole else made:
+    for place in missing[:1] or made:
         if place.is_dir():
             shutil.rmtree(place, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
+    for place in missing[1:]:
+        with contextlib.suppress(OSError):  # another run has begun there
+            place.rmdir()
