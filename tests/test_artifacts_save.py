@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -342,6 +343,18 @@ def test_directories_that_are_made_for_a_model_are_on_the_disk_with_it(tmp_path,
     monkeypatch.setattr(files, "fsync_directory", lambda path: synced.append(Path(path)) or fsync_directory(path))
     save_model(nn.Linear(1, 1), tmp_path / "a/b/model")
     assert {tmp_path, tmp_path / "a", tmp_path / "a/b"} <= set(synced)
+
+
+def test_directories_that_were_made_for_a_model_go_with_it_where_it_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.system, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(nn.Linear(1, 1), tmp_path / "kept/a/b/model")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "kept"]
 
 
 def test_plots_of_one_name_are_refused_and_one_of_our_name_is_taken(tmp_path):

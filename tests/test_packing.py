@@ -227,6 +227,7 @@ def test_one_wrong_byte_or_a_cut_anywhere_makes_nothing(ending):
 def test_a_foreign_file_is_named(data, capsys):
     Path("f.tar").write_bytes(data)
     assert "f.tar" in refused(capsys, "unpack", "f.tar", "--to", "there")
+    assert "f.tar" in refused(capsys, "unpack", "f.tar", "--to", "new/there")
     assert os.listdir() == ["f.tar"]
 
 
@@ -260,6 +261,7 @@ def test_a_full_disk_leaves_nothing(monkeypatch):
     monkeypatch.setattr(files.system, "write", full)
     with pytest.raises(RunFailed, match="No space left"):
         pack(run, Path("other.tar"))
-    with pytest.raises(UsageError, match="No space left"):
-        unpack(Path("r.tar"), Path("there"))
+    for to in ("there", "new/er/there"):
+        with pytest.raises(UsageError, match="No space left"):
+            unpack(Path("r.tar"), Path(to))
     assert sorted(os.listdir()) == ["r.tar", "run"]

@@ -166,6 +166,22 @@ def fsync_directory(path: str | Path) -> None:
                     raise
 
 
+@contextlib.contextmanager
+def parents_made(path: str | Path) -> Iterator[None]:
+    """Make the directories above `path` that are missing, durably; an error in the block takes them away again."""
+    missing = [parent for parent in Path(os.path.abspath(path)).parents if not parent.exists()]
+    try:
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            fsync_directory(parent.parent)
+        yield
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):  # never made, or another process has put something there
+                parent.rmdir()
+        raise
+
+
 def write_durably(path: str | Path, data: bytes) -> Written:
     """Replace or make `path`: after a crash at any instant it holds the old bytes or the new, no mixture.
 

@@ -69,11 +69,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     the block ends; the names are made so here. After an error, or a kill, `target` is as it was.
     """
     target = Path(os.path.abspath(target))
-    missing = [parent for parent in target.parents if not parent.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for parent in missing:
-        files.fsync_directory(parent.parent)
-    with scratch_directory(target) as temporary:
+    with files.parents_made(target), scratch_directory(target) as temporary:
         yield temporary
         if target.is_dir():
             carry_over(target, temporary)

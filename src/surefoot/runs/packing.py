@@ -156,7 +156,14 @@ def unpack(path: Path, to: Path) -> dict[str, Any]:
         raise UsageError(f"{to}: is there already; name a directory that is not, with --to DIR")
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        with files.parents_made(to):
+            return _unpacked(path, to, temporary)
+    except OSError as error:
+        raise UsageError(f"{error.filename or path}: cannot be unpacked: {error.strerror or error}") from error
+
+
+def _unpacked(path: Path, to: Path, temporary: Path) -> dict[str, Any]:
+    try:
         with contextlib.closing(_Source(path)) as source:
             manifest = _manifest(path, source)
             _require_room(to.parent, manifest)
@@ -165,11 +172,9 @@ def unpack(path: Path, to: Path) -> dict[str, Any]:
         for folder, _, _ in os.walk(temporary):
             files.fsync_directory(folder)
         files.system.rename(temporary, to)
-        files.fsync_directory(to.parent)
-    except OSError as error:
-        raise UsageError(f"{error.filename or path}: cannot be unpacked: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    files.fsync_directory(to.parent)
     return manifest
 
 
