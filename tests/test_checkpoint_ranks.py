@@ -171,7 +171,7 @@ def _saves_when_asked(world, run):
     """Which checkpoints are there once rank 1 alone was asked to save, and once an hour has passed for rank 1 alone."""
     # A step takes one, the first one too, so that each step asks.
     seconds = itertools.count(int(time.monotonic()) + 2)
-    surefoot.world.time = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    surefoot.asking.time = SimpleNamespace(monotonic=lambda: float(next(seconds)))
     clock = surefoot.checkpoint.checkpointer.time = SimpleNamespace(monotonic=lambda: 0.0)
     with surefoot.Checkpointer(run, world=world, every="10 min", keep_last=None, model=nn.Linear(2, 1)) as saver:
         for step in range(1, 40):
@@ -224,7 +224,7 @@ def _stops_once(world, folder):
     with pytest.raises(Stopped), surefoot.Checkpointer(f"{folder}/a", world=world, model=nn.Linear(1, 1)) as saver:
         saver.resume()
         world.ask((signal.SIGTERM, 0, 0, 0))
-        world._question = world._question or (lambda: [signal.SIGTERM, 0, 0, 0, 1])
+        world._asking._question = world._asking._question or (lambda: [signal.SIGTERM, 0, 0, 0, 1])
         saver.stop()
     with surefoot.Checkpointer(f"{folder}/b", world=world, model=nn.Linear(1, 1)) as saver:
         for _ in range(5):

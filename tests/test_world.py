@@ -12,7 +12,7 @@ import pytest
 import torch
 from ranks import RanksFailed, by_sockets, linux_on_x86, run_ranks
 
-import surefoot.world
+import surefoot.asking
 from surefoot.errors import RankFailed, Stopped, UsageError
 from surefoot.world import World
 
