@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import safetensors.torch
 import torch
@@ -282,6 +283,21 @@ def test_arguments_are_known_only_where_there_is_nothing_to_know(tmp_path):
     for number, (model, args) in enumerate(((Plain(), {}), (nn.Linear(2, 2), None))):
         save_model(model, tmp_path / str(number))
         assert read_info(tmp_path / str(number)).model["args"] == args
+
+
+def test_arguments_may_be_numbers_of_numpy(tmp_path):
+    class Sized(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            sizes = {"wide": numpy.int64(2), "flag": numpy.bool_(True), "rates": (numpy.float32(0.5), [numpy.int8(3)])}
+            self.arguments = sizes | {"name": "x", "array": None}
+
+    save_model(Sized(), tmp_path / "own")
+    expected = {"wide": 2, "flag": True, "rates": [0.5, [3]], "name": "x", "array": None}
+    assert read_info(tmp_path / "own").model["args"] == expected
+    source = ("mine:Net", {"wide": numpy.uint8(7)})
+    save_model(nn.Linear(2, 2), tmp_path / "imported", source=source)
+    assert read_info(tmp_path / "imported").model == {"class": "mine:Net", "args": {"wide": 7}}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch's own, on importing its compiler

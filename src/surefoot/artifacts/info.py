@@ -192,7 +192,7 @@ def describe_model(
         spec = pretrained.pretrained_spec(model, classes)
     if spec is None:
         path, args = source or (class_path(model), _own_arguments(model))
-        spec = {"class": path, "args": None if args is None else dict(args)}
+        spec = {"class": path, "args": _with_plain_numbers(args)}
         if not _is_plain(spec["args"], finite=True):
             # Arguments that JSON cannot hold (a module, a function, infinity) are not written: the caller passes
             # the instance when the model is loaded.
@@ -234,6 +234,16 @@ def _own_arguments(model: nn.Module) -> Mapping[str, Any] | None:
         return arguments
     # A constructor that takes nothing can have been called in one way only.
     return None if inspect.signature(type(model)).parameters else {}
+
+
+def _with_plain_numbers(value: Any) -> Any:
+    """NumPy's numbers as Python's, wherever they stand; all else as it is."""
+    if isinstance(value, Mapping):
+        return {key: _with_plain_numbers(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_with_plain_numbers, value))
+    number = as_metric(value) if type(value).__module__ == "numpy" else None
+    return value if number is None else number
 
 
 def _is_plain(value: Any, finite: bool = False) -> bool:
