@@ -25,6 +25,10 @@ class Mode(enum.Enum):
     scaled = 2
 
 
+class Way(enum.StrEnum):
+    UP = "up"
+
+
 GIVEN = [
     (Path, "data", Path("data")),
     (Path | None, "data", Path("data")),
@@ -40,6 +44,8 @@ GIVEN = [
     (torch.dtype, "float16", torch.float16),
     (torch.dtype, "torch.bfloat16", torch.bfloat16),
     (Mode, "scaled", Mode.scaled),
+    (Way, "UP", Way.UP),
+    (Way, "up", Way.UP),
     (list[Path], ["a"], ["a"]),  # what lists hold is the function's own matter
     (torch.Tensor | None, [1, 2], torch.tensor([1.0, 2.0])),
     (list | torch.Tensor, [1, 2], [1, 2]),

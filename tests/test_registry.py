@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from surefoot.errors import Problems, UsageError
-from surefoot.registry import Entry, Range, Registry, argument_problems, did_you_mean
+from surefoot.registry import Entry, Range, Registry, argument_problems, as_given, did_you_mean
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -93,6 +93,7 @@ def test_an_annotation_that_says_nothing_of_values_lets_them_through(annotation)
 
     make.__annotations__ = {"given": annotation}
     assert argument_problems("make", make, {"given": [1]}) == []
+    assert as_given({"given": [1]}, make) == {"given": [1]}
 
 
 @pytest.mark.parametrize("weight", [[1, [2]], [[1, 2], [3]], [10**400]])

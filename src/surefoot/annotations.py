@@ -93,10 +93,10 @@ def as_annotated(value: Any, annotation: Any) -> Any:
     if not isinstance(value, str | list | tuple):
         return value
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    makers = {option: make for option in options if (make := _maker(option, type(value))) is not None}
-    if any(accepted(option).fits(value) for option in options if option not in makers):
+    makers = [_maker(option, type(value)) for option in options]
+    if any(make is None and accepted(option).fits(value) for option, make in zip(options, makers, strict=True)):
         return value
-    return next((made for make in makers.values() if (made := make(value)) is not None), value)
+    return next((made for make in makers if make is not None and (made := make(value)) is not None), value)
 
 
 def _is_union(annotation: Any) -> bool:
@@ -114,7 +114,8 @@ def _maker(annotation: Any, given: type) -> Callable[[Any], Any] | None:
         path: Any = Path if kind is os.PathLike else kind
         return lambda text: path(text) if text else None
     if issubclass(kind, enum.Enum):
-        return kind.__members__.get
+        by_value = {member.value: member for member in kind if isinstance(member.value, str)}
+        return {**by_value, **kind.__members__}.get
     if kind.__module__ == "torch" and kind.__name__ in ("device", "dtype"):
         return _device if kind.__name__ == "device" else _dtype
     return None
