@@ -104,7 +104,10 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _maker(annotation: Any, given: type) -> Callable[[Any], Any] | None:
-    """What makes the objects of a class of which YAML holds none: None, where it is given what stands for none."""
+    """A function from a YAML value of type `given` to an object of the annotated class, None where no such is needed.
+
+    It returns None for a value that stands for no object.
+    """
     kind = typing.get_origin(annotation) or annotation
     if not inspect.isclass(kind):
         return None
