@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import rng
+from .errors import UsageError
 from .gradients import limit_gradients
 from .losses import averaging, conventions
 from .losses.conventions import LossValue
@@ -22,7 +23,7 @@ from .sharding import ShardedReduction, limit_pieces, shard
 from .step_options import StepOptions
 from .step_result import StepResult, of_parts
 from .world import World
-from .wrapping import shared_out
+from .wrapping import replicating, shared_out
 
 # Losses that call the model several times a batch, or as they like.
 CALLED_OFTEN = ("objective", "triplet", "two inputs")
@@ -47,20 +48,26 @@ class Step(Protocol):
 class Divided:
     """What a TrainStep does with MicroBatches: this rank's go forward and backward, the sums are those of all ranks.
 
-    All ranks begin with rank 0's parameters and buffers. `updates` counts the updates so far: each micro-batch draws
+    All ranks begin with rank 0's parameters and buffers; raises UsageError for a model that several processes cannot
+    train (one in DataParallel). `updates` counts the updates so far: each micro-batch draws
     from a seed of its own, made of the run's `seed`, that count and its number.
     """
 
     def __init__(self, world: World, model: nn.Module, loss: Any, seed: int):
         self.world, self.model, self.loss, self.seed = world, model, loss, seed
+        kind = None if shared_out(model) else replicating(model)
+        if world.size > 1 and kind not in (None, "DistributedDataParallel"):
+            raise UsageError(
+                f"model: a {kind} cannot be trained by several processes here; give the model by itself", code="ranks"
+            )
         sharded, hidden = bool(shared_out(model)), list(hidden_state(loss, model).values())
         self._holders = (model, *hidden)
         for part in self._holders:  # as DDP does: what each rank has made at random must be one model
             parameters = [] if sharded and part is model else part.parameters()
             take_from_first(world, [*parameters, *part.buffers()])
         self._called_once = conventions.convention_of(loss).name not in CALLED_OFTEN
-        kind = ShardedReduction if sharded else Reduction
-        self.reduction = kind(world, model, called_once=self._called_once)
+        reducing = ShardedReduction if sharded else Reduction
+        self.reduction = reducing(world, model, called_once=self._called_once)
         self._with_buffers = [each for part in self._holders for each in part.modules() if each._buffers]
         self.updates = 0
         self._whole: Any = None

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .closure import update_by_closure
 from .divided import Divided
 from .errors import UsageError
-from .gradients import refuse_gradients
 from .losses import averaging, conventions
 from .losses.hidden import hidden_state
 from .micro_batches import MicroBatches
 from .modes import autocast
 from .moving_average import MovingAverage
 from .nonfinite import NonFinite
-from .scaler import LEAST_SCALE, Scaler
+from .scaler import Scaler
 from .step_options import StepOptions as StepOptions
 from .step_result import StepResult, result_of, together
 from .torch_compat import give_hooks
-from .untouched import Buffers, put_back_on
+from .untouched import Buffers
 from .world import World
-from .wrapping import replicating, shared_out
+from .wrapping import shared_out
 
 Batch = tuple[Any, ...]
 
@@ -55,17 +55,10 @@ class TrainStep:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         give_hooks(optimizer)
         self.options = options = options if options is not None else StepOptions()
-        if options.precision == "fp16" and isinstance(optimizer, torch.optim.LBFGS):
-            raise UsageError("precision: LBFGS cannot run under fp16; use float32 or bf16")
-        kind = None if shared_out(model) else replicating(model)
-        if self.world.size > 1 and kind not in (None, "DistributedDataParallel"):
-            raise UsageError(
-                f"model: a {kind} cannot be trained by several processes here; give the model by itself", code="ranks"
-            )
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.checks = options.on_nonfinite == "skip" or self.device.type == "cpu"
         self.divided = Divided(self.world, model, loss, seed)
-        self.scaler = Scaler(self.device.type) if options.precision == "fp16" else None
+        self.scaler = Scaler.of(self.device, options, optimizer)
         self.ema = None if options.ema_decay is None else MovingAverage(model, options.ema_decay)
         self.backend: Callable[[Sequence[Any]], StepResult] | None = None
         self._buffers = Buffers(model, *hidden_state(loss, model).values())
@@ -94,35 +87,13 @@ class TrainStep:
     def plain(self, micro_batches: Sequence[Any]) -> StepResult:
         """The update without the moving average."""
         if isinstance(self.optimizer, torch.optim.LBFGS):
-            return self._by_closure(micro_batches)
-        result, scaler = self.gradients(micro_batches), self.scaler
-        # GradScaler takes no update without a gradient (no micro-batch had any weight).
-        if scaler is None or all(p.grad is None for p in self.trained()):
-            norm = self.limit()
-            self.optimizer.step()
-            return result._replace(grad_norm=norm)
-        if self.options.clips:
-            scaler.unscale_(self.optimizer)
-        norm, updated = self.limit(), scaler.update_with(self.optimizer)
-        if not updated:
-            if self.world.size > 1:
-                self.divided.agree()
-            if scaler.get_scale() < LEAST_SCALE:
-                refuse_gradients(self.model, self.trained(), self.world)
-        return result._replace(grad_norm=norm, updated=updated)
-
-    def _by_closure(self, micro_batches: Sequence[Any]) -> StepResult:
-        """L-BFGS evaluates the loss several times an update; the first evaluation is the one reported."""
-        results = []
-
-        def closure() -> Tensor:
-            result = self.gradients(micro_batches)
-            results.append(result._replace(grad_norm=self.limit()))
-            return self.world.sum(result.loss)
-
-        with put_back_on(NonFinite, self.optimizer):  # perhaps not at the first evaluation
-            self.optimizer.step(closure)  # type: ignore[arg-type]
-        return results[0]
+            return update_by_closure(self, micro_batches)
+        result = self.gradients(micro_batches)
+        if self.scaler is not None:
+            return self.scaler.update_of(self, result)
+        norm = self.limit()
+        self.optimizer.step()
+        return result._replace(grad_norm=norm)
 
     def gradients(self, micro_batches: Sequence[Any]) -> StepResult:
         """Forward and backward of each micro-batch; gradients add up to those of the mean over all samples."""
