@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import random
+import types
 
 import numpy
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 
 from surefoot.execution import CannotCompile, Execution, make_backend
 from surefoot.execution.compiled import compile_step, compiler, why_not
+from surefoot.execution.constants import Constants
 from surefoot.execution.graph_step import GraphStep
 from surefoot.execution.measure import Bench, Trial
 from surefoot.models import MODELS
@@ -342,3 +345,146 @@ def test_attributes_that_are_only_read_do_no_harm():
     model, batch, loss = Stateful(lambda self, x: self.by_name["a"]), batches()[0], nn.CrossEntropyLoss()
     step = step_of(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), batch)
     assert differs(step, batch) is None
+
+
+SCALE, SHARED, UNREAD = 1.5, {"scale": [1.0]}, 1.0
+
+
+@dataclasses.dataclass
+class Config:
+    power: float = 1.0
+
+
+class Settings(nn.Module):
+    """Reads a value from each place where one can stand."""
+
+    factor, switch = 1.0, None
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.number, self.sizes, self.by_name = 1.0, [1.0, 2.0], {"a": {"b": 1.0}}
+        self.scale, self.one, self.array = torch.ones(3), torch.ones(()), numpy.ones(3)
+        self.config, self.space, self.names = Config(), types.SimpleNamespace(shift=0.0), {"a"}
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        y = self.drop(self.layer(x)) * self.number * self.sizes[1] * self.by_name["a"]["b"] * self.scale * self.one
+        y = y * torch.as_tensor(self.array, dtype=y.dtype) ** self.config.power + self.space.shift + len(self.names)
+        return self.turned(y) * SHARED["scale"][0]
+
+    def turned(self, y):
+        return [y * SCALE * self.factor for _ in range(1)][0].neg() if self.switch else y * SCALE * self.factor
+
+
+def given(change):
+    """A change of the model alone."""
+    return lambda model, monkeypatch: change(model)
+
+
+CHANGES = {
+    "model.number": given(lambda m: setattr(m, "number", 2.0)),
+    "model.sizes": given(lambda m: m.sizes.__setitem__(1, 3.0)),
+    "model.by_name": given(lambda m: m.by_name["a"].update(b=2.0)),
+    "model.scale": given(lambda m: m.scale.mul_(2)),
+    "model.one": given(lambda m: setattr(m, "one", torch.full((), 2.0))),
+    "model.array": given(lambda m: m.array.__setitem__(0, 2.0)),
+    "model.config.power": given(lambda m: setattr(m.config, "power", 2.0)),
+    "model.space.shift": given(lambda m: setattr(m.space, "shift", 1.0)),
+    "model.names": given(lambda m: m.names.add("b")),
+    "model.drop.p": given(lambda m: setattr(m.drop, "p", 0.0)),
+    "model.drop": given(lambda m: setattr(m, "drop", nn.Identity())),
+    "model.fresh": given(lambda m: setattr(m, "fresh", 1)),
+    "SCALE": lambda m, monkeypatch: monkeypatch.setitem(globals(), "SCALE", 2.0),
+    "SHARED": lambda m, monkeypatch: SHARED["scale"].__setitem__(0, 2.0),
+    "Settings.factor": lambda m, monkeypatch: monkeypatch.setattr(Settings, "factor", 2.0),
+    "Settings.switch": lambda m, monkeypatch: monkeypatch.setattr(Settings, "switch", True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_constant_ends_the_graph_and_the_step_is_eager(name, monkeypatch, capsys):
+    monkeypatch.setitem(SHARED, "scale", list(SHARED["scale"]))
+    steps = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model, loss = Settings(), nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        steps.append((model, updater(model, loss, optimizer, batches()[0]) if fast else None, optimizer, loss))
+    (model, fast, _, _), (plain, _, optimizer, loss) = steps
+    reference = TrainStep(plain, loss, optimizer)
+
+    def both(batch):
+        torch.manual_seed(1)
+        results = [fast([batch])]
+        torch.manual_seed(1)
+        assert close(results[0], reference([batch])) and close(model.state_dict(), plain.state_dict())
+
+    both(batches()[0])
+    assert fast.graph is not None and fast.graph.constants.changed() is None
+    CHANGES[name](model, monkeypatch)
+    if not name[0].isupper():
+        CHANGES[name](plain, monkeypatch)
+    both(batches()[1])
+    both(batches()[2])
+    said = f"the step is not compiled any more: {name} was changed, which a graph would not see\n"
+    assert fast.graph is None and capsys.readouterr().out == said
+
+
+def test_a_number_that_a_loss_closes_over_is_a_constant():
+    weight = 1.0
+
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) * weight
+
+    model, optimizer = made()
+    graph = step_of(model, loss, optimizer, batches()[0])
+    assert graph.constants.changed() is None
+    weight = 2.0
+    assert graph.constants.changed() == "weight was changed, which a graph would not see"
+
+
+def test_a_number_that_a_loss_holds_is_a_constant():
+    class Weighted:
+        def __init__(self):
+            self.weight = 1.0
+
+        def __call__(self, outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets) * self.weight
+
+    for loss, name in [(nn.CrossEntropyLoss(label_smoothing=0.1), "label_smoothing"), (Weighted(), "weight")]:
+        model, optimizer = made()
+        graph = step_of(model, loss, optimizer, batches()[0])
+        assert graph.constants.changed() is None
+        setattr(loss, name, 0.2)
+        assert graph.constants.changed() == f"loss.{name} was changed, which a graph would not see"
+
+
+def test_what_is_equal_or_not_read_ends_no_graph():
+    model = Settings()
+    constants = Constants(model=model, loss=nn.CrossEntropyLoss())
+    model.number, model.drop.p = float("1.0"), float("0.5")
+    globals()["UNREAD"] = 2.0
+    model.layer.weight.data.mul_(2)
+    assert constants.changed() is None
+    model.eval()
+    assert constants.changed() is None and not constants.hold()
+    model.train()
+    assert constants.changed() is None and constants.hold()
+
+
+def test_a_hook_that_was_given_later_ends_the_graph(capsys):
+    for give, name in [
+        (lambda model: model.norm.register_forward_hook(lambda *_: None), "model.norm"),
+        (lambda model: model.last.weight.register_hook(torch.zeros_like), "model.last.weight"),
+        (lambda model: model.last.bias.register_post_accumulate_grad_hook(lambda p: None), "model.last.bias"),
+    ]:
+        model, optimizer = made()
+        fast = updater(model, nn.CrossEntropyLoss(), optimizer, batches()[0])
+        fast([batches()[0]])
+        give(model)
+        before = model.last.weight.clone()
+        fast([batches()[1]])
+        assert torch.equal(before, model.last.weight) == (name == "model.last.weight")
+        said = f"the step is not compiled any more: {name} was given a hook, which a graph would not call\n"
+        assert fast.graph is None and capsys.readouterr().out == said

@@ -18,7 +18,8 @@ from ..losses import conventions
 from ..modes import AUTOCAST
 from ..step import Batch, TrainStep
 from ..untouched import Snapshot
-from .graph_step import CannotCompile, GraphResult, Modes, fits, refuse_gradients_of_others, signature, soundness
+from .constants import Constants
+from .graph_step import CannotCompile, GraphResult, fits, refuse_gradients_of_others, signature, soundness
 from .settings import laid_out_like
 
 WARM_UPS = 3
@@ -56,7 +57,7 @@ class CapturedGraph:
     """
 
     def __init__(self, step: TrainStep, example: Batch, graphs: Graphs):
-        self.step, self.signature, self._modes = step, signature(example), Modes(step.model, step.loss)
+        self.step, self.signature = step, signature(example)
         refuse_gradients_of_others(step)
         self.parameters = self._trained()
         self.inputs = [part.clone() for part in example]
@@ -74,10 +75,11 @@ class CapturedGraph:
         if changed is not None:
             raise CannotCompile(f"{changed}, which a graph would not")
         self._held = self._addresses()
+        self.constants = Constants(model=step.model, loss=step.loss)
 
     def fits(self, batch: Batch) -> bool:
         """Whether the graph is one for this batch, and for the tensors that are there now."""
-        return fits(batch, self.signature) and self._modes.hold() and self._addresses() == self._held
+        return fits(batch, self.signature) and self.constants.hold() and self._addresses() == self._held
 
     def __call__(self, batch: Batch) -> GraphResult:
         """Loss and outputs are copies: the next replay writes over what this one filled, the gradients too."""

@@ -25,7 +25,8 @@ from ..modes import autocast
 from ..step import TrainStep
 from ..untouched import Snapshot
 from ..wrapping import replicating
-from .graph_step import CannotCompile, GraphResult, Modes, fits, refuse_gradients_of_others, signature, soundness
+from .constants import Constants
+from .graph_step import CannotCompile, GraphResult, fits, refuse_gradients_of_others, signature, soundness
 from .pools import written_out
 from .settings import laid_out_like
 
@@ -76,7 +77,7 @@ class CompiledGraph:
         self.guard = step.checks
         if not all(isinstance(part, Tensor) for part in batch):
             raise CannotCompile("its batches hold more than plain tensors")
-        self.signature, self._modes = signature(batch), Modes(model, loss)
+        self.signature = signature(batch)
         self._like = tuple(torch.ones((), dtype=torch.float64, device="cpu") for _ in range(shares))
         self._graph: Callable[..., Any] | None = None
         self._output_spec: Any = None
@@ -112,6 +113,7 @@ class CompiledGraph:
         with torch.no_grad():
             graph = written_out(graph, arguments)
             self._graph = (lower or by_inductor)(graph, arguments)
+        self.constants = Constants(model=self.bundle.model, loss=self.bundle.loss)
 
     def arguments(self, batch: Sequence[Any], shares: Sequence[Tensor] = ()) -> list[Tensor]:
         """Everything that the graph reads, in its order."""
@@ -133,7 +135,7 @@ class CompiledGraph:
 
     def fits(self, batch: Sequence[Any]) -> bool:
         """Whether the graph is one for this batch and for what is trained now."""
-        if not fits(batch, self.signature) or not self._modes.hold():
+        if not fits(batch, self.signature) or not self.constants.hold():
             return False
         return all(p.requires_grad for p in self.parameters) and not any(p.requires_grad for p in self._frozen)
 

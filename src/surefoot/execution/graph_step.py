@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import batches
 from ..errors import SurefootError
@@ -15,6 +15,7 @@ from ..losses import conventions
 from ..nonfinite import NonFinite
 from ..step import Batch, TrainStep
 from ..step_result import StepResult
+from .constants import Constants
 from .direct import DirectUpdate, drops_gradients
 from .eager import EagerStep
 from .verify import of_no_optimizer, record, verify
@@ -45,6 +46,11 @@ class Graph(Protocol):
         ...
 
     @property
+    def constants(self) -> Constants:
+        """What must not change as long as the graph is used."""
+        ...
+
+    @property
     def signature(self) -> Sequence[tuple[Any, ...]]:
         """Shapes, strides and types of the batches that it is for."""
         ...
@@ -61,8 +67,8 @@ class Graph(Protocol):
 class GraphStep:
     """One update with the graph that `make` makes; other shapes, several batches and evaluation mode run eagerly.
 
-    When other parameters are trained than before (some were unfrozen), the graph is made anew; where that cannot be,
-    `say` receives a message and the rest of the run is eager.
+    When other parameters are trained than before (some were unfrozen), the graph is made anew. Where that cannot be, or
+    a constant of the graph was changed (see `Constants`), `say` receives a message and the rest of the run is eager.
     """
 
     writes_unseen = True
@@ -79,6 +85,9 @@ class GraphStep:
         if len(micro_batches) != 1 or self.graph is None:
             return self.eager(micro_batches)
         batch = micro_batches[0]
+        if (changed := self.graph.constants.changed()) is not None:
+            self._give_up(changed)
+            return self.eager(micro_batches)
         if not self.graph.fits(batch):
             # What is made anew is compared on this batch, which must be one for it.
             if self._trainable() != self._trained and fits(batch, self.graph.signature):
@@ -110,24 +119,15 @@ class GraphStep:
             if difference := verify(self.step, self, [batch]):
                 raise CannotCompile(difference)
         except CannotCompile as error:
-            self.graph = None
-            self._say(f"the step is not compiled any more: {error}")
+            self._give_up(str(error))
+
+    def _give_up(self, reason: str) -> None:
+        self.graph = None
+        self._say(f"the step is not compiled any more: {reason}")
 
     def _trainable(self) -> tuple[int, ...]:
         groups = self.step.optimizer.param_groups
         return tuple(id(p) for group in groups for p in group["params"] if p.requires_grad)
-
-
-class Modes:
-    """The modes in which the modules of model and loss are now: a graph made of them has these for good."""
-
-    def __init__(self, *parts: Any):
-        modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-        self._modes = [(module, module.training) for module in modules]
-
-    def hold(self) -> bool:
-        """Whether each is in the mode in which it was."""
-        return all([module.training is training for module, training in self._modes])
 
 
 def signature(batch: Sequence[Tensor]) -> list[tuple[Any, ...]]:

@@ -43,8 +43,8 @@ class GraphPart:
         self.graph, self._targets_at = graph, targets_at
 
     def fits(self, batch: Batch) -> bool:
-        """Whether the graph is one for this micro-batch and for what is trained now."""
-        return self.graph.fits(batch)
+        """Whether the graph is one for this micro-batch, and for what is trained and set now."""
+        return self.graph.constants.changed() is None and self.graph.fits(batch)
 
     def __call__(self, step: TrainStep, batch: Batch, share: Any, index: int, model: nn.Module) -> LossValue:
         result = self.graph(batch, shares_of(share))
