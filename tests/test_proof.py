@@ -12,7 +12,8 @@ import torch
 
 from surefoot.cli import main
 from surefoot.proof import compare, comparison
-from surefoot.tracking.tensorboard import TensorBoard
+from surefoot.tracking.tensorboard import WRONG, TensorBoard
+from surefoot.tracking.wrong_pictures import Captioned
 
 SMALL = ["data.train_size=320", "data.val_size=80", "data.batch_size=16", "epochs=3", "warmup.warmup_period=5"]
 PLAIN = ["execution.threads=1", "execution.compile=false"]
@@ -82,6 +83,21 @@ def test_a_field_of_the_state_is_named_by_its_place(run, twin):
     assert compare(run, twin)[0] == "step 20, state.json: objects.schedule.steps: untouched has 20, killed has 21"
 
 
+def test_a_field_that_is_null_differs_from_one_that_is_missing(run, twin):
+    path = max((twin / "checkpoints").glob("step-*")) / "state.json"
+    state = json.loads(path.read_text())
+    state["objects"]["schedule"]["more"] = None
+    path.write_text(json.dumps(state))
+    told = "objects.schedule.more: untouched has no such field, killed has None"
+    assert compare(run, twin)[0] == f"step 20, state.json: {told}"
+    shutil.copy(max((run / "checkpoints").glob("step-*")) / "state.json", path)
+    path = twin / "run.json"
+    record = json.loads(path.read_text())
+    record["conditions"]["more"] = None
+    path.write_text(json.dumps(record))
+    assert compare(run, twin)[0] == "run.json, conditions: more: untouched has no such field, killed has None"
+
+
 def test_a_record_that_differs_is_told(run, twin):
     journal = twin / "metrics.jsonl"
     lines = journal.read_text().splitlines()
@@ -103,6 +119,17 @@ def test_the_points_of_runs_beside_one_another_in_tensorboard_are_compared(tmp_p
     board.write({"kind": "epoch", "split": "val", "epoch": 0, "step": 90, "loss": 0.5, "wall_s": 2.5})
     board.close()
     assert ("Validation/Training vs. Validation Loss", 1, "0.5") in comparison._points(tmp_path)
+
+
+def test_pictures_in_tensorboard_are_compared(tmp_path):
+    differing = []
+    for name, shade in [("one", 0), ("other", 1)]:
+        with TensorBoard(tmp_path / name / "tensorboard", started=0.0) as board:
+            board.write_pictures([Captioned("a bag", bytes([shade]), 2, 2)], 3, 1.0)
+        points = comparison._points(tmp_path / name)
+        differing.append([point for point in points if point[:2] == (f"{WRONG}/a bag", 3)])
+    (picture,), (other,) = differing
+    assert picture[2].startswith("a picture of 2 x 2 with SHA-256 ") and other[2] != picture[2]
 
 
 def test_a_killed_run_is_proved_identical(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import re
@@ -191,12 +192,19 @@ class _State:
 
     def difference(self, other: _State, sides: Sides) -> str:
         """The first field that differs; "" where none does that counts."""
-        names = sorted({*self.fields, *other.fields})
-        differing = (name for name in names if self.fields.get(name) != other.fields.get(name))
+        differing = _differing(self.fields, other.fields)
         name = next((name for name in differing if not name.replace(".", "/").startswith(self._unused())), None)
-        if name is None:
-            return ""
-        return f"{name}: {_two(sides, self.fields.get(name), other.fields.get(name))}"
+        return "" if name is None else f"{name}: {_two(sides, *_fields(name, self.fields, other.fields))}"
+
+
+def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The names whose values differ, or that only one of them has: a field that is null is one that is there."""
+    names = sorted({*mine, *theirs})
+    return [name for name in names if not (name in mine and name in theirs and mine[name] == theirs[name])]
+
+
+def _fields(name: str, *sides: dict[str, Any]) -> list[Any]:
+    return [fields.get(name, "no such field") for fields in sides]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -239,17 +247,26 @@ def _points_in(folder: Path) -> list[tuple[str, int, Any]]:
 
     from ..tracking.tensorboard import SPEED
 
-    sizes = {"scalars": 0, "tensors": 0, "histograms": 0}
+    sizes = {"scalars": 0, "tensors": 0, "histograms": 0, "images": 0}
     events = EventAccumulator(str(folder), size_guidance=sizes).Reload()
     tags = events.Tags()
     scalars = [tag for tag in tags["scalars"] if tag != SPEED]
     points = [(tag, e.step, _exact(e.value)) for tag in scalars for e in events.Scalars(tag)]
     points += [(tag, e.step, e.histogram_value) for tag in tags["histograms"] for e in events.Histograms(tag)]
-    return points + [
-        (tag, e.step, _exact(float(e.tensor_proto.float_val[0]) if e.tensor_proto.float_val else 0.0))
-        for tag in tags["tensors"]
-        for e in events.Tensors(tag)
-    ]
+    points += [(tag, e.step, _picture(e)) for tag in tags["images"] for e in events.Images(tag)]
+    return points + [(tag, e.step, _of_tensor(e.tensor_proto)) for tag in tags["tensors"] for e in events.Tensors(tag)]
+
+
+def _picture(event: Any) -> str:
+    digest = hashlib.sha256(event.encoded_image_string).hexdigest()
+    return f"a picture of {event.width} x {event.height} with SHA-256 {digest[:16]}"
+
+
+def _of_tensor(proto: Any) -> Any:
+    """The one number of most of them, or all that it holds (texts)."""
+    if not proto.string_val and len(proto.float_val) == 1:
+        return _exact(float(proto.float_val[0]))
+    return proto.SerializeToString(deterministic=True)
 
 
 def _two(sides: Sides, mine: Any, theirs: Any) -> str:
@@ -264,8 +281,8 @@ def _difference(mine: Any, theirs: Any, sides: Sides) -> str:
         difference = mine.difference(theirs, sides)  # type: ignore[arg-type]
         return difference and f": {difference}"
     if isinstance(mine, dict) and isinstance(theirs, dict):
-        key = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
-        return f": {key}: {_two(sides, mine.get(key), theirs.get(key))}"
+        key = _differing(mine, theirs)[0]
+        return f": {key}: {_two(sides, *_fields(key, mine, theirs))}"
     if isinstance(mine, list) and isinstance(theirs, list):
         for number, (a, b) in enumerate(zip(mine, theirs, strict=False), 1):
             if a != b:
