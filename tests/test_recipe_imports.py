@@ -6,6 +6,7 @@ import enum
 import json
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -46,7 +47,16 @@ GIVEN = [
     (Mode, "scaled", Mode.scaled),
     (Way, "UP", Way.UP),
     (Way, "up", Way.UP),
-    (list[Path], ["a"], ["a"]),  # what lists hold is the function's own matter
+    (list[Path], ["a"], [Path("a")]),
+    (Sequence[Path] | None, ["a", "b"], [Path("a"), Path("b")]),
+    (tuple[Mode, int], ["scaled", 3], [Mode.scaled, 3]),
+    (tuple[torch.dtype, ...], ["float16", "int8"], [torch.float16, torch.int8]),
+    (dict[str, Path], {"train": "a"}, {"train": Path("a")}),
+    (Mapping[str, list[Mode]], {"a": ["plain"]}, {"a": [Mode.plain]}),
+    (list[str | Path], ["a"], ["a"]),
+    (list[Any], ["a", {"b": 1}], ["a", {"b": 1}]),
+    (dict, {"a": [1]}, {"a": [1]}),
+    (list, ["a"], ["a"]),
     (torch.Tensor | None, [1, 2], torch.tensor([1.0, 2.0])),
     (list | torch.Tensor, [1, 2], [1, 2]),
 ]
@@ -60,8 +70,7 @@ def test_a_function_is_given_what_it_is_annotated_with(annotation, value, expect
     given = as_given({"argument": value}, make)["argument"]
     assert type(given) is type(expected)
     assert torch.equal(given, expected) if isinstance(given, torch.Tensor) else given == expected
-    if annotation != list[Path]:
-        assert accepted(annotation).fits(value)
+    assert accepted(annotation).fits(value)
 
 
 def test_without_an_annotation_the_default_says_what_is_taken():
@@ -80,6 +89,7 @@ def test_without_an_annotation_the_default_says_what_is_taken():
         (torch.device, "warp", "the text 'warp' is not a torch.device, as text"),
         (torch.dtype, "nn", "the text 'nn' is not a torch.dtype, as text"),
         (Mode | None, "sclaed", "the text 'sclaed' is not one of plain, scaled or null"),
+        (dict[str, int], {"a": "b"}, "a mapping is not a mapping with a whole number under each key"),
     ],
 )
 def test_what_stands_for_none_is_refused(annotation, value, told):

@@ -64,10 +64,10 @@ def accepted(annotation: Any) -> Accepted:
         return scalar
     plain = origin or annotation
     name = getattr(plain, "__name__", str(plain))
-    if plain in (list, tuple) or name in ("Sequence", "Iterable"):
+    if _is_list(plain):
         return _list_of([accepted(item) for item in inner if item is not Ellipsis], plain is tuple and ... not in inner)
-    if plain is dict or name == "Mapping":
-        return Accepted("a mapping", lambda value: isinstance(value, Mapping), {"type": "object"})
+    if _is_mapping(plain):
+        return _mapping_of(accepted(inner[1])) if len(inner) == 2 else _mapping_of(accepted(Any))
     if (of_text := _of_text(plain)) is not None:
         return of_text
     if name == "Tensor":
@@ -84,19 +84,42 @@ def accepted(annotation: Any) -> Accepted:
 def as_annotated(value: Any, annotation: Any) -> Any:
     """The object that a text or a list stands for, where the annotation takes such objects and `value` itself not.
 
-    That is a path, a device, a dtype, a member of an Enum, a tensor. All other values stay as they are. Raises
-    ValueError for a list of which no tensor can be made.
+    That is a path, a device, a dtype, a member of an Enum, a tensor; also within lists and mappings whose items are
+    annotated. All other values stay as they are. Raises ValueError for a list of which no tensor can be made.
 
     >>> as_annotated("data", Path | None), as_annotated("data", str | Path)
     (PosixPath('data'), 'data')
+    >>> as_annotated({"train": ["a", "b"]}, dict[str, list[Path]])
+    {'train': [PosixPath('a'), PosixPath('b')]}
     """
-    if not isinstance(value, str | list | tuple):
+    if not isinstance(value, str | list | tuple | dict):
         return value
     options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     makers = [_maker(option, type(value)) for option in options]
-    if any(make is None and accepted(option).fits(value) for option, make in zip(options, makers, strict=True)):
-        return value
+    as_they_are = (option for option, make in zip(options, makers, strict=True) if make is None)
+    if (taken := next((option for option in as_they_are if accepted(option).fits(value)), None)) is not None:
+        return value if isinstance(value, str) else _items_as_annotated(value, taken)
     return next((made for make in makers if make is not None and (made := make(value)) is not None), value)
+
+
+def _items_as_annotated(value: Any, annotation: Any) -> Any:
+    kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(value, dict):
+        if not _is_mapping(kind) or len(inner) != 2:
+            return value
+        return {key: as_annotated(item, inner[1]) for key, item in value.items()}
+    if not _is_list(kind) or not inner:
+        return value
+    each = inner if kind is tuple and ... not in inner else inner[:1] * len(value)
+    return type(value)([as_annotated(item, one) for item, one in zip(value, each, strict=True)])
+
+
+def _is_list(kind: Any) -> bool:
+    return kind in (list, tuple) or getattr(kind, "__name__", "") in ("Sequence", "Iterable")
+
+
+def _is_mapping(kind: Any) -> bool:
+    return kind is dict or getattr(kind, "__name__", "") == "Mapping"
 
 
 def _is_union(annotation: Any) -> bool:
@@ -112,7 +135,7 @@ def _maker(annotation: Any, given: type) -> Callable[[Any], Any] | None:
     if not inspect.isclass(kind):
         return None
     if given is not str:
-        return _tensor if kind.__name__ == "Tensor" else None
+        return _tensor if kind.__name__ == "Tensor" and given is not dict else None
     if kind is os.PathLike or issubclass(kind, PurePath):
         path: Any = Path if kind is os.PathLike else kind
         return lambda text: path(text) if text else None
@@ -182,6 +205,15 @@ def _one_of(options: list[Accepted]) -> Accepted:
         " or ".join(names),
         lambda value: any(o.fits(value) for o in (for_lists if isinstance(value, list | tuple) else options)),
         schemas[0] if len(schemas) == 1 else {"anyOf": schemas},
+    )
+
+
+def _mapping_of(values: Accepted) -> Accepted:
+    """A mapping, of which each value is checked."""
+    return Accepted(
+        f"a mapping with {values.name} under each key" if values.schema else "a mapping",
+        lambda value: isinstance(value, Mapping) and all(map(values.fits, value.values())),
+        {"type": "object", **({"additionalProperties": values.schema} if values.schema else {})},
     )
 
 
