@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 import random
 import types
@@ -14,6 +15,8 @@ import torch
 from graph_steps import RULES, batches, close, differs, made, step_of, updater
 from torch import nn
 
+import surefoot
+from surefoot import RunOptions
 from surefoot.execution import CannotCompile, Execution, make_backend
 from surefoot.execution.compiled import compile_step, compiler, why_not
 from surefoot.execution.constants import Constants
@@ -258,6 +261,33 @@ def test_a_step_that_cannot_be_compiled_anew_goes_on_eagerly():
     weight = model.first.weight.clone()
     fast([batches()[0]])
     assert fast.graph is None and not torch.equal(model.first.weight, weight)
+
+
+@needs_compiler
+def test_a_run_that_inductor_compiled_ends_as_one_that_was_stopped(tmp_path, monkeypatch):
+    """With the compiler itself: what it makes is held by the run, and is another where its cache had it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inputs, targets = zip(*batches(8), strict=True)
+    ended = []
+    for run, epochs in [("whole", 2), ("stopped", 1), ("stopped", 2)]:
+        model, optimizer = made(lambda p: torch.optim.AdamW(p, lr=0.01), dropout=0.5)
+        surefoot.fit(
+            model,
+            nn.CrossEntropyLoss(),
+            optimizer,
+            (torch.cat(inputs), torch.cat(targets)),
+            epochs=epochs,
+            batch_size=6,
+            run_dir=tmp_path / run,
+            resume=True,
+            step=StepOptions(ema_decay=0.9),
+            run=RunOptions(execution={"compile": "gradients", "threads": 1}, progress=False, allow={"fit.epochs"}),
+        )
+        saved = json.loads((tmp_path / run / "run.json").read_text())
+        assert saved["conditions"]["execution.compile"] == "gradients"
+        ended.append(copy.deepcopy(model.state_dict()))
+    assert all(torch.equal(value, ended[2][name]) for name, value in ended[0].items())
 
 
 class Stateful(nn.Module):

@@ -36,7 +36,10 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     """
     digests: dict[str, str] = {}
     files: dict[str, str] = {}
-    parts = list(parts)
+    from ..step import TrainStep
+
+    # A step is known by its parts. What else it holds is torch's: compiled code, another where a cache had it.
+    parts = [each for part in parts for each in (_parts_of(part) if isinstance(part, TrainStep) else [part])]
     reachable = [value for _, value in walk({str(number): part for number, part in enumerate(parts)})]
     for code in _definitions(parts, reachable):
         if code.__module__ == _MAIN:
@@ -44,6 +47,10 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
         else:
             _file(code.__module__, files)
     return digests | files | {f"versions.{name}": version for name, version in _libraries(reachable)}
+
+
+def _parts_of(step: Any) -> list[Any]:
+    return [step.model, step.loss, step.optimizer]
 
 
 def _definitions(parts: Iterable[Any], reachable: Iterable[Any]) -> Iterator[Any]:
@@ -65,7 +72,7 @@ def _libraries(reachable: Iterable[Any]) -> Iterator[tuple[str, str]]:
     """The libraries, with their versions, that parts with a state, and functions, come from."""
     for value in reachable:
         if isinstance(value, types.FunctionType):
-            modules = [value.__module__]
+            modules = [value.__module__ or ""]  # none of one whose text was made at run time
         elif callable(getattr(type(value), "load_state_dict", None)):
             modules = [kind.__module__ for kind in type(value).__mro__]
         else:
