@@ -7,15 +7,17 @@ import json
 
 import pytest
 import torch
-from fit_arguments import fit_arguments
+from fit_arguments import FIXED, Heard, fit_arguments
 from graph_steps import Remembered
 from torch import nn
 
 import surefoot
+from surefoot import RunOptions
 from surefoot.checkpoint.run import _own_hash
 from surefoot.errors import UsageError
 from surefoot.execution import CannotCompile, Execution
 from surefoot.execution.compiled import CompiledGraph
+from surefoot.schedules import SchedulerSpec, build_schedule
 
 
 class Net(nn.Module):
@@ -152,3 +154,34 @@ def test_settings_that_are_gone_are_named(setting, words, tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps(about))
     with pytest.raises(UsageError, match=f"run.json: execution: {words}.* another version of surefoot began this run"):
         train(tmp_path / "run", Net, False, 2)
+
+
+def rates_of(run_dir, epoch):
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["lr"], r["loss"]) for r in records if r["kind"] == "step" and r["epoch"] == epoch]
+
+
+def scheduled(run_dir, epochs, compile, choice=None):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = build_schedule(optimizer, SchedulerSpec("CosineAnnealingLR"), None, steps_per_epoch=4, epochs=epochs)
+    schedule.on_horizon = choice
+    data = torch.randn(64, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 2
+    said = Heard()
+    fixed = {**FIXED, "compile": compile}
+    options = RunOptions(execution=fixed, progress=said, lint_off=["all"], log_every=1, allow={"fit.epochs"})
+    how = {"epochs": epochs, "batch_size": 16, "schedule": schedule, "run_dir": run_dir, "resume": True, "run": options}
+    surefoot.fit(model, nn.CrossEntropyLoss(), optimizer, data, **how)
+    return [line for line in said.messages if "plain step is run" in line or "not compiled" in line]
+
+
+@pytest.mark.parametrize("compile", ["none", "gradients"])
+def test_a_run_that_is_made_longer_has_the_rates_of_the_longer_run_from_its_first_step(compile, tmp_path):
+    """What is looked at before that step (its updates are compared) must not take the new rates from it."""
+    assert scheduled(tmp_path / "long", 2, compile) == []
+    for choice in ("stretch", "keep"):
+        assert scheduled(tmp_path / choice, 1, compile) == []
+        assert scheduled(tmp_path / choice, 2, compile, choice) == []
+    assert rates_of(tmp_path / "stretch", 1) == rates_of(tmp_path / "long", 1)
+    assert {lr for _, (lr,), _ in rates_of(tmp_path / "keep", 1)} == {0.1}

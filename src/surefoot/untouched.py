@@ -7,6 +7,7 @@ import copy
 import functools
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ _SMALL = 1 << 16
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _CONTAINERS = (list, dict, set, deque)
 # What is looked into where a function closes over it, or is given it; the rest may be a whole data set.
-_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, functools.partial, *_CONTAINERS)
+_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, functools.partial, weakref.WeakMethod, *_CONTAINERS)
 # What holds no state of its own, or is not ours to look into.
 _OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, *_PLAIN)
 
@@ -101,6 +102,8 @@ class Snapshot:
             return [(name, item) for item in (value.func, *given)]
         if isinstance(value, types.MethodType):
             return [(name, value.__self__), (name, value.__func__)]
+        if isinstance(value, weakref.WeakMethod):  # of what is called before each update: a schedule
+            return [] if (method := value()) is None else [(None, method)]
         if isinstance(value, types.FunctionType):
             return [(name, item) for item in _closed_over(value) if isinstance(item, _LOOKED_INTO)]
         attributes = getattr(value, "__dict__", None)

@@ -278,6 +278,7 @@ def fit(
                 functools.partial(_before_loading, epochs, run.allow, schedule, loader, unfreezing)
             )
             world.agree(lambda: _refuse_too_short(schedule, state, loader, epochs, options))
+            schedule.adopt_groups()  # rates of another length of run are there from the first look on
             if again:  # not before: a captured graph holds the addresses of what was loaded
                 use_settings(execution, train_step, loader, progress.message, begun=run_dir)
             if restored is not None:
