@@ -163,6 +163,19 @@ def test_folders_of_hugging_face_and_accelerate_are_read(ending, shards, state, 
         assert set(read_state(index).tensors) == set(state)
 
 
+def test_a_run_without_a_model_says_how_to_come_by_one(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"has not ended, and has no model yet; go on with it \(in Python: fit"):
+        read_state(run)
+    (run / "recipe.yaml").write_text("")
+    (run / "model" / "best").mkdir(parents=True)
+    (run / "model" / "best" / "model.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"resume \S+run`\), or take its best model so far, \S+best$"):
+        read_state(run)
+
+
 def test_folders_that_hold_something_else_say_what_they_are(tmp_path):
     for name, said in {
         "adapter_config.json": "an adapter of PEFT",

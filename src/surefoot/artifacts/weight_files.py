@@ -13,10 +13,11 @@ import torch
 from .. import files, safe_tensors
 from ..errors import UsageError
 from ..safe_tensors import BadFile
+from ..text import printable, typed
 from .archive import open_file
 from .formats import READ, recognise
 from .info import ModelInfo
-from .model_dir import WEIGHTS, model_directory, read_model
+from .model_dir import INFO, WEIGHTS, model_directory, read_model
 from .optimizer_state import OptimizerState, is_optimizer, read_optimizer
 from .torch_file import TorchFile, read_torch_file
 from .weight_selection import select
@@ -119,6 +120,8 @@ def weights_in(folder: Path) -> Path:
     for name in FOLDER_FILES:
         if name in there:
             return folder / name
+    if "run.json" in there and "checkpoints" in there:
+        raise BadFile(folder, _of_run(folder))
     for name, explanation in _FOLDERS.items():
         if name in there:
             raise BadFile(folder, explanation)
@@ -127,6 +130,18 @@ def weights_in(folder: Path) -> Path:
     hint = f"; name one of its files: {', '.join(named[:10])}" if named else ""
     what = f"no model (model.json) and no weights by a name that is known ({FOLDER_FILES[1]}, ...)"
     raise BadFile(folder, f"holds {what}{hint}")
+
+
+def _of_run(run: Path) -> str:
+    """What a run is whose model is not there yet, and where to find another."""
+    on = (
+        f"`{typed('surefoot', 'resume', run)}`"
+        if (run / "recipe.yaml").is_file()
+        else "in Python: fit(..., resume=True)"
+    )
+    best = run / "model" / "best"
+    also = f", or take its best model so far, {printable(best)}" if (best / INFO).is_file() else ""
+    return f"is a run that has not ended, and has no model yet; go on with it ({on}){also}"
 
 
 _FOLDERS = {
