@@ -216,7 +216,7 @@ class _Ranks(World):
     def __init__(self, timeout: float, leaves_group: bool):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
-        self.group = dist.group.WORLD
+        self.group: Any = dist.group.WORLD  # each version of torch types it otherwise
         self._leaves_group = leaves_group
         self._side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._common: BaseException | None = None  # an error that the other ranks know of
@@ -309,7 +309,7 @@ class _Ranks(World):
     def _memory_for(self, tensor: Tensor) -> SharedMemory | None:
         return self._memory if tensor.device.type == "cpu" else None
 
-    def _group_for(self, tensor: Tensor) -> dist.ProcessGroup | None:
+    def _group_for(self, tensor: Tensor) -> Any:
         return self._for_cpu if tensor.device.type == "cpu" else self.group
 
     def take_from_first(self, flat: Tensor) -> None:
