@@ -12,6 +12,7 @@ import types
 import numpy
 import pytest
 import torch
+from fit_arguments import FIXED
 from graph_steps import RULES, batches, close, differs, made, step_of, updater
 from torch import nn
 
@@ -282,7 +283,7 @@ def test_a_run_that_inductor_compiled_ends_as_one_that_was_stopped(tmp_path, mon
             run_dir=tmp_path / run,
             resume=True,
             step=StepOptions(ema_decay=0.9),
-            run=RunOptions(execution={"compile": "gradients", "threads": 1}, progress=False, allow={"fit.epochs"}),
+            run=RunOptions(execution={**FIXED, "compile": "gradients"}, progress=False, allow={"fit.epochs"}),
         )
         saved = json.loads((tmp_path / run / "run.json").read_text())
         assert saved["conditions"]["execution.compile"] == "gradients"
