@@ -384,6 +384,7 @@ SCALE, SHARED, UNREAD = 1.5, {"scale": [1.0]}, 1.0
 @dataclasses.dataclass
 class Config:
     power: float = 1.0
+    training: bool = True
 
 
 class Settings(nn.Module):
@@ -402,7 +403,7 @@ class Settings(nn.Module):
     def forward(self, x):
         y = self.drop(self.layer(x)) * self.number * self.sizes[1] * self.by_name["a"]["b"] * self.scale * self.one
         y = y * torch.as_tensor(self.array, dtype=y.dtype) ** self.config.power + self.space.shift + len(self.names)
-        return self.turned(y) * SHARED["scale"][0]
+        return self.turned(y) * SHARED["scale"][0] * (1.0 if self.config.training else 2.0)
 
     def turned(self, y):
         return [y * SCALE * self.factor for _ in range(1)][0].neg() if self.switch else y * SCALE * self.factor
@@ -421,6 +422,7 @@ CHANGES = {
     "model.one": given(lambda m: setattr(m, "one", torch.full((), 2.0))),
     "model.array": given(lambda m: m.array.__setitem__(0, 2.0)),
     "model.config.power": given(lambda m: setattr(m.config, "power", 2.0)),
+    "model.config.training": given(lambda m: setattr(m.config, "training", False)),
     "model.space.shift": given(lambda m: setattr(m.space, "shift", 1.0)),
     "model.names": given(lambda m: m.names.add("b")),
     "model.drop.p": given(lambda m: setattr(m.drop, "p", 0.0)),
@@ -499,9 +501,9 @@ def test_what_is_equal_or_not_read_ends_no_graph():
     model.layer.weight.data.mul_(2)
     assert constants.changed() is None
     model.eval()
-    assert constants.changed() is None and not constants.hold()
+    assert constants.changed() is None and not constants.modes_hold()
     model.train()
-    assert constants.changed() is None and constants.hold()
+    assert constants.changed() is None and constants.modes_hold()
 
 
 def test_a_hook_that_was_given_later_ends_the_graph(capsys):

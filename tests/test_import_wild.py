@@ -167,12 +167,14 @@ def test_a_run_without_a_model_says_how_to_come_by_one(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "run.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"has not ended, and has no model yet; go on with it \(in Python: fit"):
+    with pytest.raises(UsageError, match=r"no final model yet; finish it with fit\(\.\.\., resume=True\)$"):
         read_state(run)
     (run / "recipe.yaml").write_text("")
     (run / "model" / "best").mkdir(parents=True)
     (run / "model" / "best" / "model.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"resume \S+run`\), or take its best model so far, \S+best$"):
+    with pytest.raises(
+        UsageError, match=r"finish it with `surefoot resume \S+run`, or use its best model so far: \S+best$"
+    ):
         read_state(run)
 
 

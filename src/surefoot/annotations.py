@@ -67,7 +67,7 @@ def accepted(annotation: Any) -> Accepted:
     if _is_list(plain):
         return _list_of([accepted(item) for item in inner if item is not Ellipsis], plain is tuple and ... not in inner)
     if _is_mapping(plain):
-        return _mapping_of(accepted(inner[1])) if len(inner) == 2 else _mapping_of(accepted(Any))
+        return _mapping_of(accepted(inner[1] if len(inner) == 2 else Any))
     if (of_text := _of_text(plain)) is not None:
         return of_text
     if name == "Tensor":

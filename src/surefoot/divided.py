@@ -48,9 +48,9 @@ class Step(Protocol):
 class Divided:
     """What a TrainStep does with MicroBatches: this rank's go forward and backward, the sums are those of all ranks.
 
-    All ranks begin with rank 0's parameters and buffers; raises UsageError for a model that several processes cannot
-    train (one in DataParallel). `updates` counts the updates so far: each micro-batch draws
-    from a seed of its own, made of the run's `seed`, that count and its number.
+    All ranks begin with rank 0's parameters and buffers. `updates` counts the updates so far: each micro-batch draws
+    from a seed of its own, made of the run's `seed`, that count and its number. Raises UsageError for a model that
+    several processes cannot train (one in DataParallel).
     """
 
     def __init__(self, world: World, model: nn.Module, loss: Any, seed: int):

@@ -86,9 +86,9 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     for name in _slots(type(value)):
         if (item := getattr(value, name, None)) is not None:
             yield name, item
-    if not isinstance(value, types.FunctionType) and not _house(type(value).__module__):
+    if not isinstance(value, types.FunctionType) and not is_house(type(value).__module__):
         for kind in type(value).__mro__:
-            for name, item in vars(kind).items() if not _house(kind.__module__) else ():
+            for name, item in vars(kind).items() if not is_house(kind.__module__) else ():
                 yield name, getattr(item, "__func__", item) if not isinstance(item, property) else item.fget
 
 
@@ -98,7 +98,7 @@ def _table(name: str, item: Any) -> bool:
 
 def _slots(kind: type) -> Iterator[str]:
     for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ()) if not _house(base.__module__) else ()
+        slots = vars(base).get("__slots__", ()) if not is_house(base.__module__) else ()
         yield from (s for s in ([slots] if isinstance(slots, str) else slots) if not s.startswith("__"))
 
 
@@ -110,7 +110,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             continue  # not filled yet
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield "default", default
-    if not _house(function.__module__):
+    if not is_house(function.__module__):
         for name in names_of(function.__code__):
             item = function.__globals__.get(name)
             if is_generator(item):
@@ -125,7 +125,8 @@ def names_of(code: types.CodeType) -> Iterator[str]:
             yield from names_of(constant)
 
 
-def _house(module: str | None) -> bool:
+def is_house(module: str | None) -> bool:
+    """Whether a module is torch's, Python's or this package's, so that what its code refers to is not the user's."""
     return (module or "builtins").partition(".")[0] in _HOUSE
 
 

@@ -19,7 +19,7 @@ from . import generators, rng
 from .wrapping import is_spread, local
 
 # Attributes of torch's own modules; recurrent ones look their weights up anew whenever others are put in their place.
-_MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
+MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
 # Of more elements no running mean of batch normalization is.
 _SMALL = 1 << 16
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
@@ -113,7 +113,7 @@ class Snapshot:
         if not isinstance(attributes, dict) or torchs:
             return []
         self._attributes.append((name, value, type(value), dict(attributes)))
-        own = _MODULES_OWN if isinstance(value, nn.Module) else ()
+        own = MODULES_OWN if isinstance(value, nn.Module) else ()
         inside = [(None if k in own or name is None else f"{name}.{k}", v) for k, v in attributes.items()]
         if isinstance(value, nn.Module):  # its children by their names, before they are met as bookkeeping
             children = [(name and f"{name}.{key}", child) for key, child in value._modules.items()]
@@ -130,7 +130,7 @@ class Snapshot:
                 value.train(before["training"])
                 continue
             now = vars(value)
-            own = _MODULES_OWN if isinstance(value, nn.Module) else ()
+            own = MODULES_OWN if isinstance(value, nn.Module) else ()
             for key in [key for key in now if key not in before]:
                 if name is not None and key not in own:
                     changed = changed or f"the forward pass sets {name}.{key}"

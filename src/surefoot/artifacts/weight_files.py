@@ -133,15 +133,11 @@ def weights_in(folder: Path) -> Path:
 
 
 def _of_run(run: Path) -> str:
-    """What a run is whose model is not there yet, and where to find another."""
-    on = (
-        f"`{typed('surefoot', 'resume', run)}`"
-        if (run / "recipe.yaml").is_file()
-        else "in Python: fit(..., resume=True)"
-    )
-    best = run / "model" / "best"
-    also = f", or take its best model so far, {printable(best)}" if (best / INFO).is_file() else ""
-    return f"is a run that has not ended, and has no model yet; go on with it ({on}){also}"
+    """What is said of a run whose final model is not there."""
+    by_recipe, best = (run / "recipe.yaml").is_file(), run / "model" / "best"
+    way_on = f"`{typed('surefoot', 'resume', run)}`" if by_recipe else "fit(..., resume=True)"
+    also = f", or use its best model so far: {printable(best)}" if (best / INFO).is_file() else ""
+    return f"is a run that has no final model yet; finish it with {way_on}{also}"
 
 
 _FOLDERS = {

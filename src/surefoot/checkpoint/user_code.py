@@ -34,12 +34,13 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     or notebook only what the parts refer to counts (``code.__main__:Net``), so that another number of epochs is no
     change.
     """
-    digests: dict[str, str] = {}
-    files: dict[str, str] = {}
     from ..step import TrainStep
 
-    # A step is known by its parts. What else it holds is torch's: compiled code, another where a cache had it.
-    parts = [each for part in parts for each in (_parts_of(part) if isinstance(part, TrainStep) else [part])]
+    digests: dict[str, str] = {}
+    files: dict[str, str] = {}
+    # Of a step what it was made of counts. It also holds what a compiler made, which is other code after a cache hit.
+    made_of = [(p.model, p.loss, p.optimizer) if isinstance(p, TrainStep) else (p,) for p in parts]
+    parts = [each for group in made_of for each in group]
     reachable = [value for _, value in walk({str(number): part for number, part in enumerate(parts)})]
     for code in _definitions(parts, reachable):
         if code.__module__ == _MAIN:
@@ -47,10 +48,6 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
         else:
             _file(code.__module__, files)
     return digests | files | {f"versions.{name}": version for name, version in _libraries(reachable)}
-
-
-def _parts_of(step: Any) -> list[Any]:
-    return [step.model, step.loss, step.optimizer]
 
 
 def _definitions(parts: Iterable[Any], reachable: Iterable[Any]) -> Iterator[Any]:

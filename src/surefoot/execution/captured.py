@@ -79,7 +79,7 @@ class CapturedGraph:
 
     def fits(self, batch: Batch) -> bool:
         """Whether the graph is one for this batch, and for the tensors that are there now."""
-        return fits(batch, self.signature) and self.constants.hold() and self._addresses() == self._held
+        return fits(batch, self.signature) and self.constants.modes_hold() and self._addresses() == self._held
 
     def __call__(self, batch: Batch) -> GraphResult:
         """Loss and outputs are copies: the next replay writes over what this one filled, the gradients too."""

@@ -25,7 +25,7 @@ from ..modes import autocast
 from ..step import TrainStep
 from ..untouched import Snapshot
 from ..wrapping import replicating
-from .constants import Constants
+from .constants import HOOKS, Constants
 from .graph_step import CannotCompile, GraphResult, fits, refuse_gradients_of_others, signature, soundness
 from .pools import written_out
 from .settings import laid_out_like
@@ -135,7 +135,7 @@ class CompiledGraph:
 
     def fits(self, batch: Sequence[Any]) -> bool:
         """Whether the graph is one for this batch and for what is trained now."""
-        if not fits(batch, self.signature) or not self.constants.hold():
+        if not fits(batch, self.signature) or not self.constants.modes_hold():
             return False
         return all(p.requires_grad for p in self.parameters) and not any(p.requires_grad for p in self._frozen)
 
@@ -227,7 +227,7 @@ def why_no_code(device: str = "cpu") -> str | None:
 def why_hooks(model: nn.Module) -> str | None:
     """Which hook a graph would leave out, or None."""
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if any(getattr(module, kind) for kind in HOOKS):
             return f"module {name or type(model).__name__} has hooks, which a graph would leave out"
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):

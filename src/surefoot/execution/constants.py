@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..untouched import is_lazy
+from ..generators import is_house, names_of
+from ..untouched import MODULES_OWN, is_lazy
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# The hooks of a module by the names that torch keeps them under, and those of a parameter.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BACKWARD_HOOKS, _LATE_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
-# What every module has: hooks, children and parameters are looked at by themselves. Recurrent ones keep their
-# parameters in lists as well.
-_MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
 # Values of these are the same where they are equal.
 _PLAIN = (int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
@@ -53,7 +52,7 @@ class Constants:
         named = [(f"{name}.{path}" if path else name, m) for name, part in whole for path, m in part.named_modules()]
         self._modes = [(module, module.training) for _, module in named]
         ours = [(name, m) for name, m in named if not isinstance(m, torch.jit.ScriptModule)]  # others hold none of it
-        self._hooks = [(name, table) for name, m in ours for kind in _HOOKS if not (table := getattr(m, kind))]
+        self._hooks = [(name, table) for name, m in ours for kind in HOOKS if not (table := getattr(m, kind))]
         self._hook_tables = [table for _, table in self._hooks]
         registered = [(f"{name}.{key}", p) for name, m in ours for key, p in m._parameters.items() if p is not None]
         self._parameters = dict(registered)
@@ -78,7 +77,7 @@ class Constants:
                 self._met[id(value)] = value  # kept alive, so that no other object gets its id
                 todo += self._note(name, value)
 
-    def hold(self) -> bool:
+    def modes_hold(self) -> bool:
         """Whether each module is in the mode in which it was. Another mode may be for a while; what changed is not."""
         return all([module.training is training for module, training in self._modes])
 
@@ -117,7 +116,8 @@ class Constants:
         for place, (live, kept, (name, attributes)) in enumerate(zip(self._live, self._kept, self._about, strict=True)):
             if attributes:
                 keys = [key for key in {**kept, **live} if not _same(live.get(key, _ABSENT), kept.get(key, _ABSENT))]
-                if (key := next((key for key in keys if key != "training"), None)) is not None:
+                mode = "training" if "_modules" in live else None  # of a module: see `modes_hold`
+                if (key := next((key for key in keys if key != mode), None)) is not None:
                     return f"{name}.{key}"
             elif not _same_content(live, kept):
                 return name
@@ -135,7 +135,7 @@ class Constants:
                 self._tensors.append((name, value, value._version))
             return ()
         if isinstance(value, list | deque | set | dict):
-            self._hold(name, value)
+            self._keep(name, value)
             return [(name, item) for item in (value.values() if isinstance(value, dict) else value)]
         if isinstance(value, tuple):
             return [(name, item) for item in value]
@@ -173,14 +173,14 @@ class Constants:
         yield from self._methods(type(module), "forward")
 
     def _attributes(self, name: str, table: Mapping[str, Any]) -> Iterator[Named]:
-        self._hold(name, table, attributes=True)
+        self._keep(name, table, attributes=True)
         for key, value in table.items():
-            if key not in _MODULES_OWN:
+            if key not in MODULES_OWN:  # hooks, children and parameters are looked at by themselves
                 if isinstance(value, Tensor) and not is_lazy(value) and value.numel() < 2:  # more cannot be equal
                     self._at(table, key, f"{name}.{key}")
                 yield f"{name}.{key}", value
 
-    def _hold(self, name: str, live: Any, attributes: bool = False) -> None:
+    def _keep(self, name: str, live: Any, attributes: bool = False) -> None:
         self._live.append(live)
         self._kept.append(live.copy())
         self._about.append((name, attributes))
@@ -197,13 +197,13 @@ class Constants:
         while todo:
             wanted = todo.pop()
             for each in kind.__mro__:
-                if wanted not in vars(each) or _is_others(each.__module__):
+                if wanted not in vars(each) or is_house(each.__module__):
                     continue
                 value = vars(each)[wanted]
                 value = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of a property, of a class
                 if isinstance(value, types.FunctionType):
                     yield wanted, value
-                    new = set(_names_in(value)) - met
+                    new = set(names_of(value.__code__)) - met
                     met |= new
                     todo += sorted(new)
                 else:
@@ -212,9 +212,9 @@ class Constants:
     def _function(self, function: types.FunctionType) -> Iterator[Named]:
         """The names that a function reads, and what they stand for."""
         own = function.__globals__
-        if _is_others(own.get("__name__")):
+        if is_house(own.get("__name__")):
             return
-        for name in sorted(set(_names_in(function)) & {*own}):
+        for name in sorted(set(names_of(function.__code__)) & {*own}):
             yield from self._reads(own, "", name)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # a name that is not bound yet
@@ -228,20 +228,6 @@ class Constants:
             self._at(table, name, f"{prefix}{name}")
         if not isinstance(value, types.ModuleType | type):
             yield f"{prefix}{name}", value
-
-
-def _is_others(module: Any) -> bool:
-    """Whether code is torch's or of this package, which reads no names that change."""
-    return str(module).partition(".")[0] in ("torch", "surefoot", "builtins")
-
-
-def _names_in(function: types.FunctionType) -> Iterator[str]:
-    """The names of globals and attributes in a function and in those within it."""
-    todo = [function.__code__]
-    while todo:
-        code = todo.pop()
-        yield from code.co_names
-        todo += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
 
 
 def _value_in(cell: types.CellType) -> Any:
