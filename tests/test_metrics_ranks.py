@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+import torchmetrics
 from ranks import RanksFailed, run_ranks
 from torch import nn
 
@@ -245,7 +246,9 @@ def test_an_evaluation_counts_each_sample_once_and_has_the_bits_of_one_process(s
 
 def of_torchmetrics(world):
     """Its metrics would gather by themselves what each rank has been given of all."""
-    metrics = [{"name": "F1Score", "task": "multiclass", "num_classes": 3}]
+    counts = {"name": "ConfusionMatrix", "task": "multiclass", "num_classes": 3}  # no ratio: what is twice there shows
+    nested = torchmetrics.MetricCollection([torchmetrics.StatScores(task="multiclass", num_classes=3)])
+    metrics = [counts, nested]
     x = numbers(29, 3)
     return evaluate(nn.Identity(), nn.CrossEntropyLoss(), (x, x.argmin(1)), batch_size=4, metrics=metrics, world=world)
 

@@ -165,10 +165,14 @@ def _as_object(name: str, metric: Any) -> Any:
         if callable(getattr(metric, "persistent", None)):
             metric.persistent(True)  # else torchmetrics leaves its counts out of the state
         for part in metric.modules() if isinstance(metric, torch.nn.Module) else ():
-            if hasattr(part, "sync_on_compute"):  # each rank is given the answers of all
-                setattr(part, "sync_on_compute", False)  # noqa: B010
+            if hasattr(part, "distributed_available_fn"):  # each rank is given the answers of all
+                setattr(part, "distributed_available_fn", _not_distributed)  # noqa: B010
         return metric
     return _Mean(name, metric)
+
+
+def _not_distributed() -> bool:
+    return False
 
 
 def _flat(name: str, value: Any) -> dict[str, float]:
