@@ -74,8 +74,6 @@ def _die(signum: int) -> None:
 class SignalWatch:
     """While open, notes signals instead of dying of them; the loop asks between two steps.
 
-    `noticed` is true while one waits to be answered.
-
     The first SIGTERM, SIGHUP or SIGINT sets `stop_requested`. The second raises `Stopped` where the program is, with
     `at_once` true; a third ends the process at once. Under torchrun, which repeats SIGTERM to whole groups of
     processes, only a second SIGINT does so. SIGUSR1 sets `save_requested`. Ignored signals (`nohup`) stay ignored.
@@ -91,7 +89,6 @@ class SignalWatch:
     def __init__(self) -> None:
         self.stop_requested: int | None = None
         self.save_requested = False
-        self.noticed = False
         self.at_once = False
         self._before: dict[int, Any] = {}
         self._owner = os.getpid()
@@ -123,18 +120,15 @@ class SignalWatch:
 
     def take_save_request(self) -> bool:
         """Whether SIGUSR1 came since the last call."""
-        # In this order a signal that comes in between is never forgotten.
-        self.noticed = False
-        asked, self.save_requested = self.save_requested, False
-        if self.stop_requested is not None:
-            self.noticed = True
-        return asked
+        if not self.save_requested:
+            return False
+        self.save_requested = False  # one that comes before this line is answered by the same save
+        return True
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a worker process forked from ours: die as it would have
             _die(signum)
             return
-        self.noticed = True
         if signum == signal.SIGUSR1:
             self.save_requested = True
         elif self.stop_requested is not None and signum != signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
