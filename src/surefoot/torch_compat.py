@@ -125,10 +125,10 @@ def _fused_as_expected(name: str) -> bool:
     return bool((one[0][0] < 1).all())
 
 
-def add_to_all(tensors: list[Tensor], number: float | Tensor) -> None:
-    """Add a number (a tensor of one stays on its device) to each of `tensors`, in place."""
+def add_to_all(tensors: list[Tensor], number: float) -> None:
+    """Add a number to each of `tensors`, in place."""
     if (kernel := getattr(torch, "_foreach_add_", None)) is not None:
-        kernel(tensors, number if not isinstance(number, Tensor) else [number] * len(tensors))
+        kernel(tensors, number)
         return
     for tensor in tensors:
         tensor.add_(number)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -219,9 +218,8 @@ def why_not(model: nn.Module) -> str | None:
 
 def why_no_code(device: str = "cpu") -> str | None:
     """Why nothing can be compiled for `device` on this machine, or None."""
-    if device == "cpu" and compiler() is None:
-        return "there is no C++ compiler (g++ or clang++) on this machine"
-    return "compiling is not supported on Windows" if sys.platform == "win32" else None
+    lacks = device == "cpu" and compiler() is None
+    return "there is no C++ compiler (g++ or clang++) on this machine" if lacks else None
 
 
 def why_hooks(model: nn.Module) -> str | None:
