@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..errors import UsageError
 from ..text import draw, printable, say
 
 
@@ -22,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare; with --html the page is written before anything is printed."""
-    from ..errors import UsageError
     from ..files import write_durably
     from ..runs.comparison import Comparison, runs_named
     from ..runs.comparison_shown import as_page, as_text

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from ..errors import RunFailed, UsageError
 from ..text import counted, say, typed
 from .opening import add_data_argument, add_opening_arguments, opened
 
@@ -25,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder, publish it where a repository is named."""
     from ..artifacts.hub import require_hub, upload
-    from ..errors import UsageError
 
     if arguments.repository is None and arguments.to is None:
         raise UsageError("push: give where to: USER/NAME on the hub, or a folder by --to DIR, or both")
@@ -50,7 +50,6 @@ def _write(arguments: argparse.Namespace, folder: Path) -> list[str]:
     from ..artifacts import save_model
     from ..artifacts.hub import copy_model
     from ..artifacts.model_dir import model_directory
-    from ..errors import RunFailed, UsageError
 
     path = Path(arguments.path)
     path = path / "model" / "best" if arguments.best else path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..errors import SurefootError, UsageError
 from ..text import say
 
 PORT = 7070
@@ -21,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page, or serve it."""
-    from ..errors import UsageError
     from ..runs.record import open_run
     from ..runs.serving import LiveReport, Server
     from ..tracking import write_report
@@ -41,7 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _brief(run_dir: Path) -> str:
     """What of the run's recipe differs from its defaults; "" where there is none that can be read. Imports nothing."""
     from .. import files, recipe
-    from ..errors import SurefootError
 
     path = run_dir / "recipe.yaml"
     try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..text import counted, duration, figure, printable, say
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _refuse_others(arguments: argparse.Namespace, action: str) -> None:
     """Raise UsageError for an option that the action would pass over: `rm --where` would remove what it leaves out."""
-    from ..errors import UsageError
-
     for option in sorted(_OPTIONS - ACTIONS.get(action, _LISTING)):
         if getattr(arguments, option) not in (None, False, []):
             takers = [f"runs {name}" for name, options in ACTIONS.items() if option in options]
@@ -85,7 +84,6 @@ def _list(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _chosen(arguments: argparse.Namespace, words: Sequence[str]) -> list[Run]:
     """The runs that the directory and the conditions name, in order; what was passed over is printed."""
-    from ..errors import UsageError
     from ..runs.listing import list_runs
     from ..runs.record import no_direction
     from ..runs.search import Condition, in_order, select
@@ -149,7 +147,6 @@ def _table(runs: Sequence[Run], metric: str | None) -> list[str]:
 
 
 def _tag(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    from ..errors import UsageError
     from ..runs.labels import tagged
     from ..runs.record import open_run
 
@@ -161,7 +158,6 @@ def _tag(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _note(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    from ..errors import UsageError
     from ..runs.labels import noted, read_labels
     from ..runs.record import open_run
 
@@ -174,7 +170,6 @@ def _note(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _rm(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    from ..errors import UsageError
     from ..runs.removing import remove, require_removable
 
     if not words:
@@ -191,7 +186,6 @@ def _rm(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _prune(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    from ..errors import UsageError
     from ..runs.removing import remove, require_removable, surplus
 
     keep = arguments.keep_best
@@ -219,8 +213,6 @@ def _prune(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _agreed(question: str, paths: Sequence[Path], yes: bool) -> bool:
     """Whether the user says yes to the question, on a terminal."""
-    from ..errors import UsageError
-
     if yes:
         return True
     if not sys.stdin.isatty():

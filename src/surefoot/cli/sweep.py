@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from ..errors import RunFailed, UsageError
 from ..text import say, typed
 
 
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train the trials that are left, then tell what was found."""
-    from ..errors import RunFailed, UsageError
     from ..runs.sweep.result import Result
     from ..runs.sweep.settings import load_plan
     from ..runs.sweep.study import Study, storage_errors

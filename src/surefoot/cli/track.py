@@ -9,6 +9,7 @@ import os
 import select
 from pathlib import Path
 
+from ..errors import RunFailed, first_line
 from ..text import counted, say
 
 
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Catch up once, or follow."""
     from ..checkpoint.run import refuse_links
-    from ..errors import RunFailed, first_line
     from ..runs.record import open_run
     from ..tracking.trackers import Feed, follow, open_tracker
 
