@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from ..runs.table import Column, rendered
 from ..text import counted, figure, say, visible
 from ..tracking.answers_shown import answer_text
 from ..tracking.confusion import most_mistaken
@@ -57,14 +58,8 @@ def _answer(entry: dict[str, Any], classes: Sequence[str]) -> list[str]:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of texts: the first and a sixth to the left, numbers to the right."""
-    lines = [list(titles), *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column in (0, 5) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        say(f"  {'  '.join(cells).rstrip()}")
+    for line in rendered([Column(title, right=place not in (0, 5)) for place, title in enumerate(titles)], rows):
+        say(f"  {line}")
 
 
 def matrix_lines(names: Sequence[str], matrix: Sequence[Sequence[int]], width: int) -> list[str]:
