@@ -255,6 +255,14 @@ def import_object(path: str) -> Any:
     return target
 
 
+def package(name: str, missing: str) -> Any:
+    """The module `name` of a package that may be missing; raises UsageError with the message `missing` where it is."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UsageError(missing, code="package-missing") from None
+
+
 def imports_in(value: Any) -> Iterator[str]:
     """What a value names to be imported (``{import: module:Name}``), wherever it stands."""
     if isinstance(value, Mapping):

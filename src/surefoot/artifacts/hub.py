@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import files, safe_tensors
 from ..errors import RunFailed, UsageError, first_line
+from ..registry import package
 from ..safe_tensors import BadFile
 from ..version import __version__
 from .model_dir import INFO, WEIGHTS, read_described, refuse_foreign, write_json
@@ -94,7 +95,4 @@ def require_hub(repository: str) -> None:
     """Raise UsageError for what is no name of a repository, or where huggingface_hub is missing."""
     if not re.fullmatch(_REPOSITORY, repository):
         raise UsageError(f"{repository}: is not the name of a model on the hub; give user/name, e.g. ada/lenet")
-    try:
-        import huggingface_hub  # noqa: F401 (only whether it is there)
-    except ImportError:
-        raise UsageError(f"push: an upload needs huggingface_hub, which is not installed: {INSTALL}") from None
+    package("huggingface_hub", f"push: an upload needs huggingface_hub, which is not installed: {INSTALL}")

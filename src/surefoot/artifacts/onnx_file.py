@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UsageError, first_line
+from ..registry import package
 from ..safe_tensors import BadFile, parse_json
 from ..text import counted
 from .archive import read_whole
@@ -278,9 +279,4 @@ def _strip(model: Any) -> None:
 
 
 def _package(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        raise UsageError(
-            f"ONNX needs the package {name}: pip install 'surefoot[onnx]'", code="package-missing"
-        ) from None
+    return package(name, f"ONNX needs the package {name}: pip install 'surefoot[onnx]'")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import UsageError
 from ..pictures import decode_picture
-from ..registry import did_you_mean
+from ..registry import did_you_mean, package
 from ..safe_tensors import BadFile
 from ..text import shortened
 from .arrays import as_float32
@@ -85,13 +85,8 @@ def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
     place = Path(path).expanduser()
     if not place.exists() and (place.suffix in _READERS or not _NAME.fullmatch(path)):
         raise UsageError(f"data.path: {path}: there is no such directory or file")
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            'data: hugging_face needs the library datasets, which is missing; pip install "surefoot[datasets]"',
-            code="package-missing",
-        ) from error
+    install = 'pip install "surefoot[datasets]"'
+    datasets = package("datasets", f"data: hugging_face needs the library datasets, which is missing; {install}")
     with _quiet(datasets):
         try:
             if (place / "dataset_dict.json").exists() or (place / "state.json").exists():

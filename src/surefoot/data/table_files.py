@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError, first_line
-from ..registry import did_you_mean, not_there
+from ..registry import did_you_mean, not_there, package
 
 PARQUET_ENDINGS = (".parquet", ".pq")
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET_ENDINGS)
@@ -22,14 +22,9 @@ _LATIN = "give its encoding, e.g. encoding: latin-1"
 
 def arrow() -> Any:
     """The module pyarrow. Raises UsageError with what to install where it is missing."""
-    try:
-        import pyarrow
-        import pyarrow.compute
-    except ImportError as error:
-        raise UsageError(
-            'tables are read by pyarrow, which is missing; pip install "surefoot[tables]"', code="package-missing"
-        ) from error
-    return pyarrow
+    missing = 'tables are read by pyarrow, which is missing; pip install "surefoot[tables]"'
+    package("pyarrow.compute", missing)  # no attribute of pyarrow before it is imported
+    return package("pyarrow", missing)
 
 
 def is_table(path: str | Path) -> bool:

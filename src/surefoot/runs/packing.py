@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from .. import files, safe_tensors
 from ..checkpoint.run import CHECKPOINTS, LOCK, RUN, Lock, read_about, refuse_links, scan
 from ..errors import RunFailed, UsageError
+from ..registry import package
 from .record import open_run
 from .removing import PARTS, TEMPORARY
 
@@ -129,14 +130,8 @@ def _compressor(ending: str) -> _Compressor | None:
 
 
 def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise UsageError(
-            f".tar.zst needs the package zstandard, which is not installed: {INSTALL}; or name it .tar.gz",
-            code="package-missing",
-        ) from None
-    return zstandard
+    missing = f".tar.zst needs the package zstandard, which is not installed: {INSTALL}; or name it .tar.gz"
+    return package("zstandard", missing)
 
 
 def _compressed(pieces: Iterable[bytes], compressor: _Compressor | None) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import files
 from ...errors import RunFailed, UsageError
+from ...registry import package
 from ..listing import SWEEP, SWEPT
 from .settings import Between, Plan, Values
 
@@ -257,10 +258,7 @@ def _without_password(text: str) -> str:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UsageError(f"a sweep needs Optuna, which is not installed: {INSTALL}", code="package-missing") from None
+    optuna = package("optuna", f"a sweep needs Optuna, which is not installed: {INSTALL}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
