@@ -18,11 +18,7 @@ from .wrapping import is_spread, local, named_parameters
 
 
 def limit_gradients(
-    model: nn.Module,
-    parameters: Sequence[Tensor],
-    max_grad_norm: float | None,
-    clip_value: float | None,
-    looks: bool,
+    model: nn.Module, parameters: Sequence[Tensor], max_grad_norm: float | None, clip_value: float | None, looks: bool
 ) -> Tensor | None:
     """Limit the 2-norm over all gradients, then each element. Returns the norm before, where `max_grad_norm` is set.
 

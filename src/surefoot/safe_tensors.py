@@ -148,11 +148,7 @@ def layout(
     offset = 0
     for name, tensor in ordered:
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": names[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the format's own padding: tensors stay aligned
@@ -170,10 +166,7 @@ def dumps(tensors: Mapping[str, torch.Tensor], info: Any = None, metadata: Mappi
 
 
 def save(
-    path: str | Path,
-    tensors: Mapping[str, torch.Tensor],
-    info: Any = None,
-    metadata: Mapping[str, str] | None = None,
+    path: str | Path, tensors: Mapping[str, torch.Tensor], info: Any = None, metadata: Mapping[str, str] | None = None
 ) -> files.Written:
     """Write the file durably: replaced as a whole, or left as it was. Raises `OSError` as the disk answers.
 

@@ -88,12 +88,10 @@ def differences(state: Mapping[str, torch.Tensor], model: nn.Module, *, dtypes: 
     missing = [name for name in absent if not any(twin in state for twin in groups.get(name, ()))]
     unexpected = [name for name in state if name not in wanted]
     lines = _listed(
-        [f"missing: {name} {form(wanted[name])}{did_you_mean(name, unexpected)}" for name in missing],
-        "missing",
+        [f"missing: {name} {form(wanted[name])}{did_you_mean(name, unexpected)}" for name in missing], "missing"
     )
     lines += _listed(
-        [f"unexpected: {name} {form(state[name])}{did_you_mean(name, missing)}" for name in unexpected],
-        "unexpected",
+        [f"unexpected: {name} {form(state[name])}{did_you_mean(name, missing)}" for name in unexpected], "unexpected"
     )
     wrong = []
     for name, value in state.items():

@@ -171,12 +171,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, loss: Any = None) -> torch
     learning = nn.ModuleDict({"model": model, "loss": loss}) if learns(loss) else model
     section = recipe.optimizer
     with at(recipe, "optimizer"):
-        return optimizers.build_optimizer(
-            named(section.part),
-            resolved(section.part),
-            learning,
-            **section.grouping(),
-        )
+        return optimizers.build_optimizer(named(section.part), resolved(section.part), learning, **section.grouping())
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Schedule:

@@ -40,12 +40,7 @@ def then(
 def _run(command: str, facts: dict[str, str], say: Callable[[str], None]) -> None:
     try:
         done = subprocess.run(
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **facts},
-            timeout=_PATIENCE_S,
-            check=False,
+            command, shell=True, stdin=subprocess.DEVNULL, env={**os.environ, **facts}, timeout=_PATIENCE_S, check=False
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         say(f"on_end: {command!r}: {error}")

@@ -100,15 +100,7 @@ def _train(
         settings = built.settings()
         changes = {"about": about, "start_epoch": start_epoch, "allow": allow, "progress": progress, "world": world}
         settings["run"] = replace(settings["run"], **changes)
-        result = fit(
-            built.model,
-            built.loss,
-            built.optimizer,
-            built.train,
-            **settings,
-            run_dir=run_dir,
-            resume=resume,
-        )
+        result = fit(built.model, built.loss, built.optimizer, built.train, **settings, run_dir=run_dir, resume=resume)
         world.first(lambda: progress.finish(summary(built, result)))
 
 

@@ -92,13 +92,7 @@ def _tensor(loaded: Mapping[str, numpy.ndarray], name: str, where: str) -> Tenso
 
 
 def _splits(
-    path: str,
-    first: Arrays,
-    second: Arrays | None,
-    inputs: str | None,
-    targets: str | None,
-    share: float,
-    seed: int,
+    path: str, first: Arrays, second: Arrays | None, inputs: str | None, targets: str | None, share: float, seed: int
 ) -> DataSplits:
     names = _pair(path, first, inputs, targets)
     train = _source(path, first, names)

@@ -73,10 +73,7 @@ def hugging_face(
     sources = [_source(part, names, targets, shape, classes) for part in parts]
     pictures = len(names) == 1 and _kind(rows, names[0]) == "Image"
     return DataSplits(
-        sources[0],
-        sources[1] if len(sources) > 1 else None,
-        classes,
-        image_preprocessing() if pictures else None,
+        sources[0], sources[1] if len(sources) > 1 else None, classes, image_preprocessing() if pictures else None
     )
 
 

@@ -167,11 +167,7 @@ class DatasetSource(Source):
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        *,
-        classes: Sequence[str] | None = None,
-        collate: Callable[[list[Any]], Any] | None = None,
+        self, dataset: Any, *, classes: Sequence[str] | None = None, collate: Callable[[list[Any]], Any] | None = None
     ):
         name = type(dataset).__qualname__
         if (

@@ -64,12 +64,7 @@ def written_pools(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, Callable[.
 
 
 def _tiles(
-    x: Tensor,
-    kernel: Size,
-    stride: Size = (),
-    padding: Size = (0, 0),
-    dilation: Size = (1, 1),
-    ceil_mode: bool = False,
+    x: Tensor, kernel: Size, stride: Size = (), padding: Size = (0, 0), dilation: Size = (1, 1), ceil_mode: bool = False
 ) -> bool:
     height, width = _pair(kernel)
     return (

@@ -116,10 +116,7 @@ class Execution:
 def as_torch_would(device: str = "cpu", precision: str = "float32") -> Execution:
     """The settings of a plain PyTorch loop in this process: nothing set, nothing chosen."""
     return Execution(
-        device=device,
-        threads=torch.get_num_threads(),
-        onednn=bool(torch.backends.mkldnn.enabled),
-        precision=precision,
+        device=device, threads=torch.get_num_threads(), onednn=bool(torch.backends.mkldnn.enabled), precision=precision
     )
 
 

@@ -183,11 +183,7 @@ class _Proof:
         self.say(f"they differ: {difference}")
         with tempfile.TemporaryDirectory(dir=self.home) as folder:
             culprits = find_culprits(
-                self.job,
-                Path(folder),
-                lambda one, other: _compare(self.job, one, other)[0],
-                self.say,
-                resized=resized,
+                self.job, Path(folder), lambda one, other: _compare(self.job, one, other)[0], self.say, resized=resized
             )
         return Verdict(len(steps), 0, difference, tuple(steps), tuple(culprits), processes=self.processes)
 

@@ -130,8 +130,7 @@ class Watch:
             if "torch" not in watch._seeded:
                 watch._seeded.add("torch")
                 watch._write(
-                    source="torch.manual_seed(...) is not called before the first save: torch has a random seed",
-                    at="",
+                    source="torch.manual_seed(...) is not called before the first save: torch has a random seed", at=""
                 )
             watch._saves_left -= 1
             if watch._saves_left == 0:

@@ -20,10 +20,7 @@ _FOLDER = Path(str(resources.files("surefoot") / "recipes"))
 
 
 def load_recipe(
-    source: str | os.PathLike[str],
-    overrides: Sequence[str] = (),
-    *,
-    registries: Mapping[str, Registry] | None = None,
+    source: str | os.PathLike[str], overrides: Sequence[str] = (), *, registries: Mapping[str, Registry] | None = None
 ) -> Recipe:
     """The recipe `source`, changed by `overrides` (``"optimizer.lr=3e-4"``) and checked.
 

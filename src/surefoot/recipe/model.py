@@ -12,14 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..limits import (
-    CLIPPING,
-    EMA_DECAY,
-    LAYER_DECAY,
-    ON_NONFINITE,
-    PARALLEL,
-    PRECISIONS,
-)
+from ..limits import CLIPPING, EMA_DECAY, LAYER_DECAY, ON_NONFINITE, PARALLEL, PRECISIONS
 from ..metrics.registry import NAME
 from ..registry import Range
 from .data_section import DataSection
@@ -122,9 +115,7 @@ class OptimizerSection(Keyed):
         Maybe(Or(("norm_and_bias",), _PATTERNS)), "Which parameters weight decay spares.", None
     )
     layer_decay: float | None = key(
-        Maybe(Number(LAYER_DECAY)),
-        "The rate of each layer over that of the layer after it.",
-        None,
+        Maybe(Number(LAYER_DECAY)), "The rate of each layer over that of the layer after it.", None
     )
 
     def grouping(self) -> dict[str, Any]:
@@ -186,11 +177,7 @@ class WarmupSection(Keyed):
 class Ema(Keyed):
     """A running average of the weights, used for validation and saved as the model."""
 
-    decay: float = key(
-        Number(EMA_DECAY),
-        "How much of the average stays at each step.",
-        0.999,
-    )
+    decay: float = key(Number(EMA_DECAY), "How much of the average stays at each step.", 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +242,7 @@ class Recipe(Keyed):
         None,
     )
     precision: str = key(
-        Choice(PRECISIONS, _PRECISIONS),
-        "float32, or autocast to bf16 or (with a GradScaler) fp16.",
-        "float32",
+        Choice(PRECISIONS, _PRECISIONS), "float32, or autocast to bf16 or (with a GradScaler) fp16.", "float32"
     )
     ema: Ema | None = key(Maybe(Section(lambda: Ema)), "A running average of the weights.", None)
     freeze: tuple[str, ...] = key(Several(_PATTERN, one=True), "Parameters that do not learn, by patterns.", ())
@@ -292,9 +277,7 @@ class Recipe(Keyed):
         True,
     )
     trackers: tuple[str, ...] = key(
-        Several(Choice(("mlflow", "wandb")), one=True, as_list=True),
-        "Where the run's metrics are logged besides.",
-        (),
+        Several(Choice(("mlflow", "wandb")), one=True, as_list=True), "Where the run's metrics are logged besides.", ()
     )
     on_end: str | None = key(
         Maybe(Text("a command of a shell")),

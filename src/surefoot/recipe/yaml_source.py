@@ -126,12 +126,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 At = Callable[[int, int], Where]
 
 _TAG = "tag:yaml.org,2002:"
-_TYPES: dict[str, Any] = {
-    "null": type(None),
-    "bool": bool,
-    "int": int,
-    "float": float,
-}
+_TYPES: dict[str, Any] = {"null": type(None), "bool": bool, "int": int, "float": float}
 
 
 def _at(name: str, line: int, column: int) -> Where:

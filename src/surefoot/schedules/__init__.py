@@ -12,13 +12,7 @@ if TYPE_CHECKING:
     from .composite import ChainedScheduler, SequentialLR
     from .schedule import Schedule
     from .simulation import LaterGroup, Simulation, simulate, simulate_schedule
-    from .warmup import (
-        ExponentialWarmup,
-        LinearWarmup,
-        RAdamWarmup,
-        UntunedExponentialWarmup,
-        UntunedLinearWarmup,
-    )
+    from .warmup import ExponentialWarmup, LinearWarmup, RAdamWarmup, UntunedExponentialWarmup, UntunedLinearWarmup
 
 __all__ = [
     "SCHEDULERS",

@@ -27,12 +27,7 @@ _LIMITS = {
         "eps": Range(low=0),
     },
     "CosineAnnealingLR": {"T_max": _POSITIVE, "eta_min": _RATE},
-    "CyclicLR": {
-        "base_lr": _RATE,
-        "max_lr": _RATE,
-        "step_size_up": _POSITIVE,
-        "step_size_down": _POSITIVE,
-    },
+    "CyclicLR": {"base_lr": _RATE, "max_lr": _RATE, "step_size_up": _POSITIVE, "step_size_down": _POSITIVE},
     "OneCycleLR": {
         "max_lr": _RATE,
         "total_steps": _POSITIVE,

@@ -29,10 +29,7 @@ _MOST_BYTES = 16 * 1024 * 1024  # of run.json or recipe.yaml
 
 
 def write_report(
-    run_dir: str | os.PathLike[str],
-    *,
-    validation: Mapping[str, Any] | None = None,
-    brief: str = "",
+    run_dir: str | os.PathLike[str], *, validation: Mapping[str, Any] | None = None, brief: str = ""
 ) -> Path:
     """Write `run_dir`/report.html from what the directory holds, and return its path.
 

@@ -349,10 +349,7 @@ class Feeds:
 
 
 def follow(
-    feed: Feed,
-    say: Callable[[str], None],
-    ended: Callable[[float], bool],
-    sleep: Callable[[float], None] = time.sleep,
+    feed: Feed, say: Callable[[str], None], ended: Callable[[float], bool], sleep: Callable[[float], None] = time.sleep
 ) -> None:
     """Catch up again and again until ``ended(seconds)``, which waits that long, is true; then once more.
 

@@ -64,12 +64,7 @@ def launch(arguments: Sequence[str], log: Path, directory: Path, *, threads: int
     with log.open("ab") as output:
         # Of a session of its own: Ctrl-C reaches this process, which asks each training once.
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
         )
 
 
