@@ -205,3 +205,37 @@ def test_arrays_for_a_model_of_unknown_shape_are_taken_as_they_are(tmp_path):
         read_images([tmp_path / "a.npy", tmp_path / "b.npy"], None, None)
     with pytest.raises(Problems, match="holds one number"):
         read_images([tmp_path / "one.npy"], None, None)
+
+
+GPT = "{name: GPT, width: 8, depth: 1, heads: 2}"
+IMPORTED = {  # model, data, loss, what predict is offered, a file of that kind
+    "table": ("{name: TabularMLP, hidden: [4]}", "csv, path: t.csv, target: price", "MSELoss", "FILE.csv", "t.csv"),
+    "text": (GPT, "text, path: t.txt, length: 8, stride: 8", "CrossEntropyLoss", "FILE.txt", "u.txt"),
+    "array": ("{name: MLP, hidden: [4]}", "npz, path: t.npz", "MSELoss", "FILE.npy", "rows.npy"),
+}
+
+
+@pytest.mark.parametrize("kind", IMPORTED)
+def test_imported_weights_answer_as_the_run_that_they_were_exported_from(kind, here, capsys):
+    model, data, loss, offered, file = IMPORTED[kind]
+    (here / "t.csv").write_text(
+        "area,city,price\n" + "".join(f"{k},{('Ulm', 'Bonn')[k % 2]},{k * 3}.5\n" for k in range(40))
+    )
+    (here / "t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 10)
+    (here / "u.txt").write_text("a quick dog")
+    np.savez("t.npz", x=np.arange(200.0, dtype=np.float32).reshape(40, 5), y=np.arange(40.0, dtype=np.float32))
+    (here / "recipe.yaml").write_text(
+        f"epochs: 1\nmodel: {model}\nloss: {loss}\noptimizer: {{name: Adam, lr: 0.01}}\ntensorboard: false\n"
+        f"data: {{name: {data}, batch_size: 8}}\nexecution: {{threads: 1, compile: none}}\n"
+    )
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    assert main(["export", "run", "--to", "weights.pth"]) == 0
+    capsys.readouterr()
+    assert main(["import", "weights.pth", "--model", "recipe.yaml"]) == 0
+    eval_, predict = (shlex.split(line.removeprefix("next:")) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert predict[-1] == offered
+    answers = []
+    for words in (eval_, ["eval", "run"], [*predict[:-1], file], ["predict", "run", file]):
+        assert main([*words[words[0] == "surefoot" :], "--csv"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[2] == answers[3] and len(answers[2].splitlines()) > 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..artifacts import LoadedModel
     from ..data import DataSplits, Source
     from ..world import World
+    from .opening import NamedData
 
 TEXT_ENDINGS = (".txt", ".md", ".rst")
 
@@ -145,7 +146,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSpl
         if os.path.lexists(path / FILE):
             metrics = build_metrics(recipe_of_run(path, trust_code=arguments.trust_code))
     else:
-        splits, loss, metrics = data()
+        splits, loss, metrics, _ = data()
         source = _samples(model, splits, arguments.split)
     return model, source, splits, loss, metrics
 
@@ -215,7 +216,7 @@ def _as_module(model: LoadedModel, classes: Sequence[str] | None) -> torch.nn.Mo
     return Loaded()
 
 
-def _data(data: str | None, home: Path, trust_code: bool) -> tuple[DataSplits, Any, Any]:
+def _data(data: str | None, home: Path, trust_code: bool) -> NamedData:
     """The data to evaluate on, and a recipe's loss and metrics."""
     from ..data import DATA
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Problems, UsageError
 from ..text import counted, say, typed
-from .opening import about_of, data_of, recipe_data
+from .opening import about_of, data_of, files_for, recipe_data
 from .recipes import add_trust_argument, named_recipe
 
 if TYPE_CHECKING:
@@ -67,18 +67,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not to.parent.is_dir():
         raise UsageError(f"{to}: the directory {to.parent} does not exist", code="output-file")
     recipe, whole = _recipe(arguments.model, arguments.overrides, arguments.trust_code)
-    splits, loss = None, None
+    named = None
     if arguments.data:
-        splits, loss, _ = data_of(arguments.data, trust_code=arguments.trust_code)
+        named = data_of(arguments.data, trust_code=arguments.trust_code)
     elif whole:
-        splits, loss, _ = recipe_data(recipe)
+        named = recipe_data(recipe)
+    splits = named and named[0]
     rng.seed_all(0)
     model = build_model(recipe, splits)
     names = ("key", "prefix", "except_", "cast")
     imported = import_weights(source, model, **{name: getattr(arguments, name) for name in names})
     part = recipe.model.part
     own = (part.name, part.arguments()) if part.imported else None
-    about = about_of(splits, loss) if splits else {"preprocessing": "unknown"}
+    about = {"preprocessing": "unknown"} if named is None else about_of(named)
     save_model(imported.model, to, title=source.stem, source=own, **about)
     _print_summary(imported, arguments, to, splits, own is not None)
     return 0
@@ -105,7 +106,7 @@ def _print_summary(
     imported: Imported, arguments: argparse.Namespace, to: Path, splits: DataSplits | None, own: bool
 ) -> None:
     """What was taken, what was not, and the commands to continue with."""
-    from ..artifacts import needs_trust
+    from ..artifacts import needs_trust, read_info
 
     taken = f"{counted(imported.tensors, 'tensor')} of {arguments.model}"
     if imported.key:
@@ -127,4 +128,6 @@ def _print_summary(
     if not known:
         say("preprocessing and classes are not known: tell them with --data (the data set or recipe of its training)")
     say(f"next{'' if known else ', e.g.'}: {typed('surefoot', 'eval', *words, *data)}")
-    say(f"      {typed('surefoot', 'predict', *words, *([] if known else data))} IMAGE...")
+    files = files_for(read_info(to)) if known else ("IMAGE...", "pictures")
+    if files is not None:
+        say(f"      {typed('surefoot', 'predict', *words, *([] if known else data))} {files[0]}")

@@ -12,6 +12,7 @@ from ..errors import Stopped, UsageError
 from ..text import counted, duration, figure, typed
 from ..tracking import Progress, Summary, make_progress
 from . import ending
+from .opening import files_for
 
 if TYPE_CHECKING:
     from ..build import Built
@@ -146,7 +147,6 @@ def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
     """The commands that use the model of this run, each with what it does; only those that work for its data."""
     from ..artifacts import needs_trust, read_info
     from ..artifacts.answers import kind_of
-    from ..artifacts.images import takes_pictures
     from ..losses import accuracy_kind
 
     info = read_info(run_dir / "model")
@@ -156,14 +156,9 @@ def _uses(built: Built, run_dir: Path) -> Iterator[tuple[str, str]]:
     by_class = info.classes and accuracy_kind(built.loss) == "classes"
     figures = "accuracy by class, confusion matrix" if by_class else "its figures on the data"
     yield typed("surefoot", "eval", run_dir, *split, *trust), figures
-    if info.input_dtype is not None:  # else a sample is no single array
-        pictures = takes_pictures(info)
-        does = "classify" if kind_of(info) == "softmax" else "its answers for"
-        file, what = ("IMAGE...", "pictures") if pictures else ("FILE.npy", "the samples of an array")
-        if info.columns is not None:
-            file, what = "FILE.csv", "the rows of a table"
-        elif info.reads_text:
-            file, does, what = "FILE.txt", "tell", "the next token of a text"
+    if (taken := files_for(info)) is not None:
+        file, what = taken
+        does = "tell" if info.reads_text else "classify" if kind_of(info) == "softmax" else "its answers for"
         yield f"{typed('surefoot', 'predict', run_dir / 'model', *trust)} {file}", f"{does} {what}"
     # A program needs to know what it is called with; weights do not.
     to = "model.onnx" if info.input_shape is not None else "model.safetensors"

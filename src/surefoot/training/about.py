@@ -16,7 +16,7 @@ from ..artifacts.arguments import checked
 from ..artifacts.info import DTYPES, is_shape
 from ..artifacts.pretrained import pretrained_spec
 from ..artifacts.weights import plain
-from ..data import Loader, StreamSource, TensorSource
+from ..data import Loader, Source, StreamSource, TensorSource
 from ..errors import UsageError
 from ..losses import Objective, WeightedSum
 from ..losses.conventions import describe
@@ -81,19 +81,18 @@ def completed(about: About, model: nn.Module, loader: Loader, loss: Any) -> Abou
     # Now, since forward() of transformers changes it: a run that only saves again would write another one.
     if (spec := pretrained_spec(plain(model)[0], about.classes or loader.source.classes)) is not None:
         about = replace(about, source=(spec["class"], spec["args"]))
-    shape, dtype = _raw_sample(loader)
-    details = {
-        "classes": loader.source.classes,
-        "columns": loader.source.columns,
-        "preprocessing": loader.preprocessing,
-        "input_shape": shape,
-        "input_dtype": dtype,
-        "loss_name": _loss_name(loss),
-    }
+    details = about_data(loader.source) | {"preprocessing": loader.preprocessing, "loss_name": loss_name(loss)}
     return replace(about, **{name: value for name, value in details.items() if getattr(about, name) is None})
 
 
-def _loss_name(loss: Any) -> Any:
+def about_data(source: Source) -> dict[str, Any]:
+    """What data say about a model for them: classes, a table's columns, the shape and dtype of a raw sample."""
+    shape, dtype = _raw_sample(source)
+    return {"classes": source.classes, "columns": source.columns, "input_shape": shape, "input_dtype": dtype}
+
+
+def loss_name(loss: Any) -> Any:
+    """What a saved model says that it was trained with: a loss's name, the names of a sum's parts, or an objective."""
     if isinstance(loss, Objective):
         return {"objective": "model" if loss.function is models_own else describe(loss)}
     if isinstance(loss, WeightedSum):
@@ -101,9 +100,8 @@ def _loss_name(loss: Any) -> Any:
     return family(loss)
 
 
-def _raw_sample(loader: Loader) -> tuple[tuple[int, ...] | None, str | None]:
+def _raw_sample(source: Source) -> tuple[tuple[int, ...] | None, str | None]:
     """The shape and dtype of one input as the data hold it; None for several parts, unequal or empty shapes."""
-    source = loader.source
     if isinstance(source, TensorSource) and not source.names:
         samples = [source[:1][0]]
     elif isinstance(source, StreamSource):
