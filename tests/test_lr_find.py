@@ -40,6 +40,21 @@ def test_the_edge_of_stability_of_a_quadratic_is_found(curvature):
     assert found.rates[0] == 1e-4 / curvature
 
 
+def test_the_noise_of_rates_that_change_nothing_is_not_taken_for_the_fall():
+    def suggestion(seed: int) -> float:
+        generator, learnt = torch.Generator().manual_seed(seed), [0.0]
+
+        def step(rate: float) -> float:  # exp(-sum of rates) learns next to nothing below 1e-3
+            noise = 0.3 * float(torch.randn((), generator=generator))
+            loss = math.exp(-learnt[0]) + noise + 10 * max(0.0, rate - 1) ** 2
+            learnt[0] += rate
+            return loss
+
+        return range_test(step).suggestion
+
+    assert min(map(suggestion, range(40))) > 1e-3
+
+
 def test_a_loss_that_never_falls_gets_no_suggestion():
     generator = torch.Generator().manual_seed(0)
     flat = range_test(lambda rate: 1.0 + 0.01 * float(torch.randn((), generator=generator)))

@@ -145,7 +145,11 @@ def _suggested(rates: list[float], losses: list[float], smoothed: np.ndarray) ->
     if lowest < 3 or fall <= max(2 * noise, 1e-3 * abs(begin)):
         return None, None
     slope = np.gradient(smoothed, np.log(rates)[: len(smoothed)])
-    steepest = settled + int(slope[settled : lowest + 1].argmin())
+    # Where rates are too low to change anything, the noise of batches may fall steeper than what is learnt: the fall
+    # begins where the loss was last about as high as at the start.
+    high = np.flatnonzero(smoothed[:lowest] > begin - fall / 4)
+    begun = max(settled, int(high[-1])) if len(high) else settled
+    steepest = begun + int(slope[begun : lowest + 1].argmin())
     return min(rates[steepest], rates[lowest] / _BELOW_HIGHEST), rates[lowest]
 
 
