@@ -396,6 +396,25 @@ def test_lr_find_advises_the_key_that_decides_the_rate(scheduler, key, capsys, m
     assert capsys.readouterr().out.splitlines()[-1].endswith(f" {key}=0.02")
 
 
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (["optimizer.groups=[{match: '*.bias', lr: 0.02}]"], ["optimizer.lr=0.02", "optimizer.groups.0.lr=0.008"]),
+        (["optimizer.groups=[{match: '*.bias', lr: 0.2}]"], ["optimizer.lr=0.005", "optimizer.groups.0.lr=0.02"]),
+        (["optimizer.groups=[{match: '*', lr: 0.01}]"], ["optimizer.lr=0.1", "optimizer.groups.0.lr=0.02"]),
+        (["optimizer.layer_decay=0.5", "freeze=fc3.*"], ["optimizer.lr=0.04"]),  # the highest has half of it
+        (["optimizer.lr=0"], ["optimizer.lr=0.02"]),
+    ],
+)
+def test_lr_find_advises_the_rates_that_it_tried_for_each_group(words, printed, capsys, monkeypatch):
+    from surefoot.planning import LrFind
+
+    found = LrFind([0.001, 0.1], [1.0, 0.5], [1.0, 0.5], 0.02, 0.1, None)
+    monkeypatch.setattr("surefoot.planning.lr_find", lambda *objects, **settings: found)
+    assert main(["lr-find", "quickstart", *SMALL, "optimizer.lr=0.05", *words]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-len(printed) :] == printed
+
+
 def test_training_follows_the_plan_bit_for_bit(small_run):
     from surefoot.build import build
     from surefoot.planning import plan_report

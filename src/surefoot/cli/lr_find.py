@@ -11,7 +11,7 @@ from ..text import say, typed
 from .recipes import add_chart_arguments, add_recipe_arguments, named_recipe, show_chart
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..build import Built
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +45,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     show_chart(result, chart, as_json=arguments.json)
     if result.suggestion is not None and not arguments.json:
-        rate = f"{_rate_key(loaded)}={result.suggestion:.2g}"
-        say(f"\ntry: {typed('surefoot', 'train', Path(arguments.recipe), *arguments.overrides, rate)}")
+        rates = _rates(built, result.suggestion)
+        say(f"\ntry: {typed('surefoot', 'train', Path(arguments.recipe), *arguments.overrides, *rates)}")
     return 0
 
 
-def _rate_key(recipe: Recipe) -> str:
-    """The key that decides the rate: a cycle begins and ends by its own max_lr, whatever the optimizer has."""
+def _rates(built: Built, suggestion: float) -> list[str]:
+    """The overrides by which the group with the highest rate has the suggested one, and the others in proportion."""
+    recipe, optimizer = built.recipe, built.optimizer
     for path, section in recipe.scheduler.walk() if recipe.scheduler else ():
-        if section.part.name in ("OneCycleLR", "CyclicLR"):
-            return f"{path}.max_lr"
-    return "optimizer.lr"
+        if section.part.name in ("OneCycleLR", "CyclicLR"):  # they begin and end by their own, whatever groups have
+            return [f"{path}.max_lr={suggestion:.2g}"]
+    given = zip(optimizer.param_groups, built.schedule.undampened_lrs, strict=True)
+    highest = max(float(group.get("initial_lr", lr)) for group, lr in given)
+    default = float(recipe.optimizer.part.args.get("lr", optimizer.defaults.get("lr", highest)))
+    keys = {"optimizer.lr": default}
+    for index, group in enumerate(recipe.optimizer.groups):
+        if "lr" in group.args:
+            keys[f"optimizer.groups.{index}.lr"] = float(group.args["lr"])
+    return [f"{key}={suggestion * (lr / highest if highest > 0 else 1):.2g}" for key, lr in keys.items()]
