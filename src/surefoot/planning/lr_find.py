@@ -19,6 +19,7 @@ from ..copying import twins
 from ..errors import UsageError
 from ..modes import set_mode
 from ..nonfinite import NonFinite
+from ..schedules.dampening import set_rate
 from ..step import Batch, StepOptions, TrainStep
 from ..untouched import untouched
 from .lr_result import LrFind
@@ -71,10 +72,7 @@ def lr_find(
 
         def step(rate: float) -> float:
             for group, share in zip(twin_optimizer.param_groups, shares, strict=True):
-                if isinstance(group["lr"], torch.Tensor):
-                    group["lr"].fill_(rate * share)
-                else:
-                    group["lr"] = rate * share
+                set_rate(group, rate * share)
             try:
                 return float(update(list(itertools.islice(source, options.grad_accum_steps))).loss)
             except NonFinite as error:

@@ -270,10 +270,7 @@ class BaseWarmup:
                 # A second phase in the same process starts from the undampened rates.
                 before._absorb()
                 for group, lr in zip(groups, before.lrs, strict=False):
-                    if isinstance(group["lr"], torch.Tensor):
-                        group["lr"].fill_(lr)
-                    else:
-                        group["lr"] = lr
+                    set_rate(group, lr)
             before.stop_watching()
             for handle in before._marking:
                 handle.remove()
@@ -308,6 +305,14 @@ class BaseWarmup:
     def stop_watching(self) -> None:
         """Leave new groups to somebody else (a `Schedule` that holds this warmup)."""
         self.watch.remove()
+
+
+def set_rate(group: dict[str, Any], lr: float) -> None:
+    """Give a param group a rate; a tensor that holds it stays the same tensor."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 def check_groups(what: str, state: Mapping[str, Any], groups: int) -> None:

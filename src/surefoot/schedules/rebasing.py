@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 from torch.optim.swa_utils import SWALR
 
 from .composite import leaves
+from .dampening import set_rate
 
 
 def owns_rates(scheduler: Any) -> str | None:
@@ -65,11 +66,7 @@ def rebase(
         if "initial_lr" in group:
             group["initial_lr"] = after if index in rates else group["initial_lr"] * (ratio or 1.0)
         if schedule is None:
-            scaled = after if ratio is None else float(group["lr"]) * ratio
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(scaled)
-            else:
-                group["lr"] = scaled
+            set_rate(group, after if ratio is None else float(group["lr"]) * ratio)
     for part in (p for top in moved for p in (top, *leaves(top))):
         bases = getattr(part, "base_lrs", None)
         if isinstance(bases, list):
