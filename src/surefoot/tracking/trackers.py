@@ -26,13 +26,13 @@ from ..errors import RunFailed, UsageError, first_line
 from ..text import typed
 from .journal import end_of_last_line, metrics_of, run_records
 from .recording import settings_of
+from .report import json_of
 
 FOLDER, JOURNAL = "trackers", "metrics.jsonl"
 INSTALL = {
     "mlflow": "pip install 'surefoot[mlflow]' (or: pip install mlflow)",
     "wandb": "pip install 'surefoot[wandb]' (or: pip install wandb)",
 }
-_MOST_BYTES = 4 * 1024 * 1024
 _BATCH = 500  # records
 _LEAVING_S, _PAUSE_S, _MOST_WAITS = 20.0, 5.0, 24
 # A record's step, and how many records of that step come before it.
@@ -173,11 +173,8 @@ def _noted(note: Path) -> Place:
 
 
 def _about(run: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(files.read_bounded(run / "run.json", _MOST_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{run / 'run.json'}: cannot be read: {error}") from error
-    if not isinstance(about, dict) or not isinstance(about.get("id"), str):
+    about = json_of(run / "run.json")
+    if not isinstance(about.get("id"), str):
         raise UsageError(f"{run / 'run.json'}: is not the description of a run")
     return about
 
