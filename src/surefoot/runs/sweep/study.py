@@ -79,25 +79,20 @@ class Study:
 
     def _settle(self) -> None:
         """Write what the sweep is, or refuse another one."""
-        identity = self.plan.identity()
-        if _PLAN not in self.study.user_attrs:
-            self.study.set_user_attr(_PLAN, identity)
-        kept = self.study.user_attrs[_PLAN]
-        # As texts: true is another value than 1, and 1.0 to 2 another range than 1 to 2.
-        if changed := sorted(name for name in identity if json.dumps(kept.get(name)) != json.dumps(identity[name])):
-            raise UsageError(
-                f"{self.directory}: this sweep was begun with another {', '.join(changed)}; bring it back, or begin a "
-                "new sweep with --dir (trials: may be raised)"
-            )
-        settings = self.plan.settings
-        if _RECIPE not in self.study.user_attrs:
-            self.study.set_user_attr(_RECIPE, settings)
-        kept = self.study.user_attrs[_RECIPE]
-        if changed := sorted(k for k in {*kept, *settings} if json.dumps(kept.get(k)) != json.dumps(settings.get(k))):
-            raise UsageError(
-                f"{self.directory}: this sweep was begun with another {', '.join(changed[:5])} in {self.plan.recipe}: "
-                "trials of both could not be compared; bring it back, or begin a new sweep with --dir"
-            )
+        recipe = f" in {self.plan.recipe}: trials of both could not be compared"
+        for key, mine, where, hint in (
+            (_PLAN, self.plan.identity(), "", " (trials: may be raised)"),
+            (_RECIPE, self.plan.settings, recipe, ""),
+        ):
+            if key not in self.study.user_attrs:
+                self.study.set_user_attr(key, mine)
+            kept = self.study.user_attrs[key]
+            # As texts: true is another value than 1, and 1.0 to 2 another range than 1 to 2.
+            if changed := sorted(k for k in {*kept, *mine} if json.dumps(kept.get(k)) != json.dumps(mine.get(k))):
+                raise UsageError(
+                    f"{self.directory}: this sweep was begun with another {', '.join(changed[:5])}{where}; bring it "
+                    f"back, or begin a new sweep with --dir{hint}"
+                )
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
