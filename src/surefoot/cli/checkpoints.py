@@ -30,17 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     statuses = list(scan(run_dir))
     resumed = next((status for status in reversed(statuses) if status.valid), None)
     if arguments.json:
+        names = ("step", "reason", "bytes", "metrics", "created")
         rows = [
-            {
-                "step": status.step,
-                "path": str(status.path),
-                "valid": bool(status.valid),
-                "reason": status.reason,
-                "bytes": status.bytes,
-                "metrics": status.metrics,
-                "created": status.created,
-                "resumed": status is resumed,
-            }
+            {name: getattr(status, name) for name in names}
+            | {"path": str(status.path), "valid": bool(status.valid), "resumed": status is resumed}
             for status in statuses
         ]
         say(json.dumps(rows, indent=2))

@@ -20,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _kind(word: str) -> str:
-
     if word not in KINDS:
         suggestion = did_you_mean(word, KINDS) or f"; the kinds are {', '.join(KINDS)}"
         raise argparse.ArgumentTypeError(f"there is no kind {word!r}{suggestion}")

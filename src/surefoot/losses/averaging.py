@@ -22,20 +22,9 @@ from .conventions import convention_of
 from .torch_losses import formula_of, ignored, option, reduction
 
 # Losses whose mean is over all elements. The others average over samples, or over classes' weights (below).
-_OVER_ELEMENTS = frozenset(
-    {
-        "L1Loss",
-        "MSELoss",
-        "SmoothL1Loss",
-        "HuberLoss",
-        "BCELoss",
-        "BCEWithLogitsLoss",
-        "KLDivLoss",
-        "PoissonNLLLoss",
-        "GaussianNLLLoss",
-        "SoftMarginLoss",
-        "HingeEmbeddingLoss",
-    }
+_OVER_ELEMENTS = (
+    *("L1Loss", "MSELoss", "SmoothL1Loss", "HuberLoss", "BCELoss", "BCEWithLogitsLoss", "KLDivLoss"),
+    *("PoissonNLLLoss", "GaussianNLLLoss", "SoftMarginLoss", "HingeEmbeddingLoss"),
 )
 _OVER_CLASSES = frozenset({"CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss"})
 
