@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from surefoot import rng
+from surefoot import Loader, RunOptions, fit, rng
 from surefoot.cli import main
 from surefoot.errors import UsageError
 from surefoot.execution import (
@@ -654,3 +654,49 @@ def test_a_step_that_fails_on_a_later_batch_is_not_measured():
     made = work()
     made["batches"][1] = (made["batches"][1][0], torch.full((4,), 10))
     assert choose(**made)[1] == ["nothing is measured: the step fails: IndexError: Target 10 is out of bounds."]
+
+
+def in_channels_last(channels=8):
+    layers = nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, 3)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("spec", ["auto", "plain", {"threads": 1}, {"onednn": False}])
+def test_a_model_in_channels_last_is_trained_so_unless_another_layout_is_asked_for_or_faster(spec):
+    model = in_channels_last(channels=16)  # as many as oneDNN's 1x1 convolution is sound with
+    pair = (torch.zeros(2, 3, 9, 9), torch.zeros(2, dtype=torch.int64))
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    chosen, _ = choose(spec, steps=10, step=step, batches=[pair])
+    assert chosen.memory_format == "channels_last"
+    assert choose({"memory_format": "contiguous"}, steps=10, step=step, batches=[pair])[0].memory_format == "contiguous"
+    assert {e.memory_format for e in candidates(chosen, {}, model)} == {"contiguous", "channels_last"}
+    assert chosen in candidates(chosen, {"threads": 1, "onednn": False}, model)
+
+
+def test_a_model_lies_as_torch_has_it_while_it_is_lazy_and_where_onednn_would_write_beyond_its_memory():
+    assert as_torch_would(model=in_channels_last(channels=16)).memory_format == "channels_last"
+    assert as_torch_would(model=in_channels_last(channels=4)).memory_format == "contiguous"
+    assert as_torch_would(model=nn.LazyConv2d(3, 3)).memory_format == "contiguous"
+
+
+def test_a_model_in_channels_last_gets_the_bits_of_a_plain_loop():
+    images, labels = torch.randn(24, 3, 9, 9).to(memory_format=torch.channels_last), torch.randint(0, 3, (24,))
+
+    def made():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 3, 7), nn.Flatten())
+        model = model.to(memory_format=torch.channels_last)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), nn.CrossEntropyLoss()
+
+    model, optimizer, loss = made()
+    options = RunOptions(progress=False, execution="plain")
+    fit(model, loss, optimizer, Loader((images, labels), batch_size=8), epochs=2, run=options)
+    by_hand, optimizer, loss = made()
+    loader = Loader((images, labels), batch_size=8)
+    while loader.epoch < 2:
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss(by_hand(inputs), targets).backward()
+            optimizer.step()
+    for one, other in zip(model.state_dict().values(), by_hand.state_dict().values(), strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()

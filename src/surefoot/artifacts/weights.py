@@ -166,7 +166,7 @@ def memory_format(model: nn.Module) -> str:
     """
     says = False
     for parameter in model.parameters():
-        if parameter.dim() != 4:
+        if is_lazy(parameter) or parameter.dim() != 4:
             continue
         if not parameter.is_contiguous(memory_format=torch.channels_last):
             return "contiguous"

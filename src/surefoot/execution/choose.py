@@ -24,7 +24,7 @@ from .forms import compile_seconds, compiled_forms, most_seconds
 from .limit import TookTooLong, limited
 from .machine import describe_machine, describe_work, digest
 from .measure import MARGIN, Bench, Trial, fastest, race
-from .settings import Execution, as_torch_would, supports_fused, unsafe_layout
+from .settings import MEMORY_FORMATS, Execution, as_torch_would, supports_fused, unsafe_layout
 
 # What measuring may take without compiling, and when a run is too short to measure anything for, in seconds.
 BUDGET_S = 1.0
@@ -280,7 +280,7 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     """
     formats = [plain.memory_format]
     if "memory_format" not in fixed and any(p.dim() == 4 for p in model.parameters()):
-        formats.append("channels_last")
+        formats += [f for f in MEMORY_FORMATS if f != plain.memory_format]
     if plain.device != "cpu":
         return [replace(plain, memory_format=f) for f in formats]
     threads, most = [plain.threads], plain.threads
@@ -297,7 +297,8 @@ def candidates(plain: Execution, fixed: Mapping[str, Any], model: nn.Module) -> 
     ]
     if "memory_format" in fixed:
         return made
-    return [e for e in made if (e.onednn or e.memory_format == "contiguous") and not unsafe_layout(e, model)]
+    known = ("contiguous", plain.memory_format)
+    return [e for e in made if (e.onednn or e.memory_format in known) and not unsafe_layout(e, model)]
 
 
 def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable[[str], None]) -> Trial | None:
@@ -313,7 +314,7 @@ def _settle(bench: Bench, trials: Sequence[Trial], thorough: bool, say: Callable
 
 
 def _plain(step: TrainStep, fixed: Mapping[str, Any]) -> Execution:
-    settings = as_torch_would(step.device.type, step.options.precision)
+    settings = as_torch_would(step.device.type, step.options.precision, step.model)
     return replace(settings, **{**fixed, "compile": "none"})
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import torch_compat
+from ..artifacts.weights import memory_format
 from ..errors import Problems, UsageError
 from ..limits import PRECISIONS
 from ..untouched import is_lazy
@@ -113,11 +114,18 @@ class Execution:
         return cls(**data)
 
 
-def as_torch_would(device: str = "cpu", precision: str = "float32") -> Execution:
+def as_torch_would(device: str = "cpu", precision: str = "float32", model: nn.Module | None = None) -> Execution:
     """The settings of a plain PyTorch loop in this process: nothing set, nothing chosen."""
-    return Execution(
-        device=device, threads=torch.get_num_threads(), onednn=bool(torch.backends.mkldnn.enabled), precision=precision
+    execution = Execution(
+        device=device,
+        threads=torch.get_num_threads(),
+        onednn=bool(torch.backends.mkldnn.enabled),
+        memory_format="contiguous" if model is None else memory_format(model),
+        precision=precision,
     )
+    if model is not None and unsafe_layout(execution, model):
+        return dataclasses.replace(execution, memory_format="contiguous")
+    return execution
 
 
 @contextlib.contextmanager
