@@ -12,7 +12,7 @@ from checkpoint_helpers import BATCH, EPOCHS, SAMPLES, Net, Run, assert_exact, d
 from torch import nn
 from torchmetrics.aggregation import CatMetric
 
-from surefoot import Checkpointer, files
+from surefoot import Checkpointer, UsageError, files
 from surefoot.optimizers import OPTIMIZERS, build_optimizer
 from surefoot.schedules import WARMUPS, Schedule, SchedulerSpec, WarmupSpec, build_schedule
 
@@ -134,6 +134,56 @@ def test_sparse_adam(tmp_path):
         return optimizer, after_step, idle, {"table": table, "sparse": sparse}
 
     assert_exact(tmp_path, build)
+
+
+class Sharp(torch.optim.Optimizer):
+    """As davda54's SAM: steps by an optimizer that it holds, whose momentum is in no state_dict of its own."""
+
+    def __init__(self, params, share):
+        super().__init__(params, {"lr": 0.1, "rho": 0.05})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+        if share == "list":
+            self.param_groups = self.base.param_groups
+        if share == "state":
+            self.base.state = self.state
+
+    def step(self, closure=None):
+        self.base.step(closure)
+
+
+@pytest.mark.parametrize("share", ["list", "groups", "state"])
+def test_an_optimizer_within_another_keeps_its_state_and_follows_the_others_rates(tmp_path, share):
+    """What a loop of one's own would do without an interruption is the reference."""
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+
+    def trained(run, steps, *, first=0):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = Sharp(model.parameters(), share)
+        with Checkpointer(run, model=model, optimizer=optimizer) as saver:
+            saver.resume()
+            assert saver.steps == first
+            for step in range(first, steps):
+                optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                optimizer.step()
+                saver.step()
+        return model.weight
+
+    trained(tmp_path / "a", 3)
+    assert torch.equal(trained(tmp_path / "a", 6, first=3), trained(tmp_path / "b", 6))
+
+
+def test_an_optimizer_whose_inner_one_is_missing_is_refused(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = Sharp(model.parameters(), "list")
+    with Checkpointer(tmp_path, model=model, optimizer=optimizer) as saver:
+        saver.save()
+    del optimizer.base
+    refused = pytest.raises(UsageError, match=r"the optimizers within are \['base'\] in the checkpoint and \[\] here")
+    with Checkpointer(tmp_path, model=model, optimizer=optimizer) as saver, refused:
+        saver.resume()
 
 
 def test_an_optimizer_that_is_not_torchs_own_shape(tmp_path):

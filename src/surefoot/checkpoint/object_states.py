@@ -18,9 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UsageError
 from ..sharding import piece_of
-from ..text import counted
 from ..wrapping import is_spread, local, submodules, tensors
-from . import beside_tensors
+from . import beside_tensors, optimizer_states
+from .optimizer_states import are_names, has
 
 Tree = dict[str, Any]
 
@@ -48,8 +48,8 @@ def get_state(objects: Mapping[str, Any]) -> Tree:
             tree["objects"][key] = _capture_module(value)
         elif isinstance(value, nn.Module):
             tree["modules"][key] = _capture_module(value)
-        elif _is_plain_optimizer(value):
-            tree["optimizers"][key] = _capture_optimizer(value, names)
+        elif optimizer_states.is_plain(value):
+            tree["optimizers"][key] = optimizer_states.capture(value, names)
         else:
             tree["objects"][key] = _state_of(value)
     return tree
@@ -75,8 +75,8 @@ def problems(objects: Mapping[str, Any], tree: Tree) -> list[str]:
         if isinstance(value, nn.Module):
             saved = tree["objects" if isinstance(value, AveragedModel) else "modules"][key]
             texts += [f"{key}: {text}" for text in _module_problems(value, saved)]
-        elif _is_plain_optimizer(value):
-            texts += [f"{key}: {text}" for text in _optimizer_problems(value, tree["optimizers"][key], names)]
+        elif optimizer_states.is_plain(value):
+            texts += [f"{key}: {text}" for text in optimizer_states.problems(value, tree["optimizers"][key], names)]
         else:
             texts += [f"{key}: {text}" for text in _object_problems(value, tree["objects"][key])]
     return texts
@@ -106,7 +106,7 @@ def set_state(objects: Mapping[str, Any], tree: Tree) -> None:
             changed.append((value, state if isinstance(value, dict) else copy.deepcopy(state)))
             try:
                 if section == "optimizers":
-                    _restore_optimizer(value, tree[section][key], names)
+                    optimizer_states.restore(value, tree[section][key], names)
                 else:
                     _put(value, tree[section][key])
             except Exception as error:  # it may be the user's own, which refuses by whatever it likes
@@ -138,13 +138,8 @@ def _sections(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {"objects": {}, "modules": {}, "optimizers": {}}
     for key, value in objects.items():
         section = "modules" if isinstance(value, nn.Module) and not isinstance(value, AveragedModel) else "objects"
-        sections["optimizers" if _is_plain_optimizer(value) else section][key] = value
+        sections["optimizers" if optimizer_states.is_plain(value) else section][key] = value
     return sections
-
-
-def _is_plain_optimizer(value: Any) -> bool:
-    # A wrapper around an optimizer that numbers its state its own way is kept by its own state_dict.
-    return isinstance(value, torch.optim.Optimizer) and type(value).state_dict is torch.optim.Optimizer.state_dict
 
 
 def parameter_names(objects: Mapping[str, Any]) -> dict[int, str]:
@@ -218,8 +213,8 @@ def _described(tensor: torch.Tensor) -> str:
 
 
 def _module_problems(module: nn.Module, saved: Any) -> list[str]:
-    named = isinstance(saved, dict) and _are_names(saved.get("frozen")) and _are_names(saved.get("transient", []))
-    if not named or not _has(saved, tensors=dict, tied=dict, extra=dict):
+    named = isinstance(saved, dict) and are_names(saved.get("frozen")) and are_names(saved.get("transient", []))
+    if not named or not has(saved, tensors=dict, tied=dict, extra=dict):
         return ["its state is not that of a module"]
     here = _capture_module(module)
     volatile = _volatile(module)
@@ -293,134 +288,6 @@ def _set_buffer(owners: Mapping[str, nn.Module], name: str, tensor: torch.Tensor
     module._buffers[leaf] = tensor if expanded else tensor.clone()
 
 
-# ---------------------------------------------------------------------------------------------- optimizers
-
-
-def _group_names(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[list[str]]:
-    return [
-        [names.get(id(parameter), f"#{g}.{i}") for i, parameter in enumerate(group["params"])]
-        for g, group in enumerate(optimizer.param_groups)
-    ]
-
-
-def _capture_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Tree:
-    state = optimizer.state_dict()
-    groups = _group_names(optimizer, names)
-    by_number = {
-        number: name
-        for group, group_names in zip(state["param_groups"], groups, strict=True)
-        for number, name in zip(group["params"], group_names, strict=True)
-    }
-    return {
-        "class": type(optimizer).__name__,
-        "state": {by_number.get(key, key): value for key, value in state["state"].items()},
-        "groups": [
-            {**group, "params": group_names} for group, group_names in zip(state["param_groups"], groups, strict=True)
-        ],
-        "attributes": _own_attributes(optimizer),
-    }
-
-
-def _optimizer_problems(optimizer: torch.optim.Optimizer, saved: Any, names: Mapping[int, str]) -> list[str]:
-    if not _has(saved, state=dict, groups=list) or "class" not in saved:
-        return ["its state is not that of an optimizer"]
-    if saved["class"] != type(optimizer).__name__:
-        return [f"is {saved['class']} in the checkpoint and {type(optimizer).__name__} here"]
-    here = _group_names(optimizer, names)
-    if len(here) != len(saved["groups"]):
-        return [f"has {counted(len(saved['groups']), 'parameter group')} in the checkpoint and {len(here)} here"]
-    texts = []
-    shapes: dict[str, torch.Size] = {}
-    for g, (group, live) in enumerate(zip(saved["groups"], optimizer.param_groups, strict=True)):
-        if not isinstance(group, dict) or not _are_names(group.get("params")):
-            return [f"group {g} is not a parameter group"]
-        if set(group["params"]) != set(here[g]) or len(group["params"]) != len(here[g]):
-            other = sorted(map(str, set(group["params"]) ^ set(here[g])))
-            texts.append(f"group {g} holds other parameters than in the checkpoint: {', '.join(other[:5])}")
-        own = type(optimizer).__module__.startswith("torch.optim")
-        if own and (lacking := set(live) - set(group)):
-            texts.append(f"group {g} lacks {', '.join(sorted(lacking))} in the checkpoint")
-        for field in (set(live) & set(group) - {"params"}) if own else ():
-            if not _alike(live[field], group[field]):
-                saved_value = str(group[field])[:40]
-                texts.append(f"group {g}: {field} is {saved_value!r} in the checkpoint, {live[field]!r} here")
-        shapes |= {name: parameter.shape for name, parameter in zip(here[g], live["params"], strict=True)}
-    for name, state in saved["state"].items() if own else ():
-        if name not in shapes and not texts:
-            texts.append(f"holds state for {name!r}, which is no parameter of it")
-        if not isinstance(state, dict):
-            texts.append(f"the state of {name!r} is no table")
-            continue
-        for field, value in state.items():
-            if isinstance(value, torch.Tensor) and field in _LIKE_PARAMETER and value.shape != shapes.get(name):
-                texts.append(f"state {field!r} of {name!r} has shape {tuple(value.shape)} in the checkpoint")
-    # Anybody else's may keep what it likes, in whatever shape, and takes back what it gave.
-    return texts
-
-
-def _alike(live: Any, saved: Any) -> bool:
-    """Whether a saved setting could be this one with another value: numbers stand for numbers, and so on."""
-    if live is None or saved is None or type(live) is type(saved):
-        return not isinstance(live, tuple) or saved is None or len(live) == len(saved)
-    numbers = (int, float, torch.Tensor)
-    return isinstance(live, numbers) and isinstance(saved, numbers) and bool not in (type(live), type(saved))
-
-
-# Fields that torch's own optimizers keep in the parameter's shape.
-_LIKE_PARAMETER = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "acc_delta"}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Tree, names: Mapping[int, str]) -> None:
-    layout = optimizer.state_dict()["param_groups"]
-    number: dict[Any, Any] = {}
-    parameters: dict[Any, nn.Parameter] = {}
-    groups = []
-    zipped = zip(layout, _group_names(optimizer, names), optimizer.param_groups, saved["groups"], strict=True)
-    for group, group_names, live, saved_group in zipped:
-        number |= dict(zip(group_names, group["params"], strict=True))
-        parameters |= dict(zip(group_names, live["params"], strict=True))
-        groups.append({**saved_group, "params": group["params"]})
-    saved = {**saved, "state": {n: _in_pieces(fields, parameters.get(n)) for n, fields in saved["state"].items()}}
-    state = {number.get(name, name): value for name, value in saved["state"].items()}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for name, fields in saved["state"].items():
-        if name in parameters:
-            # torch casts state to its parameter's dtype; what was kept in higher precision stays so.
-            kept = optimizer.state[parameters[name]]
-            optimizer.state[parameters[name]] = _uncast(kept, fields)
-    for name, value in saved.get("attributes", {}).items():
-        setattr(optimizer, name, value)
-
-
-def _in_pieces(fields: Any, parameter: Any) -> Any:
-    """The whole state of a parameter as one has it that is spread over ranks."""
-    if parameter is None or not is_spread(parameter) or not isinstance(fields, dict):
-        return fields
-    return {name: piece_of(value, parameter) for name, value in fields.items()}
-
-
-def _uncast(loaded: Any, saved: Any) -> Any:
-    """What was loaded, with the saved values where loading has changed a tensor's dtype."""
-    if isinstance(loaded, torch.Tensor) and isinstance(saved, torch.Tensor):
-        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
-    if isinstance(loaded, dict) and isinstance(saved, dict):
-        return type(loaded)((key, _uncast(value, saved.get(key))) for key, value in loaded.items())
-    if type(loaded) in (list, tuple) and type(loaded) is type(saved):
-        return type(loaded)(_uncast(a, b) for a, b in zip(loaded, saved, strict=True))
-    return loaded
-
-
-def _own_attributes(optimizer: torch.optim.Optimizer) -> Tree:
-    """Numbers and tensors that an optimizer of somebody's own counts in itself, which its state_dict lacks."""
-    if type(optimizer).__module__.startswith("torch.optim"):
-        return {}
-    return {
-        name: value
-        for name, value in vars(optimizer).items()
-        if type(value) in (bool, int, float, torch.Tensor) and not name.startswith("_")
-    }
-
-
 # ---------------------------------------------------------------------------------------------- the rest
 
 
@@ -435,11 +302,3 @@ def _object_problems(value: Any, saved: Any) -> list[str]:
         other = sorted(map(str, set(here) ^ set(saved))) if isinstance(saved, dict) else ["everything"]
         return [f"scheduler state differs from {type(value).__name__}'s in: {', '.join(other)}"]
     return []
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _has(saved: Any, **kinds: type) -> bool:
-    return isinstance(saved, dict) and all(isinstance(saved.get(key), kind) for key, kind in kinds.items())
