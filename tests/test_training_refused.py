@@ -10,7 +10,7 @@ from fit_arguments import fit_arguments
 from torch import nn
 from training_job import CLASSES, FEATURES, make_data, make_model, sgd
 
-from surefoot import RunOptions
+from surefoot import Checkpointer, RunOptions
 from surefoot.data import Loader
 from surefoot.errors import Stopped, UsageError
 from surefoot.schedules import Schedule
@@ -45,6 +45,39 @@ def test_a_mistake_is_told_and_leaves_nothing_behind(data, run_dir, arguments, m
         fit(model, nn.CrossEntropyLoss(), sgd(model), data, **fit_arguments(run_dir=run_dir, **settings))
     assert message in str(caught.value)
     assert not run_dir.exists()
+
+
+class Unrated(torch.optim.Optimizer):
+    """Computes its own rate, as Adafactor does with ``relative_step``."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, {"gain": 0.1, **options})
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.sub_(group["gain"] * parameter.grad)
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": None}])
+def test_an_optimizer_without_a_rate_is_told_what_to_say_and_is_trained_with_it(data, options):
+    optimizer = Unrated((model := make_model()).parameters(), **options)
+    with pytest.raises(UsageError, match=r"group 0 of Unrated has no learning rate") as caught:
+        fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=1, batch_size=10))
+    assert "optimizer.param_groups[0]['lr'] = 1.0" in str(caught.value)
+    optimizer.param_groups[0]["lr"] = 1.0
+    fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=1, batch_size=10))
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": None}])
+def test_a_loop_of_ones_own_may_have_an_optimizer_without_a_rate(run_dir, options):
+    optimizer = Unrated((model := make_model()).parameters(), **options)
+    for steps in (0, 1):
+        with Checkpointer(run_dir, model=model, optimizer=optimizer) as saver:
+            saver.resume()
+            assert saver.steps == steps
+            saver.step()
 
 
 def test_what_lay_in_a_runs_directory_stays_there_where_the_run_is_refused(data, run_dir):

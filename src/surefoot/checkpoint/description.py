@@ -143,7 +143,8 @@ def initial_group_options(optimizer: torch.optim.Optimizer, objects: Mapping[str
         options = {name: value for name, value in group.items() if name not in hidden}
         if "lr" in options:
             now = options["lr"] if rates is None else rates[index]
-            options["lr"] = float(group.get("initial_lr", now))
+            rate = group.get("initial_lr", now)
+            options["lr"] = None if rate is None else float(rate)  # one that computes its own may have none
         every.append(options)
     return every
 

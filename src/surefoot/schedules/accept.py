@@ -63,7 +63,14 @@ def check_optimizer(check: Arguments, optimizer: Any) -> None:
         check.instance("optimizer", optimizer, Optimizer, like)
     else:
         for number, group in enumerate(optimizer.param_groups):  # torch refuses a rate below 0, and no other
-            if not math.isfinite(rate := as_number(group.get("lr", 0.0)) or 0.0):
+            if group.get("lr") is None:
+                check.refuse(
+                    "optimizer",
+                    f"group {number} of {type(optimizer).__name__} has no learning rate, which schedules and records "
+                    "read; give it an lr, or, where it computes its own (Adafactor with relative_step), say "
+                    f"optimizer.param_groups[{number}]['lr'] = 1.0 once it is made",
+                )
+            elif not math.isfinite(rate := as_number(group["lr"]) or 0.0):
                 check.refuse("optimizer", f"the lr of group {number} is {rate}; give a finite rate, e.g. lr=0.1")
 
 
