@@ -140,6 +140,16 @@ def test_a_model_that_refuses_the_batch_is_told_by_layer_shapes_and_line(model, 
     assert refusal.value.__cause__ is not None
 
 
+def test_what_the_backward_pass_refuses_is_not_laid_to_the_loss():
+    class InPlace(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).exp().add_(1)
+
+    (found,) = lint(InPlace(4, 3), nn.CrossEntropyLoss(), None, (torch.randn(8, 4), torch.arange(8) % 3))
+    assert found.name == "loss-refused" and "CrossEntropyLoss" not in found.message
+    assert found.message.startswith("the gradients of the loss cannot be computed: ") and "`x = x + y`" in found.fix
+
+
 def test_a_fault_in_the_users_own_code_stays_what_it_is():
     with pytest.raises(ZeroDivisionError):
         lint(Then(body(), lambda o: o / (1 // 0)), nn.CrossEntropyLoss(), None, (x(), y()))

@@ -367,6 +367,7 @@ enter(
     own=lambda: setup(body(), own_loss_that_raises, (x(), y())),
     index=lambda: setup(body(), lambda outputs, targets: outputs[:, 99].mean(), (x(), y())),
     weight=lambda: setup(body(), CE(weight=torch.ones(3)), (x(), y())),
+    in_place=lambda: setup(Then(body(), lambda o: o.exp().add_(1)), CE(), (x(), y())),
 )
 enter(
     "inputs-not-normalised",

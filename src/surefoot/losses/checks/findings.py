@@ -35,7 +35,7 @@ FINDINGS = {
     "constant-target": "every target of the batch is the same",
     "broadcast": "outputs and targets of different shapes, silently broadcast",
     "shape-mismatch": "outputs and targets whose shapes do not fit together",
-    "loss-refused": "the loss raised an error",
+    "loss-refused": "the loss, or its backward pass, raised an error",
     "inputs-not-normalised": "inputs far from zero mean and unit variance",
     "constant-inputs": "every input of the batch is the same",
     "nan-in-data": "inputs or targets that are not finite",

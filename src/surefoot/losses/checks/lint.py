@@ -195,6 +195,12 @@ def _refused_by_loss(evidence: Evidence, refusal: Exception) -> Finding:
         if _SHAPES.search(text):
             fix = "give outputs and targets the shapes that docs/losses.md names"
             return error("shape-mismatch", f"{message}: {text}", fix)
+    if evidence.value is not None:
+        fix = "the message is of the backward pass: look at the operations between model and loss that it names"
+        if "inplace" in text:
+            text = text.partition(" Hint:")[0].rstrip(".")
+            fix = "change no tensor in place that the forward pass still needs: `x = x + y` for `x += y`"
+        return error("loss-refused", f"the gradients of the loss cannot be computed: {text}", fix)
     fix = "docs/losses.md says what each loss is given"
     if evidence.outputs is None:
         message, fix = (
