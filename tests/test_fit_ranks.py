@@ -217,6 +217,32 @@ def test_ranks_with_other_data_are_refused_with_a_run_directory_and_without(tmp_
     assert "\n  data.val: " in first and not os.path.exists(tmp_path / "run")
 
 
+def _parted(world, where):
+    """Data that every script for DistributedDataParallel divides by itself; what is said to it."""
+    data = torch.utils.data.TensorDataset(torch.arange(60.0).reshape(20, 3), torch.arange(20) % 3)
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=world.size, rank=world.rank)
+    own = torch.utils.data.DataLoader(data, batch_size=5, sampler=sampler)
+    batched = torch.utils.data.BatchSampler(sampler, 5, drop_last=False)
+    model, loss, quiet = nn.Linear(3, 3), nn.CrossEntropyLoss(), surefoot.RunOptions(world=world, progress=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(UsageError) as caught:
+        if where == "train":
+            surefoot.fit(model, loss, optimizer, own, epochs=1, run=quiet)
+        elif where == "val":
+            surefoot.fit(model, loss, optimizer, data, val=own, epochs=1, run=quiet)
+        elif where == "evaluate":
+            surefoot.evaluate(model, loss, own, world=world)
+        else:
+            surefoot.Loader(data, 1, sampler=batched, share=world)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["train", "val", "evaluate", "a loader of one's own"])
+def test_data_that_a_sampler_has_divided_among_the_ranks_are_not_divided_again(where):
+    first, second = run_ranks(2, _parted, where)
+    assert first == second and "data: sampler: DistributedSampler leaves each process a part of the samples" in first
+
+
 def _raises(world, run):
     """An exception in one rank's data; what each rank is told."""
 

@@ -19,7 +19,7 @@ from .conversion import as_source
 from .finishing import IN_THE_DATA, Finishing
 from .indexed import Indexed
 from .orders import Bucketed, Order, Shuffled, Weighted
-from .samplers import lengths_of, order_of, weights_of
+from .samplers import lengths_of, order_of, refuse_parts, weights_of
 from .sources import DatasetSource, TensorSource
 from .streamed import Streamed
 from .streams import StreamSource
@@ -135,6 +135,7 @@ class Loader:
         self.parts = self._ranks = 1
         reading: dict[str, Any] = {"drop_last": self.drop_last, "workers": self.workers}
         self._batches: Indexed | Streamed
+        self._sampler = sampler
         if isinstance(source, StreamSource):
             self._batches = Streamed(source, self.batch_size, self._finish, num_samples=num_samples, **reading)
         else:
@@ -163,9 +164,14 @@ class Loader:
 
     def divide(self, parts: int, rank: int = 0, size: int = 1) -> None:
         """Give each batch as the MicroBatches of this rank, of `parts` that it is cut into for all; 1: whole."""
+        self.require_undivided(size)
         self._by_hand = False
         self.parts, self._ranks = parts, size
         self._batches.divide(Division(parts, rank, size))
+
+    def require_undivided(self, ranks: int) -> None:
+        """Raise UsageError where a sampler has divided the samples among processes, and `ranks` would do it again."""
+        refuse_parts(self._sampler, ranks)
 
     @property
     def source(self) -> TensorSource | DatasetSource | StreamSource:
@@ -321,6 +327,7 @@ class Loader:
         All ranks get as many: one that has no batch in the last round gets one that is another's. Of a stream, every
         rank reads all batches; of other data only its own. Nothing is counted.
         """
+        self.require_undivided(size)
         return self._batches.turns(self.epoch, rank, size)
 
     def __iter__(self) -> Iterator[Any]:

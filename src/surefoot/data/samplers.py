@@ -56,6 +56,17 @@ def order_of(sampler: Any, count: int, seed: int) -> Order:
     return OwnSampler(sampler, count, seed)
 
 
+def refuse_parts(sampler: Any, ranks: int) -> None:
+    """Raise UsageError where batches that `ranks` share out are of a part of the samples already, another for each."""
+    for each in (sampler, getattr(sampler, "sampler", None)):
+        if ranks > 1 and getattr(each, "num_replicas", 1) not in (None, 1):
+            raise UsageError(
+                f"data: sampler: {type(each).__name__} leaves each process a part of the samples, and of the batches "
+                "made of them each would take its part once more; leave it out: batch_size counts the samples of all "
+                "processes, and each is given its rows of every batch"
+            )
+
+
 class OwnSampler(Order):
     """A user's own sampler or batch sampler, asked anew in each epoch.
 

@@ -102,6 +102,7 @@ def measuring(
     checkpoints = Checkpoints(every=None) if checkpoints is None else checkpoints
     available = [f"train/{name}" for name in names]
     if val_loader is not None:
+        val_loader.require_undivided(1 if world is None else world.size)
         others = [name for name in names if name not in numbers]
         available += [f"val/{name}" for name in [*others, *numbers_in_validation(model, loss, val_loader)]]
     problems: list[str] = []
