@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -267,6 +268,26 @@ def test_a_rank_that_raises_leaves_its_last_words():
     with pytest.raises(RanksFailed) as caught:
         run_ranks(2, _dies, "raise")
     assert list(caught.value.errors) == [1] and "ValueError: my own" in caught.value.errors[1]
+
+
+def _goes_on_after_its_error(world, folder, own_group):
+    """Rank 1 catches what it raised and goes on, until rank 0 says what it was told."""
+    between = torch.distributed.FileStore(f"{folder}/between", 2)
+    world._leaves_group = not own_group
+    if world.rank == 1:
+        with contextlib.suppress(ValueError), world:
+            raise ValueError("my own")
+        return between.get("told").decode()
+    with pytest.raises(RankFailed) as caught:
+        world.gather("are you there?")
+    between.set("told", str(caught.value))
+    assert "imed out" not in str(caught.value.__cause__)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("own_group", [True, False])
+def test_a_rank_that_raises_and_goes_on_ends_the_others_at_once(own_group, tmp_path):
+    assert run_ranks(2, _goes_on_after_its_error, str(tmp_path), own_group) == ["rank 1: ValueError: my own"] * 2
 
 
 def test_a_stopped_rank_is_named_after_the_timeout():

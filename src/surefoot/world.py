@@ -404,17 +404,19 @@ class _Ranks(World):
         if self._left:
             return
         self._left = True
-        if together and self._broken is None:
-            # The first to end would make torchrun end the others: at what they still have to do.
-            with contextlib.suppress(RuntimeError, ValueError):  # ValueError: torch's groups have been destroyed
+        with contextlib.suppress(RuntimeError, ValueError):  # ValueError: torch's groups have been destroyed
+            if together and self._broken is None:
+                # The first to end would make torchrun end the others: at what they still have to do.
                 dist.monitored_barrier(self._side, timeout=timedelta(seconds=_LEAVING_S))
-                if not self._leaves_group:  # its own is all that this world has to give back
-                    dist.destroy_process_group(self._side)
+            if not self._leaves_group:  # its own is all that this world has to give back
+                dist.destroy_process_group(self._side)
         if (memory := vars(self).get("_memory")) is not None:
             memory.leave()
             self._memory = None  # a model in pieces may be used still, over a group that is not left
         if self._leaves_group and dist.is_initialized():
             dist.destroy_process_group()
+        if not together:  # its connections close with it: the others learn it now, and not when this process ends
+            self.group = self._side = self._for_cpu = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or error is self._common:
