@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from surefoot import Preprocessing, evaluate, save_model
+from surefoot import Preprocessing, RunOptions, evaluate, fit, save_model
 from surefoot.cli import main
+from surefoot.data import table
 from surefoot.errors import UsageError
+from surefoot.losses import WeightedSum
 from surefoot.metrics.by_class import by_class
 from surefoot.metrics.tables import LabelCounts, TargetErrors
 from surefoot.models import MODELS
@@ -110,6 +112,47 @@ def test_a_folder_for_a_model_of_no_pictures_is_one_message(here, capsys):
     pictures(here / "photos" / "a", [0])
     assert main(["eval", "model", "--data", "photos"]) == 2
     assert "tells no classes of pictures apart, so the folder photos means nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand"),
+    [
+        (
+            "[{name: MSELoss, factor: 2.0}, {name: L1Loss, factor: 0.5}]",
+            lambda e: 2 * (e**2).mean() + abs(e).mean() / 2,
+        ),
+        ("[{name: MSELoss, factor: 3.0}]", lambda e: 3 * (e**2).mean()),
+        ("{import: 'own_loss:fourth'}", lambda e: (e**4).mean()),
+    ],
+    ids=["sum", "factor", "own"],
+)
+def test_a_table_is_evaluated_by_the_loss_that_the_model_was_trained_with(here, capsys, monkeypatch, loss, by_hand):
+    monkeypatch.syspath_prepend(here)
+    (here / "own_loss.py").write_text("def fourth(outputs, targets):\n    return ((outputs - targets) ** 4).mean()\n")
+    x = np.random.default_rng(0).normal(size=(60, 2)).round(4)
+    price = x[:, 0] - 2 * x[:, 1]
+    rows = "".join(f"{a},{b},{y}\n" for (a, b), y in zip(x, price, strict=True))
+    (here / "homes.csv").write_text("a,b,price\n" + rows)
+    (here / "recipe.yaml").write_text(
+        f"epochs: 1\nmodel: TabularMLP\nloss: {loss}\noptimizer: {{name: SGD, lr: 0.001}}\ntensorboard: false\n"
+        "data: {name: csv, path: homes.csv, target: price, batch_size: 10}\nexecution: plain\n"
+    )
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "run", "homes.csv", "--json"]) == 0
+    errors = np.array([answer["values"]["price"] for answer in json.loads(capsys.readouterr().out)]) - price
+    for path in ("run", "run/model"):
+        assert main(["eval", path, "--data", "homes.csv", "--json"]) == 0
+        printed = capsys.readouterr()
+        report = json.loads(printed.out)
+        assert report["by_target"][0]["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-4), (
+            "numbers, and no classes"
+        )
+        if "code of its own" in printed.err:  # a model directory does not hold it
+            assert path == "run/model" and "import" in loss and "the loss shown is MSELoss" in printed.err
+            assert report["loss"] == pytest.approx((errors**2).mean(), rel=1e-4)
+        else:
+            assert report["loss"] == pytest.approx(by_hand(errors), rel=1e-4)
 
 
 def test_a_regression_has_figures_of_each_target_of_a_table(here, capsys):
@@ -275,3 +318,23 @@ def test_wrong_arguments_of_evaluate_are_told_at_once():
     data = (torch.zeros(4, 3), torch.zeros(4).long())
     with pytest.raises(UsageError, match=r"(?s)hardest: 0 .*world: 3 was given; .*between: 3 was given"):
         evaluate(nn.Linear(3, 2), nn.CrossEntropyLoss(), data, hardest=0, world=3, between=3)
+
+
+def test_a_sum_of_losses_that_fit_was_given_is_saved_with_its_factors(here, capsys):
+    (here / "rows.csv").write_text("a,b\n" + "".join(f"{k / 10},{k / 7}\n" for k in range(20)))
+    rows = table({"a": [k / 10 for k in range(20)], "b": [k / 7 for k in range(20)]}, "b", val_share=0)
+    model = MODELS["MLP"].load()(in_features=1, hidden=[4], classes=1)
+    loss = WeightedSum([(0.25, nn.MSELoss()), (3.0, nn.L1Loss())])
+    fit(
+        model,
+        loss,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        rows,
+        epochs=1,
+        run_dir="run",
+        run=RunOptions(progress=False),
+    )
+    assert main(["eval", "run/model", "--data", "rows.csv", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    figures = report["by_target"][0]
+    assert report["loss"] == pytest.approx(figures["rmse"] ** 2 / 4 + 3 * figures["mae"], rel=1e-4)

@@ -222,7 +222,10 @@ def test_fit_saves_the_losses_of_a_sum(tmp_path):
         data,
         **fit_arguments(run_dir=tmp_path / "run", **settings),
     )
-    assert read_info(tmp_path / "run/model").loss == [{"name": "CrossEntropyLoss"}, {"name": "MultiMarginLoss"}]
+    assert read_info(tmp_path / "run/model").loss == [
+        {"name": "CrossEntropyLoss", "factor": 1.0},
+        {"name": "MultiMarginLoss", "factor": 0.5},
+    ]
 
 
 @pytest.mark.parametrize("scale, taken", [(None, False), (1 / 255, True)])

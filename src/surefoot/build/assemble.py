@@ -118,7 +118,8 @@ def _loss_name(recipe: Recipe) -> Any:
     if recipe.objective is not None:
         return {"objective": recipe.objective.plain()}
     assert recipe.loss is not None, "one of the two is there"
-    return [term.plain() for term in recipe.loss] if len(recipe.loss) > 1 else recipe.loss[0].part.plain()
+    only = recipe.loss[0] if len(recipe.loss) == 1 else None
+    return only.part.plain() if only and only.factor == 1.0 else [term.plain() for term in recipe.loss]
 
 
 def build(

@@ -106,8 +106,11 @@ def load_weights(recipe: Recipe, model: nn.Module, say: Callable[[str], None]) -
     return started.fingerprint
 
 
-def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
-    """The loss, the weighted sum of losses, or the objective; balanced weights come from the training targets."""
+def build_loss(recipe: Recipe, splits: DataSplits | None) -> Any:
+    """The loss, the weighted sum of losses, or the objective.
+
+    Balanced weights come from the training targets, and are left out without `splits`.
+    """
     from .. import losses
 
     if recipe.objective is not None:
@@ -123,8 +126,10 @@ def build_loss(recipe: Recipe, splits: DataSplits) -> Any:
                 terms.append((term.factor, function_of(part, losses.LOSSES, 2)))
                 continue
             args = resolved(part)
-            targets = splits.train.targets() if losses.needs_targets(args) else None
-            classes = len(splits.classes) if splits.classes else None
+            if splits is None:
+                args = {key: value for key, value in args.items() if not losses.needs_targets({key: value})}
+            targets = splits.train.targets() if splits is not None and losses.needs_targets(args) else None
+            classes = len(splits.classes) if splits is not None and splits.classes else None
             terms.append((term.factor, losses.build_loss(part.name, args, targets=targets, classes=classes)))
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..text import counted
+from ..text import counted, note
 from .evaluation_text import show
 from .for_machines import add_output_arguments, give, output_form
 from .opening import add_opening_arguments, data_of, opened, recipe_data
@@ -125,7 +125,7 @@ def figures(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
 
 def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSplits | None, Any, Any]:
     """The model, the samples, the data set that they are a split of, and what a recipe says: its loss and metrics."""
-    from ..build import build_metrics
+    from ..build import build_loss, build_metrics
     from ..data import DATA
     from ..data.table_files import is_table
 
@@ -144,7 +144,8 @@ def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSpl
     if files:
         source, splits, loss = _samples_in(name, model, arguments.split), None, None
         if os.path.lexists(path / FILE):
-            metrics = build_metrics(recipe_of_run(path, trust_code=arguments.trust_code))
+            recipe = recipe_of_run(path, trust_code=arguments.trust_code)
+            loss, metrics = build_loss(recipe, None), build_metrics(recipe)
     else:
         splits, loss, metrics, _ = data()
         source = _samples(model, splits, arguments.split)
@@ -229,8 +230,8 @@ def _data(data: str | None, home: Path, trust_code: bool) -> NamedData:
 
 
 def _loss_of(model: LoadedModel) -> Any:
-    """The loss that the file names; the usual one of classes where it names none."""
-    from ..losses import OBJECTIVES, build_loss, objective
+    """The loss that the file names; the usual one of classes or numbers where it names none that can be built."""
+    from ..losses import OBJECTIVES, WeightedSum, build_loss, objective
 
     loss = model.info.loss
     if isinstance(loss, dict) and "objective" in loss:
@@ -239,8 +240,17 @@ def _loss_of(model: LoadedModel) -> Any:
         raise UsageError(
             f"{model.path}: was trained with an objective of its own; give --data with the recipe that has it"
         )
-    if isinstance(loss, dict) and "name" in loss:
+    terms: list[Any] = loss if isinstance(loss, list) else [loss]
+    terms = [{"name": term} if isinstance(term, str) else term for term in terms]
+    if not all(isinstance(term, dict) and isinstance(term.get("name"), str) for term in terms):
+        numbers = model.info.columns is not None and not model.info.columns.classes
+        usual = "MSELoss" if numbers else "CrossEntropyLoss"
+        if loss is not None:
+            note(f"{model.path}: its loss is code of its own, which is not in the file; the loss shown is {usual}")
+        return build_loss(usual)
+    parts = []
+    for term in terms:
         # Weights that were computed from the training data are not in the file.
-        args = {key: value for key, value in loss.items() if key != "name" and value != "balanced"}
-        return build_loss(loss["name"], args)
-    return build_loss(loss if isinstance(loss, str) else "CrossEntropyLoss")
+        args = {key: value for key, value in term.items() if key not in ("name", "factor") and value != "balanced"}
+        parts.append((term.get("factor", 1.0), build_loss(term["name"], args)))
+    return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else WeightedSum(parts)

@@ -96,7 +96,9 @@ def loss_name(loss: Any) -> Any:
     if isinstance(loss, Objective):
         return {"objective": "model" if loss.function is models_own else describe(loss)}
     if isinstance(loss, WeightedSum):
-        return [{"name": name} for name in map(family, loss.parts) if name is not None] or None
+        names = [(family(part), part) for part in loss.parts]
+        parts = [{"name": name} if name else {"import": describe(part)} for name, part in names]
+        return [part | {"factor": factor} for part, factor in zip(parts, loss.factors, strict=True)]
     return family(loss)
 
 
