@@ -534,6 +534,18 @@ def test_a_whole_number_is_the_same_category_with_and_without_a_point(tmp_path, 
     assert rows(tmp_path / "new.csv", columns)[:, 1].tolist() == [1, 2, 3, 0]
 
 
+def test_a_truth_value_is_the_same_category_in_every_kind_of_file(tmp_path):
+    columns = {"k": [True, False, True], "a": [1.5, 2, 3], "y": [0.5, 1, 2]}
+    frame = table(columns, "y", categories="k", val_share=0)
+    (tmp_path / "new.csv").write_text("k,a,y\nTrue,1.5,0.5\nFALSE,2,1\ntrue,3,2\n")  # as pandas and a spreadsheet do
+    assert torch.equal(rows(tmp_path / "new.csv", frame.train.columns), frame.train.tensors[0])
+    text = csv(str(tmp_path / "new.csv"), "y", categories="k", val_share=0)
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "new.parquet")
+    codes = dict(enumerate(text.train.columns.categories["k"], 1))
+    read = [codes[int(index)] for index in rows(tmp_path / "new.parquet", text.train.columns)[:, 1]]
+    assert [word.lower() for word in read] == ["true", "false", "true"]
+
+
 @pytest.mark.parametrize("infinite", [float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_an_infinite_number_is_no_class_and_no_category(infinite, dtype):

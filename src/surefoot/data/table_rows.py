@@ -177,10 +177,14 @@ def _indices(column: Any, values: Sequence[str], name: str, place: Place) -> Any
             "row out"
         )
     exactly = {value: index for index, value in enumerate(values, 1)}
-    # A whole number is written 1 in one file, and 1.0 in another where it stood beside missing values.
-    position = {_POINT_ZERO.sub(r"\1", value): index for value, index in exactly.items()} | exactly
-    places = (position.get(text, position.get(_POINT_ZERO.sub(r"\1", text), 0.0)) for text in texts)
+    position = {_alike(value): index for value, index in exactly.items()} | exactly
+    places = (position.get(text, position.get(_alike(text), 0.0)) for text in texts)
     return numpy.array([*places, numpy.nan])[codes]
+
+
+def _alike(text: str) -> str:
+    """What is the same value in every file: 1 is written 1.0 beside missing values, and pandas writes true as True."""
+    return text.lower() if text.lower() in ("true", "false") else _POINT_ZERO.sub(r"\1", text)
 
 
 def _gaps(name: str, gaps: Any, place: Place, advice: str = "") -> str:
