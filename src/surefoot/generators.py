@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import UsageError
+from .own_code import is_own
 from .rng import fold
 
 MAX_DEPTH = 12
@@ -24,9 +25,9 @@ def held_by(**roots: Any) -> dict[str, Any]:
     """Every generator that can be reached from `roots`, by its place: ``{"model.noise.generator": ...}``.
 
     Looked through are attributes, lists, tuples, dicts, closures, functools.partial, and the globals that functions
-    and methods of the user's own refer to. Kinds: torch.Generator, random.Random, numpy's Generator and RandomState.
-    One that is held twice has one place; of several with one place (an attribute and its class's, a function's
-    defaults) the second is ``PLACE-2``.
+    and methods of the user's own refer to, other functions among them. Kinds: torch.Generator, random.Random, numpy's
+    Generator and RandomState. One that is held twice has one place; of several with one place (an attribute and its
+    class's, a function's defaults) the second is ``PLACE-2``.
     """
     by_name: dict[str, Any] = {}
     for place, value in walk(roots):
@@ -63,7 +64,8 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         kept.append(value)
         yield place, value
         if depth < MAX_DEPTH and not isinstance(value, torch.Tensor | numpy.ndarray) and not is_generator(value):
-            inside = [(name, item) for name, item in _inside(value) if not isinstance(item, _LEAVES)]
+            # Most of what a module holds are tables of hooks without any.
+            inside = [(n, item) for n, item in _inside(value) if not isinstance(item, _LEAVES) and not _is_empty(item)]
             waiting += [(f"{place}.{name}", item, depth + 1) for name, item in reversed(inside)]
 
 
@@ -83,7 +85,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     module = isinstance(value, torch.nn.Module)
     for name, item in (getattr(value, "__dict__", None) or {}).items():
         yield from item.items() if module and _table(name, item) else [(name, item)]
-    for name in _slots(type(value)):
+    for name in slots_of(type(value)):
         if (item := getattr(value, name, None)) is not None:
             yield name, item
     if not isinstance(value, types.FunctionType) and not is_house(type(value).__module__):
@@ -96,10 +98,16 @@ def _table(name: str, item: Any) -> bool:
     return name in ("_modules", "_buffers", "_parameters") and isinstance(item, dict)
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ()) if not is_house(base.__module__) else ()
-        yield from (s for s in ([slots] if isinstance(slots, str) else slots) if not s.startswith("__"))
+def _is_empty(item: Any) -> bool:
+    return isinstance(item, dict) and not item
+
+
+@functools.lru_cache(maxsize=1024)
+def slots_of(kind: type) -> tuple[str, ...]:
+    """The names of the slots that a class gives its objects; those of Python's and torch's bases are left out."""
+    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__ if not is_house(base.__module__)]
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -111,10 +119,20 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield "default", default
     if not is_house(function.__module__):
+        own = is_own(function.__globals__.get("__name__"))
         for name in names_of(function.__code__):
             item = function.__globals__.get(name)
-            if is_generator(item):
+            if is_generator(item) or (own and _is_looked_into(item)):
                 yield name, item
+
+
+def _is_looked_into(item: Any) -> bool:
+    """Whether what a user's function finds by a global name may hold what changes: no class, nothing of a library's."""
+    import torch
+
+    if isinstance(item, types.FunctionType):
+        return is_own(item.__module__)
+    return isinstance(item, list | tuple | dict | set | torch.nn.Module) or is_own(type(item).__module__)
 
 
 def names_of(code: types.CodeType) -> Iterator[str]:
@@ -198,13 +216,3 @@ class Generators:
             )
         for place, saved in state.items():
             put_state(here[place], saved)
-
-
-def with_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """`objects`, and under the key "generators" those that the modules among them hold, where there are any."""
-    import torch
-
-    roots = {key: value for key, value in objects.items() if isinstance(value, torch.nn.Module)}
-    if "generators" in objects or not held_by(**roots):
-        return dict(objects)
-    return {**objects, "generators": Generators(**roots)}

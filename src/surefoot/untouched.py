@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import sys
 import types
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,18 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from . import generators, rng
+from .own_code import is_own
+from .variables import CONTAINERS, MODULES_OWN, PLAIN, beside_attributes, is_array, is_value, refill
 from .wrapping import is_spread, local
 
-# Attributes of torch's own modules; recurrent ones look their weights up anew whenever others are put in their place.
-MODULES_OWN = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"})
 # Of more elements no running mean of batch normalization is.
 _SMALL = 1 << 16
-_PLAIN = (int, float, complex, str, bytes, bool, type(None))
-_CONTAINERS = (list, dict, set, deque)
-# What is looked into where a function closes over it, or is given it; the rest may be a whole data set.
-_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, functools.partial, weakref.WeakMethod, *_CONTAINERS)
+# What is looked into where a function closes over it, is given it or finds it by its name; also objects of the user's
+# own classes, save of those that can be indexed: they may be a whole data set.
+_LOOKED_INTO = (nn.Module, types.FunctionType, types.MethodType, functools.partial, weakref.WeakMethod, *CONTAINERS)
 # What holds no state of its own, or is not ours to look into.
-_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, *_PLAIN)
+_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device, *PLAIN)
 
 
 @contextlib.contextmanager
@@ -59,6 +56,7 @@ class Snapshot:
         self._random = rng.get_state()
         self._tensors: list[_Tensor] = []
         self._attributes: list[tuple[str | None, Any, type, dict[str, Any]]] = []
+        self._named: list[tuple[str | None, Any, str, Any]] = []  # in closures, globals, classes and slots
         self._containers: list[tuple[str | None, Any, Any]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[str | None, Any, Any]] = []
@@ -81,7 +79,7 @@ class Snapshot:
         if isinstance(value, Tensor):
             self._tensors.append(_Tensor(value))
             return []
-        if isinstance(value, _CONTAINERS):
+        if isinstance(value, CONTAINERS):
             self._containers.append((name, value, value.copy()))
             return _contents(name, value)
         if isinstance(value, tuple):
@@ -93,32 +91,48 @@ class Snapshot:
         if generators.is_generator(value):
             self._generators.append((name, value, generators.state_of(value)))
             return []
-        if _is_array(value):
+        if is_array(value):
             if value.flags.writeable:
                 self._arrays.append((value, value.copy()))
             return []
         if isinstance(value, functools.partial):
-            given = [item for item in (*value.args, *value.keywords.values()) if isinstance(item, _LOOKED_INTO)]
+            given = [item for item in (*value.args, *value.keywords.values()) if _is_looked_into(item)]
             return [(name, item) for item in (value.func, *given)]
         if isinstance(value, types.MethodType):
             return [(name, value.__self__), (name, value.__func__)]
         if isinstance(value, weakref.WeakMethod):  # of what is called before each update: a schedule
             return [] if (method := value()) is None else [(None, method)]
+        beside = self._take_beside(name, value)
         if isinstance(value, types.FunctionType):
-            return [(name, item) for item in _closed_over(value) if isinstance(item, _LOOKED_INTO)]
+            beside += [(name, item) for item in _closed_over(value) if _is_looked_into(item)]
         attributes = getattr(value, "__dict__", None)
         torchs = type(value).__module__.startswith("torch.") and not isinstance(
             value, nn.Module | torch.optim.Optimizer
         )
         if not isinstance(attributes, dict) or torchs:
-            return []
+            return beside
         self._attributes.append((name, value, type(value), dict(attributes)))
         own = MODULES_OWN if isinstance(value, nn.Module) else ()
         inside = [(None if k in own or name is None else f"{name}.{k}", v) for k, v in attributes.items()]
         if isinstance(value, nn.Module):  # its children by their names, before they are met as bookkeeping
             children = [(name and f"{name}.{key}", child) for key, child in value._modules.items()]
-            return inside + children
-        return inside
+            return inside + children + beside
+        return inside + beside
+
+    def _take_beside(self, name: str | None, value: Any) -> list[tuple[str | None, Any]]:
+        """Note what an object can change that is no attribute of its own; returns what is to be looked at next."""
+        found: list[tuple[str | None, Any]] = []
+        for place, (table, names) in beside_attributes(value, name or ""):
+            for key in names or ():
+                item = table[key]
+                where = None if name is None else f"{place}{key}" if place.endswith(":") else f"{place}.{key}"
+                if is_value(item):
+                    self._named.append((where, table, key, item))
+                if _is_looked_into(item):
+                    found.append((where, item))
+        methods = [item for kind in type(value).__mro__ if is_own(kind.__module__) for item in vars(kind).values()]
+        functions = [getattr(item, "fget", None) or getattr(item, "__func__", item) for item in methods]
+        return found + [(name, item) for item in functions if isinstance(item, types.FunctionType)]
 
     def put_back(self) -> str | None:
         """Restore everything. Returns which Python state had changed first (a counter, a list), in words, or None."""
@@ -140,11 +154,16 @@ class Snapshot:
                     if name is not None and key not in own:
                         changed = changed or f"the forward pass changes {name}.{key}"
                     now[key] = old
+        for name, table, key, before in self._named:
+            if not (key in table and _same(table[key], before)):
+                if name is not None:
+                    changed = changed or f"the forward pass changes {name}"
+                table[key] = before
         for name, value, before in self._containers:
             if not _same_content(value, before):
                 if name is not None:
                     changed = changed or f"the forward pass changes {name}"
-                _refill(value, before)
+                refill(value, before)
         for name, generator, before in self._generators:
             if name is not None and not _equal(generators.state_of(generator), before):
                 changed = changed or f"the forward pass draws from {name}"
@@ -268,7 +287,7 @@ def _contents(name: str | None, value: Any) -> list[tuple[str | None, Any]]:
 
 
 def _same(now: Any, before: Any) -> bool:
-    return now is before or (type(now) is type(before) and isinstance(now, _PLAIN) and now == before)
+    return now is before or (type(now) is type(before) and isinstance(now, PLAIN) and now == before)
 
 
 def _same_content(value: Any, before: Any) -> bool:
@@ -282,11 +301,6 @@ def _same_content(value: Any, before: Any) -> bool:
     return all(map(_same, value, before))
 
 
-def _refill(value: Any, before: Any) -> None:
-    value.clear()
-    (value.update if isinstance(value, dict | set) else value.extend)(before)
-
-
 def _closed_over(function: types.FunctionType) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
@@ -295,10 +309,8 @@ def _closed_over(function: types.FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-# numpy only where it was imported: what was never imported was not drawn from.
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+def _is_looked_into(item: Any) -> bool:
+    return isinstance(item, _LOOKED_INTO) or (is_own(type(item).__module__) and not hasattr(type(item), "__getitem__"))
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -53,7 +53,7 @@ def call(target: Callable[..., Any], name: str, arguments: Mapping[str, Any]) ->
     """A user's own class or function, called; the arguments are checked by its signature first."""
     from torch import nn
 
-    from ..checkpoint.user_code import is_own
+    from ..own_code import is_own
 
     if isinstance(target, nn.Module):
         what = f"is an object of {type(target).__name__}, made when its module is imported"

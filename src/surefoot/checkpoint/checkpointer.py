@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import generators, rng
+from .. import rng
 from ..arguments import metric_values, plain
 from ..errors import RunFailed, Stopped, SurefootError, UsageError
 from ..monitor import AUTO
 from ..signals import SignalWatch
 from ..text import say
+from ..variables import with_hidden
 from ..world import World
 from . import journals, object_states
 from .arguments import check_arguments
@@ -60,8 +61,8 @@ class Checkpointer:
 
     - `run`: the run's directory, made when it is not there; or a `RunDirectory`, which then stays the caller's.
     - `objects` by keyword: modules, optimizers, anything with state_dict and load_state_dict (schedulers,
-      warmups, loaders, GradScalers), plain dicts. The random number generators are always kept, those in modules too.
-      One with `before_save()` has it called before each save, on every rank.
+      warmups, loaders, GradScalers), plain dicts. Kept too are random number generators, also in modules, and what
+      modules count in attributes and closures. One with `before_save()` has it called before each save, on every rank.
     - `every`: "1 epoch", "500 steps", "10 min", or None to save only when asked, on a signal and at the end.
     - `keep_last` newest checkpoints stay (None: all), and the best by the metric `keep_best`. `mode` is "min", "max",
       or "auto": higher is better for an accuracy, lower for a loss; another name needs a mode.
@@ -110,7 +111,7 @@ class Checkpointer:
         self.skipped = 0
         self._keep = Keep(keep_last, keep_best, mode)
         object_states.check_objects(objects)
-        self._objects = generators.with_generators(objects)
+        self._objects = with_hidden(objects)
         self._allow = tuple(allow)
         self._background = background
         self._say = (say or _to_stderr) if self._world.rank == 0 else _to_nobody
@@ -124,8 +125,7 @@ class Checkpointer:
         self.run = run if isinstance(run, RunDirectory) else self._take(Path(run))
         self._writer = self._world.agree(lambda: self._make_writer(journal))
         self._best: Any = None
-        self._begun = False
-        self._closed = False
+        self._begun = self._closed = False
         # Rank 0's clock is the one that counts: on the others no time passes.
         self._last_save = time.monotonic() if self._world.rank == 0 else math.inf
         self._saved_at: tuple[int, int] | None = None

@@ -63,7 +63,7 @@ def problems(objects: Mapping[str, Any], tree: Tree) -> list[str]:
         if not isinstance(saved, dict):
             return [f"the checkpoint lacks its {section}"]
         for key in members:
-            if key not in saved:
+            if key not in saved and not getattr(members[key], "can_lack", False):
                 texts.append(f"{key}: its state is missing from the checkpoint")
         for key in saved:
             if key not in members:
@@ -78,7 +78,7 @@ def problems(objects: Mapping[str, Any], tree: Tree) -> list[str]:
         elif optimizer_states.is_plain(value):
             texts += [f"{key}: {text}" for text in optimizer_states.problems(value, tree["optimizers"][key], names)]
         else:
-            texts += [f"{key}: {text}" for text in _object_problems(value, tree["objects"][key])]
+            texts += [f"{key}: {text}" for text in _object_problems(value, tree["objects"].get(key))]
     return texts
 
 
@@ -99,7 +99,7 @@ def set_state(objects: Mapping[str, Any], tree: Tree) -> None:
     changed: list[tuple[Any, Any]] = []
     for section in ("objects", "optimizers"):
         for key, value in sections[section].items():
-            if isinstance(value, AveragedModel):
+            if isinstance(value, AveragedModel) or key not in tree[section]:
                 continue
             # What a dict holds is put in its place and not changed; a loss with its graph cannot be copied.
             state = _state_of(value)

@@ -8,21 +8,16 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Iterator
-from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
 from typing import Any
 
 from ..fingerprint import Fingerprint
 from ..generators import names_of, walk
+from ..own_code import MAIN, file_of, find, is_own
 
-_MAIN = "__main__"
-_HOUSE = Path(__file__).resolve().parents[1]
 # Their versions are conditions of every run.
 _COMPARED = ("torch", "numpy", "surefoot")
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 def code_of(parts: Iterable[Any]) -> dict[str, str]:
@@ -43,7 +38,7 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     parts = [each for group in made_of for each in group]
     reachable = [value for _, value in walk({str(number): part for number, part in enumerate(parts)})]
     for code in _definitions(parts, reachable):
-        if code.__module__ == _MAIN:
+        if code.__module__ == MAIN:
             _main(code, digests, files)
         else:
             _file(code.__module__, files)
@@ -81,42 +76,9 @@ def _libraries(reachable: Iterable[Any]) -> Iterator[tuple[str, str]]:
             yield name, version
 
 
-@functools.cache
-def is_own(module: str | None) -> bool:
-    """Whether a module is the user's: neither installed, nor Python's, nor this package."""
-    if module == _MAIN:
-        return True
-    if (module or "").partition(".")[0] == "torch":  # what a compiler wrote into its cache counts by torch's version
-        return False
-    path = _path(module)
-    if path is None or path.is_relative_to(_HOUSE) or any(part in _INSTALLED for part in path.parts):
-        return False
-    return not path.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
-
-
-def _path(module: str | None) -> Path | None:
-    if module in sys.modules:
-        file = getattr(sys.modules[module], "__file__", None)
-    else:
-        file = getattr(_found(module) if module else None, "origin", None)
-    return Path(file).resolve() if file and file.endswith(".py") else None
-
-
-def _found(module: str) -> ModuleSpec | None:
-    """Where a module is that is not imported yet, as one is within a function: found without importing it."""
-    package = module.rpartition(".")[0]
-    inside = None
-    if package:
-        known = sys.modules.get(package)
-        inside = getattr(known or _found(package), "__path__" if known else "submodule_search_locations", None)
-        if inside is None:
-            return None
-    return PathFinder.find_spec(module, inside)
-
-
 def _file(module: str, files: dict[str, str]) -> None:
     """Take in the file of a module and what it imports; each one once."""
-    path = _path(module)
+    path = file_of(module)
     if path is None:
         return
     package = path.name == "__init__.py"
@@ -129,7 +91,7 @@ def _file(module: str, files: dict[str, str]) -> None:
         files[name] = "no source"
         return
     for imported in imports:
-        if (imported in sys.modules or _found(imported)) and is_own(imported):
+        if (imported in sys.modules or find(imported)) and is_own(imported):
             _file(imported, files)
 
 
@@ -158,7 +120,7 @@ def _imports(tree: ast.Module, home: str) -> Iterator[str]:
 
 def _main(code: Any, digests: dict[str, str], files: dict[str, str]) -> None:
     """Take in a class or function of the script, and the helpers, constants and modules that it refers to."""
-    name = f"code.{_MAIN}:{code.__qualname__}"
+    name = f"code.{MAIN}:{code.__qualname__}"
     if name in digests:
         return
     digests[name] = _source(code)
@@ -174,15 +136,15 @@ def _main(code: Any, digests: dict[str, str], files: dict[str, str]) -> None:
                 continue
             value = function.__globals__[reference]
             if isinstance(value, types.ModuleType):
-                if is_own(value.__name__) and value.__name__ != _MAIN:
+                if is_own(value.__name__) and value.__name__ != MAIN:
                     _file(value.__name__, files)
             elif isinstance(value, type | types.FunctionType):
-                if value.__module__ == _MAIN:
+                if value.__module__ == MAIN:
                     _main(value, digests, files)
                 elif is_own(value.__module__):
                     _file(value.__module__, files)
             elif isinstance(value, bool | int | float | complex | str | bytes | tuple | frozenset | None):
-                digests[f"code.{_MAIN}:{reference}"] = Fingerprint.of(value)
+                digests[f"code.{MAIN}:{reference}"] = Fingerprint.of(value)
 
 
 def _source(code: Any) -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..generators import is_house, names_of
-from ..untouched import MODULES_OWN, is_lazy
+from ..untouched import is_lazy
+from ..variables import MODULES_OWN
 
 # The hooks of a module by the names that torch keeps them under, and those of a parameter.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import generators, rng
+from .. import rng
 from ..artifacts.model_dir import info_of
 from ..checkpoint import Change, Checkpointer, Restored, code_of, describe, flatten, read_about, run_conditions
 from ..data import DataSplits, Loader
@@ -34,6 +34,7 @@ from ..text import counted
 from ..tracking import Progress, RunInfo, make_progress, result_html, write_report
 from ..tracking.trackers import Feeds
 from ..tracking.validation import MOST_CLASSES
+from ..variables import hidden
 from ..world import World
 from ..wrapping import whole
 from .about import completed, cut_back, save_model_of
@@ -247,7 +248,7 @@ def fit(
             if world.rank == 0:
                 recorder = Recorder(run_dir, tensorboard=run.events, progress=progress)
             stack.enter_context(recorder)
-            objects: dict[str, Any] = {**hidden_state(loss, model)}
+            objects = hidden_state(loss, model) | hidden(model=model, loss=loss, average=train_step.ema)
             if unfreezing:
                 objects["unfreezing"] = unfreezing
             if train_step.ema is not None:
@@ -269,7 +270,6 @@ def fit(
                     progress=state,
                     running=running,
                     **objects,
-                    generators=generators.Generators(model=model, loss=loss, average=train_step.ema),
                 )
             )
             for note in [*loader.notes, *(val_loader.notes if val_loader is not None else ())]:

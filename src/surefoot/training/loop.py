@@ -21,6 +21,7 @@ from ..nonfinite import NonFinite, first_not_finite
 from ..schedules import Schedule
 from ..step import Batch, TrainStep
 from ..untouched import Buffers
+from ..variables import Variables
 from .evaluation import evaluate_on
 from .last_validation import LastValidation
 from .records import Recorder
@@ -234,9 +235,10 @@ class Loop:
 
 
 def before_pass(model: nn.Module, loss: Any) -> Callable[[], None]:
-    """What puts back the random numbers and buffers that a pass without training has drawn from and written."""
+    """What puts back random numbers, buffers and Python's values that a pass without training has drawn and written."""
     drawn, buffers = rng.get_state(), Buffers(model, *hidden_state(loss, model).values())
     own = [(each, generators.state_of(each)) for each in generators.held_by(model=model, loss=loss).values()]
+    variables = Variables(model=model, loss=loss)
     buffers.note(always=True)
 
     def begin_again() -> None:
@@ -244,6 +246,7 @@ def before_pass(model: nn.Module, loss: Any) -> Callable[[], None]:
         buffers.put_back()
         for generator, state in own:
             generators.put_state(generator, state)
+        variables.go_back()
 
     return begin_again
 
