@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 import types
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_DEPTH = 12
 MAX_ITEMS = 64
 # What the classes and functions of these refer to is not the user's. No file of a user's can stand in their place.
 _HOUSE = ("torch", "surefoot", "builtins", "numpy", "random", "collections", "functools", "typing", "abc", "weakref")
+_SLOTS: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 
 
@@ -102,12 +104,13 @@ def _is_empty(item: Any) -> bool:
     return isinstance(item, dict) and not item
 
 
-@functools.lru_cache(maxsize=1024)
 def slots_of(kind: type) -> tuple[str, ...]:
     """The names of the slots that a class gives its objects; those of Python's and torch's bases are left out."""
-    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__ if not is_house(base.__module__)]
-    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
-    return tuple(name for name in names if not name.startswith("__"))
+    if kind not in _SLOTS:
+        slots = [vars(base).get("__slots__", ()) for base in kind.__mro__ if not is_house(base.__module__)]
+        names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+        _SLOTS[kind] = tuple(name for name in names if not name.startswith("__"))
+    return _SLOTS[kind]
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from test_safe_tensors import HOSTILE as TENSOR_FILES
 
 from surefoot import rng, safe_tensors
 from surefoot.checkpoint import Checkpointer
+from surefoot.checkpoint.store import MAX_MANIFEST_BYTES, SHARDED_VERSION
 from surefoot.data import Loader
 from surefoot.errors import SurefootError
 from surefoot.schedules import LinearWarmup, Schedule
@@ -279,7 +280,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "a hash that is a number": (lambda m: m["files"]["state.json"].update(sha256=0), "lacks size or sha256"),
     "an empty hash": (lambda m: m["files"]["state.json"].update(sha256=""), "SHA-256"),
     "another format": (lambda m: m.update(format="pickle"), "is not the manifest"),
-    "a future version": (lambda m: m.update(version=2), "format version 2"),
+    "a future version": (lambda m: m.update(version=SHARDED_VERSION + 1), f"format version {SHARDED_VERSION + 1}"),
     "a version that is long": (lambda m: m.update(version="9" * 10_000), "format version"),
     "another run": (lambda m: m.update(run="f" * 16), "belongs to run"),
     "another step": (lambda m: m.update(step=8), "is of step 8"),
@@ -287,7 +288,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "no conditions": (lambda m: m.pop("conditions"), "lacks 'conditions'"),
     "conditions that differ": (lambda m: m["conditions"].update(threads=64), "threads: was 64"),
     "a metric that is a list": (lambda m: m.update(metrics=[]), "lacks 'metrics'"),
-    "five megabytes": (lambda m: m.update(x="y" * 5_000_000), "at most"),
+    "more than may be read": (lambda m: m.update(x="y" * MAX_MANIFEST_BYTES), "at most"),
 }
 STATE_TEXTS: dict[str, tuple[bytes, str]] = {
     "deep JSON": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
