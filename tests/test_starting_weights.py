@@ -88,6 +88,8 @@ def test_what_does_not_fit_is_named_with_its_place_and_refused_unless_it_is_not_
     assert "r.yaml:2:" in said and "model.weights" in said
     for line in ("unexpected: extra.weight (float32 [3])", "fc3.weight: its shape is [10, 84], the model's is [3, 84]"):
         assert line in said
+    assert said.endswith("strict: false in the model's section takes what fits; of the rest the model keeps its own")
+    assert "--except" not in said  # an option of `import`
     lines = []
     made = built("classes: 3, weights: w.pt, strict: false", lines)
     assert lines[0] == "w.pt: 8 tensors" and len(lines) == 4

@@ -218,6 +218,7 @@ def test_a_file_that_is_no_such_table_is_told(tmp_path, text, message):
         ({"path": "/dev/null"}, "path: /dev/null is no ordinary file"),
         ({"target": "prize"}, "target: there is no column 'prize'; did you mean 'price'"),
         ({"target": []}, "target: no column is named"),
+        ({"target": ["price", "price"]}, "target: 'price' stands twice; name each column once"),
         ({"drop": ["idd"], "categories": ["citty"]}, "drop: there is no column 'idd'.*\n.*categories: .* 'citty'"),
         ({"split": "city"}, "split: 'city' is Ulm, Bonn, Kiel; the rows to learn from have 'train' there"),
         ({"split": "city", "val": "{tmp}/houses.csv"}, "split: val is a table of its own"),

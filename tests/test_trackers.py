@@ -301,6 +301,7 @@ def test_bad_input(tmp_path, run, capsys, monkeypatch):
     with pytest.raises(Problems, match="trackers.0: "):
         load_recipe("quickstart", ["trackers=[mlflov]"])
     assert load_recipe("quickstart", ["trackers=[mlflow]"]).trackers == ("mlflow",)
+    assert "pip install 'surefoot[mlflow]'" in refused(capsys, "check", "quickstart", "trackers=[mlflow]")
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, ""), (1, "surefoot track")])

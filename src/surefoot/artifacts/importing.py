@@ -143,17 +143,18 @@ def start_weights(path: str | Path, model: nn.Module, *, strict: bool = True) ->
     """
     checked({"path": path})
     state = read_state(path)
-    lines, count, _ = _fill(state, model, cast=True, strict=strict)
+    lines, count, _ = _fill(state, model, cast=True, strict=strict, starts=True)
     taken = f"{state.path}: {counted(count, 'tensor')}{f' from its entry {state.key!r}' if state.key else ''}"
     return Started((taken, *(f"{state.path}: {line}" for line in lines)), Fingerprint.of(state.tensors))
 
 
 def _fill(
     state: State, model: nn.Module, *, except_: Sequence[str] = (), cast: bool = False, adopt: bool = False,
-    strict: bool = True,
+    strict: bool = True, starts: bool = False,
 ) -> tuple[tuple[str, ...], int, str]:  # fmt: skip
     """Put `state` into `model`; returns a line for each that was not taken, how many were, and the prefix taken off.
 
+    A training that `starts` has not the options of an import, which are then not advised.
     Raises `Problems` for all that does not fit, without `strict` only where nothing does.
     """
     target = unwrap(model)
@@ -178,7 +179,7 @@ def _fill(
     try:
         weights.put(tensors, target, str(path), adopt_dtypes=adopt)
     except Problems as problems:
-        hints = _hints(state, tensors, wanted, except_, cast)
+        hints = _hints(state, tensors, wanted, except_, cast, starts)
         raise Problems(
             [f"{path}: does not fit {type(target).__name__}; the model is as it was", *problems.problems]
             + [f"{path}: {hint}" for hint in hints]
@@ -301,7 +302,7 @@ def _finite(tensor: torch.Tensor) -> torch.Tensor:
 
 def _hints(
     state: State, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor],
-    except_: Sequence[str], cast: bool,
+    except_: Sequence[str], cast: bool, starts: bool,
 ) -> list[str]:  # fmt: skip
     """What to say so that a file fits that does not."""
     hints = []
@@ -316,6 +317,10 @@ def _hints(
         )
     if any(".lora_A." in name or ".base_layer." in name for name in state.tensors):
         hints.append("these names are of a model wrapped by PEFT: save model.merge_and_unload().state_dict() instead")
+    if starts:
+        if any(tensors[n].shape == wanted[n].shape for n in both):
+            hints.append("strict: false in the model's section takes what fits; of the rest the model keeps its own")
+        return hints
     ends = {name for name in state.tensors if name not in wanted}
     first = next(iter(wanted), "")
     for name in sorted(ends):

@@ -22,9 +22,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..build import build
     from ..losses import lint
     from ..planning import mistakes
+    from ..tracking.trackers import require_tracker
     from ..training.checks import measuring, try_validation
 
     loaded = named_recipe(arguments.recipe, arguments.overrides, trust_code=arguments.trust_code)
+    for name in loaded.trackers:
+        require_tracker(name)
     built = build(loaded, say=say)
     classes = len(built.about.classes) if built.about.classes else None
     findings = lint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -201,6 +202,8 @@ def _checked(first: Any, second: Any, **options: Any) -> dict[str, Any]:
         for name in columns:
             if name not in first.column_names:
                 check.refuse(key, f"there is no column {name!r}{nearest(name, first.column_names)}")
+    if twice := [name for name, count in Counter(names["target"]).items() if count > 1]:
+        check.refuse("target", f"{twice[0]!r} stands twice; name each column once")
     if not names["target"]:
         check.refuse("target", "no column is named; name the one to learn")
     if split and second is not None:
