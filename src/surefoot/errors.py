@@ -124,6 +124,7 @@ CODES = {
     "training.settings": "resume-changed",
     "training.start": "start-from",
     "training.unfreezing": "unfreeze",
+    "variables": "resume-state",
     "world": "ranks",
 }
 
