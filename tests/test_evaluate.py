@@ -320,6 +320,24 @@ def test_wrong_arguments_of_evaluate_are_told_at_once():
         evaluate(nn.Linear(3, 2), nn.CrossEntropyLoss(), data, hardest=0, world=3, between=3)
 
 
+def test_targets_out_of_range_are_told_with_the_number_of_classes_wherever_they_come():
+    inputs, targets = torch.randn(30, 3), torch.arange(30) % 2
+    late = torch.where(torch.arange(30) < 20, targets, targets + 5)
+    loss = nn.CrossEntropyLoss()
+    for data, batch in ((targets + 5, 0), (late, 2)):
+        with pytest.raises(
+            UsageError, match=rf"data: batch {batch}: .* go from 5 to 6; the model has 2 outputs, .* 0 to 1"
+        ):
+            evaluate(nn.Linear(3, 2), loss, (inputs, data), batch_size=10)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):  # the model's own error stays as it is
+        evaluate(nn.Linear(4, 2), loss, (inputs, targets))
+    for val in (targets + 5, late):  # those of validation, at the start and in the first epoch
+        model = nn.Linear(3, 2)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(UsageError, match="targets go from . to 6; the model has 2 outputs"):
+            fit(model, loss, sgd, (inputs, targets), val=(inputs, val), epochs=1, run=RunOptions(progress=False))
+
+
 def test_a_sum_of_losses_that_fit_was_given_is_saved_with_its_factors(here, capsys):
     (here / "rows.csv").write_text("a,b\n" + "".join(f"{k / 10},{k / 7}\n" for k in range(20)))
     rows = table({"a": [k / 10 for k in range(20)], "b": [k / 7 for k in range(20)]}, "b", val_share=0)

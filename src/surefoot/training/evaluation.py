@@ -16,9 +16,10 @@ from ..arguments import Arguments
 from ..data import DataSplits, Loader, Source, StreamSource, as_source
 from ..data.arrays import is_array
 from ..data.torch_loader import loader_of
-from ..errors import UsageError
+from ..errors import Problems, UsageError
 from ..limits import PRECISIONS
 from ..losses import accuracy_kind, apply, metric_options
+from ..losses.checks.lint import REFUSALS, target_problems
 from ..losses.objectives import as_objective
 from ..metrics import RunningMetrics
 from ..metrics.hardest import Answers, Hardest
@@ -120,7 +121,12 @@ def evaluate_on(
     # The ranks have batches by turns, and not all of them as many: none may wait for another in a forward pass.
     with whole(model), evaluating(model), torch.no_grad(), autocast(device, precision):
         for turn, (batch, own) in enumerate(_batches_of(loader, world)):
-            value = apply(loss, model, batch)
+            try:
+                value = apply(loss, model, batch)
+            except REFUSALS as refusal:
+                if problems := target_problems(model, loss, batch):
+                    raise Problems([f"data: batch {turn}: {problem}" for problem in problems]) from refusal
+                raise
             running.add(*value[:3], batches.size(batch) if own else 0, value.weight, value.numbers)
             if own and reliability is not None:
                 reliability.add(value[1], value[2])

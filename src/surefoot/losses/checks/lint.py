@@ -12,7 +12,7 @@ from torch import nn
 
 from ... import batches
 from ...arguments import Arguments
-from ...errors import UsageError, first_line
+from ...errors import Problems, UsageError, first_line
 from ...finding import Finding
 from ...modes import enter_training, evaluating
 from ...registry import did_you_mean
@@ -29,7 +29,7 @@ from .refusal import refused_by_model
 from .targets import check_targets
 
 # What a mistaken shape, type or value raises in torch; anything else is a fault in the user's code and stays as it is.
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 def lint(
@@ -108,12 +108,27 @@ def check_validation(model: nn.Module, loss: Any, batch: Sequence[Any]) -> None:
             value_of(loss, *convention_of(loss).forward(model, batch))
         except torch.OutOfMemoryError:
             raise
-        except _REFUSALS as refusal:
+        except REFUSALS as refusal:
+            if problems := target_problems(model, loss, batch):
+                raise Problems([f"val: {problem}" for problem in problems]) from refusal
             shapes = ", ".join(map(batches.form, batches.tensors(list(batch))))
             raise UsageError(
                 f"val: model and loss cannot be run on the validation data ({shapes}): {first_line(refusal)}; "
                 "give it the form of the training data"
             ) from refusal
+
+
+def target_problems(model: nn.Module, loss: Any, batch: Sequence[Any]) -> list[Finding]:
+    """What is wrong with the targets of a batch that a loss refused; the model, in its present mode, is run again."""
+    evidence = Evidence(model, loss, batch, None, None)
+    try:
+        evidence.outputs, evidence.targets = convention_of(loss).forward(model, batch)
+        if isinstance(evidence.outputs, LossValue):
+            return []
+        evidence.outputs = compared(loss, evidence.outputs, evidence.targets)
+        return [finding for finding in check_targets(evidence) if finding.severity == "error"]
+    except REFUSALS:  # it was the model, or a GPU that is lost
+        return []
 
 
 def _look_at_last(evidence: Evidence, last: Sequence[Any], parts: int) -> list[Finding]:
@@ -122,7 +137,7 @@ def _look_at_last(evidence: Evidence, last: Sequence[Any], parts: int) -> list[F
         value_of(evidence.loss, *convention_of(evidence.loss).forward(evidence.model, last))
     except torch.OutOfMemoryError:
         raise
-    except _REFUSALS as refusal:
+    except REFUSALS as refusal:
         text, samples, whole = first_line(refusal).rstrip("."), batches.size(last), batches.size(evidence.batch)
         what = f"the last batch of each epoch has {samples} of {whole} samples"
         other = "a batch_size that divides the data otherwise"
@@ -154,7 +169,7 @@ def _look(evidence: Evidence) -> list[Finding]:
         run_loss(evidence)
     except torch.OutOfMemoryError:
         raise
-    except _REFUSALS as refusal:
+    except REFUSALS as refusal:
         return [*findings, _refused_by_loss(evidence, refusal)]
     return findings + _without_echoes(list(check_learning(evidence)), findings)
 
@@ -170,7 +185,7 @@ def _run_model(evidence: Evidence) -> None:
         evidence.outputs, evidence.targets = convention_of(evidence.loss).forward(evidence.model, evidence.batch)
     except (UsageError, torch.OutOfMemoryError):
         raise
-    except _REFUSALS as refusal:
+    except REFUSALS as refusal:
         raise refused_by_model(refusal, watch.stack, evidence.model, evidence.batch) from refusal
     finally:
         watch.off()
