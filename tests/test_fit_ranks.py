@@ -296,3 +296,55 @@ def test_a_run_of_one_process_is_recorded_as_before_there_were_several(tmp_path)
     _fit(World.alone(), tmp_path / "run", epochs=1)
     conditions = json.loads((tmp_path / "run" / "run.json").read_text())["conditions"]
     assert conditions and not [name for name in conditions if name.startswith("world.")]
+
+
+def _in_a_script(world, run, *, epochs=2, **on_rank_1):
+    """A run with a loss of a script that reads which rank it is on; what rank 1 is given otherwise, if anything."""
+    other = on_rank_1 if world.rank == 1 else {}
+    script = {"__name__": "__main__", "F": nn.functional, "FACTOR": other.pop("factor", 2.0)}
+    script |= {"RANK": world.rank, "MAIN": world.rank == 0, "DEVICE": f"cuda:{world.rank}"}
+    exec(
+        "def loss(outputs, targets):\n"
+        "    assert (RANK == 0) == MAIN and DEVICE\n"
+        "    return FACTOR * F.cross_entropy(outputs, targets)",
+        script,
+    )
+    made = make() | {"loss": script["loss"], "epochs": epochs, "run_dir": run, "resume": True, **other}
+    made["run"] = surefoot.RunOptions(world=world, progress=False, execution="plain", tensorboard=False)
+    try:
+        surefoot.fit(**made)
+    except UsageError as error:
+        return str(error)
+    return [parameter.tolist() for parameter in made["model"].parameters()]
+
+
+def test_a_script_may_know_which_rank_it_is(tmp_path):
+    whole, parted = str(tmp_path / "whole"), str(tmp_path / "parted")
+    first, second = run_ranks(2, functools.partial(_in_a_script, epochs=3), whole)
+    assert first == second and isinstance(first, list)
+    run_ranks(2, _in_a_script, parted)
+    assert run_ranks(1, functools.partial(_in_a_script, epochs=3), parted) == [first]
+    run_ranks(1, functools.partial(_in_a_script, epochs=4), parted)
+    assert isinstance(run_ranks(2, functools.partial(_in_a_script, epochs=5), parted)[1], list)
+
+
+@pytest.mark.parametrize(
+    "other, said",
+    [
+        ({"factor": 3.0}, "  code.__main__:FACTOR: "),
+        ({"epochs": 3}, "  fit.epochs: 2 on rank 0, 3 on rank 1"),
+        ({"metrics": ["accuracy"]}, "  fit.metrics: auto on rank 0, ['accuracy'] on rank 1"),
+        ({"val": None}, "  fit.validates: True on rank 0, False on rank 1"),
+        ({"run_dir": None, "resume": False}, "  fit.run_dir: True on rank 0, False on rank 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_ranks_with_other_arguments_are_refused_by_name(tmp_path, other, said):
+    run = str(tmp_path / "run")
+    first, second = run_ranks(2, functools.partial(_in_a_script_with, other=other), run)
+    assert first == second and first.startswith("rank 1 would train something else than rank 0:\n") and said in first
+    assert not os.path.exists(run)
+
+
+def _in_a_script_with(world, run, *, other):
+    return _in_a_script(world, run, **other) if world.rank == 1 else _in_a_script(world, run)

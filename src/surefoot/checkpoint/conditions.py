@@ -6,6 +6,7 @@ run.json and in every manifest; a resume under others is refused unless each cha
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import numpy
 import torch
 
 from ..errors import UsageError
+from ..fingerprint import Fingerprint
 from ..modes import float32_products
 from ..version import __version__
 
@@ -167,19 +169,38 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Iterab
     return changes
 
 
-def require_alike(ranks: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UsageError where the ranks of a run, given their conditions, would not train the same.
+def require_alike(ranks: Sequence[Conditions], own: int = 0) -> Conditions:
+    """The conditions of the rank `own`, given those of all. Raises UsageError where they would not train the same.
 
-    Their machines and the variables of their processes may differ.
+    Their machines and the variables of their processes may differ, and so may a name of the script that only says
+    which rank this is: it is then what it is on rank 0, wherever the run goes on.
     """
     for rank, conditions in enumerate(ranks[1:], 1):
         changes = [c for c in compare(ranks[0], conditions) if not c.name.startswith(("device.", "variables."))]
+        changes = [c for c in changes if not (_says_which(c.was, 0) and _says_which(c.now, rank))]
         if changes:
             lines = "\n".join(f"  {c.name}: {_shown(c.was)} on rank 0, {_shown(c.now)} on rank {rank}" for c in changes)
             raise UsageError(
                 f"rank {rank} would train something else than rank 0:\n{lines}\nGive all ranks the same",
                 code="ranks-differ",
             )
+    which = {
+        name for name, value in ranks[own].items() if _says_which(value, own) and _says_which(ranks[0].get(name), 0)
+    }
+    return {**ranks[own], **{name: ranks[0][name] for name in which}}
+
+
+@functools.cache
+def _words_for(rank: int) -> frozenset[str]:
+    """Digests of what scripts write for a rank: its number, that on its machine, whether it is the first, its GPU."""
+    words: list[Any] = [rank == 0, rank != 0]
+    for number in range(rank + 1):  # on its machine it may have any number up to its own
+        words += [number, str(number), f"cuda:{number}", number == 0, number != 0]
+    return frozenset(map(Fingerprint.of, words))
+
+
+def _says_which(digest: Any, rank: int) -> bool:
+    return isinstance(digest, str) and digest in _words_for(rank)
 
 
 def _covers(allowed: str, name: str) -> bool:

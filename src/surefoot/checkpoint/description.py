@@ -52,8 +52,7 @@ def run_conditions(objects: Mapping[str, Any], world: World, given: Mapping[str,
     """
     conditions: dict[str, Any] = plain({**own_conditions(objects, world, given), **given})
     world.ask_anew()
-    world.agree(lambda: require_alike(world.gather(conditions)))
-    return conditions
+    return world.agree(lambda: require_alike(world.gather(conditions), world.rank))
 
 
 def describe(objects: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from .evaluation import evaluation_loader, training_loader
 from .last_validation import LastValidation
 from .loop import Loop
 from .options import RunOptions
-from .ranks import begun_by_this_job, divide, outputs_only_read, require_parallel
+from .ranks import begin_together, begun_by_this_job, divide, outputs_only_read
 from .records import Recorder
 from .settings import asked_settings, choose_settings, use_settings
 from .state import Best, Checkpoints, EarlyStopping, RunState
@@ -139,7 +139,8 @@ def fit(
         world = stack.enter_context(World.here()) if run.world is None else run.world
         arguments = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "run_dir": run_dir, "resume": resume}
         epochs, batch_size, seed, resume = checked(model, loss, optimizer, options, run, **arguments)
-        require_parallel(run.parallel, world, model)
+        both = {"validates": val is not None, "run_dir": run_dir is not None}
+        begin_together(world, run.parallel, model, epochs=epochs, resume=resume, metrics=metrics, **both)
         loss = as_objective(loss)
         about = run.about
         unfreezing = run.unfreeze or None
@@ -159,13 +160,9 @@ def fit(
         in_pieces = world.size > 1 and run.parallel == "fsdp2"
         asked = world.agree(lambda: asked_settings(run, run_dir, recorded, optimizer, world))
         execution = asked.recorded
-        division = divide(
-            loader,
-            world,
-            run.micro_batches,
-            recorded.get("conditions") or {},
-            elsewhere=not in_pieces or alike_anywhere(optimizer, asked.fused),
-        )
+        elsewhere = not in_pieces or alike_anywhere(optimizer, asked.fused)
+        known = recorded.get("conditions") or {}
+        division = world.agree(lambda: divide(loader, world, run.micro_batches, known, elsewhere=elsewhere))
         about = completed(about, model, loader, loss)
         val = data if val is None and isinstance(data, DataSplits) and data.val is not None else val
         val_loader = None if val is None else evaluation_loader(val, model=model, say=progress.message)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint import read_about
+from ..checkpoint.conditions import require_alike
 from ..data import Loader
 from ..errors import UsageError
 from ..micro_batches import sums_alike
@@ -34,6 +35,24 @@ def require_parallel(parallel: str, world: World, model: nn.Module) -> None:
         raise UsageError(
             f"parallel: none, but this is rank {world.rank} of {world.size}; give ddp, or start one process"
         )
+
+
+def begin_together(world: World, parallel: str, model: nn.Module, **arguments: Any) -> None:
+    """Raise on all ranks where one cannot begin, or where they were given other `arguments` of fit's.
+
+    Only those count that no condition of a run holds; what differed would let ranks wait for one another.
+    """
+    world.agree(lambda: require_parallel(parallel, world, model))
+    given = {f"fit.{name}": _in_words(value) for name, value in arguments.items()}
+    world.agree(lambda: require_alike(world.gather(given)))
+
+
+def _in_words(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _in_words(item) for name, item in value.items()}
+    return list(map(_in_words, value)) if isinstance(value, list | tuple) else type(value).__name__
 
 
 @contextlib.contextmanager
