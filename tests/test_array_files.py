@@ -9,9 +9,12 @@ from command_runs import resumed_alike
 
 from surefoot import safe_tensors
 from surefoot.artifacts import read_info
+from surefoot.build import build_data
+from surefoot.cli import main
 from surefoot.data.array_files import npz, safetensors
 from surefoot.errors import UsageError
 from surefoot.files import write_new
+from surefoot.recipe import load_recipe
 
 PARTS = (("test", 2), ("val", 3), ("train", 6))
 X, Y = numpy.arange(60.0).reshape(20, 3), numpy.arange(20) % 3
@@ -76,6 +79,8 @@ def test_a_single_array_is_inputs_alone(tmp_path):
         ({"x": X, "y": Y[:3]}, {}, "tensors hold 20 and 3 samples"),
         ({"x": X, "y": Y, "x_val": X}, {}, "has x_val to validate on, where x and y train; give as many"),
         ({"x": X * [1, numpy.nan, 1], "y": Y}, {}, "'x' is not finite in 20 of 20 samples, first in 0; mend it"),
+        ({"x": X * [1, 1e39, 1], "y": Y}, {}, "'x' is not finite in 20 of 20 samples, first in 0; scale them"),
+        ({"x": X, "y": X * 1e38}, {}, "'y' is not finite in 19 of 20 samples, first in 1; scale them: .* float32"),
         ({"x": X, "y": numpy.array(["a"] * 20)}, {}, "an array of str32 is no array of numbers; encode it"),
         ({"x": X, "y": numpy.array([{}] * 20)}, {}, "it holds Python objects, which are never read"),
         ({"x": X[:0], "y": Y[:0]}, {}, "the data set is empty"),
@@ -145,3 +150,38 @@ def test_arrays_beside_those_named_may_hold_anything(tmp_path):
         npz(path)
     with pytest.raises(UsageError, match="data.npz: 'names': an array of str.* is no array of numbers"):
         npz(path, inputs="names", targets="y")
+
+
+@pytest.mark.parametrize("read, name", [(npz, "data.npz"), (safetensors, "data.safetensors")])
+def test_a_column_of_whole_numbers_is_classes_and_one_of_floats_is_not(tmp_path, read, name):
+    labels = Y.astype(numpy.uint8)[:, None]
+    splits = read(saved(tmp_path, name, x_train=X, y_train=labels, x_val=X[:4], y_val=labels[:4]))
+    assert splits.classes == ("0", "1", "2") and splits.sizes["classes"] == 3
+    assert splits.train.targets().tolist() == Y.tolist() and splits.val.targets().tolist() == Y[:4].tolist()
+    splits = read(saved(tmp_path, "floats" + name[4:], x=X, y=labels / 1.0), val_share=0)
+    assert splits.classes is None and splits.train.targets().shape == (20, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "shape"),
+    [
+        ("BCEWithLogitsLoss", X % 2 == 0, (20, 3)),
+        ("{name: BCEWithLogitsLoss, pos_weight: balanced}", (X % 2).astype(int), (20, 3)),
+        ("[{name: MSELoss, factor: 0.5}, HuberLoss]", Y[:, None], (20, 1)),
+        ("BCEWithLogitsLoss", (Y[:, None] > 0).astype(numpy.uint8), (20, 1)),
+        ("PoissonNLLLoss", Y, (20, 1)),
+        ("CrossEntropyLoss", Y[:, None].astype(numpy.uint8), (20,)),
+    ],
+)
+def test_whole_numbers_are_what_the_loss_of_a_recipe_compares(tmp_path, loss, targets, shape):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{name: MLP, hidden: [4]}}\ndata: {{name: npz, path: {saved(tmp_path, x=X, y=targets)}, val_share: 0, "
+        f"batch_size: 6}}\nloss: {loss}\noptimizer: {{name: Adam, lr: 0.01}}\nepochs: 1\nexecution: plain\n"
+        "tensorboard: false\n"
+    )
+    read = build_data(load_recipe(recipe)).train.targets()
+    assert read.shape == shape and read.is_floating_point() == (loss != "CrossEntropyLoss")
+    assert numpy.array_equal(read.numpy().reshape(targets.shape), targets)
+    assert main(["train", str(recipe), "--run", str(tmp_path / "run")]) == 0
+    assert main(["eval", str(tmp_path / "run"), "--split", "train"]) == 0

@@ -37,6 +37,7 @@ def build_data(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None
         fillings = {
             "progress": _quarters(say),
             "weights": weights if isinstance(weights, str) and weights != "balanced" else None,
+            "numbers": _compares_numbers(recipe),
         }
         splits = make(part, DATA, **{name: fillings[name] for name in provided})
         if not isinstance(splits, DataSplits):
@@ -294,6 +295,14 @@ def _quarters(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
             say(f"downloading {name}: {25 * quarter} % of {total / 1e6:.1f} MB")
 
     return progress
+
+
+def _compares_numbers(recipe: Recipe) -> bool:
+    """Whether the losses of torch's in a recipe, one at least, all compare outputs with targets that are floats."""
+    from ..losses import LOSSES
+
+    facts = [LOSSES[term.part.name].facts for term in recipe.loss or () if not term.part.imported]
+    return bool(facts) and all("as float" in fact["target"] for fact in facts)
 
 
 def _has_column(source: Any, name: Any) -> bool:

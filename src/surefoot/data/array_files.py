@@ -34,6 +34,7 @@ def npz(
     val: str | None = None,
     val_share: float = 0.1,
     seed: int = 0,
+    numbers: bool = False,
 ) -> DataSplits:
     """Arrays of an .npz file, as ``numpy.savez(path, x=..., y=...)`` writes it: inputs (N, ...) and targets (N, ...).
 
@@ -42,13 +43,14 @@ def npz(
     validate, or where there are none those with ``test`` (``x_train`` and ``x_test``); else those of the same names in
     a second file `val`, or a `val_share` of the samples, drawn by `seed`.
 
-    Targets of whole numbers are classes, int64 (N,), or (N, H, W) for masks; others are float32, (N,) as (N, 1).
+    Targets of whole numbers are classes, int64 (N,), from (N, 1) too, or (N, H, W) for masks; others are float32, (N,)
+    as (N, 1). With `numbers`, for a loss that compares numbers, whole numbers are such as well.
     Inputs of float64 become float32; uint8 (N, H, W) and (N, H, W, 3) are pictures, and become (N, C, H, W).
 
     Raises UsageError for a file that cannot be read and for names that do not say which array is which.
     """
     first, second = _read_npz(path), None if val is None else _read_npz(val)
-    return _splits(path, first, second, inputs, targets, val_share, seed)
+    return _splits(path, first, second, inputs, targets, val_share, seed, numbers)
 
 
 def safetensors(
@@ -58,11 +60,12 @@ def safetensors(
     val: str | None = None,
     val_share: float = 0.1,
     seed: int = 0,
+    numbers: bool = False,
 ) -> DataSplits:
     """Tensors of a .safetensors file. As `npz`."""
     first, second = (None if p is None else safe_tensors.load(ordinary_file(p)).tensors for p in (path, val))
     assert first is not None
-    return _splits(path, first, second, inputs, targets, val_share, seed)
+    return _splits(path, first, second, inputs, targets, val_share, seed, numbers)
 
 
 def _read_npz(path: str) -> Arrays:
@@ -92,22 +95,29 @@ def _tensor(loaded: Mapping[str, numpy.ndarray], name: str, where: str) -> Tenso
 
 
 def _splits(
-    path: str, first: Arrays, second: Arrays | None, inputs: str | None, targets: str | None, share: float, seed: int
+    path: str,
+    first: Arrays,
+    second: Arrays | None,
+    inputs: str | None,
+    targets: str | None,
+    share: float,
+    seed: int,
+    numbers: bool,
 ) -> DataSplits:
     names = _pair(path, first, inputs, targets)
-    train = _source(path, first, names)
+    train = _source(path, first, names, numbers)
     candidates = [[n for n in first if _words(n) & words and n not in names] for words in _VALIDATING]
     beside = next((some for some in candidates if some), [])
     val: TensorSource | None
     if second is not None:
-        val = _source("val", second, names, train)
+        val = _source("val", second, names, numbers, train)
     elif candidates[0] and len(beside) != len(names):
         raise UsageError(
             f"path: {path} has {', '.join(sorted(beside))} to validate on, where {' and '.join(names)} train; give as "
             "many, a second file (val: FILE), or other names"
         )
     elif len(beside) == len(names):
-        val = _source(path, first, _like(path, names, beside), train)
+        val = _source(path, first, _like(path, names, beside), numbers, train)
     else:
         training, validating = held_out(len(train), share, seed)
         whole, val = train, train.subset(validating) if len(validating) else None
@@ -159,7 +169,9 @@ def _only(names: list[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _source(path: str, arrays: Arrays, names: list[str], train: TensorSource | None = None) -> TensorSource:
+def _source(
+    path: str, arrays: Arrays, names: list[str], numbers: bool, train: TensorSource | None = None
+) -> TensorSource:
     if lacking := [name for name in names if name not in arrays]:
         raise UsageError(f"val: has no array {lacking[0]!r}{nearest(lacking[0], list(arrays), 'arrays')}")
     tensors: list[Tensor] = []
@@ -167,14 +179,15 @@ def _source(path: str, arrays: Arrays, names: list[str], train: TensorSource | N
         tensor = arrays[name]
         if isinstance(tensor, UsageError):
             raise tensor
+        tensor = as_float32(tensor)  # where numbers beyond its range are not finite
         tensors.append(tensor)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             wrong = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1)
-            count = f"{int(wrong.sum())} of {len(tensor)} samples"
-            raise UsageError(
-                f"{path}: {name!r} is not finite in {count}, first in {int(wrong.int().argmax())}; mend it"
-            )
-    inputs = as_float32(tensors[0])
+            count = f"{int(wrong.sum())} of {len(tensor)} samples, first in {int(wrong.int().argmax())}"
+            whole = bool(torch.isfinite(arrays[name]).all())  # type: ignore[arg-type]  # it is a tensor
+            advice = "scale them: they are beyond float32" if whole else "mend it"
+            raise UsageError(f"{path}: {name!r} is not finite in {count}; {advice}")
+    inputs = tensors[0]
     if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 3:
         inputs = inputs.permute(0, 3, 1, 2)
     elif inputs.dtype == torch.uint8 and inputs.dim() == 3:
@@ -182,12 +195,17 @@ def _source(path: str, arrays: Arrays, names: list[str], train: TensorSource | N
     if len(tensors) == 1:
         return TensorSource(inputs)
     targets, classes = tensors[1], None
-    if targets.is_floating_point():
+    if numbers or targets.is_floating_point():
         targets = targets.float()
         return TensorSource(inputs, targets[:, None] if targets.dim() == 1 else targets)
     targets = targets.long()
+    column = targets.dim() == 2 and targets.shape[1] == 1
     if train is not None:
         classes = train.classes
-    elif targets.dim() != 2 and targets.numel() and 0 <= int(targets.min()) <= int(targets.max()) < MOST_CLASSES:
+    elif (
+        (targets.dim() != 2 or column)
+        and targets.numel()
+        and 0 <= int(targets.min()) <= int(targets.max()) < MOST_CLASSES
+    ):
         classes = tuple(map(str, range(int(targets.max()) + 1)))
-    return TensorSource(inputs, targets, classes=classes)
+    return TensorSource(inputs, targets[:, 0] if column and classes is not None else targets, classes=classes)

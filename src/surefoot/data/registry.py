@@ -60,11 +60,11 @@ DATA = Registry(
         _data("parquet", "tables", "a Parquet file, read as a CSV is", _SPLIT, _ROWS, "weights"),
         _data(
             "npz", "array_files", "arrays of an .npz file, inputs and targets by name", _SPLIT,
-            {"samples": "the arrays' rows", "input": "(...)", "classes": "whole numbers, or none"},
+            {"samples": "the arrays' rows", "input": "(...)", "classes": "whole numbers, or none"}, "numbers",
         ),
         _data(
             "safetensors", "array_files", "tensors of a .safetensors file, inputs and targets by name", _SPLIT,
-            {"samples": "the tensors' rows", "input": "(...)", "classes": "whole numbers, or none"},
+            {"samples": "the tensors' rows", "input": "(...)", "classes": "whole numbers, or none"}, "numbers",
         ),
         _data(
             "hugging_face", "hugging_face", "a data set of Hugging Face's library datasets, from disk or by name",
