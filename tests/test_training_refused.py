@@ -70,6 +70,39 @@ def test_an_optimizer_without_a_rate_is_told_what_to_say_and_is_trained_with_it(
     fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=1, batch_size=10))
 
 
+class NeedsClosure(torch.optim.SGD):
+    """As most second-order optimizers have it."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+        super().step()
+
+
+class AssertsClosure(torch.optim.SGD):
+    """As SAM has it, whose closure is another one than that of L-BFGS: of the gradients that it steps with first."""
+
+    def step(self, closure=None):
+        assert closure is not None, "Sharpness Aware Minimization requires closure, but it was not provided"
+
+
+class CallsClosure(torch.optim.SGD):
+    """Does not look whether there is one."""
+
+    def step(self, closure=None):
+        return closure()
+
+
+@pytest.mark.parametrize("kind", [NeedsClosure, AssertsClosure, CallsClosure])
+@pytest.mark.parametrize("execution", ["plain", "auto"])
+def test_an_optimizer_that_needs_a_closure_is_told_what_to_do_and_changes_nothing(data, kind, execution):
+    optimizer = kind((model := make_model()).parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(UsageError, match=rf"optimizer: {kind.__name__}.step needs a closure, .* keep your own loop"):
+        fit(model, nn.CrossEntropyLoss(), optimizer, data, epochs=1, run=RunOptions(execution=execution))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("options", [{}, {"lr": None}])
 def test_a_loop_of_ones_own_may_have_an_optimizer_without_a_rate(run_dir, options):
     optimizer = Unrated((model := make_model()).parameters(), **options)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .closure import update_by_closure
+from .closure import update_by_closure, update_without
 from .divided import Divided
 from .errors import UsageError
 from .losses import averaging, conventions
@@ -92,7 +92,7 @@ class TrainStep:
         if self.scaler is not None:
             return self.scaler.update_of(self, result)
         norm = self.limit()
-        self.optimizer.step()
+        update_without(self.optimizer)
         return result._replace(grad_norm=norm)
 
     def gradients(self, micro_batches: Sequence[Any]) -> StepResult:

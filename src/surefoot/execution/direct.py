@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_compat
+from ..closure import update_without
 
 Group = dict[str, Any]
 Tensors = list[Tensor]
@@ -53,7 +54,7 @@ class DirectUpdate:
         optimizer = self.optimizer
         hooks = torch_compat.step_hooks(optimizer)
         if self._raw is None or hooks is None or _is_patched(optimizer):
-            optimizer.step()
+            update_without(optimizer)
             return
         before, after = hooks
         plain: Arguments = ((optimizer,), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .. import batches
 from ..arguments import Arguments
+from ..closure import wants_closure
 from ..data import Loader
 from ..errors import Problems, UsageError, first_line
 from ..limits import MOST
@@ -47,6 +49,10 @@ def checked(model: Any, loss: Any, optimizer: Any, step: Any, run: Any, **argume
     check.instance("model", model, nn.Module, "the model itself")
     check_loss(check, loss)
     check_optimizer(check, optimizer)
+    if isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, torch.optim.LBFGS):
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            check.refuse("optimizer", wants_closure(optimizer))
     check.instance("step", step, StepOptions, "StepOptions(max_grad_norm=1.0)")
     check.instance("run", run, RunOptions, "RunOptions(log_every=10)")
     run_dir = check.path("run_dir", arguments["run_dir"], none=True)
