@@ -37,6 +37,23 @@ def test_starting_over_is_never_silent(run_dir):
         saver.resume()
 
 
+def test_a_param_group_that_a_loop_added_is_to_be_added_before_resume(run_dir):
+    def made(groups):
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
+        if groups == 2:
+            optimizer.add_param_group({"params": net[1].parameters()})
+        return Checkpointer(run_dir, model=net, optimizer=optimizer)
+
+    with made(2) as saver:
+        saver.resume()
+        saver.step()
+    with made(1) as saver, pytest.raises(UsageError, match=r"2 parameter groups .* 1 here; add .* before resume\(\)"):
+        saver.resume()
+    with made(2) as saver:
+        assert saver.resume().step == 1
+
+
 def test_all_differences_are_told_at_once_and_nothing_changes(run_dir):
     old = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with saver_for(run_dir, old) as saver:

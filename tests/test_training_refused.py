@@ -13,7 +13,7 @@ from training_job import CLASSES, FEATURES, make_data, make_model, sgd
 from surefoot import Checkpointer, RunOptions
 from surefoot.data import Loader
 from surefoot.errors import Stopped, UsageError
-from surefoot.schedules import Schedule
+from surefoot.schedules import LinearWarmup, Schedule
 from surefoot.training import About, Checkpoints, EarlyStopping, fit
 
 
@@ -66,6 +66,8 @@ def test_an_optimizer_without_a_rate_is_told_what_to_say_and_is_trained_with_it(
     with pytest.raises(UsageError, match=r"group 0 of Unrated has no learning rate") as caught:
         fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=1, batch_size=10))
     assert "optimizer.param_groups[0]['lr'] = 1.0" in str(caught.value)
+    with pytest.raises(UsageError, match=r"LinearWarmup: optimizer: group 0 of Unrated has no learning rate"):
+        LinearWarmup(optimizer, 3)  # in a loop of one's own
     optimizer.param_groups[0]["lr"] = 1.0
     fit(model, nn.CrossEntropyLoss(), optimizer, data, **fit_arguments(epochs=1, batch_size=10))
 

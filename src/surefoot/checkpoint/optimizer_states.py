@@ -81,7 +81,9 @@ def _problems(optimizer: torch.optim.Optimizer, saved: Any, names: Mapping[int, 
         return [f"is {saved['class']} in the checkpoint and {type(optimizer).__name__} here"]
     here = _group_names(optimizer, names)
     if len(here) != len(saved["groups"]):
-        return [f"has {counted(len(saved['groups']), 'parameter group')} in the checkpoint and {len(here)} here"]
+        text = f"has {counted(len(saved['groups']), 'parameter group')} in the checkpoint and {len(here)} here"
+        more = "; add those that the run added later (add_param_group) before resume()"
+        return [text + (more if len(saved["groups"]) > len(here) else "")]
     texts = []
     shapes: dict[str, torch.Size] = {}
     for g, (group, live) in enumerate(zip(saved["groups"], optimizer.param_groups, strict=True)):

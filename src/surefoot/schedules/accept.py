@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..arguments import Arguments, as_number
+from ..arguments import Arguments
 from ..errors import UsageError
 from ..monitor import contradiction
 from .composite import leaves
-from .dampening import BaseWarmup
+from .dampening import BaseWarmup, check_rates
 from .registry import EPOCH, STEP
 
 _WARMUPS = "surefoot.LinearWarmup(optimizer, warmup_period=500)"
@@ -62,16 +61,7 @@ def check_optimizer(check: Arguments, optimizer: Any) -> None:
     elif not isinstance(optimizer, Optimizer):
         check.instance("optimizer", optimizer, Optimizer, like)
     else:
-        for number, group in enumerate(optimizer.param_groups):  # torch refuses a rate below 0, and no other
-            if group.get("lr") is None:
-                check.refuse(
-                    "optimizer",
-                    f"group {number} of {type(optimizer).__name__} has no learning rate, which schedules and records "
-                    "read; give it an lr, or, where it computes its own (Adafactor with relative_step), say "
-                    f"optimizer.param_groups[{number}]['lr'] = 1.0 once it is made",
-                )
-            elif not math.isfinite(rate := as_number(group["lr"]) or 0.0):
-                check.refuse("optimizer", f"the lr of group {number} is {rate}; give a finite rate, e.g. lr=0.1")
+        check_rates(check, optimizer)
 
 
 def check_scheduler(check: Arguments, name: str, scheduler: Any) -> None:

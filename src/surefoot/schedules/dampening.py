@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import torch
 from torch.optim import Optimizer
 
 from .. import torch_compat
-from ..arguments import Arguments
+from ..arguments import Arguments, as_number
 from ..errors import UsageError
 
 # In each param group of a saved optimizer: how far its warmup was, which shows where the warmup's own state is lost.
@@ -46,6 +47,7 @@ class BaseWarmup:
             raise UsageError(f"{type(self).__name__}: {optimizer!r} ({type(optimizer).__name__}) is not an Optimizer")
         self.optimizer = optimizer
         check = Arguments(f"{type(self).__name__}: ")
+        check_rates(check, optimizer)
         self.last_step = check.whole("last_step", last_step, low=-1)
         check.done()
         self._unrestored = self._take_over()
@@ -313,6 +315,20 @@ def set_rate(group: dict[str, Any], lr: float) -> None:
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
+
+
+def check_rates(check: Arguments, optimizer: Optimizer) -> None:
+    """Note each group of `optimizer` without a rate, and those whose rate is not finite."""
+    for number, group in enumerate(optimizer.param_groups):  # torch refuses a rate below 0, and no other
+        if group.get("lr") is None:
+            check.refuse(
+                "optimizer",
+                f"group {number} of {type(optimizer).__name__} has no learning rate, which schedules and records "
+                "read; give it an lr, or, where it computes its own (Adafactor with relative_step), say "
+                f"optimizer.param_groups[{number}]['lr'] = 1.0 once it is made",
+            )
+        elif not math.isfinite(rate := as_number(group["lr"]) or 0.0):
+            check.refuse("optimizer", f"the lr of group {number} is {rate}; give a finite rate, e.g. lr=0.1")
 
 
 def check_groups(what: str, state: Mapping[str, Any], groups: int) -> None:
