@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -195,6 +197,29 @@ def test_outputs_that_cannot_be_joined_are_named_by_predict():
 
     with pytest.raises(UsageError, match=r"cannot be joined to \(N, ...\): \(12, 2, 6\), \(12, 4, 6\); call the model"):
         predict(TimeFirst(5, 6), torch.randn(6, 12, 5), batch_size=4)
+
+
+def test_predict_leaves_out_the_cache_of_a_causal_model():
+    @dataclasses.dataclass
+    class Output(collections.OrderedDict):  # as transformers have it: a mapping whose entries cannot be deleted
+        logits: torch.Tensor | None = None
+        past_key_values: object = None
+
+        def __post_init__(self):
+            self.update({name: value for name, value in vars(self).items() if value is not None})
+
+    class Causal(nn.Linear):
+        kind = Output
+
+        def forward(self, x):
+            return self.kind(logits=super().forward(x), past_key_values=object())
+
+    model, inputs = Causal(5, 6), torch.randn(10, 5)
+    for kind in (Output, dict):
+        model.kind = kind
+        outputs = predict(model, inputs, batch_size=4)
+        assert type(outputs) is kind and list(outputs) == ["logits"]
+        assert torch.allclose(outputs["logits"], nn.functional.linear(inputs, model.weight, model.bias))
 
 
 def test_the_norm_before_clipping_is_told():

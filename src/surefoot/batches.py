@@ -119,6 +119,22 @@ def joined(outputs: Sequence[Any]) -> Any:
     return mapped(lambda _: next(whole), outputs[0]) if next(tensors(outputs[0]), None) is not None else None
 
 
+def unopaque(output: Any) -> Any:
+    """A mapping of outputs without the entries that hold anything but tensors, as the cache of a causal model.
+
+    >>> list(unopaque({"logits": torch.zeros(2), "cache": object()}))
+    ['logits']
+    """
+    if not isinstance(output, Mapping):
+        return output
+    opaque = [k for k, v in output.items() if any(not isinstance(leaf, Tensor | None) for _, leaf in leaves(v))]
+    if not opaque:
+        return output
+    if _is_dataclass(output):  # as transformers' are, whose entries cannot be deleted
+        return dataclasses.replace(output, **dict.fromkeys(opaque))
+    return type(output)({key: value for key, value in output.items() if key not in opaque})  # type: ignore[call-arg]
+
+
 def detached(value: Any) -> Any:
     """`value` with every tensor without its graph."""
     return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)

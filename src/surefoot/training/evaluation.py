@@ -207,8 +207,9 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precis
 
     `data` is inputs (N, ...), a tensor or array; a dictionary of such, the keywords that the model takes; or what
     `evaluate` takes, whose targets are left out. Outputs are what the model returns, a tensor, or a tuple, dictionary
-    or object of tensors (N, ...), joined over all batches of `batch_size` samples. `precision` is ``"float32"``,
-    ``"bf16"`` or ``"fp16"``. Raises UsageError for a loader that reads in another order.
+    or object of tensors (N, ...), joined over all batches of `batch_size` samples; what is no tensor in a dictionary
+    (a cache of transformers) is left out. `precision` is ``"float32"``, ``"bf16"`` or ``"fp16"``. Raises
+    UsageError for a loader that reads in another order.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     check = Arguments()
@@ -240,9 +241,9 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = EVAL_BATCH, precis
         for batch in loader:
             pair = None if keywords else batches.pair(batch)
             part = batches.whole(batch) if pair is None else pair[0]
-            parts.append(batches.call(model, batches.moved(part, device)))
+            parts.append(batches.unopaque(batches.call(model, batches.moved(part, device))))
     if (outputs := batches.joined(parts)) is None:
-        shapes = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}))
+        shapes = ", ".join(sorted({str(tuple(p.shape)) if isinstance(p, Tensor) else batches.form(p) for p in parts}))
         raise UsageError(
             f"predict: the model's outputs for batches of up to {batch_size} cannot be joined to (N, ...): {shapes}; "
             "call the model yourself, a batch at a time"
