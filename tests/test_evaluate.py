@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from surefoot import Preprocessing, RunOptions, evaluate, fit, save_model
 from surefoot.cli import main
-from surefoot.data import table
+from surefoot.cli.evaluate import _loss_of
+from surefoot.data import Loader, table
 from surefoot.errors import UsageError
 from surefoot.losses import WeightedSum
 from surefoot.metrics.by_class import by_class
 from surefoot.metrics.tables import LabelCounts, TargetErrors
 from surefoot.models import MODELS
+from surefoot.training.about import loss_name
 
 
 @pytest.fixture(autouse=True)
@@ -356,3 +361,59 @@ def test_a_sum_of_losses_that_fit_was_given_is_saved_with_its_factors(here, caps
     report = json.loads(capsys.readouterr().out)
     figures = report["by_target"][0]
     assert report["loss"] == pytest.approx(figures["rmse"] ** 2 / 4 + 3 * figures["mae"], rel=1e-4)
+
+
+def _far(first, second):
+    return 2 * (first - second).abs().sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "saved"),
+    [
+        (nn.CrossEntropyLoss(), "CrossEntropyLoss"),
+        (nn.HuberLoss(delta=0.25), {"name": "HuberLoss", "delta": 0.25}),
+        (nn.SmoothL1Loss(beta=1), "SmoothL1Loss"),
+        (functools.partial(F.huber_loss, delta=0.25), {"name": "HuberLoss", "delta": 0.25}),
+        (nn.MSELoss(reduction="sum"), {"name": "MSELoss", "reduction": "sum"}),
+        (
+            nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0]), ignore_index=1, label_smoothing=0.25),
+            {"name": "CrossEntropyLoss", "weight": [1.0, 2.0, 4.0], "ignore_index": 1, "label_smoothing": 0.25},
+        ),
+        (
+            WeightedSum([(2.0, nn.HuberLoss(delta=0.25)), (1.0, nn.L1Loss())]),
+            [{"name": "HuberLoss", "delta": 0.25, "factor": 2.0}, {"name": "L1Loss", "factor": 1.0}],
+        ),
+        (nn.TripletMarginWithDistanceLoss(), "TripletMarginWithDistanceLoss"),
+        (
+            nn.TripletMarginWithDistanceLoss(distance_function=_far, margin=2.0),
+            {"name": "TripletMarginWithDistanceLoss", "margin": 2.0, "not_kept": ["distance_function"]},
+        ),
+        (nn.AdaptiveLogSoftmaxWithLoss(4, 10, [2]), "AdaptiveLogSoftmaxWithLoss"),
+    ],
+)
+def test_the_plain_arguments_of_a_loss_are_saved_with_a_model_and_make_the_same_loss(loss, saved, capsys):
+    assert loss_name(loss) == saved
+    if "Adaptive" in str(saved):
+        return
+    again = _loss_of(SimpleNamespace(path="m", info=SimpleNamespace(loss=json.loads(json.dumps(saved)), columns=None)))
+    assert ("distance_function of its own, not in the file" in capsys.readouterr().err) == ("not_kept" in str(saved))
+    if "Triplet" not in str(saved):
+        classes = "CrossEntropy" in str(saved)
+        torch.manual_seed(0)
+        outputs, targets = torch.randn(20, 3), torch.arange(20) % 3 if classes else torch.randn(20, 3)
+        assert torch.equal(again(outputs, targets), loss(outputs, targets))
+
+
+def test_a_model_of_fit_is_evaluated_with_the_delta_that_it_was_trained_with(here, capsys):
+    (here / "rows.csv").write_text("a,b\n" + "".join(f"{k / 10},{k / 7}\n" for k in range(20)))
+    rows = table({"a": [k / 10 for k in range(20)], "b": [k / 7 for k in range(20)]}, "b", val_share=0)
+    model = MODELS["MLP"].load()(in_features=1, hidden=[4], classes=1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = RunOptions(progress=False)
+    fit(model, nn.HuberLoss(delta=0.125), sgd, rows, epochs=1, run_dir="run", run=run)
+    assert main(["eval", "run/model", "--data", "rows.csv", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    prepared = Loader(rows.train, 20, shuffle=False, preprocessing=rows.preprocessing)
+    expected = evaluate(model, nn.HuberLoss(delta=0.125), prepared).metrics["loss"]
+    assert report["loss"] == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(evaluate(model, nn.HuberLoss(), prepared).metrics["loss"], rel=1e-2)

@@ -232,6 +232,7 @@ def _data(data: str | None, home: Path, trust_code: bool) -> NamedData:
 def _loss_of(model: LoadedModel) -> Any:
     """The loss that the file names; the usual one of classes or numbers where it names none that can be built."""
     from ..losses import OBJECTIVES, WeightedSum, build_loss, objective
+    from ..training.about import NOT_KEPT
 
     loss = model.info.loss
     if isinstance(loss, dict) and "objective" in loss:
@@ -251,6 +252,11 @@ def _loss_of(model: LoadedModel) -> Any:
     parts = []
     for term in terms:
         # Weights that were computed from the training data are not in the file.
-        args = {key: value for key, value in term.items() if key not in ("name", "factor") and value != "balanced"}
+        args = {
+            key: value for key, value in term.items() if key not in ("name", "factor", NOT_KEPT) and value != "balanced"
+        }
+        if not_kept := term.get(NOT_KEPT):
+            what = ", ".join(map(str, not_kept)) if isinstance(not_kept, list) else not_kept
+            note(f"{model.path}: {term['name']} was trained with {what} of its own, not in the file; shown without")
         parts.append((term.get("factor", 1.0), build_loss(term["name"], args)))
     return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else WeightedSum(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,15 +19,19 @@ from ..artifacts.pretrained import pretrained_spec
 from ..artifacts.weights import plain
 from ..data import Loader, Source, StreamSource, TensorSource
 from ..errors import UsageError
-from ..losses import Objective, WeightedSum
+from ..losses import LOSSES, Objective, WeightedSum
 from ..losses.conventions import describe
 from ..losses.objectives import models_own
-from ..losses.torch_losses import family
+from ..losses.torch_losses import family, option
 from ..preprocessing import Preprocessing
 from ..table_columns import TableColumns
 from ..tracking.validation import FILE, read_validation
 from .records import Recorder
 from .state import RunState
+
+# In a saved loss: its arguments that no file can hold, as a function is one.
+NOT_KEPT = "not_kept"
+_MOST_WEIGHTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,36 @@ def loss_name(loss: Any) -> Any:
     if isinstance(loss, Objective):
         return {"objective": "model" if loss.function is models_own else describe(loss)}
     if isinstance(loss, WeightedSum):
-        names = [(family(part), part) for part in loss.parts]
-        parts = [{"name": name} if name else {"import": describe(part)} for name, part in names]
+        parts = [_term(part) or {"import": describe(part)} for part in loss.parts]
         return [part | {"factor": factor} for part, factor in zip(parts, loss.factors, strict=True)]
-    return family(loss)
+    term = _term(loss)
+    return family(loss) if term is None or len(term) == 1 else term
+
+
+def _term(loss: Any) -> dict[str, Any] | None:
+    """A loss of torch's by name, with what of its arguments differs from the defaults, as a recipe has it.
+
+    Tensors (class weights) are lists; the names of what is no plain value are under `NOT_KEPT`.
+    """
+    if (name := family(loss)) is None:
+        return None
+    term: dict[str, Any] = {"name": name}
+    if name not in LOSSES or (isinstance(loss, nn.Module) and next(loss.parameters(), None) is not None):
+        return term  # a last layer inside of the loss is not in the model's file
+    not_kept = []
+    for argument, parameter in inspect.signature(getattr(nn, name)).parameters.items():
+        if argument in ("size_average", "reduce"):
+            continue
+        value = option(loss, argument, parameter.default)
+        if isinstance(value, Tensor):
+            value = value.tolist() if value.numel() <= _MOST_WEIGHTS else value
+        if value is parameter.default or isinstance(value, nn.PairwiseDistance):
+            continue
+        if isinstance(value, bool | int | float | str | list):
+            term |= {argument: value} if value != parameter.default else {}
+        else:
+            not_kept.append(argument)
+    return term | ({NOT_KEPT: not_kept} if not_kept else {})
 
 
 def _raw_sample(source: Source) -> tuple[tuple[int, ...] | None, str | None]:
