@@ -131,7 +131,7 @@ def unopaque(output: Any) -> Any:
     if not opaque:
         return output
     if _is_dataclass(output):  # as transformers' are, whose entries cannot be deleted
-        return dataclasses.replace(output, **dict.fromkeys(opaque))
+        return dataclasses.replace(output, **dict.fromkeys(opaque))  # type: ignore[type-var]
     return type(output)({key: value for key, value in output.items() if key not in opaque})  # type: ignore[call-arg]
 
 
