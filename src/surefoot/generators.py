@@ -32,7 +32,7 @@ def held_by(**roots: Any) -> dict[str, Any]:
     class's, a function's defaults) the second is ``PLACE-2``.
     """
     by_name: dict[str, Any] = {}
-    for place, value in walk(roots):
+    for place, value in walk(roots, by_name=True):
         if is_generator(value):
             places = itertools.chain([place], (f"{place}-{number}" for number in itertools.count(2)))
             by_name[next(each for each in places if each not in by_name)] = value
@@ -49,8 +49,11 @@ def is_generator(value: Any) -> bool:
     return isinstance(value, torch.Generator | numpy.random.Generator | numpy.random.RandomState)
 
 
-def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each object that is reachable from `roots` with its place, once; no property and no method is called."""
+def walk(roots: Mapping[str, Any], *, by_name: bool = False) -> Iterator[tuple[str, Any]]:
+    """Each object that is reachable from `roots` with its place, once; no property and no method is called.
+
+    With `by_name` also what functions of the user's own find by a global name; without it only generators there.
+    """
     import numpy
     import torch
 
@@ -67,11 +70,12 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield place, value
         if depth < MAX_DEPTH and not isinstance(value, torch.Tensor | numpy.ndarray) and not is_generator(value):
             # Most of what a module holds are tables of hooks without any.
-            inside = [(n, item) for n, item in _inside(value) if not isinstance(item, _LEAVES) and not _is_empty(item)]
+            found = _inside(value, by_name)
+            inside = [(n, item) for n, item in found if not isinstance(item, _LEAVES) and not _is_empty(item)]
             waiting += [(f"{place}.{name}", item, depth + 1) for name, item in reversed(inside)]
 
 
-def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+def _inside(value: Any, by_name: bool) -> Iterator[tuple[str, Any]]:
     import torch
 
     if isinstance(value, Mapping):
@@ -83,7 +87,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, types.MethodType):
         yield from (("self", value.__self__), ("func", value.__func__))
     elif isinstance(value, types.FunctionType):
-        yield from _of_function(value)
+        yield from _of_function(value, by_name)
     module = isinstance(value, torch.nn.Module)
     for name, item in (getattr(value, "__dict__", None) or {}).items():
         yield from item.items() if module and _table(name, item) else [(name, item)]
@@ -113,7 +117,7 @@ def slots_of(kind: type) -> tuple[str, ...]:
     return _SLOTS[kind]
 
 
-def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _of_function(function: types.FunctionType, by_name: bool) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
             yield name, cell.cell_contents
@@ -122,7 +126,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield "default", default
     if not is_house(function.__module__):
-        own = is_own(function.__globals__.get("__name__"))
+        own = by_name and is_own(function.__globals__.get("__name__"))
         for name in names_of(function.__code__):
             item = function.__globals__.get(name)
             if is_generator(item) or (own and _is_looked_into(item)):

@@ -191,16 +191,17 @@ def _tables(roots: Mapping[str, Any]) -> dict[str, list[Table]]:
         for name, child in submodules(part) if isinstance(part, nn.Module) else ():
             places.setdefault(id(child), f"{root}.{name}" if name else root)
     tables: dict[str, list[Table]] = {}
-    for at, value in walk(bare):
-        if isinstance(value, Tensor | torch.jit.ScriptModule) or is_array(value):
+    for at, value in walk(bare, by_name=True):
+        # A library's objects are looked through, and what they count is theirs: DDP does so behind its hooks.
+        function = isinstance(value, types.FunctionType)
+        own = is_own(value.__module__) if function else is_own(type(value).__module__)
+        if not (own or id(value) in places) or isinstance(value, Tensor | torch.jit.ScriptModule) or is_array(value):
             continue
         place = places.get(id(value), at)
         for where, table in beside_attributes(value, place):
             tables.setdefault(where, []).append(table)
-        attributes = getattr(value, "__dict__", None)
-        owned = isinstance(value, nn.Module | types.FunctionType) or is_own(type(value).__module__)
-        if owned and isinstance(attributes, dict):  # last of its place: what is new is set there
-            tables.setdefault(place, []).append((attributes, None))
+        if isinstance(attributes := getattr(value, "__dict__", None), dict):
+            tables.setdefault(place, []).append((attributes, None))  # last of its place: what is new is set there
     return tables
 
 

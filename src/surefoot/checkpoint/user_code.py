@@ -15,6 +15,7 @@ from typing import Any
 from ..fingerprint import Fingerprint
 from ..generators import names_of, walk
 from ..own_code import MAIN, file_of, find, is_own
+from ..variables import Variables
 
 # Their versions are conditions of every run.
 _COMPARED = ("torch", "numpy", "surefoot")
@@ -35,7 +36,7 @@ def code_of(parts: Iterable[Any]) -> dict[str, str]:
     files: dict[str, str] = {}
     # Of a step what it was made of counts. It also holds what a compiler made, which is other code after a cache hit.
     made_of = [(p.model, p.loss, p.optimizer) if isinstance(p, TrainStep) else (p,) for p in parts]
-    parts = [each for group in made_of for each in group]
+    parts = [each for group in made_of for each in group if not isinstance(each, Variables)]  # it holds whole modules
     reachable = [value for _, value in walk({str(number): part for number, part in enumerate(parts)})]
     for code in _definitions(parts, reachable):
         if code.__module__ == MAIN:
