@@ -9,7 +9,7 @@ import pytest
 
 from surefoot.cli import main
 from surefoot.data import DATA
-from surefoot.data.hugging_face import hugging_face
+from surefoot.data.hugging_face import _reason, hugging_face, refuse_gaps
 from surefoot.errors import UsageError
 
 RECIPE = """
@@ -45,3 +45,27 @@ def test_a_path_that_is_not_there_is_no_name_of_the_hub(path):
 def test_arguments_that_cannot_be_are_refused(arguments):
     with pytest.raises(UsageError):
         DATA.build("hugging_face", {"path": ".", "inputs": "image", **arguments})
+
+
+@pytest.mark.parametrize(
+    "gap", [[[1.0, 2.0], [None, 1.0]], [[1.0, 2.0], [1.0, float("nan")]], [[1.0], None], [0.5, float("nan")],
+            [1, None], [0.5, 1e39], [0.5, float("-inf")], [[[1.0]], [[2.0], [None]]], [[1], [None, 2]], ["a", None]],
+    ids=str,
+)  # fmt: skip
+def test_a_gap_at_any_depth_is_refused_with_its_column_and_its_row(gap):
+    pyarrow = pytest.importorskip("pyarrow")
+    fine = pyarrow.array(gap[:1], pyarrow.array(gap).type)
+    refuse_gaps(pyarrow.chunked_array([fine, fine]), "x")
+    column = pyarrow.chunked_array([fine, fine, pyarrow.array(gap), pyarrow.array(gap)])
+    with pytest.raises(UsageError, match="column 'x' has no value, .* in 2 rows; the first is row 3, counted from 0"):
+        refuse_gaps(column, "x")
+
+
+def test_a_file_that_cannot_be_read_is_told_with_the_cause():
+    class DatasetGenerationError(Exception):
+        """As the library's."""
+
+    error = DatasetGenerationError("An error occurred while generating the dataset")
+    error.__cause__ = ValueError("JSON parse error: Invalid value. in row 1")
+    assert _reason(error) == "ValueError: JSON parse error: Invalid value. in row 1"
+    assert _reason(StopIteration()) == "there are no rows in it"

@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..pictures import decode_picture
 from ..registry import did_you_mean, package
 from ..safe_tensors import BadFile
-from ..text import shortened
+from ..text import counted, shortened
 from .arrays import as_float32
 from .augment import picture_shape
 from .image_folder import bytes_of, kept_in_memory
@@ -70,6 +70,10 @@ def hugging_face(
         parts = [rows.select(part.tolist()) for part in held_out(len(rows), val_share, seed) if len(part)]
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     classes = _check_columns(rows, names, targets)
+    for part in [rows] if val is None else parts:  # as they lie in the file, so that their numbers can be found in it
+        for name in (*names, *(() if targets is None else (targets,))):
+            if name in part.column_names and _kind(part, name) != "Image":
+                refuse_gaps(part.select_columns([name]).with_format("arrow")[:][name], name)
     sources = [_source(part, names, targets, shape, classes) for part in parts]
     pictures = len(names) == 1 and _kind(rows, names[0]) == "Image"
     return DataSplits(
@@ -96,9 +100,17 @@ def _loaded(path: str, config: str | None) -> Mapping[str, Any]:
         except UsageError:
             raise
         except Exception as error:  # of every kind: whatever a file or the hub makes one of a dozen libraries raise
-            reason = shortened(" ".join(str(error).split()), 400)
-            raise UsageError(f"data.path: {path} cannot be read: {type(error).__name__}: {reason}") from error
+            raise UsageError(f"data.path: {path} cannot be read: {_reason(error)}") from error
     return splits if isinstance(splits, Mapping) else {"train": splits}
+
+
+def _reason(error: BaseException) -> str:
+    """What was wrong with a file: the library itself says no more than that it could not make a data set of it."""
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, StopIteration):
+        return "there are no rows in it"
+    return f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 400)}"
 
 
 def _reader(place: Path) -> str:
@@ -176,17 +188,43 @@ def _check_columns(rows: Any, names: Sequence[str], target: str | None) -> tuple
     kind = _kind(rows, target)
     if kind == "ClassLabel":
         return tuple(rows.features[target].names)
-    return tuple(sorted(set(_values(rows, target)))) if kind == "texts" else None
+    return tuple(sorted(set(_values(rows, target)) - {None})) if kind == "texts" else None
+
+
+def refuse_gaps(column: Any, name: str) -> None:
+    """Raise UsageError where a column of pyarrow's, or a list in it, holds a null or what float32 has no number for."""
+    import pyarrow
+    from pyarrow import compute
+
+    before, gaps = 0, set()
+    for chunk in column.chunks:
+        values, rows = chunk, numpy.arange(before, before + len(chunk))
+        before += len(chunk)
+        while True:
+            values = values.storage if isinstance(values, pyarrow.ExtensionArray) else values
+            bad = values.is_null()
+            if pyarrow.types.is_floating(values.type):
+                finite = compute.is_finite(values.cast(pyarrow.float32(), safe=False))
+                bad = compute.invert(compute.fill_null(finite, False))
+            gaps.update(rows[bad.to_numpy(zero_copy_only=False)].tolist())
+            kind = pyarrow.types
+            if not (
+                kind.is_list(values.type) or kind.is_large_list(values.type) or kind.is_fixed_size_list(values.type)
+            ):
+                break
+            rows, values = rows[compute.list_parent_indices(values).to_numpy()], compute.list_flatten(values)
+    if gaps:
+        raise UsageError(
+            f"data: the column {name!r} has no value, or none that is finite in float32, in "
+            f"{counted(len(gaps), 'row')}; the first is row {min(gaps)}, counted from 0"
+        )
 
 
 def _values(rows: Any, name: str) -> Any:
-    """A whole column; raises UsageError for missing values."""
-    table = rows.select_columns([name]).with_format("arrow")[:]
-    if missing := table[name].null_count:
-        first = table[name].is_null().to_pylist().index(True)
-        raise UsageError(f"data: the column {name!r} has no value in {missing} rows; the first is row {first}")
-    texts = _kind(rows, name) == "texts"
-    return table[name].to_pylist() if texts else rows.select_columns([name]).with_format("numpy")[:][name]
+    """A whole column."""
+    if _kind(rows, name) == "texts":
+        return rows.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+    return rows.select_columns([name]).with_format("numpy")[:][name]
 
 
 def _tensor(value: Any) -> Tensor | None:
