@@ -417,3 +417,32 @@ def test_a_model_of_fit_is_evaluated_with_the_delta_that_it_was_trained_with(her
     expected = evaluate(model, nn.HuberLoss(delta=0.125), prepared).metrics["loss"]
     assert report["loss"] == pytest.approx(expected, rel=1e-4)
     assert expected != pytest.approx(evaluate(model, nn.HuberLoss(), prepared).metrics["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["CrossEntropyLoss, weight: balanced", "BCEWithLogitsLoss, pos_weight: balanced"])
+def test_a_table_is_evaluated_with_the_balanced_weights_of_training(here, capsys, loss):
+    x = np.random.default_rng(0).normal(size=80).round(4)
+    rows = [f"{a},{int(a > 1)}\n" for a in x]
+    (here / "train.csv").write_text("a,rare\n" + "".join(rows[:60]))
+    (here / "other.csv").write_text("a,rare\n" + "".join(rows[60:]))
+    task = "classes" if "Cross" in loss else "numbers"
+    (here / "recipe.yaml").write_text(
+        f"epochs: 1\nmodel: TabularMLP\nloss: {{name: {loss}}}\noptimizer: {{name: SGD, lr: 0.1}}\ntensorboard: false\n"
+        f"data: {{name: csv, path: train.csv, val: other.csv, target: rare, task: {task}, batch_size: 10}}\n"
+        "execution: plain\n"
+    )
+    assert main(["train", "recipe.yaml", "--run", "run"]) == 0
+    capsys.readouterr()
+
+    def evaluated(*argv):
+        assert main(["eval", *argv, "--json"]) == 0
+        printed = capsys.readouterr()
+        return json.loads(printed.out)["loss"], printed.err
+
+    weighted, _ = evaluated("run")
+    assert evaluated("run", "--data", "other.csv") == (pytest.approx(weighted, rel=1e-6), "")
+    plain, said = evaluated("run/model", "--data", "other.csv")
+    assert plain != pytest.approx(weighted, rel=1e-2) and "not in the file; the loss shown is without them" in said
+    (here / "train.csv").unlink()
+    again, said = evaluated("run", "--data", "other.csv")
+    assert again == pytest.approx(plain, rel=1e-6) and "cannot be read; the loss shown is without them" in said

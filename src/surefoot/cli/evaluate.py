@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..text import counted, note
 from .evaluation_text import show
 from .for_machines import add_output_arguments, give, output_form
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..artifacts import LoadedModel
     from ..data import DataSplits, Source
+    from ..recipe import Recipe
     from ..world import World
     from .opening import NamedData
 
@@ -145,11 +146,28 @@ def _opened(arguments: argparse.Namespace) -> tuple[LoadedModel, Source, DataSpl
         source, splits, loss = _samples_in(name, model, arguments.split), None, None
         if os.path.lexists(path / FILE):
             recipe = recipe_of_run(path, trust_code=arguments.trust_code)
-            loss, metrics = build_loss(recipe, None), build_metrics(recipe)
+            loss, metrics = build_loss(recipe, _weighing(recipe, path)), build_metrics(recipe)
     else:
         splits, loss, metrics, _ = data()
         source = _samples(model, splits, arguments.split)
     return model, source, splits, loss, metrics
+
+
+def _weighing(recipe: Recipe, path: Path) -> DataSplits | None:
+    """The run's own data, where its loss has weights that are computed from them and they can be read."""
+    from ..build import build_data
+    from ..losses import needs_targets
+
+    if not any(needs_targets(term.part.arguments()) for term in recipe.loss or () if not term.part.imported):
+        return None
+    try:
+        return build_data(recipe, say=note)
+    except UsageError as error:
+        note(
+            f"{path}: the loss's balanced weights are computed from the training data, which cannot be read; the loss "
+            f"shown is without them ({first_line(error)})"
+        )
+        return None
 
 
 def _samples(model: LoadedModel, splits: DataSplits, split: str) -> Source:
@@ -250,6 +268,11 @@ def _loss_of(model: LoadedModel) -> Any:
             note(f"{model.path}: its loss is code of its own, which is not in the file; the loss shown is {usual}")
         return build_loss(usual)
     parts = []
+    if any(value == "balanced" for term in terms for value in term.values()):
+        note(
+            f"{model.path}: the loss's balanced weights are computed from the training data, which are not in the "
+            "file; the loss shown is without them"
+        )
     for term in terms:
         # Weights that were computed from the training data are not in the file.
         args = {
